@@ -1,0 +1,1 @@
+"""Processes and devices, applied to a model from outside."""
