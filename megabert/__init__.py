@@ -1,0 +1,54 @@
+"""Megatron-LM's BERT family in PyTorch: open a checkpoint, fine-tune it, evaluate it, ask it.
+
+>>> import megabert
+>>> reader = megabert.load("runs/question_answering/2026-01-31_12-00-00")   # doctest: +SKIP
+>>> reader.predict(question="Who wrote it?", context="...").text            # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Task", "__version__", "load", "load_encoder"]
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .infer import Predictor
+    from .model.encoder import Encoder
+    from .tasks.task import Task
+    from .text.tokenizer import Tokenizer
+
+
+def load(run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None) -> "Predictor":
+    """Load a run folder that training wrote, ready to predict; its best checkpoint is taken.
+
+    Needs no network and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16 or 16; `task` is
+    the file of a task of your own. Raises CheckpointError if the folder is not a run or is damaged.
+    """
+    from pathlib import Path
+
+    from .assemble import load_run
+
+    return load_run(Path(run), accelerator=accelerator, precision=precision, task_name=task)
+
+
+def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":
+    """Load the plain nn.Module of an encoder, and its tokenizer: for embeddings, and for heads of your own.
+
+    Takes a published name (`megabert models`), a Megatron-LM checkpoint, a Hugging Face folder, or a run folder.
+    """
+    import os
+
+    from .assemble import load_encoder as load_from
+    from .checkpoint.catalog import cache_home
+
+    return load_from(str(name_or_path), home=cache_home(os.environ))
+
+
+def __getattr__(name: str) -> Any:
+    # Task is imported when it is asked for: `import megabert` must not wait for torch.
+    if name == "Task":
+        from .tasks.task import Task
+
+        return Task
+    raise AttributeError(f"module 'megabert' has no attribute {name!r}")

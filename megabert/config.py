@@ -24,6 +24,7 @@ SettingsType = TypeVar("SettingsType")
 # NeMo 1.x keys with another name here.
 RENAMED = {
     "trainer.gpus": "trainer.devices",
+    "model.dataset.do_lower_case": "model.tokenizer.do_lower_case",
     "model.validation_ds.file_path": "model.validation_ds.file",
     "model.train_ds.file_path": "model.train_ds.file",
     "model.test_ds.file_path": "model.test_ds.file",
@@ -55,6 +56,7 @@ NEEDLESS = {
     "model.test_ds.drop_last": "every example is scored",
     "model.token_classifier.num_classes": "the task knows its outputs",
     "model.token_classifier.log_softmax": "the loss takes logits",
+    "model.token_classifier.use_transformer_init": "a head's weights are drawn as Megatron-LM draws its own",
     "exp_manager.checkpoint_callback_params.save_last": "the last checkpoint is always kept",
     "exp_manager.checkpoint_callback_params.always_save_nemo": "the run folder holds the model",
     "exp_manager.checkpoint_callback_params.save_best_model": "the best checkpoint is always kept",
@@ -121,9 +123,14 @@ def _help_strings(schema: type) -> dict[str, str]:
 
 
 def compose(
-    schema: type[SettingsType], overrides: Iterable[str], *, owner: str, file: Path | None = None
+    schema: type[SettingsType],
+    overrides: Iterable[str],
+    *,
+    owner: str,
+    file: Path | None = None,
+    base: dict[str, Any] | None = None,
 ) -> tuple[SettingsType, list[str]]:
-    """Build an instance of `schema` from its defaults, then `file` (YAML), then `overrides`.
+    """Build an instance of `schema` from its defaults, then `base` (a run's settings), `file` (YAML), `overrides`.
 
     Returns the instance and the notices to print (keys of NeMo 1.x that are renamed or needless).
     `owner` is the task's or command's name for messages.
@@ -134,7 +141,8 @@ def compose(
     settings = {setting.key: setting for setting in list_settings(schema)}
     tree = OmegaConf.structured(schema)
     notices: list[str] = []
-    for key, value in itertools.chain(_read_file(file), _parse(overrides)):
+    given = itertools.chain(_flatten(base or {}, ""), _read_file(file), _parse(overrides))
+    for key, value in given:
         new_key = _settle_key(key, value, settings, owner, notices)
         if new_key is not None:
             _assign(tree, new_key, value, settings)

@@ -88,6 +88,8 @@ class TokenizerSettings:
 
     vocab_file: str | None = None
     """WordPiece vocabulary, one token a line; null: the one that comes with the checkpoint."""
+    do_lower_case: bool | None = None
+    """Lower-case the text and strip accents; null: as the checkpoint's files, its name or the vocabulary say."""
 
 
 @dataclass

@@ -1,0 +1,12 @@
+"""Fine-tune on SQuAD: the same as `megabert train question_answering`, for people who run scripts.
+
+python examples/question_answering_squad.py model.train_ds.file=TRAIN.json model.validation_ds=DEV.json \
+    model.language_model.pretrained_model_name=megatron-bert-345m-uncased
+"""
+
+import sys
+
+from megabert.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train", "question_answering", *sys.argv[1:]]))

@@ -1,0 +1,6 @@
+"""`python -m megabert` is the command `megabert`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

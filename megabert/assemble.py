@@ -1,0 +1,249 @@
+"""Files to networks: the language model that settings name, a run that was trained, an encoder by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from .checkpoint import catalog, foreign, run
+from .config import compose
+from .errors import CheckpointError, ConfigError
+from .infer import Predictor
+from .model.encoder import Encoder, initialize
+from .model.heads import TaskModel
+from .model.shape import EncoderConfig
+from .parallel.mesh import find_device, find_precision
+from .settings import LanguageModelSettings, ModelSettings, Settings
+from .tasks import task as tasks
+from .tasks.task import Task
+from .text.tokenizer import Tokenizer
+
+# What keeps random initial weights of encoder and head apart although they come from one seed.
+HEAD_STREAM, ENCODER_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """An encoder to start from, its tokenizer, and what was assumed in reading it."""
+
+    encoder: Encoder
+    tokenizer: Tokenizer
+    source: str
+    notes: tuple[str, ...]
+    is_random: bool = False
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the weights and the vocabulary of a language model are. Either may be None."""
+
+    weights: Path | None
+    vocabulary: Path | None
+    lower_case: bool | None
+
+
+def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> LanguageModel:
+    """Load the encoder and tokenizer that `model.language_model` and `model.tokenizer` name.
+
+    Downloads published checkpoints into `home` where they are not there yet. Raises ConfigError where the settings
+    name nothing loadable, CheckpointError where the files do not fit.
+    """
+    settings = model.language_model
+    source = _find_source(settings, home)
+    if model.tokenizer.vocab_file is not None:
+        source = replace(source, vocabulary=Path(model.tokenizer.vocab_file))
+    if model.tokenizer.do_lower_case is not None:
+        source = replace(source, lower_case=model.tokenizer.do_lower_case)
+    config, config_source = _given_config(settings)
+    if source.weights is None:
+        return _random_language_model(source, config, config_source, settings, seed)
+    checkpoint = foreign.open_checkpoint(
+        source.weights, config=config, config_source=config_source, qkv_layout=settings.qkv_layout
+    )
+    vocabulary = source.vocabulary or checkpoint.vocabulary
+    if vocabulary is None:
+        raise ConfigError(
+            f"{source.weights} comes without a vocabulary. Give the vocab.txt that it was trained with: "
+            "model.tokenizer.vocab_file=FILE."
+        )
+    lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
+    tokenizer = Tokenizer.from_file(vocabulary, lower_case=lower_case)
+    tensors = foreign.fit_vocabulary(checkpoint, len(tokenizer), str(vocabulary))
+    shape = checkpoint.shape | {"vocabulary_size": len(tokenizer)} | _dropout(settings)
+    encoder = _new_encoder(EncoderConfig.from_dict(shape))
+    assign(encoder, {name.removeprefix("encoder."): item for name, item in tensors.items() if name.startswith("encoder.")},
+           checkpoint.source)  # fmt: skip
+    notes = (
+        f"format: {checkpoint.format}",
+        *checkpoint.notes,
+        f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {vocabulary}",
+        f"text is {'lower-cased' if tokenizer.lower_case else 'kept in its case'}",
+    )
+    return LanguageModel(encoder, tokenizer, checkpoint.source, notes)
+
+
+def _find_source(settings: LanguageModelSettings, home: Path) -> _Source:
+    name = settings.pretrained_model_name
+    given = Path(settings.lm_checkpoint) if settings.lm_checkpoint is not None else None
+    if name is None or (given is None and Path(name).exists()):
+        return _Source(given or (Path(name) if name else None), None, None)
+    files = catalog.resolve(name, home=home, weights=given is None)
+    return _Source(given or files.weights, files.vocabulary, not files.is_cased)
+
+
+def _given_config(settings: LanguageModelSettings) -> tuple[dict[str, Any], str]:
+    if settings.config_file is not None:
+        return foreign.read_config(Path(settings.config_file)), settings.config_file
+    return settings.config, "model.language_model.config"
+
+
+def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
+    given = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _random_language_model(
+    source: _Source, config: Mapping[str, Any], config_source: str, settings: LanguageModelSettings, seed: int
+) -> LanguageModel:
+    if source.vocabulary is None:
+        raise ConfigError("An encoder with random weights needs a vocabulary: model.tokenizer.vocab_file=FILE.")
+    shape, others = foreign.shape_of_config(config, config_source)
+    if others:
+        raise ConfigError(f"{config_source}: {', '.join(others)} does not shape a network.")
+    needed = [name for name in ("hidden_size", "num_layers", "num_heads") if name not in shape]
+    if needed:
+        raise ConfigError(
+            "model.language_model.pretrained_model_name=null starts from random weights and needs their shape: "
+            "model.language_model.config={hidden_size: 256, num_layers: 4, num_attention_heads: 4}."
+        )
+    tokenizer = Tokenizer.from_file(source.vocabulary, lower_case=source.lower_case)
+    shape = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512} | shape | _dropout(settings)
+    encoder = _new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
+    draw(encoder, seed, ENCODER_STREAM)
+    return LanguageModel(encoder, tokenizer, "random weights", (), is_random=True)
+
+
+def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: int) -> TaskModel:
+    """Put a new head of the task on an encoder."""
+    config = language_model.encoder.config
+    if task.row_length > config.max_positions:
+        raise ConfigError(
+            f"model.dataset.max_seq_length={task.row_length} is more than the {config.max_positions} positions of "
+            f"{language_model.source}. Set it to {config.max_positions} or less."
+        )
+    with torch.device("meta"):
+        head = task.head(config)
+    head.to_empty(device="cpu")
+    draw(head, seed, HEAD_STREAM)
+    return TaskModel(language_model.encoder, head)
+
+
+def draw(module: nn.Module, seed: int, stream: int) -> None:
+    """Draw initial weights as a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed * 8 + stream)
+    num_layers = module.config.num_layers if isinstance(module, Encoder) else 0
+    initialize(module, generator, num_layers=num_layers)
+
+
+def _new_encoder(config: EncoderConfig) -> Encoder:
+    # On the meta device no memory is filled twice.
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    return encoder.to_empty(device="cpu")
+
+
+def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put tensors into a module; raises CheckpointError that lists what is missing, left over or of another shape."""
+    wanted = dict(module.named_parameters())
+    missing = sorted(wanted.keys() - tensors.keys())
+    left_over = sorted(tensors.keys() - wanted.keys())
+    misshapen = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+        for name, parameter in wanted.items()
+        if name in tensors and tensors[name].shape != parameter.shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}"
+        for what, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the network. {'; '.join(problems)}.")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+
+
+def documents_of(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Give the documents with which `load_run` makes the network again."""
+    return {
+        "settings": OmegaConf.to_container(OmegaConf.structured(task.settings)),
+        "encoder": model.encoder.config.to_dict(),
+        "tokenizer": {"lower_case": tokenizer.lower_case},
+    }
+
+
+def restore(
+    contents: run.Contents,
+    folder: Path,
+    task_name: str | None = None,
+    settings: Settings | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Task[Any, Any], TaskModel, Tokenizer]:
+    """Make the network of a checkpoint; no base weights, no network and no training data are needed.
+
+    `task_name` stands for a user's own file where the run's task is one; `settings` replaces the run's, `overrides` changes some
+    of them.
+    """
+    try:
+        name = task_name or contents.documents["run"]["task"]
+        if name.endswith(".py") and task_name is None:
+            raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
+        task_type = tasks.find(name)
+        if settings is None:
+            settings, _ = compose(
+                task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
+            )
+        config = EncoderConfig.from_dict(contents.documents["encoder"])
+        tokens = contents.texts["vocab.txt"].removesuffix("\n").split("\n")
+        lower_case = contents.documents["tokenizer"]["lower_case"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
+    task = task_type(settings)
+    tokenizer = Tokenizer(tokens, lower_case=lower_case, source=f"{folder}/vocab.txt")
+    with torch.device("meta"):
+        model = TaskModel(Encoder(config), task.head(config))
+    model.to_empty(device="cpu")
+    assign(model, contents.tensors["model"], str(folder))
+    return task, model, tokenizer
+
+
+def load_run(
+    path: Path,
+    *,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    task_name: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Predictor:
+    """Load a run folder (its best checkpoint), or one checkpoint folder, for predicting."""
+    folder = run.find_checkpoint(path)
+    contents = run.read(folder, groups=("model",))
+    task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
+    device = find_device(accelerator)
+    return Predictor(task, model.to(device).eval(), tokenizer, device, find_precision(precision, device))
+
+
+def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:
+    """Load the plain encoder of a published name, a foreign checkpoint or a run, with its tokenizer."""
+    path = Path(name_or_path)
+    if (path / run.CHECKPOINTS).is_dir() or (path / run.MANIFEST).is_file():
+        predictor = load_run(path, accelerator="cpu")
+        return predictor.model.encoder, predictor.tokenizer
+    settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
+    loaded = load_language_model(settings, home=home, seed=0)
+    return loaded.encoder.eval(), loaded.tokenizer

@@ -1,0 +1,123 @@
+"""What stands on an encoder: heads for tokens, sequences and vocabulary, and the whole networks made with them.
+
+Shape legend: B rows, L tokens a row, N documents, D hidden, C classes, V vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .encoder import Encoder, initialize
+from .layers import gelu
+from .shape import EncoderConfig
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
+
+
+class TokenHead(nn.Module):
+    """Logits for each token: dropout on the input, then an MLP of `num_layers` linear maps.
+
+    Span extraction is the case of two classes, "a span starts here" and "a span ends here".
+    Source: NeMo 1.x's TokenClassifier.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.activation = ACTIVATIONS[activation]()
+        self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1))
+        self.out = nn.Linear(hidden_size, num_classes)
+
+    def forward(self, hidden_BLD: Tensor, starts_N: Tensor) -> Tensor:
+        """Map [B, L, D] to logits [B, L, C]; where documents start is of no matter to a token."""
+        hidden_BLD = self.dropout(hidden_BLD)
+        for linear in self.hidden:
+            hidden_BLD = self.activation(linear(hidden_BLD))
+        return self.out(hidden_BLD)  # type: ignore[no-any-return]
+
+
+class LanguageModelHead(nn.Module):
+    """Logits over the vocabulary; the matrix is the word embedding, tied.
+
+    BERT transforms first (dense, GELU, layer norm) and has a bias for each word; GPT-2 has neither.
+    """
+
+    def __init__(self, config: EncoderConfig, word: nn.Embedding) -> None:
+        super().__init__()
+        self.gelu = config.head_gelu
+        self.dense = None if config.is_causal else nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = None if config.is_causal else nn.LayerNorm(config.hidden_size, config.norm_epsilon)
+        self.vocabulary = nn.Linear(config.hidden_size, config.vocabulary_size, bias=not config.is_causal)
+        self.vocabulary.weight = word.weight
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Map [..., D] to logits [..., V]."""
+        if self.dense is not None and self.norm is not None:
+            hidden_BLD = self.norm(gelu(self.dense(hidden_BLD), self.gelu))
+        return self.vocabulary(hidden_BLD)  # type: ignore[no-any-return]
+
+
+class SentenceOrderHead(nn.Module):
+    """Two logits a document, from its first token: are its two segments in order (0) or swapped (1)?"""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 2)
+
+    def forward(self, first_ND: Tensor) -> Tensor:
+        """Map the documents' first hidden vectors [N, D] to logits [N, 2]."""
+        return self.out(torch.tanh(self.pooler(first_ND)))  # type: ignore[no-any-return]
+
+
+class PretrainingModel(nn.Module):
+    """The network as it is pre-trained: an encoder and the heads that its checkpoint has."""
+
+    def __init__(self, config: EncoderConfig, *, language_model: bool = True, sentence_order: bool = False) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.language_model = LanguageModelHead(config, self.encoder.embeddings.word) if language_model else None
+        self.sentence_order = SentenceOrderHead(config.hidden_size) if sentence_order else None
+
+    def forward(self, token_ids_BL: Tensor, **ids_BL: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Compute (lm_logits_BLV, order_logits_B2) for rows of one document each; None where there is no head."""
+        hidden_BLD = self.encoder(token_ids_BL, **ids_BL)
+        return (
+            None if self.language_model is None else self.language_model(hidden_BLD),
+            None if self.sentence_order is None else self.sentence_order(hidden_BLD[:, 0]),
+        )
+
+
+class TaskModel(nn.Module):
+    """An encoder with the head of one task: what fine-tuning trains."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(
+        self,
+        token_ids_BL: Tensor,
+        position_ids_BL: Tensor,
+        segment_ids_BL: Tensor,
+        document_ids_BL: Tensor,
+        starts_N: Tensor,
+    ) -> Tensor:
+        """Compute the head's logits for packed rows.
+
+        starts_N holds the place of each document's first token in the rows laid end to end; heads for whole
+        sequences read there, and every head takes (hidden_BLD, starts_N).
+        """
+        hidden_BLD = self.encoder(token_ids_BL, position_ids_BL, segment_ids_BL, document_ids_BL)
+        return self.head(hidden_BLD, starts_N)  # type: ignore[no-any-return]
+
+
+def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:
+    """Make a network with Megatron-LM's initial weights, a function of the seed alone."""
+    model = PretrainingModel(config, **heads)
+    initialize(model, torch.Generator().manual_seed(seed), num_layers=config.num_layers)
+    return model

@@ -1,0 +1,90 @@
+"""What shapes a network: the numbers and choices that a checkpoint must agree with. No torch in here."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import CheckpointError
+
+CHOICES = {
+    "norm_place": ("pre", "pre_residual_normed", "post"),
+    "gelu": ("erf", "tanh"),
+    "head_gelu": ("erf", "tanh"),
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of an encoder; Megatron-BERT, BERT and GPT-2 differ in nothing but these."""
+
+    vocabulary_size: int
+    """Rows of the word embedding."""
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    ffn_size: int
+    max_positions: int
+    num_segments: int = 2
+    """Rows of the segment embedding; 0: the network has none (GPT)."""
+    is_causal: bool = False
+    """A token sees only itself and those before it (GPT)."""
+    norm_place: str = "pre"
+    """pre (Megatron-LM, GPT-2), pre_residual_normed (Megatron-LM's option), post (BERT)."""
+    norm_epsilon: float = 1e-5
+    gelu: str = "erf"
+    """Variant in the MLPs."""
+    head_gelu: str = "erf"
+    """Variant in the language-model head."""
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that no network can have."""
+        for name in ("vocabulary_size", "num_layers", "hidden_size", "num_heads", "ffn_size", "max_positions"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; a network needs at least 1.")
+        if self.hidden_size % self.num_heads:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}. "
+                "Correct the network's configuration."
+            )
+        for name, options in CHOICES.items():
+            if getattr(self, name) not in options:
+                raise CheckpointError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(options)}.")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def is_post_norm(self) -> bool:
+        """Whether layers normalize their sums, as the original BERT does."""
+        return self.norm_place == "post"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
+        """Build from plain values; raises CheckpointError for unknown names, missing ones and wrong types."""
+        types = {field.name: field.type for field in fields(cls)}
+        for name, value in values.items():
+            if name not in types:
+                raise CheckpointError(f"{name!r} is not a property of an encoder. Was this written by a later version?")
+            if not _fits(value, types[name]):
+                raise CheckpointError(f"encoder property {name} is {value!r}; expected {_name(types[name])}.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CheckpointError(f"the encoder's properties are incomplete: {error}") from None
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is expected
+
+
+def _name(expected: Any) -> str:
+    return str(getattr(expected, "__name__", expected))

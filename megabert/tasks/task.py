@@ -1,0 +1,149 @@
+"""The contract between a task and everything else, and how a task is found by its name.
+
+A task is one class with six verbs, in the order in which data meets them: read, features, head, loss, decode, score.
+It knows nothing of devices, processes, precision or weight files.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..config import nearest
+from ..errors import ConfigError
+from ..model.shape import EncoderConfig
+from ..settings import Settings
+from ..text.batch import Batch, Features
+from ..text.tokenizer import Tokenizer
+
+ExampleType = TypeVar("ExampleType")
+PredictionType = TypeVar("PredictionType")
+
+
+class Task(ABC, Generic[ExampleType, PredictionType]):
+    """Turn text into labelled token batches, and logits into answers.
+
+    The class docstring is the task's documentation page. `settings_type` are its settings; `main_score` is the key
+    of `score` by which checkpoints are compared, larger being better.
+    """
+
+    settings_type: ClassVar[type[Settings]] = Settings
+    main_score: ClassVar[str]
+
+    def __init__(self, settings: Any) -> None:
+        """Take the task's settings, an instance of `settings_type`."""
+        self.settings = settings
+
+    @classmethod
+    def name(cls) -> str:
+        """Give the task's name: that of its file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @property
+    @abstractmethod
+    def row_length(self) -> int:
+        """Tokens that the longest text may have; rows are packed to this length."""
+
+    @abstractmethod
+    def read(self, path: Path) -> list[ExampleType]:
+        """Read a data file; raises InputError with the place and the remedy if it is malformed.
+
+        Answers may be absent: what needs them says so.
+        """
+
+    @abstractmethod
+    def example(self, **fields: Any) -> ExampleType:
+        """Make an example from what a person gives, without an answer; raises InputError if something lacks."""
+
+    @abstractmethod
+    def features(
+        self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool
+    ) -> list[Features]:
+        """Tokenize examples, long ones in several windows.
+
+        With targets (for training) raises InputError where an example has no answer.
+        """
+
+    @abstractmethod
+    def head(self, config: EncoderConfig) -> nn.Module:
+        """Make the task's head; the caller draws its weights."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Compute the loss, summed over the batch; divided by the features' weights it is the mean."""
+
+    @abstractmethod
+    def decode(
+        self,
+        examples: Sequence[ExampleType],
+        features: Sequence[Features],
+        logits: Sequence[NDArray[np.float32]],
+    ) -> list[PredictionType]:
+        """Turn logits, [T, C] for each feature, into one prediction for each example."""
+
+    @abstractmethod
+    def score(self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]) -> dict[str, float]:
+        """Compare predictions with the examples' answers; the figures are per cent unless named otherwise."""
+
+    @abstractmethod
+    def to_json(self, prediction: PredictionType) -> dict[str, Any]:
+        """Give a prediction as plain values, for programs."""
+
+    @classmethod
+    @abstractmethod
+    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
+        """Score a file of predictions against a data file as the task's official scorer does."""
+
+    def write_predictions(
+        self, folder: Path, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+    ) -> Mapping[str, str]:
+        """Give the files, name to content, in which the task's official scorer takes predictions."""
+        return {}
+
+
+def names() -> list[str]:
+    """List the tasks of this package."""
+    import megabert.tasks
+
+    return sorted(module.name for module in pkgutil.iter_modules(megabert.tasks.__path__) if module.name != "task")
+
+
+def find(name: str) -> type[Task[Any, Any]]:
+    """Find the Task class in tasks/<name>.py, or in a user's own file where `name` ends with .py."""
+    if name.endswith(".py"):
+        return _class_in(_load_file(Path(name)), name)
+    if name not in names():
+        guess = nearest(name, names())
+        raise ConfigError(
+            f"{name!r} is not a task.{f' Did you mean {guess}?' if guess else ''} "
+            f"There are: {', '.join(names())}; or give your own file, ./my_task.py."
+        )
+    return _class_in(importlib.import_module(f"megabert.tasks.{name}"), name)
+
+
+def _load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"{path} does not exist. Give a Python file with one Task class.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _class_in(module: Any, name: str) -> type[Task[Any, Any]]:
+    found = [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item) and issubclass(item, Task) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ConfigError(f"{name} defines {len(found)} Task classes; a task's file has exactly one.")
+    return found[0]

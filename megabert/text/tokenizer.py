@@ -1,0 +1,105 @@
+"""Text to token ids with character offsets, and back, by BERT's WordPiece vocabularies.
+
+The work is done by Hugging Face's `tokenizers` (Rust). Offsets count characters of the text as it was given, never
+of a normalized copy, so an answer can be cut out of the original.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from ..errors import CheckpointError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text's tokens: ids [T], and start and end character of each, offsets [T, 2]."""
+
+    token_ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+class Tokenizer:
+    """WordPiece with BERT's rules for white space, punctuation, Chinese characters and accents.
+
+    `lower_case` also strips accents, as Google's BERT does; None decides by the vocabulary: one without a single
+    capital letter is uncased.
+    """
+
+    def __init__(self, tokens: Sequence[str], *, lower_case: bool | None = None, source: str = "vocabulary") -> None:
+        self.tokens = list(tokens)
+        self.is_uncased = not any(map(_has_capital, self.tokens))
+        self.lower_case = self.is_uncased if lower_case is None else lower_case
+        vocabulary = {token: index for index, token in enumerate(self.tokens)}
+        _check(self.tokens, vocabulary, source)
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (
+            vocabulary[token] for token in SPECIAL_TOKENS
+        )
+        self._rust = RustTokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106  (a token, no password)
+        self._rust.normalizer = BertNormalizer(lowercase=self.lower_case)
+        self._rust.pre_tokenizer = BertPreTokenizer()
+        self._rust.decoder = WordPieceDecoder()
+
+    @classmethod
+    def from_file(cls, path: Path, *, lower_case: bool | None = None) -> "Tokenizer":
+        """Read a vocabulary of one token a line. Raises CheckpointError if it is none."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read as a vocabulary: {error}") from None
+        # split, not splitlines: a vocabulary may hold U+2028 and its like as tokens.
+        tokens = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        return cls(tokens, lower_case=lower_case, source=str(path))
+
+    def __len__(self) -> int:
+        """Count the tokens of the vocabulary."""
+        return len(self.tokens)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Tokenize texts in parallel, without special tokens."""
+        encodings = self._rust.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            Encoded(
+                np.array(encoding.ids, dtype=np.int64),
+                np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),
+            )
+            for encoding in encodings
+        ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Join tokens to readable text, for looking at; answers are cut from the original text instead."""
+        return str(self._rust.decode(list(token_ids), skip_special_tokens=False))
+
+    def vocabulary_text(self) -> str:
+        """Write the vocabulary as a file: one token a line."""
+        return "".join(f"{token}\n" for token in self.tokens)
+
+
+def _has_capital(token: str) -> bool:
+    # [CLS] and [unused1] are names, not text.
+    # Greek capitals do stand in uncased vocabularies (SciBERT).
+    return not (token.startswith("[") and token.endswith("]")) and any("A" <= letter <= "Z" for letter in token)
+
+
+def _check(tokens: list[str], vocabulary: dict[str, int], source: str) -> None:
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
+        raise CheckpointError(
+            f"{source} is not a BERT vocabulary: it has no {', '.join(missing)} among its {len(tokens)} lines. "
+            "Give the vocab.txt of the checkpoint (model.tokenizer.vocab_file)."
+        )
+    if len(vocabulary) != len(tokens):
+        seen: set[str] = set()
+        double = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        lines = [index + 1 for index, token in enumerate(tokens) if token == double]
+        raise CheckpointError(f"{source}: the token {double!r} stands on lines {lines}. Keep each token once.")

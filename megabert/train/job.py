@@ -1,0 +1,311 @@
+"""From settings to a finished run: read the data, load or make the network, find the run folder, train, report."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import tokenizers
+import torch
+from omegaconf import OmegaConf
+
+from .. import __version__
+from ..assemble import load_language_model, load_run, new_task_model, restore
+from ..checkpoint import run
+from ..errors import CheckpointError, ConfigError, InputError, Interrupted
+from ..infer import Evaluation, Predictor
+from ..model.heads import TaskModel
+from ..parallel.mesh import check_layout, find_device, find_precision
+from ..settings import ExperimentSettings, Settings
+from ..tasks import task as tasks
+from ..tasks.task import Task
+from ..text.loader import Loader
+from ..text.tokenizer import Tokenizer
+from .loop import Job, fit, make_schedule
+from .plot import plot_curves
+
+# Settings that may differ when a run is taken up again: where files lie, how to compute and how long to go on.
+FREE_ON_RESUME = (
+    "exp_manager.",
+    "trainer.",
+    "pretrained_model",
+    "do_training",
+    "model.language_model.",
+    "model.tokenizer.",
+    "model.train_ds.file",
+    "model.validation_ds.",
+    "model.test_ds.",
+)
+FIXED_ON_RESUME = ("trainer.accumulate_grad_batches",)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left: its folder, the best checkpoint with its figures, scores of test_ds if it was given."""
+
+    folder: Path
+    best: run.Entry
+    monitor: str
+    test: dict[str, float] | None
+
+
+def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str], None]) -> Outcome:
+    """Train as the settings say; `say` takes lines for the person who watches."""
+    check_layout(settings.trainer)
+    task = tasks.find(task_name)(settings)
+    folder = run_folder(settings.exp_manager, task.name())
+    _check_files(settings)
+    with _locked(folder):
+        resumed_from = _find_resumable(settings.exp_manager, folder)
+        resumed = run.read(resumed_from.path, groups=("model", "optimizer")) if resumed_from else None
+        if resumed is not None and resumed_from is not None:
+            say(f"Going on with {folder} from step {resumed_from.step}.")
+            _check_unchanged(settings, resumed.documents["settings"])
+        model, tokenizer = _network(task, task_name, settings, resumed, folder, home, say)
+        job = _prepare(task, task_name, settings, model, tokenizer, folder, say)
+        _write_facts(job, command=sys.argv)
+        try:
+            fit(job, resumed)
+        except Interrupted as stop:
+            raise Interrupted(f"{stop} Go on with: {_resume_command(task_name, folder)}") from None
+        finally:
+            _plot(folder, say)
+        best = run.find_best(folder, job.mode)
+        assert best is not None, "training ends with a checkpoint"
+        return Outcome(folder, best, job.monitor, _test(settings, folder))
+
+
+def run_folder(settings: ExperimentSettings, task_name: str) -> Path:
+    """Find a run's folder: explicit_log_dir, or exp_dir/name/version as NeMo's exp_manager lays them out."""
+    if settings.explicit_log_dir is not None:
+        return Path(settings.explicit_log_dir)
+    folder = Path(settings.exp_dir) / (settings.name or task_name)
+    if settings.version is not None:
+        return folder / settings.version
+    return folder if settings.resume_if_exists else folder / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _check_files(settings: Settings) -> None:
+    """Look for the data files before the network is loaded, which takes longer."""
+    model = settings.model
+    if settings.do_training and model.train_ds.file is None:
+        raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
+    for name, data in (("train_ds", model.train_ds), ("validation_ds", model.validation_ds), ("test_ds", model.test_ds)):
+        if data.file is not None and not Path(data.file).is_file():
+            raise InputError(f"model.{name}.file: {data.file} does not exist.")
+        if data.batch_size < 1:
+            raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process from training in the same folder."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"Another process is training in {folder}. Wait for it, or choose another folder.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _find_resumable(settings: ExperimentSettings, folder: Path) -> run.Entry | None:
+    last = run.find_last(folder)
+    if not settings.resume_if_exists:
+        if last is not None:
+            raise ConfigError(
+                f"{folder} holds a run already. Take it up with exp_manager.resume_if_exists=true, or choose another folder."
+            )
+        return None
+    if last is None and not settings.resume_ignore_no_checkpoint:
+        raise CheckpointError(f"{folder} holds no checkpoint to go on from (exp_manager.resume_ignore_no_checkpoint=false).")
+    if last is not None and last.is_end and not settings.resume_past_end:
+        raise ConfigError(
+            f"The run in {folder} came to its end at step {last.step}. To train further raise trainer.max_epochs and set "
+            "exp_manager.resume_past_end=true."
+        )
+    return last
+
+
+def _check_unchanged(settings: Settings, stored: dict[str, Any]) -> None:
+    now = OmegaConf.to_container(OmegaConf.structured(settings))
+    before, after = dict(_leaves(stored)), dict(_leaves(now))
+    changed = [
+        f"{key}: {before[key]} -> {after[key]}"
+        for key in before.keys() & after.keys()
+        if before[key] != after[key] and (key in FIXED_ON_RESUME or not key.startswith(FREE_ON_RESUME))
+    ]
+    if changed:
+        raise ConfigError(
+            f"The run was started with other settings ({'; '.join(sorted(changed))}). "
+            "Give the same ones, or start a run in another folder."
+        )
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _network(
+    task: Task[Any, Any],
+    task_name: str,
+    settings: Settings,
+    resumed: run.Contents | None,
+    folder: Path,
+    home: Path,
+    say: Callable[[str], None],
+) -> tuple[TaskModel, Tokenizer]:
+    """Get the network: from the run's checkpoint, from another run, or a new head on a language model."""
+    if resumed is not None:
+        _, model, tokenizer = restore(resumed, folder, task_name, settings)
+        return model, tokenizer
+    if settings.pretrained_model is not None:
+        source = run.find_checkpoint(Path(settings.pretrained_model))
+        _, model, tokenizer = restore(run.read(source, groups=("model",)), source, task_name, settings)
+        say(f"Starting from {source}, its head included.")
+        return model, tokenizer
+    language_model = load_language_model(settings.model, home=home, seed=settings.seed)
+    say(f"Encoder: {describe_encoder(language_model.encoder.config)}, from {language_model.source}.")
+    for note in language_model.notes:
+        say(f"  {note}")
+    if language_model.is_random:
+        say("  It is not pre-trained: it knows nothing but what this training shows it.")
+    return new_task_model(task, language_model, settings.seed), language_model.tokenizer
+
+
+def describe_encoder(config: Any) -> str:
+    """Say an encoder's size as people do."""
+    return f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads, {config.vocabulary_size} tokens"
+
+
+def _prepare(
+    task: Task[Any, Any],
+    task_name: str,
+    settings: Settings,
+    model: TaskModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Job:
+    device = find_device(settings.trainer.accelerator)
+    precision = find_precision(settings.trainer.precision, device)
+    data, validation = settings.model.train_ds, settings.model.validation_ds
+    assert data.file is not None, "checked before"
+    examples = _read(task, data.file, data.num_samples)
+    features = task.features(examples, tokenizer, with_targets=True)
+    loader = Loader(
+        features, data.batch_size, task.row_length, tokenizer.pad_id, settings.seed, data.shuffle, data.drop_last
+    )
+    validation_examples = _read(task, validation.file, validation.num_samples) if validation.file else []
+    if not validation_examples:
+        say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
+    validation_features = task.features(validation_examples, tokenizer, with_targets=True)
+    monitor, mode = _monitor(task, settings)
+    schedule = make_schedule(settings, loader)
+    say(
+        f"Training on {len(examples)} examples ({len(features)} texts of {sum(map(len, features)):,} tokens), "
+        f"validating on {len(validation_examples)}: {schedule.total_steps} steps on {device.type}, precision {precision}."
+    )
+    say(f"Run folder: {folder}")
+    return Job(
+        task=task,
+        task_name=task_name,
+        settings=settings,
+        predictor=Predictor(task, model.to(device), tokenizer, device, precision, validation.batch_size),
+        train_loader=loader,
+        validation_examples=validation_examples,
+        validation_features=validation_features,
+        schedule=schedule,
+        monitor=monitor,
+        mode=mode,
+        folder=folder,
+        facts={"versions": _versions(), "device": _device_name(device), "precision": precision},
+    )
+
+
+def _read(task: Task[Any, Any], file: str, num_samples: int) -> list[Any]:
+    examples = task.read(Path(file))
+    return examples if num_samples < 0 else examples[:num_samples]
+
+
+def _monitor(task: Task[Any, Any], settings: Settings) -> tuple[str, str]:
+    asked = settings.exp_manager.checkpoint_callback_params
+    monitor = asked.monitor or task.main_score
+    return monitor, asked.mode or ("min" if "loss" in monitor else "max")
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "megabert": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _write_facts(job: Job, command: list[str]) -> None:
+    """Write what a person needs to make the run again: all settings, the command, the versions."""
+    facts = {
+        "task": job.task_name,
+        "command": command,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "seed": job.settings.seed,
+        "total_steps": job.schedule.total_steps,
+        **job.facts,
+        "settings": OmegaConf.to_container(OmegaConf.structured(job.settings)),
+    }
+    partial = job.folder / "run.json.tmp"
+    partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(job.folder / "run.json")
+
+
+def _resume_command(task_name: str, folder: Path) -> str:
+    return f"megabert train {task_name} --resume {folder}"
+
+
+def _plot(folder: Path, say: Callable[[str], None]) -> None:
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
+        say('No plot: matplotlib is not installed (pip install "megabert[track]").')
+
+
+def _test(settings: Settings, folder: Path) -> dict[str, float] | None:
+    """Score test_ds with the checkpoint that `megabert.load(folder)` gives."""
+    if settings.model.test_ds.file is None:
+        return None
+    return test(settings, folder).scores
+
+
+def test(settings: Settings, folder: Path) -> Evaluation:
+    """Evaluate a run on test_ds; the scores go to test.json in the run's folder."""
+    data = settings.model.test_ds
+    if data.file is None:
+        raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
+    predictor = load_run(folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision)
+    result = predictor.evaluate(_read(predictor.task, data.file, data.num_samples))
+    target = folder if folder.is_dir() else folder.parent
+    partial = target / "test.json.tmp"
+    partial.write_text(json.dumps({"file": data.file, **result.scores}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(target / "test.json")
+    return result
