@@ -1,7 +1,7 @@
 """Files to networks: the language model that settings name, a run that was trained, an encoder by itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,15 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the weights and the vocabulary of a language model are. Either may be None."""
+    """Where the weights and the vocabulary of a language model are, as far as the settings say it."""
 
     weights: Path | None
-    vocabulary: Path | None
-    lower_case: bool | None
+    vocabulary: Path | None = None
+    lower_case: bool | None = None
+    published: str | None = None
+    """The published name whose vocabulary serves where nothing else gives one."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of a published network: NVIDIA's BioMegatron files do not hold their sizes."""
 
 
 def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> LanguageModel:
@@ -58,13 +62,15 @@ def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> Langu
         source = replace(source, vocabulary=Path(model.tokenizer.vocab_file))
     if model.tokenizer.do_lower_case is not None:
         source = replace(source, lower_case=model.tokenizer.do_lower_case)
-    config, config_source = _given_config(settings)
+    config, config_source = _given_config(settings, source)
     if source.weights is None:
         return _random_language_model(source, config, config_source, settings, seed)
     checkpoint = foreign.open_checkpoint(
         source.weights, config=config, config_source=config_source, qkv_layout=settings.qkv_layout
     )
     vocabulary = source.vocabulary or checkpoint.vocabulary
+    if vocabulary is None and source.published is not None:
+        vocabulary = catalog.resolve(source.published, home=home, weights=False).vocabulary
     if vocabulary is None:
         raise ConfigError(
             f"{source.weights} comes without a vocabulary. Give the vocab.txt that it was trained with: "
@@ -90,15 +96,26 @@ def _find_source(settings: LanguageModelSettings, home: Path) -> _Source:
     name = settings.pretrained_model_name
     given = Path(settings.lm_checkpoint) if settings.lm_checkpoint is not None else None
     if name is None or (given is None and Path(name).exists()):
-        return _Source(given or (Path(name) if name else None), None, None)
-    files = catalog.resolve(name, home=home, weights=given is None)
-    return _Source(given or files.weights, files.vocabulary, not files.is_cased)
+        return _Source(given or (Path(name) if name else None))
+    lower_case = not catalog.find(name).vocabulary.is_cased
+    if given is not None:
+        return _Source(given, lower_case=lower_case, published=name)
+    files = catalog.resolve(name, home=home)
+    if files.weights is None:
+        raise ConfigError(
+            f"{name} stands for any checkpoint of that case and has no weights of its own. Give yours: "
+            "--bert_checkpoint FILE_OR_FOLDER (and --bert_config FILE where it does not hold its sizes)."
+        )
+    known = asdict(files.published.architecture) if files.published.architecture is not None else {}
+    return _Source(files.weights, files.vocabulary, lower_case, config=known)
 
 
-def _given_config(settings: LanguageModelSettings) -> tuple[dict[str, Any], str]:
+def _given_config(settings: LanguageModelSettings, source: _Source) -> tuple[Mapping[str, Any], str]:
     if settings.config_file is not None:
         return foreign.read_config(Path(settings.config_file)), settings.config_file
-    return settings.config, "model.language_model.config"
+    if settings.config:
+        return settings.config, "model.language_model.config"
+    return source.config, f"the catalog for {settings.pretrained_model_name}"
 
 
 def _dropout(settings: LanguageModelSettings) -> dict[str, float]:

@@ -26,7 +26,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from megabert.errors import CheckpointError
+from ..errors import CheckpointError
 
 # The standard library's client does it: one GET with three headers. Another would bring connection pools,
 # cookies and retries that know nothing of the part file, and slow down the start of `megabert models`.
@@ -162,7 +162,7 @@ def _transfer(part: "_Part", report: Progress, *, timeout: float) -> None:
 
 def _ask(part: "_Part", timeout: float) -> http.client.HTTPResponse | None:
     """Send the request and return its answer, 200 or 206; None if the server says that nothing is missing."""
-    headers = {"User-Agent": "megabert", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": "megabert"}  # http.client adds Accept-Encoding: identity
     if part.size > 0:
         headers |= {"Range": f"bytes={part.size}-", "If-Range": part.version.validator or ""}
     request = urllib.request.Request(part.url, headers=headers)  # noqa: S310  (_check_address has seen it)

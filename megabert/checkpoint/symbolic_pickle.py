@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from megabert.errors import CheckpointError
+from ..errors import CheckpointError
 
 Call = Callable[[tuple[object, ...]], object]
 Name = tuple[str, str]
 
 
-class Readable(Protocol):
+class ByteSource(Protocol):
     """Bytes that can be read in pieces: a file, a part of one, a member of an archive."""
 
     @property
@@ -39,6 +39,9 @@ class Limits:
     opcodes: int = 2_000_000
     # A recursive reader of the result stays below Python's 1,000 frames with up to three of them for a level.
     nesting: int = 256
+    # Values in the result, each counted as often as a recursive reader meets it: a list that holds ten times
+    # a list that holds ten times a list and so on is small here and endless there.
+    values: int = 20_000_000
     # One string or bytes object. Tensors lie outside the pickle, so the largest here are numpy arrays.
     text_bytes: int = 2**28
     # The magic number of torch takes 10 bytes, numpy's 128-bit generators 17. Time grows with the square.
@@ -99,7 +102,7 @@ class Pickle:
 
 
 def load(
-    data: bytes | Readable,
+    data: bytes | ByteSource,
     *,
     source: str,
     offset: int = 0,
@@ -112,15 +115,15 @@ def load(
 
     `calls` adds to `CALLS`: exact (module, name) -> our function of the arguments. `values` holds names that
     stand for a value. `persistent_id` turns the identity of an object outside the pickle into a value. All of
-    them raise ValueError for what does not fit. The result is nested at most `limits.nesting` deep, and any
-    cycle in it goes through a Record.
+    them raise ValueError for what does not fit. `limits` also bounds how
+    much a recursive reader of the result meets, and any cycle in it goes through a Record.
     Raises CheckpointError, with `source` and the byte offset, for anything but a complete pickle.
     """
     readable = _Bytes(data) if isinstance(data, bytes) else data
     machine = _Machine(readable, offset, CALLS | dict(calls or {}), values or {}, persistent_id, limits)
     try:
         value = machine.run()
-        _check_nesting(value, limits.nesting)
+        _check_nesting(value, limits)
     except ValueError as error:
         raise CheckpointError(f"{source}: opcode at byte {machine.opcode_offset}: {error}") from None
     unknown = machine.names - machine.calls.keys() - machine.values.keys()
@@ -145,7 +148,7 @@ class _Machine:
 
     def __init__(
         self,
-        data: Readable,
+        data: ByteSource,
         offset: int,
         calls: Mapping[Name, Call],
         values: Mapping[Name, object],
@@ -370,9 +373,9 @@ def _check_key(value: object) -> object:
     return value
 
 
-def _check_nesting(root: object, most: int) -> None:
-    """Refuse values too deep for a recursive reader, and cycles without a Record. Does not recurse itself."""
-    depths: dict[int, int] = {}  # of the values that are done, from the leaves up
+def _check_nesting(root: object, limits: Limits) -> None:
+    """Refuse what a recursive reader cannot walk, and cycles without a Record. Does not recurse itself."""
+    measured: dict[int, tuple[int, int]] = {}  # depth and number of values of what is done, leaves first
     num_records_above: dict[int, int] = {id(root): 0}  # of the values on the path from the root to here
     path = [(root, iter(_parts(root)), 0)]
     while path:
@@ -382,16 +385,27 @@ def _check_nesting(root: object, most: int) -> None:
             if id(part) in num_records_above:
                 if num_records_above[id(part)] == num_records:
                     raise ValueError("a list, tuple, dict or set contains itself, which no checkpoint needs.")
-            elif id(part) not in depths and isinstance(part, _CONTAINERS):
+            elif id(part) not in measured and isinstance(part, _CONTAINERS):
                 num_records_above[id(part)] = num_records
                 path.append((part, iter(_parts(part)), num_records))
                 break
         else:
-            depths[id(value)] = 1 + max((depths.get(id(part), 0) for part in _parts(value)), default=0)
-            if depths[id(value)] > most:
-                raise ValueError(f"values are nested more than {most} deep, which no checkpoint needs.")
+            measured[id(value)] = _measure(value, measured, limits)
             del num_records_above[id(value)]
             path.pop()
+
+
+def _measure(value: object, measured: dict[int, tuple[int, int]], limits: Limits) -> tuple[int, int]:
+    depth, size = 0, 0
+    for part in _parts(value):
+        part_depth, part_size = measured.get(id(part), (0, 1))
+        depth, size = max(depth, part_depth), size + part_size
+    if depth >= limits.nesting or size > limits.values:
+        raise ValueError(
+            f"values are nested more than {limits.nesting} deep, or are more than {limits.values} when shared "
+            "ones are counted each time. No checkpoint needs that."
+        )
+    return depth + 1, size + 1
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, Record)

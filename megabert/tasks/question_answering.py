@@ -62,7 +62,7 @@ class QuestionAnsweringModel(ModelSettings):
     token_classifier: HeadSettings = field(default_factory=HeadSettings)
     optim: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(
-            lr=3e-5, weight_decay=0.0, sched=ScheduleSettings(name="SquareRootAnnealing", warmup_ratio=0.0)
+            lr=3e-5, weight_decay=0.0, sched=ScheduleSettings(name="SquareRootAnnealing")
         )
     )
 

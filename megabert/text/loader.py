@@ -5,6 +5,7 @@ It does not depend on processes, workers or how a step is cut into micro-batches
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,13 @@ class Loader:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(len(self.features))
-        # Seeded by both numbers, so an epoch's order can be made without those before it.
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.features))
+        return _permutation(self.seed, epoch, len(self.features))
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    # Seeded by both numbers, so an epoch's order can be made without those before it.
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def evaluation_batches(

@@ -96,8 +96,14 @@ def _check_files(settings: Settings) -> None:
     """Look for the data files before the network is loaded, which takes longer."""
     model = settings.model
     if settings.do_training and model.train_ds.file is None:
-        raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
-    for name, data in (("train_ds", model.train_ds), ("validation_ds", model.validation_ds), ("test_ds", model.test_ds)):
+        raise ConfigError(
+            "model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE."
+        )
+    for name, data in (
+        ("train_ds", model.train_ds),
+        ("validation_ds", model.validation_ds),
+        ("test_ds", model.test_ds),
+    ):
         if data.file is not None and not Path(data.file).is_file():
             raise InputError(f"model.{name}.file: {data.file} does not exist.")
         if data.batch_size < 1:
@@ -115,7 +121,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"Another process is training in {folder}. Wait for it, or choose another folder.") from None
+            raise ConfigError(
+                f"Another process is training in {folder}. Wait for it, or choose another folder."
+            ) from None
         yield
     finally:
         os.close(descriptor)
@@ -130,7 +138,9 @@ def _find_resumable(settings: ExperimentSettings, folder: Path) -> run.Entry | N
             )
         return None
     if last is None and not settings.resume_ignore_no_checkpoint:
-        raise CheckpointError(f"{folder} holds no checkpoint to go on from (exp_manager.resume_ignore_no_checkpoint=false).")
+        raise CheckpointError(
+            f"{folder} holds no checkpoint to go on from (exp_manager.resume_ignore_no_checkpoint=false)."
+        )
     if last is not None and last.is_end and not settings.resume_past_end:
         raise ConfigError(
             f"The run in {folder} came to its end at step {last.step}. To train further raise trainer.max_epochs and set "
@@ -210,11 +220,19 @@ def _prepare(
     examples = _read(task, data.file, data.num_samples)
     features = task.features(examples, tokenizer, with_targets=True)
     loader = Loader(
-        features, data.batch_size, task.row_length, tokenizer.pad_id, settings.seed, data.shuffle, data.drop_last
+        features,
+        data.batch_size,
+        task.row_length,
+        tokenizer.pad_id,
+        settings.seed,
+        data.shuffle,
+        data.drop_last,
     )
     validation_examples = _read(task, validation.file, validation.num_samples) if validation.file else []
     if not validation_examples:
-        say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
+        say(
+            "model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use."
+        )
     validation_features = task.features(validation_examples, tokenizer, with_targets=True)
     monitor, mode = _monitor(task, settings)
     schedule = make_schedule(settings, loader)
@@ -261,7 +279,11 @@ def _versions() -> dict[str, str]:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
 
 
 def _write_facts(job: Job, command: list[str]) -> None:
@@ -301,8 +323,12 @@ def test(settings: Settings, folder: Path) -> Evaluation:
     """Evaluate a run on test_ds; the scores go to test.json in the run's folder."""
     data = settings.model.test_ds
     if data.file is None:
-        raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
-    predictor = load_run(folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision)
+        raise ConfigError(
+            "model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE."
+        )
+    predictor = load_run(
+        folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision
+    )
     result = predictor.evaluate(_read(predictor.task, data.file, data.num_samples))
     target = folder if folder.is_dir() else folder.parent
     partial = target / "test.json.tmp"

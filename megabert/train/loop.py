@@ -27,12 +27,14 @@ from ..text.batch import Features
 from ..text.loader import Loader
 from .log import RunLog
 from .optim import (
-    build_grad_scaler,
+    build_loss_scaler,
     build_optimizer,
     clip_gradients,
     learning_rate,
+    load_loss_scale,
     load_optimizer_tensors,
     optimizer_tensors,
+    set_learning_rate,
 )
 
 
@@ -137,11 +139,11 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
     schedule, predictor, settings = job.schedule, job.predictor, job.settings
     model, device, task = predictor.model, predictor.device, job.task
     optimizer = build_optimizer(model, settings.model.optim, fused=device.type == "cuda")
-    scaler = build_grad_scaler(device, enabled=predictor.precision == "16")
+    scaler = build_loss_scaler(device.type, enabled=predictor.precision == "16")
     progress = Progress(data_fingerprint=fingerprint(list(job.train_loader.features)))
     if resumed is not None:
         load_optimizer_tensors(optimizer, model, resumed.tensors["optimizer"])
-        scaler.load_state_dict(resumed.documents["progress"]["scaler"])
+        load_loss_scale(scaler, resumed.documents["progress"]["scaler"])
         progress = _take_up(progress, resumed)
     model.train()
     with (
@@ -180,7 +182,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
             scaler.unscale_(optimizer)
-            norm = clip_gradients(model, settings.trainer.gradient_clip_val)
+            norm = clip_gradients(model.parameters(), settings.trainer.gradient_clip_val)
             _check_finite(job, float(loss_sum), float(norm), step)
             rate = learning_rate(
                 step,
@@ -189,8 +191,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
                 max_steps=schedule.total_steps,
                 hidden_size=model.encoder.config.hidden_size,
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -198,8 +199,13 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
             figures = {"loss": float(loss_sum), "lr": rate, "grad_norm": float(norm)}
             tokens = sum(batch.num_tokens for batch in micro_batches.values())
             log.step(progress.step, **figures, tokens=tokens, epoch=schedule.epoch(progress.step))
-            if progress.step % settings.trainer.log_every_n_steps == 0 or progress.step == schedule.total_steps:
-                log.write(progress.step, {"split": "train", "epoch": schedule.epoch(progress.step), **figures})
+            if (
+                progress.step % settings.trainer.log_every_n_steps == 0
+                or progress.step == schedule.total_steps
+            ):
+                log.write(
+                    progress.step, {"split": "train", "epoch": schedule.epoch(progress.step), **figures}
+                )
 
 
 def _take_up(fresh: Progress, resumed: run.Contents) -> Progress:
@@ -217,7 +223,11 @@ def _check_finite(job: Job, loss: float, norm: float, step: int) -> None:
     """Stop before a step that would ruin the weights; with a loss scale an overflow of the gradients is a skip."""
     if math.isfinite(loss) and (math.isfinite(norm) or job.predictor.precision == "16"):
         return
-    texts = [int(index) for number in job.schedule.micro_batches(step) for index in job.train_loader.indices(number)]
+    texts = [
+        int(index)
+        for number in job.schedule.micro_batches(step)
+        for index in job.train_loader.indices(number)
+    ]
     raise InputError(
         f"Step {step + 1}: the loss is {loss} and the gradients' norm {norm}; nothing was updated. The last checkpoint "
         f"is in {job.folder}. Lower model.optim.lr, clip (trainer.gradient_clip_val=1.0) or use "
@@ -248,7 +258,9 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
             return progress
     figures = {"val_loss": result.loss, **result.scores}
     if job.monitor not in figures:
-        raise InputError(f"There is no figure {job.monitor!r} to monitor; validation gives {', '.join(figures)}.")
+        raise InputError(
+            f"There is no figure {job.monitor!r} to monitor; validation gives {', '.join(figures)}."
+        )
     log.write(progress.step, {"split": "validation", "epoch": job.schedule.epoch(progress.step), **figures})
     return replace(progress, validated_step=progress.step, figure=figures[job.monitor])
 

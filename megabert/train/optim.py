@@ -1,10 +1,9 @@
-"""How weights move: parameter groups, optimizers, the learning rate of each step, gradient clipping, the loss scale.
+"""How weights move: parameter groups, optimizers, learning rates, gradient clipping, the loss scale.
 
-Everything is a function of the settings and the step. The learning rate keeps no state, so a resumed run needs the
-step alone; the optimizer's own state goes to a checkpoint and back as tensors with readable names.
+Everything is a function of the settings and the step. The learning rate keeps no state, so a resumed run
+needs the step alone; the optimizer's own state goes to a checkpoint and back as tensors with readable names.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from ..settings import OptimizerSettings, ScheduleSettings
 class OptimizerRow:
     """One of PyTorch's optimizers: the settings it takes and the state that it keeps for each parameter."""
 
-    cls: type[Optimizer]
+    cls: Callable[..., Optimizer]
     takes: tuple[str, ...]
     state: tuple[str, ...]
     has_fused: bool = False
 
 
-# Not taken means: PyTorch's optimizer has no such argument. Adagrad has a fused step, but not on every device.
+# The names are settings. Adagrad has a fused step too, but not on every device.
 OPTIMIZERS = {
     "adamw": OptimizerRow(
         torch.optim.AdamW, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
@@ -52,7 +51,7 @@ OPTIMIZERS = {
     "rprop": OptimizerRow(torch.optim.Rprop, (), ("step", "prev", "step_size")),
 }
 
-# Stands in a checkpoint for a parameter that has had no gradient yet, so that nothing there is missing unsaid.
+# Stands in a checkpoint for a parameter that has had no gradient yet: nothing is left out unsaid.
 UNTOUCHED = "untouched"
 
 # All other state has the parameter's shape.
@@ -122,7 +121,7 @@ def _check_schedule(settings: OptimizerSettings) -> None:
 
 
 def _refuse_unused(settings: Any, takes: tuple[str, ...], optional: Iterable[str], block: str) -> None:
-    """Raise ConfigError for a setting that was changed but would do nothing. 0 asks for nothing, so it may stand."""
+    """Raise ConfigError for a setting that was changed but would do nothing; 0 asks for nothing."""
     default = type(settings)()
     for name in sorted(set(optional) - set(takes)):
         value = getattr(settings, name)
@@ -175,7 +174,7 @@ def _cosine(now: Moment) -> float:
 
 def _polynomial(now: Moment) -> float:
     progress = (now.step - now.warmup_steps) / (now.max_steps - now.warmup_steps)
-    return now.min_lr + (now.lr - now.min_lr) * (1 - progress) ** now.power
+    return now.min_lr + (now.lr - now.min_lr) * math.pow(1 - progress, now.power)
 
 
 def _polynomial_after_hold(now: Moment) -> float:
@@ -183,7 +182,7 @@ def _polynomial_after_hold(now: Moment) -> float:
         return now.lr
     # The hold may fill the run: then there is nothing left to decay over.
     progress = (now.step - now.hold_end) / max(now.max_steps - now.hold_end, 1)
-    return now.min_lr + (now.lr - now.min_lr) * (1 - progress) ** now.power
+    return now.min_lr + (now.lr - now.min_lr) * math.pow(1 - progress, now.power)
 
 
 def _inverse_square_root(now: Moment) -> float:
@@ -193,10 +192,10 @@ def _inverse_square_root(now: Moment) -> float:
 def _noam(now: Moment) -> float:
     """Follow Vaswani et al. 2017, arXiv:1706.03762, equation 3; `lr` is a factor and not the largest rate."""
     step = max(now.step, 1)
-    curve = step**-0.5
+    curve = 1 / math.sqrt(step)
     if now.warmup_steps > 0:
-        curve = min(curve, step * now.warmup_steps**-1.5)
-    rate = now.lr * now.hidden_size**-0.5 * curve
+        curve = min(curve, step / math.pow(now.warmup_steps, 1.5))
+    rate = now.lr / math.sqrt(now.hidden_size) * curve
     return max(rate, now.min_lr) if step > now.warmup_steps else rate
 
 
@@ -241,7 +240,8 @@ def resolve_warmup(settings: ScheduleSettings, max_steps: int) -> int:
         )
     if ratio is not None and not 0 <= ratio <= 1:
         raise ConfigError(
-            f"model.optim.sched.warmup_ratio={ratio:g} is no fraction of all steps. Give 0 to 1, for example 0.1."
+            f"model.optim.sched.warmup_ratio={ratio:g} is no fraction of all steps. "
+            "Give 0 to 1, for example 0.1."
         )
     if steps is not None and steps < 0:
         raise ConfigError(f"model.optim.sched.warmup_steps={steps} is negative. Give 0 for no warm-up.")
@@ -254,7 +254,7 @@ def learning_rate(
     """Return the learning rate of one optimizer step, counted from 0, of `max_steps`.
 
     The warm-up takes steps 0 to W: lr (step + 1) / (W + 1), so that the first step already moves. After
-    `max_steps` the rate is min_lr. Before that, WarmupPolicy and InverseSquareRootAnnealing do not heed min_lr.
+    `max_steps` the rate is min_lr; before, InverseSquareRootAnnealing and the constant ones do not heed it.
     Raises ConfigError if the warm-up is given twice or out of range.
     """
     now = Moment(
@@ -299,10 +299,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 def build_loss_scaler(device_type: str, *, enabled: bool) -> torch.amp.GradScaler:
     """Build the dynamic loss scale of float16 training; not enabled, it passes everything through.
 
-    It halves at each overflow, whose step is skipped, and doubles after 1,000 steps without, as in Megatron-LM.
-    It starts at 2**16, where Megatron-LM starts at 2**32: the way down from there skips some 16 steps, which
-    is nothing for pre-training and a good part of the warm-up of a short fine-tuning. Megatron-LM also waits for
-    a second overflow (hysteresis 2) and never goes below 1; PyTorch's scaler has neither.
+    It halves at each overflow, whose step is skipped, and doubles after 1,000 steps without one, as in
+    Megatron-LM. It starts at 2**16, where Megatron-LM starts at 2**32: the way down from there skips some 16
+    steps, which is nothing for pre-training and a good part of a fine-tuning's warm-up. Megatron-LM also
+    waits for a second overflow (hysteresis 2) and never goes below 1; PyTorch's scaler has neither.
     """
     return torch.amp.GradScaler(
         device_type,
@@ -362,7 +362,7 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
 
 
 def _placed(tensor: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
-    # Step counts live on the CPU; load_state_dict moves them to the device where a fused step wants them there.
+    # Step counts live on the CPU; where a fused step wants them on the device, load_state_dict moves them.
     return tensor.to("cpu" if key == "step" else parameter.device, copy=True)
 
 

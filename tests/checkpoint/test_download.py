@@ -168,6 +168,7 @@ def test_a_file_arrives_whole_with_its_size_and_sha256(server: Server, client: C
     assert found == Downloaded(len(CONTENT), SHA256)
     assert client.path.read_bytes() == CONTENT
     assert client.leftovers() == {"file.bin"}
+    assert server.seen[0]["accept-encoding"] == "identity"
     assert reports[-1] == (len(CONTENT), len(CONTENT))
     assert reports == sorted(reports)
 
@@ -258,13 +259,22 @@ def test_a_part_that_was_complete_when_the_process_died_is_only_put_in_place(
     assert client.leftovers() == {"file.bin"}
 
 
-@pytest.mark.parametrize("note", ["", "{", "[]", '{"unknown": 1}', '{"url": "https://example.org/other"}'])
+OTHER_ADDRESS = '{"url": "https://example.org/other", "etag": "\\"one\\""}'
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"unknown": 1}', OTHER_ADDRESS])
 def test_a_part_of_unknown_origin_is_not_used(server: Server, client: Client, note: str) -> None:
     client.path.parent.mkdir()
     client.path.with_name("file.bin.part").write_bytes(b"something else")
     client.path.with_name("file.bin.part.json").write_text(note)
     assert client.get(server).sha256 == SHA256
     assert "range" not in server.seen[0]
+
+
+def test_a_note_without_its_part_is_not_used(server: Server, client: Client) -> None:
+    client.path.parent.mkdir()
+    client.path.with_name("file.bin.part.json").write_text(json.dumps({"url": server.url, "etag": '"one"'}))
+    assert client.get(server).sha256 == SHA256
 
 
 def test_a_chunked_body_cut_short_is_noticed(server: Server, client: Client) -> None:
@@ -323,6 +333,12 @@ def test_a_file_that_has_become_shorter_is_read_from_the_start(server: Server, c
     server.script = [breaks_off(300_000), changes_the_file(b"short", ignores_if_range)]
     assert client.get(server).size == len(b"short")
     assert client.path.read_bytes() == b"short"
+
+
+def test_an_answer_that_goes_on_elsewhere_is_not_appended(server: Server, client: Client) -> None:
+    elsewhere = answers(206, CONTENT[:100], ETag='"one"', Content_Range=f"bytes 0-99/{len(CONTENT)}")
+    server.script = [breaks_off(300_000), elsewhere]
+    assert client.get(server).sha256 == SHA256
 
 
 def test_answer_416_for_a_complete_part_completes_it(server: Server, client: Client) -> None:

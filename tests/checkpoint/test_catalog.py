@@ -1,0 +1,402 @@
+"""The table is held against what its sources say; resolution runs against folders and a real server."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megabert.checkpoint import catalog
+from megabert.checkpoint.catalog import (
+    PUBLISHED,
+    File,
+    Published,
+    Vocabulary,
+    cache_home,
+    describe,
+    find,
+    in_cache,
+    resolve,
+    unknown_name,
+)
+from megabert.errors import CheckpointError, ConfigError
+
+from .test_download import Server, answers, serving
+
+WORDS = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+WEIGHTS = b"\x80\x02 a pickle of weights"
+OTHER_WEIGHTS = WEIGHTS.swapcase()  # of the same length
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- the table ---
+
+
+@pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
+def test_every_row_of_the_table_is_complete(published: Published) -> None:
+    assert published.summary
+    assert published.licence
+    assert published.page.startswith("https://")
+    assert len({file.name for file in published.files}) == len(published.files)
+    assert [file.role for file in published.files].count("vocabulary") == 1
+    has_weights = any(file.role == "weights" for file in published.files)
+    assert has_weights == (published.architecture is not None) == (published.size is not None)
+    assert published.note or not has_weights
+    for file in published.files:
+        assert all(url.startswith("https://") for url in (file.url, *file.mirrors))
+        assert Path(file.name).name == file.name
+        assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert file.sha256 is not None or not file.mirrors
+
+
+def test_the_names_and_casings_are_those_of_nemo() -> None:
+    assert {name: row.vocabulary.is_cased for name, row in PUBLISHED.items()} == {
+        "megatron-bert-345m-uncased": False,
+        "megatron-bert-345m-cased": True,
+        "biomegatron-bert-345m-uncased": False,
+        "biomegatron-bert-345m-cased": True,
+        "megatron-bert-uncased": False,
+        "megatron-bert-cased": True,
+    }
+    assert all(name == row.name for name, row in PUBLISHED.items())
+    assert {row.vocabulary.size for row in PUBLISHED.values() if row.vocabulary.is_cased} == {28_996}
+    assert {row.vocabulary.size for row in PUBLISHED.values() if not row.vocabulary.is_cased} == {30_522}
+
+
+def test_the_parameters_are_counted_without_heads() -> None:
+    # 30,522 words, 512 positions and 2 segments of 1,024; 24 layers of 12,596,224; a last norm of 2,048.
+    assert find("megatron-bert-345m-uncased").num_parameters == 31_036 * 1024 + 24 * 12_596_224 + 2048
+    assert find("megatron-bert-uncased").num_parameters is None
+
+
+def test_the_description_is_plain_json(tmp_path: Path) -> None:
+    rows = describe(tmp_path)
+    assert json.loads(json.dumps(rows)) == rows
+    assert [row["name"] for row in rows] == list(PUBLISHED)
+    assert rows[0]["architecture"] == {
+        "num_layers": 24,
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 512,
+    }
+    assert not any(row["in_cache"] for row in rows)
+
+
+# --- names ---
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean megatron-bert-345m-uncased"):
+        find("megatron_bert_345m_uncased")
+    assert "There are megatron-bert-345m-uncased, " in str(unknown_name("xlnet"))
+
+
+@given(
+    name=st.sampled_from(sorted(PUBLISHED)),
+    place=st.integers(0, 99),
+    letter=st.sampled_from(string.ascii_letters),
+)
+def test_one_wrong_letter_still_finds_the_name(name: str, place: int, letter: str) -> None:
+    place %= len(name)
+    for wrong in (name[:place] + name[place + 1 :], name[:place] + letter + name[place + 1 :]):
+        if wrong not in PUBLISHED:
+            assert re.search(rf"(mean|or) {name}\b", str(unknown_name(wrong)))
+
+
+# --- the cache folder ---
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the paths are POSIX ones")
+@pytest.mark.parametrize(
+    ("environment", "home"),
+    [
+        ({"HOME": "/home/ada"}, "/home/ada/.cache/megabert"),
+        ({"HOME": "/home/ada", "XDG_CACHE_HOME": "/scratch"}, "/scratch/megabert"),
+        ({"HOME": "/home/ada", "XDG_CACHE_HOME": "scratch"}, "/home/ada/.cache/megabert"),
+        ({"HOME": "/home/ada", "XDG_CACHE_HOME": "/scratch", "MEGABERT_HOME": "/models"}, "/models"),
+        ({"HOME": "/home/ada", "MEGABERT_HOME": "~/models"}, "/home/ada/models"),
+        ({"HOME": "/home/ada", "MEGABERT_HOME": ""}, "/home/ada/.cache/megabert"),
+        ({"MEGABERT_HOME": "/models"}, "/models"),
+    ],
+)
+def test_the_cache_folder_follows_the_environment(environment: dict[str, str], home: str) -> None:
+    assert cache_home(environment) == Path(home)
+
+
+def test_without_a_home_the_setting_is_named() -> None:
+    with pytest.raises(ConfigError, match="MEGABERT_HOME"):
+        cache_home({})
+
+
+# --- resolution ---
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(WEIGHTS) as running:
+        yield running
+
+
+@pytest.fixture
+def words_server() -> Iterator[Server]:
+    with serving(WORDS) as running:
+        yield running
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, server: Server, words_server: Server) -> Published:
+    """A row of the table whose files are on this machine."""
+    row = replace(
+        PUBLISHED["megatron-bert-345m-uncased"],
+        name="tiny",
+        vocabulary=Vocabulary("five words", 5, is_cased=False),
+        page="https://example.org/tiny",
+        note="A note.",
+        files=(
+            File("weights", "model_optim_rng.pt", "torch", server.url),
+            File("weights", "tiny.zip", "zip", "https://example.org/tiny.zip"),
+            File("vocabulary", "vocab.txt", "vocabulary", words_server.url, (), len(WORDS), sha256(WORDS)),
+        ),
+    )
+    monkeypatch.setitem(catalog.PUBLISHED, "tiny", row)
+    return row
+
+
+def put(home: Path, **contents: bytes) -> Path:
+    """Place files by hand: `weights`, `vocabulary` or `archive`."""
+    names = {"weights": "model_optim_rng.pt", "vocabulary": "vocab.txt", "archive": "tiny.zip"}
+    (home / "tiny").mkdir(parents=True, exist_ok=True)
+    for key, content in contents.items():
+        (home / "tiny" / names[key]).write_bytes(content)
+    return home / "tiny"
+
+
+def record(home: Path) -> dict[str, dict[str, object]]:
+    entries: dict[str, dict[str, object]] = json.loads((home / "tiny" / "files.json").read_text())
+    return entries
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_name_is_downloaded_once_and_recorded(
+    tmp_path: Path, server: Server, words_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not in_cache("tiny", tmp_path)
+    first = resolve("tiny", home=tmp_path)
+    assert first.weights is not None
+    assert first.weights.read_bytes() == WEIGHTS
+    assert first.vocabulary.read_bytes() == WORDS
+    assert not first.is_cased
+    assert first.sha256 == {"vocab.txt": sha256(WORDS), "model_optim_rng.pt": sha256(WEIGHTS)}
+    assert in_cache("tiny", tmp_path)
+    assert f"{len(WEIGHTS):,} bytes, SHA-256 {sha256(WEIGHTS)}" in capsys.readouterr().err
+    entry = record(tmp_path)["model_optim_rng.pt"]
+    assert (entry["sha256"], entry["source"]) == (sha256(WEIGHTS), server.url)
+    assert str(entry["date"]).startswith("20")
+    assert resolve("tiny", home=tmp_path, download=False) == first
+    assert capsys.readouterr().err == ""
+    assert len(server.seen) == len(words_server.seen) == 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_weights_only_the_vocabulary_is_fetched(tmp_path: Path, server: Server) -> None:
+    found = resolve("tiny", home=tmp_path, weights=False)
+    assert found.weights is None
+    assert found.vocabulary.read_bytes() == WORDS
+    assert server.seen == []
+
+
+def test_the_vocabularies_of_the_table_can_be_put_in_place_by_hand(tmp_path: Path) -> None:
+    generic = find("megatron-bert-uncased")
+    (tmp_path / generic.name).mkdir()
+    (tmp_path / generic.name / "vocab.txt").write_bytes(b"word\n" * generic.vocabulary.size)
+    with pytest.raises(CheckpointError, match=r"152,610 bytes, but 231,508 are expected"):
+        resolve(generic.name, home=tmp_path, download=False)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_files_put_there_by_hand_are_used_and_recorded(
+    tmp_path: Path, server: Server, words_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, weights=WEIGHTS, vocabulary=WORDS)
+    found = resolve("tiny", home=tmp_path)
+    assert found.sha256["model_optim_rng.pt"] == sha256(WEIGHTS)
+    assert sha256(WEIGHTS) in capsys.readouterr().err
+    assert record(tmp_path)["model_optim_rng.pt"]["source"] == "found in the cache"
+    assert server.seen == words_server.seen == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_alternative_is_taken_if_it_is_there(tmp_path: Path, server: Server) -> None:
+    empty_zip = b"PK\x05\x06" + bytes(18)
+    folder = put(tmp_path, archive=empty_zip, vocabulary=WORDS)
+    assert resolve("tiny", home=tmp_path).weights == folder / "tiny.zip"
+    assert server.seen == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_known_file_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
+    folder = put(tmp_path, weights=WEIGHTS, vocabulary=WORDS)
+    path = folder / "model_optim_rng.pt"
+    resolve("tiny", home=tmp_path)
+    status = path.stat()
+
+    path.write_bytes(OTHER_WEIGHTS)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    resolve("tiny", home=tmp_path)  # the same size and time: it was not read, which this test makes visible
+
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(CheckpointError, match=f"but {sha256(WEIGHTS)} was recorded on .*remove the entry"):
+        resolve("tiny", home=tmp_path)
+
+    path.write_bytes(WEIGHTS)  # touched, but the same
+    assert resolve("tiny", home=tmp_path).sha256["model_optim_rng.pt"] == sha256(WEIGHTS)
+    assert record(tmp_path)["model_optim_rng.pt"]["mtime_ns"] == path.stat().st_mtime_ns
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_later_download_has_to_match_the_record(tmp_path: Path, server: Server) -> None:
+    found = resolve("tiny", home=tmp_path)
+    assert found.weights is not None
+    found.weights.unlink()
+    server.content = OTHER_WEIGHTS
+    with pytest.raises(
+        CheckpointError, match=r"(?s)SHA-256.*To take another file, remove the entry 'model_opt"
+    ):
+        resolve("tiny", home=tmp_path)
+    assert not found.weights.exists()
+
+    (tmp_path / "tiny" / "files.json").unlink()
+    assert resolve("tiny", home=tmp_path).sha256["model_optim_rng.pt"] == sha256(OTHER_WEIGHTS)
+
+
+def test_a_mirror_is_tried_for_a_file_of_known_sum(
+    tmp_path: Path, tiny: Published, server: Server, words_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *others, vocabulary = tiny.files
+    moved = replace(vocabulary, url=server.url, mirrors=(words_server.url,))
+    monkeypatch.setitem(catalog.PUBLISHED, "tiny", replace(tiny, files=(*others, moved)))
+    server.script = [answers(410)]
+    assert resolve("tiny", home=tmp_path).vocabulary.read_bytes() == WORDS
+    assert record(tmp_path)["vocab.txt"]["source"] == words_server.url
+
+
+WRONG = {
+    "a web page for weights": (
+        {"weights": b"<html>Please log in</html>"},
+        "no torch file .* starts with b'<htm'",
+    ),
+    "nothing for weights": ({"weights": b""}, "no torch file"),
+    "half an archive": ({"archive": b"PK\x03\x04 and no directory"}, "no zip file"),
+    "a pickle for an archive": ({"archive": WEIGHTS}, "no zip file"),
+    "a short vocabulary": ({"vocabulary": WORDS[:-7]}, "it has 24 bytes, but 31 are expected"),
+    "another vocabulary": ({"vocabulary": WORDS.replace(b"MASK", b"mask")}, "it has SHA-256"),
+}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("contents", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_files_put_there_by_hand_are_named(
+    tmp_path: Path, contents: dict[str, bytes], message: str
+) -> None:
+    put(tmp_path, **({"vocabulary": WORDS} | contents))
+    with pytest.raises(CheckpointError, match=message):
+        resolve("tiny", home=tmp_path)
+
+
+def test_a_vocabulary_of_unknown_sum_must_have_the_right_number_of_words(
+    tmp_path: Path, tiny: Published, words_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *others, vocabulary = tiny.files
+    unknown = replace(vocabulary, size=None, sha256=None)
+    monkeypatch.setitem(catalog.PUBLISHED, "tiny", replace(tiny, files=(*others, unknown)))
+    words_server.content = WORDS + b"more\n"
+    with pytest.raises(CheckpointError, match="it has 6 lines instead of 5"):
+        resolve("tiny", home=tmp_path)
+    put(tmp_path, vocabulary=WORDS.rstrip())
+    resolve("tiny", home=tmp_path)
+
+
+# --- what a person is told when a file cannot be had ---
+
+
+def assert_tells_everything(message: str, home: Path, server: Server) -> None:
+    assert f"weights, one of:\n    {server.url}\n      as {home / 'tiny' / 'model_optim_rng.pt'}\n" in message
+    assert f"    https://example.org/tiny.zip\n      as {home / 'tiny' / 'tiny.zip'}\n" in message
+    assert message.endswith("Published at https://example.org/tiny\nA note.")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_downloads_the_files_and_places_are_named(
+    tmp_path: Path, server: Server, words_server: Server
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        resolve("tiny", home=tmp_path, download=False)
+    assert_tells_everything(str(caught.value), tmp_path, server)
+    assert f"vocabulary:\n    {words_server.url}\n      as {tmp_path / 'tiny' / 'vocab.txt'}\n" in str(
+        caught.value
+    )
+    assert server.seen == words_server.seen == []
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_without_a_network_the_files_and_places_are_named(
+    tmp_path: Path, tiny: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
+        files = tuple(replace(file, url=url) for file in tiny.files)
+        monkeypatch.setitem(catalog.PUBLISHED, "tiny", replace(tiny, files=files))
+        started = time.monotonic()
+        with pytest.raises(CheckpointError) as caught:
+            resolve("tiny", home=tmp_path)
+    assert time.monotonic() - started < 2  # no waiting for what will not come
+    message = str(caught.value)
+    assert f"{url}: no connection (" in message
+    for name in ("vocab.txt", "model_optim_rng.pt", "tiny.zip"):
+        assert f"    {url}\n      as {tmp_path / 'tiny' / name}\n" in message
+    assert "Published at https://example.org/tiny" in message
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("answer", [answers(410), answers(200, b"<html>Please log in</html>")])
+def test_a_refused_download_names_only_what_is_missing(
+    tmp_path: Path, server: Server, answer: object
+) -> None:
+    server.script = [answer]  # type: ignore[list-item]
+    with pytest.raises(CheckpointError) as caught:
+        resolve("tiny", home=tmp_path)
+    assert_tells_everything(str(caught.value), tmp_path, server)
+    assert "vocab.txt" not in str(caught.value)
+    assert not (tmp_path / "tiny" / "model_optim_rng.pt").exists()
+    put(tmp_path, weights=WEIGHTS)  # as it was told
+    resolve("tiny", home=tmp_path, download=False)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("text", ["{", "[]", '{"vocab.txt": {}}', '{"vocab.txt": 1}'])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    folder = put(tmp_path, weights=WEIGHTS, vocabulary=WORDS)
+    (folder / "files.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"files\.json is damaged .* Remove it"):
+        resolve("tiny", home=tmp_path)
+
+
+def test_the_module_loads_neither_torch_nor_rich() -> None:
+    program = "import sys, megabert.checkpoint.catalog; print({'torch', 'rich'} & set(sys.modules))"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "set()"

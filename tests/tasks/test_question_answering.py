@@ -1,0 +1,219 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megabert.config import compose
+from megabert.errors import ConfigError, InputError
+from megabert.tasks.question_answering import (
+    QuestionAnswering,
+    QuestionAnsweringSettings,
+    best_contexts,
+    window_spans,
+)
+from megabert.text.batch import pack
+from megabert.text.squad import Answer, Example
+from megabert.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.conftest import WORDS, squad_document
+
+TOKENIZER = Tokenizer(WORDS)
+LETTERS = Tokenizer([*SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz", "?"])
+
+
+def task(*overrides):
+    return QuestionAnswering(compose(QuestionAnsweringSettings, overrides, owner="question_answering")[0])
+
+
+def small(*overrides):
+    return task("model.dataset.max_seq_length=12", "model.dataset.max_query_length=3", "model.dataset.doc_stride=2",
+                *overrides)  # fmt: skip
+
+
+def question(context, answer=None, start=None, text="x ?"):
+    answers = () if answer is None else (Answer(answer, start if start is not None else context.index(answer)),)
+    return Example("q", text, context, answers)
+
+
+def test_windows_start_a_stride_apart_and_end_with_the_text():
+    assert window_spans(3, room=5, stride=2) == [(0, 3)]
+    assert window_spans(9, room=5, stride=2) == [(0, 5), (2, 7), (4, 9)]
+    assert window_spans(0, room=5, stride=2) == [(0, 0)]
+
+
+@given(st.integers(0, 300), st.integers(1, 50), st.data())
+def test_windows_show_every_token_and_one_of_them_best(num_tokens, room, data):
+    stride = data.draw(st.integers(1, room))
+    spans = window_spans(num_tokens, room, stride)
+    shown = sorted({token for start, end in spans for token in range(start, end)})
+    assert shown == list(range(num_tokens))
+    counts = np.zeros(num_tokens, dtype=int)
+    for (start, end), best in zip(spans, best_contexts(num_tokens, spans), strict=True):
+        counts[start:end] += best
+    assert (counts == 1).all()
+
+
+def test_the_best_context_is_the_one_with_more_around_a_token():
+    # tokens 2, 3, 4 stand in both windows; 4 is the second window's better, 3 is as good in both: the first counts
+    first, second = best_contexts(7, [(0, 5), (2, 7)])
+    assert first.tolist() == [True, True, True, True, False]
+    assert second.tolist() == [False, False, True, True, True]
+
+
+def test_a_feature_is_question_and_context_with_special_tokens():
+    (feature,) = small().features([question("a b c d", "b c")], LETTERS, with_targets=True)
+    assert [LETTERS.tokens[i] for i in feature.token_ids] == "[CLS] x ? [SEP] a b c d [SEP]".split()
+    assert feature.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert feature.targets["span"].tolist() == [5, 6]
+
+
+def test_an_answer_outside_a_window_targets_the_first_token():
+    context = "a b c d e f g h i j"  # room for 7 tokens: windows 0-7, 2-9, 4-10
+    features = small().features([question(context, "h i")], LETTERS, with_targets=True)
+    assert [f.targets["span"].tolist() for f in features] == [[0, 0], [9, 10], [7, 8]]
+
+
+def test_a_long_question_is_cut_and_an_empty_context_has_one_window():
+    (feature,) = small().features([question("", text="a b c d e")], LETTERS, with_targets=False)
+    assert [LETTERS.tokens[i] for i in feature.token_ids] == "[CLS] a b c [SEP] [SEP]".split()
+
+
+def test_an_answer_inside_a_word_targets_the_tokens_that_touch_it():
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, "who", "?", "sun", "##flower", "grows"])
+    (feature,) = small().features([question("Sunflower grows", "flow", text="who ?")], tokenizer, with_targets=True)
+    assert feature.targets["span"].tolist() == [5, 5]
+
+
+def logits_for(feature, start, end, value=10.0):
+    scores = np.zeros((len(feature), 2), dtype=np.float32)
+    scores[start, 0] = value
+    scores[end, 1] = value
+    return scores
+
+
+def test_the_answer_is_cut_out_of_the_untouched_text():
+    example = question("Marie  CURIE was\u00a0born in Warsaw.", text="Who was born?")
+    qa = task()
+    (feature,) = qa.features([example], TOKENIZER, with_targets=False)
+    place = feature.notes.context_start
+    (prediction,) = qa.decode([example], [feature], [logits_for(feature, place, place + 1)])
+    assert prediction.text == "Marie  CURIE"
+    assert (prediction.start, prediction.end) == (0, 12)
+    assert prediction.probability > 0.9
+    assert abs(sum(candidate.probability for candidate in prediction.n_best) - 1) < 1e-9
+
+
+def test_an_answer_is_at_most_as_long_as_allowed():
+    example = question("a b c d", text="x ?")
+    qa = small("model.dataset.max_answer_length=2")
+    (feature,) = qa.features([example], LETTERS, with_targets=False)
+    place = feature.notes.context_start
+    (prediction,) = qa.decode([example], [feature], [logits_for(feature, place, place + 3)])
+    assert len(prediction.text.split()) <= 2
+    assert all(len(candidate.text.split()) <= 2 for candidate in prediction.n_best)
+
+
+def test_the_question_and_the_special_tokens_are_no_answers():
+    example = question("a b c d")
+    qa = small()
+    (feature,) = qa.features([example], LETTERS, with_targets=False)
+    (prediction,) = qa.decode([example], [feature], [logits_for(feature, 1, 2)])
+    assert prediction.text in example.context
+    assert prediction.text
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 14))
+def test_the_best_span_is_that_of_a_search_over_all(seed, num_words):
+    context = " ".join("abcdefghijklmnopqrstuvwxyz"[index] for index in range(num_words))
+    example = question(context)
+    qa = small("model.dataset.max_answer_length=3")
+    features = qa.features([example], LETTERS, with_targets=False)
+    generator = np.random.default_rng(seed)
+    logits = [generator.normal(size=(len(item), 2)).astype(np.float32) for item in features]
+    best = (-np.inf, "")
+    for feature, scores in zip(features, logits, strict=True):
+        window = feature.notes
+        for first in range(len(window.offsets)):
+            for last in range(first, min(first + 3, len(window.offsets))):
+                if window.is_best_context[first]:
+                    place = window.context_start
+                    score = float(scores[place + first, 0]) + float(scores[place + last, 1])
+                    text = context[window.offsets[first, 0] : window.offsets[last, 1]]
+                    best = max(best, (score, text))
+    (prediction,) = qa.decode([example], features, logits)
+    assert prediction.text == best[1]
+    assert prediction.n_best[0].score == pytest.approx(best[0])
+
+
+def test_the_null_answer_wins_by_more_than_the_threshold():
+    example = question("a b c d")
+    for threshold, answer in ((0.0, ""), (25.0, "a")):
+        qa = small("model.dataset.version_2_with_negative=true", f"model.dataset.null_score_diff_threshold={threshold}")
+        (feature,) = qa.features([example], LETTERS, with_targets=False)
+        scores = logits_for(feature, 0, 0) + logits_for(feature, 4, 4, value=1.0)
+        (prediction,) = qa.decode([example], [feature], [scores])
+        assert prediction.null_score_diff == pytest.approx(20.0 - 2.0)
+        assert prediction.text == answer
+
+
+def test_the_null_score_is_the_smallest_of_the_windows():
+    example = question("a b c d e f g h i j")
+    qa = small("model.dataset.version_2_with_negative=true")
+    features = qa.features([example], LETTERS, with_targets=False)
+    logits = [logits_for(item, 0, 0, value=value) for item, value in zip(features, (5.0, 1.0, 3.0), strict=True)]
+    (prediction,) = qa.decode([example], features, logits)
+    assert prediction.null_score_diff == pytest.approx(2.0)
+
+
+def test_loss_is_the_cross_entropy_over_each_window_s_own_tokens():
+    qa = small()
+    examples = [question("a b c d", "b"), question("a b", "a b")]
+    features = qa.features(examples, LETTERS, with_targets=True)
+    batch = pack(features, row_length=20, pad_id=0)
+    torch.manual_seed(0)
+    logits = torch.randn(*batch.token_ids_BL.shape, 2)
+    expected = 0.0
+    for feature, start in zip(features, batch.starts_N.tolist(), strict=True):
+        own = logits.flatten(0, 1)[start : start + len(feature)].double()
+        for side in (0, 1):
+            expected -= 0.5 * float(torch.log_softmax(own[:, side], 0)[feature.targets["span"][side]])
+    qa.settings.model.dataset.max_seq_length = 20
+    assert float(qa.loss(logits, batch)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_settings_that_leave_no_room_or_skip_tokens_are_refused():
+    with pytest.raises(ConfigError, match="no room"):
+        task("model.dataset.max_seq_length=64")
+    with pytest.raises(ConfigError, match="skips tokens"):
+        task("model.dataset.max_seq_length=192", "model.dataset.doc_stride=128")
+
+
+def test_unanswerable_questions_need_version_2():
+    example = Example("q", "x", "a b", ())
+    with pytest.raises(InputError, match="version_2_with_negative=true"):
+        small().features([example], LETTERS, with_targets=True)
+    (feature,) = small("model.dataset.version_2_with_negative=true").features([example], LETTERS, with_targets=True)
+    assert feature.targets["span"].tolist() == [0, 0]
+
+
+def test_scores_follow_the_version_of_the_data(tmp_path):
+    gold = tmp_path / "gold.json"
+    predictions = tmp_path / "predictions.json"
+    gold.write_text(json.dumps(squad_document()))
+    predictions.write_text(json.dumps({"0.0": "Warsaw", "0.1": "the radium!", "1.0": "Seine", "9.9": "unknown id"}))
+    scores = QuestionAnswering.score_files(gold, predictions)
+    assert (scores["exact_match"], scores["f1"]) == (75.0, 75.0)  # 1.1 is missing
+    facts = [("Cats sleep.", [("Who sleeps?", "Cats"), ("Who barks?", "")])]
+    gold.write_text(json.dumps(squad_document(facts, "v2.0")))
+    predictions.write_text(json.dumps({"0.0": "cats", "0.1": ""}))
+    assert QuestionAnswering.score_files(gold, predictions)["NoAns_exact_match"] == 100.0
+
+
+def test_a_person_s_example_needs_question_and_context():
+    with pytest.raises(InputError, match="context is missing"):
+        task().example(question="Who?")
+    with pytest.raises(InputError, match="txt is not asked for"):
+        task().example(question="Who?", context="He.", txt="")
