@@ -246,21 +246,18 @@ class LazyTensor:
 
     @property
     def end(self) -> int:
-        """The byte of the storage behind its last item."""
-        return self.start + self._num_bytes_spanned()
-
-    def _num_bytes_spanned(self) -> int:
+        """The byte of the storage behind its last item; 0 if it has no items, since it may begin anywhere."""
         if 0 in self.shape:
             return 0
         last = sum((dim - 1) * step for dim, step in zip(self.shape, self.stride, strict=True))
-        return (last + 1) * self.dtype.itemsize
+        return self.start + (last + 1) * self.dtype.itemsize
 
     def read(self) -> torch.Tensor:
         """Read the numbers into memory of their own. Raises CheckpointError if they are damaged."""
         assert self.storage.source is not None, "a storage is bound to its bytes before open_file returns"
         if 0 in self.shape:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
-        data = self.storage.source.read(self.start, self._num_bytes_spanned())
+        data = self.storage.source.read(self.start, self.end - self.start)
         return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.stride)
 
 

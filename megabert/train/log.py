@@ -233,7 +233,7 @@ class _Bar(_Display):
             redirect_stdout=sys.stdout.isatty(),  # output that goes to a file stays out of the bar
             speed_estimate_period=600,  # a step may take longer than the 30 seconds that are the default
         )
-        self._training = self._progress.add_task("epoch", total=total_steps, completed=first_step)
+        self._training = self._progress.add_task("training", total=total_steps, completed=first_step)
         self._validation: TaskID | None = None
 
     def start(self) -> None:
@@ -245,7 +245,7 @@ class _Bar(_Display):
 
     def validation(self, done: int, total: int) -> None:
         if self._validation is None:
-            self._validation = self._progress.add_task("validation", total=total)
+            self._validation = self._progress.add_task("validation", total=total, completed=done)
         self._progress.update(self._validation, completed=done)
 
     def end_validation(self) -> None:

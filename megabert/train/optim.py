@@ -109,10 +109,8 @@ def _check_schedule(settings: OptimizerSettings) -> None:
     optional = {name for row in SCHEDULES.values() for name in row.takes}
     _refuse_unused(schedule, SCHEDULES[schedule.name].takes, optional, "model.optim.sched")
     for name in ("hold_steps", "min_lr", "power"):
-        if getattr(schedule, name) < 0:
-            raise ConfigError(
-                f"model.optim.sched.{name}={getattr(schedule, name)} is negative. Give 0 or more."
-            )
+        if (value := getattr(schedule, name)) < 0:
+            raise ConfigError(f"model.optim.sched.{name}={value} is negative. Give 0 or more.")
     if schedule.min_lr > settings.lr:
         raise ConfigError(
             f"model.optim.sched.min_lr={schedule.min_lr:g} is larger than model.optim.lr={settings.lr:g}. "

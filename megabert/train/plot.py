@@ -128,7 +128,7 @@ def _draw_scores(axes: Any, lines: list[dict[str, Any]], names: list[str]) -> No
         label = name.replace("_", " ")
         if numpy.isfinite(scores).any():
             best = int(numpy.nanargmax(scores))
-            label += f" {scores[best]:.4g} ({steps[best]:,.0f})"
+            label += f": {scores[best]:.4g} ({steps[best]:,.0f})"
             _draw_ring(axes, steps[best], scores[best], color)
         axes.plot(steps, scores, color=color, marker=marker if len(steps) <= FEW else None, label=label)
     _finish(axes, "Validation scores", "score")

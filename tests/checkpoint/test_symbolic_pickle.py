@@ -228,7 +228,7 @@ DAMAGED = {
     b"V\\ud\n.": "truncated",
     b"}]K\x01s.": "cannot be a key",
     b"}}K\x01s.": "cannot be a key",
-    b"}(])K\x01s.": "tuple of",
+    b"}]\x85K\x01s.": "cannot be a key",
     b"}(K\x01u.": "key without a value",
     b"(K\x01d.": "key without a value",
     b"]K\x01K\x02s.": "no keys",
@@ -246,7 +246,7 @@ DAMAGED = {
     b"\x97.": "buffers",
     b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.": "latin1",
     b"]2a.": "contains itself",
-    b"}2K\x012s.": "contains itself",
+    b"}q\0K\x01h\0s.": "contains itself",
 }
 
 
@@ -308,18 +308,19 @@ def test_any_mutation_of_a_pickle_loads_or_raises_a_checkpoint_error(data):
 # --- Limits: memory and time for a small file stay small ---
 
 MILLION = 10**6
+DEEP = 30_000  # thirty times Python's own limit for recursion
 LONG_TEXT = b"X" + struct.pack("<I", MILLION) + b"a" * MILLION
 TEN_TIMES_THE_LAST = b"]q\0" + b"".join(
     b"(" + (b"h" + bytes([i])) * 10 + b"lq" + bytes([i + 1]) for i in range(60)
 )
 ENDLESS = {
     "opcodes": (b"N0" * MILLION + b"N.", "more than 2000000 opcodes"),
-    "marks": (b"(" * MILLION + b".", "empty stack"),
-    "nested lists": (b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "nested more than"),
-    "nested tuples": (b")" + b"\x85" * 10**5 + b".", "nested more than"),
-    "nested dicts": (b"}" + b"K\x01}" * 10**5 + b"s" * 10**5 + b".", "nested more than"),
-    "nested calls": (b"cx\ny\n" + b")R" * 10**5 + b".", "nested more than"),
-    "nested tuple as a key": (b"})" + b"\x85" * 10**5 + b"K\x01s.", "cannot be a key"),
+    "marks": (b"(" * DEEP + b".", "empty stack"),
+    "nested lists": (b"]" * DEEP + b"a" * (DEEP - 1) + b".", "nested more than"),
+    "nested tuples": (b")" + b"\x85" * DEEP + b".", "nested more than"),
+    "nested dicts": (b"}" + b"K\x01}" * DEEP + b"s" * DEEP + b".", "nested more than"),
+    "nested calls": (b"cx\ny\n" + b")R" * DEEP + b".", "nested more than"),
+    "nested tuple as a key": (b"})" + b"\x85" * DEEP + b"K\x01s.", "cannot be a key"),
     "lists of shared lists": (TEN_TIMES_THE_LAST + b".", "counted each time"),
     "copies of one string": (
         b"c_codecs\nencode\n"
