@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
 
 
-def load(run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None) -> "Predictor":
+def load(
+    run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None
+) -> "Predictor":
     """Load a run folder that training wrote, ready to predict; its best checkpoint is taken.
 
     Needs no network and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16 or 16; `task` is

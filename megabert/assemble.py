@@ -81,15 +81,23 @@ def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> Langu
     tensors = foreign.fit_vocabulary(checkpoint, len(tokenizer), str(vocabulary))
     shape = checkpoint.shape | {"vocabulary_size": len(tokenizer)} | _dropout(settings)
     encoder = _new_encoder(EncoderConfig.from_dict(shape))
-    assign(encoder, {name.removeprefix("encoder."): item for name, item in tensors.items() if name.startswith("encoder.")},
-           checkpoint.source)  # fmt: skip
+    own = {name.removeprefix("encoder."): item for name, item in tensors.items() if name.startswith("encoder.")}
+    assign(encoder, own, checkpoint.source)
     notes = (
         f"format: {checkpoint.format}",
         *checkpoint.notes,
         f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {vocabulary}",
         f"text is {'lower-cased' if tokenizer.lower_case else 'kept in its case'}",
+        *_case_warning(tokenizer),
     )
     return LanguageModel(encoder, tokenizer, checkpoint.source, notes)
+
+
+def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
+    if tokenizer.lower_case == tokenizer.is_uncased:
+        return ()
+    has = "no capital letters" if tokenizer.is_uncased else "capital letters"
+    return (f"WARNING: the vocabulary has {has}. Is that meant? Else set model.tokenizer.do_lower_case.",)
 
 
 def _find_source(settings: LanguageModelSettings, home: Path) -> _Source:
@@ -213,8 +221,8 @@ def restore(
 ) -> tuple[Task[Any, Any], TaskModel, Tokenizer]:
     """Make the network of a checkpoint; no base weights, no network and no training data are needed.
 
-    `task_name` stands for a user's own file where the run's task is one; `settings` replaces the run's, `overrides` changes some
-    of them.
+    `task_name` stands for a user's own file where the run's task is one. `settings` replaces the run's own,
+    `overrides` changes some of them.
     """
     try:
         name = task_name or contents.documents["run"]["task"]

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigError, InputError, MegabertError
+from .settings import choice
 
 EXIT_CODES = (
     "exit codes: 0 done, 64 a setting is wrong, 65 a data file or the numbers are, 66 a checkpoint is, "
@@ -34,10 +36,10 @@ class EvaluateSettings:
     """Folder for scores.json and the predictions in the official scorer's format; null: only print the scores."""
     batch_size: int = 32
     """Texts that are computed at once."""
-    accelerator: str = "auto"
-    """auto, gpu or cpu."""
-    precision: str = "auto"
-    """auto (bf16 on a GPU that has it, else 32), 32, bf16 or 16."""
+    accelerator: str = choice("auto", "auto", "gpu", "cpu")
+    """auto takes a GPU where there is one."""
+    precision: str = choice("auto", "auto", "32", "bf16", "16")
+    """auto: bf16 on a GPU that has it, else 32."""
 
 
 @dataclasses.dataclass
@@ -50,10 +52,10 @@ class PredictSettings:
     """File for the predictions, a JSON object a line; null: print them."""
     batch_size: int = 32
     """Texts that are computed at once."""
-    accelerator: str = "auto"
-    """auto, gpu or cpu."""
-    precision: str = "auto"
-    """auto (bf16 on a GPU that has it, else 32), 32, bf16 or 16."""
+    accelerator: str = choice("auto", "auto", "gpu", "cpu")
+    """auto takes a GPU where there is one."""
+    precision: str = choice("auto", "auto", "32", "bf16", "16")
+    """auto: bf16 on a GPU that has it, else 32."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -87,6 +89,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("megabert: stopped.", file=sys.stderr)
         return 75
+    except Exception:
+        # The outermost frame: a defect of ours keeps its traceback and gets its own exit code.
+        traceback.print_exc()
+        return 70
 
 
 def _overview() -> str:
@@ -96,7 +102,7 @@ def _overview() -> str:
 
 
 def train(words: Sequence[str]) -> int:
-    """Fine-tune a checkpoint on a task: megabert train TASK key=value ..."""
+    """Fine-tune a checkpoint on a task: megabert train TASK key=value ...."""
     parser = _parser("train", train, "megabert config TASK lists all settings.")
     parser.add_argument("task", help="the task, for example question_answering, or a file of your own, ./my_task.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's grammar")
@@ -112,6 +118,8 @@ def train(words: Sequence[str]) -> int:
     for option, key in (("bert_config", "config_file"), ("bert_checkpoint", "lm_checkpoint")):
         if getattr(arguments, option) is not None:
             overrides.append(f"model.language_model.{key}={_quote(getattr(arguments, option))}")
+    if arguments.multirun and arguments.resume is not None:
+        raise ConfigError("--resume takes up one run; -m starts several. Leave one of them out.")
     if arguments.multirun:
         return _train_each(arguments.task, overrides, arguments.config)
     _train_once(arguments.task, overrides, file=arguments.config, resume=arguments.resume)
@@ -201,7 +209,7 @@ def _settings_of_run(folder: Path) -> dict[str, Any]:
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Score a trained run on a data file: megabert evaluate RUN file=FILE"""
+    """Score a trained run on a data file: megabert evaluate RUN file=FILE."""
     arguments, given, overrides = _run_and_words("evaluate", evaluate, EvaluateSettings, words)
     settings = _typed(EvaluateSettings, given, "evaluate")
     if settings.file is None:
@@ -222,7 +230,7 @@ def evaluate(words: Sequence[str]) -> int:
 
 
 def predict(words: Sequence[str]) -> int:
-    """Answer with a trained run: megabert predict RUN question=... context=..., or file=FILE"""
+    """Answer with a trained run: megabert predict RUN question=... context=..., or file=FILE."""
     arguments, given, overrides = _run_and_words("predict", predict, PredictSettings, words)
     names = {field.name for field in dataclasses.fields(PredictSettings)}
     settings = _typed(PredictSettings, {key: value for key, value in given.items() if key in names}, "predict")
@@ -246,7 +254,7 @@ def predict(words: Sequence[str]) -> int:
 
 
 def score(words: Sequence[str]) -> int:
-    """Score a file of predictions as the official script does: megabert score TASK GOLD PREDICTIONS"""
+    """Score a file of predictions as the official script does: megabert score TASK GOLD PREDICTIONS."""
     from .tasks import task as tasks
 
     parser = _parser("score", score, "The scores are printed as JSON.")
@@ -259,7 +267,7 @@ def score(words: Sequence[str]) -> int:
 
 
 def config(words: Sequence[str]) -> int:
-    """List every setting of a task with default and help: megabert config TASK"""
+    """List every setting of a task with default and help: megabert config TASK."""
     from .config import list_settings, show
     from .tasks import task as tasks
 
@@ -278,7 +286,7 @@ def config(words: Sequence[str]) -> int:
 
 
 def models(words: Sequence[str]) -> int:
-    """List the published checkpoints that are known by name: megabert models"""
+    """List the published checkpoints that are known by name: megabert models."""
     from .checkpoint.catalog import cache_home, describe
 
     parser = _parser("models", models, "Files are kept in $MEGABERT_HOME, by default in the user's cache folder.")
@@ -290,11 +298,26 @@ def models(words: Sequence[str]) -> int:
         print(_to_json(rows))
         return 0
     for row in rows:
-        print(f"{row.pop('name')}")
-        for key, value in row.items():
-            print(f"    {key.replace('_', ' ')}: {value if not isinstance(value, bool) else 'yes' if value else 'no'}")
+        print("\n    ".join(_lines_of_model(row)))
     print(f"\nCache folder: {home}")
     return 0
+
+
+def _lines_of_model(row: Mapping[str, Any]) -> Iterator[str]:
+    yield row["name"]
+    yield row["summary"]
+    if shape := row["architecture"]:
+        yield (
+            f"{shape['num_layers']} layers x {shape['hidden_size']} x {shape['num_attention_heads']} heads, "
+            f"{shape['max_position_embeddings']} positions, {row['parameters'] / 1e6:.0f} million parameters"
+        )
+    words = row["vocabulary"]
+    yield f"vocabulary {words['name']}: {words['size']:,} tokens, {'cased' if words['is_cased'] else 'uncased'}"
+    yield f"licence: {row['licence']}"
+    size = "no weights of its own" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
+    yield f"{size}, {'in the cache' if row['in_cache'] else 'not in the cache'}; {row['page']}"
+    if row["note"]:
+        yield row["note"]
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

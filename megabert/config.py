@@ -214,9 +214,7 @@ def _flatten(tree: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _settle_key(
-    key: str, value: Any, settings: dict[str, Setting], owner: str, notices: list[str]
-) -> str | None:
+def _settle_key(key: str, value: Any, settings: dict[str, Setting], owner: str, notices: list[str]) -> str | None:
     """Find the schema's key for a written one; None if the key is known and needless."""
     if key in settings or any(key.startswith(f"{known}.") and _is_mapping(settings[known]) for known in settings):
         return key

@@ -99,5 +99,7 @@ class Predictor:
         finally:
             self.model.train(was_training)
         if any(not np.isfinite(item).all() for item in logits):
-            raise InputError("the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint.")
+            raise InputError(
+                "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
+            )
         return logits, (loss_sum / weight if with_loss and weight else None)

@@ -192,9 +192,7 @@ def _best_threshold(
     no_answer = _no_answer_scores(gold, scores)
     total = best_total = sum(no_answer.values())
     # 0, as in the official script, where that is below all null scores; else the next number below them.
-    best_threshold = min(
-        0.0, math.nextafter(min(map(null_scores.__getitem__, scores), default=1.0), -math.inf)
-    )
+    best_threshold = min(0.0, math.nextafter(min(map(null_scores.__getitem__, scores), default=1.0), -math.inf))
     ascending = sorted(scores, key=null_scores.__getitem__)
     for threshold, question_ids in groupby(ascending, null_scores.__getitem__):
         total += sum(scores[question_id] - no_answer[question_id] for question_id in question_ids)

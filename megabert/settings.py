@@ -50,7 +50,7 @@ class CheckpointSettings:
     monitor: str | None = None
     """The validation figure that says which checkpoint is best; null: the task's main score."""
     mode: str | None = choice(None, "max", "min")
-    """Whether a larger (max) or a smaller (min) figure is better; null: as the task's main score has it, min for a loss."""
+    """Whether a larger (max) or a smaller (min) figure is better; null: min for a loss, max for all else."""
     save_top_k: int = 1
     """How many of the best checkpoints to keep, besides the last."""
     every_n_train_steps: int = 0
@@ -108,9 +108,9 @@ class LanguageModelSettings:
     qkv_layout: str | None = choice(None, "3_heads_dim", "heads_dim_3", "heads_3_dim")
     """Order of the fused query-key-value rows in a Megatron-LM file; null: as the file's version and arguments say."""
     hidden_dropout: float | None = None
-    """Dropout after embeddings, attention and MLP; null: the checkpoint's, or 0.1."""
+    """Dropout after embeddings, attention and MLP; null: as a Hugging Face config.json says, else 0.1."""
     attention_dropout: float | None = None
-    """Dropout on attention weights; null: the checkpoint's, or 0.1."""
+    """Dropout on attention weights; null: as a Hugging Face config.json says, else 0.1."""
 
 
 @dataclass
@@ -147,9 +147,7 @@ class ScheduleSettings:
 class OptimizerSettings:
     """How gradients move weights."""
 
-    name: str = choice(
-        "adamw", "adamw", "adam", "sgd", "adamax", "adagrad", "adadelta", "rmsprop", "rprop"
-    )
+    name: str = choice("adamw", "adamw", "adam", "sgd", "adamax", "adagrad", "adadelta", "rmsprop", "rprop")
     """PyTorch's optimizer of that name."""
     lr: float = 3e-5
     """Largest learning rate."""

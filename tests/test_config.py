@@ -91,7 +91,9 @@ def test_a_file_of_settings_is_checked_like_words_and_words_win(tmp_path):
 
 
 def test_a_network_s_configuration_is_free_in_its_keys():
-    settings = qa("model.language_model.config={hidden_size: 64, num_layers: 2}", "+model.language_model.config.gelu=tanh")
+    settings = qa(
+        "model.language_model.config={hidden_size: 64, num_layers: 2}", "+model.language_model.config.gelu=tanh"
+    )
     assert settings.model.language_model.config == {"hidden_size": 64, "num_layers": 2, "gelu": "tanh"}
 
 

@@ -197,9 +197,7 @@ def test_v1_names_the_question_that_has_no_gold_answer():
         squad_v1({"q": []}, {"q": "a"})
 
 
-@pytest.mark.parametrize(
-    "score", [squad_v1, squad_v2, lambda gold, texts: squad_best_threshold(gold, texts, {})]
-)
+@pytest.mark.parametrize("score", [squad_v1, squad_v2, lambda gold, texts: squad_best_threshold(gold, texts, {})])
 def test_no_question_at_all_is_an_error(score):
     with pytest.raises(InputError, match="no question"):
         score({}, {"q": "a"})
@@ -299,9 +297,7 @@ def test_v2_agrees_with_the_oracle(gold, predictions):
 def test_the_groups_of_v2_add_up_to_the_whole(gold, predictions):
     result = squad_v2(gold, predictions)
     for key in ("exact_match", "f1"):
-        parts = [
-            result.get(group + key, 0) * result.get(group + "total", 0) for group in ("HasAns_", "NoAns_")
-        ]
+        parts = [result.get(group + key, 0) * result.get(group + "total", 0) for group in ("HasAns_", "NoAns_")]
         assert result[key] * result["total"] == pytest.approx(sum(parts))
         assert 0 <= result[key] <= 100
 
@@ -354,16 +350,12 @@ def test_best_threshold_without_predictions_is_0():
     assert set(squad_best_threshold(GOLD_V2, {}, {}).values()) == {0.0}
 
 
-@given(
-    golds, st.dictionaries(question_ids, texts), st.fixed_dictionaries(dict.fromkeys("abcdefgh", null_scores))
-)
+@given(golds, st.dictionaries(question_ids, texts), st.fixed_dictionaries(dict.fromkeys("abcdefgh", null_scores)))
 @example({"a": []}, {"a": "the"}, dict.fromkeys("abcdefgh", 0.0))
 def test_best_threshold_is_the_best_of_all_thresholds(gold, predictions, scores):
     # Between and beyond the values that null scores can take here, every threshold acts like one of these.
     thresholds = [-9.0, -3.5, -1.0, 0.0, 0.25, 0.5, 1.0, 2.0, 9.0]
-    results = [
-        squad_v2(gold, predictions, null_scores=scores, threshold=threshold) for threshold in thresholds
-    ]
+    results = [squad_v2(gold, predictions, null_scores=scores, threshold=threshold) for threshold in thresholds]
     best = squad_best_threshold(gold, predictions, scores)
     for name, key in (("best_exact", "exact_match"), ("best_f1", "f1")):
         assert best[name] == pytest.approx(max(result[key] for result in results))

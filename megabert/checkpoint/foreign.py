@@ -96,9 +96,11 @@ def open_checkpoint(
     Raises CheckpointError if there is no checkpoint, it is damaged, or it is of another size than `config` says.
     """
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist. Give a checkpoint file or folder, or a name of `megabert models`.")
+        raise CheckpointError(
+            f"{path} does not exist. Give a checkpoint file or folder, or a name of `megabert models`."
+        )
     told, others = shape_of_config(config or {}, config_source)
-    folder = path.parent if path.is_file() else path
+    folder = path.parent if path.name in huggingface.WEIGHT_FILES else path
     if huggingface.is_huggingface(folder):
         checkpoint = _open_huggingface(folder)
         shape = _agree(checkpoint.shape, told, checkpoint.source, config_source)
@@ -240,5 +242,6 @@ def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: s
         )
     per_token = (WORD, VOCABULARY_BIAS)
     return {
-        name: tensor[:num_tokens].clone() if name in per_token else tensor for name, tensor in checkpoint.tensors.items()
+        name: tensor[:num_tokens].clone() if name in per_token else tensor
+        for name, tensor in checkpoint.tensors.items()
     }

@@ -101,6 +101,7 @@ GELUS = {
     "gelu_pytorch_tanh": "tanh",
     "gelu_python_tanh": "tanh",
 }
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 NORM_PLACES = {"megatron-bert": "pre", "bert": "post"}
 
 
@@ -142,7 +143,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], list[str]]:
 
 def open_weights(path: Path) -> dict[str, LazyTensor]:
     """Open a folder's weights: one safetensors or bin file, or the shards that an index names."""
-    for kind in ("model.safetensors", "pytorch_model.bin"):
+    for kind in WEIGHT_FILES:
         if (path / kind).is_file():
             return _without_prefix(_tensors_in(path / kind))
         index = path / f"{kind}.index.json"

@@ -63,9 +63,7 @@ def core_rules(qkv: Op, *, trunk: str) -> list[Rule]:
         Rule("embedding.tokentype_embeddings.weight", "encoder.embeddings.segment.weight"),
         Rule(f"{layer}.input_layernorm.weight", f"{ours}.attention_norm.weight"),
         Rule(f"{layer}.input_layernorm.bias", f"{ours}.attention_norm.bias"),
-        Rule(
-            f"{layer}.self_attention.linear_qkv.layer_norm_weight", f"{ours}.attention_norm.weight", read_only=True
-        ),
+        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_weight", f"{ours}.attention_norm.weight", read_only=True),
         Rule(f"{layer}.self_attention.linear_qkv.layer_norm_bias", f"{ours}.attention_norm.bias", read_only=True),
         Rule(f"{layer}.self_attention.linear_qkv.weight", f"{ours}.attention.qkv.weight", qkv, cut=0),
         Rule(f"{layer}.self_attention.linear_qkv.bias", f"{ours}.attention.qkv.bias", qkv, cut=0),

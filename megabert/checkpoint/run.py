@@ -170,7 +170,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         names = list(manifest["files"])
-        int(manifest["step"]), bool(manifest["is_end"]), manifest["figure"]  # noqa: B018
+        int(manifest["step"]), bool(manifest["is_end"]), manifest["figure"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error!r}. Use another checkpoint of the run.") from None
     if version != FORMAT_VERSION:

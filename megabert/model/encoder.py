@@ -52,7 +52,7 @@ class Encoder(nn.Module):
             hidden_BLD = layer(hidden_BLD, mask_B1LL)
         if self.final_norm is not None:
             hidden_BLD = self.final_norm(hidden_BLD)
-        return hidden_BLD  # type: ignore[no-any-return]
+        return hidden_BLD
 
 
 def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int = 0) -> None:

@@ -22,9 +22,7 @@ class TokenHead(nn.Module):
     Source: NeMo 1.x's TokenClassifier.
     """
 
-    def __init__(
-        self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str
-    ) -> None:
+    def __init__(self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.activation = ACTIVATIONS[activation]()
@@ -36,7 +34,7 @@ class TokenHead(nn.Module):
         hidden_BLD = self.dropout(hidden_BLD)
         for linear in self.hidden:
             hidden_BLD = self.activation(linear(hidden_BLD))
-        return self.out(hidden_BLD)  # type: ignore[no-any-return]
+        return self.out(hidden_BLD)
 
 
 class LanguageModelHead(nn.Module):
@@ -57,7 +55,7 @@ class LanguageModelHead(nn.Module):
         """Map [..., D] to logits [..., V]."""
         if self.dense is not None and self.norm is not None:
             hidden_BLD = self.norm(gelu(self.dense(hidden_BLD), self.gelu))
-        return self.vocabulary(hidden_BLD)  # type: ignore[no-any-return]
+        return self.vocabulary(hidden_BLD)
 
 
 class SentenceOrderHead(nn.Module):
@@ -70,7 +68,7 @@ class SentenceOrderHead(nn.Module):
 
     def forward(self, first_ND: Tensor) -> Tensor:
         """Map the documents' first hidden vectors [N, D] to logits [N, 2]."""
-        return self.out(torch.tanh(self.pooler(first_ND)))  # type: ignore[no-any-return]
+        return self.out(torch.tanh(self.pooler(first_ND)))
 
 
 class PretrainingModel(nn.Module):
@@ -113,7 +111,7 @@ class TaskModel(nn.Module):
         sequences read there, and every head takes (hidden_BLD, starts_N).
         """
         hidden_BLD = self.encoder(token_ids_BL, position_ids_BL, segment_ids_BL, document_ids_BL)
-        return self.head(hidden_BLD, starts_N)  # type: ignore[no-any-return]
+        return self.head(hidden_BLD, starts_N)
 
 
 def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:

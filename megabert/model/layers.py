@@ -50,7 +50,7 @@ class Embeddings(nn.Module):
             hidden_BLD = hidden_BLD + self.segment(segment_ids_BL)
         if self.norm is not None:
             hidden_BLD = self.norm(hidden_BLD)
-        return self.dropout(hidden_BLD)  # type: ignore[no-any-return]
+        return self.dropout(hidden_BLD)
 
 
 class Attention(nn.Module):
@@ -77,7 +77,7 @@ class Attention(nn.Module):
             attn_mask=mask_B1LL,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(mixed_BHLK.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(mixed_BHLK.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -91,7 +91,7 @@ class MLP(nn.Module):
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
         """Transform each token for itself: [B, L, D]."""
-        return self.down(gelu(self.up(hidden_BLD), self.gelu))  # type: ignore[no-any-return]
+        return self.down(gelu(self.up(hidden_BLD), self.gelu))
 
 
 class Layer(nn.Module):
@@ -115,11 +115,11 @@ class Layer(nn.Module):
         """Map [B, L, D] to [B, L, D]."""
         if self.norm_place == "post":
             hidden_BLD = self.attention_norm(hidden_BLD + self.dropout(self.attention(hidden_BLD, mask_B1LL)))
-            return self.mlp_norm(hidden_BLD + self.dropout(self.mlp(hidden_BLD)))  # type: ignore[no-any-return]
+            return self.mlp_norm(hidden_BLD + self.dropout(self.mlp(hidden_BLD)))
         normed_BLD = self.attention_norm(hidden_BLD)
         hidden_BLD = self._residual(hidden_BLD, normed_BLD) + self.dropout(self.attention(normed_BLD, mask_B1LL))
         normed_BLD = self.mlp_norm(hidden_BLD)
-        return self._residual(hidden_BLD, normed_BLD) + self.dropout(self.mlp(normed_BLD))  # type: ignore[no-any-return]
+        return self._residual(hidden_BLD, normed_BLD) + self.dropout(self.mlp(normed_BLD))
 
     def _residual(self, hidden_BLD: Tensor, normed_BLD: Tensor) -> Tensor:
         return normed_BLD if self.norm_place == "pre_residual_normed" else hidden_BLD

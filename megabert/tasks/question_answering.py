@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,9 +16,13 @@ from ..model.heads import ACTIVATIONS, TokenHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
 from ..text.batch import Batch, Features
-from ..text.tokenizer import Encoded, Tokenizer
 from ..text.squad import Answer, Example, read_squad
+from ..text.tokenizer import Encoded, Tokenizer
 from .task import Task
+
+
+# Candidates in the output for a person or program; write_predictions gives all n best.
+SHOWN = 3
 
 
 @dataclass
@@ -267,9 +270,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         spans = []
         for place in top[np.isfinite(flat[top])]:
             first, length = divmod(int(place), longest)
-            spans.append(
-                (float(flat[place]), int(window.offsets[first, 0]), int(window.offsets[first + length, 1]))
-            )
+            spans.append((float(flat[place]), int(window.offsets[first, 0]), int(window.offsets[first + length, 1])))
         return spans
 
     def _predict(self, example: Example, spans: list[tuple[float, int, int]], null_score: float) -> Prediction:
@@ -314,7 +315,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         return scores
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
-        """Give the answer, its characters in the context, its probability and the n best."""
+        """Give the answer, its characters in the context, its probability and the best few candidates."""
         plain = {
             "id": prediction.id,
             "question": prediction.question,
@@ -325,7 +326,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         }
         if prediction.null_score_diff is not None:
             plain["null_score_diff"] = prediction.null_score_diff
-        return plain | {"n_best": [vars(candidate) for candidate in prediction.n_best]}
+        return plain | {"n_best": [vars(candidate) for candidate in prediction.n_best[:SHOWN]]}
 
     @classmethod
     def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
@@ -376,7 +377,7 @@ def best_contexts(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDA
 
 
 def _target_span(window: Window, answer: Answer | None) -> NDArray[np.int64]:
-    """Find the answer's first and last token in the feature; both 0, the [CLS], if the window does not show it whole."""
+    """Find the answer's first and last token in the feature; 0 and 0, the [CLS], if the window cuts it."""
     if answer is None or answer.start is None or not len(window.offsets):
         return np.zeros(2, dtype=np.int64)
     start, end = answer.start, answer.start + len(answer.text)

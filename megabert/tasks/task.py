@@ -64,9 +64,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """Make an example from what a person gives, without an answer; raises InputError if something lacks."""
 
     @abstractmethod
-    def features(
-        self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool
-    ) -> list[Features]:
+    def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize examples, long ones in several windows.
 
         With targets (for training) raises InputError where an example has no answer.

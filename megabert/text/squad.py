@@ -99,7 +99,9 @@ def _answer(item: Any, context: str, place: str) -> Answer:
     if start < 0 or context[start : start + len(text)] != text:
         real = context.find(text)
         remedy = f"it stands at {real}: correct answer_start" if real >= 0 else "nor anywhere else: correct the answer"
-        raise InputError(f"{place}: the answer {_shorten(text)!r} is not at character {start} of its context; {remedy}.")
+        raise InputError(
+            f"{place}: the answer {_shorten(text)!r} is not at character {start} of its context; {remedy}."
+        )
     return Answer(text, start)
 
 

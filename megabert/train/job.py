@@ -96,9 +96,7 @@ def _check_files(settings: Settings) -> None:
     """Look for the data files before the network is loaded, which takes longer."""
     model = settings.model
     if settings.do_training and model.train_ds.file is None:
-        raise ConfigError(
-            "model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE."
-        )
+        raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
     for name, data in (
         ("train_ds", model.train_ds),
         ("validation_ds", model.validation_ds),
@@ -134,7 +132,8 @@ def _find_resumable(settings: ExperimentSettings, folder: Path) -> run.Entry | N
     if not settings.resume_if_exists:
         if last is not None:
             raise ConfigError(
-                f"{folder} holds a run already. Take it up with exp_manager.resume_if_exists=true, or choose another folder."
+                f"{folder} holds a run already. Take it up with exp_manager.resume_if_exists=true, "
+                "or choose another folder."
             )
         return None
     if last is None and not settings.resume_ignore_no_checkpoint:
@@ -143,8 +142,8 @@ def _find_resumable(settings: ExperimentSettings, folder: Path) -> run.Entry | N
         )
     if last is not None and last.is_end and not settings.resume_past_end:
         raise ConfigError(
-            f"The run in {folder} came to its end at step {last.step}. To train further raise trainer.max_epochs and set "
-            "exp_manager.resume_past_end=true."
+            f"The run in {folder} came to its end at step {last.step}. To train further raise trainer.max_epochs "
+            "and set exp_manager.resume_past_end=true."
         )
     return last
 
@@ -201,7 +200,9 @@ def _network(
 
 def describe_encoder(config: Any) -> str:
     """Say an encoder's size as people do."""
-    return f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads, {config.vocabulary_size} tokens"
+    return (
+        f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads, {config.vocabulary_size} tokens"
+    )
 
 
 def _prepare(
@@ -230,15 +231,14 @@ def _prepare(
     )
     validation_examples = _read(task, validation.file, validation.num_samples) if validation.file else []
     if not validation_examples:
-        say(
-            "model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use."
-        )
+        say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
     validation_features = task.features(validation_examples, tokenizer, with_targets=True)
     monitor, mode = _monitor(task, settings)
     schedule = make_schedule(settings, loader)
     say(
         f"Training on {len(examples)} examples ({len(features)} texts of {sum(map(len, features)):,} tokens), "
-        f"validating on {len(validation_examples)}: {schedule.total_steps} steps on {device.type}, precision {precision}."
+        f"validating on {len(validation_examples)}: "
+        f"{schedule.total_steps} steps on {device.type}, precision {precision}."
     )
     say(f"Run folder: {folder}")
     return Job(
@@ -279,11 +279,7 @@ def _versions() -> dict[str, str]:
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def _write_facts(job: Job, command: list[str]) -> None:
@@ -323,12 +319,8 @@ def test(settings: Settings, folder: Path) -> Evaluation:
     """Evaluate a run on test_ds; the scores go to test.json in the run's folder."""
     data = settings.model.test_ds
     if data.file is None:
-        raise ConfigError(
-            "model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE."
-        )
-    predictor = load_run(
-        folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision
-    )
+        raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
+    predictor = load_run(folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision)
     result = predictor.evaluate(_read(predictor.task, data.file, data.num_samples))
     target = folder if folder.is_dir() else folder.parent
     partial = target / "test.json.tmp"

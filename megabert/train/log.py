@@ -143,8 +143,7 @@ class _Status:
 
     def figures(self) -> str:
         return (
-            f"loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  "
-            f"{self.tokens_per_second:,.0f} tokens/s"
+            f"loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  {self.tokens_per_second:,.0f} tokens/s"
         )
 
 
@@ -282,10 +281,7 @@ class _Events:
         self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
-        values = [
-            self._summary.Value(tag=f"{split}/{name}", simple_value=figure)
-            for name, figure in figures.items()
-        ]
+        values = [self._summary.Value(tag=f"{split}/{name}", simple_value=figure) for name, figure in figures.items()]
         self._add(step=step, summary=self._summary(value=values))
 
     def close(self) -> None:
@@ -329,9 +325,7 @@ class RunLog:
             try:
                 self._events = _Events(folder / "tensorboard", first_step)
             except ImportError:
-                self.say(
-                    'No TensorBoard curves: tensorboard is not installed (pip install "megabert[track]").'
-                )
+                self.say('No TensorBoard curves: tensorboard is not installed (pip install "megabert[track]").')
         self._meter = _Meter(clock)  # last: the import of tensorboard is none of the run's time
 
     def __enter__(self) -> Self:

@@ -179,7 +179,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
                 seed_step(settings.seed, number)
                 with autocast(device, predictor.precision):
                     loss = task.loss(model(*batch.inputs()), batch) / weight
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss).backward()
                 loss_sum += loss.detach()
             scaler.unscale_(optimizer)
             norm = clip_gradients(model.parameters(), settings.trainer.gradient_clip_val)
@@ -199,13 +199,8 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
             figures = {"loss": float(loss_sum), "lr": rate, "grad_norm": float(norm)}
             tokens = sum(batch.num_tokens for batch in micro_batches.values())
             log.step(progress.step, **figures, tokens=tokens, epoch=schedule.epoch(progress.step))
-            if (
-                progress.step % settings.trainer.log_every_n_steps == 0
-                or progress.step == schedule.total_steps
-            ):
-                log.write(
-                    progress.step, {"split": "train", "epoch": schedule.epoch(progress.step), **figures}
-                )
+            if progress.step % settings.trainer.log_every_n_steps == 0 or progress.step == schedule.total_steps:
+                log.write(progress.step, {"split": "train", "epoch": schedule.epoch(progress.step), **figures})
 
 
 def _take_up(fresh: Progress, resumed: run.Contents) -> Progress:
@@ -223,11 +218,7 @@ def _check_finite(job: Job, loss: float, norm: float, step: int) -> None:
     """Stop before a step that would ruin the weights; with a loss scale an overflow of the gradients is a skip."""
     if math.isfinite(loss) and (math.isfinite(norm) or job.predictor.precision == "16"):
         return
-    texts = [
-        int(index)
-        for number in job.schedule.micro_batches(step)
-        for index in job.train_loader.indices(number)
-    ]
+    texts = [int(index) for number in job.schedule.micro_batches(step) for index in job.train_loader.indices(number)]
     raise InputError(
         f"Step {step + 1}: the loss is {loss} and the gradients' norm {norm}; nothing was updated. The last checkpoint "
         f"is in {job.folder}. Lower model.optim.lr, clip (trainer.gradient_clip_val=1.0) or use "
@@ -236,11 +227,14 @@ def _check_finite(job: Job, loss: float, norm: float, step: int) -> None:
 
 
 def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) -> Progress:
-    """Score the validation data; a request to stop is heard between batches, and the validation then made on resuming."""
+    """Score the validation data.
+
+    A request to stop is heard between batches; the validation is then made on resuming.
+    """
     if not job.validation_examples:
         return replace(progress, validated_step=progress.step)
 
-    class _Asked(Exception):
+    class _Asked(Exception):  # noqa: N818  (a way out, not a fault)
         pass
 
     with log.validation() as show:
@@ -258,9 +252,7 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
             return progress
     figures = {"val_loss": result.loss, **result.scores}
     if job.monitor not in figures:
-        raise InputError(
-            f"There is no figure {job.monitor!r} to monitor; validation gives {', '.join(figures)}."
-        )
+        raise InputError(f"There is no figure {job.monitor!r} to monitor; validation gives {', '.join(figures)}.")
     log.write(progress.step, {"split": "validation", "epoch": job.schedule.epoch(progress.step), **figures})
     return replace(progress, validated_step=progress.step, figure=figures[job.monitor])
 
@@ -283,7 +275,7 @@ def _save(job: Job, progress: Progress, optimizer: torch.optim.Optimizer, scaler
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step is ended and saved; a second Ctrl-C stops at once."""
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step is ended and saved; a second one stops at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals reach the main thread only

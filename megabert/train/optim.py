@@ -37,13 +37,9 @@ OPTIMIZERS = {
         torch.optim.Adam, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
     ),
     "sgd": OptimizerRow(torch.optim.SGD, ("momentum", "weight_decay"), ("momentum_buffer",), has_fused=True),
-    "adamax": OptimizerRow(
-        torch.optim.Adamax, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")
-    ),
+    "adamax": OptimizerRow(torch.optim.Adamax, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")),
     "adagrad": OptimizerRow(torch.optim.Adagrad, ("eps", "weight_decay"), ("step", "sum")),
-    "adadelta": OptimizerRow(
-        torch.optim.Adadelta, ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")
-    ),
+    "adadelta": OptimizerRow(torch.optim.Adadelta, ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")),
     "rmsprop": OptimizerRow(
         torch.optim.RMSprop, ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")
     ),
@@ -58,9 +54,7 @@ UNTOUCHED = "untouched"
 SHAPES = {"step": torch.Size([]), UNTOUCHED: torch.Size([0])}
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
     """Sort the trainable parameters into those that decay and those that do not, for an optimizer.
 
     A parameter that two modules share is listed once. Raises ConfigError if all are frozen.
@@ -238,17 +232,14 @@ def resolve_warmup(settings: ScheduleSettings, max_steps: int) -> int:
         )
     if ratio is not None and not 0 <= ratio <= 1:
         raise ConfigError(
-            f"model.optim.sched.warmup_ratio={ratio:g} is no fraction of all steps. "
-            "Give 0 to 1, for example 0.1."
+            f"model.optim.sched.warmup_ratio={ratio:g} is no fraction of all steps. Give 0 to 1, for example 0.1."
         )
     if steps is not None and steps < 0:
         raise ConfigError(f"model.optim.sched.warmup_steps={steps} is negative. Give 0 for no warm-up.")
     return int(ratio * max_steps) if ratio is not None else steps or 0
 
 
-def learning_rate(
-    step: int, settings: ScheduleSettings, *, lr: float, max_steps: int, hidden_size: int
-) -> float:
+def learning_rate(step: int, settings: ScheduleSettings, *, lr: float, max_steps: int, hidden_size: int) -> float:
     """Return the learning rate of one optimizer step, counted from 0, of `max_steps`.
 
     The warm-up takes steps 0 to W: lr (step + 1) / (W + 1), so that the first step already moves. After
@@ -371,9 +362,7 @@ def _optimized(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter
     return named
 
 
-def _expected_keys(
-    optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]
-) -> dict[str, list[str]]:
+def _expected_keys(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     row = next(row for row in OPTIMIZERS.values() if row.cls is type(optimizer))
     has_momentum = bool(optimizer.defaults.get("momentum"))
     keys = [key for key in row.state if has_momentum or key != "momentum_buffer"] or [UNTOUCHED]

@@ -273,9 +273,7 @@ def test_a_later_download_has_to_match_the_record(tmp_path: Path, server: Server
     assert found.weights is not None
     found.weights.unlink()
     server.content = OTHER_WEIGHTS
-    with pytest.raises(
-        CheckpointError, match=r"(?s)SHA-256.*To take another file, remove the entry 'model_opt"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)SHA-256.*To take another file, remove the entry 'model_opt"):
         resolve("tiny", home=tmp_path)
     assert not found.weights.exists()
 
@@ -309,9 +307,7 @@ WRONG = {
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("contents", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_files_put_there_by_hand_are_named(
-    tmp_path: Path, contents: dict[str, bytes], message: str
-) -> None:
+def test_wrong_files_put_there_by_hand_are_named(tmp_path: Path, contents: dict[str, bytes], message: str) -> None:
     put(tmp_path, **({"vocabulary": WORDS} | contents))
     with pytest.raises(CheckpointError, match=message):
         resolve("tiny", home=tmp_path)
@@ -340,15 +336,11 @@ def assert_tells_everything(message: str, home: Path, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_without_downloads_the_files_and_places_are_named(
-    tmp_path: Path, server: Server, words_server: Server
-) -> None:
+def test_without_downloads_the_files_and_places_are_named(tmp_path: Path, server: Server, words_server: Server) -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve("tiny", home=tmp_path, download=False)
     assert_tells_everything(str(caught.value), tmp_path, server)
-    assert f"vocabulary:\n    {words_server.url}\n      as {tmp_path / 'tiny' / 'vocab.txt'}\n" in str(
-        caught.value
-    )
+    assert f"vocabulary:\n    {words_server.url}\n      as {tmp_path / 'tiny' / 'vocab.txt'}\n" in str(caught.value)
     assert server.seen == words_server.seen == []
     assert not (tmp_path / "tiny").exists()
 
@@ -374,9 +366,7 @@ def test_without_a_network_the_files_and_places_are_named(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("answer", [answers(410), answers(200, b"<html>Please log in</html>")])
-def test_a_refused_download_names_only_what_is_missing(
-    tmp_path: Path, server: Server, answer: object
-) -> None:
+def test_a_refused_download_names_only_what_is_missing(tmp_path: Path, server: Server, answer: object) -> None:
     server.script = [answer]  # type: ignore[list-item]
     with pytest.raises(CheckpointError) as caught:
         resolve("tiny", home=tmp_path)

@@ -218,9 +218,7 @@ def test_a_broken_download_fetches_only_the_rest(server: Server, client: Client)
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 3000), max_size=ATTEMPTS - 1), content=st.binary(min_size=1, max_size=4000)
-)
+@given(cuts=st.lists(st.integers(0, 3000), max_size=ATTEMPTS - 1), content=st.binary(min_size=1, max_size=4000))
 def test_wherever_it_breaks_the_same_bytes_arrive_once(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], content: bytes
 ) -> None:
@@ -247,9 +245,7 @@ def test_after_ctrl_c_the_next_call_goes_on(server: Server, client: Client) -> N
     assert client.path.read_bytes() == CONTENT
 
 
-def test_a_part_that_was_complete_when_the_process_died_is_only_put_in_place(
-    server: Server, client: Client
-) -> None:
+def test_a_part_that_was_complete_when_the_process_died_is_only_put_in_place(server: Server, client: Client) -> None:
     client.path.parent.mkdir()
     client.path.with_name("file.bin.part").write_bytes(CONTENT)
     version = {"url": server.url, "etag": '"one"', "total": len(CONTENT)}
@@ -413,9 +409,7 @@ def test_a_length_that_is_never_reached_is_an_error(server: Server, client: Clie
     refused(server, client, f"ended after 700,001 of {promised:,} bytes")
 
 
-def test_a_length_that_is_too_small_is_an_error_where_the_size_is_known(
-    server: Server, client: Client
-) -> None:
+def test_a_length_that_is_too_small_is_an_error_where_the_size_is_known(server: Server, client: Client) -> None:
     server.script = [answers(200, CONTENT, Content_Length=1000)]
     refused(server, client, "it offers 1,000 bytes, not 700,001", expected_size=len(CONTENT))
     assert server.num_bytes_sent <= len(CONTENT)
@@ -456,9 +450,7 @@ def test_a_check_can_refuse_the_file_before_it_has_its_place(server: Server, cli
     assert client.leftovers() == set()
 
 
-@pytest.mark.parametrize(
-    "place", ["file:///etc/passwd", "ftp://127.0.0.1/file.bin", "http://example.org/file.bin"]
-)
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/file.bin", "http://example.org/file.bin"])
 def test_redirections_elsewhere_are_refused(server: Server, client: Client, place: str) -> None:
     server.script = [answers(302, Location=place)]
     refused(server, client, "only https|not allowed")
@@ -539,9 +531,7 @@ def test_two_processes_fetch_the_file_once(server: Server, client: Client) -> No
     server.script = [slowly]
     context = multiprocessing.get_context("spawn")
     results: multiprocessing.Queue[str] = context.Queue()
-    processes = [
-        context.Process(target=get_in_a_process, args=(server.url, client.path, results)) for _ in range(2)
-    ]
+    processes = [context.Process(target=get_in_a_process, args=(server.url, client.path, results)) for _ in range(2)]
     for process in processes:
         process.start()
     time.sleep(1.0)  # the second is at the lock by now; if it is late, the test is only weaker

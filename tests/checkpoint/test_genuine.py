@@ -38,7 +38,9 @@ def build(checkpoint):
 def logits(model, oracle):
     ids = oracle["input_ids"]
     with torch.inference_mode():
-        return model(ids, segment_ids_BL=oracle["tokentype_ids"].long(), document_ids_BL=oracle["attention_mask"].long())
+        return model(
+            ids, segment_ids_BL=oracle["tokentype_ids"].long(), document_ids_BL=oracle["attention_mask"].long()
+        )
 
 
 def test_every_genuine_checkpoint_is_tested(genuine_checkpoints):

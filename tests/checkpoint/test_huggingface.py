@@ -148,7 +148,9 @@ def test_a_folder_without_weights_is_told(tmp_path):
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("rows", "fits"), [(512, True), (500, True), (504, True), (1024, True), (501, False), (499, False)])
+@pytest.mark.parametrize(
+    ("rows", "fits"), [(512, True), (500, True), (504, True), (1024, True), (501, False), (499, False)]
+)
 def test_padded_vocabularies_fit_and_others_do_not(rows, fits):
     from megabert.checkpoint.foreign import WORD, Checkpoint
 
@@ -156,5 +158,5 @@ def test_padded_vocabularies_fit_and_others_do_not(rows, fits):
     if fits:
         assert len(fit_vocabulary(checkpoint, 500, "vocab.txt")[WORD]) == 500
     else:
-        with pytest.raises(CheckpointError, match="vocab.txt has 500 tokens"):
+        with pytest.raises(CheckpointError, match=r"vocab\.txt has 500 tokens"):
             fit_vocabulary(checkpoint, 500, "vocab.txt")

@@ -87,9 +87,7 @@ def test_query_key_value_rows_are_put_in_our_order(layout):
 def test_shards_of_version_0_hold_their_own_query_key_value_blocks():
     # Plain concatenation of the rows would be wrong here: each shard is [3, its heads, dim].
     number = {name: float(index) for index, name in enumerate(OURS)}
-    shards = [
-        stored(x=[number[f"{part}{head}{dim}"] for part in "qkv" for dim in "01"]) for head in "01"
-    ]
+    shards = [stored(x=[number[f"{part}{head}{dim}"] for part in "qkv" for dim in "01"]) for head in "01"]
     read = read_tensors(shards, [Rule("x", "y", QKV_LAYOUTS["3_heads_dim"], cut=0)], 2, "file")
     assert read["y"].tolist() == [number[name] for name in OURS]
 
@@ -115,7 +113,11 @@ def test_what_a_table_writes_it_reads_back(name):
     for rule in rules:
         if rule.ours is not None and not rule.read_only:
             sizes = (12, 4) if rule.ours.endswith("weight") and "norm" not in rule.ours else (12,)
-            ours[rule.ours.replace("*", "0") if "norm.*" not in rule.ours else rule.ours.replace("*", "0", 1).replace("*", "weight")] = torch.randn(sizes)  # noqa: E501
+            ours[
+                rule.ours.replace("*", "0")
+                if "norm.*" not in rule.ours
+                else rule.ours.replace("*", "0", 1).replace("*", "weight")
+            ] = torch.randn(sizes)
     theirs = write_tensors(ours, rules, 2)
     back = read_tensors([{name: Stored(tensor) for name, tensor in theirs.items()}], rules, 2, "file")
     assert back.keys() == ours.keys()

@@ -64,7 +64,7 @@ def test_the_best_context_is_the_one_with_more_around_a_token():
 
 def test_a_feature_is_question_and_context_with_special_tokens():
     (feature,) = small().features([question("a b c d", "b c")], LETTERS, with_targets=True)
-    assert [LETTERS.tokens[i] for i in feature.token_ids] == "[CLS] x ? [SEP] a b c d [SEP]".split()
+    assert [LETTERS.tokens[i] for i in feature.token_ids] == ["[CLS]", "x", "?", "[SEP]", "a", "b", "c", "d", "[SEP]"]
     assert feature.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert feature.targets["span"].tolist() == [5, 6]
 
@@ -77,7 +77,7 @@ def test_an_answer_outside_a_window_targets_the_first_token():
 
 def test_a_long_question_is_cut_and_an_empty_context_has_one_window():
     (feature,) = small().features([question("", text="a b c d e")], LETTERS, with_targets=False)
-    assert [LETTERS.tokens[i] for i in feature.token_ids] == "[CLS] a b c [SEP] [SEP]".split()
+    assert [LETTERS.tokens[i] for i in feature.token_ids] == ["[CLS]", "a", "b", "c", "[SEP]", "[SEP]"]
 
 
 def test_an_answer_inside_a_word_targets_the_tokens_that_touch_it():

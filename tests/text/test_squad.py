@@ -86,7 +86,7 @@ def test_two_questions_of_one_id_are_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.json cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):
         read_squad(tmp_path / "nowhere.json")
 
 

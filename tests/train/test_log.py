@@ -136,9 +136,7 @@ def test_tokens_per_second_leave_out_validations(tmp_path):
             clock.now += 60.0
         train(log, (3, 4), clock=clock, seconds=1.0, tokens=1000)
         log.write(4, {"split": "train"})
-    found = [
-        (line["seconds"], line["tokens_per_second"]) for line in read_metrics(tmp_path / "metrics.jsonl")
-    ]
+    found = [(line["seconds"], line["tokens_per_second"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert found == [(4.0, 500.0), (66.0, 1000.0)]
 
 
@@ -221,7 +219,7 @@ def test_the_shown_loss_is_a_running_mean_and_survives_nan(tmp_path, capsys):
     with open_log(tmp_path, total_steps=4, progress_bar=True) as log:
         for step, loss in enumerate((1.0, 2.0, math.nan, 3.0), start=1):
             log.step(step, loss=loss, lr=1.0, tokens=1, grad_norm=1.0, epoch=0.0)
-    # (0.98 * 1 + 2) / (0.98 + 1); NaN is shown and forgotten; (0.9604 * 1 + 0.98 * 2 + 3) / (0.9604 + 0.98 + 1)
+    # (0.98 * 1 + 2) / (0.98 + 1); NaN is shown, then forgotten: (0.9604 + 0.98 * 2 + 3) / (0.9604 + 0.98 + 1)
     assert re.findall(r"loss (\S+)", capsys.readouterr().err) == ["1.0000", "1.5051", "nan", "2.0135"]
 
 

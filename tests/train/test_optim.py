@@ -94,9 +94,7 @@ POINTS = {
 
 def rates(steps, *, lr=1.0, max_steps=10, hidden_size=16, **settings):
     schedule = ScheduleSettings(**settings)
-    return [
-        learning_rate(step, schedule, lr=lr, max_steps=max_steps, hidden_size=hidden_size) for step in steps
-    ]
+    return [learning_rate(step, schedule, lr=lr, max_steps=max_steps, hidden_size=hidden_size) for step in steps]
 
 
 @pytest.mark.parametrize("name", POINTS)
@@ -143,9 +141,7 @@ def test_square_root_annealing_jumps_after_the_warmup_and_the_others_do_not():
     lr=st.floats(1e-6, 1.0),
     floor=st.floats(0.0, 1.0),
 )
-def test_every_rate_is_within_the_two_limits_and_never_rises_after_the_warmup(
-    name, max_steps, warmup, hold, lr, floor
-):
+def test_every_rate_is_within_the_two_limits_and_never_rises_after_the_warmup(name, max_steps, warmup, hold, lr, floor):
     # Noam's lr is a factor; the inverse square root does not heed min_lr before the end.
     min_lr = 0.0 if name in ("NoamAnnealing", "InverseSquareRootAnnealing") else floor * lr
     found = rates(
@@ -237,9 +233,7 @@ def test_every_optimizer_of_the_table_is_a_choice_of_the_settings():
     assert set(OPTIMIZERS) == set(field.metadata["choices"])
 
 
-CASES = [
-    (name, fused, {}) for name in OPTIMIZERS for fused in (False, True)[: 1 + OPTIMIZERS[name].has_fused]
-]
+CASES = [(name, fused, {}) for name in OPTIMIZERS for fused in (False, True)[: 1 + OPTIMIZERS[name].has_fused]]
 CASES += [("sgd", False, {"momentum": 0.0}), ("rmsprop", False, {"momentum": 0.0})]
 
 

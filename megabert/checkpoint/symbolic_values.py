@@ -1,0 +1,144 @@
+"""Hold what a pickle read as data consists of, and how far it may go.
+
+`Global` is a name that is never looked up, `Record` an object that was never made; `Limits` and the checks keep every
+reader of the result from running out of time, memory or stack.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Call = Callable[[tuple[object, ...]], object]
+Name = tuple[str, str]
+
+
+class ByteSource(Protocol):
+    """Bytes that can be read in pieces: a file, a part of one, a member of an archive."""
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """Return exactly `length` bytes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a pickle may go: far above what genuine checkpoints need, far below what harms a computer."""
+
+    # A 24-layer model with its optimizer takes about 50,000; two million run for seconds and fill 500 MB.
+    opcodes: int = 2_000_000
+    # A recursive reader of the result stays below Python's 1,000 frames with up to three of them for a level.
+    nesting: int = 256
+    # Values in the result, each counted as often as a recursive reader meets it: a list that holds ten times
+    # a list that holds ten times a list and so on is small here and endless there.
+    values: int = 20_000_000
+    # One string or bytes object. Tensors lie outside the pickle, so the largest here are numpy arrays.
+    text_bytes: int = 2**28
+    # The magic number of torch takes 10 bytes, numpy's 128-bit generators 17. Time grows with the square.
+    integer_bytes: int = 256
+    # What our own functions may copy in all: a few opcodes can name one long string again and again.
+    copied_bytes: int = 2**27
+    # Keys that are tuples: their hashes can be made to collide, and then n of them cost n * n comparisons.
+    tuple_keys: int = 10_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """The name of a class or function in a pickle: two strings, never looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Record:
+    """One object of a class that we do not know, or a Namespace: its parts as they stand in the file.
+
+    It compares by identity and prints as its name, since it may contain itself. What the file gets by calling
+    another Record has the name `<call>` and (callee, arguments) as its `arguments`.
+    """
+
+    module: str
+    name: str
+    arguments: tuple[object, ...] = ()
+    keywords: dict[object, object] = field(default_factory=dict)
+    state: object = None
+    items: list[object] = field(default_factory=list)
+    entries: list[tuple[object, object]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<Record {self.module}.{self.name}>"
+
+
+# The two classes whose objects are nothing but their attributes: a Record of them has a dict as its state.
+NAMESPACES: tuple[Name, ...] = (("argparse", "Namespace"), ("types", "SimpleNamespace"))
+
+
+def kind_of(value: object) -> str:
+    """Say in a message what a value is."""
+    return f"an object of type {type(value).__name__}"
+
+
+def check_key(value: object) -> object:
+    """Let through what is hashed and compared in bounded time. Deeply nested tuples would crash Python."""
+    if isinstance(value, (list, dict, set, frozenset, bytearray, tuple)):
+        raise ValueError(f"{kind_of(value)} cannot be a key or an item of a set here.")
+    if isinstance(value, (str, bytes)) and len(value) > _LARGEST_KEY:
+        raise ValueError(f"a key of {len(value)} characters; at most {_LARGEST_KEY} are read.")
+    if isinstance(value, int) and value.bit_length() > _KEY_BITS:
+        raise ValueError(f"a key of {value.bit_length()} bits; at most {_KEY_BITS} are read.")
+    return value
+
+
+def check_nesting(root: object, limits: Limits) -> None:
+    """Refuse what a recursive reader cannot walk, and cycles without a Record. Does not recurse itself."""
+    measured: dict[int, tuple[int, int]] = {}  # depth and number of values of what is done, leaves first
+    num_records_above: dict[int, int] = {id(root): 0}  # of the values on the path from the root to here
+    path = [(root, iter(_parts(root)), 0)]
+    while path:
+        value, parts, num_records = path[-1]
+        num_records += isinstance(value, Record)
+        for part in parts:
+            if id(part) in num_records_above:
+                if num_records_above[id(part)] == num_records:
+                    raise ValueError("a list, tuple, dict or set contains itself, which no checkpoint needs.")
+            elif id(part) not in measured and isinstance(part, _CONTAINERS):
+                num_records_above[id(part)] = num_records
+                path.append((part, iter(_parts(part)), num_records))
+                break
+        else:
+            measured[id(value)] = _measure(value, measured, limits)
+            del num_records_above[id(value)]
+            path.pop()
+
+
+def _measure(value: object, measured: dict[int, tuple[int, int]], limits: Limits) -> tuple[int, int]:
+    depth, size = 0, 0
+    for part in _parts(value):
+        part_depth, part_size = measured.get(id(part), (0, 1))
+        depth, size = max(depth, part_depth), size + part_size
+    if depth >= limits.nesting or size > limits.values:
+        raise ValueError(
+            f"values are nested more than {limits.nesting} deep, or are more than {limits.values} when "
+            "shared ones are counted each time. No checkpoint needs that."
+        )
+    return depth + 1, size + 1
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset, Record)
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, Record):
+        return (value.arguments, value.keywords, value.state, value.items, *value.entries)
+    if isinstance(value, dict):
+        return (*value.keys(), *value.values())
+    return value if isinstance(value, (list, tuple, set, frozenset)) else ()

@@ -1,0 +1,239 @@
+"""The commands as their user sees them: output, exit codes, messages; never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megabert import cli
+from tests.train.test_loop import settings_words
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, vocab_file):
+    """A run folder, and its data."""
+    from tests.conftest import squad_document
+
+    folder = tmp_path_factory.mktemp("trained")
+    data = folder / "facts.json"
+    data.write_text(json.dumps(squad_document()))
+    assert cli.main(["train", "question_answering", *settings_words(data, vocab_file, folder / "run")]) == 0
+    return folder / "run", data
+
+
+def run(capsys, *words):
+    code = cli.main(words)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_every_command_and_is_quick_to_load(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f"megabert {name}" in out for name in cli.COMMANDS)
+    script = "import sys; from megabert.cli import main; main(['--help']); print('torch' in sys.modules, 'hydra' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "models"])
+def test_each_command_helps(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"megabert {command}" in capsys.readouterr().out
+
+
+def test_a_misspelt_command_or_task_is_answered_with_the_right_one(capsys):
+    assert run(capsys, "trian")[0] == 64
+    assert "Did you mean train?" in run(capsys, "trian")[2]
+    assert "Did you mean question_answering?" in run(capsys, "train", "question_answerin")[2]
+    assert run(capsys)[0] == 64
+
+
+def test_evaluate_prints_scores_and_writes_what_the_official_scorer_reads(capsys, trained, tmp_path):
+    folder, data = trained
+    code, out, _ = run(
+        capsys, "evaluate", str(folder), f"file={data}", f"output_dir={tmp_path / 'out'}", "accelerator=cpu"
+    )
+    assert code == 0
+    scores = json.loads(out)
+    predictions = tmp_path / "out" / "predictions.json"
+    code, out, _ = run(capsys, "score", "question_answering", str(data), str(predictions))
+    assert code == 0
+    assert json.loads(out) == scores
+
+
+def test_predict_answers_a_question_or_a_file(capsys, trained, tmp_path):
+    folder, data = trained
+    context = 'Says "the Seine": a river (in France), isn\'t it?'
+    code, out, _ = run(capsys, "predict", str(folder), "question=Where is it?", f"context={context}", "accelerator=cpu")
+    assert code == 0
+    answer = json.loads(out)
+    assert context[answer["start"] : answer["end"]] == answer["answer"]
+    output = tmp_path / "answers.jsonl"
+    assert run(capsys, "predict", str(folder), f"file={data}", f"output={output}", "accelerator=cpu")[0] == 0
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["0.0", "0.1", "1.0", "1.1"]
+
+
+def test_a_setting_of_the_run_can_be_changed_for_an_evaluation(capsys, trained):
+    folder, data = trained
+    words = ("predict", str(folder), "question=Where?", "context=The Seine is in France.", "accelerator=cpu")
+    code, out, _ = run(
+        capsys, *words, "model.dataset.version_2_with_negative=true", "model.dataset.null_score_diff_threshold=-100"
+    )
+    assert (code, json.loads(out)["answer"]) == (0, "")
+    assert run(capsys, *words, "model.dataset.n_best=3")[0] == 64
+
+
+def test_a_sweep_trains_once_for_each_value_and_ends_with_a_table(capsys, squad_file, vocab_file, tmp_path):
+    words = settings_words(squad_file, vocab_file, tmp_path / "sweep")
+    code, out, _ = run(capsys, "train", "question_answering", *words, "trainer.max_epochs=1", "-m", "seed=1,2")
+    assert code == 0
+    assert len(list((tmp_path / "sweep").glob("*/checkpoints/step-*"))) == 2
+    assert "seed=1" in out
+    assert "±" in out
+
+
+def test_config_lists_every_setting(capsys):
+    code, out, _ = run(capsys, "config", "question_answering")
+    assert code == 0
+    assert "model.dataset.max_seq_length=384" in out
+    rows = json.loads(run(capsys, "config", "question_answering", "--json")[1])
+    assert {"key", "default", "help"} <= rows[0].keys()
+
+
+def test_models_lists_the_published_names(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEGABERT_HOME", str(tmp_path))
+    code, out, _ = run(capsys, "models")
+    assert code == 0
+    assert "biomegatron-bert-345m-cased" in out
+    rows = json.loads(run(capsys, "models", "--json")[1])
+    assert {row["name"]: row["in_cache"] for row in rows}["megatron-bert-345m-uncased"] is False
+
+
+BAD_DATA = {
+    "empty.json": ("", "is empty"),
+    "broken.json": ('{"data": [', "broken.json:1:"),
+    "other.json": ('{"rows": []}', "not a SQuAD file"),
+    "answer.json": (
+        '{"data": [{"paragraphs": [{"context": "abc", "qas": [{"id": "1", "question": "?", '
+        '"answers": [{"text": "x", "answer_start": 0}]}]}]}]}',
+        "not at character 0 of its context",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_training_data_stops_with_one_message_and_65(capsys, tmp_path, vocab_file, name):
+    content, message = BAD_DATA[name]
+    (tmp_path / name).write_text(content)
+    words = settings_words(tmp_path / name, vocab_file, tmp_path / "run")
+    code, _, err = run(capsys, "train", "question_answering", *words)
+    assert (code, message in err) == (65, True), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["train"], 64, "required: task"),
+        (["train", "question_answering"], 64, "model.train_ds.file is not given"),
+        (["train", "question_answering", "model.train_ds.file=nowhere.json"], 65, "nowhere.json does not exist"),
+        (["train", "question_answering", "model.train_ds.fiel=x"], 64, "Did you mean model.train_ds.file?"),
+        (["train", "question_answering", "trainer.devices=2"], 64, "one device"),
+        (["train", "question_answering", "--bert_confg", "x"], 64, "--bert_confg"),
+        (["train", "./my_task.py"], 64, "does not exist"),
+        (["evaluate", "nowhere", "file=x"], 66, "nowhere does not exist"),
+        (["evaluate", "."], 64, "file=FILE"),
+        (["evaluate", ".", "file=x"], 66, "no complete checkpoint"),
+        (["predict", "."], 64, "Give either file=FILE or one example"),
+        (["score", "question_answering", "a.json", "b.json"], 65, "a.json cannot be read"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_a_code(capsys, words, code, message):
+    found, _, err = run(capsys, *words)
+    assert (found, message in err) == (code, True), err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_vocabulary_that_does_not_fit_is_told(capsys, squad_file, vocab_file, genuine_checkpoints, tmp_path):
+    larger = tmp_path / "larger.txt"
+    larger.write_text(vocab_file.read_text() + "".join(f"word{number}\n" for number in range(500)))
+    words = [word for word in settings_words(squad_file, larger, tmp_path / "run") if "language_model" not in word]
+    small = ["model.dataset.max_seq_length=40", "model.dataset.max_query_length=16", "model.dataset.doc_stride=8"]
+    checkpoint = ["model.language_model.pretrained_model_name=megatron-bert-uncased",
+                  "--bert_checkpoint", str(genuine_checkpoints / "v2.0_tp2")]  # fmt: skip
+    code, _, err = run(capsys, "train", "question_answering", *words, *small, *checkpoint)
+    assert code == 66
+    assert "512 word vectors" in err
+
+
+def test_the_documented_command_fine_tunes_a_genuine_megatron_checkpoint(squad_v1, genuine_checkpoints, tmp_path):
+    config = tmp_path / "bert_config.json"
+    config.write_text(json.dumps({"hidden-size": 64, "num-layers": 2, "num-attention-heads": 4, "max-seq-length": 40}))
+    words = [
+        f"model.train_ds.file={squad_v1 / 'train.json'}",
+        f"model.validation_ds={squad_v1 / 'dev.json'}",
+        "model.language_model.pretrained_model_name=megatron-bert-uncased",
+        "--bert_config", str(config),
+        "--bert_checkpoint", str(genuine_checkpoints / "v1.0_tp2"),
+        f"model.tokenizer.vocab_file={genuine_checkpoints / 'vocab.txt'}",
+        "model.dataset.max_seq_length=40", "model.dataset.max_query_length=16", "model.dataset.doc_stride=12",
+        "model.train_ds.num_samples=8", "model.validation_ds.num_samples=4", "trainer.max_epochs=1",
+        "trainer.accelerator=cpu", f"exp_manager.exp_dir={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    script = ROOT / "examples" / "question_answering_squad.py"
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "query-key-value rows: 3_heads_dim (no checkpoint_version: version 0)" in done.stderr
+    assert "validation" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"bert_config.json", "runs"}
+
+
+def test_a_checkpoint_file_that_is_none_is_told(capsys, squad_file, vocab_file, tmp_path):
+    file = tmp_path / "model_optim_rng.pt"
+    file.write_text("<html>404 Not Found</html>")
+    words = [*settings_words(squad_file, vocab_file, tmp_path / "run"), f"model.language_model.lm_checkpoint={file}"]
+    code, _, err = run(capsys, "train", "question_answering", *words)
+    assert code == 66
+    assert "model_optim_rng.pt" in err
+    assert "Traceback" not in err
+
+
+def test_a_published_name_without_a_network_says_what_to_get_and_where_to_put_it(squad_file, tmp_path):
+    words = ["train", "question_answering", f"model.train_ds.file={squad_file}"]
+    environment = {
+        "MEGABERT_HOME": str(tmp_path / "home"),
+        "PATH": "/usr/bin:/bin",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "megabert", *words, f"exp_manager.exp_dir={tmp_path / 'runs'}"],
+        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 66
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "home" / "megatron-bert-345m-uncased") in done.stderr
+
+
+def test_a_task_in_a_file_of_one_s_own(capsys, squad_file, vocab_file, tmp_path):
+    own = tmp_path / "my_task.py"
+    own.write_text(
+        "from megabert.tasks import question_answering as qa\n"
+        "from megabert.tasks.task import Task\n"
+        "class MyTask(qa.QuestionAnswering):\n"
+        "    def to_json(self, prediction):\n"
+        "        return {'mine': prediction.text}\n"
+    )
+    words = settings_words(squad_file, vocab_file, tmp_path / "run")
+    assert run(capsys, "train", str(own), *words)[0] == 0
+    question = ("question=Where?", "context=In France.", "accelerator=cpu")
+    code, _, err = run(capsys, "predict", str(tmp_path / "run"), *question)
+    assert (code, "--task" in err) == (64, True)
+    code, out, _ = run(capsys, "predict", str(tmp_path / "run"), "--task", str(own), *question)
+    assert (code, list(json.loads(out))) == (0, ["mine"])

@@ -1,0 +1,68 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from megabert.assemble import load_language_model, new_task_model
+from megabert.config import compose
+from megabert.errors import ConfigError
+from megabert.infer import Predictor
+from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from tests.train.test_loop import TINY
+
+
+@pytest.fixture
+def predictor(vocab_file):
+    words = ["model.language_model.pretrained_model_name=null", TINY, f"model.tokenizer.vocab_file={vocab_file}",
+             "model.dataset.max_seq_length=64", "model.dataset.max_query_length=24", "model.dataset.doc_stride=16"]  # fmt: skip
+    settings = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
+    task = QuestionAnswering(settings)
+    language_model = load_language_model(settings.model, home=None, seed=1)
+    model = new_task_model(task, language_model, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+    return Predictor(task, model.eval(), language_model.tokenizer, torch.device("cpu"))
+
+
+def test_an_answer_does_not_depend_on_what_it_is_batched_with(predictor, squad_file):
+    examples = predictor.task.read(squad_file) * 3
+    together = predictor.predict_examples(examples)
+    alone = [dataclasses.replace(predictor, batch_size=1).predict_examples([example])[0] for example in examples]
+    for first, second in zip(together, alone, strict=True):
+        assert first.text == second.text
+        assert [c.score for c in first.n_best] == pytest.approx([c.score for c in second.n_best], abs=1e-5)
+
+
+def test_results_come_in_the_order_of_the_examples(predictor, squad_file):
+    examples = predictor.task.read(squad_file)
+    assert [item.id for item in predictor.predict_examples(examples[::-1])] == ["1.1", "1.0", "0.1", "0.0"]
+
+
+def test_nothing_in_gives_nothing_out(predictor):
+    assert predictor.predict_examples([]) == []
+
+
+def test_evaluation_is_prediction_and_score(predictor, squad_file):
+    examples = predictor.task.read(squad_file)
+    result = predictor.evaluate(examples, with_loss=True)
+    assert result.scores == predictor.task.score(examples, predictor.predict_examples(examples))
+    assert np.isfinite(result.loss)
+
+
+def test_more_tokens_than_positions_are_refused(predictor):
+    task = QuestionAnswering(compose(QuestionAnsweringSettings, [], owner="question_answering")[0])
+    language_model = dataclasses.make_dataclass("L", ["encoder", "source"])(predictor.model.encoder, "here")
+    with pytest.raises(ConfigError, match="max_seq_length=384 is more than the 64 positions"):
+        new_task_model(task, language_model, seed=0)
+
+
+def test_an_encoder_comes_with_its_tokenizer(minilm):
+    import megabert
+
+    encoder, tokenizer = megabert.load_encoder(minilm)
+    assert isinstance(encoder, torch.nn.Module)
+    assert not encoder.training
+    ids = [tokenizer.cls_id, *tokenizer.encode(["Hello there"])[0].token_ids.tolist(), tokenizer.sep_id]
+    assert encoder(torch.tensor([ids])).shape == (1, len(ids), 384)
