@@ -28,7 +28,7 @@ from .zip_archive import Member, read_zip
 
 __all__ = ["LazyTensor", "Opened", "open_file"]
 
-_MOST_SHOWN = 16  # names in a message; the largest BERT was cut into eight
+_MOST_SHOWN = 16  # names in a message
 _LARGEST_PICKLE = 2**28
 _LARGEST_HEADER = 2**24  # 130,000 tensors
 
@@ -80,10 +80,7 @@ def _open_packed(region: Region, members: dict[str, Member]) -> Region:
     """Return the one weight file that an archive holds, checked against its checksum."""
     names = [name for name in members if name.endswith(".pt")]
     if not names:
-        raise region.error(
-            f"a zip archive, but not one of torch.save. It has {len(members)} members ({_some(members)}). "
-            "If one of them is a weight file, take it out and give that."
-        )
+        raise _no_weights(region, members)
     if len(names) > 1:
         raise region.error(
             f"a zip archive with {len(names)} weight files ({_some(names)}). Unpack it and give its folder."
@@ -94,6 +91,13 @@ def _open_packed(region: Region, members: dict[str, Member]) -> Region:
     if not _is_zip(packed):
         member.check()
     return packed
+
+
+def _no_weights(region: Region, members: dict[str, Member]) -> CheckpointError:
+    return region.error(
+        f"a zip archive, but not one of torch.save. It has {len(members)} members ({_some(members)}). "
+        "If one of them is a weight file, take it out and give that."
+    )
 
 
 def _some(names: Iterable[str]) -> str:
@@ -150,8 +154,8 @@ def _describe(head: bytes) -> str:
 
 # --- The three formats ---
 
-# The members that torch.save writes beside `data/<key>`; the last three are folders, which other tools add.
 _DATA_PKL = re.compile(r"[^/\\]+/data\.pkl")
+# The members that torch.save writes beside `data/<key>`; the last three are folders, which other tools add.
 _TORCH_NOTES = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
 _TORCH_MEMBERS = {"data.pkl", *_TORCH_NOTES, "", "data/", ".data/"}
 _LARGEST_NOTE = 64
@@ -183,10 +187,7 @@ def _torch_members(region: Region, members: dict[str, Member]) -> dict[str, Memb
     """Name the members of a zip file of torch.save without the folder that they all lie in."""
     folders = [name.removesuffix("/data.pkl") for name in members if _DATA_PKL.fullmatch(name)]
     if len(folders) != 1 or folders[0] in (".", ".."):
-        raise region.error(
-            f"a zip archive, but not one of torch.save. It has {len(members)} members ({_some(members)}). "
-            "If one of them is a weight file, take it out and give that."
-        )
+        raise _no_weights(region, members)
     if region.is_decompressed and any(member.is_deflated for member in members.values()):
         # Two bombs, one in the other, would grow by the product of their ratios.
         raise region.error("it is compressed, and so is the archive around it. Unpack the archive and give this file.")

@@ -45,6 +45,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+_LARGEST_KEY = 4096  # characters: comparing two equal keys reads both
+_KEY_BITS = 64  # hashes of larger integers can be made to collide
 
 
 @dataclass(frozen=True, slots=True)

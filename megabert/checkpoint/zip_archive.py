@@ -60,8 +60,9 @@ class Member:
         return result
 
     def check(self) -> None:
-        """Compare the checksum now, in one pass that keeps nothing. Raises CheckpointError if it differs."""
-        self.read(0, 0)
+        """Compare the checksum, in one pass that keeps nothing. Raises CheckpointError if it differs."""
+        if not self.is_checked:
+            self.read(0, 0)
 
     def open(self) -> Region:
         """Return the bytes of the member as a file of their own: where they lie, or in memory if compressed."""

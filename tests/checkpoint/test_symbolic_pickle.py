@@ -14,14 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megabert.checkpoint.symbolic_pickle import (
-    CHANGES,
-    PUSHES,
-    Global,
-    Limits,
-    Record,
-    load,
-)
+from megabert.checkpoint.symbolic_pickle import Global, Limits, Record, load
+from megabert.checkpoint.symbolic_tables import CHANGES, PUSHES
 from megabert.errors import CheckpointError
 
 PROTOCOLS = range(6)
@@ -72,9 +66,7 @@ def test_every_opcode_of_the_protocols_has_an_entry_and_only_those():
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_namespaces_become_records_whose_state_is_a_dict(protocol):
-    args = argparse.Namespace(
-        num_layers=2, nested=types.SimpleNamespace(fp16=True), empty=argparse.Namespace()
-    )
+    args = argparse.Namespace(num_layers=2, nested=types.SimpleNamespace(fp16=True), empty=argparse.Namespace())
     result = load(pickle.dumps(args, protocol), source="test.pt")
     assert (result.value.module, result.value.name) == ("argparse", "Namespace")
     assert result.value.state["num_layers"] == 2
@@ -310,9 +302,7 @@ def test_any_mutation_of_a_pickle_loads_or_raises_a_checkpoint_error(data):
 MILLION = 10**6
 DEEP = 30_000  # thirty times Python's own limit for recursion
 LONG_TEXT = b"X" + struct.pack("<I", MILLION) + b"a" * MILLION
-TEN_TIMES_THE_LAST = b"]q\0" + b"".join(
-    b"(" + (b"h" + bytes([i])) * 10 + b"lq" + bytes([i + 1]) for i in range(60)
-)
+TEN_TIMES_THE_LAST = b"]q\0" + b"".join(b"(" + (b"h" + bytes([i])) * 10 + b"lq" + bytes([i + 1]) for i in range(60))
 ENDLESS = {
     "opcodes": (b"N0" * MILLION + b"N.", "more than 2000000 opcodes"),
     "marks": (b"(" * DEEP + b".", "empty stack"),
@@ -323,11 +313,7 @@ ENDLESS = {
     "nested tuple as a key": (b"})" + b"\x85" * DEEP + b"K\x01s.", "cannot be a key"),
     "lists of shared lists": (TEN_TIMES_THE_LAST + b".", "counted each time"),
     "copies of one string": (
-        b"c_codecs\nencode\n"
-        + LONG_TEXT
-        + b"X\6\0\0\0latin1\x86q\0\x86"
-        + b"c_codecs\nencode\nh\0R0" * 1000
-        + b".",
+        b"c_codecs\nencode\n" + LONG_TEXT + b"X\6\0\0\0latin1\x86q\0\x86" + b"c_codecs\nencode\nh\0R0" * 1000 + b".",
         "calls copy more",
     ),
     "long key": (b"}" + LONG_TEXT + b"K\x01s.", "key of 1000000 characters"),
