@@ -35,7 +35,10 @@ def test_help_lists_every_command_and_is_quick_to_load(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert all(f"megabert {name}" in out for name in cli.COMMANDS)
-    script = "import sys; from megabert.cli import main; main(['--help']); print('torch' in sys.modules, 'hydra' in sys.modules)"
+    script = (
+        "import sys; from megabert.cli import main; main(['--help']); "
+        "print('torch' in sys.modules, 'hydra' in sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "False False"
 
@@ -81,7 +84,7 @@ def test_predict_answers_a_question_or_a_file(capsys, trained, tmp_path):
 
 
 def test_a_setting_of_the_run_can_be_changed_for_an_evaluation(capsys, trained):
-    folder, data = trained
+    folder, _data = trained
     words = ("predict", str(folder), "question=Where?", "context=The Seine is in France.", "accelerator=cpu")
     code, out, _ = run(
         capsys, *words, "model.dataset.version_2_with_negative=true", "model.dataset.null_score_diff_threshold=-100"

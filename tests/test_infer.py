@@ -14,8 +14,14 @@ from tests.train.test_loop import TINY
 
 @pytest.fixture
 def predictor(vocab_file):
-    words = ["model.language_model.pretrained_model_name=null", TINY, f"model.tokenizer.vocab_file={vocab_file}",
-             "model.dataset.max_seq_length=64", "model.dataset.max_query_length=24", "model.dataset.doc_stride=16"]  # fmt: skip
+    words = [
+        "model.language_model.pretrained_model_name=null",
+        TINY,
+        f"model.tokenizer.vocab_file={vocab_file}",
+        "model.dataset.max_seq_length=64",
+        "model.dataset.max_query_length=24",
+        "model.dataset.doc_stride=16",
+    ]
     settings = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
     task = QuestionAnswering(settings)
     language_model = load_language_model(settings.model, home=None, seed=1)

@@ -52,8 +52,8 @@ def main() -> None:
     write_vocabulary(vocabulary)
     print(
         "This demo shows the way from a SQuAD file to an answer. It starts from RANDOM weights: a network of 2 layers\n"
-        "that has read nothing but 40 short paragraphs. It learns those and little beyond; real answers need a\n"
-        "pre-trained checkpoint (see the README)."
+        "that has read nothing but 44 paragraphs and 104 notes. It learns those by heart and little beyond; real\n"
+        "answers need a pre-trained checkpoint (see the README)."
     )
     run(
         "train",

@@ -20,7 +20,6 @@ from ..text.squad import Answer, Example, read_squad
 from ..text.tokenizer import Encoded, Tokenizer
 from .task import Task
 
-
 # Candidates in the output for a person or program; write_predictions gives all n best.
 SHOWN = 3
 
