@@ -1,29 +1,18 @@
-"""The command `megabert`: words in, one of the functions of COMMANDS, text and JSON out, an exit code.
-
-Imports stand inside the functions so that `megabert --help` answers at once.
-"""
+"""The commands about runs: train, evaluate, predict, score, config."""
 
 import argparse
 import dataclasses
-import errno
 import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import ConfigError, InputError, MegabertError
-from .settings import choice
-
-EXIT_CODES = (
-    "exit codes: 0 done, 64 a setting is wrong, 65 a data file or the numbers are, 66 a checkpoint is, "
-    "70 a defect of megabert, 73 a file cannot be written, 74 the disk is full, 75 stopped, can be taken up again"
-)
+from ..errors import ConfigError
+from ..settings import choice
+from .console import new_parser, progress_bar, quote, say, to_json, write_whole
 
 
 @dataclasses.dataclass
@@ -58,52 +47,9 @@ class PredictSettings:
     """auto: bf16 on a GPU that has it, else 32."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; errors that speak to people are printed without a traceback."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0 if words else 64
-    if words[0] == "--version":
-        print(f"megabert {__version__}")
-        return 0
-    try:
-        if words[0] not in COMMANDS:
-            from .config import nearest
-
-            guess = nearest(words[0], COMMANDS)
-            raise ConfigError(
-                f"{words[0]!r} is not a command.{f' Did you mean {guess}?' if guess else ''} See megabert --help."
-            )
-        return COMMANDS[words[0]](words[1:]) or 0
-    except MegabertError as error:
-        print(f"megabert: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) went away; that is its right.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"megabert: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-        return 74 if error.errno == errno.ENOSPC else 73
-    except KeyboardInterrupt:
-        print("megabert: stopped.", file=sys.stderr)
-        return 75
-    except Exception:
-        # The outermost frame: a defect of ours keeps its traceback and gets its own exit code.
-        traceback.print_exc()
-        return 70
-
-
-def _overview() -> str:
-    lines = [f"megabert {__version__}: Megatron-LM's BERT family, from checkpoint to answers.", ""]
-    lines += [f"  megabert {name:<9} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
-    return "\n".join([*lines, "", "megabert COMMAND --help says more of each.", EXIT_CODES])
-
-
 def train(words: Sequence[str]) -> int:
     """Fine-tune a checkpoint on a task: megabert train TASK key=value ...."""
-    parser = _parser("train", train, "megabert config TASK lists all settings.")
+    parser = new_parser("train", train, "megabert config TASK lists all settings.")
     parser.add_argument("task", help="the task, for example question_answering, or a file of your own, ./my_task.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's grammar")
     parser.add_argument("-m", "--multirun", action="store_true", help="run once for each value of seed=1,2,3")
@@ -117,7 +63,7 @@ def train(words: Sequence[str]) -> int:
     overrides = list(arguments.overrides)
     for option, key in (("bert_config", "config_file"), ("bert_checkpoint", "lm_checkpoint")):
         if getattr(arguments, option) is not None:
-            overrides.append(f"model.language_model.{key}={_quote(getattr(arguments, option))}")
+            overrides.append(f"model.language_model.{key}={quote(getattr(arguments, option))}")
     if arguments.multirun and arguments.resume is not None:
         raise ConfigError("--resume takes up one run; -m starts several. Leave one of them out.")
     if arguments.multirun:
@@ -127,9 +73,9 @@ def train(words: Sequence[str]) -> int:
 
 
 def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, resume: Path | None = None) -> Any:
-    from .checkpoint.catalog import cache_home
-    from .config import compose
-    from .tasks import task as tasks
+    from ..checkpoint.catalog import cache_home
+    from ..config import compose
+    from ..tasks import task as tasks
 
     task_type = tasks.find(task_name)
     base = None
@@ -137,35 +83,35 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
         base = _settings_of_run(resume)
         overrides = [
             *overrides,
-            f"exp_manager.explicit_log_dir={_quote(str(resume))}",
+            f"exp_manager.explicit_log_dir={quote(str(resume))}",
             "exp_manager.resume_if_exists=true",
         ]
     settings, notices = compose(task_type.settings_type, overrides, owner=task_name, file=file, base=base)
     for notice in notices:
-        _say(f"note: {notice}")
-    from .train import job
+        say(f"note: {notice}")
+    from ..train import job
 
     if not settings.do_training:
         if settings.pretrained_model is None:
             raise ConfigError("do_training=false evaluates a trained run: name it, pretrained_model=RUN.")
-        print(_to_json(job.test(settings, Path(settings.pretrained_model)).scores))
+        print(to_json(job.test(settings, Path(settings.pretrained_model)).scores))
         return None
-    outcome = job.train(task_name, settings, home=cache_home(os.environ), say=_say)
+    outcome = job.train(task_name, settings, home=cache_home(os.environ), say=say)
     _report(outcome)
     return outcome
 
 
 def _report(outcome: Any) -> None:
     figure = "" if outcome.best.figure is None else f", validation {outcome.monitor} {outcome.best.figure:.4g}"
-    _say(f"Done. Best checkpoint: step {outcome.best.step}{figure}.")
+    say(f"Done. Best checkpoint: step {outcome.best.step}{figure}.")
     if outcome.test is not None:
-        print(_to_json(outcome.test))
-    _say(f"Use it: megabert evaluate {outcome.folder} file=FILE   or   megabert predict {outcome.folder} ...")
+        print(to_json(outcome.test))
+    say(f"Use it: megabert evaluate {outcome.folder} file=FILE   or   megabert predict {outcome.folder} ...")
 
 
 def _train_each(task_name: str, overrides: Sequence[str], file: Path | None) -> int:
     """Train once for each combination of a sweep, each in a folder of its own, and end with a table."""
-    from .config import expand_sweep
+    from ..config import expand_sweep
 
     combinations = expand_sweep(overrides)
     swept = [index for index in range(len(overrides)) if len({words[index] for words in combinations}) > 1]
@@ -174,13 +120,13 @@ def _train_each(task_name: str, overrides: Sequence[str], file: Path | None) -> 
     rows = []
     for number, combination in enumerate(combinations):
         label = ", ".join(combination[index] for index in swept)
-        _say(f"Run {number + 1} of {len(combinations)}: {label}")
+        say(f"Run {number + 1} of {len(combinations)}: {label}")
         folder = f"{number}_{''.join(c if c.isalnum() or c in '=._-' else '_' for c in label)}"[:100]
         if explicit is not None:
             parent = explicit.partition("=")[2].strip("'\"")
-            own = [f"exp_manager.explicit_log_dir={_quote(f'{parent}/{folder}')}"]
+            own = [f"exp_manager.explicit_log_dir={quote(f'{parent}/{folder}')}"]
         else:
-            own = [f"exp_manager.version={_quote(f'{stamp}/{folder}')}"]
+            own = [f"exp_manager.version={quote(f'{stamp}/{folder}')}"]
         rows.append((label, _train_once(task_name, [*combination, *own], file=file)))
     _print_sweep(rows)
     return 0
@@ -215,17 +161,17 @@ def evaluate(words: Sequence[str]) -> int:
     if settings.file is None:
         raise ConfigError("Which data? Give file=FILE.")
     predictor = _load(arguments, settings, overrides)
-    with _progress("evaluating") as progress:
+    with progress_bar("evaluating") as progress:
         result = predictor.evaluate_file(Path(settings.file), progress=progress)
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"scores.json": _to_json(result.scores) + "\n"}
+        files = {"scores.json": to_json(result.scores) + "\n"}
         files |= predictor.task.write_predictions(folder, result.examples, result.predictions)
         for name, content in files.items():
-            _write_whole(folder / name, content)
-        _say(f"Wrote {', '.join(files)} in {folder}.")
-    print(_to_json(result.scores))
+            write_whole(folder / name, content)
+        say(f"Wrote {', '.join(files)} in {folder}.")
+    print(to_json(result.scores))
     return 0
 
 
@@ -239,106 +185,50 @@ def predict(words: Sequence[str]) -> int:
         raise ConfigError("Give either file=FILE or one example, such as question=... context=....")
     predictor = _load(arguments, settings, overrides)
     if settings.file is None:
-        print(_to_json(predictor.task.to_json(predictor.predict(**fields))))
+        print(to_json(predictor.task.to_json(predictor.predict(**fields))))
         return 0
     examples = predictor.task.read(Path(settings.file))
-    with _progress("predicting") as progress:
+    with progress_bar("predicting") as progress:
         predictions = predictor.predict_examples(examples, progress=progress)
     lines = [json.dumps(predictor.task.to_json(item), ensure_ascii=False) + "\n" for item in predictions]
     if settings.output is None:
         sys.stdout.writelines(lines)
     else:
-        _write_whole(Path(settings.output), "".join(lines))
-        _say(f"Wrote {len(lines)} predictions to {settings.output}.")
+        write_whole(Path(settings.output), "".join(lines))
+        say(f"Wrote {len(lines)} predictions to {settings.output}.")
     return 0
 
 
 def score(words: Sequence[str]) -> int:
     """Score a file of predictions as the official script does: megabert score TASK GOLD PREDICTIONS."""
-    from .tasks import task as tasks
+    from ..tasks import task as tasks
 
-    parser = _parser("score", score, "The scores are printed as JSON.")
+    parser = new_parser("score", score, "The scores are printed as JSON.")
     parser.add_argument("task", help="the task, for example question_answering")
     parser.add_argument("gold", type=Path, help="the data file with the answers")
     parser.add_argument("predictions", type=Path, help='the predictions, for question_answering {"id": "answer", ...}')
     arguments = parser.parse_args(list(words))
-    print(_to_json(tasks.find(arguments.task).score_files(arguments.gold, arguments.predictions)))
+    print(to_json(tasks.find(arguments.task).score_files(arguments.gold, arguments.predictions)))
     return 0
 
 
 def config(words: Sequence[str]) -> int:
     """List every setting of a task with default and help: megabert config TASK."""
-    from .config import list_settings, show
-    from .tasks import task as tasks
+    from ..config import list_settings, show
+    from ..tasks import task as tasks
 
-    parser = _parser("config", config, "")
+    parser = new_parser("config", config, "")
     parser.add_argument("task", help=f"one of {', '.join(tasks.names())}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(list(words))
     settings = list(list_settings(tasks.find(arguments.task).settings_type))
     if arguments.json:
-        print(_to_json([dataclasses.asdict(setting) for setting in settings]))
+        print(to_json([dataclasses.asdict(setting) for setting in settings]))
         return 0
     for setting in settings:
         options = f" ({' | '.join(setting.choices)})" if setting.choices else f" ({setting.type_name})"
         print(f"{setting.key}={show(setting.default)}{options}\n    {setting.help}")
     return 0
-
-
-def models(words: Sequence[str]) -> int:
-    """List the published checkpoints that are known by name: megabert models."""
-    from .checkpoint.catalog import cache_home, describe
-
-    parser = _parser("models", models, "Files are kept in $MEGABERT_HOME, by default in the user's cache folder.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(list(words))
-    home = cache_home(os.environ)
-    rows = describe(home)
-    if arguments.json:
-        print(_to_json(rows))
-        return 0
-    for row in rows:
-        print("\n    ".join(_lines_of_model(row)))
-    print(f"\nCache folder: {home}")
-    return 0
-
-
-def _lines_of_model(row: Mapping[str, Any]) -> Iterator[str]:
-    yield row["name"]
-    yield row["summary"]
-    if shape := row["architecture"]:
-        yield (
-            f"{shape['num_layers']} layers x {shape['hidden_size']} x {shape['num_attention_heads']} heads, "
-            f"{shape['max_position_embeddings']} positions, {row['parameters'] / 1e6:.0f} million parameters"
-        )
-    words = row["vocabulary"]
-    yield f"vocabulary {words['name']}: {words['size']:,} tokens, {'cased' if words['is_cased'] else 'uncased'}"
-    yield f"licence: {row['licence']}"
-    size = "no weights of its own" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
-    yield f"{size}, {'in the cache' if row['in_cache'] else 'not in the cache'}; {row['page']}"
-    if row["note"]:
-        yield row["note"]
-
-
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "score": score,
-    "config": config,
-    "models": models,
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes exit like all others, with 64."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}. See {self.prog} --help.")
-
-
-def _parser(name: str, command: Callable[[Sequence[str]], int], epilog: str) -> argparse.ArgumentParser:
-    return _Parser(prog=f"megabert {name}", description=command.__doc__, epilog=epilog, allow_abbrev=False)
 
 
 def _run_and_words(
@@ -348,10 +238,10 @@ def _run_and_words(
 
     The own words are taken as they stand, so that a question may hold any character.
     """
-    from .config import list_settings, show
+    from ..config import list_settings, show
 
     listed = "\n".join(f"  {item.key}={show(item.default)}  {item.help}" for item in list_settings(schema))
-    parser = _parser(name, command, f"settings:\n{listed}\n  model.dataset.KEY=VALUE  a setting of the run, changed")
+    parser = new_parser(name, command, f"settings:\n{listed}\n  model.dataset.KEY=VALUE  a setting of the run, changed")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("words", nargs="*", metavar="key=value")
@@ -371,15 +261,15 @@ def _run_and_words(
 
 
 def _typed(schema: type[Any], given: Mapping[str, str], owner: str) -> Any:
-    from .config import compose
+    from ..config import compose
 
-    plain = [f"{key}={_quote(value)}" if key in ("file", "output", "output_dir") else f"{key}={value}"
+    plain = [f"{key}={quote(value)}" if key in ("file", "output", "output_dir") else f"{key}={value}"
              for key, value in given.items()]  # fmt: skip
     return compose(schema, plain, owner=owner)[0]
 
 
 def _load(arguments: argparse.Namespace, settings: Any, overrides: Sequence[str]) -> Any:
-    from .assemble import load_run
+    from ..assemble import load_run
 
     predictor = load_run(
         arguments.run,
@@ -389,43 +279,3 @@ def _load(arguments: argparse.Namespace, settings: Any, overrides: Sequence[str]
         overrides=overrides,
     )
     return dataclasses.replace(predictor, batch_size=settings.batch_size)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on the terminal; nothing where there is none."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _quote(value: str) -> str:
-    """Quote a value for Hydra's grammar, whatever characters it holds."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _to_json(document: Any) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False)
-
-
-def _write_whole(path: Path, content: str) -> None:
-    """Write a file so that it is there whole or as it was before."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file's name.")
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
