@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .checkpoint import catalog, foreign, run
+from .checkpoint.lazy import Readable
 from .config import compose
 from .errors import CheckpointError, ConfigError
 from .infer import Predictor
@@ -68,29 +69,37 @@ def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> Langu
     checkpoint = foreign.open_checkpoint(
         source.weights, config=config, config_source=config_source, qkv_layout=settings.qkv_layout
     )
-    vocabulary = source.vocabulary or checkpoint.vocabulary
-    if vocabulary is None and source.published is not None:
-        vocabulary = catalog.resolve(source.published, home=home, weights=False).vocabulary
-    if vocabulary is None:
-        raise ConfigError(
-            f"{source.weights} comes without a vocabulary. Give the vocab.txt that it was trained with: "
-            "model.tokenizer.vocab_file=FILE."
-        )
-    lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
-    tokenizer = Tokenizer.from_file(vocabulary, lower_case=lower_case)
-    tensors = foreign.fit_vocabulary(checkpoint, len(tokenizer), str(vocabulary))
-    shape = checkpoint.shape | {"vocabulary_size": len(tokenizer)} | _dropout(settings)
+    if source.vocabulary is None and not checkpoint.tokenizer_files and source.published is not None:
+        source = replace(source, vocabulary=catalog.resolve(source.published, home=home, weights=False).vocabulary)
+    tokenizer = _tokenizer_of(checkpoint, source)
+    tensors = foreign.fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
     encoder = _new_encoder(EncoderConfig.from_dict(shape))
     own = {name.removeprefix("encoder."): item for name, item in tensors.items() if name.startswith("encoder.")}
     assign(encoder, own, checkpoint.source)
     notes = (
         f"format: {checkpoint.format}",
         *checkpoint.notes,
-        f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {vocabulary}",
+        f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {tokenizer.source}",
         f"text is {'lower-cased' if tokenizer.lower_case else 'kept in its case'}",
         *_case_warning(tokenizer),
     )
     return LanguageModel(encoder, tokenizer, checkpoint.source, notes)
+
+
+def _tokenizer_of(checkpoint: foreign.Checkpoint, source: _Source) -> Tokenizer:
+    """Make the tokenizer of the vocabulary that is given, or of the one that lies beside the weights."""
+    lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
+    if source.vocabulary is not None:
+        return Tokenizer.from_file(source.vocabulary, lower_case=lower_case)
+    if "vocab.txt" not in checkpoint.tokenizer_files:
+        raise ConfigError(
+            f"{source.weights} comes without a vocabulary. Give the vocab.txt that it was trained with: "
+            "model.tokenizer.vocab_file=FILE."
+        )
+    return Tokenizer.from_bytes(
+        checkpoint.tokenizer_files["vocab.txt"], lower_case=lower_case, source=checkpoint.tokenizer_source
+    )
 
 
 def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -181,8 +190,11 @@ def _new_encoder(config: EncoderConfig) -> Encoder:
     return encoder.to_empty(device="cpu")
 
 
-def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Put tensors into a module; raises CheckpointError that lists what is missing, left over or of another shape."""
+def assign(module: nn.Module, tensors: Mapping[str, Tensor | Readable], source: str) -> None:
+    """Put tensors into a module, one at a time.
+
+    Raises CheckpointError that lists what is missing, left over or of another shape.
+    """
     wanted = dict(module.named_parameters())
     missing = sorted(wanted.keys() - tensors.keys())
     left_over = sorted(tensors.keys() - wanted.keys())
@@ -200,7 +212,8 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Non
         raise CheckpointError(f"{source} does not fit the network. {'; '.join(problems)}.")
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(tensors[name])
+            tensor = tensors[name]
+            parameter.copy_(tensor if isinstance(tensor, Tensor) else tensor.read())
 
 
 def documents_of(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:

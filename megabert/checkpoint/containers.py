@@ -26,7 +26,7 @@ from .symbolic_pickle import Limits
 from .torch_pickle import Storages, load_pickle
 from .zip_archive import Member, read_zip
 
-__all__ = ["LazyTensor", "Opened", "open_file"]
+__all__ = ["LazyTensor", "Opened", "looks_like_weights", "open_file", "open_files", "open_region"]
 
 _MOST_SHOWN = 16  # names in a message
 _LARGEST_PICKLE = 2**28
@@ -49,19 +49,42 @@ def open_file(path: str | os.PathLike[str], *, limits: Limits = symbolic_pickle.
     `content` is what was saved, with a `LazyTensor` for each tensor and a `Record` for each object of a class
     that is neither torch's nor a plain container; for safetensors it is a dict from name to `LazyTensor`.
     A zip archive that holds such a file as its one `.pt` member, as NVIDIA publishes Megatron-LM's checkpoints,
-    opens as that file would: read where it lies, or decompressed into memory.
+    opens as that file would: read where it lies, or decompressed into memory; `open_files` opens several.
     Raises CheckpointError for anything else, and says what the file is if that can be told.
+    """
+    found = open_files(path, limits=limits)
+    if len(found) > 1:
+        names = _some(found)
+        raise CheckpointError(f"{path}: a zip archive with {len(found)} weight files ({names}), not one.")
+    return next(iter(found.values()))
+
+
+def open_files(path: str | os.PathLike[str], *, limits: Limits = symbolic_pickle.DEFAULT_LIMITS) -> dict[str, Opened]:
+    """Open a file as `open_file` does, or each `.pt` member of a zip archive that packs several, by its name.
+
+    A file that is not packed has the name "".
     """
     region = open_regular(Path(path))
     if not _is_zip(region):
-        return _open_weights(region, limits)
+        return {"": open_region(region, limits)}
     members = read_zip(region)
     if any(_DATA_PKL.fullmatch(name) for name in members):
-        return _open_torch_zip(region, members, limits)
-    return _open_weights(_open_packed(region, members), limits)
+        return {"": _open_torch_zip(region, members, limits)}
+    packed = {name: member for name, member in members.items() if name.endswith(".pt")}
+    if not packed:
+        raise _no_weights(region, members)
+    return {name: open_region(_open_packed(member), limits) for name, member in packed.items()}
 
 
-def _open_weights(region: Region, limits: Limits) -> Opened:
+def looks_like_weights(path: Path) -> bool:
+    """Whether a file begins as those do that `open_file` reads."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    return head.startswith((b"PK", b"\x80")) or head[8:9] == b"{"
+
+
+def open_region(region: Region, limits: Limits = symbolic_pickle.DEFAULT_LIMITS) -> Opened:
+    """Open a part of a file, such as a member of an archive, as `open_file` opens a whole one."""
     head = bytes(region.read(0, min(region.size, 512)))
     if _is_zip(region):
         return _open_torch_zip(region, read_zip(region), limits)
@@ -76,16 +99,8 @@ def _is_zip(region: Region) -> bool:
     return region.read(0, min(region.size, 2)) == b"PK"
 
 
-def _open_packed(region: Region, members: dict[str, Member]) -> Region:
-    """Return the one weight file that an archive holds, checked against its checksum."""
-    names = [name for name in members if name.endswith(".pt")]
-    if not names:
-        raise _no_weights(region, members)
-    if len(names) > 1:
-        raise region.error(
-            f"a zip archive with {len(names)} weight files ({_some(names)}). Unpack it and give its folder."
-        )
-    member = members[names[0]]
+def _open_packed(member: Member) -> Region:
+    """Return a weight file that an archive holds, checked against its checksum."""
     packed = member.open()
     # A zip of torch has a checksum for each of its own members, compared when that is read; other formats have none.
     if not _is_zip(packed):
@@ -244,7 +259,7 @@ def _bind_legacy_storages(region: Region, offset: int, by_key: dict[str, Storage
         raise region.error(f"{region.size - offset} bytes are left behind the last storage.")
 
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -310,11 +325,11 @@ def _read_safetensor(numbers: Region, name: str, entry: object) -> tuple[LazyTen
             "data_offsets": [int() as begin, int() as end],
             **more,
         }:
-            if more or code not in _SAFETENSORS_DTYPES:
-                raise ValueError(f"dtype {code[:20]!r} is not read; {', '.join(_SAFETENSORS_DTYPES)} are.")
+            if more or code not in SAFETENSORS_DTYPES:
+                raise ValueError(f"dtype {code[:20]!r} is not read; {', '.join(SAFETENSORS_DTYPES)} are.")
         case _:
             raise ValueError("dtype, shape and data_offsets are expected, and no more.")
-    dtype = _SAFETENSORS_DTYPES[code]
+    dtype = SAFETENSORS_DTYPES[code]
     if len(shape) > MOST_DIMS or any(type(dim) is not int or dim < 0 for dim in shape):
         raise ValueError("its shape is not a list of sizes.")
     stride = tuple(math.prod(max(dim, 1) for dim in shape[axis + 1 :]) for axis in range(len(shape)))

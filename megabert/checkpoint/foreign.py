@@ -1,23 +1,23 @@
-"""Open a checkpoint that another program wrote: what network it is, its tensors by our names, and what was assumed.
+"""Open a checkpoint of any make: what network it is, its tensors by our names, and what was assumed.
 
-The format is told by what is there: a folder with a config.json is Hugging Face's, all else Megatron-LM's.
+A path goes in, a `Checkpoint` comes out whose tensors are not read yet. What is there decides the format, not its
+name: our own folder has a manifest, Hugging Face's a config.json, a `.nemo` is a tar archive with a
+model_config.yaml; tensor names tell the rest.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..errors import CheckpointError, ConfigError
-from . import huggingface, megatron
-from .rules import QKV_LAYOUTS, Readable, Rule, read_tensors
-
-WORD = "encoder.embeddings.word.weight"
-VOCABULARY_BIAS = "language_model.vocabulary.bias"
+from ..model.shape import EncoderConfig
+from . import folder as folders
+from . import huggingface, megatron, nemo, run
+from .lazy import Readable, Rows
+from .names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
+from .rules import QKV_LAYOUTS, read_tensors
 
 # The keys of a configuration given by the user: NeMo's and Megatron-LM's names, and Hugging Face's.
 CONFIG_KEYS = {
@@ -40,32 +40,53 @@ CONFIG_KEYS = {
     "attention_dropout": "attention_dropout",
     "attention_probs_dropout_prob": "attention_dropout",
     "gelu": "gelu",
+    "head_gelu": "head_gelu",
     "norm_place": "norm_place",
+    "is_causal": "is_causal",
 }
+# What a user's configuration decides even where the file seems to say otherwise: the file's word is an inference.
+_TOLD_WINS = ("gelu", "head_gelu", "norm_place", "is_causal")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A foreign checkpoint, read.
+    """A checkpoint of any make, open.
 
-    `shape` holds the properties of an EncoderConfig, vocabulary_size counting all rows that the file has; `tensors`
-    has our names, float32. `lower_case` is None where the files do not say it.
+    `shape` holds the properties of an EncoderConfig, vocabulary_size counting all rows that the file has. `tensors`
+    has our names, in the file's dtypes; `head` those of a fine-tuned run's own head. `lower_case` is None where the
+    files do not say it. `tokenizer_files` are those that lie beside the weights (vocab.txt, or vocab.json and
+    merges.txt). `facts` say for people and programs what is known of the file, `notes` what was assumed.
     """
 
     format: str
     source: str
-    shape: dict[str, Any]
-    tensors: dict[str, Tensor]
-    vocabulary: Path | None
-    lower_case: bool | None
+    shape: Mapping[str, Any]
+    tensors: Mapping[str, Readable]
     notes: Sequence[str]
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    tokenizer_source: str = ""
+    lower_case: bool | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Readable] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    """The JSON documents of our own folder."""
+
+    @property
+    def config(self) -> EncoderConfig:
+        """The network's shape, typed."""
+        return EncoderConfig.from_dict(dict(self.shape))
+
+    @property
+    def heads(self) -> list[str]:
+        """The heads that are there, as people call them."""
+        return find_heads(self.tensors, self.config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a network's configuration from a JSON file; raises CheckpointError if it is none."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds no JSON object with the network's sizes.")
@@ -90,7 +111,7 @@ def shape_of_config(config: Mapping[str, Any], source: str) -> tuple[dict[str, A
 def open_checkpoint(
     path: Path, *, config: Mapping[str, Any] | None = None, config_source: str = "", qkv_layout: str | None = None
 ) -> Checkpoint:
-    """Read a Megatron-LM checkpoint (file or folder) or a Hugging Face folder.
+    """Open a checkpoint: a file or folder of Megatron-LM, NeMo or Hugging Face, or one of ours.
 
     `config` gives what the checkpoint does not hold; where both say it, they must agree.
     Raises CheckpointError if there is no checkpoint, it is damaged, or it is of another size than `config` says.
@@ -99,65 +120,171 @@ def open_checkpoint(
         raise CheckpointError(
             f"{path} does not exist. Give a checkpoint file or folder, or a name of `megabert models`."
         )
+    if qkv_layout is not None and qkv_layout not in QKV_LAYOUTS:
+        raise ConfigError(f"qkv_layout {qkv_layout!r} is unknown. Choose one of {', '.join(QKV_LAYOUTS)}.")
     told, others = shape_of_config(config or {}, config_source)
-    folder = path.parent if path.name in huggingface.WEIGHT_FILES else path
-    if huggingface.is_huggingface(folder):
-        checkpoint = _open_huggingface(folder)
-        shape = _agree(checkpoint.shape, told, checkpoint.source, config_source)
-        return Checkpoint(**(vars(checkpoint) | {"shape": shape}))
-    notes = [f"not used from {config_source}: {', '.join(others)}"] if others else []
-    return _open_megatron(path, told, config_source, qkv_layout, notes)
+    checkpoint = _open(path, told, qkv_layout)
+    shape = _agree(checkpoint.shape, told, checkpoint.source, config_source)
+    check_tensors(checkpoint.tensors, EncoderConfig.from_dict(shape), checkpoint.source)
+    notes = [*checkpoint.notes, *([f"not used from {config_source}: {', '.join(others)}"] if others else [])]
+    return replace(checkpoint, shape=shape, notes=notes)
 
 
-def _open_huggingface(folder: Path) -> Checkpoint:
-    architecture, shape, notes = huggingface.read_config(folder)
-    weights = huggingface.open_weights(folder)
-    unread = sorted(name for name in weights if name.startswith(("qa_outputs.", "classifier.")))
-    if unread:
-        notes.append(f"not read: the head of a fine-tuned model ({', '.join(unread)})")
-    tensors = _read([weights], huggingface.RULES[architecture], shape["hidden_size"], shape["num_heads"], str(folder))
-    _check_shape(tensors, shape, str(folder))
-    vocabulary = folder / "vocab.txt"
+def _open(path: Path, told: Mapping[str, Any], qkv_layout: str | None) -> Checkpoint:
+    if (path / folders.MANIFEST).is_file() or (path / run.CHECKPOINTS).is_dir():
+        return _open_ours(run.find_checkpoint(path))
+    if nemo.is_nemo(path):
+        return _open_nemo(path, told, qkv_layout)
+    hub = huggingface.find_folder(path)
+    if hub is not None:
+        return _open_huggingface(huggingface.open_folder(hub))
+    if path.is_file() and (weights := huggingface.open_lone_file(path)) is not None:
+        return _open_huggingface(huggingface.without_config(weights, told, path))
+    return _open_megatron(megatron.open_megatron(path), path, told, qkv_layout)
+
+
+def _open_ours(path: Path) -> Checkpoint:
+    opened = folders.open_folder(path, groups=("model",))
+    try:
+        config = EncoderConfig.from_dict(opened.documents["encoder"])
+        lower_case = opened.documents.get("tokenizer", {}).get("lower_case")
+    except (KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} lacks {error}. Is it a checkpoint of megabert?") from None
+    tensors = opened.tensors["model"]
+    is_run = "run" in opened.documents
     return Checkpoint(
-        format=f"Hugging Face, {architecture}",
-        source=str(folder),
-        shape=shape,
-        tensors=tensors,
-        vocabulary=vocabulary if vocabulary.is_file() else None,
-        lower_case=huggingface.read_lower_case(folder),
-        notes=notes,
+        format="megabert, " + ("run" if is_run else "language model"),
+        source=str(path),
+        shape=config.to_dict(),
+        tensors={name: item for name, item in tensors.items() if not name.startswith("head.")},
+        notes=[*opened.documents.get("origin", {}).get("notes", [])],
+        tokenizer_files={name: text.encode() for name, text in opened.texts.items()},
+        tokenizer_source=str(path),
+        lower_case=lower_case,
+        facts={"container": "safetensors", **({"iteration": opened.manifest["step"]} if is_run else {})},
+        head={name: item for name, item in tensors.items() if name.startswith("head.")},
+        documents=opened.documents,
     )
 
 
+def _open_huggingface(file: huggingface.HuggingFaceFile) -> Checkpoint:
+    hidden_size, num_heads = file.shape["hidden_size"], file.shape["num_heads"]
+    tensors, not_kept = read_tensors(
+        [file.weights], file.architecture.rules, _head_dim(hidden_size, num_heads, file.source), file.source
+    )
+    if not file.shape["num_segments"]:
+        tensors.pop(SEGMENT, None)
+    folder = Path(file.source) if Path(file.source).is_dir() else Path(file.source).parent
+    tokenizer_source, tokenizer_files = find_tokenizer(folder)
+    return Checkpoint(
+        format=f"Hugging Face, {file.architecture.name}",
+        source=file.source,
+        shape=file.shape,
+        tensors=tensors,
+        notes=[*file.notes, *_not_kept(not_kept)],
+        tokenizer_files=tokenizer_files,
+        tokenizer_source=tokenizer_source,
+        lower_case=huggingface.read_lower_case(folder),
+        facts={"container": file.container, "not_kept": not_kept, "unknown_globals": sorted(file.unknown_globals)},
+    )
+
+
+def _open_nemo(path: Path, told: Mapping[str, Any], qkv_layout: str | None) -> Checkpoint:
+    opened = nemo.open_nemo(path)
+    file = megatron.MegatronFile(
+        source=str(path),
+        era=megatron.find_era(opened.shards[0], str(path)),
+        shards=opened.shards,
+        arguments=nemo.arguments_of(opened.config),
+        version=opened.checkpoint_version,
+        iteration=None,
+        num_stages=opened.num_stages,
+        container=".nemo",
+        unknown_globals=opened.unknown_globals,
+        notes=opened.notes,
+    )
+    checkpoint = _open_megatron(file, path, told, qkv_layout)
+    heads = _not_kept(sorted(opened.heads))
+    checkpoint = replace(checkpoint, format=f"NeMo, names of {file.era.name}", notes=[*checkpoint.notes, *heads])
+    if opened.tokenizer_files:
+        checkpoint = replace(checkpoint, tokenizer_files=opened.tokenizer_files, tokenizer_source=str(path))
+    return checkpoint
+
+
 def _open_megatron(
-    path: Path, told: dict[str, Any], config_source: str, qkv_layout: str | None, notes: list[str]
+    file: megatron.MegatronFile, path: Path, told: Mapping[str, Any], qkv_layout: str | None
 ) -> Checkpoint:
-    file = megatron.open_megatron(path)
     shape, assumptions = megatron.find_shape(file)
-    shape |= {name: value for name, value in told.items() if name not in shape or name in ("gelu", "norm_place")}
+    shape |= {name: value for name, value in told.items() if name not in shape or name in _TOLD_WINS}
     if "num_heads" not in shape:
         raise CheckpointError(
             f"{path} does not say its number of attention heads. Give it: --bert_config FILE with num_attention_heads."
         )
     layout, evidence = (qkv_layout, "as asked") if qkv_layout else megatron.find_qkv_layout(file)
-    if layout not in QKV_LAYOUTS:
-        raise ConfigError(f"qkv_layout {layout!r} is unknown. Choose one of {', '.join(QKV_LAYOUTS)}.")
-    rules = file.era.rules(layout)
-    shape |= _sizes(file)
-    tensors = _read(file.shards, rules, shape["hidden_size"], shape["num_heads"], str(path))
-    shape |= _sizes_of_tensors(tensors)
-    _agree(shape, told, str(path), config_source)
-    _check_shape(tensors, shape, str(path))
-    vocabulary = next((place / "vocab.txt" for place in _folders_of(path) if (place / "vocab.txt").is_file()), None)
+    hidden_size = _hidden_size(file)
+    head_dim = _head_dim(hidden_size, shape["num_heads"], str(path))
+    tensors, not_kept = read_tensors(file.shards, file.era.rules(layout), head_dim, str(path))
+    shape |= {"hidden_size": hidden_size} | _sizes_of(tensors, str(path))
+    tokenizer_source, tokenizer_files = next(
+        (found for place in _folders_of(path) if (found := find_tokenizer(place))[1]), ("", {})
+    )
     return Checkpoint(
-        format=f"Megatron-LM, {file.era.name}, {len(file.shards)} x {file.num_stages} parts",
+        format=f"Megatron-LM, {file.era.name}",
         source=str(path),
         shape=shape,
         tensors=tensors,
-        vocabulary=vocabulary,
-        lower_case=None,
-        notes=[*assumptions, f"query-key-value rows: {layout} ({evidence})", *notes],
+        notes=[*assumptions, f"query-key-value rows: {layout} ({evidence})", *file.notes, *_not_kept(not_kept)],
+        tokenizer_files=tokenizer_files,
+        tokenizer_source=tokenizer_source,
+        facts=_megatron_facts(file, layout, evidence, not_kept),
     )
+
+
+def _megatron_facts(file: megatron.MegatronFile, layout: str, evidence: str, not_kept: list[str]) -> dict[str, Any]:
+    return {
+        "era": file.era.name,
+        "container": file.container,
+        "iteration": file.iteration,
+        "checkpoint_version": file.version,
+        "tensor_parallel": len(file.shards),
+        "pipeline_parallel": file.num_stages,
+        "interleaved": file.num_chunks,
+        "qkv_layout": layout,
+        "qkv_evidence": evidence,
+        "not_kept": not_kept,
+        "unknown_globals": sorted(file.unknown_globals),
+    }
+
+
+def _not_kept(names: Sequence[str]) -> list[str]:
+    shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+    return [f"not read: {shown}"] if names else []
+
+
+# What the files of a tokenizer are called, and what we call them.
+_TOKENIZERS = (
+    {"vocab.txt": "vocab.txt"},
+    {"vocab.json": "vocab.json", "merges.txt": "merges.txt"},
+    {"gpt2-vocab.json": "vocab.json", "gpt2-merges.txt": "merges.txt"},
+)
+_LARGEST_TOKENIZER = 2**26
+
+
+def find_tokenizer(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """Read a tokenizer's files from a folder: (where, files by our name); ("", {}) where there are none."""
+    for files in _TOKENIZERS:
+        if all((folder / name).is_file() for name in files):
+            return str(folder / next(iter(files))), {ours: _read_small(folder / name) for name, ours in files.items()}
+    return "", {}
+
+
+def _read_small(file: Path) -> bytes:
+    size = file.stat().st_size
+    if size > _LARGEST_TOKENIZER:
+        raise CheckpointError(
+            f"{file} has {size} bytes, which is no vocabulary; at most {_LARGEST_TOKENIZER} are read."
+        )
+    return file.read_bytes()
 
 
 def _folders_of(path: Path) -> list[Path]:
@@ -170,63 +297,43 @@ def _folders_of(path: Path) -> list[Path]:
     return places
 
 
-def _sizes(file: megatron.MegatronFile) -> dict[str, Any]:
+def _hidden_size(file: megatron.MegatronFile) -> int:
     position = next((item for name, item in file.shards[0].items() if "position_embeddings" in name), None)
     if position is None or len(position.shape) != 2:
         raise CheckpointError(f"{file.source} has no position embedding: only learned positions can be read.")
-    return {"hidden_size": int(position.shape[1])}
+    return int(position.shape[1])
 
 
-def _sizes_of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    segment = tensors.get("encoder.embeddings.segment.weight")
+def _sizes_of(tensors: Mapping[str, Readable], source: str) -> dict[str, int]:
+    up = "encoder.layers.0.mlp.up.weight"
+    missing = [name for name in (WORD, POSITION, up) if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{source} has no {', '.join(missing)}. Is it an encoder's checkpoint?")
     return {
-        "vocabulary_size": _rows(tensors, WORD),
-        "max_positions": _rows(tensors, "encoder.embeddings.position.weight"),
-        "num_segments": 0 if segment is None else len(segment),
-        "ffn_size": _rows(tensors, "encoder.layers.0.mlp.up.weight"),
+        "vocabulary_size": tensors[WORD].shape[0],
+        "max_positions": tensors[POSITION].shape[0],
+        "num_segments": tensors[SEGMENT].shape[0] if SEGMENT in tensors else 0,
+        "ffn_size": tensors[up].shape[0],
     }
 
 
-def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    if name not in tensors:
-        raise CheckpointError(f"the checkpoint has no {name}. Is it an encoder's?")
-    return len(tensors[name])
-
-
-def _read(
-    shards: Sequence[Mapping[str, Readable]], rules: Sequence[Rule], hidden_size: int, num_heads: int, source: str
-) -> dict[str, Tensor]:
+def _head_dim(hidden_size: int, num_heads: int, source: str) -> int:
     if not isinstance(num_heads, int) or num_heads < 1 or hidden_size % num_heads:
         raise CheckpointError(f"{source}: {num_heads} attention heads do not divide a hidden size of {hidden_size}.")
-    tensors = read_tensors(shards, rules, hidden_size // num_heads, source)
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    return hidden_size // num_heads
 
 
-def _agree(found: dict[str, Any], told: Mapping[str, Any], source: str, config_source: str) -> dict[str, Any]:
+def _agree(found: Mapping[str, Any], told: Mapping[str, Any], source: str, config_source: str) -> dict[str, Any]:
     for name, value in told.items():
         if name in found and found[name] != value:
             raise CheckpointError(
                 f"{source} has {name} {found[name]}, but {config_source} says {value}. "
                 "Give the configuration that belongs to this checkpoint, or leave it out."
             )
-    return found | dict(told)
+    return {**found, **told}
 
 
-def _check_shape(tensors: Mapping[str, Tensor], shape: Mapping[str, Any], source: str) -> None:
-    """Compare what config.json or the arguments say with the tensors, in the terms in which people know them."""
-    counts = {
-        "hidden_size": tensors[WORD].shape[1] if WORD in tensors else None,
-        "num_layers": len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")}),
-        "ffn_size": _rows(tensors, "encoder.layers.0.mlp.up.weight"),
-        "max_positions": _rows(tensors, "encoder.embeddings.position.weight"),
-        "vocabulary_size": _rows(tensors, WORD),
-    }
-    for name, count in counts.items():
-        if shape.get(name) != count:
-            raise CheckpointError(f"{source}: its configuration says {name} {shape.get(name)}, its tensors {count}.")
-
-
-def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: str) -> dict[str, Tensor]:
+def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: str) -> dict[str, Readable]:
     """Strip the rows with which a vocabulary was padded; returns the tensors for a vocabulary of `num_tokens`.
 
     Megatron-LM pads to a multiple of 128 x tensor-parallel size, Hugging Face's tools to one of 8 to 128.
@@ -240,8 +347,9 @@ def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: s
             f"padding leads from one to the other. Give the vocabulary that the checkpoint was trained with "
             "(model.tokenizer.vocab_file)."
         )
-    per_token = (WORD, VOCABULARY_BIAS)
-    return {
-        name: tensor[:num_tokens].clone() if name in per_token else tensor
-        for name, tensor in checkpoint.tensors.items()
-    }
+    return resize_vocabulary(checkpoint.tensors, num_tokens)
+
+
+def resize_vocabulary(tensors: Mapping[str, Readable], num_rows: int) -> dict[str, Readable]:
+    """Cut the tensors that have a row for each token, or fill them up with zeros."""
+    return {name: Rows(item, num_rows) if name in PER_TOKEN else item for name, item in tensors.items()}

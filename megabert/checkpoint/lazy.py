@@ -8,8 +8,10 @@ import math
 import os
 import stat
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -19,6 +21,21 @@ from .symbolic_values import ByteSource
 MOST_DIMS = 64
 # A tensor may repeat its elements (stride 0). One that pretends to more than its storage stays this small.
 _LARGEST_REPEATED = 2**26
+
+
+class Readable(Protocol):
+    """A tensor that still lies in its file, whole or in parts."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its dims."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its numbers are."""
+
+    def read(self) -> torch.Tensor:
+        """Read it into memory of its own. Raises CheckpointError if its numbers are damaged."""
 
 
 class _File:
@@ -182,3 +199,67 @@ class LazyTensor:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
         data = self.storage.source.read(self.start, self.end - self.start)
         return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.stride)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tensor in memory, for those who take tensors that are not read yet."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dims."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its numbers are."""
+        return self.tensor.dtype
+
+    def read(self) -> torch.Tensor:
+        """Return it, on the CPU."""
+        return self.tensor.detach().cpu()
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A tensor that becomes another dtype when it is read."""
+
+    source: Readable
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dims."""
+        return tuple(self.source.shape)
+
+    def read(self) -> torch.Tensor:
+        """Read and convert it."""
+        return self.source.read().to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first rows of a tensor; rows beyond its own are 0."""
+
+    source: Readable
+    num_rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dims."""
+        return (self.num_rows, *self.source.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its numbers are."""
+        return self.source.dtype
+
+    def read(self) -> torch.Tensor:
+        """Read it, cut or filled up."""
+        tensor = self.source.read()
+        if len(tensor) >= self.num_rows:
+            # A copy, so that the memory of the rows that go is free.
+            return tensor[: self.num_rows].clone()
+        return torch.cat([tensor, tensor.new_zeros(self.num_rows - len(tensor), *tensor.shape[1:])])

@@ -1,7 +1,8 @@
-"""Megatron-LM's checkpoints: the table of names of each era, the arguments that shape a network, the QKV layouts.
+"""Open Megatron-LM's checkpoints: its folders and files, the ranks in them, the arguments that shape a network.
 
-What this module knows was read in Megatron-LM's history (github.com/NVIDIA/Megatron-LM, tags v1.0 to core_v0.9) and
-holds for files that its code of those tags wrote.
+A path goes in; out come the weights of each tensor-parallel shard under the names of one era, pipeline stages joined,
+none of them read yet. What this module knows was read in Megatron-LM's history (github.com/NVIDIA/Megatron-LM, tags
+v1.0 to core_v0.9).
 """
 
 import re
@@ -11,121 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .containers import LazyTensor, Opened, open_file
-from .rules import QKV_LAYOUTS, Op, Rule
+from .containers import LazyTensor, Opened, looks_like_weights, open_files
+from .lazy import Readable
+from .megatron_names import ERAS, FINE_TUNED, Era
 from .symbolic_pickle import Record
+from .torch_dist import is_torch_dist, open_torch_dist
 
-Weights = Mapping[str, LazyTensor]
-
-
-def legacy_rules(qkv: Op, *, trunk: str, attention: str, norm: str) -> list[Rule]:
-    """List the names of megatron.model, which differ by era in three words."""
-    embedding, encoder = "language_model.embedding", f"language_model.{trunk}"
-    layer, ours = f"{encoder}.layers.*", "encoder.layers.*"
-    return [
-        Rule(f"{embedding}.word_embeddings.weight", "encoder.embeddings.word.weight", cut=0),
-        Rule(f"{embedding}.position_embeddings.weight", "encoder.embeddings.position.weight"),
-        Rule(f"{embedding}.tokentype_embeddings.weight", "encoder.embeddings.segment.weight"),
-        Rule(f"{layer}.input_{norm}.weight", f"{ours}.attention_norm.weight"),
-        Rule(f"{layer}.input_{norm}.bias", f"{ours}.attention_norm.bias"),
-        Rule(f"{layer}.{attention}.query_key_value.weight", f"{ours}.attention.qkv.weight", qkv, cut=0),
-        Rule(f"{layer}.{attention}.query_key_value.bias", f"{ours}.attention.qkv.bias", qkv, cut=0),
-        Rule(f"{layer}.{attention}.dense.weight", f"{ours}.attention.out.weight", cut=1),
-        Rule(f"{layer}.{attention}.dense.bias", f"{ours}.attention.out.bias"),
-        Rule(f"{layer}.post_attention_{norm}.weight", f"{ours}.mlp_norm.weight"),
-        Rule(f"{layer}.post_attention_{norm}.bias", f"{ours}.mlp_norm.bias"),
-        Rule(f"{layer}.mlp.dense_h_to_4h.weight", f"{ours}.mlp.up.weight", cut=0),
-        Rule(f"{layer}.mlp.dense_h_to_4h.bias", f"{ours}.mlp.up.bias", cut=0),
-        Rule(f"{layer}.mlp.dense_4h_to_h.weight", f"{ours}.mlp.down.weight", cut=1),
-        Rule(f"{layer}.mlp.dense_4h_to_h.bias", f"{ours}.mlp.down.bias"),
-        Rule(f"{encoder}.final_{norm}.weight", "encoder.final_norm.weight"),
-        Rule(f"{encoder}.final_{norm}.bias", "encoder.final_norm.bias"),
-        Rule("language_model.pooler.dense.weight", "sentence_order.pooler.weight"),
-        Rule("language_model.pooler.dense.bias", "sentence_order.pooler.bias"),
-        Rule("lm_head.dense.weight", "language_model.dense.weight"),
-        Rule("lm_head.dense.bias", "language_model.dense.bias"),
-        Rule(f"lm_head.{norm}.weight", "language_model.norm.weight"),
-        Rule(f"lm_head.{norm}.bias", "language_model.norm.bias"),
-        Rule("lm_head.bias", "language_model.vocabulary.bias", cut=0),
-        Rule("binary_head.weight", "sentence_order.out.weight"),
-        Rule("binary_head.bias", "sentence_order.out.bias"),
-        Rule("word_embeddings_for_head.weight", None),  # the last pipeline stage's copy of the word embedding
-        Rule("word_embeddings.weight", None),  # the same, in a stage that has no language_model embedding
-    ]
-
-
-def core_rules(qkv: Op, *, trunk: str) -> list[Rule]:
-    """List the names of megatron.core; where Transformer Engine fuses a norm into a linear, the norm's name moves."""
-    layer, ours = f"{trunk}.layers.*", "encoder.layers.*"
-    return [
-        Rule("embedding.word_embeddings.weight", "encoder.embeddings.word.weight", cut=0),
-        Rule("embedding.position_embeddings.weight", "encoder.embeddings.position.weight"),
-        Rule("embedding.tokentype_embeddings.weight", "encoder.embeddings.segment.weight"),
-        Rule(f"{layer}.input_layernorm.weight", f"{ours}.attention_norm.weight"),
-        Rule(f"{layer}.input_layernorm.bias", f"{ours}.attention_norm.bias"),
-        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_weight", f"{ours}.attention_norm.weight", read_only=True),
-        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_bias", f"{ours}.attention_norm.bias", read_only=True),
-        Rule(f"{layer}.self_attention.linear_qkv.weight", f"{ours}.attention.qkv.weight", qkv, cut=0),
-        Rule(f"{layer}.self_attention.linear_qkv.bias", f"{ours}.attention.qkv.bias", qkv, cut=0),
-        Rule(f"{layer}.self_attention.linear_proj.weight", f"{ours}.attention.out.weight", cut=1),
-        Rule(f"{layer}.self_attention.linear_proj.bias", f"{ours}.attention.out.bias"),
-        Rule(f"{layer}.pre_mlp_layernorm.weight", f"{ours}.mlp_norm.weight"),
-        Rule(f"{layer}.pre_mlp_layernorm.bias", f"{ours}.mlp_norm.bias"),
-        Rule(f"{layer}.mlp.linear_fc1.layer_norm_weight", f"{ours}.mlp_norm.weight", read_only=True),
-        Rule(f"{layer}.mlp.linear_fc1.layer_norm_bias", f"{ours}.mlp_norm.bias", read_only=True),
-        Rule(f"{layer}.mlp.linear_fc1.weight", f"{ours}.mlp.up.weight", cut=0),
-        Rule(f"{layer}.mlp.linear_fc1.bias", f"{ours}.mlp.up.bias", cut=0),
-        Rule(f"{layer}.mlp.linear_fc2.weight", f"{ours}.mlp.down.weight", cut=1),
-        Rule(f"{layer}.mlp.linear_fc2.bias", f"{ours}.mlp.down.bias"),
-        Rule(f"{trunk}.final_layernorm.weight", "encoder.final_norm.weight"),
-        Rule(f"{trunk}.final_layernorm.bias", "encoder.final_norm.bias"),
-        Rule("pooler.dense.weight", "sentence_order.pooler.weight"),
-        Rule("pooler.dense.bias", "sentence_order.pooler.bias"),
-        Rule("lm_head.dense.weight", "language_model.dense.weight"),
-        Rule("lm_head.dense.bias", "language_model.dense.bias"),
-        Rule("lm_head.layer_norm.weight", "language_model.norm.weight"),
-        Rule("lm_head.layer_norm.bias", "language_model.norm.bias"),
-        Rule("output_layer.bias", "language_model.vocabulary.bias", cut=0),
-        Rule("output_layer.weight", None),  # a copy of the word embedding
-        Rule("binary_head.weight", "sentence_order.out.weight"),
-        Rule("binary_head.bias", "sentence_order.out.bias"),
-    ]
-
-
-@dataclass(frozen=True)
-class Era:
-    """One generation of names, told by a pattern that only its files have."""
-
-    name: str
-    evidence: re.Pattern[str]
-    words: dict[str, str]
-    is_core: bool = False
-
-    def rules(self, qkv_layout: str) -> list[Rule]:
-        """List the era's rules for a QKV layout."""
-        op = QKV_LAYOUTS[qkv_layout]
-        return core_rules(op, **self.words) if self.is_core else legacy_rules(op, **self.words)
-
-
-ERAS = [
-    Era(
-        "v1.0 to v2.0",
-        re.compile(r"language_model\.transformer\.layers\.\d+\.attention\."),
-        {"trunk": "transformer", "attention": "attention", "norm": "layernorm"},
-    ),
-    Era(
-        "v2.1 to v2.6",
-        re.compile(r"language_model\.encoder\.layers\.\d+\.input_layernorm\."),
-        {"trunk": "encoder", "attention": "self_attention", "norm": "layernorm"},
-    ),
-    Era(
-        "core_v0.4, megatron.model",
-        re.compile(r"language_model\.encoder\.layers\.\d+\.input_norm\."),
-        {"trunk": "encoder", "attention": "self_attention", "norm": "norm"},
-    ),
-    Era("megatron.core BERT", re.compile(r"encoder\.layers\.\d+\."), {"trunk": "encoder"}, is_core=True),
-    Era("megatron.core GPT", re.compile(r"decoder\.layers\.\d+\."), {"trunk": "decoder"}, is_core=True),
-]
+Weights = Mapping[str, Readable]
 
 # Arguments whose other values mean a network that this package does not have.
 REQUIRED_ARGUMENTS = {
@@ -136,6 +29,8 @@ REQUIRED_ARGUMENTS = {
     "num_experts": (None, 0),
     "group_query_attention": (False, None),
     "squared_relu": (False, None),
+    "untie_embeddings_and_output_weights": (False, None),
+    "multi_latent_attention": (False, None),
 }
 
 
@@ -149,18 +44,96 @@ class MegatronFile:
     arguments: dict[str, Any]
     version: float | None
     iteration: int | None
-    num_stages: int
+    num_stages: int = 1
+    num_chunks: int = 1
+    """Parts of the network in each pipeline stage; more than 1 where they are interleaved."""
+    container: str = "torch"
     unknown_globals: frozenset[str] = field(default=frozenset())
+    notes: tuple[str, ...] = ()
 
     def has(self, part: str) -> bool:
         """Whether any tensor's name holds `part`."""
         return any(part in name for name in self.shards[0])
 
 
-def find_ranks(path: Path) -> list[Path]:
-    """List a checkpoint's files in rank order: a file alone, an iteration's folder, or a folder with a tracker."""
-    if path.is_file():
-        return [path]
+@dataclass(frozen=True)
+class _Part:
+    """The file of one rank."""
+
+    label: str
+    opened: Opened
+
+
+Rank = tuple[int, int]  # in the tensor-parallel and in the pipeline-parallel group
+
+
+def open_megatron(path: Path) -> MegatronFile:
+    """Open a Megatron-LM checkpoint: all its shards, none of its tensors yet.
+
+    Raises CheckpointError if a file cannot be read, a rank is missing, or the names are of no era known here.
+    """
+    path = find_iteration(path)
+    if path.is_dir() and is_torch_dist(path):
+        return _open_torch_dist(path)
+    parts = _open_parts(path)
+    stages, shards = {stage for _, stage in parts}, {shard for shard, _ in parts}
+    missing = [
+        f"mp_rank_{shard:02d}" + (f"_{stage:03d}" if max(stages) else "")
+        for shard in range(max(shards) + 1)
+        for stage in range(max(stages) + 1)
+        if (shard, stage) not in parts
+    ]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: a checkpoint needs the files of all its ranks.")
+    first = _top_level(parts[0, 0])
+    arguments = _arguments(first.get("args"))
+    _check_rank_count(path, arguments, len(shards), len(stages))
+    chunks = {rank: _chunks_of(part) for rank, part in parts.items()}
+    num_chunks = len(chunks[0, 0])
+    if any(len(found) != num_chunks for found in chunks.values()):
+        raise CheckpointError(f"{path}: its ranks hold different numbers of interleaved parts (model0, model1, ...).")
+    joined = [
+        join_stages([chunks[shard, stage][chunk] for chunk in range(num_chunks) for stage in sorted(stages)], path)
+        for shard in sorted(shards)
+    ]
+    named = [_plain_names(shard) for shard in joined]
+    return MegatronFile(
+        source=str(path),
+        era=find_era(named[0][0], str(path)),
+        shards=[weights for weights, _ in named],
+        arguments=arguments,
+        version=first.get("checkpoint_version"),
+        iteration=first.get("iteration", first.get("total_iters")),
+        num_stages=len(stages),
+        num_chunks=num_chunks,
+        container=parts[0, 0].opened.kind,
+        unknown_globals=frozenset().union(*(part.opened.unknown_globals for part in parts.values())),
+        notes=named[0][1],
+    )
+
+
+def _open_torch_dist(path: Path) -> MegatronFile:
+    found = open_torch_dist(path)
+    arguments = _arguments(found.common.get("args"))
+    return MegatronFile(
+        source=str(path),
+        era=find_era(found.tensors, str(path)),
+        shards=[found.tensors],
+        arguments=arguments,
+        version=found.common.get("checkpoint_version"),
+        iteration=found.common.get("iteration"),
+        container="torch_dist",
+        unknown_globals=found.unknown_globals,
+    )
+
+
+# --- Which files ---
+
+
+def find_iteration(path: Path) -> Path:
+    """Follow a checkpoint's folder to the iteration that its tracker names, or to its only or last one."""
+    if not path.is_dir():
+        return path
     tracker = path / "latest_checkpointed_iteration.txt"
     if tracker.is_file():
         content = tracker.read_text(encoding="utf-8", errors="replace").strip()
@@ -170,68 +143,61 @@ def find_ranks(path: Path) -> list[Path]:
                 f"{tracker} says {content[:40]!r}, but there is no folder {folder.name[:40]} beside it. "
                 "Give the iteration's folder itself."
             )
-        return find_ranks(folder)
-    if re.fullmatch(r"mp_rank_\d{2}(_\d{3})?", path.name):
-        return _weights_in(path)
-    ranks = sorted(folder for folder in path.glob("mp_rank_*") if folder.is_dir())
-    if ranks:
-        return [file for folder in ranks for file in _weights_in(folder)]
+        return folder
     if (path / "release").is_dir():
-        return find_ranks(path / "release")
-    return _weights_in(path)
+        return path / "release"
+    iterations = [folder for folder in path.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
+    return max(iterations, key=lambda folder: int(folder.name[5:]), default=path)
 
 
-def _weights_in(folder: Path) -> list[Path]:
-    for name in ("model_optim_rng.pt", "model_rng.pt", "MegatronBERT.pt", "model_weights.ckpt"):
+_RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3}))?(?:_(\d{3}))?")
+
+
+def _open_parts(path: Path) -> dict[Rank, _Part]:
+    files = [path] if path.is_file() else _rank_files(path)
+    parts: dict[Rank, _Part] = {}
+    for file in files:
+        for member, opened in open_files(file).items():
+            label = f"{file}: {member}" if member else str(file)
+            rank = _rank_of(f"{file.parent.name}/{member}") if path.is_dir() or member else (0, 0)
+            if rank in parts:
+                raise CheckpointError(f"{parts[rank].label} and {label} are of one rank. Remove the wrong one.")
+            parts[rank] = _Part(label, opened)
+    if len(parts) == 1:  # one rank's file alone; its arguments tell whether there should be others
+        return {(0, 0): next(iter(parts.values()))}
+    return parts
+
+
+def _rank_files(path: Path) -> list[Path]:
+    """List the weight files below an iteration's folder; the optimizer's own files and folders are passed over."""
+    ranks = sorted(folder for folder in path.glob("mp_rank_*") if folder.is_dir() and _RANK.fullmatch(folder.name))
+    files = [file for folder in ranks or [path] if (file := _weights_in(folder)) is not None]
+    if not files:
+        raise CheckpointError(
+            f"{path} holds no checkpoint: expected model_optim_rng.pt, MegatronBERT.pt, mp_rank_* folders, "
+            "latest_checkpointed_iteration.txt, config.json, or any single weight file."
+        )
+    return files
+
+
+_WEIGHTS = ("model_optim_rng.pt", "model_rng.pt", "MegatronBERT.pt", "model_weights.ckpt")
+_OPTIMIZER = ("optim.pt", "distrib_optim.pt")
+
+
+def _weights_in(folder: Path) -> Path | None:
+    for name in _WEIGHTS:
         if (folder / name).is_file():
-            return [folder / name]
-    files = sorted(folder.glob("*.pt"))
-    if len(files) == 1:
-        return files
-    raise CheckpointError(
-        f"{folder} holds no checkpoint: expected model_optim_rng.pt, MegatronBERT.pt, mp_rank_* folders or "
-        "latest_checkpointed_iteration.txt."
-    )
+            return folder / name
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in _OPTIMIZER]
+    files = [file for file in files if looks_like_weights(file)]
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:6])
+        raise CheckpointError(f"{folder} holds {len(files)} weight files ({names}). Give one of them.")
+    return files[0] if files else None
 
 
-def open_megatron(path: Path) -> MegatronFile:
-    """Open a Megatron-LM checkpoint: all its shards, none of its tensors yet.
-
-    Raises CheckpointError if a file cannot be read, a rank is missing, or the names are of no era known here.
-    """
-    files = find_ranks(path)
-    opened = {_rank_of(file): open_file(file) for file in files}
-    tensor_sizes = {tensor for tensor, _ in opened}
-    stages = {stage for _, stage in opened}
-    missing = [
-        f"mp_rank_{tensor:02d}" + (f"_{stage:03d}" if max(stages) else "")
-        for tensor in range(max(tensor_sizes) + 1)
-        for stage in range(max(stages) + 1)
-        if (tensor, stage) not in opened
-    ]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}: a checkpoint needs the files of all its ranks.")
-    first = _top_level(opened[0, 0], files[0])
-    arguments = _arguments(first.get("args"))
-    _check_rank_count(path, arguments, len(tensor_sizes), len(stages))
-    shards = [
-        _join_stages([_model_of(opened[tensor, stage], path) for stage in sorted(stages)], path)
-        for tensor in sorted(tensor_sizes)
-    ]
-    return MegatronFile(
-        source=str(path),
-        era=_find_era(shards[0], path),
-        shards=shards,
-        arguments=arguments,
-        version=first.get("checkpoint_version"),
-        iteration=first.get("iteration", first.get("total_iters")),
-        num_stages=len(stages),
-        unknown_globals=frozenset().union(*(file.unknown_globals for file in opened.values())),
-    )
-
-
-def _rank_of(file: Path) -> tuple[int, int]:
-    found = re.fullmatch(r"mp_rank_(\d{2})(?:_(\d{3}))?", file.parent.name)
+def _rank_of(label: str) -> Rank:
+    found = _RANK.search(label)
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
@@ -247,10 +213,14 @@ def _check_rank_count(path: Path, arguments: dict[str, Any], num_shards: int, nu
             )
 
 
-def _top_level(opened: Opened, file: Path) -> dict[str, Any]:
-    if not isinstance(opened.content, dict):
-        raise CheckpointError(f"{file} holds a {type(opened.content).__name__}, not a checkpoint's dictionary.")
-    return opened.content
+# --- What is in a file ---
+
+
+def _top_level(part: _Part) -> dict[str, Any]:
+    if not isinstance(part.opened.content, dict):
+        kind = type(part.opened.content).__name__
+        raise CheckpointError(f"{part.label} holds a {kind}, not a checkpoint's dictionary.")
+    return part.opened.content
 
 
 def _arguments(stored: Any) -> dict[str, Any]:
@@ -258,22 +228,19 @@ def _arguments(stored: Any) -> dict[str, Any]:
     return {str(name): value for name, value in state.items()} if isinstance(state, dict) else {}
 
 
-def _model_of(opened: Opened, path: Path) -> dict[str, LazyTensor]:
-    content = _top_level(opened, path)
+def _chunks_of(part: _Part) -> list[dict[str, LazyTensor]]:
+    """List the parts of the network in a rank's file: one, or several where pipeline stages are interleaved."""
+    content = _top_level(part)
     if "model0" in content:
-        raise CheckpointError(
-            f"{path} was written with interleaved pipeline stages (model0, model1, ...), which this version does not "
-            "join. Rewrite it with Megatron-LM without --num-layers-per-virtual-pipeline-stage."
-        )
-    flat = flatten(content.get("model", content.get("state_dict", content)))
-    if not flat:
-        raise CheckpointError(f"{path} holds no tensors under 'model'. Is it a model's checkpoint?")
-    if not any(name.startswith(_PREFIXES) for name in flat):  # a file of the encoder alone
-        flat = {f"language_model.{name}": tensor for name, tensor in flat.items()}
-    return flat
-
-
-_PREFIXES = ("language_model.", "embedding.word", "encoder.layers", "decoder.layers", "lm_head.")
+        trees: list[Any] = []
+        while f"model{len(trees)}" in content:
+            trees.append(content[f"model{len(trees)}"])
+    else:
+        trees = [content.get("model", content.get("state_dict", content))]
+    chunks = [flatten(tree) for tree in trees]
+    if not all(chunks):
+        raise CheckpointError(f"{part.label} holds no tensors under 'model'. Is it a model's checkpoint?")
+    return chunks
 
 
 def flatten(tree: Any) -> dict[str, LazyTensor]:
@@ -287,14 +254,47 @@ def flatten(tree: Any) -> dict[str, LazyTensor]:
         prefix, value = pending.pop()
         if isinstance(value, dict):
             pending.extend((f"{prefix}.{name}" if prefix else str(name), item) for name, item in value.items())
-        elif isinstance(value, LazyTensor):
+        elif isinstance(value, LazyTensor) and not prefix.endswith("_extra_state"):
             flat[re.sub(r"^(module\.)+", "", prefix)] = value
     return flat
 
 
-def _join_stages(stages: Sequence[Mapping[str, LazyTensor]], path: Path) -> dict[str, LazyTensor]:
-    """Number the layers of all pipeline stages through: each stage counts its own from 0."""
-    joined: dict[str, LazyTensor] = {}
+# Retrievers hold two encoders, or one for both sides.
+_TOWERS = ("query_model.", "question_model.", "shared_model.", "retriever.ict_model.", "ict_model.")
+
+
+def _plain_names(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """Bring the names of wrapped, flat and partial files to those of a whole network; returns them and notes."""
+    for tower in _TOWERS:
+        own = {name.removeprefix(tower): item for name, item in weights.items() if name.startswith(tower)}
+        if own:
+            inner, notes = _plain_names(own)
+            return inner, (f"of the encoders in the file the one under {tower.rstrip('.')} was taken", *notes)
+    if any(".linear_qkv." in name for name in weights):
+        return dict(weights), ()
+    # GPT-2 of 2019 has no nesting; an encoder saved by itself begins with its embedding.
+    flat = {_FLAT_EMBEDDING.sub(r"embedding.\1", name): item for name, item in weights.items()}
+    return {name if name.startswith(_TOP) else f"language_model.{name}": item for name, item in flat.items()}, ()
+
+
+_FLAT_EMBEDDING = re.compile(r"^((word|position|tokentype)_embeddings\.)")
+_TOP = (
+    "language_model.",
+    "lm_head.",
+    "binary_head.",
+    "word_embeddings_for_head.",
+    *(rule.sources[0].partition(".")[0] + "." for rule in FINE_TUNED),
+)
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def join_stages(stages: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    """Number the layers of all pipeline stages through: each counts its own from 0.
+
+    Interleaved stages come as chunk 0 of every stage, then chunk 1 of every stage: chunk v of stage p holds layers
+    v * L/V + p * L/(P * V) and on. Source: Megatron-LM v2.6, megatron/model/transformer.py.
+    """
+    joined: dict[str, Any] = {}
     offset = 0
     for stage in stages:
         numbers = {int(found[1]) for name in stage if (found := _LAYER.search(name))}
@@ -306,15 +306,18 @@ def _join_stages(stages: Sequence[Mapping[str, LazyTensor]], path: Path) -> dict
     return joined
 
 
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-
-
-def _find_era(weights: Weights, path: Path) -> Era:
+def find_era(weights: Mapping[str, Any], source: str) -> Era:
+    """Tell whose names these are. Raises CheckpointError if nobody's that is known here."""
     for era in ERAS:
         if any(era.evidence.match(name) for name in weights):
             return era
+    if any("bert.embeddings.LayerNorm" in name for name in weights):
+        raise CheckpointError(
+            f"{source} was written before 29 October 2019, when Megatron-LM's BERT was the original, post-norm BERT "
+            "under other names. Nothing was published of it, and it is not read."
+        )
     raise CheckpointError(
-        f"{path}: its tensor names are of no Megatron-LM version known here, for example "
+        f"{source}: its tensor names are of no Megatron-LM version known here, for example "
         f"{', '.join(sorted(weights)[:3])}."
     )
 
@@ -329,6 +332,8 @@ def find_qkv_layout(file: MegatronFile) -> tuple[str, str]:
     if file.version is not None:
         layout = "3_heads_dim" if file.version < 1 else "heads_dim_3" if file.version < 2 else "heads_3_dim"
         return layout, f"checkpoint_version {file.version}"
+    if file.era is not ERAS[0]:
+        return "heads_3_dim", f"no checkpoint_version, but names of 2021 or later ({file.era.name})"
     if "bias_gelu_fusion" not in file.arguments:
         return "3_heads_dim", "no checkpoint_version: version 0"
     if "old_checkpoint_format" in file.arguments:
@@ -348,9 +353,12 @@ def find_shape(file: MegatronFile) -> tuple[dict[str, Any], list[str]]:
                 f"{file.source}: its argument {name} is {arguments[name]!r}; this package's encoder has "
                 f"{name}={allowed[0]!r} only."
             )
-    weights = file.shards[0]
-    layers = {int(found[1]) for name in weights if (found := _LAYER.search(name))}
-    shape: dict[str, Any] = {"num_layers": len(layers)}
+    num_layers = len({int(found[1]) for name in file.shards[0] if (found := _LAYER.search(name))})
+    if arguments.get("num_layers", num_layers) != num_layers:
+        raise CheckpointError(
+            f"{file.source}: its arguments say {arguments['num_layers']} layers, {num_layers} found. Is a file missing?"
+        )
+    shape: dict[str, Any] = {"num_layers": num_layers}
     is_gpt = file.era.name.endswith("GPT") or not (file.has("tokentype_embeddings") or file.has("lm_head."))
     shape["is_causal"] = is_gpt
     notes.append("attention: " + ("causal (no segment embedding and no head of BERT's)" if is_gpt else "bidirectional"))

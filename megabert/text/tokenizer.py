@@ -38,6 +38,7 @@ class Tokenizer:
 
     def __init__(self, tokens: Sequence[str], *, lower_case: bool | None = None, source: str = "vocabulary") -> None:
         self.tokens = list(tokens)
+        self.source = source
         self.is_uncased = not any(map(_has_capital, self.tokens))
         self.lower_case = self.is_uncased if lower_case is None else lower_case
         vocabulary = {token: index for index, token in enumerate(self.tokens)}
@@ -54,12 +55,21 @@ class Tokenizer:
     def from_file(cls, path: Path, *, lower_case: bool | None = None) -> "Tokenizer":
         """Read a vocabulary of one token a line. Raises CheckpointError if it is none."""
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            data = path.read_bytes()
+        except OSError as error:
             raise CheckpointError(f"{path} cannot be read as a vocabulary: {error}") from None
+        return cls.from_bytes(data, lower_case=lower_case, source=str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, lower_case: bool | None = None, source: str) -> "Tokenizer":
+        """Take a vocabulary file's content. Raises CheckpointError if it is none."""
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{source} cannot be read as a vocabulary: {error}") from None
         # split, not splitlines: a vocabulary may hold U+2028 and its like as tokens.
         tokens = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-        return cls(tokens, lower_case=lower_case, source=str(path))
+        return cls(tokens, lower_case=lower_case, source=source)
 
     def __len__(self) -> int:
         """Count the tokens of the vocabulary."""

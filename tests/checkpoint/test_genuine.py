@@ -8,7 +8,6 @@ from megabert.assemble import assign
 from megabert.checkpoint.foreign import open_checkpoint
 from megabert.errors import CheckpointError
 from megabert.model.heads import PretrainingModel
-from megabert.model.shape import EncoderConfig
 
 NAMES = [
     "v1.0_tp1",
@@ -27,7 +26,7 @@ NAMES = [
 def build(checkpoint):
     """Make the network of a checkpoint, with the heads that it has."""
     model = PretrainingModel(
-        EncoderConfig.from_dict(checkpoint.shape),
+        checkpoint.config,
         language_model=True,
         sentence_order="sentence_order.out.weight" in checkpoint.tensors,
     )

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from megabert.checkpoint.foreign import fit_vocabulary, open_checkpoint
+from megabert.checkpoint.foreign import WORD, Checkpoint, fit_vocabulary, open_checkpoint
+from megabert.checkpoint.lazy import Loaded
 from megabert.errors import CheckpointError
 from tests.checkpoint.test_genuine import build
 from tests.conftest import WORDS
@@ -53,7 +54,7 @@ def inputs():
 def test_logits_are_transformers_s(tmp_path, architecture, gelu):
     theirs = make(architecture, tmp_path, hidden_act=gelu)
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.vocabulary == tmp_path / "vocab.txt"
+    assert checkpoint.tokenizer_files == {"vocab.txt": (tmp_path / "vocab.txt").read_bytes()}
     ours = build(checkpoint)
     ids, segments, mask = inputs()
     with torch.inference_mode():
@@ -95,7 +96,7 @@ def test_every_layout_of_weight_files_is_read(tmp_path, kind):
         places = {name: file for file, part in halves.items() for name in part}
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
     read = open_checkpoint(tmp_path)
-    assert torch.equal(read.tensors["encoder.embeddings.word.weight"], state["bert.embeddings.word_embeddings.weight"])
+    assert torch.equal(read.tensors["encoder.embeddings.word.weight"].read(), state["bert.embeddings.word_embeddings.weight"])
 
 
 def test_a_fine_tuned_head_is_named_as_not_read(tmp_path):
@@ -122,7 +123,7 @@ def rewrite(folder, **changes):
         ({"max_position_embeddings": 512}, "says max_positions 512, its tensors 20"),
         ({"num_attention_heads": 5}, "5 attention heads do not divide"),
         ({"num_attention_heads": ...}, "lacks num_attention_heads"),
-        ({"is_decoder": True}, "only encoders"),
+        ({"is_decoder": True}, "is_decoder is True; only False"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message):
@@ -152,11 +153,9 @@ def test_a_folder_without_weights_is_told(tmp_path):
     ("rows", "fits"), [(512, True), (500, True), (504, True), (1024, True), (501, False), (499, False)]
 )
 def test_padded_vocabularies_fit_and_others_do_not(rows, fits):
-    from megabert.checkpoint.foreign import WORD, Checkpoint
-
-    checkpoint = Checkpoint("f", "source", {"vocabulary_size": rows}, {WORD: torch.zeros(rows, 2)}, None, None, [])
+    checkpoint = Checkpoint("f", "source", {"vocabulary_size": rows}, {WORD: Loaded(torch.zeros(rows, 2))}, [])
     if fits:
-        assert len(fit_vocabulary(checkpoint, 500, "vocab.txt")[WORD]) == 500
+        assert len(fit_vocabulary(checkpoint, 500, "vocab.txt")[WORD].read()) == 500
     else:
         with pytest.raises(CheckpointError, match=r"vocab\.txt has 500 tokens"):
             fit_vocabulary(checkpoint, 500, "vocab.txt")

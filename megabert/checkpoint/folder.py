@@ -1,0 +1,251 @@
+"""Our own format: a folder of safetensors, JSON and text with a manifest of SHA-256 sums, whole or not there at all.
+
+Tensors go to the disk one after another and come back only when they are asked for, so a folder may be larger than
+memory. `run` says what the folders of a training run hold, `convert` writes one that holds a language model.
+Source: section Format of https://github.com/huggingface/safetensors.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .containers import SAFETENSORS_DTYPES, open_file
+from .lazy import LazyTensor, Loaded, Readable
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_CHUNK = 2**24
+_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds: groups of tensors, JSON documents and text files, by file name without suffix."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    documents: Mapping[str, Any]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenFolder:
+    """An open checkpoint folder: as `Contents`, with tensors that are not read yet."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, LazyTensor]]
+    documents: Mapping[str, Any]
+    texts: Mapping[str, str]
+
+
+class _Summed:
+    """A new file that is written with its SHA-256 and synced."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sum, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.sum.update(data)
+        self.size += len(data)
+
+
+def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a new file from pieces, on the disk when this returns; gives its size and SHA-256."""
+    with path.open("xb") as file:
+        summed = _Summed(file)
+        for piece in pieces:
+            summed.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": summed.size, "sha256": summed.sum.hexdigest()}
+
+
+def safetensors_pieces(
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> Iterable[bytes | memoryview]:
+    """Give a safetensors file piece by piece; `tensors` come in the order of `entries` (dtype and shape by name)."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    yield len(text).to_bytes(8, "little") + text
+    for (name, (dtype, shape)), tensor in zip(entries.items(), tensors, strict=True):
+        assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape), name
+        # Bytes, since numpy has no bfloat16.
+        yield tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def write(
+    final: Path,
+    tensors: Mapping[str, Mapping[str, Readable | Tensor]],
+    documents: Mapping[str, Any],
+    texts: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint folder; it appears by a rename when all of it is on the disk, and replaces one of its name.
+
+    `facts` go into the manifest beside the files' sums.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(final) as partial:
+        sums = {f"{group}.safetensors": _write_tensors(partial, group, tensors[group]) for group in tensors}
+        files = {f"{name}.json": _json_bytes(document) for name, document in documents.items()}
+        files |= {name: text.encode() for name, text in texts.items()}
+        sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}
+        manifest = _manifest_bytes({"format_version": FORMAT_VERSION, **facts, "files": sums})
+        write_file(partial / MANIFEST, [manifest])
+
+
+class whole_folder:  # noqa: N801  (a context manager reads as a function)
+    """Give a folder to write in beside `final`; it takes that name at the end, or goes if there is an error."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.partial = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+    def __enter__(self) -> Path:
+        self.partial.mkdir()
+        return self.partial
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        for folder in (*(path for path in self.partial.rglob("*") if path.is_dir()), self.partial):
+            sync_folder(folder)
+        replaced = set_aside(self.final) if self.final.exists() else None
+        self.partial.rename(self.final)
+        sync_folder(self.final.parent)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+
+
+def open_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder:
+    """Open a checkpoint's documents, texts and the named groups of tensors, each verified against the manifest.
+
+    Raises CheckpointError if a file is missing, damaged or not in the manifest.
+    """
+    manifest = read_manifest(folder)
+    tensors: dict[str, Mapping[str, LazyTensor]] = {}
+    documents, texts = {}, {}
+    for name, record in manifest["files"].items():
+        stem, _, suffix = name.rpartition(".")
+        if suffix == "safetensors":
+            if stem in groups:
+                tensors[stem] = _open_tensors(folder / name, record)
+        elif suffix == "json" and name not in TEXT_FILES:
+            documents[stem] = json.loads(_read_verified(folder / name, record))
+        else:
+            texts[name] = _read_verified(folder / name, record).decode()
+    missing = [group for group in groups if group not in tensors]
+    if missing:
+        raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
+    return OpenFolder(folder, manifest, tensors, documents, texts)
+
+
+# JSON of others, kept byte for byte: GPT-2's vocabulary.
+TEXT_FILES = ("vocab.json",)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a folder's manifest, verified against its own SHA-256. Raises CheckpointError if it is damaged."""
+    file = folder / MANIFEST
+    try:
+        data = file.read_bytes()
+        manifest = json.loads(data)
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file} is of format {manifest['format_version']}; this version of megabert reads {FORMAT_VERSION}."
+            )
+        names = list(manifest["files"])
+        # Written again it must be the same bytes: then no bit of it, not even of its white space, has changed.
+        expected = _manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged: {error!r}. Use another checkpoint of the run.") from None
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{file} names files outside its folder.")
+    if data != expected:
+        raise CheckpointError(f"{file} is damaged: it does not match its own SHA-256. Use another checkpoint.")
+    return dict(manifest)
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    sha256 = hashlib.sha256(_json_bytes(manifest)).hexdigest()
+    return _json_bytes({**manifest, "sha256": sha256})
+
+
+def _open_tensors(file: Path, record: Any) -> Mapping[str, LazyTensor]:
+    _verify(file, record)
+    opened = open_file(file)
+    content = opened.content
+    if opened.kind != "safetensors" or not isinstance(content, dict):
+        raise CheckpointError(f"{file} is no safetensors file.")
+    return content
+
+
+def _verify(file: Path, record: Any) -> None:
+    """Compare a file with its record, in pieces: it may be larger than memory."""
+    found, size = hashlib.sha256(), 0
+    try:
+        expected = record["sha256"]
+        if file.stat().st_size != record["size"]:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; its manifest says {record['size']}.")
+        with file.open("rb") as opened:
+            while piece := opened.read(_CHUNK):
+                found.update(piece)
+                size += len(piece)
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error!r}. Use another checkpoint of the run.") from None
+    if found.hexdigest() != expected:
+        raise CheckpointError(
+            f"{file} is damaged: its SHA-256 is {found.hexdigest()[:16]}..., its manifest says "
+            f"{str(expected)[:16]}.... Use another checkpoint of the run."
+        )
+
+
+def _read_verified(file: Path, record: Any) -> bytes:
+    _verify(file, record)
+    return file.read_bytes()
+
+
+def _write_tensors(folder: Path, group: str, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:
+    readables = {name: Loaded(item) if isinstance(item, Tensor) else item for name, item in tensors.items()}
+    entries = {name: (item.dtype, tuple(item.shape)) for name, item in readables.items()}
+    pieces = safetensors_pieces(entries, (item.read() for item in readables.values()))
+    return write_file(folder / f"{group}.safetensors", pieces)
+
+
+def _json_bytes(document: Any) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that goes, so that it is never seen half there."""
+    aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    folder.rename(aside)
+    return aside
