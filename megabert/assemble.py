@@ -1,5 +1,6 @@
 """Files to networks: the language model that settings name, a run that was trained, an encoder by itself."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -100,6 +101,47 @@ def _tokenizer_of(checkpoint: foreign.Checkpoint, source: _Source) -> Tokenizer:
     return Tokenizer.from_bytes(
         checkpoint.tokenizer_files["vocab.txt"], lower_case=lower_case, source=checkpoint.tokenizer_source
     )
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A checkpoint that a user named, and the true size of its vocabulary where that is known."""
+
+    checkpoint: foreign.Checkpoint
+    num_tokens: int | None
+
+
+def open_source(
+    name_or_path: str,
+    *,
+    home: Path,
+    config_file: Path | None = None,
+    vocab_file: Path | None = None,
+    qkv_layout: str | None = None,
+) -> OpenedSource:
+    """Open a published name or a path, with the configuration and the vocabulary that a user gives beside it."""
+    settings = LanguageModelSettings(
+        pretrained_model_name=name_or_path,
+        config_file=None if config_file is None else str(config_file),
+        qkv_layout=qkv_layout,
+    )
+    source = _find_source(settings, home)
+    assert source.weights is not None, "a name or a path was given"
+    config, config_source = _given_config(settings, source)
+    checkpoint = foreign.open_checkpoint(
+        source.weights, config=config, config_source=config_source, qkv_layout=qkv_layout
+    )
+    vocabulary = vocab_file or source.vocabulary
+    if vocabulary is not None:
+        files = {"vocab.txt": Tokenizer.from_file(vocabulary).vocabulary_text().encode()}
+        checkpoint = replace(checkpoint, tokenizer_files=files, tokenizer_source=str(vocabulary))
+    lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
+    if "vocab.txt" in checkpoint.tokenizer_files:
+        tokenizer = _tokenizer_of(checkpoint, _Source(source.weights, lower_case=lower_case))
+        return OpenedSource(replace(checkpoint, lower_case=tokenizer.lower_case), len(tokenizer))
+    if "vocab.json" in checkpoint.tokenizer_files:
+        return OpenedSource(checkpoint, len(json.loads(checkpoint.tokenizer_files["vocab.json"])))
+    return OpenedSource(checkpoint, None)
 
 
 def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -278,10 +320,6 @@ def load_run(
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:
     """Load the plain encoder of a published name, a foreign checkpoint or a run, with its tokenizer."""
-    path = Path(name_or_path)
-    if (path / run.CHECKPOINTS).is_dir() or (path / run.MANIFEST).is_file():
-        predictor = load_run(path, accelerator="cpu")
-        return predictor.model.encoder, predictor.tokenizer
     settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
     loaded = load_language_model(settings, home=home, seed=0)
     return loaded.encoder.eval(), loaded.tokenizer

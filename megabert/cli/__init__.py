@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from .. import __version__
 from ..errors import ConfigError, MegabertError
 from .checkpoints import models
+from .conversion import convert
 from .runs import config, evaluate, predict, score, train
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -21,6 +22,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "score": score,
     "config": config,
     "models": models,
+    "convert": convert,
 }
 EXIT_CODES = (
     "exit codes: 0 done, 64 a setting is wrong, 65 a data file or the numbers are, 66 a checkpoint is, "

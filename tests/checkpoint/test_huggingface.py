@@ -96,7 +96,8 @@ def test_every_layout_of_weight_files_is_read(tmp_path, kind):
         places = {name: file for file, part in halves.items() for name in part}
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
     read = open_checkpoint(tmp_path)
-    assert torch.equal(read.tensors["encoder.embeddings.word.weight"].read(), state["bert.embeddings.word_embeddings.weight"])
+    word = read.tensors["encoder.embeddings.word.weight"].read()
+    assert torch.equal(word, state["bert.embeddings.word_embeddings.weight"])
 
 
 def test_a_fine_tuned_head_is_named_as_not_read(tmp_path):
