@@ -17,7 +17,8 @@ LINES = [  # lowest first; those of one line do not import each other
     {"checkpoint", "parallel", "tasks"},
     {"infer"},
     {"assemble"},
-    {"train"},
+    {"train", "inspection"},
+    {"layout_check"},
     {"cli"},
     {"sample", "__main__"},
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import CheckpointError, ConfigError
 from ..model.shape import EncoderConfig
 from . import folder as folders
-from . import huggingface, megatron, nemo, run
+from . import huggingface, megatron, nemo, qkv, run
 from .lazy import Readable, Rows
 from .names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
 from .rules import QKV_LAYOUTS, read_tensors
@@ -220,9 +220,10 @@ def _open_megatron(
         raise CheckpointError(
             f"{path} does not say its number of attention heads. Give it: --bert_config FILE with num_attention_heads."
         )
-    layout, evidence = (qkv_layout, "as asked") if qkv_layout else megatron.find_qkv_layout(file)
     hidden_size = _hidden_size(file)
     head_dim = _head_dim(hidden_size, shape["num_heads"], str(path))
+    decision = qkv.decide(file, head_dim)
+    layout, evidence = (qkv_layout, "as asked") if qkv_layout else (decision.layout, decision.evidence)
     tensors, not_kept = read_tensors(file.shards, file.era.rules(layout), head_dim, str(path))
     shape |= {"hidden_size": hidden_size} | _sizes_of(tensors, str(path))
     tokenizer_source, tokenizer_files = next(
@@ -236,11 +237,17 @@ def _open_megatron(
         notes=[*assumptions, f"query-key-value rows: {layout} ({evidence})", *file.notes, *_not_kept(not_kept)],
         tokenizer_files=tokenizer_files,
         tokenizer_source=tokenizer_source,
-        facts=_megatron_facts(file, layout, evidence, not_kept),
+        facts={
+            **_megatron_facts(file, not_kept),
+            "qkv_layout": layout,
+            "qkv_claimed": decision.claimed,
+            "qkv_evidence": evidence,
+            "key_bias_shares": dict(decision.key_bias_shares),
+        },
     )
 
 
-def _megatron_facts(file: megatron.MegatronFile, layout: str, evidence: str, not_kept: list[str]) -> dict[str, Any]:
+def _megatron_facts(file: megatron.MegatronFile, not_kept: list[str]) -> dict[str, Any]:
     return {
         "era": file.era.name,
         "container": file.container,
@@ -249,8 +256,6 @@ def _megatron_facts(file: megatron.MegatronFile, layout: str, evidence: str, not
         "tensor_parallel": len(file.shards),
         "pipeline_parallel": file.num_stages,
         "interleaved": file.num_chunks,
-        "qkv_layout": layout,
-        "qkv_evidence": evidence,
         "not_kept": not_kept,
         "unknown_globals": sorted(file.unknown_globals),
     }

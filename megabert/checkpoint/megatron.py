@@ -322,25 +322,6 @@ def find_era(weights: Mapping[str, Any], source: str) -> Era:
     )
 
 
-def find_qkv_layout(file: MegatronFile) -> tuple[str, str]:
-    """Decide the order of the fused query-key-value rows; returns (layout, the evidence in words).
-
-    Source: Megatron-LM commits 51a2e6b0ff (2020-09-11, [heads, 3, dim]), 7d4ad51e6e (2020-09-29, [heads, dim, 3]),
-    a8d4781283 (version 1.0), 9b0083ea03 (version 2.0). Files written between the first and the third carry no
-    version although their layout is not version 0's; their arguments date them.
-    """
-    if file.version is not None:
-        layout = "3_heads_dim" if file.version < 1 else "heads_dim_3" if file.version < 2 else "heads_3_dim"
-        return layout, f"checkpoint_version {file.version}"
-    if file.era is not ERAS[0]:
-        return "heads_3_dim", f"no checkpoint_version, but names of 2021 or later ({file.era.name})"
-    if "bias_gelu_fusion" not in file.arguments:
-        return "3_heads_dim", "no checkpoint_version: version 0"
-    if "old_checkpoint_format" in file.arguments:
-        return "heads_dim_3", "no checkpoint_version, but arguments of late September 2020"
-    return "heads_3_dim", "no checkpoint_version, but arguments of mid September 2020"
-
-
 def find_shape(file: MegatronFile) -> tuple[dict[str, Any], list[str]]:
     """Read the network's shape from arguments and tensors; returns it (without what is unknown) and the assumptions.
 

@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import ConfigError, MegabertError
 from .checkpoints import models
 from .conversion import convert
+from .inspection import inspect
 from .runs import config, evaluate, predict, score, train
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -22,6 +23,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "score": score,
     "config": config,
     "models": models,
+    "inspect": inspect,
     "convert": convert,
 }
 EXIT_CODES = (

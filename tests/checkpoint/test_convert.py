@@ -262,7 +262,8 @@ from megabert.checkpoint.write_megatron import Layout
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 source, dest, name, tensor_parallel = sys.argv[1:]
 before = peak()
-convert(open_checkpoint(Path(source)), Path(dest), Target(name, Layout(int(tensor_parallel))), num_tokens=None, progress=None)
+target = Target(name, Layout(int(tensor_parallel)))
+convert(open_checkpoint(Path(source)), Path(dest), target, num_tokens=None, progress=None)
 print(peak() - before)
 """
 
