@@ -154,7 +154,7 @@ def to_text(report: Mapping[str, Any]) -> str:
         ("heads", ", ".join(report["heads"]) or "none: the encoder alone"),
     ]  # fmt: skip
     text = [f"{name:<12}{value}" for name, value in lines if value is not None]
-    for title, key in (("assumed", "assumptions"), ("not read", "not_read"), ("inert", "unknown_globals")):
+    for title, key in (("assumed", "assumptions"), ("inert", "unknown_globals")):
         text += _block(title, report[key])
     if report["values_checked"]:
         text += _block("surprises", report["surprises"]) or ["surprises   none: every number is finite"]

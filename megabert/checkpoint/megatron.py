@@ -122,7 +122,7 @@ def _open_torch_dist(path: Path) -> MegatronFile:
         arguments=arguments,
         version=found.common.get("checkpoint_version"),
         iteration=found.common.get("iteration"),
-        container="torch_dist",
+        container=found.backend,
         unknown_globals=found.unknown_globals,
     )
 
