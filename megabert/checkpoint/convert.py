@@ -174,8 +174,14 @@ def _write_nemo(dest: Path, job: _Job) -> list[str]:
     nemo.write_nemo(
         dest,
         {(rank, stage): make for rank, stage, make in ranks},
-        nemo.config_of(job.config, layout.tensor_parallel, layout.pipeline_parallel),
+        nemo.config_of(
+            job.config,
+            layout.tensor_parallel,
+            layout.pipeline_parallel,
+            has_binary_head="sentence_order.out.weight" in job.tensors,
+        ),
         job.source.tokenizer_files,
+        lower_case=job.source.lower_case,
     )
     return _head_is_left_out(job.source)
 

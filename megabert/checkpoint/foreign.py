@@ -195,13 +195,12 @@ def _open_nemo(path: Path, told: Mapping[str, Any], qkv_layout: str | None) -> C
         source=str(path),
         era=megatron.find_era(opened.shards[0], str(path)),
         shards=opened.shards,
-        arguments=nemo.arguments_of(opened.config),
+        arguments=nemo.arguments_of(opened),
         version=opened.checkpoint_version,
         iteration=None,
         num_stages=opened.num_stages,
         container=".nemo",
         unknown_globals=opened.unknown_globals,
-        notes=opened.notes,
     )
     checkpoint = _open_megatron(file, path, told, qkv_layout)
     heads = _not_kept(sorted(opened.heads))

@@ -272,6 +272,8 @@ def _plain_names(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
             return inner, (f"of the encoders in the file the one under {tower.rstrip('.')} was taken", *notes)
     if any(".linear_qkv." in name for name in weights):
         return dict(weights), ()
+    if any(name.startswith("language_model.") for name in weights):
+        return dict(weights), ()
     # GPT-2 of 2019 has no nesting; an encoder saved by itself begins with its embedding.
     flat = {_FLAT_EMBEDDING.sub(r"embedding.\1", name): item for name, item in weights.items()}
     return {name if name.startswith(_TOP) else f"language_model.{name}": item for name, item in flat.items()}, ()

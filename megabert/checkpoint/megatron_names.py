@@ -50,6 +50,7 @@ def legacy_rules(qkv: Op, *, trunk: str, attention: str, norm: str) -> list[Rule
         Rule("binary_head.weight", "sentence_order.out.weight"),
         Rule("binary_head.bias", "sentence_order.out.bias"),
         Rule("word_embeddings_for_head.weight", None, cut=0, copy_of=WORD),  # in the last of several pipeline stages
+        Rule("word_embeddings.weight", None, cut=0, copy_of=WORD, read_only=True),  # NeMo's name of the same
         *FINE_TUNED,
     ]
 

@@ -71,7 +71,7 @@ def rank_tensors(
     layout.check(config)
     rules = era.rules("heads_3_dim")
     stages = _cut_stages(tensors, config.num_layers, layout.pipeline_parallel)
-    copies = [rule for rule in rules if rule.copy_of is not None] if len(stages) > 1 else []
+    copies = [rule for rule in rules if rule.copy_of is not None and not rule.read_only] if len(stages) > 1 else []
     for stage, own in enumerate(stages):
         written = list(write_tensors(own, rules, config.head_dim))
         if stage == len(stages) - 1:
