@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ConfigError
 from ..model.shape import EncoderConfig
 from . import folder as folders
 from . import huggingface, megatron, nemo, qkv, run
-from .lazy import Readable, Rows
+from .lazy import Readable, Rows, Weights
 from .names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
 from .rules import QKV_LAYOUTS, read_tensors
 
@@ -150,7 +150,7 @@ def _open_ours(path: Path) -> Checkpoint:
         lower_case = opened.documents.get("tokenizer", {}).get("lower_case")
     except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} lacks {error}. Is it a checkpoint of megabert?") from None
-    tensors = opened.tensors["model"]
+    tensors = {name: Weights(item, str(path), name) for name, item in opened.tensors["model"].items()}
     is_run = "run" in opened.documents
     return Checkpoint(
         format="megabert, " + ("run" if is_run else "language model"),
@@ -168,6 +168,7 @@ def _open_ours(path: Path) -> Checkpoint:
 
 
 def _open_huggingface(file: huggingface.HuggingFaceFile) -> Checkpoint:
+    EncoderConfig.from_dict(dict(file.shape))  # its types and ranges, before anything is computed with them
     hidden_size, num_heads = file.shape["hidden_size"], file.shape["num_heads"]
     tensors, not_kept = read_tensors(
         [file.weights], file.architecture.rules, _head_dim(hidden_size, num_heads, file.source), file.source
@@ -302,10 +303,16 @@ def _folders_of(path: Path) -> list[Path]:
 
 
 def _hidden_size(file: megatron.MegatronFile) -> int:
-    position = next((item for name, item in file.shards[0].items() if "position_embeddings" in name), None)
-    if position is None or len(position.shape) != 2:
-        raise CheckpointError(f"{file.source} has no position embedding: only learned positions can be read.")
-    return int(position.shape[1])
+    widths = {}
+    for part in ("position_embeddings", "word_embeddings"):
+        name = next((name for name in file.shards[0] if part in name), None)
+        if name is None or len(file.shards[0][name].shape) != 2:
+            raise CheckpointError(f"{file.source} has no {part} of words or positions x width. Is it an encoder?")
+        widths[name] = int(file.shards[0][name].shape[1])
+    if len(set(widths.values())) > 1:
+        shown = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise CheckpointError(f"{file.source}: the embeddings are of different widths: {shown}.")
+    return widths.popitem()[1]
 
 
 def _sizes_of(tensors: Mapping[str, Readable], source: str) -> dict[str, int]:

@@ -230,7 +230,7 @@ def open_folder(folder: Path) -> HuggingFaceFile:
     file = folder / "config.json"
     config = _read_json(file)
     name = config.get("model_type")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: model_type is {name!r}; folders of {', '.join(ARCHITECTURES)} architecture can be read."
         )

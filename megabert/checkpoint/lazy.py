@@ -201,6 +201,51 @@ class LazyTensor:
         return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.stride)
 
 
+def check_numbers(tensor: torch.Tensor, source: str, name: str) -> None:
+    """Raise CheckpointError if a tensor of weights holds what is no number."""
+    if not torch.isfinite(tensor).all():
+        num_bad = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(
+            f"{source}: {name} holds {num_bad} values that are NaN or infinite. "
+            "The training that wrote it had diverged, or the file is damaged."
+        )
+
+
+def check_weights(dtype: torch.dtype, source: str, name: str) -> None:
+    """Raise CheckpointError for a dtype that no weights have."""
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"{source}: {name} holds {dtype}; weights are floating-point numbers.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A tensor of weights as it lies in a file; what is no number is refused when it is read."""
+
+    stored: LazyTensor
+    source: str
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse dtypes that no weights have."""
+        check_weights(self.stored.dtype, self.source, self.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dims."""
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its numbers are."""
+        return self.stored.dtype
+
+    def read(self) -> torch.Tensor:
+        """Read it."""
+        tensor = self.stored.read()
+        check_numbers(tensor, self.source, self.name)
+        return tensor
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A tensor in memory, for those who take tensors that are not read yet."""

@@ -63,10 +63,10 @@ def find_heads(tensors: Mapping[str, object], config: EncoderConfig) -> list[str
 
 def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source: str) -> None:
     """Raise CheckpointError that names every tensor that is missing, left over, or of another shape."""
-    for name, count in _counts(tensors).items():
+    for name, (count, shown) in _counts(tensors).items():
         if getattr(config, name) != count:
             raise CheckpointError(
-                f"{source}: its configuration says {name} {getattr(config, name)}, its tensors {count}."
+                f"{source}: its configuration says {name} {getattr(config, name)}, its tensors {count}{shown}."
             )
     expected = encoder_shapes(config)
     for head in head_shapes(config).values():
@@ -78,7 +78,7 @@ def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source
         raise CheckpointError(f"{source} is not a whole network of {config.num_layers} layers: {shown}.")
 
 
-def _counts(tensors: Mapping[str, Readable]) -> dict[str, int]:
+def _counts(tensors: Mapping[str, Readable]) -> dict[str, tuple[int, str]]:
     """Read the sizes that people know off the tensors; a whole wrong size is told by one number, not by 300 names."""
     up = "encoder.layers.0.mlp.up.weight"
     counts = {
@@ -87,8 +87,13 @@ def _counts(tensors: Mapping[str, Readable]) -> dict[str, int]:
         "max_positions": (POSITION, 0),
         "vocabulary_size": (WORD, 0),
     }
-    found = {key: tensors[name].shape[dim] for key, (name, dim) in counts.items() if len(_dims(tensors, name)) == 2}
-    return found | {"num_layers": len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})}
+    found = {
+        key: (tensors[name].shape[dim], f" ({name} is {_dims(tensors, name)})")
+        for key, (name, dim) in counts.items()
+        if len(_dims(tensors, name)) == 2
+    }
+    num_layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})
+    return found | {"num_layers": (num_layers, "")}
 
 
 def _dims(tensors: Mapping[str, Readable], name: str) -> Shape:

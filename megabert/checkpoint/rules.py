@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .lazy import Readable
+from .lazy import Readable, check_numbers, check_weights
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ class Joined:
         if self.rule.cut is None and any(not torch.equal(parts[0], part) for part in parts[1:]):
             raise CheckpointError(f"{self.file}: {_list(self.sources)} should be equal in all shards and is not.")
         tensor = parts[0] if self.rule.cut is None or len(parts) == 1 else torch.cat(parts, dim=self.rule.cut)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            num_bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(
-                f"{self.file}: {_list(self.sources)} holds {num_bad} values that are NaN or infinite. "
-                "The training that wrote it had diverged, or the file is damaged."
-            )
+        check_numbers(tensor, self.file, _list(self.sources))
         for copy in self.copies:
             if not torch.equal(replace(self, sources=(copy,), copies=()).read(), tensor):
                 raise CheckpointError(
@@ -188,13 +183,15 @@ def _join(
             f"{shape} {dtype}" for shape, dtype in sorted((str(s), str(d)) for s in shapes for d in dtypes)
         )
         raise CheckpointError(f"{file}: {_list(sources)} differs between shards in shape or dtype: {found}.")
+    dtype = dtypes.pop()
+    check_weights(dtype, file, _list(sources))
     try:
         part = _apply(rule, [torch.empty(shape, device="meta") for shape in shapes[0]], head_dim)
         whole = part if rule.cut is None else torch.cat([part] * len(shards), dim=rule.cut)
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{file}: {_list(sources)} of shape {shapes[0]} does not fit: {reason}") from None
-    return Joined(name, rule, sources, shards, head_dim, file, tuple(whole.shape), dtypes.pop())
+    return Joined(name, rule, sources, shards, head_dim, file, tuple(whole.shape), dtype)
 
 
 def _apply(rule: Rule, tensors: Sequence[Tensor], head_dim: int) -> Tensor:
@@ -258,12 +255,18 @@ def _to_separate(tensor: Tensor, head_dim: int) -> list[Tensor]:
     return [part.flatten(0, 1) for part in tensor.unflatten(0, (-1, 3, head_dim)).unbind(1)]
 
 
+def _transposed(tensor: Tensor) -> Tensor:
+    if tensor.ndim != 2:
+        raise RuntimeError("a matrix is expected.")
+    return tensor.T
+
+
 def _from_conv1d_3_heads_dim(tensors: Sequence[Tensor], head_dim: int) -> Tensor:
-    return _from_3_heads_dim([tensors[0].T], head_dim)
+    return _from_3_heads_dim([_transposed(tensors[0])], head_dim)
 
 
 def _to_conv1d_3_heads_dim(tensor: Tensor, head_dim: int) -> list[Tensor]:
-    return [_to_3_heads_dim(tensor, head_dim)[0].T]
+    return [_transposed(_to_3_heads_dim(tensor, head_dim)[0])]
 
 
 QKV_LAYOUTS = {
@@ -273,5 +276,5 @@ QKV_LAYOUTS = {
 }
 SEPARATE_QKV = Op(_from_separate, _to_separate)
 # transformers' GPT-2 has the matrices of a Conv1D, [in, out].
-TRANSPOSED = Op(lambda tensors, _: tensors[0].T, lambda tensor, _: [tensor.T])
+TRANSPOSED = Op(lambda tensors, _: _transposed(tensors[0]), lambda tensor, _: [_transposed(tensor)])
 CONV1D_QKV = Op(_from_conv1d_3_heads_dim, _to_conv1d_3_heads_dim)

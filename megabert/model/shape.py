@@ -12,6 +12,9 @@ CHOICES = {
 }
 
 
+LARGEST_SIZE = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Shape of an encoder; Megatron-BERT, BERT and GPT-2 differ in nothing but these."""
@@ -40,8 +43,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         """Refuse shapes that no network can have."""
         for name in ("vocabulary_size", "num_layers", "hidden_size", "num_heads", "ffn_size", "max_positions"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} is {getattr(self, name)}; a network needs at least 1.")
+            if not 1 <= getattr(self, name) <= LARGEST_SIZE:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; expected 1 to {LARGEST_SIZE}.")
+        if not 0 <= self.num_segments <= LARGEST_SIZE:
+            raise CheckpointError(f"num_segments is {self.num_segments}; expected 0 to {LARGEST_SIZE}.")
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}. "

@@ -122,7 +122,7 @@ def rewrite(folder, **changes):
         ({"intermediate_size": 49}, "says ffn_size 49, its tensors 48"),
         ({"vocab_size": 7}, "says vocabulary_size 7"),
         ({"max_position_embeddings": 512}, "says max_positions 512, its tensors 20"),
-        ({"num_attention_heads": 5}, "5 attention heads do not divide"),
+        ({"num_attention_heads": 5}, "hidden_size 32 does not divide by num_heads 5"),
         ({"num_attention_heads": ...}, "lacks num_attention_heads"),
         ({"is_decoder": True}, "is_decoder is True; only False"),
     ],
