@@ -33,7 +33,8 @@ from .tar_archive import is_tar, read_tar
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 _LARGEST_TEXT = 2**26
-_LARGEST_CONFIG = 2**20
+_LARGEST_CONFIG = 2**18
+_DEEPEST_CONFIG = 32
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,24 @@ def _read_yaml(region: Region) -> dict[str, Any]:
         raise region.error(f"{region.size} bytes; at most {_LARGEST_CONFIG} are read.")
     text = bytes(region.read(0, region.size))
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise region.error("it has YAML aliases, which NeMo does not write.")
+        _check_events(region, text)
         config = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise region.error(f"it cannot be read as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise region.error("it holds no mapping.")
     return config
+
+
+def _check_events(region: Region, text: bytes) -> None:
+    """Refuse what takes a reader of YAML much time, as soon as it shows."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_CONFIG:
+            raise region.error(f"its values are nested more than {_DEEPEST_CONFIG} deep.")
+        if isinstance(event, yaml.AliasEvent):
+            raise region.error("it has YAML aliases, which NeMo does not write.")
 
 
 def _read_text(region: Region) -> bytes:

@@ -33,7 +33,7 @@ def make_files(folder):
     from tests.checkpoint.networks import VOCABULARY, write
 
     ours = folder / "ours"
-    write(ours, "megatron-bert", vocabulary=VOCABULARY)
+    write(ours, "one layer", vocabulary=VOCABULARY)
     for name, target in {
         "megatron": Target("megatron", Layout(2, 1)),
         "core": Target("megatron-core"),

@@ -22,6 +22,7 @@ ARCHITECTURES = {
         {"language_model": True, "sentence_order": True},
     ),
     "gpt": (replace(MEGATRON, num_segments=0, is_causal=True, gelu="tanh", head_gelu="tanh"), {"language_model": True}),
+    "one layer": (replace(MEGATRON, num_layers=1, hidden_size=8), {"language_model": True}),
     "bert": (
         replace(MEGATRON, norm_place="post", norm_epsilon=1e-12),
         {"language_model": True, "sentence_order": True},

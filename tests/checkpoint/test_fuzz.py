@@ -1,12 +1,21 @@
+import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.checkpoint.test_nemo import CONFIGS
+import yaml
+
+from tests.checkpoint.test_damage import CONFIGS as JSON
+from tests.checkpoint.test_damage import TEXTS
+from tests.checkpoint.test_nemo import CONFIG, pack, saved
+from tests.checkpoint.test_nemo import CONFIGS as YAML
 from tests.checkpoint.test_tar_archive import HOSTILE
 from tests.checkpoint.weight_files import write_zip
 
 ROOT = Path(__file__).parents[2]
+SIZES = {"model_type": "megatron-bert", "vocab_size": 50, "num_hidden_layers": 4, "hidden_size": 16,
+         "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 12}  # fmt: skip
 
 
 def test_no_damage_passes_for_a_checkpoint_and_none_breaks_a_reader():
@@ -34,7 +43,8 @@ def watch(event, arguments):
     elif event == "import" and arguments[0] not in allowed_modules:
         seen.append((event, arguments[0]))
     elif event.split(".")[0] in ("subprocess", "socket", "shutil", "ctypes", "exec", "compile", "pty") or event in (
-        "os.system", "os.exec", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.link", "os.symlink", "os.posix_spawn"):
+        "os.system", "os.exec", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.link", "os.symlink",
+        "os.posix_spawn"):
         seen.append((event, repr(arguments)[:80]))
 sys.addaudithook(watch)
 refused = 0
@@ -46,14 +56,35 @@ print(refused, seen)
 """
 
 
+NAMES = [
+    *("../evil.pt", "/tmp/evil.pt", "a/../../evil.pt", "evil.pt", "x/evil.pt", "model/data.pkl", "model/code/a.py"),
+    *("..\\evil.pt", "archive/data.pkl", "archive/data/0", "a.pt/b.pt", "\u202etp.pt", "con.pt", "a//b.pt", ".pt"),
+    *("__main__.py", "sitecustomize.py", "conftest.py", "x.pth", "x.so"),
+]
+
+
+def write_hostile(folder, evil, weights):
+    """Fill a folder with archives and configurations that should do harm; returns their number."""
+    for number, data in enumerate(HOSTILE.values()):
+        (folder / f"tar-{number}").write_bytes(data)
+    for number, name in enumerate(NAMES):
+        write_zip(folder / f"zip-{number}", {name: evil})
+        write_zip(folder / f"double-{number}", {name: evil, "other/data.pkl": evil})
+        members = {"model_config.yaml": "a: 1", "model_weights.ckpt": evil, f"x{name}": evil}
+        pack(folder / f"nemo-{number}", members)
+    for number, config in enumerate(YAML.values()):
+        pack(folder / f"yaml-{number}", {"model_config.yaml": config, "model_weights.ckpt": weights})
+    texts = [*TEXTS.values(), *(json.dumps(SIZES | change) for change in JSON.values())]
+    for number, text in enumerate(texts):
+        (folder / f"json-{number}").mkdir()
+        (folder / f"json-{number}" / "config.json").write_text(text)
+        (folder / f"json-{number}" / "pytorch_model.bin").write_bytes(evil)
+    assert len(HOSTILE) + 3 * len(NAMES) >= 100
+    assert len(YAML) + len(texts) >= 60
+    return len(list(folder.iterdir()))
+
+
 def test_hostile_archives_and_configurations_run_import_and_write_nothing(tmp_path):
-    import io
-    import pickle
-
-    import yaml
-
-    from tests.checkpoint.test_nemo import CONFIG, pack, saved
-
     class Evil:
         def __reduce__(self):
             return exec, (f"open({str(tmp_path / 'marker')!r}, 'w')",)
@@ -61,30 +92,11 @@ def test_hostile_archives_and_configurations_run_import_and_write_nothing(tmp_pa
     for name in ("warm", "hostile"):
         (tmp_path / name).mkdir()
     weights = saved({"model.x": 1})
+    # What our own code imports on the way is imported before anything is watched.
     pack(tmp_path / "warm" / "a", {"model_config.yaml": yaml.dump(CONFIG), "model_weights.ckpt": weights})
     pack(tmp_path / "warm" / "b", {"model_config.yaml": "[", "model_weights.ckpt": weights})
     (tmp_path / "warm" / "c").write_bytes(HOSTILE["a bomb"])
-    evil = pickle.dumps(Evil())
-    hostile = tmp_path / "hostile"
-    for number, data in enumerate(HOSTILE.values()):
-        (hostile / f"tar-{number}").write_bytes(data)
-    for number, config in enumerate(CONFIGS.values()):
-        pack(hostile / f"config-{number}", {"model_config.yaml": config, "model_weights.ckpt": weights})
-    names = ["../evil.pt", "/tmp/evil.pt", "a/../../evil.pt", "evil.pt", "x/evil.pt", "model/data.pkl", "model/code/a.py",
-             "..\\evil.pt", "archive/data.pkl", "archive/data/0", "a.pt/b.pt", "\u202etp.pt", "con.pt", "a//b.pt", ".pt",
-             "__main__.py", "sitecustomize.py", "conftest.py", "x.pth", "x.so"]  # fmt: skip
-    for number, name in enumerate(names):
-        write_zip(hostile / f"zip-{number}", {name: evil})
-        write_zip(hostile / f"double-{number}", {name: evil, "other/data.pkl": evil})
-    for number, name in enumerate(names[:10]):
-        buffer = io.BytesIO()
-        write_zip(buffer, {"archive/data.pkl": evil, "archive/version": b"3"})
-        pack(
-            hostile / f"nemo-{number}",
-            {"model_config.yaml": "a: 1", "model_weights.ckpt": buffer.getvalue(), f"x{name}": evil},
-        )
+    count = write_hostile(tmp_path / "hostile", pickle.dumps(Evil()), weights)
     done = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
-    count = len(list(hostile.iterdir()))
-    assert count >= 160
     assert done.stdout.splitlines() == [f"{count} []"], done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile", "warm"]
