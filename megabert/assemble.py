@@ -132,7 +132,9 @@ def open_source(
         source.weights, config=config, config_source=config_source, qkv_layout=qkv_layout
     )
     vocabulary = vocab_file or source.vocabulary
-    if vocabulary is not None:
+    if vocabulary is not None and vocabulary.suffix == ".json":  # GPT-2's, with its merges beside it
+        checkpoint = replace(checkpoint, tokenizer_files=foreign.find_tokenizer(vocabulary.parent)[1])
+    elif vocabulary is not None:
         files = {"vocab.txt": Tokenizer.from_file(vocabulary).vocabulary_text().encode()}
         checkpoint = replace(checkpoint, tokenizer_files=files, tokenizer_source=str(vocabulary))
     lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
@@ -160,6 +162,8 @@ def _find_source(settings: LanguageModelSettings, home: Path) -> _Source:
     if given is not None:
         return _Source(given, lower_case=lower_case, published=name)
     files = catalog.resolve(name, home=home)
+    if files.weights is None and files.published.architecture is not None:
+        raise ConfigError(f"{name}: {files.published.note} {files.published.page}")
     if files.weights is None:
         raise ConfigError(
             f"{name} stands for any checkpoint of that case and has no weights of its own. Give yours: "

@@ -4,210 +4,37 @@ A name such as `megatron-bert-345m-uncased` and a cache folder go in; the paths 
 and the numbers of its architecture come out. Files are looked for in `<home>/<name>/`, where a person may put
 them, and else downloaded. `<home>/<name>/files.json` remembers the SHA-256 of each: the publisher gives none
 for the weights, so the first file seen is what a later download has to match.
-
-Source: names, architecture and the addresses of single files are those of NeMo 1.0.2 (MEGATRON_CONFIG_MAP in
-nemo/collections/nlp/modules/common/megatron/megatron_utils.py), archives those of Megatron-LM's README, pages
-those of NeMo's documentation.
 """
 
 import difflib
 import json
+import shutil
 import sys
+import uuid
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from .download import DownloadError, file_sha256, locked, writing
 from .download import download as fetch
+from .published import PUBLISHED, ROLES, File, Published, Role
 
-Role = Literal["vocabulary", "weights"]
-ROLES: tuple[Role, ...] = ("vocabulary", "weights")  # the small one first: a missing network shows sooner
 RECORD_NAME = "files.json"
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The numbers of an encoder, named as in the JSON configurations of Megatron-LM and NeMo."""
-
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Which words a model knows. `size` is the true number, without the rows that pad the embedding."""
-
-    name: str
-    size: int
-    is_cased: bool
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a published model. `size` (bytes) and `sha256` are None where no source gives them."""
-
-    role: Role
-    name: str
-    format: Literal["torch", "zip", "vocabulary"]
-    url: str
-    mirrors: tuple[str, ...] = ()  # of the same bytes, which only a SHA-256 makes safe to try unasked
-    size: int | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published name. Several files of one role are alternatives: any will do, the first is downloaded."""
-
-    name: str
-    summary: str
-    vocabulary: Vocabulary
-    licence: str
-    files: tuple[File, ...]
-    page: str
-    note: str = ""
-    architecture: Architecture | None = None
-    size: int | None = None  # bytes of the weights, about: `note` says where the number is from
-
-    @property
-    def num_parameters(self) -> int | None:
-        """Count the encoder's parameters: embeddings, layers and final norm, but neither pooler nor heads."""
-        if self.architecture is None:
-            return None
-        shape, hidden = self.architecture, self.architecture.hidden_size
-        rows = self.vocabulary.size + shape.max_position_embeddings + 2  # 2 segments
-        # A layer: qkv and out 4 h^2 + 4 h, an MLP of four times the width 8 h^2 + 5 h, two norms 4 h.
-        return rows * hidden + shape.num_layers * (12 * hidden**2 + 13 * hidden) + 2 * hidden
-
-
-_NGC = "https://api.ngc.nvidia.com/v2/models/nvidia"
-_PAGE = "https://ngc.nvidia.com/catalog/models/nvidia"
-_S3 = "https://s3.amazonaws.com/models.huggingface.co/bert"
-_HUB = "https://huggingface.co"
-
-_345M = Architecture(num_layers=24, hidden_size=1024, num_attention_heads=16, max_position_embeddings=512)
-_UNCASED = Vocabulary("bert-large-uncased", 30_522, is_cased=False)
-_CASED = Vocabulary("bert-large-cased", 28_996, is_cased=True)
-
-_NGC_LICENCE = "not known here: read it on the page"
-_BERT_LICENCE = "Apache-2.0 (the vocabulary, from Google's BERT)"
-_GONE = (
-    "In January 2025 users reported that NGC answered 410 Gone for its archives of this model. If so, sign "
-    "in on the page or ask somebody who has the file. The size is an estimate: that of BioMegatron."
-)
-_BESIDE = (
-    "Published without heads. NeMo takes the vocab.txt beside the weights and names {} as the tokenizer. The "
-    "size is that of a conversion for transformers in half precision, EMBO/{}."
-)
-
-
-def _bert_vocabulary(name: str, size: int, sha256: str) -> File:
-    # Megatron-LM's README names the first address. Sizes and sums were taken from the files themselves.
-    first, mirror = f"{_S3}/{name}-vocab.txt", f"{_HUB}/google-bert/{name}/resolve/main/vocab.txt"
-    return File("vocabulary", "vocab.txt", "vocabulary", first, (mirror,), size, sha256)
-
-
-def _megatron_bert_345m(version: str, archive: str) -> tuple[File, File]:
-    # The single file comes first: NGC does not tell the length of the archive, so it could not be resumed.
-    folder, path = f"{_NGC}/megatron_bert_345m/versions", "files/release/mp_rank_00/model_optim_rng.pt"
-    return (
-        File("weights", "model_optim_rng.pt", "torch", f"{folder}/{version}/{path}"),
-        File("weights", f"megatron_bert_345m_{archive}.zip", "zip", f"{folder}/{archive}/zip"),
-    )
-
-
-def _biomegatron_345m(casing: str) -> tuple[File, File]:
-    folder = f"{_NGC}/biomegatron345m{casing}/versions/0/files"
-    return (
-        File("weights", "MegatronBERT.pt", "torch", f"{folder}/MegatronBERT.pt"),
-        File("vocabulary", "vocab.txt", "vocabulary", f"{folder}/vocab.txt"),
-    )
-
-
-_UNCASED_FILE = _bert_vocabulary(
-    "bert-large-uncased", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-)
-_CASED_FILE = _bert_vocabulary(
-    "bert-large-cased", 213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
-)
-
-_ROWS = (
-    Published(
-        name="megatron-bert-345m-uncased",
-        summary="Megatron-BERT 345M, uncased: Wikipedia, RealNews, OpenWebText, CC-Stories",
-        architecture=_345M,
-        vocabulary=_UNCASED,
-        licence=_NGC_LICENCE,
-        size=668_000_000,
-        files=(*_megatron_bert_345m("v0.0", "v0.1_uncased"), _UNCASED_FILE),
-        page=f"{_PAGE}:megatron_bert_345m",
-        note=f"NeMo took version v0.0, Megatron-LM and transformers name v0.1_uncased. {_GONE}",
-    ),
-    Published(
-        name="megatron-bert-345m-cased",
-        summary="Megatron-BERT 345M, cased: Wikipedia, RealNews, OpenWebText, CC-Stories",
-        architecture=_345M,
-        vocabulary=_CASED,
-        licence=_NGC_LICENCE,
-        size=665_000_000,
-        files=(*_megatron_bert_345m("v0.1_cased", "v0.1_cased"), _CASED_FILE),
-        page=f"{_PAGE}:megatron_bert_345m",
-        note=_GONE,
-    ),
-    Published(
-        name="biomegatron-bert-345m-uncased",
-        summary="BioMegatron 345M, uncased: Megatron-BERT, trained on with PubMed",
-        architecture=_345M,
-        vocabulary=_UNCASED,
-        licence=_NGC_LICENCE,
-        size=668_000_000,
-        files=_biomegatron_345m("uncased"),
-        page=f"{_PAGE}:biomegatron345muncased",
-        note=_BESIDE.format("bert-large-uncased", "BioMegatron345mUncased"),
-    ),
-    Published(
-        name="biomegatron-bert-345m-cased",
-        summary="BioMegatron 345M, cased: Megatron-BERT, trained on with PubMed",
-        architecture=_345M,
-        vocabulary=_CASED,
-        licence=_NGC_LICENCE,
-        size=665_000_000,
-        files=_biomegatron_345m("cased"),
-        page=f"{_PAGE}:biomegatron345mcased",
-        note=_BESIDE.format("bert-large-cased", "BioMegatron345mCased"),
-    ),
-    Published(
-        name="megatron-bert-uncased",
-        summary="Uncased weights of your own: give them with --bert_checkpoint and --bert_config",
-        vocabulary=_UNCASED,
-        licence=_BERT_LICENCE,
-        files=(_UNCASED_FILE,),
-        page=f"{_HUB}/google-bert/bert-large-uncased",
-    ),
-    Published(
-        name="megatron-bert-cased",
-        summary="Cased weights of your own: give them with --bert_checkpoint and --bert_config",
-        vocabulary=_CASED,
-        licence=_BERT_LICENCE,
-        files=(_CASED_FILE,),
-        page=f"{_HUB}/google-bert/bert-large-cased",
-    ),
-)
-PUBLISHED: Mapping[str, Published] = {row.name: row for row in _ROWS}
-
-
-@dataclass(frozen=True)
 class Resolved:
-    """Where the files of a name are. `weights` is None if there are none; `sha256` is by file name."""
+    """Where the files of a name are; `sha256` is by file name.
+
+    `weights` is None if there are none, `vocabulary` if it lies in the archive of the weights.
+    """
 
     published: Published
-    vocabulary: Path
+    vocabulary: Path | None
     weights: Path | None
     sha256: dict[str, str]
 
@@ -252,21 +79,23 @@ def unknown_name(name: str) -> ConfigError:
 
 
 def find(name: str) -> Published:
-    """Look a name up. Raises ConfigError, with the nearest names, if it is not there."""
-    if name not in PUBLISHED:
+    """Look a name or an alias up. Raises ConfigError, with the nearest names, if it is not there."""
+    found = PUBLISHED.get(name) or next((row for row in PUBLISHED.values() if name in row.aliases), None)
+    if found is None:
         raise unknown_name(name)
-    return PUBLISHED[name]
+    return found
 
 
 def in_cache(name: str, home: Path) -> bool:
     """Tell whether every file that `resolve` would give is there, without looking into them."""
-    return not _missing(find(name), ROLES, home / name)
+    published = find(name)
+    return bool(published.files) and not _missing(published, ROLES, home / published.name)
 
 
 def describe(home: Path) -> list[dict[str, Any]]:
     """List what is known of each name, as plain values for a table or JSON. `size` is in bytes, about."""
     rows = [
-        asdict(row) | {"parameters": row.num_parameters, "in_cache": in_cache(name, home)}
+        asdict(row) | {"aliases": list(row.aliases), "parameters": row.num_parameters, "in_cache": in_cache(name, home)}
         for name, row in PUBLISHED.items()
     ]
     return [{key: value for key, value in row.items() if key != "files"} for row in rows]
@@ -278,7 +107,8 @@ def resolve(name: str, *, home: Path, weights: bool = True, download: bool = Tru
     Raises ConfigError for an unknown name, and CheckpointError if a file is not the right one or if it is not
     there and cannot be downloaded (without `download`: may not be), with the places to get it and to put it.
     """
-    published, folder = find(name), home / name
+    published = find(name)
+    folder = home / published.name
     roles = ROLES if weights else ROLES[:1]
     missing = _missing(published, roles, folder)
     if missing and not download:
@@ -288,7 +118,7 @@ def resolve(name: str, *, home: Path, weights: bool = True, download: bool = Tru
     present = {role: _present(published, role, folder) for role in roles}
     sums = {file.name: _accept(published, file, folder) for file in present.values() if file is not None}
     paths = {role: folder / file.name for role, file in present.items() if file is not None}
-    return Resolved(published, paths["vocabulary"], paths.get("weights"), sums)
+    return Resolved(published, paths.get("vocabulary"), paths.get("weights"), sums)
 
 
 def _alternatives(published: Published, role: Role) -> list[File]:
@@ -306,7 +136,8 @@ def _missing(published: Published, roles: Iterable[Role], folder: Path) -> list[
 
 def _by_hand(published: Published, roles: Iterable[Role], folder: Path, reasons: Iterable[str]) -> str:
     """Say what is missing, why, where a person gets it and where it belongs."""
-    lines = [f"{published.name} is not in the cache.", *reasons, "Put these files in place by hand:"]
+    by_hand = f"Where you have the file: megabert fetch {published.name} --from FILE_OR_FOLDER. Or put these in place:"
+    lines = [f"{published.name} is not in the cache.", *reasons, by_hand]
     for role in roles:
         lines.append(f"  {role}, one of:" if len(_alternatives(published, role)) > 1 else f"  {role}:")
         for file in _alternatives(published, role):
@@ -361,20 +192,116 @@ def _accept(published: Published, file: File, folder: Path) -> str:
 
 
 def _problem(published: Published, file: File, path: Path) -> str:
-    """Say why a file cannot be what it should, or return ''. A log-in page instead of weights is common."""
-    size, num_words = path.stat().st_size, published.vocabulary.size
+    """Say why a file cannot be what it should, or return ''. It is told by what the file holds, not by its name."""
+    size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"it has {size:,} bytes, but {file.size:,} are expected"
+    if file.role == "weights" and published.architecture is None:
+        seen = _check_start(file, path)
+    else:
+        seen = _CHECKS[file.format](published, path)
+    return f"it is no {file.format} file of this model: {seen}" if seen else ""
+
+
+def _check_start(file: File, path: Path) -> str:
+    # torch.save writes a zip since PyTorch 1.6 and wrote a pickle before.
     with path.open("rb") as handle:
-        if file.format == "vocabulary":
-            num_lines = sum(1 for _ in handle)
-            is_right, seen = num_lines == num_words, f"it has {num_lines:,} lines instead of {num_words:,}"
-        else:
-            # torch.save writes a zip since PyTorch 1.6 and wrote a pickle before.
-            start = handle.read(4)
-            is_pickle = file.format == "torch" and start[:1] == b"\x80"
-            is_right, seen = is_pickle or zipfile.is_zipfile(path), f"it starts with {start!r} or is cut off"
-    return "" if is_right else f"it is no {file.format} file of this model: {seen}"
+        start = handle.read(4)
+    is_pickle = file.format == "torch" and start[:1] == b"\x80"
+    return "" if is_pickle or zipfile.is_zipfile(path) else f"it starts with {start!r} or is cut off"
+
+
+def _check_weights(published: Published, path: Path) -> str:
+    """Open the checkpoint and compare its network with the published one; no tensor is read."""
+    # torch takes a second to import, and what only asks for names or finds a known file does not need it.
+    from . import foreign
+
+    assert published.architecture is not None, "what is not known of a network is not compared"
+    try:
+        told = asdict(published.architecture)
+        rows = foreign.open_checkpoint(path, config=told, config_source="the catalog").config.vocabulary_size
+    except CheckpointError as error:
+        return str(error)
+    words = published.vocabulary.size
+    return "" if words is None or foreign.is_padded(words, rows) else f"it has {rows:,} rows for {words:,} words"
+
+
+def _check_vocabulary(published: Published, path: Path) -> str:
+    with path.open("rb") as handle:
+        num_lines = sum(1 for _ in handle)
+    words = published.vocabulary.size
+    if words is None:
+        return "" if b"[MASK]" in path.read_bytes()[: 2**26] else "it has no [MASK]"
+    return "" if num_lines == words else f"it has {num_lines:,} lines instead of {words:,}"
+
+
+def _check_json(published: Published, path: Path) -> str:
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return "" if isinstance(document, dict) else "it holds no JSON object"
+
+
+def _check_merges(published: Published, path: Path) -> str:
+    return "" if path.read_bytes()[:8] == b"#version" else "it does not begin with #version"
+
+
+_CHECKS: Mapping[str, Callable[[Published, Path], str]] = {
+    "torch": _check_weights,
+    "zip": _check_weights,
+    "nemo": _check_weights,
+    "vocabulary": _check_vocabulary,
+    "json": _check_json,
+    "merges": _check_merges,
+}
+
+
+def put(name: str, source: Path, home: Path) -> Resolved:
+    """Copy files that a person has into the cache, each checked by what it holds, and resolve the name.
+
+    `source` is a file or a folder of files. Raises CheckpointError if none of them is one of this name's.
+    """
+    published = find(name)
+    folder = home / published.name
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist.")
+    files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    taken: dict[Role, Path] = {}
+    reasons = []
+    for role in ROLES:
+        for path in files:
+            fitting, problems = _fitting(published, role, path)
+            if fitting is not None and role not in taken:
+                _copy(path, folder / fitting.name)
+                _record(folder, fitting.name, file_sha256(folder / fitting.name), source=f"by hand, {path.name}")
+                taken[role] = path
+            reasons += problems
+    if not taken:
+        raise CheckpointError("\n  ".join([f"{source} holds no file of {published.name}:", *dict.fromkeys(reasons)]))
+    return resolve(name, home=home)
+
+
+def _fitting(published: Published, role: Role, path: Path) -> tuple[File | None, list[str]]:
+    """Find the file of a role that a path's content is; returns it, or the reasons why it is none."""
+    problems = []
+    for file in _alternatives(published, role):
+        problem = _problem(published, file, path)
+        if not problem and file.sha256 in (None, file_sha256(path)):
+            return file, []
+        problems.append(f"{path.name} as {file.name}: {problem or 'it has another SHA-256 than the published file'}")
+    return None, problems
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file so that it is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _records(folder: Path) -> dict[str, _Record]:

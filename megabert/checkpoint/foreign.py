@@ -351,14 +351,19 @@ def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: s
     Raises CheckpointError if the vocabulary cannot be the checkpoint's.
     """
     rows = checkpoint.shape["vocabulary_size"]
-    multiples = [8, 16, 32, *(64 * factor for factor in range(1, 129))]
-    if rows != num_tokens and not any(-(-num_tokens // multiple) * multiple == rows for multiple in multiples):
+    if not is_padded(num_tokens, rows):
         raise CheckpointError(
             f"{vocabulary_source} has {num_tokens} tokens, but {checkpoint.source} has {rows} word vectors, and no "
             f"padding leads from one to the other. Give the vocabulary that the checkpoint was trained with "
             "(model.tokenizer.vocab_file)."
         )
     return resize_vocabulary(checkpoint.tensors, num_tokens)
+
+
+def is_padded(num_tokens: int, num_rows: int) -> bool:
+    """Whether a vocabulary may have been padded to so many rows: not at all, or up to a multiple that people use."""
+    multiples = [8, 16, 32, *(64 * factor for factor in range(1, 129))]
+    return num_rows == num_tokens or any(-(-num_tokens // multiple) * multiple == num_rows for multiple in multiples)
 
 
 def resize_vocabulary(tensors: Mapping[str, Readable], num_rows: int) -> dict[str, Readable]:

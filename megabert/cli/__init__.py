@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .. import __version__
 from ..errors import ConfigError, MegabertError
-from .checkpoints import models
+from .checkpoints import fetch, models
 from .conversion import convert
 from .inspection import inspect
 from .runs import config, evaluate, predict, score, train
@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "score": score,
     "config": config,
     "models": models,
+    "fetch": fetch,
     "inspect": inspect,
     "convert": convert,
 }

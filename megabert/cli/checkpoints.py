@@ -1,10 +1,12 @@
-"""The commands about checkpoint files: models."""
+"""The commands about published checkpoints: models, fetch."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from .console import new_parser, to_json
+from ..errors import CheckpointError, ConfigError
+from .console import new_parser, say, to_json
 
 
 def models(words: Sequence[str]) -> int:
@@ -25,18 +27,69 @@ def models(words: Sequence[str]) -> int:
     return 0
 
 
+def fetch(words: Sequence[str]) -> int:
+    """Put a published checkpoint into the cache, ahead of time: megabert fetch NAME."""
+    parser = new_parser(
+        "fetch", fetch, "What is there already is not downloaded again. `megabert models` lists the names."
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a name of `megabert models`")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="take files that you have, under any names; they are checked by what they hold",
+    )
+    parser.add_argument("--sha256", metavar="SUM", help="the SHA-256 that the weights must have")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(list(words))
+    from ..checkpoint import catalog
+
+    if len(arguments.names) > 1 and (arguments.source is not None or arguments.sha256 is not None):
+        raise ConfigError("--from and --sha256 are of one model. Give one name.")
+    home = catalog.cache_home(os.environ)
+    found = {}
+    for name in arguments.names:
+        if arguments.source is not None:
+            resolved = catalog.put(name, arguments.source, home)
+        else:
+            resolved = catalog.resolve(name, home=home)
+        sha256 = None if resolved.weights is None else resolved.sha256[resolved.weights.name]
+        if arguments.sha256 is not None and sha256 != arguments.sha256.lower():
+            raise CheckpointError(
+                f"{resolved.weights} has SHA-256 {sha256}; {arguments.sha256} is expected. Do not use this file."
+            )
+        found[name] = {
+            "weights": None if resolved.weights is None else str(resolved.weights),
+            "vocabulary": None if resolved.vocabulary is None else str(resolved.vocabulary),
+            "sha256": resolved.sha256,
+        }
+        say(f"{name} is in the cache: {home / resolved.published.name}")
+    if arguments.json:
+        print(to_json(found))
+    return 0
+
+
 def _lines_of_model(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["name"]
     yield row["summary"]
     if shape := row["architecture"]:
         yield (
             f"{shape['num_layers']} layers x {shape['hidden_size']} x {shape['num_attention_heads']} heads, "
-            f"{shape['max_position_embeddings']} positions, {row['parameters'] / 1e6:.0f} million parameters"
+            f"{shape['max_position_embeddings']} positions, {_parameters(row)}"
         )
     words = row["vocabulary"]
-    yield f"vocabulary {words['name']}: {words['size']:,} tokens, {'cased' if words['is_cased'] else 'uncased'}"
+    size = "size not known here" if words["size"] is None else f"{words['size']:,} tokens"
+    yield f"vocabulary {words['name']}: {size}, {'cased' if words['is_cased'] else 'uncased'}"
     yield f"licence: {row['licence']}"
-    size = "no weights of its own" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
-    yield f"{size}, {'in the cache' if row['in_cache'] else 'not in the cache'}; {row['page']}"
+    weights = "size not known here" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
+    yield f"{weights}, {'in the cache' if row['in_cache'] else 'not in the cache'}; {row['page']}"
+    if row["aliases"]:
+        yield f"also called {', '.join(row['aliases'])}"
     if row["note"]:
         yield row["note"]
+
+
+def _parameters(row: Mapping[str, Any]) -> str:
+    count = row["parameters"]
+    return "parameters by vocabulary" if count is None else f"{count / 1e6:.0f} million parameters"

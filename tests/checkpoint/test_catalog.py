@@ -9,7 +9,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,23 +17,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megabert import cli
 from megabert.checkpoint import catalog
-from megabert.checkpoint.catalog import (
-    PUBLISHED,
-    File,
-    Published,
-    Vocabulary,
-    cache_home,
-    describe,
-    find,
-    in_cache,
-    resolve,
-    unknown_name,
-)
+from megabert.checkpoint.catalog import cache_home, describe, find, in_cache, resolve, unknown_name
+from megabert.checkpoint.published import PUBLISHED, Architecture, File, Published, Vocabulary
 from megabert.errors import CheckpointError, ConfigError
 
+from .networks import VOCABULARY, write
+from .test_convert import to
 from .test_download import Server, answers, serving
 
+CASES = ("cased", "uncased")
 WORDS = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 WEIGHTS = b"\x80\x02 a pickle of weights"
 OTHER_WEIGHTS = WEIGHTS.swapcase()  # of the same length
@@ -52,10 +46,14 @@ def test_every_row_of_the_table_is_complete(published: Published) -> None:
     assert published.licence
     assert published.page.startswith("https://")
     assert len({file.name for file in published.files}) == len(published.files)
-    assert [file.role for file in published.files].count("vocabulary") == 1
     has_weights = any(file.role == "weights" for file in published.files)
-    assert has_weights == (published.architecture is not None) == (published.size is not None)
+    is_archive = any(file.format == "nemo" for file in published.files)
+    assert [file.role for file in published.files].count("vocabulary") == (
+        0 if is_archive or not published.files else 1
+    )
+    assert published.architecture is not None or not has_weights
     assert published.note or not has_weights
+    assert all(find(alias) is published for alias in published.aliases)
     for file in published.files:
         assert all(url.startswith("https://") for url in (file.url, *file.mirrors))
         assert Path(file.name).name == file.name
@@ -64,7 +62,7 @@ def test_every_row_of_the_table_is_complete(published: Published) -> None:
 
 
 def test_the_names_and_casings_are_those_of_nemo() -> None:
-    assert {name: row.vocabulary.is_cased for name, row in PUBLISHED.items()} == {
+    names_of_1_0 = {
         "megatron-bert-345m-uncased": False,
         "megatron-bert-345m-cased": True,
         "biomegatron-bert-345m-uncased": False,
@@ -72,9 +70,14 @@ def test_the_names_and_casings_are_those_of_nemo() -> None:
         "megatron-bert-uncased": False,
         "megatron-bert-cased": True,
     }
+    assert {name: PUBLISHED[name].vocabulary.is_cased for name in names_of_1_0} == names_of_1_0
+    names_of_1_6 = {
+        f"biomegatron345m_biovocab_{size}_{case}": case == "cased" for size in ("30k", "50k") for case in CASES
+    } | {f"megatron_bert_345m_{case}": case == "cased" for case in CASES}
+    assert {name: find(name).vocabulary.is_cased for name in names_of_1_6} == names_of_1_6
     assert all(name == row.name for name, row in PUBLISHED.items())
-    assert {row.vocabulary.size for row in PUBLISHED.values() if row.vocabulary.is_cased} == {28_996}
-    assert {row.vocabulary.size for row in PUBLISHED.values() if not row.vocabulary.is_cased} == {30_522}
+    assert {row.vocabulary.size for row in PUBLISHED.values() if row.vocabulary.is_cased} == {28_996, 50_257, None}
+    assert {row.vocabulary.size for row in PUBLISHED.values() if not row.vocabulary.is_cased} == {30_522, None}
 
 
 def test_the_parameters_are_counted_without_heads() -> None:
@@ -92,6 +95,7 @@ def test_the_description_is_plain_json(tmp_path: Path) -> None:
         "hidden_size": 1024,
         "num_attention_heads": 16,
         "max_position_embeddings": 512,
+        "num_tokentypes": 2,
     }
     assert not any(row["in_cache"] for row in rows)
 
@@ -101,7 +105,7 @@ def test_the_description_is_plain_json(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean megatron-bert-345m-uncased"):
-        find("megatron_bert_345m_uncased")
+        find("megatron_bert_345m-uncased")
     assert "There are megatron-bert-345m-uncased, " in str(unknown_name("xlnet"))
 
 
@@ -163,6 +167,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, server: Server, words_server: Server) 
     row = replace(
         PUBLISHED["megatron-bert-345m-uncased"],
         name="tiny",
+        architecture=None,
         vocabulary=Vocabulary("five words", 5, is_cased=False),
         page="https://example.org/tiny",
         note="A note.",
@@ -390,3 +395,100 @@ def test_the_module_loads_neither_torch_nor_rich() -> None:
     program = "import sys, megabert.checkpoint.catalog; print({'torch', 'rich'} & set(sys.modules))"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "set()"
+
+
+# --- files that a person has: taken or refused by what they hold ---
+
+SHAPE = Architecture(4, 16, 4, 12)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Published:
+    """A published network as small as those of the other tests."""
+    row = replace(
+        PUBLISHED["megatron-bert-345m-uncased"],
+        name="small",
+        architecture=SHAPE,
+        vocabulary=Vocabulary("fifty words", 50, is_cased=False),
+        files=(
+            File("weights", "model_optim_rng.pt", "torch", "https://example.invalid/model_optim_rng.pt"),
+            File("vocabulary", "vocab.txt", "vocabulary", "https://example.invalid/vocab.txt"),
+        ),
+    )
+    monkeypatch.setitem(catalog.PUBLISHED, "small", row)
+    return row
+
+
+def small_folder(tmp_path: Path, architecture: str = "megatron-bert", num_tokens: int = 50) -> Path:
+    write(tmp_path / "ours", architecture)
+    source = to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=num_tokens)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (source / "release" / "mp_rank_00" / "model_optim_rng.pt").rename(folder / "download (1).bin")
+    (folder / "words").write_text(VOCABULARY)
+    (folder / "notes.txt").write_text("nothing")
+    return folder
+
+
+@pytest.mark.usefixtures("small")
+def test_files_under_any_names_are_taken_by_what_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEGABERT_HOME", str(tmp_path / "home"))
+    folder = small_folder(tmp_path)
+    assert cli.main(["fetch", "small", "--from", str(folder), "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)["small"]
+    assert out["weights"] == str(tmp_path / "home" / "small" / "model_optim_rng.pt")
+    assert out["sha256"]["vocab.txt"] == sha256(VOCABULARY.encode())
+    assert sorted(path.name for path in (tmp_path / "home" / "small").iterdir() if path.suffix != ".lock") == [
+        "files.json",
+        "model_optim_rng.pt",
+        "vocab.txt",
+    ]
+    assert cli.main(["fetch", "small", "--sha256", "0" * 64]) == 66
+    assert "Do not use this file" in capsys.readouterr().err
+    assert cli.main(["inspect", "small", "--quick"]) == 0
+    assert "50 tokens + 78 rows of padding" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "cut off"),
+        (lambda file: file.write_text("<!DOCTYPE html><html>Sign in</html>"), "this is a web page"),
+        (lambda file: file.write_bytes(b""), "the file is empty"),
+    ],
+)
+def test_a_damaged_file_is_not_taken(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:
+    folder = small_folder(tmp_path)
+    change(folder / "download (1).bin")
+    with pytest.raises(CheckpointError, match=reason):
+        catalog.put("small", folder / "download (1).bin", tmp_path / "home")
+    assert not (tmp_path / "home" / "small" / "model_optim_rng.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words", "reason"),
+    [
+        (replace(SHAPE, num_layers=24), 50, "has num_layers 4, but the catalog says 24"),
+        (replace(SHAPE, hidden_size=1024), 50, "has hidden_size 16, but the catalog says 1024"),
+        (replace(SHAPE, max_position_embeddings=512), 50, "has max_positions 12, but the catalog says 512"),
+        (SHAPE, 30_522, "it has 128 rows for 30,522 words"),
+    ],
+)
+def test_another_model_is_refused_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Published, shape: Architecture, words: int, reason: str
+) -> None:
+    row = replace(small, architecture=shape, vocabulary=Vocabulary("words", words, is_cased=False))
+    monkeypatch.setitem(catalog.PUBLISHED, "small", row)
+    folder = small_folder(tmp_path)
+    with pytest.raises(CheckpointError, match=reason):
+        catalog.put("small", folder / "download (1).bin", tmp_path / "home")
+    # the same where the file was put into the cache under the right name
+    place = tmp_path / "home" / "small"
+    place.mkdir(parents=True, exist_ok=True)
+    (folder / "download (1).bin").rename(place / "model_optim_rng.pt")
+    (place / "vocab.txt").write_text("".join(f"{word}\n" for word in range(words)))
+    with pytest.raises(CheckpointError, match=reason):
+        resolve("small", home=tmp_path / "home", download=False)

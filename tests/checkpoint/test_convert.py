@@ -291,3 +291,71 @@ def test_memory_is_one_file_of_the_target_and_no_more(tmp_path, name, parts):
     )
     largest_file = total / parts if name == "megatron" else 0
     assert int(done.stdout) < 1.2 * largest_file + 50e6, (int(done.stdout), total)
+
+
+# --- Fine-tuned runs ---
+
+
+def write_run(folder, task, head, architecture="megatron-bert"):
+    """Write a checkpoint of training as `megabert train` does, with a head of random numbers."""
+    from megabert.checkpoint import folder as folders
+
+    config, _ = ARCHITECTURES[architecture]
+    tensors = {f"encoder.{name}": item.detach() for name, item in network(architecture).encoder.named_parameters()}
+    torch.manual_seed(3)
+    tensors |= {f"head.{name}": torch.randn(shape) for name, shape in head.items()}
+    documents = {"encoder": config.to_dict(), "tokenizer": {"lower_case": True}, "run": {"task": task, "mode": "max"}}
+    folders.write(folder, {"model": tensors}, documents, {"vocab.txt": VOCABULARY}, {"step": 3})
+    return tensors
+
+
+ONE_LAYER = {"out.weight": (2, 16), "out.bias": (2,)}
+TWO_LAYERS = {"hidden.0.weight": (16, 16), "hidden.0.bias": (16,), **ONE_LAYER}
+HEADS = {
+    "question_answering": (ONE_LAYER, "ForQuestionAnswering"),
+    "token_classification": (ONE_LAYER, "ForTokenClassification"),
+    "text_classification": (TWO_LAYERS, "ForSequenceClassification"),
+}
+
+
+@pytest.mark.parametrize("architecture", ["megatron-bert", "bert"])
+@pytest.mark.parametrize("task", HEADS)
+def test_heads_of_fine_tuned_runs_become_transformers_own(tmp_path, task, architecture):
+    transformers = pytest.importorskip("transformers")
+    head, class_end = HEADS[task]
+    tensors = write_run(tmp_path / "run", task, head, architecture)
+    folder = to(tmp_path / "run", tmp_path / "hub", "huggingface", num_tokens=50)
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    assert name.endswith(class_end)
+    theirs, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids, segments, mask = inputs()
+    with torch.inference_mode():
+        output = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask)
+        hidden = network(architecture).encoder(ids, segment_ids_BL=segments, document_ids_BL=mask)
+        if task == "text_classification":
+            hidden = torch.tanh(hidden[:, 0] @ tensors["head.hidden.0.weight"].T + tensors["head.hidden.0.bias"])
+        expected = hidden @ tensors["head.out.weight"].T + tensors["head.out.bias"]
+    if task == "question_answering":
+        found, is_real = torch.stack([output.start_logits, output.end_logits], dim=-1), mask.bool()
+    else:
+        found, is_real = output.logits, mask.bool() if task == "token_classification" else slice(None)
+    torch.testing.assert_close(found[is_real], expected[is_real], atol=1e-4, rtol=1e-5)
+
+
+def test_a_head_that_transformers_does_not_have_is_refused(tmp_path):
+    write_run(tmp_path / "run", "question_answering", TWO_LAYERS)
+    with pytest.raises(ConfigError, match=r"has a head of head\.out only"):
+        to(tmp_path / "run", tmp_path / "hub", "huggingface", num_tokens=50)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_encoder_of_a_run_goes_into_every_other_format(tmp_path):
+    tensors = write_run(tmp_path / "run", "question_answering", ONE_LAYER)
+    encoder = {name: item for name, item in tensors.items() if name.startswith("encoder.")}
+    for name in ("megatron", "megatron-core", "nemo", "megabert"):
+        source = open_checkpoint(tmp_path / "run")
+        notes = convert(source, tmp_path / name, Target(name), num_tokens=50, progress=None)
+        assert any("the head of the fine-tuned run has no place" in note for note in notes)
+        assert_same(tmp_path / name, encoder, num_tokens=50)
