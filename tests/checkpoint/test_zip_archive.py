@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megabert.checkpoint.containers import open_file
+from megabert.checkpoint.containers import open_file, open_files
 from megabert.errors import CheckpointError
 
 from .weight_files import FORMATS, assert_same, read_all, save, write_zip
@@ -226,12 +226,13 @@ def test_a_damaged_weight_file_in_an_archive_is_refused(tmp_path, kind, method):
         read_all(path)
 
 
-def test_an_archive_of_several_weight_files_is_to_be_unpacked(tmp_path):
-    members = {f"release/mp_rank_{rank:02}/model_optim_rng.pt": b"" for rank in range(2)}
-    with pytest.raises(
-        CheckpointError, match=r"2 weight files .*mp_rank_00.*mp_rank_01.*Unpack it and give its folder"
-    ):
-        open_file(write_zip(tmp_path / "x", members))
+def test_an_archive_of_several_weight_files_is_read_by_its_members(tmp_path):
+    files = {rank: save({"rank": rank}, tmp_path / f"{rank}").read_bytes() for rank in range(2)}
+    members = {f"release/mp_rank_{rank:02}/model_optim_rng.pt": data for rank, data in files.items()}
+    path = write_zip(tmp_path / "x", members)
+    assert [opened.content for opened in open_files(path).values()] == [{"rank": 0}, {"rank": 1}]
+    with pytest.raises(CheckpointError, match=r"2 weight files .*mp_rank_00.*mp_rank_01.*not one"):
+        open_file(path)
 
 
 @pytest.mark.parametrize(
