@@ -149,9 +149,10 @@ TEXT = "\n".join(" ".join([word] * 24) for word in WORDS[5:])
 def trained():
     """Learn that a line repeats one word; returns the tensors of the network."""
     model = new_pretraining_model(CONFIG, 0, language_model=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(150):
+    smooth = 9.0
+    while smooth > 0.3:  # until it is learnt, whatever the last bits of this machine
         starts = torch.randint(0, 45, (16, 1), generator=generator)
         words = 5 + starts.expand(16, 24)
         is_masked = torch.rand(words.shape, generator=generator) < 0.15
@@ -161,7 +162,7 @@ def trained():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 1.0
+        smooth = 0.9 * smooth + 0.1 * loss.item()
     return {name: item.detach() for name, item in model.named_parameters()}
 
 
