@@ -19,6 +19,7 @@ from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
 from .model.shape import EncoderConfig
 from .parallel.mesh import find_device, find_precision
+from .parallel.plan import cast
 from .settings import LanguageModelSettings, ModelSettings, Settings
 from .tasks import task as tasks
 from .tasks.task import Task
@@ -319,7 +320,10 @@ def load_run(
     contents = run.read(folder, groups=("model",))
     task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
     device = find_device(accelerator)
-    return Predictor(task, model.to(device).eval(), tokenizer, device, find_precision(precision, device))
+    precision = find_precision(precision, device)
+    model.to(device).eval()
+    cast(model, precision)
+    return Predictor(task, model, tokenizer, device, precision)
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

@@ -3,7 +3,8 @@
 Training validates through here, the commands and a server answer through here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .errors import InputError
 from .model.heads import TaskModel
-from .parallel.mesh import autocast
+from .parallel.graphs import Recorded, working_stream
 from .tasks.task import Task
-from .text.batch import Features
-from .text.loader import evaluation_batches
+from .text.ahead import ahead
+from .text.batch import Batch, Features
+from .text.loader import EvaluationBatches
 from .text.tokenizer import Tokenizer
 
 
@@ -40,7 +43,11 @@ class Predictor:
     tokenizer: Tokenizer
     device: torch.device
     precision: str = "32"
+    """What the encoder computes in; its weights are in it already."""
     batch_size: int = 32
+    """A batch has as many tokens as so many of the longest texts."""
+    uses_graphs: bool = False
+    """Record the network in a CUDA graph: worth it for many batches, of one size then."""
 
     def predict(self, **fields: Any) -> Any:
         """Answer one example given by its fields, for example question=... and context=...."""
@@ -78,28 +85,93 @@ class Predictor:
     ) -> tuple[list[NDArray[np.float32]], float | None]:
         """Run the network; returns each feature's logits, [T, C], and the mean loss if asked for."""
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
-        loss_sum, weight = 0.0, 0.0
-        batches = evaluation_batches(features, self.batch_size, self.task.row_length, self.tokenizer.pad_id)
+        batches = EvaluationBatches(
+            features, self.batch_size, self.task.row_length, self.tokenizer.pad_id, static_size=self.uses_graphs
+        )
         was_training = self.model.training
         self.model.eval()
         try:
-            for number, (group, batch) in enumerate(batches, start=1):
-                batch = batch.to(self.device)
-                with torch.inference_mode(), autocast(self.device, self.precision):
-                    logits_BLC = self.model(*batch.inputs())
-                    if with_loss:
-                        loss_sum += float(self.task.loss(logits_BLC, batch))
-                        weight += batch.weight
-                flat = logits_BLC.float().flatten(0, 1).cpu().numpy()
-                starts, lengths = batch.starts_N.tolist(), batch.lengths_N.tolist()
-                for index, start, length in zip(group, starts, lengths, strict=True):
-                    logits[index] = flat[start : start + length]
-                if progress is not None:
-                    progress(number, len(batches))
+            with working_stream(self.device):
+                run = _Pass(self, len(batches), with_loss=with_loss)
+                for number, (group, batch, array_TC) in enumerate(run(batches), start=1):
+                    boundaries = batch.boundaries_N1.tolist()
+                    for index, start, end in zip(group, boundaries, boundaries[1:], strict=False):
+                        logits[index] = array_TC[start:end]
+                    if progress is not None:
+                        progress(number, len(batches))
+                loss = float(run.loss_sum)
         finally:
             self.model.train(was_training)
         if any(not np.isfinite(item).all() for item in logits):
             raise InputError(
                 "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
             )
-        return logits, (loss_sum / weight if with_loss and weight else None)
+        weight = sum(item.weight for item in features)
+        return logits, (loss / weight if with_loss and weight else None)
+
+
+# So few batches are not worth recording.
+FEWEST_RECORDED = 4
+
+
+class _Pass:
+    """The network applied to one batch after another. A GPU is kept one batch ahead of who takes the results."""
+
+    def __init__(self, predictor: Predictor, num_batches: int, *, with_loss: bool) -> None:
+        self._predictor = predictor
+        self._device = predictor.device
+        self._with_loss = with_loss
+        self.loss_sum = torch.zeros((), device=self._device)
+        self._static: Batch | None = None
+        self._recorded: Recorded[tuple[Tensor, Tensor]] | None = None
+        if predictor.uses_graphs and num_batches >= FEWEST_RECORDED:
+            self._recorded = Recorded(lambda: self._compute(self._static), torch.cuda.graph_pool_handle())
+
+    def __call__(self, batches: EvaluationBatches) -> Iterator[tuple[list[int], Batch, NDArray[np.float32]]]:
+        """Yield each batch with its features' numbers and its logits, [T, C]."""
+        before: tuple[list[int], Batch, Tensor, torch.cuda.Event | None] | None = None
+        with closing(ahead(self._prepare, batches)) as prepared:
+            for group, batch in prepared:
+                with torch.inference_mode():
+                    logits_TC, loss = self._run(batch)
+                    self.loss_sum += loss
+                    now = (group, batch, *self._send_to_host(logits_TC))
+                if before is not None:
+                    yield self._finish(*before)
+                before = now
+            if before is not None:
+                yield self._finish(*before)
+
+    def _prepare(self, item: tuple[list[int], Batch]) -> tuple[list[int], Batch]:
+        group, batch = item
+        return group, batch.map(Tensor.pin_memory) if self._device.type == "cuda" else batch
+
+    def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self._recorded is None:
+            return self._compute(batch.to(self._device))
+        if self._static is None:
+            self._static = batch.to(self._device)
+        self._static.copy_from(batch)
+        return self._recorded()
+
+    def _compute(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
+        assert batch is not None
+        logits_TC = self._predictor.model(*batch.inputs()).float()
+        if self._with_loss:
+            return logits_TC, self._predictor.task.loss(logits_TC, batch)
+        return logits_TC, torch.zeros((), device=self._device)
+
+    def _send_to_host(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        if not tensor.is_cuda:
+            return tensor, None
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return host, event
+
+    def _finish(
+        self, group: list[int], batch: Batch, logits_TC: Tensor, event: torch.cuda.Event | None
+    ) -> tuple[list[int], Batch, NDArray[np.float32]]:
+        if event is not None:
+            event.synchronize()
+        return group, batch, logits_TC.numpy()

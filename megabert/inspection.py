@@ -22,6 +22,7 @@ from .checkpoint.foreign import Checkpoint
 from .checkpoint.lazy import LazyTensor, Readable
 from .checkpoint.names import PER_TOKEN, WORD
 from .errors import CheckpointError, InputError
+from .model.attention import Documents
 from .model.heads import PretrainingModel
 
 Progress = Callable[[int, int], None] | None
@@ -268,10 +269,12 @@ def compute(checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Tensor]:
     model = build(checkpoint)
     results: dict[str, Tensor] = {}
     with torch.inference_mode():
-        ids = {"segment_ids_BL": inputs.segment_ids_BL, "document_ids_BL": inputs.document_ids_BL}
-        lm_logits, order_logits = model(inputs.token_ids_BL, **ids)
+        documents = Documents.of_rows(inputs.document_ids_BL)
+        lm_logits, order_logits = model(inputs.token_ids_BL, inputs.segment_ids_BL, documents)
         if lm_logits is None:
-            results["hidden"] = model.encoder(inputs.token_ids_BL, **ids)
+            results["hidden"] = model.encoder(
+                inputs.token_ids_BL, segment_ids=inputs.segment_ids_BL, documents=documents
+            )
         else:
             results["lm_logits"] = lm_logits
         if order_logits is not None:

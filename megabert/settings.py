@@ -29,8 +29,12 @@ class TrainerSettings:
     num_nodes: int = 1
     """Machines. This version trains on one."""
     precision: str = choice("auto", "auto", "32", "bf16", "16", "bf16-mixed", "16-mixed", "32-true")
-    """Arithmetic of the matrix products; weights stay float32. auto: bf16 on a GPU that has it, else 32.
-    16 scales the loss."""
+    """What the encoder computes in; the weights that are trained stay float32. auto: bf16 on a GPU that has it,
+    else 32. 16 scales the loss."""
+    compile: bool | None = None
+    """Compile the encoder's layers with torch.compile: some seconds at the start, faster steps; null: on a GPU."""
+    cuda_graph: bool = True
+    """On a GPU record each step once and launch it as a whole, with all micro-batches filled up to one size."""
     accumulate_grad_batches: int = 1
     """Micro-batches whose gradients make one optimizer step."""
     gradient_clip_val: float = 0.0

@@ -1,4 +1,4 @@
-"""The encoder: packed token ids in, one vector a token out.
+"""The encoder: token ids in, one vector a token out.
 
 One class is Megatron-BERT, BERT and GPT-2; `EncoderConfig` says which. It is plain single-device PyTorch: sharding,
 precision, compilation and activation checkpointing are applied from outside.
@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .layers import Embeddings, Layer, attention_mask
+from .attention import Documents
+from .layers import Embeddings, Layer
 from .shape import EncoderConfig
 
 INITIAL_STD = 0.02  # Megatron-LM's --init-method-std
@@ -30,29 +31,31 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        token_ids_BL: Tensor,
-        position_ids_BL: Tensor | None = None,
-        segment_ids_BL: Tensor | None = None,
-        document_ids_BL: Tensor | None = None,
+        token_ids: Tensor,
+        position_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
-        """Encode rows of tokens; returns hidden_BLD, [B, L, hidden_size].
+        """Encode tokens, [T] or [B, L]: returns hidden vectors, [T, hidden_size] or [B, L, hidden_size].
 
-        Two tokens of a row see each other only if their document ids are equal and not 0 (0 is padding). Left out,
-        each row is one document without padding, in segment 0, with positions 0, 1, 2, ...
+        Two tokens see each other only if they are of one document. [T] tokens are those of all `documents` laid end
+        to end; rows, [B, L], count as laid end to end too. Left out, each row is one document, in segment 0, with
+        positions 0, 1, 2, ...; `Documents.of_rows` is for rows with padding.
         """
-        if position_ids_BL is None:
-            position_ids_BL = torch.arange(token_ids_BL.shape[1], device=token_ids_BL.device).expand_as(token_ids_BL)
-        if segment_ids_BL is None:
-            segment_ids_BL = torch.zeros_like(token_ids_BL)
-        if document_ids_BL is None:
-            document_ids_BL = torch.ones_like(token_ids_BL)
-        hidden_BLD = self.embeddings(token_ids_BL, position_ids_BL, segment_ids_BL)
-        mask_B1LL = attention_mask(document_ids_BL, is_causal=self.config.is_causal)
+        length = token_ids.shape[-1]
+        if position_ids is None:
+            position_ids = torch.arange(length, device=token_ids.device).expand_as(token_ids)
+        if segment_ids is None:
+            segment_ids = torch.zeros_like(token_ids)
+        if documents is None:
+            ends = torch.arange(0, token_ids.numel() + 1, length, dtype=torch.int32, device=token_ids.device)
+            documents = Documents(ends, length)
+        hidden_TD = self.embeddings(token_ids.flatten(), position_ids.flatten(), segment_ids.flatten())
         for layer in self.layers:
-            hidden_BLD = layer(hidden_BLD, mask_B1LL)
+            hidden_TD = layer(hidden_TD, documents)
         if self.final_norm is not None:
-            hidden_BLD = self.final_norm(hidden_BLD)
-        return hidden_BLD
+            hidden_TD = self.final_norm(hidden_TD)
+        return hidden_TD.unflatten(0, token_ids.shape)
 
 
 def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int = 0) -> None:

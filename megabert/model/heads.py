@@ -1,6 +1,6 @@
 """What stands on an encoder: heads for tokens, sequences and vocabulary, and the whole networks made with them.
 
-Shape legend: B rows, L tokens a row, N documents, D hidden, C classes, V vocabulary.
+Shape legend: T tokens, B rows, L tokens a row, N documents, D hidden, C classes, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .attention import Documents
 from .encoder import Encoder, initialize
 from .layers import gelu
 from .shape import EncoderConfig
@@ -29,12 +30,12 @@ class TokenHead(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1))
         self.out = nn.Linear(hidden_size, num_classes)
 
-    def forward(self, hidden_BLD: Tensor, starts_N: Tensor) -> Tensor:
-        """Map [B, L, D] to logits [B, L, C]; where documents start is of no matter to a token."""
-        hidden_BLD = self.dropout(hidden_BLD)
+    def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
+        """Map [T, D] to logits [T, C]; where documents start is of no matter to a token."""
+        hidden_TD = self.dropout(hidden_TD)
         for linear in self.hidden:
-            hidden_BLD = self.activation(linear(hidden_BLD))
-        return self.out(hidden_BLD)
+            hidden_TD = self.activation(linear(hidden_TD))
+        return self.out(hidden_TD)
 
 
 class LanguageModelHead(nn.Module):
@@ -51,11 +52,11 @@ class LanguageModelHead(nn.Module):
         self.vocabulary = nn.Linear(config.hidden_size, config.vocabulary_size, bias=not config.is_causal)
         self.vocabulary.weight = word.weight
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """Map [..., D] to logits [..., V]."""
         if self.dense is not None and self.norm is not None:
-            hidden_BLD = self.norm(gelu(self.dense(hidden_BLD), self.gelu))
-        return self.vocabulary(hidden_BLD)
+            hidden = self.norm(gelu(self.dense(hidden), self.gelu))
+        return self.vocabulary(hidden)
 
 
 class SentenceOrderHead(nn.Module):
@@ -80,9 +81,14 @@ class PretrainingModel(nn.Module):
         self.language_model = LanguageModelHead(config, self.encoder.embeddings.word) if language_model else None
         self.sentence_order = SentenceOrderHead(config.hidden_size) if sentence_order else None
 
-    def forward(self, token_ids_BL: Tensor, **ids_BL: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Compute (lm_logits_BLV, order_logits_B2) for rows of one document each; None where there is no head."""
-        hidden_BLD = self.encoder(token_ids_BL, **ids_BL)
+    def forward(
+        self, token_ids_BL: Tensor, segment_ids_BL: Tensor | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Compute (lm_logits_BLV, order_logits_B2) for rows that each begin with one document's first token.
+
+        None where there is no head.
+        """
+        hidden_BLD = self.encoder(token_ids_BL, segment_ids=segment_ids_BL, documents=documents)
         return (
             None if self.language_model is None else self.language_model(hidden_BLD),
             None if self.sentence_order is None else self.sentence_order(hidden_BLD[:, 0]),
@@ -99,19 +105,20 @@ class TaskModel(nn.Module):
 
     def forward(
         self,
-        token_ids_BL: Tensor,
-        position_ids_BL: Tensor,
-        segment_ids_BL: Tensor,
-        document_ids_BL: Tensor,
-        starts_N: Tensor,
+        token_ids_T: Tensor,
+        position_ids_T: Tensor,
+        segment_ids_T: Tensor,
+        boundaries_N1: Tensor,
+        longest: int,
     ) -> Tensor:
-        """Compute the head's logits for packed rows.
+        """Compute the head's logits for documents laid end to end; `Documents` says what the last two arguments are.
 
-        starts_N holds the place of each document's first token in the rows laid end to end; heads for whole
-        sequences read there, and every head takes (hidden_BLD, starts_N).
+        Every head takes (hidden_TD, starts_N); heads for whole texts read the hidden vectors at starts_N. Heads
+        compute in float32 also where the encoder does not: they are small, and answers are told apart by their logits.
         """
-        hidden_BLD = self.encoder(token_ids_BL, position_ids_BL, segment_ids_BL, document_ids_BL)
-        return self.head(hidden_BLD, starts_N)
+        documents = Documents(boundaries_N1, longest)
+        hidden_TD = self.encoder(token_ids_T, position_ids_T, segment_ids_T, documents)
+        return self.head(hidden_TD.float(), documents.starts())
 
 
 def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:

@@ -1,30 +1,15 @@
-"""The parts of an encoder: embeddings, attention, MLP and one layer of them, for packed token batches.
+"""The parts of an encoder: embeddings, attention, MLP and one layer of them, for documents laid end to end.
 
-Shape legend: B rows, L tokens a row, D hidden, H heads, K head dim, V vocabulary.
+Shape legend: T tokens, D hidden, H heads, K head dim, V vocabulary.
 Sources: Devlin et al. 2018 (arXiv:1810.04805) for the post-norm layer; Shoeybi et al. 2019 (arXiv:1909.08053),
 figure 7, for the pre-norm one.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Documents, attend
 from .shape import EncoderConfig
-
-
-def attention_mask(document_ids_BL: Tensor, *, is_causal: bool) -> Tensor:
-    """Say which tokens see which, as a boolean [B, 1, L, L] with True for "row sees column".
-
-    Two tokens see each other if they belong to one document (equal ids, not 0), in a causal network only
-    backwards. A padding token sees itself and nothing else: a row without any key would make softmax NaN.
-    """
-    num_tokens = document_ids_BL.shape[1]
-    same_document = document_ids_BL[:, :, None] == document_ids_BL[:, None, :]
-    sees = same_document & (document_ids_BL != 0)[:, None, :]
-    if is_causal:
-        sees = sees.tril()
-    itself = torch.eye(num_tokens, dtype=torch.bool, device=document_ids_BL.device)
-    return (sees | itself)[:, None]
 
 
 def gelu(hidden: Tensor, variant: str) -> Tensor:
@@ -43,14 +28,14 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon) if config.is_post_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, token_ids_BL: Tensor, position_ids_BL: Tensor, segment_ids_BL: Tensor) -> Tensor:
-        """Look the vectors up and sum them: [B, L, D]."""
-        hidden_BLD = self.word(token_ids_BL) + self.position(position_ids_BL)
+    def forward(self, token_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor) -> Tensor:
+        """Look the vectors up and sum them: [T, D]."""
+        hidden_TD = self.word(token_ids_T) + self.position(position_ids_T)
         if self.segment is not None:
-            hidden_BLD = hidden_BLD + self.segment(segment_ids_BL)
+            hidden_TD = hidden_TD + self.segment(segment_ids_T)
         if self.norm is not None:
-            hidden_BLD = self.norm(hidden_BLD)
-        return self.dropout(hidden_BLD)
+            hidden_TD = self.norm(hidden_TD)
+        return self.dropout(hidden_TD)
 
 
 class Attention(nn.Module):
@@ -60,24 +45,18 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
+        self.is_causal = config.is_causal
         # Rows are ordered [heads, 3, dim] so that a contiguous shard holds whole heads: tensor parallelism
         # then needs no shuffle, and Megatron-LM (checkpoint version >= 2) stores the same order.
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_BLD: Tensor, mask_B1LL: Tensor) -> Tensor:
-        """Mix each token with those that it sees: [B, L, D]."""
+    def forward(self, hidden_TD: Tensor, documents: Documents) -> Tensor:
+        """Mix each token with those that it sees: [T, D]."""
         # -1 is "the heads I have": under tensor parallelism a shard has only some of them.
-        qkv_BLH3K = self.qkv(hidden_BLD).unflatten(-1, (-1, 3, self.head_dim))
-        query_BHLK, key_BHLK, value_BHLK = qkv_BLH3K.permute(3, 0, 2, 1, 4).unbind(0)
-        mixed_BHLK = F.scaled_dot_product_attention(
-            query_BHLK,
-            key_BHLK,
-            value_BHLK,
-            attn_mask=mask_B1LL,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self.out(mixed_BHLK.transpose(1, 2).flatten(2))
+        qkv_TH3K = self.qkv(hidden_TD).unflatten(-1, (-1, 3, self.head_dim))
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attend(qkv_TH3K, documents, dropout=dropout, is_causal=self.is_causal).flatten(1))
 
 
 class MLP(nn.Module):
@@ -89,9 +68,9 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.ffn_size)
         self.down = nn.Linear(config.ffn_size, config.hidden_size)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Transform each token for itself: [B, L, D]."""
-        return self.down(gelu(self.up(hidden_BLD), self.gelu))
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        """Transform each token for itself: [T, D]."""
+        return self.down(gelu(self.up(hidden_TD), self.gelu))
 
 
 class Layer(nn.Module):
@@ -111,15 +90,15 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_BLD: Tensor, mask_B1LL: Tensor) -> Tensor:
-        """Map [B, L, D] to [B, L, D]."""
+    def forward(self, hidden_TD: Tensor, documents: Documents) -> Tensor:
+        """Map [T, D] to [T, D]."""
         if self.norm_place == "post":
-            hidden_BLD = self.attention_norm(hidden_BLD + self.dropout(self.attention(hidden_BLD, mask_B1LL)))
-            return self.mlp_norm(hidden_BLD + self.dropout(self.mlp(hidden_BLD)))
-        normed_BLD = self.attention_norm(hidden_BLD)
-        hidden_BLD = self._residual(hidden_BLD, normed_BLD) + self.dropout(self.attention(normed_BLD, mask_B1LL))
-        normed_BLD = self.mlp_norm(hidden_BLD)
-        return self._residual(hidden_BLD, normed_BLD) + self.dropout(self.mlp(normed_BLD))
+            hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.attention(hidden_TD, documents)))
+            return self.mlp_norm(hidden_TD + self.dropout(self.mlp(hidden_TD)))
+        normed_TD = self.attention_norm(hidden_TD)
+        hidden_TD = self._residual(hidden_TD, normed_TD) + self.dropout(self.attention(normed_TD, documents))
+        normed_TD = self.mlp_norm(hidden_TD)
+        return self._residual(hidden_TD, normed_TD) + self.dropout(self.mlp(normed_TD))
 
-    def _residual(self, hidden_BLD: Tensor, normed_BLD: Tensor) -> Tensor:
-        return normed_BLD if self.norm_place == "pre_residual_normed" else hidden_BLD
+    def _residual(self, hidden_TD: Tensor, normed_TD: Tensor) -> Tensor:
+        return normed_TD if self.norm_place == "pre_residual_normed" else hidden_TD

@@ -1,15 +1,11 @@
 """Where and how precisely a run computes. One device for now; processes and axes will stand here."""
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
 
 from ..errors import ConfigError
 from ..settings import TrainerSettings
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16"}
-DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def check_layout(settings: TrainerSettings) -> None:
@@ -30,17 +26,10 @@ def find_device(accelerator: str) -> torch.device:
 
 
 def find_precision(precision: str, device: torch.device) -> str:
-    """Settle the arithmetic of matrix products: 32, bf16 or 16; auto is bf16 on a GPU that has it, else 32."""
+    """Settle what the network computes in: 32, bf16 or 16; auto is bf16 on a GPU that has it, else 32."""
     if precision != "auto":
         return PRECISIONS[precision]
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Run matrix products in the precision; what needs range (softmax, norms, losses) stays float32."""
-    if precision == "32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def seed_step(seed: int, micro_batch: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -230,10 +231,10 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum over windows the mean of the start's and the end's cross-entropy over the window's tokens."""
-        logits_NT2 = batch.by_document(logits.float(), fill=float("-inf"), longest=self.row_length)
-        span_N2 = batch.targets["span"]
-        by_token = nn.functional.cross_entropy(logits_NT2, span_N2, reduction="sum")
-        return by_token / 2
+        # Not -inf: a document that only fills the batch up has no token at all, and its softmax would be NaN.
+        lowest = torch.finfo(torch.float32).min
+        logits_NL2 = batch.by_document(logits.float(), fill=lowest, longest=self.row_length)
+        return nn.functional.cross_entropy(logits_NL2, batch.targets["span"], reduction="sum") / 2
 
     def decode(
         self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]

@@ -1,10 +1,10 @@
-"""Tokenized texts to batches of rows: several texts share a row, and `document_ids` keeps them apart.
+"""Tokenized texts to batches: texts are laid end to end, nothing is padded, and their boundaries keep them apart.
 
-Packing is the only path: a padded batch is the case of one text a row.
-Shape legend: B rows, L tokens a row, N documents, T tokens of one text.
+On a device that wants static shapes a batch is filled up to a given number of tokens and documents.
+Shape legend: T tokens of a batch, N documents, L tokens of one text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,12 +15,16 @@ from torch import Tensor
 
 from ..errors import InputError
 
+# Targets of tokens and documents that only fill a batch up: cross_entropy leaves -100 out.
+NO_TARGET = -100
+
 
 @dataclass(frozen=True)
 class Features:
     """One text (or one window of a long one) as the network takes it.
 
-    `targets` holds what the task's loss compares with, one number or array of any shape for the document.
+    `targets` holds what the task's loss compares with, one number or array of any shape for the document;
+    `token_targets` one number a token, int64, NO_TARGET where a token has none.
     `weight` says how much the text counts in the mean loss: 1, or its number of labelled tokens.
     `notes` is the task's own: what `decode` needs to find the way back into the text.
     """
@@ -28,6 +32,7 @@ class Features:
     token_ids: NDArray[np.int64]
     segment_ids: NDArray[np.int64]
     targets: dict[str, Any] = field(default_factory=dict)
+    token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
 
@@ -37,119 +42,123 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of packed documents. Documents are numbered in the order of the features that were packed.
+class Size:
+    """How many tokens and documents a batch has room for."""
 
-    document_ids_BL counts from 1 within a row and is 0 on padding; starts_N is the place of a document's first
-    token in the rows laid end to end, lengths_N its tokens. targets are stacked over documents.
+    num_tokens: int
+    num_documents: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents laid end to end, in the order of the features that were packed.
+
+    Document n is the tokens [boundaries[n], boundaries[n + 1]), int32; `longest` bounds every batch's documents.
+    targets are stacked over documents, [N, ...], token_targets laid end to end, [T]. Where the batch is filled up,
+    further documents of padding tokens or of none follow; their targets are NO_TARGET, NaN in float targets.
+    num_tokens, num_documents and weight count the real ones.
     """
 
-    token_ids_BL: Tensor
-    position_ids_BL: Tensor
-    segment_ids_BL: Tensor
-    document_ids_BL: Tensor
-    starts_N: Tensor
-    lengths_N: Tensor
+    token_ids_T: Tensor
+    position_ids_T: Tensor
+    segment_ids_T: Tensor
+    boundaries_N1: Tensor
+    longest: int
     targets: dict[str, Tensor]
+    token_targets: dict[str, Tensor]
     num_tokens: int
+    num_documents: int
     weight: float
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Give what a model's forward takes."""
-        return (
-            self.token_ids_BL,
-            self.position_ids_BL,
-            self.segment_ids_BL,
-            self.document_ids_BL,
-            self.starts_N,
-        )
+    @property
+    def size(self) -> Size:
+        """Count tokens and documents, those that fill up included."""
+        return Size(len(self.token_ids_T), len(self.boundaries_N1) - 1)
 
-    def to(self, device: torch.device) -> "Batch":
-        """Copy the tensors to a device."""
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Give what a model's forward takes."""
+        return self.token_ids_T, self.position_ids_T, self.segment_ids_T, self.boundaries_N1, self.longest
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function to each tensor."""
         return replace(
             self,
-            **{
-                name: getattr(self, name).to(device, non_blocking=True)
-                for name in (
-                    "token_ids_BL",
-                    "position_ids_BL",
-                    "segment_ids_BL",
-                    "document_ids_BL",
-                    "starts_N",
-                    "lengths_N",
-                )
-            },
-            targets={name: target.to(device, non_blocking=True) for name, target in self.targets.items()},
+            token_ids_T=function(self.token_ids_T),
+            position_ids_T=function(self.position_ids_T),
+            segment_ids_T=function(self.segment_ids_T),
+            boundaries_N1=function(self.boundaries_N1),
+            targets={name: function(target) for name, target in self.targets.items()},
+            token_targets={name: function(target) for name, target in self.token_targets.items()},
         )
 
-    def by_document(self, values_BL: Tensor, fill: float, longest: int) -> Tensor:
-        """Take per-token values [B, L, ...] apart into documents: [N, longest, ...], `fill` behind each end."""
-        within_T = torch.arange(longest, device=values_BL.device)
-        is_inside_NT = within_T < self.lengths_N[:, None]
-        places_NT = torch.where(is_inside_NT, self.starts_N[:, None] + within_T, 0)
-        values_NT = values_BL.flatten(0, 1)[places_NT]
-        outside_NT = ~is_inside_NT.reshape(is_inside_NT.shape + (1,) * (values_NT.ndim - 2))
-        return values_NT.masked_fill(outside_NT, fill)
+    def tensors(self) -> list[Tensor]:
+        """List the tensors, always in the same order."""
+        ids = [self.token_ids_T, self.position_ids_T, self.segment_ids_T, self.boundaries_N1]
+        return [*ids, *self.targets.values(), *self.token_targets.values()]
+
+    def copy_from(self, other: "Batch") -> None:
+        """Take another batch's tensors over into the places of these; sizes must agree."""
+        assert self.size == other.size, f"{other.size} does not fit {self.size}"
+        for place, tensor in zip(self.tensors(), other.tensors(), strict=True):
+            place.copy_(tensor, non_blocking=True)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the tensors to a device; from pinned memory the copy does not wait."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def by_document(self, values_T: Tensor, fill: float, longest: int) -> Tensor:
+        """Take per-token values [T, ...] apart into documents: [N, longest, ...], `fill` behind each end."""
+        within_L = torch.arange(longest, device=values_T.device)
+        is_inside_NL = within_L < self.boundaries_N1.diff()[:, None]
+        places_NL = torch.where(is_inside_NL, self.boundaries_N1[:-1, None] + within_L, 0)
+        values_NL = values_T[places_NL]
+        outside_NL = ~is_inside_NL.reshape(is_inside_NL.shape + (1,) * (values_NL.ndim - 2))
+        return values_NL.masked_fill(outside_NL, fill)
 
 
-def pack(features: Sequence[Features], row_length: int, pad_id: int) -> Batch:
-    """Place texts into as few rows as fit, longest first.
+def pack(features: Sequence[Features], longest: int, pad_id: int, size: Size | None = None) -> Batch:
+    """Lay texts end to end, each of at most `longest` tokens; with a size, fill up to it.
 
-    Returns token_ids_BL with L = row_length tokens, or the longest row's if that is shorter; document_ids_BL is 0
-    where padded. The documents of starts_N, lengths_N and targets keep the order of `features`.
-    Raises InputError if a text is longer than row_length.
-    Source: first-fit decreasing; compare Krell et al. 2021, arXiv:2107.02027.
+    What fills up are documents of `longest` padding tokens (the last may be shorter), then empty ones.
+    Raises InputError if a text is longer than `longest`.
     """
-    assert features, "an empty batch has no rows"
-    rows = _first_fit([len(item) for item in features], row_length)
-    used = max(sum(len(features[index]) for index in row) for row in rows)
-    shape = (len(rows), used)
-    token_ids = np.full(shape, pad_id, dtype=np.int64)
-    position_ids, segment_ids, document_ids = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    starts = np.zeros(len(features), dtype=np.int64)
-    for row_number, row in enumerate(rows):
-        start = 0
-        for document_number, index in enumerate(row, start=1):
-            item = features[index]
-            place = (row_number, slice(start, start + len(item)))
-            token_ids[place] = item.token_ids
-            segment_ids[place] = item.segment_ids
-            position_ids[place] = np.arange(len(item))
-            document_ids[place] = document_number
-            starts[index] = row_number * used + start
-            start += len(item)
-    lengths = np.array([len(item) for item in features], dtype=np.int64)
+    assert features, "an empty batch has no tokens"
+    lengths = np.array([len(item) for item in features])
+    if lengths.max() > longest:
+        raise InputError(
+            f"a text of {lengths.max()} tokens is longer than {longest}. Raise model.dataset.max_seq_length."
+        )
+    num_tokens = int(lengths.sum())
+    size = size or Size(num_tokens, len(features))
+    padding = size.num_tokens - num_tokens
+    fillers = np.full(size.num_documents - len(features), longest)
+    fillers = np.diff(np.minimum(np.cumsum(fillers), padding), prepend=0)
+    assert padding >= 0 and fillers.sum() == padding, "the texts do not fit the size"
+    lengths = np.concatenate([lengths, fillers])
+    boundaries = np.concatenate([[0], np.cumsum(lengths)])
+
+    def lay(arrays: list[NDArray[np.int64]], fill: int) -> Tensor:
+        return torch.from_numpy(np.concatenate([*arrays, np.full(padding, fill, dtype=np.int64)]))
+
     return Batch(
-        token_ids_BL=torch.from_numpy(token_ids),
-        position_ids_BL=torch.from_numpy(position_ids),
-        segment_ids_BL=torch.from_numpy(segment_ids),
-        document_ids_BL=torch.from_numpy(document_ids),
-        starts_N=torch.from_numpy(starts),
-        lengths_N=torch.from_numpy(lengths),
-        targets={
-            name: torch.from_numpy(np.stack([np.asarray(item.targets[name]) for item in features]))
-            for name in features[0].targets
+        token_ids_T=lay([item.token_ids for item in features], pad_id),
+        position_ids_T=torch.from_numpy(np.arange(size.num_tokens) - np.repeat(boundaries[:-1], lengths)),
+        segment_ids_T=lay([item.segment_ids for item in features], 0),
+        boundaries_N1=torch.from_numpy(boundaries.astype(np.int32)),
+        longest=longest,
+        targets={name: _stack([item.targets[name] for item in features], len(fillers)) for name in features[0].targets},
+        token_targets={
+            name: lay([item.token_targets[name] for item in features], NO_TARGET) for name in features[0].token_targets
         },
-        num_tokens=int(lengths.sum()),
+        num_tokens=num_tokens,
+        num_documents=len(features),
         weight=float(sum(item.weight for item in features)),
     )
 
 
-def _first_fit(lengths: list[int], row_length: int) -> list[list[int]]:
-    """Assign text numbers to rows, longest text first, each to the first row with room for it."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        length = lengths[index]
-        if length > row_length:
-            raise InputError(
-                f"a text of {length} tokens does not fit a row of {row_length}. Raise model.dataset.max_seq_length."
-            )
-        fitting = next((row for row, free in enumerate(room) if free >= length), None)
-        if fitting is None:
-            rows.append([])
-            room.append(row_length)
-            fitting = len(rows) - 1
-        rows[fitting].append(index)
-        room[fitting] -= length
-    return rows
+def _stack(targets: list[Any], num_fillers: int) -> Tensor:
+    stacked = np.stack([np.asarray(target) for target in targets])
+    filler = np.nan if stacked.dtype.kind == "f" else NO_TARGET
+    return torch.from_numpy(
+        np.concatenate([stacked, np.full((num_fillers, *stacked.shape[1:]), filler, dtype=stacked.dtype)])
+    )

@@ -1,61 +1,149 @@
-"""The order in which a run sees its texts: a pure function of seed and position, so resuming needs one integer.
+"""Which texts make up which step: a pure function of seed and step, so resuming needs one integer.
 
-It does not depend on processes, workers or how a step is cut into micro-batches of the same total.
+It does not depend on processes, workers or how a step is cut into micro-batches of the same total. An epoch's texts
+are dealt like cards, from the longest to the shortest, one to each step in a random order, then the next round: every
+step gets a random text of each length, so that all steps have nearly as many tokens and one static size serves all.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch, Features, pack
+from .batch import Batch, Features, Size, pack
+
+# Tokens to which a static size is rounded up.
+GRAIN = 64
+# Epochs that are looked through for the largest step; it hardly varies between epochs.
+EPOCHS_LOOKED_THROUGH = 20
+
+Indices = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class Loader:
-    """Micro-batches of a training set, addressed by number; number len(self) is the first of the second epoch."""
+    """The steps of a training, addressed by number; step len(self) is the first of the second epoch.
 
-    features: Sequence[Features]
-    batch_size: int
-    row_length: int
-    pad_id: int
-    seed: int
-    shuffle: bool
-    drop_last: bool
+    A step has `accumulate` micro-batches of at most `batch_size` texts. With `static_epochs` all are filled up to one
+    size, that of the largest in so many epochs; otherwise each is as large as its texts.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Features],
+        batch_size: int,
+        longest: int,
+        pad_id: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        accumulate: int = 1,
+        static_epochs: int = 0,
+    ) -> None:
+        self.features = features
+        self.longest = longest
+        self.pad_id = pad_id
+        self.accumulate = accumulate
+        self._lengths = np.array([len(item) for item in features])
+        self._texts_per_step = batch_size * accumulate
+        self._seed = seed
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self._dealt: tuple[int, list[list[Indices]]] = (-1, [])
+        self.size: Size | None = None
+        """The size of every micro-batch, if it is static."""
+        if static_epochs:
+            epochs = range(min(static_epochs, EPOCHS_LOOKED_THROUGH))
+            groups = (group for epoch in epochs for step in self._deal(epoch) for group in step)
+            self.size = common_size(groups, self._lengths, longest)
 
     def __len__(self) -> int:
-        """Count the micro-batches of an epoch."""
-        whole, rest = divmod(len(self.features), self.batch_size)
-        return whole + (1 if rest and not (self.drop_last and whole) else 0)
+        """Count the steps of an epoch."""
+        whole, rest = divmod(len(self._lengths), self._texts_per_step)
+        return whole + (1 if rest and not (self._drop_last and whole) else 0)
 
-    def indices(self, number: int) -> NDArray[np.int64]:
-        """List which features make up a micro-batch."""
-        epoch, place = divmod(number, len(self))
-        start = place * self.batch_size
-        return self._order(epoch)[start : start + self.batch_size]
+    def indices(self, step: int) -> list[Indices]:
+        """List which features make up each micro-batch of a step; a small step may have fewer of them."""
+        epoch, place = divmod(step, len(self))
+        if self._dealt[0] != epoch:
+            self._dealt = (epoch, self._deal(epoch))
+        return self._dealt[1][place]
 
-    def batch(self, number: int) -> Batch:
-        """Pack a micro-batch."""
-        return pack([self.features[index] for index in self.indices(number)], self.row_length, self.pad_id)
+    def step(self, step: int) -> list[Batch]:
+        """Pack the micro-batches of a step."""
+        return [
+            pack([self.features[index] for index in group], self.longest, self.pad_id, self.size)
+            for group in self.indices(step)
+        ]
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(len(self.features))
-        return _permutation(self.seed, epoch, len(self.features))
+    def _deal(self, epoch: int) -> list[list[Indices]]:
+        """List the micro-batches of each step of an epoch."""
+        num_steps = len(self)
+        count = min(len(self._lengths), num_steps * self._texts_per_step)
+        if not self._shuffle:
+            steps = np.array_split(np.arange(count), num_steps)
+            return [[part for part in np.array_split(step, self.accumulate) if len(part)] for step in steps]
+        # Seeded by both numbers, so an epoch's order can be made without those before it.
+        random = np.random.default_rng([self._seed, epoch])
+        chosen = random.permutation(len(self._lengths))[:count]
+        falling = chosen[np.argsort(-self._lengths[chosen], kind="stable")]
+        # Each row is a random order of the steps; the last round, of the shortest texts, may not reach all.
+        rounds = -(-count // num_steps)
+        step_of = np.argsort(random.random((rounds, num_steps)), axis=1).ravel()[:count]
+        dealt = falling[np.argsort(step_of, kind="stable")]
+        ends = np.cumsum(np.bincount(step_of, minlength=num_steps))
+        return [deal_evenly(step, self.accumulate) for step in np.split(dealt, ends[:-1])]
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    # Seeded by both numbers, so an epoch's order can be made without those before it.
-    return np.random.default_rng([seed, epoch]).permutation(count)
+def deal_evenly(falling: Indices, count: int) -> list[Indices]:
+    """Deal texts, longest first, to `count` groups of like size: there and back, as teams are chosen.
+
+    Groups that get none are left out.
+    """
+    turn = np.arange(len(falling)) % (2 * count)
+    chosen = np.minimum(turn, 2 * count - 1 - turn)
+    ends = np.cumsum(np.bincount(chosen, minlength=count))
+    groups = np.split(falling[np.argsort(chosen, kind="stable")], ends[:-1])
+    return [group for group in groups if len(group)]
 
 
-def evaluation_batches(
-    features: Sequence[Features], batch_size: int, row_length: int, pad_id: int
-) -> list[tuple[list[int], Batch]]:
-    """Pack a set for evaluation, texts of like length together; each batch comes with its features' numbers."""
-    by_length = sorted(range(len(features)), key=lambda index: (-len(features[index]), index))
-    groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
-    return [(group, pack([features[index] for index in group], row_length, pad_id)) for group in groups]
+def common_size(groups: Iterable[Indices], lengths: Indices, longest: int) -> Size:
+    """Find the smallest size that every group fits; padding makes documents of `longest` tokens."""
+    counts = np.array([(lengths[group].sum(), len(group)) for group in groups])
+    num_tokens = int(-(-counts[:, 0].max() // GRAIN) * GRAIN)
+    fillers = -(-(num_tokens - counts[:, 0]) // longest)
+    return Size(num_tokens, int((counts[:, 1] + fillers).max()))
+
+
+class EvaluationBatches:
+    """A set cut into batches of like size for evaluation; iterating packs them, each with its features' numbers.
+
+    A batch has at most as many tokens as `batch_size` texts of `longest` tokens. `static_size` fills all up to one
+    size.
+    """
+
+    def __init__(
+        self, features: Sequence[Features], batch_size: int, longest: int, pad_id: int, *, static_size: bool = False
+    ) -> None:
+        self._features = features
+        self._longest = longest
+        self._pad_id = pad_id
+        lengths = np.array([len(item) for item in features])
+        falling = np.argsort(-lengths, kind="stable")
+        # Groups that are dealt there and back differ by less than one text, and that one must fit too.
+        room = max((batch_size - 1) * longest, 1)
+        count = min(-(-int(lengths.sum()) // room), len(lengths))
+        self._groups = deal_evenly(falling, count) if count else []
+        self._size = common_size(self._groups, lengths, longest) if static_size and count else None
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
+        """Pack batch after batch."""
+        for group in self._groups:
+            yield (
+                group.tolist(),
+                pack([self._features[index] for index in group], self._longest, self._pad_id, self._size),
+            )

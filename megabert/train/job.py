@@ -22,14 +22,17 @@ from ..checkpoint import run
 from ..errors import CheckpointError, ConfigError, InputError, Interrupted
 from ..infer import Evaluation, Predictor
 from ..model.heads import TaskModel
+from ..parallel.graphs import find_graphs
 from ..parallel.mesh import check_layout, find_device, find_precision
+from ..parallel.plan import compile_layers, find_compilation
 from ..settings import ExperimentSettings, Settings
 from ..tasks import task as tasks
 from ..tasks.task import Task
 from ..text.loader import Loader
 from ..text.tokenizer import Tokenizer
-from .loop import Job, fit, make_schedule
+from .loop import Job, fit
 from .plot import plot_curves
+from .schedule import make_schedule
 
 # Settings that may differ when a run is taken up again: where files lie, how to compute and how long to go on.
 FREE_ON_RESUME = (
@@ -220,32 +223,39 @@ def _prepare(
     assert data.file is not None, "checked before"
     examples = _read(task, data.file, data.num_samples)
     features = task.features(examples, tokenizer, with_targets=True)
+    uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
     loader = Loader(
         features,
         data.batch_size,
         task.row_length,
         tokenizer.pad_id,
-        settings.seed,
-        data.shuffle,
-        data.drop_last,
+        seed=settings.seed,
+        shuffle=data.shuffle,
+        drop_last=data.drop_last,
+        accumulate=settings.trainer.accumulate_grad_batches,
+        static_epochs=settings.trainer.max_epochs if uses_graphs else 0,
     )
     validation_examples = _read(task, validation.file, validation.num_samples) if validation.file else []
     if not validation_examples:
         say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
     validation_features = task.features(validation_examples, tokenizer, with_targets=True)
+    is_compiled = find_compilation(settings.trainer.compile, device)
     monitor, mode = _monitor(task, settings)
-    schedule = make_schedule(settings, loader)
+    schedule = make_schedule(settings, len(loader))
     say(
         f"Training on {len(examples)} examples ({len(features)} texts of {sum(map(len, features)):,} tokens), "
         f"validating on {len(validation_examples)}: "
         f"{schedule.total_steps} steps on {device.type}, precision {precision}."
     )
     say(f"Run folder: {folder}")
+    model.to(device)
+    if is_compiled:
+        compile_layers(model)
     return Job(
         task=task,
         task_name=task_name,
         settings=settings,
-        predictor=Predictor(task, model.to(device), tokenizer, device, precision, validation.batch_size),
+        predictor=Predictor(task, model, tokenizer, device, precision, validation.batch_size, uses_graphs=uses_graphs),
         train_loader=loader,
         validation_examples=validation_examples,
         validation_features=validation_features,

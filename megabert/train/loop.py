@@ -9,69 +9,29 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ..assemble import documents_of
 from ..checkpoint import run
 from ..errors import CheckpointError, InputError, Interrupted
 from ..infer import Evaluation, Predictor
-from ..parallel.mesh import autocast, seed_step
+from ..parallel.graphs import working_stream
 from ..settings import Settings
 from ..tasks.task import Task
-from ..text.batch import Features
+from ..text.ahead import ahead
+from ..text.batch import Batch, Features
 from ..text.loader import Loader
 from .log import RunLog
-from .optim import (
-    build_loss_scaler,
-    build_optimizer,
-    clip_gradients,
-    learning_rate,
-    load_loss_scale,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What happens at which step. A step takes `accumulate` micro-batches; numbers count through all epochs."""
-
-    total_steps: int
-    total_micro_batches: int
-    accumulate: int
-    validate_every: float
-    """In micro-batches; 0: only at the end."""
-    save_every: int
-    micro_batches_per_epoch: int
-
-    def micro_batches(self, step: int) -> range:
-        """List the micro-batches of a step; an epoch's end does not cut a step."""
-        first = step * self.accumulate
-        return range(first, min(first + self.accumulate, self.total_micro_batches))
-
-    def validates_after(self, step: int) -> bool:
-        """Whether a validation is due when `step` steps are done."""
-        if step in (0, self.total_steps):
-            return step > 0
-        if not self.validate_every:
-            return False
-        done, before = step * self.accumulate, (step - 1) * self.accumulate
-        # The small addition keeps a third of an epoch of 3k batches from ending a batch late.
-        return math.floor(done / self.validate_every + 1e-9) > math.floor(before / self.validate_every + 1e-9)
-
-    def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint is due besides those at validations."""
-        return bool(self.save_every) and step > 0 and step % self.save_every == 0
-
-    def epoch(self, step: int) -> float:
-        """Epochs that are done after `step` steps."""
-        return min(step * self.accumulate, self.total_micro_batches) / self.micro_batches_per_epoch
+from .optim import learning_rate, load_loss_scale, load_optimizer_tensors, optimizer_tensors
+from .schedule import Schedule
+from .step import Stepper
 
 
 @dataclass(frozen=True)
@@ -92,6 +52,13 @@ class Job:
     facts: dict[str, Any]
     """Versions and the like, written into each checkpoint."""
 
+    def make_step(self, step: int) -> list[Batch]:
+        """Pack a step's micro-batches; for a GPU into memory from which it can copy without the host."""
+        batches = self.train_loader.step(step)
+        if self.predictor.device.type == "cuda":
+            return [batch.map(Tensor.pin_memory) for batch in batches]
+        return batches
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -103,30 +70,14 @@ class Progress:
     data_fingerprint: str = ""
 
 
-def make_schedule(settings: Settings, loader: Loader) -> Schedule:
-    """Count a training's steps, by epochs or by max_steps, whichever ends it first."""
-    trainer = settings.trainer
-    total = len(loader) * trainer.max_epochs
-    if trainer.max_steps >= 0:
-        total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
-    interval = trainer.val_check_interval
-    return Schedule(
-        total_steps=math.ceil(total / trainer.accumulate_grad_batches),
-        total_micro_batches=total,
-        accumulate=trainer.accumulate_grad_batches,
-        validate_every=interval * len(loader) if isinstance(interval, float) else interval,
-        save_every=settings.exp_manager.checkpoint_callback_params.every_n_train_steps,
-        micro_batches_per_epoch=len(loader),
-    )
-
-
 def fingerprint(features: list[Features]) -> str:
     """Digest the training data as the network sees it, to notice on resuming that it has changed."""
     digest = hashlib.sha256()
     for item in features:
         digest.update(item.token_ids.tobytes())
-        for name in sorted(item.targets):
-            digest.update(item.targets[name].tobytes())
+        for targets in (item.targets, item.token_targets):
+            for name in sorted(targets):
+                digest.update(np.asarray(targets[name]).tobytes())
     return digest.hexdigest()
 
 
@@ -137,16 +88,11 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
     is asked to stop; InputError when loss or gradients are not finite.
     """
     schedule, predictor, settings = job.schedule, job.predictor, job.settings
-    model, device, task = predictor.model, predictor.device, job.task
-    optimizer = build_optimizer(model, settings.model.optim, fused=device.type == "cuda")
-    scaler = build_loss_scaler(device.type, enabled=predictor.precision == "16")
     progress = Progress(data_fingerprint=fingerprint(list(job.train_loader.features)))
     if resumed is not None:
-        load_optimizer_tensors(optimizer, model, resumed.tensors["optimizer"])
-        load_loss_scale(scaler, resumed.documents["progress"]["scaler"])
         progress = _take_up(progress, resumed)
-    model.train()
     with (
+        working_stream(predictor.device),
         RunLog(
             job.folder,
             total_steps=schedule.total_steps,
@@ -155,52 +101,77 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
             tensorboard=settings.exp_manager.create_tensorboard_logger,
         ) as log,
         _stop_signals() as stop,
+        closing(ahead(job.make_step, range(progress.step, schedule.total_steps))) as steps,
     ):
+        stepper = Stepper(
+            predictor.model,
+            job.task.loss,
+            settings.model.optim,
+            precision=predictor.precision,
+            clip=settings.trainer.gradient_clip_val,
+            seed=settings.seed,
+            record=job.train_loader.size is not None,
+        )
+        if resumed is not None:
+            load_optimizer_tensors(stepper.optimizer, stepper.masters, resumed.tensors["optimizer"])
+            load_loss_scale(stepper.scaler, resumed.documents["progress"]["scaler"])
+        predictor.model.train()
+        # Figures stay on a GPU until they are shown: it need not wait for the host, nor the host for it.
+        pending: list[_Done] = []
+        show_every = settings.trainer.log_every_n_steps if stepper.is_recorded else 1
         while True:
             step = progress.step
             is_due = schedule.saves_after(step)
+            is_last = step >= schedule.total_steps
+            if is_due or is_last or schedule.validates_after(step) or stop.is_set() or step % show_every == 0:
+                _show(job, log, pending)
             if schedule.validates_after(step) and progress.validated_step != step:
                 progress = _validate(job, progress, log, stop)
                 is_due = True
             is_due = is_due and settings.exp_manager.create_checkpoint_callback
-            if is_due or stop.is_set() or step >= schedule.total_steps:
-                _save(job, progress, optimizer, scaler)
+            if is_due or stop.is_set() or is_last:
+                _save(job, progress, stepper)
             if stop.is_set():
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {job.folder}.")
-            if step >= schedule.total_steps:
+            if is_last:
                 return
-            micro_batches = {
-                number: job.train_loader.batch(number).to(device) for number in schedule.micro_batches(step)
-            }
-            # The mean over the whole step, however it is cut into micro-batches.
-            weight = sum(batch.weight for batch in micro_batches.values())
-            loss_sum = torch.zeros((), device=device)
-            for number, batch in micro_batches.items():
-                seed_step(settings.seed, number)
-                with autocast(device, predictor.precision):
-                    loss = task.loss(model(*batch.inputs()), batch) / weight
-                scaler.scale(loss).backward()
-                loss_sum += loss.detach()
-            scaler.unscale_(optimizer)
-            norm = clip_gradients(model.parameters(), settings.trainer.gradient_clip_val)
-            _check_finite(job, float(loss_sum), float(norm), step)
+            batches = next(steps)
             rate = learning_rate(
                 step,
                 settings.model.optim.sched,
                 lr=settings.model.optim.lr,
                 max_steps=schedule.total_steps,
-                hidden_size=model.encoder.config.hidden_size,
+                hidden_size=predictor.model.encoder.config.hidden_size,
             )
-            set_learning_rate(optimizer, rate)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            figures = stepper.step(batches, rate, number=step * schedule.accumulate)
+            pending.append(_Done(step + 1, figures, rate, sum(batch.num_tokens for batch in batches)))
             progress = replace(progress, step=step + 1, figure=None)
-            figures = {"loss": float(loss_sum), "lr": rate, "grad_norm": float(norm)}
-            tokens = sum(batch.num_tokens for batch in micro_batches.values())
-            log.step(progress.step, **figures, tokens=tokens, epoch=schedule.epoch(progress.step))
-            if progress.step % settings.trainer.log_every_n_steps == 0 or progress.step == schedule.total_steps:
-                log.write(progress.step, {"split": "train", "epoch": schedule.epoch(progress.step), **figures})
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A step that was made; figures_2 is (loss, norm), on the device."""
+
+    step: int
+    figures_2: Tensor
+    rate: float
+    num_tokens: int
+
+
+def _show(job: Job, log: RunLog, pending: list[_Done]) -> None:
+    """Fetch the figures of the steps since the last call, show and log them, and stop if one is not finite."""
+    if not pending:
+        return
+    fetched = torch.stack([done.figures_2 for done in pending]).tolist()
+    every, total = job.settings.trainer.log_every_n_steps, job.schedule.total_steps
+    for done, (loss, norm) in zip(pending, fetched, strict=True):
+        _check_finite(job, loss, norm, done.step - 1)
+        figures = {"loss": loss, "lr": done.rate, "grad_norm": norm}
+        epoch = job.schedule.epoch(done.step)
+        log.step(done.step, **figures, tokens=done.num_tokens, epoch=epoch)
+        if done.step % every == 0 or done.step == total:
+            log.write(done.step, {"split": "train", "epoch": epoch, **figures})
+    pending.clear()
 
 
 def _take_up(fresh: Progress, resumed: run.Contents) -> Progress:
@@ -218,7 +189,7 @@ def _check_finite(job: Job, loss: float, norm: float, step: int) -> None:
     """Stop before a step that would ruin the weights; with a loss scale an overflow of the gradients is a skip."""
     if math.isfinite(loss) and (math.isfinite(norm) or job.predictor.precision == "16"):
         return
-    texts = [int(index) for number in job.schedule.micro_batches(step) for index in job.train_loader.indices(number)]
+    texts = [int(index) for group in job.train_loader.indices(step) for index in group]
     raise InputError(
         f"Step {step + 1}: the loss is {loss} and the gradients' norm {norm}; nothing was updated. The last checkpoint "
         f"is in {job.folder}. Lower model.optim.lr, clip (trainer.gradient_clip_val=1.0) or use "
@@ -257,14 +228,14 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
     return replace(progress, validated_step=progress.step, figure=figures[job.monitor])
 
 
-def _save(job: Job, progress: Progress, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+def _save(job: Job, progress: Progress, stepper: Stepper) -> None:
     model = job.predictor.model
     documents = documents_of(job.task, model, job.predictor.tokenizer) | {
         "run": {"task": job.task_name, "monitor": job.monitor, "mode": job.mode} | job.facts,
-        "progress": asdict(progress) | {"scaler": scaler.state_dict()},
+        "progress": asdict(progress) | {"scaler": stepper.scaler.state_dict()},
     }
     contents = run.Contents(
-        tensors={"model": dict(model.named_parameters()), "optimizer": optimizer_tensors(optimizer, model)},
+        tensors={"model": stepper.masters, "optimizer": optimizer_tensors(stepper.optimizer, stepper.masters)},
         documents=documents,
         texts={"vocab.txt": job.predictor.tokenizer.vocabulary_text()},
     )

@@ -54,12 +54,16 @@ UNTOUCHED = "untouched"
 SHAPES = {"step": torch.Size([]), UNTOUCHED: torch.Size([0])}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+Parameters = Mapping[str, nn.Parameter]
+"""A model's parameters by name, as named_parameters() gives them: one that two modules share is listed once."""
+
+
+def parameter_groups(named: Parameters, weight_decay: float, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
     """Sort the trainable parameters into those that decay and those that do not, for an optimizer.
 
-    A parameter that two modules share is listed once. Raises ConfigError if all are frozen.
+    Raises ConfigError if all are frozen.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in named.values() if parameter.requires_grad]
     if not parameters:
         raise ConfigError("Nothing to train: every parameter of the model is frozen.")
     # Decided by shape and not by name: the parameters with fewer than two dims are exactly the biases and the
@@ -70,11 +74,16 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, decay_norm_and_bi
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool) -> Optimizer:
-    """Build the optimizer that the settings name.
+def can_be_recorded(settings: OptimizerSettings) -> bool:
+    """Say whether the optimizer's step can be part of a CUDA graph and skips itself where gradients are not finite."""
+    return OPTIMIZERS[settings.name].has_fused
 
-    `fused` asks for the step in one kernel, where the optimizer has one; otherwise PyTorch chooses its
-    multi-tensor step on a GPU. Raises ConfigError if a setting does not fit the optimizer or the schedule.
+
+def build_optimizer(parameters: Parameters, settings: OptimizerSettings, *, recorded: bool = False) -> Optimizer:
+    """Build the optimizer that the settings name, with its step in one kernel where it has such a one.
+
+    `recorded` makes it fit for a CUDA graph: the learning rate and the count of steps are then on the device.
+    Raises ConfigError if a setting does not fit the optimizer or the schedule.
     """
     row = OPTIMIZERS[settings.name]
     optional = {name for row in OPTIMIZERS.values() for name in row.takes}
@@ -83,13 +92,20 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: boo
     arguments = {name: getattr(settings, name) for name in row.takes if name != "weight_decay"}
     if "betas" in arguments:
         arguments["betas"] = _two_betas(settings.betas)
-    if row.has_fused and fused:
+    if row.has_fused:
         arguments["fused"] = True
-    groups = parameter_groups(model, settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
+    if recorded and "betas" in row.takes:
+        arguments["capturable"] = True
+    groups = parameter_groups(parameters, settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
     try:
-        return row.cls(groups, lr=settings.lr, **arguments)
+        optimizer = row.cls(groups, lr=settings.lr, **arguments)
     except ValueError as error:  # PyTorch checks the ranges
         raise ConfigError(f"model.optim: {error} (optimizer {settings.name}).") from None
+    if recorded:
+        device = next(iter(parameters.values())).device
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(settings.lr, device=device)
+    return optimizer
 
 
 def _two_betas(betas: list[float]) -> tuple[float, float]:
@@ -267,7 +283,10 @@ def learning_rate(step: int, settings: ScheduleSettings, *, lr: float, max_steps
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give all parameter groups the same learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -317,27 +336,27 @@ def load_loss_scale(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> N
         scaler.load_state_dict(dict(state))
 
 
-def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, parameters: Parameters) -> dict[str, Tensor]:
     """Name the optimizer's state "<parameter name>/<state name>", for a checkpoint.
 
     The tensors are the live ones, not copies. A parameter that has had no gradient yet is stated as an empty
     tensor, "<parameter name>/untouched".
     """
     tensors: dict[str, Tensor] = {}
-    for name, parameter in _optimized(optimizer, model).items():
+    for name, parameter in _optimized(optimizer, parameters).items():
         state = {key: value for key, value in optimizer.state.get(parameter, {}).items() if value is not None}
         for key, value in (state or {UNTOUCHED: torch.empty(0)}).items():
             tensors[f"{name}/{key}"] = value
     return tensors
 
 
-def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, named: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave; the optimizer then goes on bit for bit as if never interrupted.
 
     The order of the model's parameters does not matter. The tensors are copied.
     Raises CheckpointError, and changes nothing, if a tensor is missing, unknown or of another shape.
     """
-    parameters = _optimized(optimizer, model)
+    parameters = _optimized(optimizer, named)
     keys = _expected_keys(optimizer, parameters, tensors)
     _check_tensors(keys, parameters, tensors)
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -347,7 +366,8 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
         name = names[id(parameter)]
         if keys[name] != [UNTOUCHED]:
             state[index] = {key: _placed(tensors[f"{name}/{key}"], key, parameter) for key in keys[name]}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _placed(tensor: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
@@ -355,9 +375,9 @@ def _placed(tensor: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
     return tensor.to("cpu" if key == "step" else parameter.device, copy=True)
 
 
-def _optimized(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+def _optimized(optimizer: Optimizer, parameters: Parameters) -> dict[str, nn.Parameter]:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in held}
+    named = {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
     assert len(named) == len(held), "the optimizer holds parameters that are not the model's"
     return named
 

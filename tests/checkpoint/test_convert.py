@@ -13,6 +13,7 @@ from megabert.checkpoint.convert import FORMATS, Target, convert
 from megabert.checkpoint.foreign import fit_vocabulary, open_checkpoint
 from megabert.checkpoint.write_megatron import Layout
 from megabert.errors import CheckpointError, ConfigError
+from megabert.model.attention import Documents
 from tests.checkpoint.networks import ARCHITECTURES, VOCABULARY, WORDS, network, write
 from tests.checkpoint.test_genuine import NAMES, build, logits
 
@@ -166,16 +167,16 @@ def test_transformers_loads_what_is_written_and_gives_equal_logits(tmp_path, arc
     with torch.inference_mode():
         if architecture == "gpt":
             found = theirs.eval()(ids, attention_mask=mask).logits
-            expected = model(ids, document_ids_BL=mask)[0]
+            expected = model(ids, documents=Documents.of_rows(mask))[0]
         elif architecture == "headless":
             found = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask).last_hidden_state
-            expected = model.encoder(ids, segment_ids_BL=segments, document_ids_BL=mask)
+            expected = model.encoder(ids, segment_ids=segments, documents=Documents.of_rows(mask))
         else:
             segments = None if architecture == "no segments" else segments
             output = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask)
             found = output.prediction_logits if "prediction_logits" in output else output.logits
             ours = {} if segments is None else {"segment_ids_BL": segments}
-            expected = model(ids, document_ids_BL=mask, **ours)[0]
+            expected = model(ids, documents=Documents.of_rows(mask), **ours)[0]
     is_real = mask.bool()
     torch.testing.assert_close(found[is_real], expected[is_real], atol=2e-5, rtol=1e-5)
 
@@ -333,7 +334,7 @@ def test_heads_of_fine_tuned_runs_become_transformers_own(tmp_path, task, archit
     ids, segments, mask = inputs()
     with torch.inference_mode():
         output = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask)
-        hidden = network(architecture).encoder(ids, segment_ids_BL=segments, document_ids_BL=mask)
+        hidden = network(architecture).encoder(ids, segment_ids=segments, documents=Documents.of_rows(mask))
         if task == "text_classification":
             hidden = torch.tanh(hidden[:, 0] @ tensors["head.hidden.0.weight"].T + tensors["head.hidden.0.bias"])
         expected = hidden @ tensors["head.out.weight"].T + tensors["head.out.bias"]

@@ -7,6 +7,7 @@ import torch
 from megabert.assemble import assign
 from megabert.checkpoint.foreign import open_checkpoint
 from megabert.errors import CheckpointError
+from megabert.model.attention import Documents
 from megabert.model.heads import PretrainingModel
 
 NAMES = [
@@ -38,7 +39,9 @@ def logits(model, oracle):
     ids = oracle["input_ids"]
     with torch.inference_mode():
         return model(
-            ids, segment_ids_BL=oracle["tokentype_ids"].long(), document_ids_BL=oracle["attention_mask"].long()
+            ids,
+            segment_ids_BL=oracle["tokentype_ids"].long(),
+            documents=Documents.of_rows(oracle["attention_mask"].long()),
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from megabert.checkpoint.foreign import WORD, Checkpoint, fit_vocabulary, open_checkpoint
 from megabert.checkpoint.lazy import Loaded
 from megabert.errors import CheckpointError
+from megabert.model.attention import Documents
 from tests.checkpoint.test_genuine import build
 from tests.conftest import WORDS
 
@@ -59,7 +60,7 @@ def test_logits_are_transformers_s(tmp_path, architecture, gelu):
     ids, segments, mask = inputs()
     with torch.inference_mode():
         expected = theirs(ids, token_type_ids=segments, attention_mask=mask)
-        lm_logits, order_logits = ours(ids, segment_ids_BL=segments, document_ids_BL=mask)
+        lm_logits, order_logits = ours(ids, segment_ids_BL=segments, documents=Documents.of_rows(mask))
     is_real = mask.bool()
     torch.testing.assert_close(lm_logits[is_real], expected.prediction_logits[is_real], atol=1e-5, rtol=0)
     torch.testing.assert_close(order_logits, expected.seq_relationship_logits, atol=1e-5, rtol=0)

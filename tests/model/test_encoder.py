@@ -1,13 +1,14 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
 
 from megabert.errors import CheckpointError
+from megabert.model.attention import Documents, attend
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead, new_pretraining_model
-from megabert.model.layers import attention_mask
 from megabert.model.shape import EncoderConfig
 
 SMALL = EncoderConfig(
@@ -38,62 +39,85 @@ def encoder(config, seed=0):
     return model
 
 
-def packed(texts, row_length):
-    """Lay texts into one row: (token_ids, position_ids, segment_ids, document_ids)."""
-    ids = [torch.zeros(1, row_length, dtype=torch.long) for _ in range(4)]
-    start = 0
-    for number, text in enumerate(texts, start=1):
-        end = start + len(text)
-        ids[0][0, start:end] = torch.tensor(text)
-        ids[1][0, start:end] = torch.arange(len(text))
-        ids[2][0, start:end] = (torch.arange(len(text)) > 1).long()
-        ids[3][0, start:end] = number
-        start = end
-    return ids
+def laid(texts, padding=0):
+    """Lay texts end to end: (token_ids, position_ids, segment_ids, documents)."""
+    lengths = [len(text) for text in texts] + [padding] * bool(padding)
+    documents = Documents(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), 12)
+    ids = torch.tensor([token for text in texts for token in text] + [0] * padding)
+    positions = torch.tensor([place for length in lengths for place in range(length)])
+    return ids, positions, (positions > 1).long(), documents
 
 
 TEXTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_texts_that_share_a_row_do_not_see_each_other(name):
+def test_texts_laid_end_to_end_do_not_see_each_other(name):
     model = encoder(SHAPES[name])
-    together = model(*packed(TEXTS, 12))
+    together = model(*laid(TEXTS, padding=2))
     start = 0
     for text in TEXTS:
-        alone = model(*packed([text], len(text)))
-        torch.testing.assert_close(together[:, start : start + len(text)], alone, atol=1e-5, rtol=0)
+        alone = model(*laid([text]))
+        torch.testing.assert_close(together[start : start + len(text)], alone, atol=1e-5, rtol=0)
         start += len(text)
+    assert together.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_padded_rows_are_the_same_texts(name):
+    model = encoder(SHAPES[name])
+    rows = torch.zeros(3, 5, dtype=torch.long)
+    for row, text in zip(rows, TEXTS, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    segments = (torch.arange(5) > 1).long().expand(3, 5)
+    padded = model(rows, segment_ids=segments, documents=Documents.of_rows((rows > 0).long()))
+    assert padded.shape == (3, 5, 16)
+    for row, text in zip(padded, TEXTS, strict=True):
+        torch.testing.assert_close(row[: len(text)], model(*laid([text])), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_packing_never_changes_a_gradient(name):
     model = encoder(SHAPES[name])
 
-    def gradients(rows):
+    def gradients(batches, padding=0):
         model.zero_grad()
-        for row in rows:
-            hidden = model(*packed(row, 12))
-            used = sum(len(text) for text in row)
-            (hidden[0, :used] ** 2).sum().backward()
+        for texts in batches:
+            hidden = model(*laid(texts, padding))
+            (hidden[: sum(len(text) for text in texts)] ** 2).sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
-    for packed_gradient, single_gradient in zip(gradients([TEXTS]), gradients([[t] for t in TEXTS]), strict=True):
+    pairs = zip(gradients([TEXTS], padding=3), gradients([[text] for text in TEXTS]), strict=True)
+    for packed_gradient, single_gradient in pairs:
         torch.testing.assert_close(packed_gradient, single_gradient, atol=1e-4, rtol=1e-4)
 
 
-def test_padding_is_finite_and_never_changes_a_vector():
-    model = encoder(SMALL)
-    short, long = model(*packed([TEXTS[0]], 4)), model(*packed([TEXTS[0]], 11))
-    assert long.isfinite().all()
-    torch.testing.assert_close(long[:, :4], short, atol=1e-5, rtol=0)
+def test_rows_are_cut_where_their_ids_change():
+    documents = Documents.of_rows(torch.tensor([[1, 1, 2, 0], [2, 2, 2, 2]]))
+    assert documents.boundaries_N1.tolist() == [0, 2, 3, 4, 8]
+    assert documents.boundaries_N1.dtype == torch.int32
+    assert documents.starts().tolist() == [0, 2, 3, 4]
+    assert documents.lengths().tolist() == [2, 1, 1, 4]
 
 
-def test_who_sees_whom():
-    mask = attention_mask(torch.tensor([[1, 1, 2, 0]]), is_causal=False)[0, 0]
-    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    mask = attention_mask(torch.tensor([[1, 1, 2, 0]]), is_causal=True)[0, 0]
-    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+def test_an_empty_document_starts_inside_the_tokens():
+    documents = Documents(torch.tensor([0, 2, 2, 2], dtype=torch.int32), 2)
+    assert documents.starts().tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_is_the_formula(is_causal):
+    """softmax(q k' / sqrt(K)) v, written out for one document with hand-made numbers."""
+    qkv = torch.tensor([[[1.0, 2.0], [0.5, -1.0], [3.0, 4.0]], [[0.0, 1.0], [2.0, 0.0], [-1.0, 2.0]]])[:, None]
+    scores = torch.tensor([[1 * 0.5 + 2 * -1, 1 * 2.0], [-1.0, 0.0]]) / math.sqrt(2)
+    if is_causal:
+        scores[0, 1] = -math.inf
+    weights = torch.tensor([[math.exp(a), math.exp(b)] for a, b in scores.tolist()])
+    weights /= weights.sum(1, keepdim=True)
+    expected = weights @ torch.tensor([[3.0, 4.0], [-1.0, 2.0]])
+    documents = Documents(torch.tensor([0, 2], dtype=torch.int32), 2)
+    mixed = attend(qkv, documents, dropout=0.0, is_causal=is_causal)
+    torch.testing.assert_close(mixed[:, 0], expected)
 
 
 def test_a_causal_network_does_not_see_what_follows():
@@ -106,9 +130,9 @@ def test_a_causal_network_does_not_see_what_follows():
 
 def test_token_ids_alone_are_one_text_a_row():
     model = encoder(SMALL)
-    torch.testing.assert_close(model(torch.tensor([TEXTS[0]])), model(*[
-        ids if number != 2 else torch.zeros_like(ids) for number, ids in enumerate(packed([TEXTS[0]], 4))
-    ]))  # fmt: skip
+    ids, positions, segments, documents = laid([TEXTS[0]])
+    expected = model(ids, positions, torch.zeros_like(segments), documents)
+    torch.testing.assert_close(model(torch.tensor([TEXTS[0], TEXTS[0]])), expected.expand(2, 4, 16))
 
 
 def test_initial_weights_are_megatron_s():
@@ -144,7 +168,8 @@ def test_dropout_is_on_in_training_only():
 def test_a_head_scores_every_token():
     head = TokenHead(16, 3, num_layers=2, dropout=0.0, activation="relu")
     model = TaskModel(encoder(SMALL), head)
-    assert model(*packed(TEXTS, 12), torch.tensor([0, 4, 6])).shape == (1, 12, 3)
+    ids, positions, segments, documents = laid(TEXTS)
+    assert model(ids, positions, segments, *documents).shape == (9, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from megabert.tasks.question_answering import (
     best_contexts,
     window_spans,
 )
-from megabert.text.batch import pack
+from megabert.text.batch import Size, pack
 from megabert.text.squad import Answer, Example
 from megabert.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS, squad_document
@@ -172,16 +172,23 @@ def test_loss_is_the_cross_entropy_over_each_window_s_own_tokens():
     qa = small()
     examples = [question("a b c d", "b"), question("a b", "a b")]
     features = qa.features(examples, LETTERS, with_targets=True)
-    batch = pack(features, row_length=20, pad_id=0)
-    torch.manual_seed(0)
-    logits = torch.randn(*batch.token_ids_BL.shape, 2)
+    qa.settings.model.dataset.max_seq_length = 20
     expected = 0.0
-    for feature, start in zip(features, batch.starts_N.tolist(), strict=True):
-        own = logits.flatten(0, 1)[start : start + len(feature)].double()
+    logits = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    start = 0
+    for feature in features:
+        own = logits[start : start + len(feature)].double()
+        start += len(feature)
         for side in (0, 1):
             expected -= 0.5 * float(torch.log_softmax(own[:, side], 0)[feature.targets["span"][side]])
-    qa.settings.model.dataset.max_seq_length = 20
-    assert float(qa.loss(logits, batch)) == pytest.approx(expected, rel=1e-6)
+    for filled_up in (None, Size(100, 20)):
+        batch = pack(features, longest=20, pad_id=0, size=filled_up)
+        leaf = logits[: len(batch.token_ids_T)].clone().requires_grad_()
+        loss = qa.loss(leaf, batch)
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert gradient.isfinite().all()
+        assert not gradient[start:].any()
 
 
 def test_settings_that_leave_no_room_or_skip_tokens_are_refused():

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.errors import InputError
-from megabert.text.batch import Features, pack
+from megabert.text.batch import Features, Size, pack
 
 
 def text(*token_ids, segment=0, **targets):
@@ -13,48 +13,76 @@ def text(*token_ids, segment=0, **targets):
     return Features(ids, np.full(len(ids), segment, dtype=np.int64), targets)
 
 
-def test_texts_are_placed_longest_first_where_they_fit():
-    batch = pack([text(1, 2), text(3, 4, 5, segment=1), text(6)], row_length=4, pad_id=9)
-    assert batch.token_ids_BL.tolist() == [[3, 4, 5, 6], [1, 2, 9, 9]]
-    assert batch.document_ids_BL.tolist() == [[1, 1, 1, 2], [1, 1, 0, 0]]
-    assert batch.position_ids_BL.tolist() == [[0, 1, 2, 0], [0, 1, 0, 0]]
-    assert batch.segment_ids_BL.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
-    assert batch.starts_N.tolist() == [4, 0, 3]
-    assert batch.lengths_N.tolist() == [2, 3, 1]
-    assert (batch.num_tokens, batch.weight) == (6, 3.0)
+def test_texts_are_laid_end_to_end():
+    batch = pack([text(1, 2), text(3, 4, 5, segment=1), text(6)], longest=4, pad_id=9)
+    assert batch.token_ids_T.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 0]
+    assert batch.segment_ids_T.tolist() == [0, 0, 1, 1, 1, 0]
+    assert batch.boundaries_N1.tolist() == [0, 2, 5, 6]
+    assert batch.boundaries_N1.dtype == torch.int32
+    assert (batch.num_tokens, batch.num_documents, batch.weight) == (6, 3, 3.0)
+    assert batch.size == Size(6, 3)
 
 
-def test_rows_are_no_longer_than_needed():
-    assert pack([text(1, 2)], row_length=100, pad_id=0).token_ids_BL.shape == (1, 2)
+def test_a_batch_is_filled_up_with_documents_of_padding():
+    item = Features(
+        np.array([1, 2]),
+        np.array([1, 1]),
+        targets={"span": np.array([0, 1]), "value": 0.5},
+        token_targets={"label": np.array([7, 8])},
+    )
+    batch = pack([item], longest=4, pad_id=9, size=Size(8, 5))
+    assert batch.token_ids_T.tolist() == [1, 2, 9, 9, 9, 9, 9, 9]
+    assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 3, 0, 1]
+    assert batch.segment_ids_T.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert batch.boundaries_N1.tolist() == [0, 2, 6, 8, 8, 8]
+    assert batch.targets["span"].tolist() == [[0, 1]] + 4 * [[-100, -100]]
+    assert batch.targets["value"][0] == 0.5
+    assert batch.targets["value"][1:].isnan().all()
+    assert batch.token_targets["label"].tolist() == [7, 8, *6 * [-100]]
+    assert (batch.num_tokens, batch.num_documents, batch.size) == (2, 1, Size(8, 5))
 
 
 def test_targets_are_stacked_in_the_order_given():
-    batch = pack([text(1, span=np.array([0, 0])), text(1, 2, span=np.array([1, 1]))], row_length=9, pad_id=0)
+    batch = pack([text(1, span=np.array([0, 0])), text(1, 2, span=np.array([1, 1]))], longest=9, pad_id=0)
     assert batch.targets["span"].tolist() == [[0, 0], [1, 1]]
 
 
-def test_a_text_longer_than_a_row_is_refused():
-    with pytest.raises(InputError, match="5 tokens does not fit a row of 4"):
-        pack([text(1, 2, 3, 4, 5)], row_length=4, pad_id=0)
+def test_a_text_that_is_too_long_is_refused():
+    with pytest.raises(InputError, match="5 tokens is longer than 4"):
+        pack([text(1, 2, 3, 4, 5)], longest=4, pad_id=0)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=20))
-def test_every_text_is_found_again_whole(lengths):
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(0, 30))
+def test_every_text_is_found_again_whole(lengths, padding):
     start = 1
     texts = []
     for length in lengths:
         texts.append(text(*range(start, start + length)))
         start += length
-    batch = pack(texts, row_length=12, pad_id=0)
-    ids_NT = batch.by_document(batch.token_ids_BL, fill=-1, longest=12)
-    for row, item in zip(ids_NT, texts, strict=True):
+    batch = pack(texts, longest=12, pad_id=0, size=Size(sum(lengths) + padding, len(lengths) + 3))
+    ids_NL = batch.by_document(batch.token_ids_T, fill=-1, longest=12)
+    for row, item in zip(ids_NL, texts, strict=False):
         assert row[: len(item)].tolist() == item.token_ids.tolist()
         assert (row[len(item) :] == -1).all()
-    assert (batch.document_ids_BL > 0).sum() == sum(lengths)
+    assert (batch.token_ids_T > 0).sum() == sum(lengths)
+    assert int(batch.boundaries_N1.diff().max()) <= 12
+    assert batch.size == Size(sum(lengths) + padding, len(lengths) + 3)
 
 
 def test_by_document_takes_further_dims_along():
-    batch = pack([text(1, 2), text(3)], row_length=3, pad_id=0)
-    values_NTC = batch.by_document(torch.arange(6.0).reshape(1, 3, 2), fill=-5.0, longest=2)
-    assert values_NTC.tolist() == [[[0, 1], [2, 3]], [[4, 5], [-5, -5]]]
+    batch = pack([text(1, 2), text(3)], longest=3, pad_id=0)
+    values_NLC = batch.by_document(torch.arange(6.0).reshape(3, 2), fill=-5.0, longest=2)
+    assert values_NLC.tolist() == [[[0, 1], [2, 3]], [[4, 5], [-5, -5]]]
+
+
+def test_a_batch_takes_over_another_in_place():
+    first, second = (pack([text(1, 2, label=1)], 4, 0, Size(4, 2)), pack([text(3, label=0)], 4, 0, Size(4, 2)))
+    places = [tensor.data_ptr() for tensor in first.tensors()]
+    first.copy_from(second)
+    assert first.token_ids_T.tolist() == [3, 0, 0, 0]
+    assert first.targets["label"].tolist() == [0, -100]
+    assert [tensor.data_ptr() for tensor in first.tensors()] == places
+    with pytest.raises(AssertionError, match="does not fit"):
+        first.copy_from(pack([text(3, label=0)], 4, 0))

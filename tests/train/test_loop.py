@@ -17,7 +17,7 @@ from megabert.config import compose
 from megabert.errors import CheckpointError, ConfigError, InputError
 from megabert.tasks.question_answering import QuestionAnsweringSettings
 from megabert.train import job
-from megabert.train.loop import Schedule
+from megabert.train.schedule import Schedule
 
 TINY = (
     "model.language_model.config={hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64}"
@@ -265,8 +265,7 @@ def test_training_works_in_a_thread(squad_file, vocab_file, tmp_path):
 
 def schedule(**changes):
     values = {
-        "total_steps": 10, "total_micro_batches": 20, "accumulate": 2, "validate_every": 0, "save_every": 0,
-        "micro_batches_per_epoch": 5,
+        "total_steps": 10, "accumulate": 2, "validate_every": 0, "save_every": 0, "steps_per_epoch": 5,
     } | changes  # fmt: skip
     return Schedule(**values)
 
@@ -280,6 +279,6 @@ def test_validations_fall_on_the_first_step_after_their_time(every, expected):
     assert due == expected
 
 
-def test_the_last_step_takes_what_is_left():
-    assert list(schedule(total_micro_batches=19).micro_batches(9)) == [18]
-    assert schedule().epoch(5) == 2.0
+def test_epochs_count_by_steps():
+    assert schedule().epoch(5) == 1.0
+    assert schedule().epoch(7) == 1.4

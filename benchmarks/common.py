@@ -1,0 +1,103 @@
+"""What the benchmarks share: synthetic texts of real lengths, networks, counting of work, timing."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megabert.model.attention import Documents
+from megabert.model.encoder import Encoder, initialize
+from megabert.model.heads import TaskModel, TokenHead
+from megabert.model.shape import EncoderConfig
+from megabert.text.batch import Features
+
+LONGEST = 384
+VOCABULARY = 30_592  # BERT's 30,522 rounded up to a multiple of 128, as Megatron-LM pads it
+
+MEGATRON_345M = EncoderConfig(
+    VOCABULARY, num_layers=24, hidden_size=1024, num_heads=16, ffn_size=4096, max_positions=512
+)
+SMALL_CPU = EncoderConfig(VOCABULARY, num_layers=6, hidden_size=384, num_heads=12, ffn_size=1536, max_positions=512)
+BASE_CPU = EncoderConfig(VOCABULARY, num_layers=12, hidden_size=768, num_heads=12, ffn_size=3072, max_positions=512)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table. `tokens_per_second` counts real tokens only."""
+
+    what: str
+    tokens_per_second: float
+    milliseconds: float
+    tflops: float | None = None
+    memory_gb: float | None = None
+    note: str = ""
+
+
+def lengths_like_squad(count: int, seed: int = 0) -> np.ndarray:
+    """Draw lengths of windows as SQuAD's: lognormal, mean about 165 tokens, at most 384."""
+    drawn = np.random.default_rng(seed).lognormal(5.0, 0.45, count)
+    return np.clip(drawn, 16, LONGEST).astype(int)
+
+
+def texts(lengths: np.ndarray, seed: int = 0) -> list[Features]:
+    """Make texts of random tokens with a span to find in each."""
+    random = np.random.default_rng(seed)
+    return [
+        Features(
+            random.integers(1000, 30_000, length),
+            (np.arange(length) > 12).astype(np.int64),
+            {"span": random.integers(0, length, 2)},
+        )
+        for length in lengths
+    ]
+
+
+def question_answering_model(config: EncoderConfig) -> TaskModel:
+    """Make a network with random weights and the head of question answering."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = Encoder(config)
+    initialize(encoder, generator, num_layers=config.num_layers)
+    head = TokenHead(config.hidden_size, 2, num_layers=1, dropout=0.0, activation="relu")
+    initialize(head, generator)
+    return TaskModel(encoder, head)
+
+
+def forward_flops(config: EncoderConfig, lengths: np.ndarray, num_predictions: int = 0) -> float:
+    """Count the multiply-adds, twice, of a forward pass over real tokens: products with weights and attention.
+
+    A step does three times as much. Embeddings, norms and heads other than the language model's are not counted.
+    """
+    weights = config.num_layers * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.ffn_size)
+    attention = 4 * config.num_layers * config.hidden_size * float((lengths.astype(float) ** 2).sum())
+    head = num_predictions * 2 * (config.hidden_size**2 + config.hidden_size * config.vocabulary_size)
+    return 2 * weights * float(lengths.sum()) + attention + head
+
+
+def seconds_per_call(function: Callable[[], object], *, calls: int, rounds: int = 5, device: str = "cuda") -> float:
+    """Time a function that is warm: the median over rounds of the mean over calls, by the device's own clock."""
+    found = []
+    for _ in range(rounds):
+        if device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(calls):
+                function()
+            end.record()
+            torch.cuda.synchronize()
+            found.append(start.elapsed_time(end) / 1000 / calls)
+        else:
+            begin = time.perf_counter()
+            for _ in range(calls):
+                function()
+            found.append((time.perf_counter() - begin) / calls)
+    return statistics.median(found)
+
+
+def documents_of(lengths: np.ndarray, device: str) -> Documents:
+    """Lay documents end to end."""
+    boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return Documents(torch.from_numpy(boundaries).to(device), int(lengths.max()))

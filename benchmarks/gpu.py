@@ -1,0 +1,330 @@
+"""Speed on one GPU: attention kernels, training steps, pre-training, inference; transformers beside them.
+
+    python -m benchmarks.gpu --out FOLDER [--only finetune,pretrain,...] [--profile]
+
+Writes gpu.json and gpu.md. Weights are random, tokens too; lengths are SQuAD's. Times are medians by CUDA events after
+warm-up. Left out: reading data, tokenization, evaluation (see benchmarks.job).
+"""
+
+import argparse
+import gc
+import json
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megabert.model.attention import attend
+from megabert.model.encoder import Encoder, initialize
+from megabert.model.heads import LanguageModelHead
+from megabert.parallel.graphs import Recorded
+from megabert.parallel.plan import cast, compile_layers
+from megabert.settings import OptimizerSettings
+from megabert.text.batch import Batch, pack
+from megabert.text.loader import Loader
+from megabert.train.step import Stepper
+
+from .common import (
+    LONGEST,
+    MEGATRON_345M,
+    VOCABULARY,
+    Result,
+    documents_of,
+    forward_flops,
+    lengths_like_squad,
+    question_answering_model,
+    seconds_per_call,
+    texts,
+)
+
+DEVICE = torch.device("cuda")
+CONFIG = MEGATRON_345M
+
+
+def span_loss(logits_TC: Tensor, batch: Batch) -> Tensor:
+    """Question answering's loss."""
+    lowest = torch.finfo(torch.float32).min
+    logits_NLC = batch.by_document(logits_TC, fill=lowest, longest=batch.longest)
+    return F.cross_entropy(logits_NLC, batch.targets["span"], reduction="sum") / 2
+
+
+def attention() -> Iterator[Result]:
+    """Forward and backward of attention alone: ours with dropout, PyTorch's varlen_attn and padded SDPA without."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    for name, lengths in (("32 texts", lengths_like_squad(32)), ("64 x 512", np.full(64, 512))):
+        tokens = int(lengths.sum())
+        qkv = torch.randn(tokens, 16, 3, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        documents = documents_of(lengths, "cuda")
+        grad = torch.randn(tokens, 16, 64, device=DEVICE, dtype=torch.bfloat16)
+
+        def ours(dropout: float, qkv: Tensor = qkv, documents=documents, grad=grad) -> None:
+            torch.autograd.grad(attend(qkv, documents, dropout=dropout, is_causal=False), qkv, grad)
+
+        def varlen(qkv: Tensor = qkv, documents=documents, grad=grad) -> None:
+            query, key, value = (item.contiguous() for item in qkv.unbind(2))
+            boundaries, longest = documents
+            mixed = varlen_attn(query, key, value, boundaries, boundaries, longest, longest)
+            torch.autograd.grad(mixed, qkv, grad)
+
+        for what, function in (
+            ("megabert, dropout 0.1", partial(ours, 0.1)),
+            ("megabert, no dropout", partial(ours, 0.0)),
+            ("varlen_attn (FlashAttention-2), no dropout", varlen),
+        ):
+            for _ in range(3):
+                function()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                function()
+            yield measured(f"attention, {name}: {what}", graph.replay, tokens, None, calls=20)
+        with torch.no_grad():
+            for what, function in (
+                ("megabert", lambda qkv=qkv, documents=documents: attend(qkv, documents, dropout=0.0, is_causal=False)),
+                (
+                    "varlen_attn",
+                    lambda qkv=qkv, documents=documents: varlen_attn(
+                        *qkv.unbind(2), documents[0], documents[0], documents[1], documents[1]
+                    ),
+                ),
+            ):
+                for _ in range(3):
+                    function()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    function()
+                yield measured(f"attention forward, {name}: {what}", graph.replay, tokens, None, calls=20)
+
+
+def finetune(num_texts: int, **changes: object) -> Iterator[Result]:
+    """Time the fine-tuning step."""
+    lengths = lengths_like_squad(num_texts * 12)
+    loader = Loader(texts(lengths), num_texts, LONGEST, 0, seed=0, static_epochs=1)
+    model = question_answering_model(CONFIG).to(DEVICE).train()
+    compile_layers(model)
+    stepper = Stepper(model, span_loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, record=True)
+    steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
+    torch.cuda.reset_peak_memory_stats()
+    yield from _steps(f"fine-tuning step, {num_texts} texts", stepper, steps, lengths)
+
+
+def _steps(
+    what: str, stepper: Stepper, steps: list[list[Batch]], lengths: np.ndarray, predictions: int = 0
+) -> Iterator[Result]:
+    count = iter(range(10**9))
+
+    def epoch() -> None:
+        for batches in steps:
+            stepper.step(batches, 1e-5, next(count))
+
+    for _ in range(2):
+        epoch()
+    flops = 3 * forward_flops(CONFIG, lengths, predictions)
+    tokens = int(lengths.sum())
+    result = measured(what, epoch, tokens, flops, calls=1, per=len(steps))
+    fill = tokens / sum(batch.size.num_tokens for batches in steps for batch in batches)
+    yield replace(result, note=f"{tokens / len(steps):,.0f} real tokens a step, {fill:.1%} of the static size")
+    if PROFILE:
+        profile(what, epoch, len(steps))
+
+
+class PretrainingNetwork(nn.Module):
+    """An encoder and its language-model head, which reads only the masked positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder(CONFIG)
+        self.language_model = LanguageModelHead(CONFIG, self.encoder.embeddings.word)
+        initialize(self, torch.Generator().manual_seed(0), num_layers=CONFIG.num_layers)
+
+    def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, boundaries: Tensor, longest: int) -> Tensor:
+        """Give the hidden vectors."""
+        from megabert.model.attention import Documents
+
+        return self.encoder(ids, positions, segments, Documents(boundaries, longest))
+
+
+def pretrain() -> Iterator[Result]:
+    """Time the pre-training step: 64 texts of 512 tokens, 15 % masked."""
+    lengths = np.full(64, 512)
+    model = PretrainingNetwork().to(DEVICE).train()
+    compile_layers(model)
+    num_predictions = int(0.15 * lengths.sum())
+    random = np.random.default_rng(0)
+    places = np.sort(random.permutation(int(lengths.sum()))[:num_predictions])
+
+    def head_loss(hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
+        return F.cross_entropy(model.language_model(hidden_MD).float(), targets_M, reduction="sum")
+
+    compiled = torch.compile(head_loss)
+
+    def loss(hidden_TD: Tensor, batch: Batch) -> Tensor:
+        return compiled(hidden_TD[batch.targets["places"].flatten()], batch.targets["words"].flatten())
+
+    items = texts(lengths)
+    per_text = num_predictions // 64
+    for number, item in enumerate(items):
+        item.targets["places"] = np.sort(random.permutation(512)[:per_text]) + 512 * number
+        item.targets["words"] = random.integers(1000, 30_000, per_text)
+    del places
+    stepper = Stepper(model, loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, record=True)
+    batch = pack(items, 512, 0)
+    yield from _steps("pre-training step, 64 x 512", stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)
+
+
+def inference() -> Iterator[Result]:
+    """Time the network's outputs for batches of about 16 thousand tokens."""
+    lengths = lengths_like_squad(96)
+    model = question_answering_model(CONFIG).to(DEVICE).eval()
+    cast(model, "bf16")
+    compile_layers(model)
+    batch = pack(texts(lengths), LONGEST, 0).to(DEVICE)
+    with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+        for graphs in (False, True):
+            run: Callable[[], object] = lambda: model(*batch.inputs())  # noqa: E731
+            if graphs:
+                run = Recorded(run, torch.cuda.graph_pool_handle())
+            for _ in range(4):
+                run()
+            how = "compiled, CUDA graph" if graphs else "compiled"
+            yield measured(f"inference, {how}", run, int(lengths.sum()), forward_flops(CONFIG, lengths), calls=10)
+            if PROFILE and graphs:
+                profile("inference", run, 1)
+
+
+def transformers() -> Iterator[Result]:
+    """Time transformers' MegatronBert as it is used: padded to 384, autocast, fused AdamW."""
+    from transformers import MegatronBertConfig, MegatronBertForQuestionAnswering
+
+    lengths = lengths_like_squad(32)
+    theirs = MegatronBertConfig(
+        vocab_size=VOCABULARY, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
+    for compiled in (False, True):
+        model = MegatronBertForQuestionAnswering(theirs).to(DEVICE).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        forward = torch.compile(model) if compiled else model
+        mask = (torch.arange(LONGEST) < torch.tensor(lengths)[:, None]).long().to(DEVICE)
+        ids = torch.randint(1000, 30_000, mask.shape, device=DEVICE)
+        span = torch.zeros(32, dtype=torch.long, device=DEVICE)
+
+        def step(forward=forward, model=model, optimizer=optimizer, ids=ids, mask=mask, span=span) -> None:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = forward(input_ids=ids, attention_mask=mask, start_positions=span, end_positions=span).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        for _ in range(3):
+            step()
+        torch.cuda.reset_peak_memory_stats()
+        flops = 3 * forward_flops(CONFIG, lengths)
+        what = f"transformers, 32 texts padded to 384{', compiled' if compiled else ''}"
+        yield measured(what, step, int(lengths.sum()), flops, calls=3, rounds=3)
+    model.eval()
+    with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16):
+        run = lambda: model(input_ids=ids, attention_mask=mask)  # noqa: E731
+        run()
+        yield measured(
+            "transformers, inference, 32 texts padded to 384", run, int(lengths.sum()), None, calls=5, rounds=3
+        )
+
+
+def measured(
+    what: str,
+    function: Callable[[], object],
+    tokens: int,
+    flops: float | None,
+    *,
+    calls: int,
+    per: int = 1,
+    rounds: int = 5,
+) -> Result:
+    """Time a warm function; `per` steps make one call."""
+    seconds = seconds_per_call(function, calls=calls, rounds=rounds)
+    memory = torch.cuda.max_memory_allocated() / 1e9
+    result = Result(what, tokens / seconds, 1000 * seconds / per, flops / seconds / 1e12 if flops else None, memory)
+    print(line(result), flush=True)
+    return result
+
+
+def profile(what: str, function: Callable[[], object], per: int) -> None:
+    """Print where a step's time on the GPU goes, by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        function()
+        torch.cuda.synchronize()
+    by_name: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for event in found.events():
+        by_name[event.name[:110]][0] += event.device_time_total / 1000 / per
+        by_name[event.name[:110]][1] += 1 / per
+    total = sum(item[0] for item in by_name.values())
+    print(f"profile of {what}: {total:.2f} ms of kernels a step")
+    for name, (milliseconds, count) in sorted(by_name.items(), key=lambda item: -item[1][0])[:28]:
+        print(f"  {milliseconds:7.3f} ms {milliseconds / total:6.1%} x{count:6.1f}  {name}", flush=True)
+
+
+def line(result: Result) -> str:
+    """Write a result as a row of the Markdown table."""
+    flops = f"{result.tflops:.0f}" if result.tflops else ""
+    memory = f"{result.memory_gb:.1f}" if result.memory_gb else ""
+    return f"| {result.what} | {result.tokens_per_second / 1000:,.0f} | {result.milliseconds:.2f} | {flops} | {memory} | {result.note} |"
+
+
+SECTIONS: dict[str, Callable[[], Iterator[Result]]] = {
+    "attention": attention,
+    "finetune": partial(finetune, 32),
+    "finetune_16k": partial(finetune, 96),
+    "pretrain": pretrain,
+    "inference": inference,
+    "transformers": transformers,
+}
+PROFILE = False
+
+
+@contextmanager
+def _clean() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def main() -> None:
+    """Measure and write the tables."""
+    global PROFILE
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--profile", action="store_true", help="also print where the time goes")
+    arguments = parser.parse_args()
+    PROFILE = arguments.profile
+    results = []
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for name in arguments.only.split(","):
+            with _clean():
+                try:
+                    results += list(SECTIONS[name]())
+                except Exception:  # the other sections are still worth their time
+                    traceback.print_exc()
+    head = "| what | real ktok/s | ms | model TFLOP/s | GB | |\n|---|---|---|---|---|---|\n"
+    device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table = {"device": device, "results": [asdict(result) for result in results]}
+    (arguments.out / "gpu.json").write_text(json.dumps(table, indent=1) + "\n")
+    (arguments.out / "gpu.md").write_text(f"{device}\n\n{head}" + "\n".join(map(line, results)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Self-attention of documents laid end to end, in Triton: no padding, attention dropout, one query-key-value tensor.
+
+In: qkv_TH3K, the fused projection of all tokens of all documents, and boundaries_N1, the cumulative lengths. Out:
+mixed_THK. Written for many short documents, as fine-tuning has: a document is cut into tiles of 64 tokens, and the
+gradients of query, key and value are written straight into one tensor of the projection's shape. Dropout is drawn
+from a seed on the device, so a captured CUDA graph draws anew at each replay.
+
+Shape legend: T tokens, N documents, H heads, K head dim.
+Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEAD_DIMS = (16, 32, 64, 128)
+LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def _is_kept(seed, rows, columns, dropout):
+    """Draw the dropout mask of a tile: a hash of (seed, row, column), MurmurHash3's finalizer after a mix."""
+    mixed = rows.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32)
+    mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
+    mixed = mixed ^ (mixed >> 12)
+    bits = mixed ^ (columns.to(tl.uint32) * 0x297A2D39)
+    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
+    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
+    bits = bits ^ (bits >> 16)
+    return bits >= (dropout * 4294967296.0).to(tl.uint32)
+
+
+@triton.jit
+def _forward_kernel(
+    qkv, out, lse, boundaries, seeds, scale, dropout, num_tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute one tile of queries of one head of one document."""
+    head = tl.program_id(1)
+    document = tl.program_id(2)
+    start = tl.load(boundaries + document)
+    length = tl.load(boundaries + document + 1) - start
+    first_row = tl.program_id(0) * TILE
+    if first_row >= length:
+        return
+    rows = first_row + tl.arange(0, TILE)
+    dims = tl.arange(0, DIM)
+    token_stride = HEADS * 3 * DIM
+    base = qkv + start * token_stride + head * 3 * DIM
+    is_row = rows < length
+    query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
+    highest = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    mixed = tl.zeros([TILE, DIM], tl.float32)
+    seed = tl.load(seeds)
+    end = tl.minimum(length, first_row + TILE) if IS_CAUSAL else length
+    for first in range(0, end, TILE):
+        columns = first + tl.arange(0, TILE)
+        is_column = columns < length
+        at = base + columns[:, None] * token_stride + dims[None, :]
+        key = tl.load(at + DIM, mask=is_column[:, None], other=0.0)
+        value = tl.load(at + 2 * DIM, mask=is_column[:, None], other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        sees = is_column[None, :]
+        if IS_CAUSAL:
+            sees = sees & (columns[None, :] <= rows[:, None])
+        scores = tl.where(sees, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        rescale = tl.exp2(highest - higher)
+        total = total * rescale + tl.sum(weights, 1)
+        if HAS_DROPOUT:
+            places = (start + rows) * HEADS + head
+            weights = tl.where(_is_kept(seed, places[:, None], columns[None, :], dropout), weights, 0.0)
+        mixed = tl.dot(weights.to(value.dtype), value, mixed * rescale[:, None], input_precision=PRECISION)
+        highest = higher
+    mixed = mixed / (total * (1.0 - dropout))[:, None]
+    at = (start + rows[:, None]) * HEADS * DIM + head * DIM + dims[None, :]
+    tl.store(out + at, mixed.to(query.dtype), mask=is_row[:, None])
+    tl.store(lse + head * num_tokens + start + rows, highest + tl.log2(total), mask=is_row)
+
+
+@triton.jit
+def _delta_kernel(out, d_out, delta, num_tokens, HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr):
+    """Sum out * d_out over the head dim: what the softmax's gradient subtracts."""
+    head = tl.program_id(1)
+    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    is_token = tokens < num_tokens
+    at = tokens[:, None] * HEADS * DIM + head * DIM + tl.arange(0, DIM)[None, :]
+    first = tl.load(out + at, mask=is_token[:, None], other=0.0).to(tl.float32)
+    second = tl.load(d_out + at, mask=is_token[:, None], other=0.0).to(tl.float32)
+    tl.store(delta + head * num_tokens + tokens, tl.sum(first * second, 1), mask=is_token)
+
+
+@triton.jit
+def _backward_kernel(
+    qkv, d_out, lse, delta, d_qkv, boundaries, seeds, scale, dropout, num_tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of one tile of tokens of one head: first as keys and values, then as queries."""
+    head = tl.program_id(1)
+    document = tl.program_id(2)
+    start = tl.load(boundaries + document)
+    length = tl.load(boundaries + document + 1) - start
+    first_own = tl.program_id(0) * TILE
+    if first_own >= length:
+        return
+    own = first_own + tl.arange(0, TILE)
+    is_own = own < length
+    dims = tl.arange(0, DIM)
+    token_stride = HEADS * 3 * DIM
+    out_stride = HEADS * DIM
+    base = qkv + start * token_stride + head * 3 * DIM
+    d_out_base = d_out + start * out_stride + head * DIM
+    lse_base = lse + head * num_tokens + start
+    delta_base = delta + head * num_tokens + start
+    own_at = base + own[:, None] * token_stride + dims[None, :]
+    seed = tl.load(seeds)
+    keep = 1.0 / (1.0 - dropout)
+    natural = scale * 0.6931471805599453
+
+    key = tl.load(own_at + DIM, mask=is_own[:, None], other=0.0)
+    value = tl.load(own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
+    d_key = tl.zeros([TILE, DIM], tl.float32)
+    d_value = tl.zeros([TILE, DIM], tl.float32)
+    begin = first_own if IS_CAUSAL else 0
+    for first in range(begin, length, TILE):
+        rows = first + tl.arange(0, TILE)
+        is_row = rows < length
+        query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
+        d_mixed = tl.load(d_out_base + rows[:, None] * out_stride + dims[None, :], mask=is_row[:, None], other=0.0)
+        row_lse = tl.load(lse_base + rows, mask=is_row, other=0.0)
+        row_delta = tl.load(delta_base + rows, mask=is_row, other=0.0)
+        # Transposed: own tokens (keys) down, queries across.
+        scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
+        sees = is_own[:, None] & is_row[None, :]
+        if IS_CAUSAL:
+            sees = sees & (own[:, None] <= rows[None, :])
+        weights = tl.where(sees, tl.exp2(scores - row_lse[None, :]), 0.0)
+        d_weights = tl.dot(value, tl.trans(d_mixed), input_precision=PRECISION)
+        kept = weights
+        if HAS_DROPOUT:
+            places = (start + rows) * HEADS + head
+            is_kept = _is_kept(seed, places[None, :], own[:, None], dropout)
+            kept = tl.where(is_kept, weights * keep, 0.0)
+            d_weights = tl.where(is_kept, d_weights * keep, 0.0)
+        d_value = tl.dot(kept.to(value.dtype), d_mixed, d_value, input_precision=PRECISION)
+        d_scores = weights * (d_weights - row_delta[None, :])
+        d_key = tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION)
+    d_own_at = d_qkv + (start + own[:, None]) * token_stride + head * 3 * DIM + dims[None, :]
+    tl.store(d_own_at + DIM, (d_key * natural).to(key.dtype), mask=is_own[:, None])
+    tl.store(d_own_at + 2 * DIM, d_value.to(value.dtype), mask=is_own[:, None])
+
+    query = tl.load(own_at, mask=is_own[:, None], other=0.0)
+    d_mixed = tl.load(d_out_base + own[:, None] * out_stride + dims[None, :], mask=is_own[:, None], other=0.0)
+    own_lse = tl.load(lse_base + own, mask=is_own, other=0.0)
+    own_delta = tl.load(delta_base + own, mask=is_own, other=0.0)
+    d_query = tl.zeros([TILE, DIM], tl.float32)
+    end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
+    for first in range(0, end, TILE):
+        columns = first + tl.arange(0, TILE)
+        is_column = columns < length
+        at = base + columns[:, None] * token_stride + dims[None, :]
+        key = tl.load(at + DIM, mask=is_column[:, None], other=0.0)
+        value = tl.load(at + 2 * DIM, mask=is_column[:, None], other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        sees = is_own[:, None] & is_column[None, :]
+        if IS_CAUSAL:
+            sees = sees & (columns[None, :] <= own[:, None])
+        weights = tl.where(sees, tl.exp2(scores - own_lse[:, None]), 0.0)
+        d_weights = tl.dot(d_mixed, tl.trans(value), input_precision=PRECISION)
+        if HAS_DROPOUT:
+            places = (start + own) * HEADS + head
+            is_kept = _is_kept(seed, places[:, None], columns[None, :], dropout)
+            d_weights = tl.where(is_kept, d_weights * keep, 0.0)
+        d_scores = weights * (d_weights - own_delta[:, None])
+        d_query = tl.dot(d_scores.to(key.dtype), key, d_query, input_precision=PRECISION)
+    tl.store(d_own_at, (d_query * natural).to(query.dtype), mask=is_own[:, None])
+
+
+@torch.library.custom_op("megabert::document_attention", mutates_args=())
+def document_attention(
+    qkv_TH3K: Tensor, boundaries_N1: Tensor, seed_1: Tensor, longest: int, dropout: float, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Mix each token with those of its document: returns (mixed_THK, log2_sum_exp_HT).
+
+    boundaries_N1 is int32, from 0 to T; a document may be empty. `longest` bounds the documents' lengths.
+    seed_1 is one int64 on the device, read if dropout is not 0.
+    """
+    num_tokens, heads, _, dim = qkv_TH3K.shape
+    assert qkv_TH3K.is_contiguous() and qkv_TH3K.numel() < 2**31, "the kernel counts in 32 bits"
+    mixed_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
+    lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
+    tile, options = _launch(qkv_TH3K)
+    grid = (triton.cdiv(longest, tile), heads, len(boundaries_N1) - 1)
+    _forward_kernel[grid](
+        qkv_TH3K, mixed_THK, lse_HT, boundaries_N1, seed_1, LOG2_E / math.sqrt(dim), dropout, num_tokens,
+        HEADS=heads, DIM=dim, TILE=tile, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
+    )  # fmt: skip
+    return mixed_THK, lse_HT
+
+
+@document_attention.register_fake
+def _(
+    qkv_TH3K: Tensor, boundaries_N1: Tensor, seed_1: Tensor, longest: int, dropout: float, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    num_tokens, heads, _, dim = qkv_TH3K.shape
+    return (
+        qkv_TH3K.new_empty(num_tokens, heads, dim),
+        qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("megabert::document_attention_backward", mutates_args=())
+def document_attention_backward(
+    d_mixed_THK: Tensor, qkv_TH3K: Tensor, mixed_THK: Tensor, lse_HT: Tensor, boundaries_N1: Tensor, seed_1: Tensor,
+    longest: int, dropout: float, is_causal: bool,
+) -> Tensor:  # fmt: skip
+    """Compute the gradient of qkv_TH3K."""
+    num_tokens, heads, _, dim = qkv_TH3K.shape
+    d_mixed_THK = d_mixed_THK.contiguous()
+    d_qkv_TH3K = torch.empty_like(qkv_TH3K)
+    delta_HT = torch.empty_like(lse_HT)
+    tile, options = _launch(qkv_TH3K)
+    _delta_kernel[(triton.cdiv(num_tokens, 64), heads)](
+        mixed_THK, d_mixed_THK, delta_HT, num_tokens, HEADS=heads, DIM=dim, TILE=64
+    )
+    grid = (triton.cdiv(longest, tile), heads, len(boundaries_N1) - 1)
+    _backward_kernel[grid](
+        qkv_TH3K, d_mixed_THK, lse_HT, delta_HT, d_qkv_TH3K, boundaries_N1, seed_1,
+        LOG2_E / math.sqrt(dim), dropout, num_tokens,
+        HEADS=heads, DIM=dim, TILE=tile, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
+    )  # fmt: skip
+    return d_qkv_TH3K
+
+
+@document_attention_backward.register_fake
+def _(
+    d_mixed_THK: Tensor, qkv_TH3K: Tensor, mixed_THK: Tensor, lse_HT: Tensor, boundaries_N1: Tensor, seed_1: Tensor,
+    longest: int, dropout: float, is_causal: bool,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(qkv_TH3K)
+
+
+def _launch(qkv_TH3K: Tensor) -> tuple[int, dict[str, object]]:
+    """Choose the tile and how float32 is multiplied: exactly, for what is called 32 must be 32."""
+    if qkv_TH3K.dtype == torch.float32:
+        return 32, {"PRECISION": "ieee", "num_warps": 4}
+    return 64, {"PRECISION": "tf32", "num_warps": 4}
+
+
+def _keep_for_backward(ctx, inputs, output):
+    qkv_TH3K, boundaries_N1, seed_1, ctx.longest, ctx.dropout, ctx.is_causal = inputs
+    ctx.save_for_backward(qkv_TH3K, *output, boundaries_N1, seed_1)
+
+
+def _backward(ctx, d_mixed_THK, d_lse_HT):
+    d_qkv_TH3K = document_attention_backward(
+        d_mixed_THK, *ctx.saved_tensors, ctx.longest, ctx.dropout, ctx.is_causal
+    )  # fmt: skip
+    return d_qkv_TH3K, None, None, None, None, None
+
+
+document_attention.register_autograd(_backward, setup_context=_keep_for_backward)

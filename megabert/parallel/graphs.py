@@ -1,0 +1,59 @@
+"""CUDA graphs: a function's kernels are recorded once and launched together from then on.
+
+A small network's step is bound by the time it takes to launch its thousands of kernels one by one.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ..model.attention import has_kernel
+from ..model.shape import EncoderConfig
+from .plan import DTYPES
+
+ResultType = TypeVar("ResultType")
+
+
+def find_graphs(asked: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
+    """Settle whether steps are recorded: where that is asked for and everything in a step can be."""
+    return asked and device.type == "cuda" and has_kernel(DTYPES[precision], config.head_dim)
+
+
+class Recorded(Generic[ResultType]):
+    """A function without arguments, of tensors that stay where they are; its results lie in the same place each time.
+
+    The first call runs it as it is, so that lazy parts are made (compilation, optimizer state); the second records
+    and launches, the later ones launch. Random numbers are drawn anew each time, from PyTorch's generator.
+    """
+
+    def __init__(self, function: Callable[[], ResultType], pool: Any) -> None:
+        self._function = function
+        self._pool = pool
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: ResultType
+
+    def __call__(self) -> ResultType:
+        """Run the function."""
+        self._calls += 1
+        if self._calls == 1:
+            return self._function()
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            stream = torch.cuda.current_stream()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                self._result = self._function()
+            self._graph = graph
+        self._graph.replay()
+        return self._result
+
+
+def working_stream(device: torch.device) -> AbstractContextManager[object]:
+    """Leave the default stream, on which nothing can be recorded; does nothing elsewhere. A context manager."""
+    if device.type != "cuda" or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)

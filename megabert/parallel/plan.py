@@ -1,0 +1,32 @@
+"""What is done to a network from outside: its precision, then compilation. Model code knows of neither."""
+
+import torch
+from torch import nn
+
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+
+
+def cast(model: nn.Module, precision: str) -> None:
+    """Let a network compute in the precision, all but the head of a task: weights and what flows between layers.
+
+    What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and
+    bfloat16 are those of Megatron-LM's --fp16 and --bf16.
+    """
+    for name, child in model.named_children():
+        if name != "head":
+            child.to(DTYPES[precision])
+
+
+def find_compilation(asked: bool | None, device: torch.device) -> bool:
+    """Settle whether layers are compiled; None: on a GPU."""
+    return device.type == "cuda" if asked is None else asked
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile the encoder's layers: they are alike, so the first one's compilation serves them all.
+
+    The embeddings are left out: a compiled gather adds up its gradient by atomic additions, which are slow where
+    thousands of tokens share the two rows of the segment embedding.
+    """
+    for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
+        layer.compile(fullgraph=True)
