@@ -30,7 +30,7 @@ from megabert.parallel.plan import cast, compile_layers
 from megabert.settings import OptimizerSettings
 from megabert.text.batch import Batch, pack
 from megabert.text.loader import Loader
-from megabert.train.step import Stepper
+from megabert.train.step import RecordedStepper, Stepper
 
 from .common import (
     LONGEST,
@@ -110,7 +110,7 @@ def finetune(num_texts: int, **changes: object) -> Iterator[Result]:
     loader = Loader(texts(lengths), num_texts, LONGEST, 0, seed=0, static_epochs=1)
     model = question_answering_model(CONFIG).to(DEVICE).train()
     compile_layers(model)
-    stepper = Stepper(model, span_loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, record=True)
+    stepper = RecordedStepper(model, span_loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, accumulate=1)
     steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
     torch.cuda.reset_peak_memory_stats()
     yield from _steps(f"fine-tuning step, {num_texts} texts", stepper, steps, lengths)
@@ -175,7 +175,7 @@ def pretrain() -> Iterator[Result]:
         item.targets["places"] = np.sort(random.permutation(512)[:per_text]) + 512 * number
         item.targets["words"] = random.integers(1000, 30_000, per_text)
     del places
-    stepper = Stepper(model, loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, record=True)
+    stepper = RecordedStepper(model, loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, accumulate=1)
     batch = pack(items, 512, 0)
     yield from _steps("pre-training step, 64 x 512", stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)
 

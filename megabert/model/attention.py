@@ -6,14 +6,19 @@ No token of padding is computed, so short texts cost what they hold. On a GPU on
 Shape legend: T tokens, N documents, H heads, K head dim.
 """
 
-import functools
 import importlib.util
-import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Triton comes with PyTorch's CUDA builds for Linux; where there is no GPU its import is not waited for.
+HAS_TRITON = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+HEAD_DIMS = (16, 32, 64, 128)
+
+if HAS_TRITON:
+    from .triton_attention import document_attention
 
 
 class Documents(NamedTuple):
@@ -55,9 +60,7 @@ def attend(qkv_TH3K: Tensor, documents: Documents, *, dropout: float, is_causal:
 
     `dropout` is that of attention weights, as in Megatron-LM; 0 when not training.
     """
-    if qkv_TH3K.is_cuda and _has_kernel(qkv_TH3K.dtype, qkv_TH3K.shape[-1]):
-        from .triton_attention import document_attention
-
+    if qkv_TH3K.is_cuda and has_kernel(qkv_TH3K.dtype, qkv_TH3K.shape[-1]):
         # The seed is drawn on the device: a captured CUDA graph draws another at each replay.
         seed_1 = torch.randint(2**31, (1,), device=qkv_TH3K.device)
         boundaries_N1, longest = documents
@@ -67,23 +70,8 @@ def attend(qkv_TH3K: Tensor, documents: Documents, *, dropout: float, is_causal:
 
 
 def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
-    """Say whether the GPU kernel serves such heads; without it no step can be captured in a CUDA graph."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    from .triton_attention import HEAD_DIMS
-
-    return head_dim in HEAD_DIMS and dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-
-@functools.cache
-def _has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
-    if has_kernel(dtype, head_dim):
-        return True
-    warnings.warn(
-        f"No attention kernel for heads of {head_dim} ({dtype}): attention is computed document by document, slowly.",
-        stacklevel=2,
-    )
-    return False
+    """Say whether the GPU kernel serves such heads; without it no step can be recorded in a CUDA graph."""
+    return HAS_TRITON and head_dim in HEAD_DIMS and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -29,4 +29,4 @@ def compile_layers(model: nn.Module) -> None:
     thousands of tokens share the two rows of the segment embedding.
     """
     for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
-        layer.compile(fullgraph=True)
+        layer.compile()

@@ -110,8 +110,10 @@ class Batch:
         """Take per-token values [T, ...] apart into documents: [N, longest, ...], `fill` behind each end."""
         within_L = torch.arange(longest, device=values_T.device)
         is_inside_NL = within_L < self.boundaries_N1.diff()[:, None]
-        places_NL = torch.where(is_inside_NL, self.boundaries_N1[:-1, None] + within_L, 0)
-        values_NL = values_T[places_NL]
+        # index_select and not [...]: its gradient is a plain sum, where that of [...] sorts all places first. What is
+        # outside may show any token; spread out, those do not wait for each other when gradients are summed.
+        places_NL = (self.boundaries_N1[:-1, None] + within_L).clamp(max=len(values_T) - 1)
+        values_NL = values_T.index_select(0, places_NL.flatten()).unflatten(0, places_NL.shape)
         outside_NL = ~is_inside_NL.reshape(is_inside_NL.shape + (1,) * (values_NL.ndim - 2))
         return values_NL.masked_fill(outside_NL, fill)
 

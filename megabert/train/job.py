@@ -33,6 +33,7 @@ from ..text.tokenizer import Tokenizer
 from .loop import Job, fit
 from .plot import plot_curves
 from .schedule import make_schedule
+from .step import RECORDED
 
 # Settings that may differ when a run is taken up again: where files lie, how to compute and how long to go on.
 FREE_ON_RESUME = (
@@ -224,6 +225,7 @@ def _prepare(
     examples = _read(task, data.file, data.num_samples)
     features = task.features(examples, tokenizer, with_targets=True)
     uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
+    is_recorded = uses_graphs and precision != "16" and settings.model.optim.name in RECORDED
     loader = Loader(
         features,
         data.batch_size,
@@ -233,7 +235,7 @@ def _prepare(
         shuffle=data.shuffle,
         drop_last=data.drop_last,
         accumulate=settings.trainer.accumulate_grad_batches,
-        static_epochs=settings.trainer.max_epochs if uses_graphs else 0,
+        static_epochs=settings.trainer.max_epochs if is_recorded else 0,
     )
     validation_examples = _read(task, validation.file, validation.num_samples) if validation.file else []
     if not validation_examples:

@@ -31,7 +31,7 @@ from ..text.loader import Loader
 from .log import RunLog
 from .optim import learning_rate, load_loss_scale, load_optimizer_tensors, optimizer_tensors
 from .schedule import Schedule
-from .step import Stepper
+from .step import RecordedStepper, Stepper
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,14 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
         _stop_signals() as stop,
         closing(ahead(job.make_step, range(progress.step, schedule.total_steps))) as steps,
     ):
-        stepper = Stepper(
-            predictor.model,
-            job.task.loss,
-            settings.model.optim,
-            precision=predictor.precision,
-            clip=settings.trainer.gradient_clip_val,
-            seed=settings.seed,
-            record=job.train_loader.size is not None,
-        )
+        stepper = _make_stepper(job)
         if resumed is not None:
             load_optimizer_tensors(stepper.optimizer, stepper.masters, resumed.tensors["optimizer"])
             load_loss_scale(stepper.scaler, resumed.documents["progress"]["scaler"])
         predictor.model.train()
         # Figures stay on a GPU until they are shown: it need not wait for the host, nor the host for it.
         pending: list[_Done] = []
-        show_every = settings.trainer.log_every_n_steps if stepper.is_recorded else 1
+        show_every = settings.trainer.log_every_n_steps if isinstance(stepper, RecordedStepper) else 1
         while True:
             step = progress.step
             is_due = schedule.saves_after(step)
@@ -146,6 +138,20 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
             figures = stepper.step(batches, rate, number=step * schedule.accumulate)
             pending.append(_Done(step + 1, figures, rate, sum(batch.num_tokens for batch in batches)))
             progress = replace(progress, step=step + 1, figure=None)
+
+
+def _make_stepper(job: Job) -> Stepper:
+    settings = job.settings
+    common: dict[str, Any] = {
+        "precision": job.predictor.precision,
+        "clip": settings.trainer.gradient_clip_val,
+        "seed": settings.seed,
+    }
+    if job.train_loader.size is None:
+        return Stepper(job.predictor.model, job.task.loss, settings.model.optim, **common)
+    return RecordedStepper(
+        job.predictor.model, job.task.loss, settings.model.optim, accumulate=job.schedule.accumulate, **common
+    )
 
 
 @dataclass(frozen=True)

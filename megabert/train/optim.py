@@ -74,15 +74,9 @@ def parameter_groups(named: Parameters, weight_decay: float, *, decay_norm_and_b
     return [group for group in groups if group["params"]]
 
 
-def can_be_recorded(settings: OptimizerSettings) -> bool:
-    """Say whether the optimizer's step can be part of a CUDA graph and skips itself where gradients are not finite."""
-    return OPTIMIZERS[settings.name].has_fused
-
-
-def build_optimizer(parameters: Parameters, settings: OptimizerSettings, *, recorded: bool = False) -> Optimizer:
+def build_optimizer(parameters: Parameters, settings: OptimizerSettings) -> Optimizer:
     """Build the optimizer that the settings name, with its step in one kernel where it has such a one.
 
-    `recorded` makes it fit for a CUDA graph: the learning rate and the count of steps are then on the device.
     Raises ConfigError if a setting does not fit the optimizer or the schedule.
     """
     row = OPTIMIZERS[settings.name]
@@ -94,18 +88,11 @@ def build_optimizer(parameters: Parameters, settings: OptimizerSettings, *, reco
         arguments["betas"] = _two_betas(settings.betas)
     if row.has_fused:
         arguments["fused"] = True
-    if recorded and "betas" in row.takes:
-        arguments["capturable"] = True
     groups = parameter_groups(parameters, settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
     try:
-        optimizer = row.cls(groups, lr=settings.lr, **arguments)
+        return row.cls(groups, lr=settings.lr, **arguments)
     except ValueError as error:  # PyTorch checks the ranges
         raise ConfigError(f"model.optim: {error} (optimizer {settings.name}).") from None
-    if recorded:
-        device = next(iter(parameters.values())).device
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(settings.lr, device=device)
-    return optimizer
 
 
 def _two_betas(betas: list[float]) -> tuple[float, float]:
@@ -283,10 +270,7 @@ def learning_rate(step: int, settings: ScheduleSettings, *, lr: float, max_steps
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give all parameter groups the same learning rate."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -15,7 +15,8 @@ from megabert.parallel.plan import compile_layers
 from megabert.settings import OptimizerSettings
 from megabert.text.batch import Features
 from megabert.text.loader import Loader
-from megabert.train.step import Stepper
+from megabert.train.optim import build_optimizer, optimizer_tensors
+from megabert.train.step import RecordedStepper, Stepper
 
 CONFIG = EncoderConfig(
     vocabulary_size=60, num_layers=2, hidden_size=64, num_heads=2, ffn_size=96, max_positions=40,
@@ -44,10 +45,11 @@ def model():
     return made.train()
 
 
-def stepper(network, *, precision="32", record=False, settings=None):
-    return Stepper(
-        network, loss, settings or OptimizerSettings(lr=1e-3), precision=precision, clip=1.0, seed=5, record=record
-    )
+def stepper(network, *, precision="32", record=False, settings=None, accumulate=1, clip=1.0):
+    settings = settings or OptimizerSettings(lr=1e-3)
+    if not record:
+        return Stepper(network, loss, settings, precision=precision, clip=clip, seed=5)
+    return RecordedStepper(network, loss, settings, precision=precision, clip=clip, seed=5, accumulate=accumulate)
 
 
 def losses(made, loader, steps):
@@ -143,6 +145,7 @@ def test_a_loss_that_is_not_finite_updates_nothing(record):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_recorded_steps_are_those_of_plain_calls(precision, tolerance, accumulate, compiled):
     source = loader(batch_size=6 // accumulate, accumulate=accumulate, static_epochs=20)
+    assert len(source.step(0)) == accumulate
     found = {}
     for record in (False, True):
         network = model().cuda()
@@ -182,3 +185,40 @@ def test_recorded_dropout_is_drawn_anew_and_is_a_function_of_the_step():
     assert runs[0] == pytest.approx(runs[1], abs=1e-5)
     assert len({round(value, 4) for value in runs[0][:4]}) == 4
     assert runs[0][2] == pytest.approx(runs[0][4], abs=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_step_is_pytorch_s(name, dtype):
+    from megabert.train.triton_adam import FusedAdam, total_norm
+
+    settings = OptimizerSettings(name=name, lr=1e-2, weight_decay=0.1)
+    torch.manual_seed(0)
+    shapes = [(7,), (100, 64), (4096,), (65, 127)]
+    weights = {str(shape): torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes}
+    plain = {key: torch.nn.Parameter(weight.detach().clone()) for key, weight in weights.items()}
+    copies = {weight: torch.nn.Parameter(weight.detach().bfloat16()) for weight in weights.values()}
+    optimizer, expected = build_optimizer(weights, settings), build_optimizer(plain, settings)
+    fused = FusedAdam(optimizer, copies)
+    fused.rate.fill_(1e-2)
+    for _ in range(5):
+        gradients = {weight: torch.randn_like(weight).to(dtype) for weight in weights.values()}
+        fused.take(gradients)
+        norm = total_norm(list(gradients.values()))
+        for weight, same in zip(weights.values(), plain.values(), strict=True):
+            same.grad = gradients[weight].float()
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.values(), 1.0))
+        fused.step((1.0 / (norm + 1e-6)).clamp(max=1.0), torch.zeros((), device="cuda"))
+        expected.step()
+    for weight, same in zip(weights.values(), plain.values(), strict=True):
+        torch.testing.assert_close(weight, same, atol=1e-6, rtol=1e-5)
+        assert torch.equal(copies[weight], weight.bfloat16())
+        torch.testing.assert_close(
+            optimizer.state[weight]["exp_avg_sq"], expected.state[same]["exp_avg_sq"], atol=1e-9, rtol=1e-5
+        )
+    saved = {key: item.clone() for key, item in optimizer_tensors(optimizer, weights).items()}
+    before = {weight: weight.detach().clone() for weight in weights.values()}
+    fused.step(torch.ones((), device="cuda"), torch.ones((), device="cuda"))
+    assert all(torch.equal(weight, before[weight]) for weight in before)
+    assert all(torch.equal(item, saved[key]) for key, item in optimizer_tensors(optimizer, weights).items())

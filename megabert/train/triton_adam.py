@@ -1,0 +1,132 @@
+"""Adam's step in one pass over device memory: gradients of any precision in, float32 weights and their copies out.
+
+PyTorch's fused step takes gradients of the weights' type only, and clipping and the copy to lower precision are passes
+of their own: for an encoder in bfloat16 about twice the bytes. The state is torch.optim.Adam's, so checkpoints do not
+know the difference.
+
+Source: Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2, as in torch.optim.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+BLOCK = 4096
+
+
+@triton.jit
+def _adam_kernel(
+    table, numbers, beta1, beta2, eps, weight_decay,
+    GRADIENT: tl.constexpr, COPY: tl.constexpr, IS_DECOUPLED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Move one block of one tensor; `table` has a row of addresses and a count for each block."""
+    if tl.load(numbers + 4) != 0:  # broken: nothing is updated
+        return
+    row = table + tl.program_id(0) * 6
+    place = tl.arange(0, BLOCK)
+    is_there = place < tl.load(row + 5)
+    weights = tl.load(row).to(tl.pointer_type(tl.float32)) + place
+    firsts = tl.load(row + 1).to(tl.pointer_type(tl.float32)) + place
+    seconds = tl.load(row + 2).to(tl.pointer_type(tl.float32)) + place
+    gradients = tl.load(row + 3).to(tl.pointer_type(GRADIENT)) + place
+    rate, clip = tl.load(numbers), tl.load(numbers + 1)
+    correction1, root_correction2 = tl.load(numbers + 2), tl.load(numbers + 3)
+    weight = tl.load(weights, mask=is_there)
+    gradient = tl.load(gradients, mask=is_there).to(tl.float32) * clip
+    if IS_DECOUPLED:
+        weight = weight * (1.0 - rate * weight_decay)
+    else:
+        gradient = gradient + weight_decay * weight
+    first = tl.load(firsts, mask=is_there)
+    first = first + (1.0 - beta1) * (gradient - first)
+    second = beta2 * tl.load(seconds, mask=is_there) + (1.0 - beta2) * gradient * gradient
+    weight = weight - rate / correction1 * first / (tl.sqrt(second) / root_correction2 + eps)
+    tl.store(weights, weight, mask=is_there)
+    tl.store(firsts, first, mask=is_there)
+    tl.store(seconds, second, mask=is_there)
+    if COPY is not None:
+        copies = tl.load(row + 4).to(tl.pointer_type(COPY)) + place
+        tl.store(copies, weight.to(COPY), mask=is_there)
+
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class FusedAdam:
+    """Makes the steps of a torch.optim.Adam or AdamW on a GPU, without a word to the host: CUDA graphs can hold it."""
+
+    def __init__(self, optimizer: torch.optim.Adam, copies: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Take the optimizer over; `copies` maps weights to their copies of lower precision."""
+        self._optimizer = optimizer
+        self._copies = copies
+        self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
+        self._launches: list[tuple[Tensor, dict[str, object]]] = []
+        device = next(iter(optimizer.param_groups[0]["params"])).device
+        self.rate = torch.zeros((), device=device)
+        """The learning rate."""
+        self._count: Tensor = torch.zeros((), device=device)
+        self._numbers = torch.zeros(5, device=device)
+
+    def take(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """Say where the weights' gradients lie from now on; parameters without one stay as they are."""
+        by_kind: dict[tuple[object, ...], list[list[int]]] = {}
+        kept: dict[tuple[object, ...], dict[str, object]] = {}
+        for group in self._optimizer.param_groups:
+            for weight in group["params"]:
+                if weight not in gradients:
+                    continue
+                gradient, copy = gradients[weight], self._copies.get(weight)
+                kind = (gradient.dtype, copy is None, group["weight_decay"])
+                kept[kind] = {
+                    "GRADIENT": TYPES[gradient.dtype],
+                    "COPY": None if copy is None else TYPES[copy.dtype],
+                    "weight_decay": group["weight_decay"],
+                }
+                by_kind.setdefault(kind, []).extend(self._rows(weight, gradient, copy))
+        device = self.rate.device
+        self._launches = [(torch.tensor(rows, device=device), kept[kind]) for kind, rows in by_kind.items()]
+
+    def step(self, clip: Tensor, is_broken: Tensor) -> None:
+        """Move the weights by gradients times `clip`; nothing happens if is_broken is not 0."""
+        group = self._optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        self._count += 1 - is_broken
+        powers = [1 - beta ** self._count.double() for beta in (beta1, beta2)]
+        self._numbers.copy_(torch.stack([self.rate, clip, powers[0], powers[1].sqrt(), is_broken]))
+        for table, options in self._launches:
+            _adam_kernel[(len(table),)](
+                table, self._numbers, beta1, beta2, group["eps"],
+                IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=8, **options,
+            )  # fmt: skip
+
+    def _rows(self, weight: nn.Parameter, gradient: Tensor, copy: nn.Parameter | None) -> list[list[int]]:
+        state = self._state(weight)
+        tensors = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, weight if copy is None else copy]
+        assert all(tensor.is_contiguous() and tensor.shape == weight.shape for tensor in tensors)
+        return [
+            [tensor.data_ptr() + start * tensor.element_size() for tensor in tensors]
+            + [min(BLOCK, weight.numel() - start)]
+            for start in range(0, weight.numel(), BLOCK)
+        ]
+
+    def _state(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        state = self._optimizer.state[weight]
+        if not state:
+            state |= {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+        elif state["step"] is not self._count:
+            self._count.copy_(state["step"])
+        # All weights share one count, as all take every step.
+        state["step"] = self._count
+        return state
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Compute the 2-norm of all tensors together, in float32 whatever their types."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    norms = [norm for items in by_type.values() for norm in torch._foreach_norm(items, 2, dtype=torch.float32)]
+    return torch.linalg.vector_norm(torch.stack(norms))
