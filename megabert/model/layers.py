@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Documents, attend
+from .dropout import Dropout
 from .shape import EncoderConfig
 
 
@@ -26,7 +27,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_positions, config.hidden_size)
         self.segment = nn.Embedding(config.num_segments, config.hidden_size) if config.num_segments else None
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon) if config.is_post_norm else None
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, token_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor) -> Tensor:
         """Look the vectors up and sum them: [T, D]."""
@@ -88,7 +89,7 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, hidden_TD: Tensor, documents: Documents) -> Tensor:
         """Map [T, D] to [T, D]."""

@@ -35,6 +35,11 @@ class Recorded(Generic[ResultType]):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: ResultType
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the function will only be launched from now on."""
+        return self._graph is not None
+
     def __call__(self) -> ResultType:
         """Run the function."""
         self._calls += 1

@@ -136,13 +136,15 @@ class RecordedStepper(Stepper):
             self._adam.take(gradients)
         self._adam.rate.fill_(rate)
         self._update()
+        if not self._first.is_recorded:
+            self._gradients = {}  # else they would still take up memory while others are recorded
         return self._figures.clone()
 
     def _add_static(self, *, is_first: bool) -> Mapping[nn.Parameter, Tensor]:
         assert self._static is not None
         fresh = self._backward(self._static, is_first=is_first)
         if self._accumulate == 1:
-            return {master: gradient.contiguous() for master, gradient in fresh.items()}
+            return {master: _placed(gradient) for master, gradient in fresh.items()}
         if not self._sums:
             self._sums.update({master: torch.zeros_like(master) for master in fresh})
         sums = [self._sums[master] for master in fresh]
@@ -161,6 +163,12 @@ class RecordedStepper(Stepper):
         # As torch.nn.utils.clip_grad_norm_ does it.
         clip = (self._clip / (norm + 1e-6)).clamp(max=1.0) if self._clip else torch.ones_like(norm)
         self._adam.step(clip, self._is_broken)
+
+
+def _placed(gradient: Tensor) -> Tensor:
+    """Give a gradient as the fused step loads it: contiguous, at a multiple of 16 bytes."""
+    gradient = gradient.contiguous()
+    return gradient.clone() if gradient.data_ptr() % 16 else gradient
 
 
 def _make_masters(model: nn.Module, precision: str) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:

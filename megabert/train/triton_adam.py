@@ -14,7 +14,38 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-BLOCK = 4096
+BLOCK = 2048
+
+
+@triton.jit
+def _move(
+    row, numbers, mask, beta1, beta2, eps, weight_decay,
+    GRADIENT: tl.constexpr, COPY: tl.constexpr, IS_DECOUPLED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place = tl.arange(0, BLOCK)
+    # Without the hint the addresses could be odd, and every number would be loaded by itself.
+    weights = tl.multiple_of(tl.load(row), 16).to(tl.pointer_type(tl.float32)) + place
+    firsts = tl.multiple_of(tl.load(row + 1), 16).to(tl.pointer_type(tl.float32)) + place
+    seconds = tl.multiple_of(tl.load(row + 2), 16).to(tl.pointer_type(tl.float32)) + place
+    gradients = tl.multiple_of(tl.load(row + 3), 16).to(tl.pointer_type(GRADIENT)) + place
+    rate, clip = tl.load(numbers), tl.load(numbers + 1)
+    correction1, root_correction2 = tl.load(numbers + 2), tl.load(numbers + 3)
+    weight = tl.load(weights, mask=mask)
+    gradient = tl.load(gradients, mask=mask).to(tl.float32) * clip
+    if IS_DECOUPLED:
+        weight = weight * (1.0 - rate * weight_decay)
+    else:
+        gradient = gradient + weight_decay * weight
+    first = tl.load(firsts, mask=mask)
+    first = first + (1.0 - beta1) * (gradient - first)
+    second = beta2 * tl.load(seconds, mask=mask) + (1.0 - beta2) * gradient * gradient
+    weight = weight - rate / correction1 * first / (tl.sqrt(second) / root_correction2 + eps)
+    tl.store(weights, weight, mask=mask)
+    tl.store(firsts, first, mask=mask)
+    tl.store(seconds, second, mask=mask)
+    if COPY is not None:
+        copies = tl.multiple_of(tl.load(row + 4), 16).to(tl.pointer_type(COPY)) + place
+        tl.store(copies, weight.to(COPY), mask=mask)
 
 
 @triton.jit
@@ -26,30 +57,12 @@ def _adam_kernel(
     if tl.load(numbers + 4) != 0:  # broken: nothing is updated
         return
     row = table + tl.program_id(0) * 6
-    place = tl.arange(0, BLOCK)
-    is_there = place < tl.load(row + 5)
-    weights = tl.load(row).to(tl.pointer_type(tl.float32)) + place
-    firsts = tl.load(row + 1).to(tl.pointer_type(tl.float32)) + place
-    seconds = tl.load(row + 2).to(tl.pointer_type(tl.float32)) + place
-    gradients = tl.load(row + 3).to(tl.pointer_type(GRADIENT)) + place
-    rate, clip = tl.load(numbers), tl.load(numbers + 1)
-    correction1, root_correction2 = tl.load(numbers + 2), tl.load(numbers + 3)
-    weight = tl.load(weights, mask=is_there)
-    gradient = tl.load(gradients, mask=is_there).to(tl.float32) * clip
-    if IS_DECOUPLED:
-        weight = weight * (1.0 - rate * weight_decay)
+    count = tl.load(row + 5)
+    if count == BLOCK:
+        _move(row, numbers, None, beta1, beta2, eps, weight_decay, GRADIENT, COPY, IS_DECOUPLED, BLOCK)
     else:
-        gradient = gradient + weight_decay * weight
-    first = tl.load(firsts, mask=is_there)
-    first = first + (1.0 - beta1) * (gradient - first)
-    second = beta2 * tl.load(seconds, mask=is_there) + (1.0 - beta2) * gradient * gradient
-    weight = weight - rate / correction1 * first / (tl.sqrt(second) / root_correction2 + eps)
-    tl.store(weights, weight, mask=is_there)
-    tl.store(firsts, first, mask=is_there)
-    tl.store(seconds, second, mask=is_there)
-    if COPY is not None:
-        copies = tl.load(row + 4).to(tl.pointer_type(COPY)) + place
-        tl.store(copies, weight.to(COPY), mask=is_there)
+        mask = tl.arange(0, BLOCK) < count
+        _move(row, numbers, mask, beta1, beta2, eps, weight_decay, GRADIENT, COPY, IS_DECOUPLED, BLOCK)
 
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -99,13 +112,14 @@ class FusedAdam:
         for table, options in self._launches:
             _adam_kernel[(len(table),)](
                 table, self._numbers, beta1, beta2, group["eps"],
-                IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=8, **options,
+                IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=4, **options,
             )  # fmt: skip
 
     def _rows(self, weight: nn.Parameter, gradient: Tensor, copy: nn.Parameter | None) -> list[list[int]]:
         state = self._state(weight)
         tensors = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, weight if copy is None else copy]
         assert all(tensor.is_contiguous() and tensor.shape == weight.shape for tensor in tensors)
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors), "the kernel loads 16 bytes at once"
         return [
             [tensor.data_ptr() + start * tensor.element_size() for tensor in tensors]
             + [min(BLOCK, weight.numel() - start)]
