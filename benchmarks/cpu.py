@@ -210,7 +210,7 @@ def start_up(run: Path | None) -> Iterator[Ratio]:
     def timed(*command: str) -> Callable[[], float]:
         def call() -> float:
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *command], check=True, capture_output=True)  # noqa: S603
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
             return time.perf_counter() - begin
 
         return call

@@ -276,7 +276,8 @@ def line(result: Result) -> str:
     """Write a result as a row of the Markdown table."""
     flops = f"{result.tflops:.0f}" if result.tflops else ""
     memory = f"{result.memory_gb:.1f}" if result.memory_gb else ""
-    return f"| {result.what} | {result.tokens_per_second / 1000:,.0f} | {result.milliseconds:.2f} | {flops} | {memory} | {result.note} |"
+    cells = [result.what, f"{result.tokens_per_second / 1000:,.0f}", f"{result.milliseconds:.2f}", flops, memory]
+    return f"| {' | '.join([*cells, result.note])} |"
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Result]]] = {

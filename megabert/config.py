@@ -25,6 +25,7 @@ SettingsType = TypeVar("SettingsType")
 RENAMED = {
     "trainer.gpus": "trainer.devices",
     "model.dataset.do_lower_case": "model.tokenizer.do_lower_case",
+    "model.dataset.use_cache": "model.train_ds.use_cache",
     "model.validation_ds.file_path": "model.validation_ds.file",
     "model.train_ds.file_path": "model.train_ds.file",
     "model.test_ds.file_path": "model.test_ds.file",
@@ -43,7 +44,6 @@ NEEDLESS = {
     "model.nemo_path": "the run folder holds the model",
     "model.tokenizer.tokenizer_name": "the vocabulary comes with the checkpoint or from model.tokenizer.vocab_file",
     "model.tokenizer.special_tokens": "the special tokens are those of the vocabulary",
-    "model.dataset.use_cache": "features are built anew, never from a stale file",
     "model.train_ds.num_workers": "no worker processes are needed",
     "model.train_ds.pin_memory": "copies to the device are chosen by the program",
     "model.validation_ds.num_workers": "no worker processes are needed",

@@ -175,7 +175,8 @@ class DataSettings:
     file: str | None = None
     """Path of the data file."""
     batch_size: int = 24
-    """Texts (windows of long texts count singly) in a micro-batch."""
+    """Texts (windows of long texts count singly) in a micro-batch; to evaluate, as many tokens as so many of the
+    longest texts."""
     num_samples: int = -1
     """Use only the first so many examples; -1: all."""
 
@@ -187,7 +188,9 @@ class TrainDataSettings(DataSettings):
     shuffle: bool = True
     """A new order each epoch, a function of the seed, the epoch and nothing else."""
     drop_last: bool = False
-    """Leave out an epoch's last micro-batch where it is not full."""
+    """Leave out an epoch's last step where it has not all its texts; false: share them out among all steps."""
+    use_cache: bool = True
+    """Keep the tokenized texts in megabert's cache folder, under a name made of all that they depend on."""
 
 
 @dataclass

@@ -26,7 +26,8 @@ class Dropout(nn.Module):
         if not self.training or not self.share:
             return hidden_TD
         seed_1 = torch.randint(-(2**31), 2**31, (1,), dtype=torch.int32, device=hidden_TD.device)
-        kept_TD = keep_mask(*hidden_TD.shape, self.share, seed_1)
+        num_rows, num_columns = hidden_TD.shape
+        kept_TD = keep_mask(num_rows, num_columns, self.share, seed_1)
         return torch.where(kept_TD, hidden_TD / (1 - self.share), 0.0)
 
 

@@ -172,12 +172,12 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Cut each example into windows."""
-        questions = tokenizer.encode([example.question.strip() for example in examples])
+        questions = tokenizer.encode_ids([example.question.strip() for example in examples])
         places = {text: number for number, text in enumerate(dict.fromkeys(item.context for item in examples))}
         contexts = tokenizer.encode(list(places))
         features = []
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
-            question_ids = question.token_ids[: self.dataset.max_query_length]
+            question_ids = question[: self.dataset.max_query_length]
             answer = self._training_answer(example) if with_targets else None
             context = contexts[places[example.context]]
             features += self._windows(number, question_ids, context, tokenizer, answer, with_targets)
@@ -368,6 +368,8 @@ def best_contexts(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDA
     A token's context is the smaller of the tokens on its left and right in the window, plus 0.01 of the window's
     length; of equal windows the first counts. Source: Google BERT's run_squad.py, _check_is_max_context.
     """
+    if len(spans) == 1:
+        return [np.ones(num_tokens, dtype=np.bool_)]
     around = np.full((len(spans), num_tokens), -np.inf)
     for number, (start, end) in enumerate(spans):
         place = np.arange(end - start)
@@ -381,10 +383,14 @@ def _target_span(window: Window, answer: Answer | None) -> NDArray[np.int64]:
     if answer is None or answer.start is None or not len(window.offsets):
         return np.zeros(2, dtype=np.int64)
     start, end = answer.start, answer.start + len(answer.text)
-    touched = np.flatnonzero((window.offsets[:, 1] > start) & (window.offsets[:, 0] < end))
-    if not len(touched) or window.offsets[0, 0] > start or window.offsets[-1, 1] < end:
+    if window.offsets[0, 0] > start or window.offsets[-1, 1] < end:
         return np.zeros(2, dtype=np.int64)
-    return np.array([touched[0], touched[-1]], dtype=np.int64) + window.context_start
+    # The first token that ends behind the answer's start, the last that starts before its end.
+    first = int(np.searchsorted(window.offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(window.offsets[:, 0], end, side="left")) - 1
+    if last < first:
+        return np.zeros(2, dtype=np.int64)
+    return np.array([first, last], dtype=np.int64) + window.context_start
 
 
 def _with_probabilities(kept: list[tuple[str, tuple[float, int, int]]]) -> list[Candidate]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batch import Batch, Features, Size, pack
+from .store import StoredFeatures
 
 # Tokens to which a static size is rounded up.
 GRAIN = 64
@@ -44,7 +45,8 @@ class Loader:
         self.longest = longest
         self.pad_id = pad_id
         self.accumulate = accumulate
-        self._lengths = np.array([len(item) for item in features])
+        self._lengths = lengths_of(features)
+        self.num_tokens = int(self._lengths.sum())
         self._texts_per_step = batch_size * accumulate
         self._seed = seed
         self._shuffle = shuffle
@@ -95,6 +97,11 @@ class Loader:
         return [deal_evenly(step, self.accumulate) for step in np.split(dealt, ends[:-1])]
 
 
+def lengths_of(features: Sequence[Features]) -> Indices:
+    """Count each text's tokens; a store knows them without reading the texts."""
+    return features.lengths() if isinstance(features, StoredFeatures) else np.array([len(item) for item in features])
+
+
 def deal_evenly(falling: Indices, count: int) -> list[Indices]:
     """Deal texts, longest first, to `count` groups of like size: there and back, as teams are chosen.
 
@@ -128,7 +135,7 @@ class EvaluationBatches:
         self._features = features
         self._longest = longest
         self._pad_id = pad_id
-        lengths = np.array([len(item) for item in features])
+        lengths = lengths_of(features)
         falling = np.argsort(-lengths, kind="stable")
         # Groups that are dealt there and back differ by less than one text, and that one must fit too.
         room = max((batch_size - 1) * longest, 1)

@@ -86,6 +86,11 @@ class Tokenizer:
             for encoding in encodings
         ]
 
+    def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Tokenize texts whose tokens' places are of no matter: faster than `encode`, the same ids."""
+        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Join tokens to readable text, for looking at; answers are cut from the original text instead."""
         return str(self._rust.decode(list(token_ids), skip_special_tokens=False))

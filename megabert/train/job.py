@@ -1,11 +1,12 @@
 """From settings to a finished run: read the data, load or make the network, find the run folder, train, report."""
 
+import inspect
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from ..parallel.plan import compile_layers, find_compilation
 from ..settings import ExperimentSettings, Settings
 from ..tasks import task as tasks
 from ..tasks.task import Task
+from ..text import store
+from ..text.batch import Features
 from ..text.loader import Loader
 from ..text.tokenizer import Tokenizer
 from .loop import Job, fit
@@ -73,7 +76,7 @@ def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str]
             say(f"Going on with {folder} from step {resumed_from.step}.")
             _check_unchanged(settings, resumed.documents["settings"])
         model, tokenizer = _network(task, task_name, settings, resumed, folder, home, say)
-        job = _prepare(task, task_name, settings, model, tokenizer, folder, say)
+        job = _prepare(task, task_name, settings, model, tokenizer, folder, home, say)
         _write_facts(job, command=sys.argv)
         try:
             fit(job, resumed)
@@ -216,14 +219,14 @@ def _prepare(
     model: TaskModel,
     tokenizer: Tokenizer,
     folder: Path,
+    home: Path,
     say: Callable[[str], None],
 ) -> Job:
     device = find_device(settings.trainer.accelerator)
     precision = find_precision(settings.trainer.precision, device)
     data, validation = settings.model.train_ds, settings.model.validation_ds
     assert data.file is not None, "checked before"
-    examples = _read(task, data.file, data.num_samples)
-    features = task.features(examples, tokenizer, with_targets=True)
+    features, num_examples = _training_texts(task, settings, tokenizer, home)
     uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
     is_recorded = uses_graphs and precision != "16" and settings.model.optim.name in RECORDED
     loader = Loader(
@@ -245,7 +248,7 @@ def _prepare(
     monitor, mode = _monitor(task, settings)
     schedule = make_schedule(settings, len(loader))
     say(
-        f"Training on {len(examples)} examples ({len(features)} texts of {sum(map(len, features)):,} tokens), "
+        f"Training on {num_examples} examples ({len(features)} texts of {loader.num_tokens:,} tokens), "
         f"validating on {len(validation_examples)}: "
         f"{schedule.total_steps} steps on {device.type}, precision {precision}."
     )
@@ -267,6 +270,35 @@ def _prepare(
         folder=folder,
         facts={"versions": _versions(), "device": _device_name(device), "precision": precision},
     )
+
+
+def _training_texts(
+    task: Task[Any, Any], settings: Settings, tokenizer: Tokenizer, home: Path
+) -> tuple[Sequence[Features], int]:
+    """Tokenize the training data, or find it tokenized; returns the texts and the number of examples."""
+    data = settings.model.train_ds
+    assert data.file is not None, "checked before"
+    name, stores = "", home / "texts"
+    if data.use_cache:
+        own: Any = OmegaConf.to_container(OmegaConf.structured(settings.model))
+        for block in ("optim", "language_model", "validation_ds", "test_ds"):
+            del own[block]
+        code = [Path(inspect.getfile(type(task))), *sorted((Path(__file__).parent.parent / "text").glob("*.py"))]
+        name = store.digest(
+            Path(data.file).read_bytes(),
+            json.dumps(own, sort_keys=True, default=str).encode(),
+            tokenizer.vocabulary_text().encode(),
+            json.dumps([tokenizer.lower_case, _versions()]).encode(),
+            *(path.read_bytes() for path in code),
+        )
+        stored = store.find(stores, name)
+        if stored is not None:
+            return stored, stored.num_examples
+    examples = _read(task, data.file, data.num_samples)
+    features = task.features(examples, tokenizer, with_targets=True)
+    if data.use_cache and features:
+        store.keep(stores, name, features, len(examples))
+    return features, len(examples)
 
 
 def _read(task: Task[Any, Any], file: str, num_samples: int) -> list[Any]:

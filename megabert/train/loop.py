@@ -8,7 +8,7 @@ import hashlib
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..text.batch import Batch, Features
 from ..text.loader import Loader
 from .log import RunLog
 from .optim import learning_rate, load_loss_scale, load_optimizer_tensors, optimizer_tensors
+from .saver import Saver
 from .schedule import Schedule
 from .step import RecordedStepper, Stepper
 
@@ -70,7 +71,7 @@ class Progress:
     data_fingerprint: str = ""
 
 
-def fingerprint(features: list[Features]) -> str:
+def fingerprint(features: Sequence[Features]) -> str:
     """Digest the training data as the network sees it, to notice on resuming that it has changed."""
     digest = hashlib.sha256()
     for item in features:
@@ -88,7 +89,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
     is asked to stop; InputError when loss or gradients are not finite.
     """
     schedule, predictor, settings = job.schedule, job.predictor, job.settings
-    progress = Progress(data_fingerprint=fingerprint(list(job.train_loader.features)))
+    progress = Progress(data_fingerprint=fingerprint(job.train_loader.features))
     if resumed is not None:
         progress = _take_up(progress, resumed)
     with (
@@ -101,6 +102,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
             tensorboard=settings.exp_manager.create_tensorboard_logger,
         ) as log,
         _stop_signals() as stop,
+        Saver(in_background=predictor.device.type == "cuda") as saver,
         closing(ahead(job.make_step, range(progress.step, schedule.total_steps))) as steps,
     ):
         stepper = _make_stepper(job)
@@ -122,8 +124,9 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
                 is_due = True
             is_due = is_due and settings.exp_manager.create_checkpoint_callback
             if is_due or stop.is_set() or is_last:
-                _save(job, progress, stepper)
+                _save(job, progress, stepper, saver)
             if stop.is_set():
+                saver.wait()
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {job.folder}.")
             if is_last:
                 return
@@ -234,7 +237,7 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
     return replace(progress, validated_step=progress.step, figure=figures[job.monitor])
 
 
-def _save(job: Job, progress: Progress, stepper: Stepper) -> None:
+def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver) -> None:
     model = job.predictor.model
     documents = documents_of(job.task, model, job.predictor.tokenizer) | {
         "run": {"task": job.task_name, "monitor": job.monitor, "mode": job.mode} | job.facts,
@@ -246,8 +249,13 @@ def _save(job: Job, progress: Progress, stepper: Stepper) -> None:
         texts={"vocab.txt": job.predictor.tokenizer.vocabulary_text()},
     )
     is_end = progress.step >= job.schedule.total_steps and progress.validated_step == progress.step
-    run.write(job.folder, progress.step, contents, figure=progress.figure, is_end=is_end)
-    run.prune(job.folder, job.mode, job.settings.exp_manager.checkpoint_callback_params.save_top_k)
+    keep_best = job.settings.exp_manager.checkpoint_callback_params.save_top_k
+
+    def write(contents: run.Contents) -> None:
+        run.write(job.folder, progress.step, contents, figure=progress.figure, is_end=is_end)
+        run.prune(job.folder, job.mode, keep_best)
+
+    saver.save(contents, write)
 
 
 @contextmanager

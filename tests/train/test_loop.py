@@ -49,7 +49,7 @@ def settings(squad_file, vocab_file, folder, *more):
 
 def train(*arguments):
     said = []
-    outcome = job.train("question_answering", settings(*arguments), home=None, say=said.append)
+    outcome = job.train("question_answering", settings(*arguments), home=arguments[2].parent / "home", say=said.append)
     return outcome, said
 
 
@@ -166,6 +166,17 @@ def settings_words(squad_file, vocab_file, folder):
         "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
         "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}",
     ]  # fmt: skip
+
+
+def test_texts_that_were_kept_train_alike(squad_file, vocab_file, tmp_path):
+    for name in ("first", "second"):
+        train(squad_file, vocab_file, tmp_path / name, "trainer.max_epochs=2")
+        assert len(list((tmp_path / "home" / "texts").iterdir())) == 1
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+    train(squad_file, vocab_file, tmp_path / "third", "trainer.max_epochs=1", "model.dataset.doc_stride=8")
+    assert len(list((tmp_path / "home" / "texts").iterdir())) == 2
+    train(squad_file, vocab_file, tmp_path / "4", "trainer.max_epochs=1", "model.train_ds.use_cache=false", "seed=3")
+    assert len(list((tmp_path / "home" / "texts").iterdir())) == 2
 
 
 def test_cutting_a_step_into_micro_batches_does_not_change_it(squad_file, vocab_file, tmp_path):

@@ -1,0 +1,48 @@
+"""Checkpoints written while a GPU goes on: its tensors are copied to the host, a thread writes them to the disk."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from ..checkpoint.run import Contents
+
+
+class Saver:
+    """Writes one checkpoint after another. A context manager; leaving it waits for the last one.
+
+    An error while writing is raised at the next save, at `wait` or on leaving.
+    """
+
+    def __init__(self, *, in_background: bool) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver") if in_background else None
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown()
+        if error is None:
+            self.wait()
+
+    def save(self, contents: Contents, write: Callable[[Contents], None]) -> None:
+        """Take the contents as they are now, and write them, now or in the background."""
+        self.wait()
+        if self._executor is None:
+            write(contents)
+            return
+        tensors = {
+            group: {name: item.cpu() for name, item in items.items()} for group, items in contents.tensors.items()
+        }
+        self._last = self._executor.submit(write, replace(contents, tensors=tensors))
+
+    def wait(self) -> None:
+        """Wait until all is on the disk."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
