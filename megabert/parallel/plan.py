@@ -1,5 +1,8 @@
 """What is done to a network from outside: its precision, then compilation. Model code knows of neither."""
 
+import importlib
+import threading
+
 import torch
 from torch import nn
 
@@ -20,6 +23,16 @@ def cast(model: nn.Module, precision: str) -> None:
 def find_compilation(asked: bool | None, device: torch.device) -> bool:
     """Settle whether layers are compiled; None: on a GPU."""
     return device.type == "cuda" if asked is None else asked
+
+
+def warm_up(device: torch.device) -> None:
+    """Start what a compiled training on a GPU needs, in a thread beside the reading of data: seconds of imports."""
+
+    def start() -> None:
+        torch.zeros(1, device=device)
+        importlib.import_module("torch._inductor.compile_fx")
+
+    threading.Thread(target=start, name="warm-up", daemon=True).start()
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from ..infer import Evaluation, Predictor
 from ..model.heads import TaskModel
 from ..parallel.graphs import find_graphs
 from ..parallel.mesh import check_layout, find_device, find_precision
-from ..parallel.plan import compile_layers, find_compilation
+from ..parallel.plan import compile_layers, find_compilation, warm_up
 from ..settings import ExperimentSettings, Settings
 from ..tasks import task as tasks
 from ..tasks.task import Task
@@ -66,6 +66,9 @@ class Outcome:
 def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str], None]) -> Outcome:
     """Train as the settings say; `say` takes lines for the person who watches."""
     check_layout(settings.trainer)
+    device = find_device(settings.trainer.accelerator)
+    if find_compilation(settings.trainer.compile, device) and device.type == "cuda":
+        warm_up(device)
     task = tasks.find(task_name)(settings)
     folder = run_folder(settings.exp_manager, task.name())
     _check_files(settings)

@@ -8,10 +8,13 @@ Source: Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2, as in torch.o
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 BLOCK = 2048
@@ -85,22 +88,20 @@ class FusedAdam:
 
     def take(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Say where the weights' gradients lie from now on; parameters without one stay as they are."""
-        by_kind: dict[tuple[object, ...], list[list[int]]] = {}
-        kept: dict[tuple[object, ...], dict[str, object]] = {}
+        tables: dict[tuple[Any, ...], list[NDArray[np.int64]]] = {}
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
-                if weight not in gradients:
-                    continue
-                gradient, copy = gradients[weight], self._copies.get(weight)
-                kind = (gradient.dtype, copy is None, group["weight_decay"])
-                kept[kind] = {
-                    "GRADIENT": TYPES[gradient.dtype],
-                    "COPY": None if copy is None else TYPES[copy.dtype],
-                    "weight_decay": group["weight_decay"],
-                }
-                by_kind.setdefault(kind, []).extend(self._rows(weight, gradient, copy))
-        device = self.rate.device
-        self._launches = [(torch.tensor(rows, device=device), kept[kind]) for kind, rows in by_kind.items()]
+                if weight in gradients:
+                    gradient, copy = gradients[weight], self._copies.get(weight)
+                    kind = (TYPES[gradient.dtype], copy and TYPES[copy.dtype], group["weight_decay"])
+                    tables.setdefault(kind, []).append(self._table(weight, gradient, copy))
+        self._launches = [
+            (
+                torch.from_numpy(np.concatenate(parts)).to(self.rate.device),
+                {"GRADIENT": kind[0], "COPY": kind[1], "weight_decay": kind[2]},
+            )
+            for kind, parts in tables.items()
+        ]
 
     def step(self, clip: Tensor, is_broken: Tensor) -> None:
         """Move the weights by gradients times `clip`; nothing happens if is_broken is not 0."""
@@ -115,16 +116,15 @@ class FusedAdam:
                 IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=4, **options,
             )  # fmt: skip
 
-    def _rows(self, weight: nn.Parameter, gradient: Tensor, copy: nn.Parameter | None) -> list[list[int]]:
+    def _table(self, weight: nn.Parameter, gradient: Tensor, copy: nn.Parameter | None) -> NDArray[np.int64]:
+        """Give the addresses of weight, both moments, gradient and copy, and the count, for each block."""
         state = self._state(weight)
         tensors = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, weight if copy is None else copy]
         assert all(tensor.is_contiguous() and tensor.shape == weight.shape for tensor in tensors)
         assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors), "the kernel loads 16 bytes at once"
-        return [
-            [tensor.data_ptr() + start * tensor.element_size() for tensor in tensors]
-            + [min(BLOCK, weight.numel() - start)]
-            for start in range(0, weight.numel(), BLOCK)
-        ]
+        starts = np.arange(0, weight.numel(), BLOCK)
+        addresses = [tensor.data_ptr() + starts * tensor.element_size() for tensor in tensors]
+        return np.stack([*addresses, np.minimum(BLOCK, weight.numel() - starts)], axis=1)
 
     def _state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         state = self._optimizer.state[weight]

@@ -171,15 +171,8 @@ def test_recorded_dropout_is_drawn_anew_and_is_a_function_of_the_step():
         initialize(network, torch.Generator().manual_seed(0), num_layers=2)
         network.cuda().train()
         with working_stream(torch.device("cuda")):
-            made = Stepper(
-                network,
-                loss,
-                OptimizerSettings(lr=0.0, weight_decay=0.0),
-                precision="32",
-                clip=0.0,
-                seed=5,
-                record=True,
-            )
+            settings = OptimizerSettings(lr=0.0, weight_decay=0.0)
+            made = stepper(network, record=True, settings=settings, clip=0.0)
             runs.append([made.step(source.step(0), 0.0, number).tolist()[0] for number in (3, 4, 5, 6, 5)])
     assert runs[0] == pytest.approx(runs[1], abs=1e-5)
     assert len({round(value, 4) for value in runs[0][:4]}) == 4
