@@ -3,9 +3,9 @@
     python -m benchmarks.cpu --out FOLDER [--squad TRAIN_JSON --vocab VOCAB_TXT] [--run RUN_FOLDER]
 
 Writes cpu.json and cpu.md. Weights and tokens are random, lengths are SQuAD's, float32, dropout on, batches of 16
-texts. The two take turns, so that a busy machine is as busy for one as for the other; compare the ratios. transformers
-pads to 384 tokens, or with dynamic padding to the longest text of the batch. Features are compared with datasets.map and
-the fast tokenizer, start-up with the time that importing torch takes.
+texts. The two take turns, so that a busy machine is as busy for one as for the other; compare the ratios.
+transformers pads to 384 tokens, or with dynamic padding to the longest text of the batch. Features are compared with
+datasets.map and the fast tokenizer, start-up with the time that importing torch takes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from .common import BASE_CPU, LONGEST, SMALL_CPU, lengths_like_squad, question_a
 from .gpu import span_loss
 
 NUM_TEXTS = 16
-ROUNDS = 5
+ROUNDS = 3
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,6 @@ def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
     return HAS_TRITON and head_dim in HEAD_DIMS and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _document_by_document(qkv_TH3K: Tensor, documents: Documents, dropout: float, is_causal: bool) -> Tensor:
     lengths = documents.boundaries_N1.diff().tolist()
     mixed = []

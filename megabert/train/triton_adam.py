@@ -93,7 +93,8 @@ class FusedAdam:
             for weight in group["params"]:
                 if weight in gradients:
                     gradient, copy = gradients[weight], self._copies.get(weight)
-                    kind = (TYPES[gradient.dtype], copy and TYPES[copy.dtype], group["weight_decay"])
+                    copied_to = None if copy is None else TYPES[copy.dtype]
+                    kind = (TYPES[gradient.dtype], copied_to, group["weight_decay"])
                     tables.setdefault(kind, []).append(self._table(weight, gradient, copy))
         self._launches = [
             (

@@ -199,7 +199,7 @@ def test_the_fused_step_is_pytorch_s(name, dtype):
         fused.take(gradients)
         norm = total_norm(list(gradients.values()))
         for weight, same in zip(weights.values(), plain.values(), strict=True):
-            same.grad = gradients[weight].float()
+            same.grad = gradients[weight].float().clone()
         torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.values(), 1.0))
         fused.step((1.0 / (norm + 1e-6)).clamp(max=1.0), torch.zeros((), device="cuda"))
         expected.step()
