@@ -268,6 +268,7 @@ def documents_of(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -
     return {
         "settings": OmegaConf.to_container(OmegaConf.structured(task.settings)),
         "encoder": model.encoder.config.to_dict(),
+        "task": task.state(),
         "tokenizer": {"lower_case": tokenizer.lower_case},
     }
 
@@ -299,6 +300,7 @@ def restore(
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
     task = task_type(settings)
+    task.restore_state(contents.documents.get("task", {}))
     tokenizer = Tokenizer(tokens, lower_case=lower_case, source=f"{folder}/vocab.txt")
     with torch.device("meta"):
         model = TaskModel(Encoder(config), task.head(config))

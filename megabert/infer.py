@@ -83,7 +83,7 @@ class Predictor:
     def _logits(
         self, features: Sequence[Features], progress: Callable[[int, int], None] | None, *, with_loss: bool
     ) -> tuple[list[NDArray[np.float32]], float | None]:
-        """Run the network; returns each feature's logits, [T, C], and the mean loss if asked for."""
+        """Run the network; returns each feature's logits, [T, C] or [C], and the mean loss if asked for."""
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
         batches = EvaluationBatches(
             features, self.batch_size, self.task.row_length, self.tokenizer.pad_id, static_size=self.uses_graphs
@@ -93,10 +93,13 @@ class Predictor:
         try:
             with working_stream(self.device):
                 run = _Pass(self, len(batches), with_loss=with_loss)
-                for number, (group, batch, array_TC) in enumerate(run(batches), start=1):
-                    boundaries = batch.boundaries_N1.tolist()
-                    for index, start, end in zip(group, boundaries, boundaries[1:], strict=False):
-                        logits[index] = array_TC[start:end]
+                for number, (group, batch, array) in enumerate(run(batches), start=1):
+                    if self.model.head.is_per_text:
+                        parts = list(array[: len(group)])
+                    else:
+                        parts = np.split(array, batch.boundaries_N1[1:].tolist())[: len(group)]
+                    for index, part in zip(group, parts, strict=True):
+                        logits[index] = part
                     if progress is not None:
                         progress(number, len(batches))
                 loss = float(run.loss_sum)
@@ -128,14 +131,14 @@ class _Pass:
             self._recorded = Recorded(lambda: self._compute(self._static), torch.cuda.graph_pool_handle())
 
     def __call__(self, batches: EvaluationBatches) -> Iterator[tuple[list[int], Batch, NDArray[np.float32]]]:
-        """Yield each batch with its features' numbers and its logits, [T, C]."""
+        """Yield each batch with its features' numbers and its logits."""
         before: tuple[list[int], Batch, Tensor, torch.cuda.Event | None] | None = None
         with closing(ahead(self._prepare, batches)) as prepared:
             for group, batch in prepared:
                 with torch.inference_mode():
-                    logits_TC, loss = self._run(batch)
+                    logits, loss = self._run(batch)
                     self.loss_sum += loss
-                    now = (group, batch, *self._send_to_host(logits_TC))
+                    now = (group, batch, *self._send_to_host(logits))
                 if before is not None:
                     yield self._finish(*before)
                 before = now
@@ -156,10 +159,10 @@ class _Pass:
 
     def _compute(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
         assert batch is not None
-        logits_TC = self._predictor.model(*batch.inputs()).float()
+        logits = self._predictor.model(*batch.inputs()).float()
         if self._with_loss:
-            return logits_TC, self._predictor.task.loss(logits_TC, batch)
-        return logits_TC, torch.zeros((), device=self._device)
+            return logits, self._predictor.task.loss(logits, batch)
+        return logits, torch.zeros((), device=self._device)
 
     def _send_to_host(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if not tensor.is_cuda:
@@ -170,8 +173,8 @@ class _Pass:
         return host, event
 
     def _finish(
-        self, group: list[int], batch: Batch, logits_TC: Tensor, event: torch.cuda.Event | None
+        self, group: list[int], batch: Batch, logits: Tensor, event: torch.cuda.Event | None
     ) -> tuple[list[int], Batch, NDArray[np.float32]]:
         if event is not None:
             event.synchronize()
-        return group, batch, logits_TC.numpy()
+        return group, batch, logits.numpy()

@@ -13,7 +13,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from megabert.errors import InputError
 
@@ -231,3 +233,195 @@ def _require_null_scores(question_ids: Iterable[str], null_scores: Mapping[str, 
             f"{len(lacking)} predicted questions have no null score; the first is {lacking[0]!r}. "
             "Give one for every prediction, or score without null scores."
         )
+
+
+def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Score one label a text: accuracy, macro and weighted F1, Matthews' correlation, and each class, in per cent.
+
+    Macro averages count the classes that occur in gold or prediction. As scikit-learn's classification_report and
+    matthews_corrcoef; a precision or recall without a denominator is 0.
+    """
+    _require_pairs(gold, predicted)
+    scores = {"accuracy": 100.0 * sum(map(str.__eq__, gold, predicted)) / len(gold)}
+    by_class = {label: _counts_of(gold, predicted, label) for label in labels}
+    present = [counts for counts in by_class.values() if counts.num_gold or counts.num_predicted]
+    for name in ("precision", "recall", "f1"):
+        scores[f"macro_{name}"] = sum(getattr(counts, name) for counts in present) / max(len(present), 1)
+    scores["weighted_f1"] = sum(counts.f1 * counts.num_gold for counts in present) / len(gold)
+    scores["matthews"] = 100.0 * matthews(gold, predicted)
+    for label, counts in by_class.items():
+        scores |= {f"{label}/precision": counts.precision, f"{label}/recall": counts.recall, f"{label}/f1": counts.f1}
+    return scores | {"total": len(gold)}
+
+
+def multi_label_scores(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, float]:
+    """Score sets of labels: micro and macro F1 in per cent, and the share of texts with exactly the right set."""
+    _require_pairs(gold, predicted)
+    labels = sorted(set().union(*gold, *predicted))
+    by_class = [_Counts(*_overlaps(gold, predicted, {label})) for label in labels]
+    total = _Counts(*_overlaps(gold, predicted, set(labels)))
+    return {
+        "exact_match": 100.0 * sum(a == b for a, b in zip(gold, predicted, strict=True)) / len(gold),
+        "f1": total.f1,
+        "precision": total.precision,
+        "recall": total.recall,
+        "macro_f1": sum(counts.f1 for counts in by_class) / max(len(by_class), 1),
+        "total": len(gold),
+    }
+
+
+def micro_f1(gold: Sequence[str], predicted: Sequence[str], without: Collection[str]) -> dict[str, float]:
+    """Score one label a text, leaving out some: precision, recall and F1 over all others together, in per cent.
+
+    For relations without "no relation": the measure of BioCreative VI's ChemProt track.
+    """
+    _require_pairs(gold, predicted)
+    pairs = zip(gold, predicted, strict=True)
+    counts = _Counts(
+        sum(a == b and a not in without for a, b in pairs),
+        sum(label not in without for label in gold),
+        sum(label not in without for label in predicted),
+    )
+    return {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
+
+
+def matthews(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Compute Matthews' correlation coefficient, -1 to 1, for any number of classes; 0 where it has no denominator.
+
+    Source: Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, as in scikit-learn.
+    """
+    total, correct = len(gold), sum(map(str.__eq__, gold, predicted))
+    golds, founds = Counter(gold), Counter(predicted)
+    covariance = correct * total - sum(golds[label] * founds[label] for label in golds)
+    spread_gold = total**2 - sum(count**2 for count in golds.values())
+    spread_found = total**2 - sum(count**2 for count in founds.values())
+    return covariance / math.sqrt(spread_gold * spread_found) if spread_gold and spread_found else 0.0
+
+
+def pearson(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Compute Pearson's correlation, -1 to 1; 0 where one side does not vary."""
+    _require_pairs(gold, predicted)
+    mean_gold, mean_found = math.fsum(gold) / len(gold), math.fsum(predicted) / len(predicted)
+    left, right = [value - mean_gold for value in gold], [value - mean_found for value in predicted]
+    spread = math.sqrt(math.fsum(a * a for a in left)) * math.sqrt(math.fsum(b * b for b in right))
+    return math.fsum(a * b for a, b in zip(left, right, strict=True)) / spread if spread else 0.0
+
+
+def spearman(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Compute Spearman's rank correlation, -1 to 1; equal values share the mean of their ranks."""
+    return pearson(_ranks(gold), _ranks(predicted))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    start = 0
+    for _, group in groupby(order, values.__getitem__):
+        members = list(group)
+        for member in members:
+            ranks[member] = start + (len(members) + 1) / 2
+        start += len(members)
+    return ranks
+
+
+Entity = tuple[str, int, int]
+"""Type, first word, and the word behind the last."""
+
+
+def entities(tags: Sequence[str], *, strict: bool = False) -> list[Entity]:
+    """List the entities of a sentence's tags, in IOB1, IOB2 or IOBES.
+
+    As conlleval: an I- that cannot continue what stands before it opens an entity. Strict: only a B- does (or S-).
+    Source: Sang and Buchholz 2000, conlleval's startOfChunk and endOfChunk; seqeval's default is the same.
+    """
+    found: list[Entity] = []
+    start, kind = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, own = tag.partition("-")
+        own = own or "_"  # tags without a type, as seqeval has it
+        opens = prefix in ("B", "S") or (prefix in ("I", "E") and own != kind)
+        if kind and (opens or prefix not in ("I", "E")):
+            found.append((kind, start, place))
+            kind = ""
+        if opens and (not strict or prefix in ("B", "S")):
+            start, kind = place, own
+        if kind and prefix in ("E", "S"):
+            found.append((kind, start, place + 1))
+            kind = ""
+    return found
+
+
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Score entities by type and words: precision, recall and F1 of all together and of each type, in per cent.
+
+    An entity counts if its type and all its words agree, as conlleval counts; strict_ figures count on both sides
+    only entities that a B- opens. macro_f1 is the mean over types.
+    """
+    _require_pairs(gold, predicted)
+    scores: dict[str, float] = {}
+    for prefix, strict in (("", False), ("strict_", True)):
+        golds = [set(entities(tags, strict=strict)) for tags in gold]
+        founds = [set(entities(tags, strict=strict)) for tags in predicted]
+        total = _Counts(*_overlaps(golds, founds, None))
+        scores |= {f"{prefix}{name}": getattr(total, name) for name in ("precision", "recall", "f1")}
+        if strict:
+            continue
+        kinds = sorted({kind for items in (*golds, *founds) for kind, _, _ in items})
+        of_kind = {
+            kind: _Counts(
+                *_overlaps(
+                    [{item for item in items if item[0] == kind} for items in golds],
+                    [{item for item in items if item[0] == kind} for items in founds],
+                    None,
+                )
+            )
+            for kind in kinds
+        }
+        scores["macro_f1"] = sum(counts.f1 for counts in of_kind.values()) / max(len(of_kind), 1)
+        for kind, counts in of_kind.items():
+            scores |= {f"{kind}/precision": counts.precision, f"{kind}/recall": counts.recall, f"{kind}/f1": counts.f1}
+    return scores
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What precision and recall are made of; the figures are per cent."""
+
+    num_correct: int
+    num_gold: int
+    num_predicted: int
+
+    @property
+    def precision(self) -> float:
+        return 100.0 * self.num_correct / self.num_predicted if self.num_predicted else 0.0
+
+    @property
+    def recall(self) -> float:
+        return 100.0 * self.num_correct / self.num_gold if self.num_gold else 0.0
+
+    @property
+    def f1(self) -> float:
+        both = self.num_gold + self.num_predicted
+        return 200.0 * self.num_correct / both if both else 0.0
+
+
+def _counts_of(gold: Sequence[str], predicted: Sequence[str], label: str) -> _Counts:
+    pairs = zip(gold, predicted, strict=True)
+    return _Counts(
+        sum(a == b == label for a, b in pairs), sum(a == label for a in gold), sum(b == label for b in predicted)
+    )
+
+
+def _overlaps(gold: Sequence[set[Any]], predicted: Sequence[set[Any]], of: set[Any] | None) -> tuple[int, int, int]:
+    """Count what is in both, in gold, and in the prediction, of some items or (None) of all."""
+    golds = gold if of is None else [items & of for items in gold]
+    founds = predicted if of is None else [items & of for items in predicted]
+    common = sum(len(a & b) for a, b in zip(golds, founds, strict=True))
+    return common, sum(map(len, golds)), sum(map(len, founds))
+
+
+def _require_pairs(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
+    if not gold:
+        raise InputError("There is nothing to score.")
+    if len(gold) != len(predicted):
+        raise InputError(f"{len(predicted)} predictions for {len(gold)} gold answers. Give one for each.")

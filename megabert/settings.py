@@ -194,9 +194,18 @@ class TrainDataSettings(DataSettings):
 
 
 @dataclass
+class HeadSettings:
+    """What every task's head has."""
+
+    reset: bool = False
+    """With pretrained_model: keep its encoder only, and make a new head, for the labels of the training data."""
+
+
+@dataclass
 class ModelSettings:
     """The network, its data and its optimizer. Tasks add `dataset` and their head."""
 
+    head: HeadSettings = field(default_factory=HeadSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     train_ds: TrainDataSettings = field(default_factory=TrainDataSettings)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Setti
 from ..text.batch import Batch, Features
 from ..text.squad import Answer, Example, read_squad
 from ..text.tokenizer import Encoded, Tokenizer
+from ..text.windows import best_contexts, window_spans
 from .task import Task
 
 # Candidates in the output for a person or program; write_predictions gives all n best.
@@ -132,7 +133,7 @@ class QuestionAnswering(Task[Example, Prediction]):
     """
 
     settings_type = QuestionAnsweringSettings
-    main_score: ClassVar[str] = "f1"
+    main_score = "f1"
 
     def __init__(self, settings: QuestionAnsweringSettings) -> None:
         super().__init__(settings)
@@ -348,34 +349,6 @@ class QuestionAnswering(Task[Example, Prediction]):
         if self.dataset.version_2_with_negative:
             files["null_odds.json"] = {item.id: item.null_score_diff for item in predictions}
         return {name: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for name, content in files.items()}
-
-
-def window_spans(num_tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Cut [0, num_tokens) into windows of `room` tokens, each starting `stride` after the one before.
-
-    The last window ends with the text. Source: Google BERT's run_squad.py.
-    """
-    spans = [(0, min(room, num_tokens))]
-    while spans[-1][1] < num_tokens:
-        start = spans[-1][0] + min(stride, room)
-        spans.append((start, min(start + room, num_tokens)))
-    return spans
-
-
-def best_contexts(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.bool_]]:
-    """Say for each window which of its tokens have more context around them there than in any other window.
-
-    A token's context is the smaller of the tokens on its left and right in the window, plus 0.01 of the window's
-    length; of equal windows the first counts. Source: Google BERT's run_squad.py, _check_is_max_context.
-    """
-    if len(spans) == 1:
-        return [np.ones(num_tokens, dtype=np.bool_)]
-    around = np.full((len(spans), num_tokens), -np.inf)
-    for number, (start, end) in enumerate(spans):
-        place = np.arange(end - start)
-        around[number, start:end] = np.minimum(place, end - start - 1 - place) + 0.01 * (end - start)
-    best = around.argmax(axis=0) if num_tokens else np.zeros(0, dtype=np.int64)
-    return [best[start:end] == number for number, (start, end) in enumerate(spans)]
 
 
 def _target_span(window: Window, answer: Answer | None) -> NDArray[np.int64]:

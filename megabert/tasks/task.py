@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..config import nearest
 from ..errors import ConfigError
 from ..model.shape import EncoderConfig
-from ..settings import Settings
+from ..settings import DataSettings, Settings
 from ..text.batch import Batch, Features
 from ..text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     """
 
     settings_type: ClassVar[type[Settings]] = Settings
-    main_score: ClassVar[str]
+    main_score: str
 
     def __init__(self, settings: Any) -> None:
         """Take the task's settings, an instance of `settings_type`."""
@@ -63,6 +63,27 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     def example(self, **fields: Any) -> ExampleType:
         """Make an example from what a person gives, without an answer; raises InputError if something lacks."""
 
+    def learn_labels(self, examples: Sequence[ExampleType]) -> None:
+        """Take from the training data what the head must know, such as the labels; called before a new head is made.
+
+        What is learnt is `state`, plain values; a run keeps them, and `restore_state` puts them back.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Give what was learnt from the training data, as plain values."""
+        return {}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+    def files(self, data: DataSettings) -> list[str]:
+        """List the files that hold a set of data; none if the settings name none."""
+        return [] if data.file is None else [data.file]
+
+    def read_files(self, files: Sequence[str]) -> list[ExampleType]:
+        """Read the files that `files` listed."""
+        return self.read(Path(files[0]))
+
     @abstractmethod
     def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize examples, long ones in several windows.
@@ -85,7 +106,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         features: Sequence[Features],
         logits: Sequence[NDArray[np.float32]],
     ) -> list[PredictionType]:
-        """Turn logits, [T, C] for each feature, into one prediction for each example."""
+        """Turn logits into one prediction for each example: a feature's are [T, C], [C] from a head for whole texts."""
 
     @abstractmethod
     def score(self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]) -> dict[str, float]:

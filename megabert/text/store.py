@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,7 +30,7 @@ class StoredFeatures(Sequence[Features]):
     def __init__(self, folder: Path) -> None:
         """Open a store; raises OSError, ValueError or KeyError if it is none."""
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        self.num_examples: int = meta["num_examples"]
+        self.meta: dict[str, Any] = meta["meta"]
         self._arrays: dict[str, NDArray[Any]] = {
             name: np.load(folder / f"{number}.npy", mmap_mode="r") for number, name in enumerate(meta["arrays"])
         }
@@ -87,13 +87,16 @@ def find(home: Path, name: str) -> StoredFeatures | None:
     return stored
 
 
-def keep(home: Path, name: str, features: Sequence[Features], num_examples: int) -> None:
-    """Write a store. A disk that is full or not ours is no reason to fail: the texts are then made again next time."""
+def keep(home: Path, name: str, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
+    """Write a store, with `meta` as plain values.
+
+    A disk that is full or not ours is no reason to fail: the texts are then made again next time.
+    """
     try:
         home.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))
         try:
-            _write(partial, features, num_examples)
+            _write(partial, features, meta)
             shutil.rmtree(home / name, ignore_errors=True)  # one that could not be read
             partial.rename(home / name)
         finally:
@@ -103,7 +106,7 @@ def keep(home: Path, name: str, features: Sequence[Features], num_examples: int)
         return
 
 
-def _write(folder: Path, features: Sequence[Features], num_examples: int) -> None:
+def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
     arrays: dict[str, NDArray[Any]] = {
         "ends": np.cumsum([len(item) for item in features]),
         "weights": np.array([item.weight for item in features]),
@@ -116,8 +119,8 @@ def _write(folder: Path, features: Sequence[Features], num_examples: int) -> Non
         arrays[f"token_targets/{name}"] = np.concatenate([item.token_targets[name] for item in features])
     for number, array in enumerate(arrays.values()):
         np.save(folder / f"{number}.npy", array)
-    meta = {"num_examples": num_examples, "arrays": list(arrays)}
-    (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+    document = {"meta": dict(meta), "arrays": list(arrays)}
+    (folder / META).write_text(json.dumps(document), encoding="utf-8")
 
 
 def _joined(ids: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:

@@ -91,6 +91,17 @@ class Tokenizer:
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Tokenize sentences that are cut into words: (token ids [T], number of the word of each token [T])."""
+        # Not the fast form: it does not number the words.
+        encodings = self._rust.encode_batch(
+            [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
+        )
+        return [
+            (np.array(encoding.ids, dtype=np.int64), np.array(encoding.word_ids, dtype=np.int64))
+            for encoding in encodings
+        ]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Join tokens to readable text, for looking at; answers are cut from the original text instead."""
         return str(self._rust.decode(list(token_ids), skip_special_tokens=False))

@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from .. import __version__
-from ..assemble import load_language_model, load_run, new_task_model, restore
+from ..assemble import LanguageModel, load_language_model, load_run, new_task_model, restore
 from ..checkpoint import run
 from ..errors import CheckpointError, ConfigError, InputError, Interrupted
 from ..infer import Evaluation, Predictor
@@ -26,7 +26,7 @@ from ..model.heads import TaskModel
 from ..parallel.graphs import find_graphs
 from ..parallel.mesh import check_layout, find_device, find_precision
 from ..parallel.plan import compile_layers, find_compilation, warm_up
-from ..settings import ExperimentSettings, Settings
+from ..settings import DataSettings, ExperimentSettings, Settings
 from ..tasks import task as tasks
 from ..tasks.task import Task
 from ..text import store
@@ -71,15 +71,15 @@ def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str]
         warm_up(device)
     task = tasks.find(task_name)(settings)
     folder = run_folder(settings.exp_manager, task.name())
-    _check_files(settings)
+    _check_files(task, settings)
     with _locked(folder):
         resumed_from = _find_resumable(settings.exp_manager, folder)
         resumed = run.read(resumed_from.path, groups=("model", "optimizer")) if resumed_from else None
         if resumed is not None and resumed_from is not None:
             say(f"Going on with {folder} from step {resumed_from.step}.")
             _check_unchanged(settings, resumed.documents["settings"])
-        model, tokenizer = _network(task, task_name, settings, resumed, folder, home, say)
-        job = _prepare(task, task_name, settings, model, tokenizer, folder, home, say)
+        start = _find_start(task, task_name, settings, resumed, folder, home, say)
+        job = _prepare(start, task_name, settings, folder, home, say)
         _write_facts(job, command=sys.argv)
         try:
             fit(job, resumed)
@@ -89,7 +89,8 @@ def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str]
             _plot(folder, say)
         best = run.find_best(folder, job.mode)
         assert best is not None, "training ends with a checkpoint"
-        return Outcome(folder, best, job.monitor, _test(settings, folder))
+        scores = test(settings, folder).scores if job.task.files(settings.model.test_ds) else None
+        return Outcome(folder, best, job.monitor, scores)
 
 
 def run_folder(settings: ExperimentSettings, task_name: str) -> Path:
@@ -102,18 +103,19 @@ def run_folder(settings: ExperimentSettings, task_name: str) -> Path:
     return folder if settings.resume_if_exists else folder / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def _check_files(settings: Settings) -> None:
+def _check_files(task: Task[Any, Any], settings: Settings) -> None:
     """Look for the data files before the network is loaded, which takes longer."""
     model = settings.model
-    if settings.do_training and model.train_ds.file is None:
+    if settings.do_training and not task.files(model.train_ds):
         raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
     for name, data in (
         ("train_ds", model.train_ds),
         ("validation_ds", model.validation_ds),
         ("test_ds", model.test_ds),
     ):
-        if data.file is not None and not Path(data.file).is_file():
-            raise InputError(f"model.{name}.file: {data.file} does not exist.")
+        for file in task.files(data):
+            if not Path(file).is_file():
+                raise InputError(f"model.{name}: {file} does not exist.")
         if data.batch_size < 1:
             raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
 
@@ -181,7 +183,17 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _network(
+@dataclass(frozen=True)
+class _Start:
+    """What a training starts from: a whole model, or a language model that still needs a head."""
+
+    task: Task[Any, Any]
+    tokenizer: Tokenizer
+    model: TaskModel | None
+    language_model: LanguageModel | None
+
+
+def _find_start(
     task: Task[Any, Any],
     task_name: str,
     settings: Settings,
@@ -189,23 +201,26 @@ def _network(
     folder: Path,
     home: Path,
     say: Callable[[str], None],
-) -> tuple[TaskModel, Tokenizer]:
-    """Get the network: from the run's checkpoint, from another run, or a new head on a language model."""
+) -> _Start:
+    """Get the network: from the run's checkpoint, from another run, or a language model for a new head."""
     if resumed is not None:
-        _, model, tokenizer = restore(resumed, folder, task_name, settings)
-        return model, tokenizer
+        task, model, tokenizer = restore(resumed, folder, task_name, settings)
+        return _Start(task, tokenizer, model, None)
     if settings.pretrained_model is not None:
         source = run.find_checkpoint(Path(settings.pretrained_model))
-        _, model, tokenizer = restore(run.read(source, groups=("model",)), source, task_name, settings)
-        say(f"Starting from {source}, its head included.")
-        return model, tokenizer
+        restored, model, tokenizer = restore(run.read(source, groups=("model",)), source, task_name, settings)
+        if not settings.model.head.reset:
+            say(f"Starting from {source}, its head included.")
+            return _Start(restored, tokenizer, model, None)
+        say(f"Starting from the encoder of {source}, with a new head.")
+        return _Start(task, tokenizer, None, LanguageModel(model.encoder, tokenizer, str(source), ()))
     language_model = load_language_model(settings.model, home=home, seed=settings.seed)
     say(f"Encoder: {describe_encoder(language_model.encoder.config)}, from {language_model.source}.")
     for note in language_model.notes:
         say(f"  {note}")
     if language_model.is_random:
         say("  It is not pre-trained: it knows nothing but what this training shows it.")
-    return new_task_model(task, language_model, settings.seed), language_model.tokenizer
+    return _Start(task, language_model.tokenizer, None, language_model)
 
 
 def describe_encoder(config: Any) -> str:
@@ -216,20 +231,17 @@ def describe_encoder(config: Any) -> str:
 
 
 def _prepare(
-    task: Task[Any, Any],
-    task_name: str,
-    settings: Settings,
-    model: TaskModel,
-    tokenizer: Tokenizer,
-    folder: Path,
-    home: Path,
-    say: Callable[[str], None],
+    start: _Start, task_name: str, settings: Settings, folder: Path, home: Path, say: Callable[[str], None]
 ) -> Job:
+    task, tokenizer = start.task, start.tokenizer
     device = find_device(settings.trainer.accelerator)
     precision = find_precision(settings.trainer.precision, device)
     data, validation = settings.model.train_ds, settings.model.validation_ds
-    assert data.file is not None, "checked before"
-    features, num_examples = _training_texts(task, settings, tokenizer, home)
+    features, num_examples = _training_texts(start, settings, home)
+    model = start.model
+    if model is None:
+        assert start.language_model is not None, "there is a model or a language model"
+        model = new_task_model(task, start.language_model, settings.seed)
     uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
     is_recorded = uses_graphs and precision != "16" and settings.model.optim.name in RECORDED
     loader = Loader(
@@ -243,7 +255,7 @@ def _prepare(
         accumulate=settings.trainer.accumulate_grad_batches,
         static_epochs=settings.trainer.max_epochs if is_recorded else 0,
     )
-    validation_examples = _read(task, validation.file, validation.num_samples) if validation.file else []
+    validation_examples = _read(task, validation) if task.files(validation) else []
     if not validation_examples:
         say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
     validation_features = task.features(validation_examples, tokenizer, with_targets=True)
@@ -275,38 +287,46 @@ def _prepare(
     )
 
 
-def _training_texts(
-    task: Task[Any, Any], settings: Settings, tokenizer: Tokenizer, home: Path
-) -> tuple[Sequence[Features], int]:
-    """Tokenize the training data, or find it tokenized; returns the texts and the number of examples."""
-    data = settings.model.train_ds
-    assert data.file is not None, "checked before"
+def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequence[Features], int]:
+    """Tokenize the training data, or find it tokenized; returns the texts and the number of examples.
+
+    For a new head the task learns its labels from them.
+    """
+    task, tokenizer, data = start.task, start.tokenizer, settings.model.train_ds
+    is_new = start.model is None
     name, stores = "", home / "texts"
     if data.use_cache:
         own: Any = OmegaConf.to_container(OmegaConf.structured(settings.model))
         for block in ("optim", "language_model", "validation_ds", "test_ds"):
             del own[block]
-        code = [Path(inspect.getfile(type(task))), *sorted((Path(__file__).parent.parent / "text").glob("*.py"))]
+        text_code = sorted((Path(__file__).parent.parent / "text").glob("*.py"))
         name = store.digest(
-            Path(data.file).read_bytes(),
-            json.dumps(own, sort_keys=True, default=str).encode(),
+            json.dumps([own, tokenizer.lower_case, _versions(), is_new, task.state()], default=str).encode(),
             tokenizer.vocabulary_text().encode(),
-            json.dumps([tokenizer.lower_case, _versions()]).encode(),
-            *(path.read_bytes() for path in code),
+            *(Path(path).read_bytes() for path in [*task.files(data), *_code_files(task), *map(str, text_code)]),
         )
         stored = store.find(stores, name)
         if stored is not None:
-            return stored, stored.num_examples
-    examples = _read(task, data.file, data.num_samples)
+            task.restore_state(stored.meta["state"])
+            return stored, stored.meta["num_examples"]
+    examples = _read(task, data)
+    if is_new:
+        task.learn_labels(examples)
     features = task.features(examples, tokenizer, with_targets=True)
     if data.use_cache and features:
-        store.keep(stores, name, features, len(examples))
+        store.keep(stores, name, features, {"num_examples": len(examples), "state": task.state()})
     return features, len(examples)
 
 
-def _read(task: Task[Any, Any], file: str, num_samples: int) -> list[Any]:
-    examples = task.read(Path(file))
-    return examples if num_samples < 0 else examples[:num_samples]
+def _code_files(task: Task[Any, Any]) -> list[str]:
+    """List the files of the task's own code and of what it inherits."""
+    members: list[Any] = [member for cls in type(task).__mro__ for member in vars(cls).values()]
+    return sorted({member.__code__.co_filename for member in members if inspect.isfunction(member)})
+
+
+def _read(task: Task[Any, Any], data: DataSettings) -> list[Any]:
+    examples = task.read_files(task.files(data))
+    return examples if data.num_samples < 0 else examples[: data.num_samples]
 
 
 def _monitor(task: Task[Any, Any], settings: Settings) -> tuple[str, str]:
@@ -355,22 +375,16 @@ def _plot(folder: Path, say: Callable[[str], None]) -> None:
         say('No plot: matplotlib is not installed (pip install "megabert[track]").')
 
 
-def _test(settings: Settings, folder: Path) -> dict[str, float] | None:
-    """Score test_ds with the checkpoint that `megabert.load(folder)` gives."""
-    if settings.model.test_ds.file is None:
-        return None
-    return test(settings, folder).scores
-
-
 def test(settings: Settings, folder: Path) -> Evaluation:
     """Evaluate a run on test_ds; the scores go to test.json in the run's folder."""
     data = settings.model.test_ds
-    if data.file is None:
-        raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
     predictor = load_run(folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision)
-    result = predictor.evaluate(_read(predictor.task, data.file, data.num_samples))
+    files = predictor.task.files(data)
+    if not files:
+        raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
+    result = predictor.evaluate(_read(predictor.task, data))
     target = folder if folder.is_dir() else folder.parent
     partial = target / "test.json.tmp"
-    partial.write_text(json.dumps({"file": data.file, **result.scores}, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({"file": files[0], **result.scores}, indent=2) + "\n", encoding="utf-8")
     partial.replace(target / "test.json")
     return result

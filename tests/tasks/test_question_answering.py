@@ -11,12 +11,11 @@ from megabert.errors import ConfigError, InputError
 from megabert.tasks.question_answering import (
     QuestionAnswering,
     QuestionAnsweringSettings,
-    best_contexts,
-    window_spans,
 )
 from megabert.text.batch import Size, pack
 from megabert.text.squad import Answer, Example
 from megabert.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+from megabert.text.windows import best_contexts, window_spans
 from tests.conftest import WORDS, squad_document
 
 TOKENIZER = Tokenizer(WORDS)

@@ -32,9 +32,9 @@ def same(left, right):
 
 
 def test_texts_come_back_as_they_were(tmp_path):
-    store.keep(tmp_path, "name", features(), 2)
+    store.keep(tmp_path, "name", features(), {"num_examples": 2})
     found = store.find(tmp_path, "name")
-    assert (len(found), found.num_examples) == (3, 2)
+    assert (len(found), found.meta) == (3, {"num_examples": 2})
     assert found.lengths().tolist() == [3, 1, 7]
     for left, right in zip(found, features(), strict=True):
         same(left, right)
@@ -45,7 +45,7 @@ def test_texts_come_back_as_they_were(tmp_path):
 
 
 def test_steps_of_a_store_are_those_of_the_texts(tmp_path):
-    store.keep(tmp_path, "name", features(), 2)
+    store.keep(tmp_path, "name", features(), {"num_examples": 2})
     for step in range(2):
         of = [Loader(items, 2, 9, 0, seed=1).step(step)[0] for items in (features(), store.find(tmp_path, "name"))]
         for left, right in zip(of[0].tensors(), of[1].tensors(), strict=True):
@@ -56,12 +56,12 @@ def test_steps_of_a_store_are_those_of_the_texts(tmp_path):
 
 def test_what_is_broken_or_absent_is_made_again(tmp_path):
     assert store.find(tmp_path, "name") is None
-    store.keep(tmp_path, "name", features(), 2)
+    store.keep(tmp_path, "name", features(), {"num_examples": 2})
     (tmp_path / "name" / "0.npy").write_bytes(b"")
     assert store.find(tmp_path, "name") is None
     (tmp_path / "name" / "meta.json").write_text("{")
     assert store.find(tmp_path, "name") is None
-    store.keep(tmp_path, "name", features(), 2)
+    store.keep(tmp_path, "name", features(), {"num_examples": 2})
     assert len(store.find(tmp_path, "name")) == 3
 
 
@@ -70,7 +70,7 @@ def test_nothing_half_written_stays_and_a_full_disk_is_no_error(tmp_path, monkey
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "save", full)
-    store.keep(tmp_path, "name", features(), 2)
+    store.keep(tmp_path, "name", features(), {"num_examples": 2})
     assert not list(tmp_path.iterdir())
 
 
@@ -81,9 +81,9 @@ def test_names_depend_on_every_part():
 
 def test_the_oldest_stores_go_first(tmp_path):
     for number in range(store.MOST_STORES + 2):
-        store.keep(tmp_path, f"name{number}", features()[:1], 1)
+        store.keep(tmp_path, f"name{number}", features()[:1], {})
         os.utime(tmp_path / f"name{number}", (number, number))
-    store.keep(tmp_path, "last", features()[:1], 1)
+    store.keep(tmp_path, "last", features()[:1], {})
     names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == store.MOST_STORES
     assert {"last", f"name{store.MOST_STORES + 1}"} <= names

@@ -1,0 +1,377 @@
+"""Text classification: one label a text or a pair of texts, several labels, or a number."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import metrics
+from ..errors import ConfigError, InputError
+from ..model.heads import ACTIVATIONS, SequenceHead
+from ..model.shape import EncoderConfig
+from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, choice
+from ..text.batch import Batch, Features
+from ..text.files import Row, read_lines, read_table
+from ..text.tokenizer import Tokenizer
+from ..text.windows import best_window_spans
+from .task import Task
+
+TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
+PAIR_NAMES = ("text_b", "sentence2", "hypothesis", "text2")
+LABEL_NAMES = ("label", "labels", "class", "score")
+OTHER_NAMES = ("id", "index", "idx")
+
+
+@dataclass
+class DatasetSettings:
+    """How texts become tokens, and what a label is."""
+
+    problem: str = choice("single_label", "single_label", "multi_label", "regression")
+    """One label a text; any number of labels (separated by commas, or a JSON list); a number."""
+    max_seq_length: int = 256
+    """Tokens of a text or pair with its special tokens; a longer one is read in windows."""
+    class_balancing: str | None = choice(None, "weighted_loss")
+    """weighted_loss: a class counts in the loss in inverse proportion to its number of texts."""
+
+
+@dataclass
+class ClassifierSettings:
+    """The head that reads a text's first token."""
+
+    num_output_layers: int = 2
+    """Linear maps."""
+    fc_dropout: float = 0.1
+    """Dropout on the head's input."""
+    activation: str = choice("tanh", *ACTIVATIONS)
+    """Between linear maps; tanh makes two of them BERT's pooler and classifier."""
+
+
+@dataclass
+class TextClassificationModel(ModelSettings):
+    """The network, its data and its optimizer."""
+
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    classifier_head: ClassifierSettings = field(default_factory=ClassifierSettings)
+    optim: OptimizerSettings = field(
+        default_factory=lambda: OptimizerSettings(
+            lr=2e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
+        )
+    )
+
+
+@dataclass
+class TextClassificationSettings(Settings):
+    """All settings of a run."""
+
+    model: TextClassificationModel = field(default_factory=TextClassificationModel)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, or two, with what is known of it; `labels` is None where the data give none."""
+
+    id: str
+    text: str
+    pair: str | None
+    labels: tuple[str, ...] | None
+    place: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The labels of a text, with the probability of every class; of a regression the value."""
+
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+    value: float | None = None
+
+
+class TextClassification(Task[Example, Prediction]):
+    """Classify texts or pairs of texts.
+
+    Data: tab-separated `text<TAB>label`, or with a header that names the columns (text or sentence, sentence1 and
+    sentence2, label, id), or JSON lines with the same names; NeMo's lines of blanks with the label last are read too.
+    Labels are words or numbers, taken from the training data and kept with the run. A text that is longer than
+    model.dataset.max_seq_length is read in windows that overlap, and their probabilities are averaged.
+
+    Scores: accuracy, and precision, recall and F1 of each class, micro, macro and weighted; several labels: micro and
+    macro F1 and the share of texts with exactly the right labels; regression: Pearson and Spearman correlation.
+    """
+
+    settings_type = TextClassificationSettings
+    main_score = "accuracy"
+
+    def __init__(self, settings: TextClassificationSettings) -> None:
+        super().__init__(settings)
+        self.dataset = settings.model.dataset
+        self.main_score = {"regression": "pearson", "multi_label": "f1"}.get(self.dataset.problem, "accuracy")
+        self.labels: list[str] = []
+        self.weights: list[float] = []
+        if self.dataset.max_seq_length < 8:
+            raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a window."""
+        return self.dataset.max_seq_length
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a text's target is a number."""
+        return self.dataset.problem == "regression"
+
+    def read(self, path: Path) -> list[Example]:
+        """Read a table or JSON lines."""
+        known = (*TEXT_NAMES, *PAIR_NAMES, *LABEL_NAMES, *OTHER_NAMES)
+        if path.suffix not in (".jsonl", ".json", ".ndjson") and not any("\t" in line for line in read_lines(path)):
+            return self._read_blanks(path)
+        rows = read_table(path, ("text", "label"), known)
+        return [self._example(row, number) for number, row in enumerate(rows, start=1)]
+
+    def _read_blanks(self, path: Path) -> list[Example]:
+        """Read NeMo's lines: words, and an integer label at the end. Without any such line they are texts alone."""
+        lines = [(number, line.split()) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
+        has_label = [len(words) > 1 and words[-1].isdecimal() for _, words in lines]
+        if not any(has_label):
+            return [Example(str(n), " ".join(words), None, None, f"{path}:{n}") for n, words in lines]
+        examples = []
+        for (number, words), labelled in zip(lines, has_label, strict=True):
+            if not labelled:
+                raise InputError(
+                    f"{path}:{number}: no label at the end, as other lines have one. Write text, a tab and the label."
+                )
+            examples.append(Example(str(number), " ".join(words[:-1]), None, (words[-1],), f"{path}:{number}"))
+        return examples
+
+    def _example(self, row: Row, number: int) -> Example:
+        text = self._column(row, TEXT_NAMES)
+        if text is None or not text.strip():
+            raise InputError(f"{row.place}: there is no text. Name its column {', '.join(TEXT_NAMES)}.")
+        pair = self._column(row, PAIR_NAMES)
+        name = next((name for name in LABEL_NAMES if name in row.values), None)
+        labels = None if name is None else self._labels(row.values[name], row.place)
+        return Example(str(row.values.get("id", number)), text, pair, labels, row.place)
+
+    def _column(self, row: Row, names: Sequence[str]) -> str | None:
+        value = next((row.values[name] for name in names if name in row.values), None)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{row.place}: the text is {value!r}; expected a string.")
+        return value
+
+    def _labels(self, value: Any, place: str) -> tuple[str, ...]:
+        if self.is_regression:
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = float("nan")
+            if not np.isfinite(number):
+                raise InputError(f"{place}: the value is {value!r}; expected a number.")
+            return (repr(number),)
+        if self.dataset.problem == "multi_label":
+            items = value if isinstance(value, list) else [item for item in str(value).split(",") if item.strip()]
+            return tuple(str(item).strip() for item in items)
+        if isinstance(value, list | dict) or not str(value).strip():
+            raise InputError(f"{place}: the label is {value!r}; expected one word or number.")
+        return (str(value).strip(),)
+
+    def example(self, **fields: Any) -> Example:
+        """Make an example from `text` and, for pairs, `text_b`."""
+        unknown = sorted(set(fields) - {"text", "text_b", "id"})
+        if unknown or not str(fields.get("text") or "").strip():
+            raise InputError(
+                f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
+            )
+        pair = fields.get("text_b")
+        return Example(str(fields.get("id", "text")), str(fields["text"]), pair and str(pair), None, "the text")
+
+    def learn_labels(self, examples: Sequence[Example]) -> None:
+        """List the labels: numbers in their order, words alphabetically; weigh them if that is asked for."""
+        if self.is_regression:
+            return
+        counts = Counter(label for example in examples for label in example.labels or ())
+        if not counts:
+            raise InputError("the training data have no labels. Add a label to each text.")
+        are_numbers = all(label.lstrip("-").isdecimal() for label in counts)
+        self.labels = sorted(counts, key=int if are_numbers else str)
+        self.weights = [1.0] * len(counts)
+        if self.dataset.class_balancing == "weighted_loss":
+            total = sum(counts.values())
+            self.weights = [total / (len(counts) * counts[label]) for label in self.labels]
+
+    def state(self) -> dict[str, Any]:
+        """Give labels and their weights."""
+        return {"labels": self.labels, "weights": self.weights}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take labels and weights back."""
+        self.labels, self.weights = list(state["labels"]), list(state["weights"])
+
+    def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+        """Tokenize texts, long ones in several windows that count as one together."""
+        texts = tokenizer.encode_ids([example.text for example in examples])
+        pairs = iter(tokenizer.encode_ids([example.pair for example in examples if example.pair is not None]))
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        features = []
+        for index, (example, ids) in enumerate(zip(examples, texts, strict=True)):
+            pair_ids = None if example.pair is None else next(pairs)
+            windows = list(self._windows(ids, pair_ids, tokenizer, example))
+            targets, weight = self._targets(example, numbers, len(windows)) if with_targets else ({}, 1.0)
+            for token_ids, segment_ids in windows:
+                features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
+        return features
+
+    def _windows(
+        self, ids: NDArray[np.int64], pair: NDArray[np.int64] | None, tokenizer: Tokenizer, example: Example
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Cut the longer of two texts so that the shorter one fits beside each of its windows."""
+        cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
+        room = self.dataset.max_seq_length - (2 if pair is None else 3)
+        short = 0 if pair is None else min(len(ids), len(pair))
+        if short > room // 2 and len(ids) + (0 if pair is None else len(pair)) > room:
+            raise InputError(
+                f"{example.place}: both texts are too long to be read together ({len(ids)} and "
+                f"{0 if pair is None else len(pair)} tokens). Raise model.dataset.max_seq_length."
+            )
+        is_first_long = pair is None or len(ids) >= len(pair)
+        long = ids if is_first_long or pair is None else pair
+        windows = []
+        for start, end in best_window_spans(len(long), room - short):
+            first = ids[start:end] if is_first_long else ids
+            parts = [cls, first, sep]
+            if pair is not None:
+                parts += [pair if is_first_long else pair[start:end], sep]
+            token_ids = np.concatenate(parts)
+            windows.append((token_ids, (np.arange(len(token_ids)) >= len(first) + 2).astype(np.int64)))
+        return windows
+
+    def _targets(self, example: Example, numbers: Mapping[str, int], count: int) -> tuple[dict[str, Any], float]:
+        if example.labels is None:
+            raise InputError(f"{example.place}: the text has no label. Add one, or predict instead.")
+        if self.is_regression:
+            return {"value": np.float32(example.labels[0]), "weight": np.float32(1 / count)}, 1 / count
+        unknown = [label for label in example.labels if label not in numbers]
+        if unknown:
+            raise InputError(
+                f"{example.place}: the label {unknown[0]!r} is not one of the {len(numbers)} that were trained: "
+                f"{', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}. Correct it, or train with "
+                "model.head.reset=true for another set of labels."
+            )
+        if self.dataset.problem == "multi_label":
+            chosen = np.zeros(len(numbers), dtype=np.float32)
+            chosen[[numbers[label] for label in example.labels]] = 1
+            return {"chosen": chosen, "weight": np.float32(1 / count)}, 1 / count
+        number = numbers[example.labels[0]]
+        weight = self.weights[number] / count
+        return {"label": np.int64(number), "weight": np.float32(weight)}, weight
+
+    def head(self, config: EncoderConfig) -> nn.Module:
+        """Score the classes from a text's first token."""
+        settings = self.settings.model.classifier_head
+        return SequenceHead(
+            config.hidden_size,
+            1 if self.is_regression else len(self.labels),
+            num_layers=settings.num_output_layers,
+            dropout=settings.fc_dropout,
+            activation=settings.activation,
+        )
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Sum the texts' weighted cross-entropy, binary cross-entropy (mean over classes) or squared error."""
+        weights_N = batch.targets["weight"].nan_to_num()
+        if self.is_regression:
+            values_N = torch.where(weights_N > 0, batch.targets["value"], 0.0)
+            losses_N = (logits[:, 0] - values_N) ** 2
+        elif self.dataset.problem == "multi_label":
+            chosen_NC = batch.targets["chosen"].nan_to_num()
+            losses_N = F.binary_cross_entropy_with_logits(logits, chosen_NC, reduction="none").mean(1)
+        else:
+            losses_N = F.cross_entropy(logits, batch.targets["label"], reduction="none")
+        return (losses_N * weights_N).sum()
+
+    def decode(
+        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
+    ) -> list[Prediction]:
+        """Average each text's windows and choose."""
+        found: list[list[NDArray[np.float64]]] = [[] for _ in examples]
+        for feature, scores in zip(features, logits, strict=True):
+            found[feature.notes].append(self._probabilities(scores.astype(np.float64)))
+        return [
+            self._predict(example, np.mean(windows, axis=0)) for example, windows in zip(examples, found, strict=True)
+        ]
+
+    def _probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.is_regression:
+            return scores
+        if self.dataset.problem == "multi_label":
+            return 1 / (1 + np.exp(-scores))
+        weights: NDArray[np.float64] = np.exp(scores - scores.max())
+        return weights / weights.sum()
+
+    def _predict(self, example: Example, numbers: NDArray[np.float64]) -> Prediction:
+        if self.is_regression:
+            return Prediction(example.id, example.text, (), {}, float(numbers[0]))
+        probabilities = dict(zip(self.labels, numbers.tolist(), strict=True))
+        if self.dataset.problem == "multi_label":
+            labels = tuple(label for label, probability in probabilities.items() if probability >= 0.5)
+        else:
+            labels = (self.labels[int(numbers.argmax())],)
+        return Prediction(example.id, example.text, labels, probabilities)
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Score against the examples' labels."""
+        gold = [_known(example) for example in examples]
+        if self.is_regression:
+            return _correlations([float(labels[0]) for labels in gold], [item.value or 0.0 for item in predictions])
+        return _scores(gold, [item.labels for item in predictions], self.dataset.problem, self.labels)
+
+    def to_json(self, prediction: Prediction) -> dict[str, Any]:
+        """Give the label or labels with all probabilities, or the value."""
+        plain: dict[str, Any] = {"id": prediction.id, "text": prediction.text}
+        if prediction.value is not None:
+            return plain | {"value": prediction.value}
+        if self.dataset.problem == "multi_label":
+            return plain | {"labels": list(prediction.labels), "probabilities": prediction.probabilities}
+        label = prediction.labels[0]
+        probability = prediction.probabilities[label]
+        return plain | {"label": label, "probability": probability, "probabilities": prediction.probabilities}
+
+    @classmethod
+    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
+        """Score a file with one label a line, or of JSON lines as `megabert predict` writes them."""
+        task = cls(cls.settings_type())
+        expected = [_known(example) for example in task.read(gold)]
+        lines = read_lines(predictions)
+        found = [(str(json.loads(line)["label"]),) if line.startswith("{") else (line.strip(),) for line in lines]
+        if len(found) != len(expected):
+            raise InputError(
+                f"{predictions} has {len(found)} lines for {len(expected)} texts of {gold}. Give one each."
+            )
+        return _scores(expected, found, "single_label", sorted({label for labels in expected for label in labels}))
+
+
+def _known(example: Example) -> tuple[str, ...]:
+    if example.labels is None:
+        raise InputError(f"{example.place}: the text has no label to score against. Add one.")
+    return example.labels
+
+
+def _scores(
+    gold: Sequence[tuple[str, ...]], found: Sequence[tuple[str, ...]], problem: str, labels: Sequence[str]
+) -> dict[str, float]:
+    if problem == "multi_label":
+        return metrics.multi_label_scores([set(item) for item in gold], [set(item) for item in found])
+    return metrics.classification_scores([item[0] for item in gold], [item[0] for item in found], labels)
+
+
+def _correlations(gold: Sequence[float], found: Sequence[float]) -> dict[str, float]:
+    return {"pearson": 100 * metrics.pearson(gold, found), "spearman": 100 * metrics.spearman(gold, found)}

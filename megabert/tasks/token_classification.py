@@ -1,0 +1,438 @@
+"""Token classification: a tag for each word, as in named-entity recognition."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import metrics
+from ..errors import ConfigError, InputError
+from ..model.heads import ACTIVATIONS, TokenHead
+from ..model.shape import EncoderConfig
+from ..settings import (
+    DataSettings,
+    HeadSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    TrainDataSettings,
+    TrainerSettings,
+    choice,
+)
+from ..text.batch import NO_TARGET, Batch, Features
+from ..text.files import Sentence, read_columns, read_lines, read_parallel
+from ..text.tokenizer import Tokenizer
+from ..text.windows import best_contexts, best_window_spans
+from .task import Task
+
+
+@dataclass
+class DatasetSettings:
+    """How words become tokens, and tags labels."""
+
+    data_dir: str | None = None
+    """Folder of text_file and labels_file."""
+    max_seq_length: int = 128
+    """Tokens of a sentence with its special tokens; a longer one is read in windows that overlap."""
+    pad_label: str = "O"
+    """The tag of words outside of any entity."""
+    ignore_extra_tokens: bool = True
+    """Learn a word's tag at its first token only; false: at each of them."""
+    ignore_start_end: bool = True
+    """Learn nothing at [CLS] and [SEP]; false: pad_label."""
+    class_balancing: str | None = choice(None, "weighted_loss")
+    """weighted_loss: a tag counts in the loss in inverse proportion to its number of words."""
+
+
+@dataclass
+class TokenData:
+    """NeMo's two files, instead of `file`."""
+
+    text_file: str | None = None
+    """A sentence a line, words between blanks."""
+    labels_file: str | None = None
+    """The tags of each line's words."""
+
+
+@dataclass
+class TokenDataSettings(DataSettings, TokenData):
+    """One set of data: `file` in CoNLL's columns, or text_file and labels_file."""
+
+
+@dataclass
+class TokenTrainSettings(TrainDataSettings, TokenData):
+    """The training data: `file` in CoNLL's columns, or text_file and labels_file."""
+
+
+@dataclass
+class TokenHeadSettings(HeadSettings):
+    """The head that scores each token."""
+
+    num_fc_layers: int = 1
+    """Linear maps."""
+    fc_dropout: float = 0.1
+    """Dropout on the head's input."""
+    activation: str = choice("relu", *ACTIVATIONS)
+    """Between linear maps."""
+
+
+@dataclass
+class TokenClassificationModel(ModelSettings):
+    """The network, its data and its optimizer."""
+
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    head: TokenHeadSettings = field(default_factory=TokenHeadSettings)
+    train_ds: TokenTrainSettings = field(default_factory=TokenTrainSettings)
+    validation_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
+    test_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
+    optim: OptimizerSettings = field(
+        default_factory=lambda: OptimizerSettings(
+            lr=5e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
+        )
+    )
+
+
+@dataclass
+class TokenClassificationSettings(Settings):
+    """All settings of a run."""
+
+    trainer: TrainerSettings = field(default_factory=lambda: TrainerSettings(max_epochs=5))
+    model: TokenClassificationModel = field(default_factory=TokenClassificationModel)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, its words as [start, end) characters, and their tags, None where the data give none."""
+
+    id: str
+    text: str
+    words: tuple[tuple[int, int], ...]
+    tags: tuple[str, ...] | None
+    place: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """An entity: characters [start, end) of the untouched text; `score` is the mean probability of its words' tags."""
+
+    type: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The tag of each word and the entities that they make."""
+
+    id: str
+    text: str
+    tags: tuple[str, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a feature's tokens come from: the example, and the word that each token is the first of, or -1."""
+
+    example: int
+    words: NDArray[np.int64]
+
+
+class TokenClassification(Task[Example, Prediction]):
+    """Tag the words of a text, above all to find named entities.
+
+    Data: CoNLL's columns (a word and its tag a line, between tabs or blanks, an empty line between sentences), or
+    NeMo's two files (model.train_ds.text_file and labels_file). Tags in IOB1, IOB2 or IOBES are turned into IOB2;
+    tags of another kind are taken as they are. A sentence longer than model.dataset.max_seq_length is read in windows
+    that overlap; each word is tagged where most of its surroundings are seen, and none is lost.
+
+    Prediction gives entities with type, score and characters of the untouched text.
+
+    Scores: f1, precision and recall of entities as conlleval counts them, of each type, and strict (only a B- opens an
+    entity); beside them the share of words with the right tag.
+    """
+
+    settings_type = TokenClassificationSettings
+    main_score = "f1"
+
+    def __init__(self, settings: TokenClassificationSettings) -> None:
+        super().__init__(settings)
+        self.dataset = settings.model.dataset
+        self.labels: list[str] = []
+        self.weights: list[float] = []
+        if self.dataset.max_seq_length < 8:
+            raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a window."""
+        return self.dataset.max_seq_length
+
+    def files(self, data: Any) -> list[str]:
+        """Give `file`, or the two files."""
+        if data.text_file is None:
+            return [] if data.file is None else [data.file]
+        if data.file is not None:
+            raise ConfigError("file and text_file are both given. Give one of them.")
+        names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
+        return [str(Path(self.dataset.data_dir or "") / name) for name in names]
+
+    def read_files(self, files: Sequence[str]) -> list[Example]:
+        """Read one file in columns, or two in parallel."""
+        if len(files) == 1:
+            return self.read(Path(files[0]))
+        return self._examples(read_parallel(Path(files[0]), Path(files[1])))
+
+    def read(self, path: Path) -> list[Example]:
+        """Read CoNLL's columns; a *.txt or *.raw of sentences, one a line and without tabs, is raw text."""
+        lines = read_lines(path)
+        is_raw = path.suffix in (".txt", ".raw") and not any("\t" in line for line in lines)
+        if is_raw and not _are_columns(lines):
+            return [
+                Example(str(number), line, _words_of(line), None, f"{path}:{number}")
+                for number, line in enumerate(lines, start=1)
+                if line.strip()
+            ]
+        return self._examples(read_columns(path))
+
+    def _examples(self, sentences: Sequence[Sentence]) -> list[Example]:
+        are_entities = any(tag[:2] in ("B-", "I-", "E-", "S-") for item in sentences for tag in item.tags or ())
+        examples = []
+        for number, sentence in enumerate(sentences, start=1):
+            ends = np.cumsum([len(word) + 1 for word in sentence.words]) - 1
+            words = tuple((int(end) - len(word), int(end)) for word, end in zip(sentence.words, ends, strict=True))
+            tags = sentence.tags
+            if tags is not None and are_entities:
+                tags = _to_iob2(tags, self.dataset.pad_label, sentence.place)
+            examples.append(Example(str(number), " ".join(sentence.words), words, tags, sentence.place))
+        return examples
+
+    def example(self, **fields: Any) -> Example:
+        """Make an example from `text`."""
+        unknown = sorted(set(fields) - {"text", "id"})
+        text = str(fields.get("text") or "")
+        if unknown or not text.strip():
+            raise InputError(
+                f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
+            )
+        return Example(str(fields.get("id", "text")), text, _words_of(text), None, "the text")
+
+    def learn_labels(self, examples: Sequence[Example]) -> None:
+        """List the tags, pad_label first and the others alphabetically; weigh them if that is asked for."""
+        counts = Counter(tag for example in examples for tag in example.tags or ())
+        if not counts:
+            raise InputError("the training data have no tags. Add a tag to each word.")
+        pad = self.dataset.pad_label
+        self.labels = [pad, *sorted(set(counts) - {pad})]
+        self.weights = [1.0] * len(self.labels)
+        if self.dataset.class_balancing == "weighted_loss":
+            total = sum(counts.values())
+            self.weights = [total / (len(counts) * counts[tag]) if counts[tag] else 1.0 for tag in self.labels]
+
+    def state(self) -> dict[str, Any]:
+        """Give tags and their weights."""
+        return {"labels": self.labels, "weights": self.weights}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take tags and weights back."""
+        self.labels, self.weights = list(state["labels"]), list(state["weights"])
+
+    def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+        """Tokenize words, long sentences in several windows; each word is asked for in one of them."""
+        encoded = tokenizer.encode_words([[item.text[start:end] for start, end in item.words] for item in examples])
+        numbers = {tag: number for number, tag in enumerate(self.labels)}
+        features = []
+        for index, (example, (ids, word_of)) in enumerate(zip(examples, encoded, strict=True)):
+            tags = self._numbers(example, numbers) if with_targets else None
+            spans = best_window_spans(len(ids), self.dataset.max_seq_length - 2)
+            for (start, end), is_best in zip(spans, best_contexts(len(ids), spans), strict=True):
+                features.append(self._window(index, ids[start:end], word_of, start, end, is_best, tags, tokenizer))
+        return features
+
+    def _window(
+        self,
+        index: int,
+        ids: NDArray[np.int64],
+        word_of: NDArray[np.int64],
+        start: int,
+        end: int,
+        is_best: NDArray[np.bool_],
+        tags: NDArray[np.int64] | None,
+        tokenizer: Tokenizer,
+    ) -> Features:
+        own = word_of[start:end]
+        before = np.concatenate([[-1], word_of])[start:end]
+        is_first = own != before
+        asked = np.where(is_first & is_best, own, -1)
+        words = np.concatenate([[-1], asked, [-1]])
+        token_ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
+        segment_ids = np.zeros(len(token_ids), dtype=np.int64)
+        if tags is None:
+            return Features(token_ids, segment_ids, notes=Window(index, words))
+        learnt = is_first & is_best if self.dataset.ignore_extra_tokens else is_best
+        targets = np.where(learnt, tags[own] if len(own) else own, NO_TARGET)
+        edge = [NO_TARGET if self.dataset.ignore_start_end else 0]
+        targets = np.concatenate([edge, targets, edge]).astype(np.int64)
+        weight = float(np.array(self.weights)[targets[targets != NO_TARGET]].sum())
+        return Features(token_ids, segment_ids, {}, {"tag": targets}, weight, Window(index, words))
+
+    def _numbers(self, example: Example, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+        if example.tags is None:
+            raise InputError(f"{example.place}: the words have no tags. Add them, or predict instead.")
+        unknown = next((tag for tag in example.tags if tag not in numbers), None)
+        if unknown is not None:
+            raise InputError(
+                f"{example.place}: the tag {unknown!r} is not one of the {len(numbers)} that were trained: "
+                f"{', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}. Correct it, or train with "
+                "model.head.reset=true for another set of tags."
+            )
+        return np.array([numbers[tag] for tag in example.tags], dtype=np.int64)
+
+    def head(self, config: EncoderConfig) -> nn.Module:
+        """Score the tags at each token."""
+        settings = self.settings.model.head
+        return TokenHead(
+            config.hidden_size,
+            len(self.labels),
+            num_layers=settings.num_fc_layers,
+            dropout=settings.fc_dropout,
+            activation=settings.activation,
+        )
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Sum the cross-entropy over tokens that have a tag, weighted by tag."""
+        weights_C = logits.new_tensor(self.weights) if self.dataset.class_balancing else None
+        return F.cross_entropy(logits, batch.token_targets["tag"], weight=weights_C, reduction="sum")
+
+    def decode(
+        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
+    ) -> list[Prediction]:
+        """Tag each word by its first token; a word that has none, such as a control character, is outside."""
+        tags = [np.zeros(len(example.words), dtype=np.int64) for example in examples]
+        scores = [np.ones(len(example.words)) for example in examples]
+        for feature, found in zip(features, logits, strict=True):
+            window: Window = feature.notes
+            places = np.flatnonzero(window.words >= 0)
+            chosen = found[places].astype(np.float64)
+            weights = np.exp(chosen - chosen.max(axis=1, keepdims=True))
+            words = window.words[places]
+            tags[window.example][words] = chosen.argmax(axis=1)
+            scores[window.example][words] = weights.max(axis=1) / weights.sum(axis=1)
+        return [
+            self._predict(example, tuple(self.labels[number] for number in own), score)
+            for example, own, score in zip(examples, tags, scores, strict=True)
+        ]
+
+    def _predict(self, example: Example, tags: tuple[str, ...], scores: NDArray[np.float64]) -> Prediction:
+        spans = []
+        for kind, first, end in metrics.entities(tags):
+            start, stop = example.words[first][0], example.words[end - 1][1]
+            score = float(scores[first:end].mean())
+            spans.append(Span(kind, example.text[start:stop], start, stop, score))
+        return Prediction(example.id, example.text, tags, tuple(spans))
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Score entities and words against the examples' tags."""
+        gold = [_known(example) for example in examples]
+        return _scores(gold, [item.tags for item in predictions])
+
+    def to_json(self, prediction: Prediction) -> dict[str, Any]:
+        """Give the entities, and NeMo's text with tags in brackets."""
+        return {
+            "id": prediction.id,
+            "text": prediction.text,
+            "entities": [vars(span) for span in prediction.spans],
+            "tagged": _tagged(prediction),
+            "tags": list(prediction.tags),
+        }
+
+    @classmethod
+    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
+        """Score a file in columns, or of JSON lines as `megabert predict` writes them."""
+        task = cls(cls.settings_type())
+        expected = [_known(example) for example in task.read(gold)]
+        if predictions.suffix in (".jsonl", ".json"):
+            found: list[tuple[str, ...]] = [tuple(json.loads(line)["tags"]) for line in read_lines(predictions)]
+        else:
+            found = [_known(example) for example in task.read(predictions)]
+        lengths = [list(map(len, tags)) for tags in (expected, found)]
+        if lengths[0] != lengths[1]:
+            raise InputError(f"{predictions} has other sentences or words than {gold}. Predict the same file.")
+        return _scores(expected, found)
+
+    def write_predictions(
+        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> Mapping[str, str]:
+        """Give predictions.txt: word, gold tag and predicted tag, as conlleval takes them."""
+        sentences = []
+        for example, prediction in zip(examples, predictions, strict=True):
+            gold = example.tags or prediction.tags
+            words = [example.text[start:end] for start, end in example.words]
+            lines = [" ".join(row) for row in zip(words, gold, prediction.tags, strict=True)]
+            sentences.append("".join(f"{line}\n" for line in lines))
+        return {"predictions.txt": "\n".join(sentences)}
+
+
+def _words_of(text: str) -> tuple[tuple[int, int], ...]:
+    """Cut raw text into words: at blanks, and before and behind punctuation at a word's ends, not inside: p53, IL-2."""
+    words: list[tuple[int, int]] = []
+    for match in re.finditer(r"\S+", text):
+        start, end = match.span()
+        first, last = start, end
+        while first < last and unicodedata.category(text[first]).startswith("P"):
+            first += 1
+        while last > first and unicodedata.category(text[last - 1]).startswith("P"):
+            last -= 1
+        words += [(place, place + 1) for place in range(start, first)]
+        words += [(first, last)] * (first < last)
+        words += [(place, place + 1) for place in range(max(last, first), end)]
+    return tuple(words)
+
+
+def _are_columns(lines: Sequence[str]) -> bool:
+    """Tell columns from raw text: their lines have all the same few fields, and empty lines stand between."""
+    widths = {len(line.split()) for line in lines if line.strip()}
+    return len(widths) == 1 and widths <= {2, 3, 4} and any(not line.strip() for line in lines)
+
+
+def _to_iob2(tags: tuple[str, ...], outside: str, place: str) -> tuple[str, ...]:
+    for tag in tags:
+        prefix, dash, kind = tag.partition("-")
+        if tag != outside and not (prefix in ("B", "I", "E", "S") and dash and kind):
+            raise InputError(f"{place}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE.")
+    found = [outside] * len(tags)
+    for kind, start, end in metrics.entities(tags):
+        found[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+    return tuple(found)
+
+
+def _known(example: Example) -> tuple[str, ...]:
+    if example.tags is None:
+        raise InputError(f"{example.place}: the words have no tags to score against. Add them.")
+    return example.tags
+
+
+def _scores(gold: Sequence[tuple[str, ...]], found: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    pairs = [pair for tags in zip(gold, found, strict=True) for pair in zip(*tags, strict=True)]
+    right = sum(a == b for a, b in pairs)
+    return metrics.entity_scores(gold, found) | {"word_accuracy": 100.0 * right / len(pairs), "total": len(gold)}
+
+
+def _tagged(prediction: Prediction) -> str:
+    parts, end = [], 0
+    for span in prediction.spans:
+        parts += [prediction.text[end : span.start], f"{span.text}[{span.type}]"]
+        end = span.end
+    return "".join([*parts, prediction.text[end:]])
