@@ -72,3 +72,23 @@ def test_an_encoder_comes_with_its_tokenizer(minilm):
     assert not encoder.training
     ids = [tokenizer.cls_id, *tokenizer.encode(["Hello there"])[0].token_ids.tolist(), tokenizer.sep_id]
     assert encoder(torch.tensor([ids])).shape == (1, len(ids), 384)
+
+
+def test_the_compiler_is_not_imported_to_answer_a_question():
+    """It takes a second or more, and nothing of it is used."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch\n"
+        "from megabert.assemble import give_memory\n"
+        "from megabert.model.heads import PretrainingModel\n"
+        "from megabert.model.shape import EncoderConfig\n"
+        "with torch.device('meta'): model = PretrainingModel(EncoderConfig(50, 1, 16, 2, 16, 8))\n"
+        "give_memory(model.eval())\n"
+        "assert model.language_model.vocabulary.weight is model.encoder.embeddings.word.weight\n"
+        "model(torch.tensor([[1, 2, 3]]))\n"
+        "print('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
+    assert done.stdout.strip() == "False"

@@ -147,8 +147,33 @@ def _write_huggingface(dest: Path, job: _Job) -> list[str]:
             lower_case=source.lower_case,
             head=source.head,
             task=source.documents.get("run", {}).get("task"),
-            task_config=source.documents.get("task_config", {}),
+            task_config=_task_config(source.documents),
         )
+
+
+def _task_config(documents: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a fine-tuned run's config.json says of its labels.
+
+    Raises ConfigError if the head computes otherwise than transformers'.
+    """
+    settings = documents.get("settings", {}).get("model", {})
+    activation = settings.get("classifier_head", {}).get("activation", "tanh")
+    if activation != "tanh":
+        raise ConfigError(
+            f"transformers' classifiers have tanh in their head; this run's has {activation}. Train with "
+            "model.classifier_head.activation=tanh, or convert the encoder alone."
+        )
+    labels = documents.get("task", {}).get("labels", [])
+    found: dict[str, Any] = dict(documents.get("task_config", {}))
+    if labels:
+        found["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        found["label2id"] = {label: number for number, label in enumerate(labels)}
+    problem = settings.get("dataset", {}).get("problem")
+    if problem is not None:
+        found["problem_type"] = problem if problem == "regression" else f"{problem}_classification"
+    if problem == "regression":
+        found["num_labels"] = 1
+    return found
 
 
 def _write_megatron(dest: Path, job: _Job) -> list[str]:

@@ -18,14 +18,23 @@ def gelu(hidden: Tensor, variant: str) -> Tensor:
     return F.gelu(hidden, approximate="tanh" if variant == "tanh" else "none")
 
 
+class Embedding(nn.Embedding):
+    """PyTorch's, but nothing is drawn on the meta device: for that PyTorch would import its compiler, a second."""
+
+    def reset_parameters(self) -> None:
+        """Draw weights, where there is memory for them."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Embeddings(nn.Module):
     """Sum of word, position and segment vectors; a post-norm network (BERT) normalizes it, Megatron-LM does not."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocabulary_size, config.hidden_size)
-        self.position = nn.Embedding(config.max_positions, config.hidden_size)
-        self.segment = nn.Embedding(config.num_segments, config.hidden_size) if config.num_segments else None
+        self.word = Embedding(config.vocabulary_size, config.hidden_size)
+        self.position = Embedding(config.max_positions, config.hidden_size)
+        self.segment = Embedding(config.num_segments, config.hidden_size) if config.num_segments else None
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon) if config.is_post_norm else None
         self.dropout = Dropout(config.hidden_dropout)
 

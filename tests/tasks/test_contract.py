@@ -33,8 +33,12 @@ class Case:
 COLUMNS = "marie B-PER\ncurie I-PER\nwas O\nborn O\nin O\nwarsaw B-LOC\n\nthe O\nseine B-LOC\nis O\nin O\nparis B-LOC\n"
 CASES = {
     "question_answering": Case(
-        "question_answering", "x.json", json.dumps(squad_document()),
-        ("model.dataset.max_query_length=24", "model.dataset.doc_stride=16", "trainer.max_epochs=150"), "f1",
+        "question_answering",
+        "x.json",
+        json.dumps(squad_document()),
+        ("model.dataset.max_query_length=24", "model.dataset.doc_stride=16", "model.optim.lr=1e-3",
+         "trainer.max_epochs=150"),
+        "f1",
         ("question=Where was Marie Curie born?", "context=Marie Curie was born in Warsaw."),
     ),
     "text_classification": Case(
