@@ -75,7 +75,7 @@ def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
 
 
 def _document_by_document(qkv_TH3K: Tensor, documents: Documents, dropout: float, is_causal: bool) -> Tensor:
-    lengths = documents.boundaries_N1.diff().tolist()
+    lengths = documents.lengths().tolist()
     mixed = []
     for qkv_LH3K in qkv_TH3K.split(lengths):
         if not len(qkv_LH3K):

@@ -40,28 +40,18 @@ class TokenHead(nn.Module):
         return self.out(hidden_TD)
 
 
-class SequenceHead(nn.Module):
-    """Logits for each text, from its first token: dropout on the input, then an MLP of `num_layers` linear maps.
+class SequenceHead(TokenHead):
+    """Logits for each text: a TokenHead that reads nothing but the texts' first tokens.
 
     With two maps and tanh between them it is BERT's pooler and classifier. Source: NeMo 1.x's SequenceClassifier.
     """
 
     is_per_text = True
 
-    def __init__(self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.activation = ACTIVATIONS[activation]()
-        self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1))
-        self.out = nn.Linear(hidden_size, num_classes)
-
     def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
         """Map [T, D] and the places of first tokens [N] to logits [N, C]."""
         # index_select: where several texts start at one place (those that fill a batch up), its gradient is a sum.
-        hidden_ND = self.dropout(hidden_TD.index_select(0, starts_N))
-        for linear in self.hidden:
-            hidden_ND = self.activation(linear(hidden_ND))
-        return self.out(hidden_ND)
+        return super().forward(hidden_TD.index_select(0, starts_N), starts_N)
 
 
 class LanguageModelHead(nn.Module):

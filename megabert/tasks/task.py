@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import nearest
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..model.shape import EncoderConfig
 from ..settings import DataSettings, Settings
 from ..text.batch import Batch, Features
@@ -126,6 +126,47 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     ) -> Mapping[str, str]:
         """Give the files, name to content, in which the task's official scorer takes predictions."""
         return {}
+
+
+class LabelledTask(Task[ExampleType, PredictionType]):
+    """A task whose head has an output for each label of the training data."""
+
+    def __init__(self, settings: Any) -> None:
+        """Start without labels: they are learnt, or restored with a run."""
+        super().__init__(settings)
+        self.labels: list[str] = []
+        self.weights: list[float] = []
+
+    def state(self) -> dict[str, Any]:
+        """Give labels and their weights."""
+        return {"labels": self.labels, "weights": self.weights}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take labels and weights back."""
+        self.labels, self.weights = list(state["labels"]), list(state["weights"])
+
+    def take_labels(self, labels: list[str], counts: Mapping[str, int], class_balancing: str | None) -> None:
+        """Take labels in the order of the head's outputs, and weigh them by their counts if that is asked for.
+
+        A weight is N / (K n), N labels in all, K different ones, n of this one. Source: NeMo 1.x's weighted_loss.
+        """
+        self.labels = labels
+        self.weights = [1.0] * len(labels)
+        if class_balancing == "weighted_loss":
+            total = sum(counts.values())
+            self.weights = [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
+
+    def number_labels(self, found: Sequence[str], place: str, noun: str) -> NDArray[np.int64]:
+        """Give labels' places among the head's outputs; raises InputError for one that was not trained."""
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        unknown = next((label for label in found if label not in numbers), None)
+        if unknown is not None:
+            raise InputError(
+                f"{place}: the {noun} {unknown!r} is not one of the {len(numbers)} that were trained: "
+                f"{', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}. Correct it, or train with "
+                f"model.head.reset=true for another set of {noun}s."
+            )
+        return np.array([numbers[label] for label in found], dtype=np.int64)
 
 
 def names() -> list[str]:

@@ -1,8 +1,7 @@
 """Text classification: one label a text or a pair of texts, several labels, or a number."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from ..model.heads import ACTIVATIONS, SequenceHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, choice
 from ..text.batch import Batch, Features
-from ..text.files import Row, read_lines, read_table
+from ..text.files import Row, read_json_lines, read_lines, read_table
 from ..text.tokenizer import Tokenizer
 from ..text.windows import best_window_spans
-from .task import Task
+from .task import LabelledTask
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
 PAIR_NAMES = ("text_b", "sentence2", "hypothesis", "text2")
@@ -96,7 +95,7 @@ class Prediction:
     value: float | None = None
 
 
-class TextClassification(Task[Example, Prediction]):
+class TextClassification(LabelledTask[Example, Prediction]):
     """Classify texts or pairs of texts.
 
     Data: tab-separated `text<TAB>label`, or with a header that names the columns (text or sentence, sentence1 and
@@ -115,8 +114,6 @@ class TextClassification(Task[Example, Prediction]):
         super().__init__(settings)
         self.dataset = settings.model.dataset
         self.main_score = {"regression": "pearson", "multi_label": "f1"}.get(self.dataset.problem, "accuracy")
-        self.labels: list[str] = []
-        self.weights: list[float] = []
         if self.dataset.max_seq_length < 8:
             raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
 
@@ -202,30 +199,18 @@ class TextClassification(Task[Example, Prediction]):
         if not counts:
             raise InputError("the training data have no labels. Add a label to each text.")
         are_numbers = all(label.lstrip("-").isdecimal() for label in counts)
-        self.labels = sorted(counts, key=int if are_numbers else str)
-        self.weights = [1.0] * len(counts)
-        if self.dataset.class_balancing == "weighted_loss":
-            total = sum(counts.values())
-            self.weights = [total / (len(counts) * counts[label]) for label in self.labels]
-
-    def state(self) -> dict[str, Any]:
-        """Give labels and their weights."""
-        return {"labels": self.labels, "weights": self.weights}
-
-    def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take labels and weights back."""
-        self.labels, self.weights = list(state["labels"]), list(state["weights"])
+        labels = sorted(counts, key=int if are_numbers else str)
+        self.take_labels(labels, counts, self.dataset.class_balancing)
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize texts, long ones in several windows that count as one together."""
         texts = tokenizer.encode_ids([example.text for example in examples])
         pairs = iter(tokenizer.encode_ids([example.pair for example in examples if example.pair is not None]))
-        numbers = {label: number for number, label in enumerate(self.labels)}
         features = []
         for index, (example, ids) in enumerate(zip(examples, texts, strict=True)):
             pair_ids = None if example.pair is None else next(pairs)
             windows = list(self._windows(ids, pair_ids, tokenizer, example))
-            targets, weight = self._targets(example, numbers, len(windows)) if with_targets else ({}, 1.0)
+            targets, weight = self._targets(example, len(windows)) if with_targets else ({}, 1.0)
             for token_ids, segment_ids in windows:
                 features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
         return features
@@ -254,25 +239,18 @@ class TextClassification(Task[Example, Prediction]):
             windows.append((token_ids, (np.arange(len(token_ids)) >= len(first) + 2).astype(np.int64)))
         return windows
 
-    def _targets(self, example: Example, numbers: Mapping[str, int], count: int) -> tuple[dict[str, Any], float]:
+    def _targets(self, example: Example, count: int) -> tuple[dict[str, Any], float]:
         if example.labels is None:
             raise InputError(f"{example.place}: the text has no label. Add one, or predict instead.")
         if self.is_regression:
             return {"value": np.float32(example.labels[0]), "weight": np.float32(1 / count)}, 1 / count
-        unknown = [label for label in example.labels if label not in numbers]
-        if unknown:
-            raise InputError(
-                f"{example.place}: the label {unknown[0]!r} is not one of the {len(numbers)} that were trained: "
-                f"{', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}. Correct it, or train with "
-                "model.head.reset=true for another set of labels."
-            )
+        numbers = self.number_labels(example.labels, example.place, "label")
         if self.dataset.problem == "multi_label":
-            chosen = np.zeros(len(numbers), dtype=np.float32)
-            chosen[[numbers[label] for label in example.labels]] = 1
+            chosen = np.zeros(len(self.labels), dtype=np.float32)
+            chosen[numbers] = 1
             return {"chosen": chosen, "weight": np.float32(1 / count)}, 1 / count
-        number = numbers[example.labels[0]]
-        weight = self.weights[number] / count
-        return {"label": np.int64(number), "weight": np.float32(weight)}, weight
+        weight = self.weights[numbers[0]] / count
+        return {"label": numbers[0], "weight": np.float32(weight)}, weight
 
     def head(self, config: EncoderConfig) -> nn.Module:
         """Score the classes from a text's first token."""
@@ -350,8 +328,10 @@ class TextClassification(Task[Example, Prediction]):
         """Score a file with one label a line, or of JSON lines as `megabert predict` writes them."""
         task = cls(cls.settings_type())
         expected = [_known(example) for example in task.read(gold)]
-        lines = read_lines(predictions)
-        found = [(str(json.loads(line)["label"]),) if line.startswith("{") else (line.strip(),) for line in lines]
+        if any(line.startswith("{") for line in read_lines(predictions)):
+            found = [(str(row.get("label")),) for row in read_json_lines(predictions)]
+        else:
+            found = [(line.strip(),) for line in read_lines(predictions)]
         if len(found) != len(expected):
             raise InputError(
                 f"{predictions} has {len(found)} lines for {len(expected)} texts of {gold}. Give one each."

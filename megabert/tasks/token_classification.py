@@ -1,6 +1,5 @@
 """Token classification: a tag for each word, as in named-entity recognition."""
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -30,10 +29,10 @@ from ..settings import (
     choice,
 )
 from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import Sentence, read_columns, read_lines, read_parallel
+from ..text.files import Sentence, read_columns, read_json_lines, read_lines, read_parallel
 from ..text.tokenizer import Tokenizer
 from ..text.windows import best_contexts, best_window_spans
-from .task import Task
+from .task import LabelledTask
 
 
 @dataclass
@@ -150,7 +149,7 @@ class Window:
     words: NDArray[np.int64]
 
 
-class TokenClassification(Task[Example, Prediction]):
+class TokenClassification(LabelledTask[Example, Prediction]):
     """Tag the words of a text, above all to find named entities.
 
     Data: CoNLL's columns (a word and its tag a line, between tabs or blanks, an empty line between sentences), or
@@ -170,8 +169,6 @@ class TokenClassification(Task[Example, Prediction]):
     def __init__(self, settings: TokenClassificationSettings) -> None:
         super().__init__(settings)
         self.dataset = settings.model.dataset
-        self.labels: list[str] = []
-        self.weights: list[float] = []
         if self.dataset.max_seq_length < 8:
             raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
 
@@ -235,27 +232,14 @@ class TokenClassification(Task[Example, Prediction]):
         if not counts:
             raise InputError("the training data have no tags. Add a tag to each word.")
         pad = self.dataset.pad_label
-        self.labels = [pad, *sorted(set(counts) - {pad})]
-        self.weights = [1.0] * len(self.labels)
-        if self.dataset.class_balancing == "weighted_loss":
-            total = sum(counts.values())
-            self.weights = [total / (len(counts) * counts[tag]) if counts[tag] else 1.0 for tag in self.labels]
-
-    def state(self) -> dict[str, Any]:
-        """Give tags and their weights."""
-        return {"labels": self.labels, "weights": self.weights}
-
-    def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take tags and weights back."""
-        self.labels, self.weights = list(state["labels"]), list(state["weights"])
+        self.take_labels([pad, *sorted(set(counts) - {pad})], counts, self.dataset.class_balancing)
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize words, long sentences in several windows; each word is asked for in one of them."""
         encoded = tokenizer.encode_words([[item.text[start:end] for start, end in item.words] for item in examples])
-        numbers = {tag: number for number, tag in enumerate(self.labels)}
         features = []
         for index, (example, (ids, word_of)) in enumerate(zip(examples, encoded, strict=True)):
-            tags = self._numbers(example, numbers) if with_targets else None
+            tags = self._numbers(example) if with_targets else None
             spans = best_window_spans(len(ids), self.dataset.max_seq_length - 2)
             for (start, end), is_best in zip(spans, best_contexts(len(ids), spans), strict=True):
                 features.append(self._window(index, ids[start:end], word_of, start, end, is_best, tags, tokenizer))
@@ -288,17 +272,10 @@ class TokenClassification(Task[Example, Prediction]):
         weight = float(np.array(self.weights)[targets[targets != NO_TARGET]].sum())
         return Features(token_ids, segment_ids, {}, {"tag": targets}, weight, Window(index, words))
 
-    def _numbers(self, example: Example, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    def _numbers(self, example: Example) -> NDArray[np.int64]:
         if example.tags is None:
             raise InputError(f"{example.place}: the words have no tags. Add them, or predict instead.")
-        unknown = next((tag for tag in example.tags if tag not in numbers), None)
-        if unknown is not None:
-            raise InputError(
-                f"{example.place}: the tag {unknown!r} is not one of the {len(numbers)} that were trained: "
-                f"{', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}. Correct it, or train with "
-                "model.head.reset=true for another set of tags."
-            )
-        return np.array([numbers[tag] for tag in example.tags], dtype=np.int64)
+        return self.number_labels(example.tags, example.place, "tag")
 
     def head(self, config: EncoderConfig) -> nn.Module:
         """Score the tags at each token."""
@@ -364,7 +341,7 @@ class TokenClassification(Task[Example, Prediction]):
         task = cls(cls.settings_type())
         expected = [_known(example) for example in task.read(gold)]
         if predictions.suffix in (".jsonl", ".json"):
-            found: list[tuple[str, ...]] = [tuple(json.loads(line)["tags"]) for line in read_lines(predictions)]
+            found: list[tuple[str, ...]] = [tuple(row.get("tags")) for row in read_json_lines(predictions)]
         else:
             found = [_known(example) for example in task.read(predictions)]
         lengths = [list(map(len, tags)) for tags in (expected, found)]

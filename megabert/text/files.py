@@ -43,15 +43,21 @@ class Row:
     values: dict[str, Any]
     place: str
 
+    def get(self, name: str) -> Any:
+        """Give a value that must be there."""
+        if name not in self.values:
+            raise InputError(f"{self.place}: there is no {name!r}.")
+        return self.values[name]
+
 
 def read_table(path: Path, columns: Sequence[str], known: Sequence[str]) -> list[Row]:
     """Read records: JSON lines (*.jsonl, *.json), or tab-separated with a header of known names, or without one.
 
     `columns` are those of a table without header, in order; the last ones may be absent in all rows.
     """
-    lines = read_lines(path)
     if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return [_json_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+        return read_json_lines(path)
+    lines = read_lines(path)
     rows = [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
     header = [name.strip().lower() for name in rows[0][0]]
     if len(header) > 1 and all(name in known for name in header):
@@ -75,6 +81,12 @@ def read_table(path: Path, columns: Sequence[str], known: Sequence[str]) -> list
                 "Is there a tab too many or too few?"
             )
     return [Row(dict(zip(names, values, strict=True)), place) for values, place in rows]
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """Read one JSON object a line; empty lines are left out."""
+    lines = enumerate(read_lines(path), start=1)
+    return [_json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
 def _json_row(line: str, place: str) -> Row:

@@ -197,3 +197,19 @@ def test_a_line_of_a_million_characters_is_read(tmp_path):
     (tmp_path / "x.tsv").write_text("word " * 200_000 + "\tx\n")
     (example,) = read("text_classification", tmp_path / "x.tsv")
     assert len(example.text) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "gold", "content", "message"),
+    [
+        ("text_classification", "a\tx\n", '{"label": \n', ":1: not JSON"),
+        ("text_classification", "a\tx\n", '{"text": "a"}\n', ":1: there is no 'label'"),
+        ("token_classification", "a B-X\n", "[]\n", ":1: a JSON list"),
+        ("token_classification", "a B-X\n", '{"text": "a"}\n', ":1: there is no 'tags'"),
+    ],
+)
+def test_predictions_that_cannot_be_scored_are_answered_with_their_place(name, gold, content, message, tmp_path):
+    (tmp_path / "gold.tsv").write_text(gold)
+    (tmp_path / "found.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        tasks.find(name).score_files(tmp_path / "gold.tsv", tmp_path / "found.jsonl")
