@@ -254,6 +254,60 @@ def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels:
     return scores | {"total": len(gold)}
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """How often each gold label (rows) was answered with each label (columns)."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def confusion(pairs: Sequence[tuple[str, str]]) -> Confusion:
+    """Count pairs of gold and predicted label; the most frequent gold labels come first."""
+    counts = Counter(pairs)
+    golds = Counter(gold for gold, _ in pairs)
+    labels = sorted({label for pair in pairs for label in pair}, key=lambda label: (-golds[label], label))
+    return Confusion(tuple(labels), tuple(tuple(counts[gold, found] for found in labels) for gold in labels))
+
+
+def label_report(pairs: Sequence[tuple[str, str]]) -> str:
+    """Write precision, recall, F1 and support of each label, and their averages, as a table for people.
+
+    Micro averages over all labels together are the accuracy; macro and weighted ones count labels that are in gold, as
+    NeMo 1.x's report does.
+    """
+    matrix = confusion(pairs)
+    columns = [sum(column) for column in zip(*matrix.counts, strict=True)]
+    counts = {
+        label: _Counts(row[place], sum(row), columns[place])
+        for place, (label, row) in enumerate(zip(matrix.labels, matrix.counts, strict=True))
+    }
+    in_gold = [own for own in counts.values() if own.num_gold]
+    correct = sum(own.num_correct for own in in_gold)
+    rows = [(label, own.figures(), own.num_gold) for label, own in counts.items()]
+    averages = [
+        ("micro avg", _Counts(correct, len(pairs), len(pairs)).figures(), len(pairs)),
+        ("macro avg", _mean_figures(in_gold, [1] * len(in_gold)), len(pairs)),
+        ("weighted avg", _mean_figures(in_gold, [own.num_gold for own in in_gold]), len(pairs)),
+    ]
+    width = max(len(row[0]) for row in [*rows, *averages])
+    lines = [
+        f"{name:<{width}}  {precision:9.2f}  {recall:6.2f}  {f1:6.2f}  {support:7d}"
+        for name, (precision, recall, f1), support in [*rows, *averages]
+    ]
+    header = f"{'label':<{width}}  precision  recall      f1  support"
+    return "\n".join([header, "", *lines[: len(rows)], "", *lines[len(rows) :], ""])
+
+
+def _mean_figures(counts: Sequence["_Counts"], weights: Sequence[int]) -> tuple[float, float, float]:
+    figures = [own.figures() for own in counts]
+    precision, recall, f1 = (
+        sum(row[place] * weight for row, weight in zip(figures, weights, strict=True)) / max(sum(weights), 1)
+        for place in range(3)
+    )
+    return precision, recall, f1
+
+
 def multi_label_scores(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, float]:
     """Score sets of labels: micro and macro F1 in per cent, and the share of texts with exactly the right set."""
     _require_pairs(gold, predicted)
@@ -403,6 +457,9 @@ class _Counts:
     def f1(self) -> float:
         both = self.num_gold + self.num_predicted
         return 200.0 * self.num_correct / both if both else 0.0
+
+    def figures(self) -> tuple[float, float, float]:
+        return self.precision, self.recall, self.f1
 
 
 def _counts_of(gold: Sequence[str], predicted: Sequence[str], label: str) -> _Counts:

@@ -11,7 +11,7 @@ import megabert
 PACKAGE = Path(megabert.__file__).parent
 LINES = [  # lowest first; those of one line do not import each other
     {"errors"},
-    {"settings"},
+    {"settings", "storage"},
     {"config"},
     {"metrics", "text", "model"},
     {"checkpoint", "parallel", "tasks"},

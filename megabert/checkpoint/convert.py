@@ -168,7 +168,7 @@ def _task_config(documents: Mapping[str, Any]) -> dict[str, Any]:
     if labels:
         found["id2label"] = {str(number): label for number, label in enumerate(labels)}
         found["label2id"] = {label: number for number, label in enumerate(labels)}
-    problem = settings.get("dataset", {}).get("problem")
+    problem = documents.get("task", {}).get("problem")
     if problem is not None:
         found["problem_type"] = problem if problem == "regression" else f"{problem}_classification"
     if problem == "regression":

@@ -32,15 +32,19 @@ class TaskHead:
     rules: Sequence[Rule]
 
 
+_SEQUENCE = TaskHead(
+    "ForSequenceClassification",
+    # transformers' pooler is our head's hidden layer: dense, then tanh.
+    [Rule("bert.pooler.dense.*", "head.hidden.0.*"), Rule("classifier.*", "head.out.*")],
+)
 # By the names of our tasks.
 TASK_HEADS = {
     "question_answering": TaskHead("ForQuestionAnswering", [Rule("qa_outputs.*", "head.out.*")]),
     "token_classification": TaskHead("ForTokenClassification", [Rule("classifier.*", "head.out.*")]),
-    "text_classification": TaskHead(
-        "ForSequenceClassification",
-        # transformers' pooler is our head's hidden layer: dense, then tanh.
-        [Rule("bert.pooler.dense.*", "head.hidden.0.*"), Rule("classifier.*", "head.out.*")],
-    ),
+    "text_classification": _SEQUENCE,
+    "relation_extraction": _SEQUENCE,
+    "glue": _SEQUENCE,
+    "zero_shot": _SEQUENCE,
 }
 _CLASS_STARTS = {
     "megatron-bert": "MegatronBert",

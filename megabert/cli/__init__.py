@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import ConfigError, MegabertError
 from .checkpoints import fetch, models
 from .conversion import convert
+from .imports import import_data
 from .inspection import inspect
 from .runs import config, evaluate, predict, score, train
 
@@ -22,6 +23,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "score": score,
     "config": config,
+    "import": import_data,
     "models": models,
     "fetch": fetch,
     "inspect": inspect,

@@ -1,15 +1,13 @@
-"""What all commands share: parsers of words, lines and bars on the terminal, JSON, files that appear whole."""
+"""What all commands share: parsers of words, lines and bars on the terminal, JSON."""
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,15 +50,3 @@ def quote(value: str) -> str:
 def to_json(document: Any) -> str:
     """Write a document as JSON that people can read too."""
     return json.dumps(document, indent=2, ensure_ascii=False)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a file so that it is there whole or as it was before."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file's name.")
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..settings import choice
-from .console import new_parser, progress_bar, quote, say, to_json, write_whole
+from ..storage import write_whole
+from .console import new_parser, progress_bar, quote, say, to_json
 
 
 @dataclasses.dataclass
@@ -36,9 +38,12 @@ class PredictSettings:
     """What `megabert predict` takes besides the fields of an example."""
 
     file: str | None = None
-    """A data file in the task's format, with or without answers."""
+    """A data file in the task's format, with or without answers; - reads standard input, a JSON object with an
+    example's fields a line, or a plain text."""
     output: str | None = None
     """File for the predictions, a JSON object a line; null: print them."""
+    output_dir: str | None = None
+    """Folder for predictions.jsonl and the predictions in the official scorer's format."""
     batch_size: int = 32
     """Texts that are computed at once."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
@@ -133,16 +138,32 @@ def _train_each(task_name: str, overrides: Sequence[str], file: Path | None) -> 
 
 
 def _print_sweep(rows: Sequence[tuple[str, Any]]) -> None:
+    """Print each run's figure, then mean and sample deviation of every score; they are in sweep.json too."""
     import statistics
 
-    figures = [outcome.best.figure for _, outcome in rows if outcome is not None and outcome.best.figure is not None]
-    width = max(len(label) for label, _ in rows)
-    for label, outcome in rows:
-        if outcome is not None:
-            figure = "" if outcome.best.figure is None else f"{outcome.monitor} {outcome.best.figure:.2f}"
-            print(f"{label:<{width}}  {figure}  {outcome.folder}")
-    if len(figures) > 1:
-        print(f"{'mean':<{width}}  {statistics.mean(figures):.2f} ± {statistics.stdev(figures):.2f} (sample deviation)")
+    done = [(label, outcome) for label, outcome in rows if outcome is not None]
+    width = max((len(label) for label, _ in done), default=0)
+    for label, outcome in done:
+        figure = "" if outcome.best.figure is None else f"{outcome.monitor} {outcome.best.figure:.2f}"
+        print(f"{label:<{width}}  {figure}  {outcome.folder}")
+    if len(done) < 2:
+        return
+    scores = [outcome.validation for _, outcome in done]
+    names = [name for name in scores[0] if all(name in own for own in scores)]
+    table = {
+        name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+        for name in names
+        for values in [[own[name] for own in scores]]
+    }
+    if table:
+        print(f"\nlast validation, mean ± sample deviation of {len(done)} runs")
+    for name, row in table.items():
+        if "/" not in name and name != "total":
+            print(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
+    parent = Path(done[0][1].folder).parent
+    write_whole(
+        parent / "sweep.json", to_json({"runs": [str(item.folder) for _, item in done], "scores": table}) + "\n"
+    )
 
 
 def _settings_of_run(folder: Path) -> dict[str, Any]:
@@ -164,13 +185,10 @@ def evaluate(words: Sequence[str]) -> int:
     with progress_bar("evaluating") as progress:
         result = predictor.evaluate_file(Path(settings.file), progress=progress)
     if settings.output_dir is not None:
-        folder = Path(settings.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {"scores.json": to_json(result.scores) + "\n"}
-        files |= predictor.task.write_predictions(folder, result.examples, result.predictions)
-        for name, content in files.items():
-            write_whole(folder / name, content)
-        say(f"Wrote {', '.join(files)} in {folder}.")
+        from ..train.reports import write_evaluation
+
+        names = write_evaluation(Path(settings.output_dir), predictor.task, result)
+        say(f"Wrote {', '.join(names)} in {settings.output_dir}.")
     print(to_json(result.scores))
     return 0
 
@@ -187,16 +205,59 @@ def predict(words: Sequence[str]) -> int:
     if settings.file is None:
         print(to_json(predictor.task.to_json(predictor.predict(**fields))))
         return 0
+    if settings.file == "-":
+        return _answer_lines(predictor)
     examples = predictor.task.read(Path(settings.file))
     with progress_bar("predicting") as progress:
         predictions = predictor.predict_examples(examples, progress=progress)
-    lines = [json.dumps(predictor.task.to_json(item), ensure_ascii=False) + "\n" for item in predictions]
-    if settings.output is None:
-        sys.stdout.writelines(lines)
-    else:
+    lines = [_line(predictor, item) for item in predictions]
+    if settings.output_dir is not None:
+        folder = Path(settings.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"predictions.jsonl": "".join(lines)}
+        files |= predictor.task.write_predictions(folder, examples, predictions)
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        say(f"Wrote {', '.join(files)} in {folder}.")
+    if settings.output is not None:
         write_whole(Path(settings.output), "".join(lines))
         say(f"Wrote {len(lines)} predictions to {settings.output}.")
+    elif settings.output_dir is None:
+        sys.stdout.writelines(lines)
     return 0
+
+
+# So many lines of standard input are answered at once.
+CHUNK = 1024
+
+
+def _answer_lines(predictor: Any) -> int:
+    """Answer the lines of standard input as they come: JSON objects with an example's fields, or plain texts."""
+    numbered = enumerate(sys.stdin.buffer, start=1)
+    while chunk := list(itertools.islice(numbered, CHUNK)):
+        examples = [_example(predictor, line, number) for number, line in chunk if line.strip()]
+        sys.stdout.writelines(_line(predictor, item) for item in predictor.predict_examples(examples) if examples)
+        sys.stdout.flush()
+    return 0
+
+
+def _example(predictor: Any, line: bytes, number: int) -> Any:
+    from ..text.files import json_row
+
+    place = f"standard input:{number}"
+    try:
+        text = line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InputError(f"{place}: not UTF-8 text.") from None
+    fields = json_row(text, place).values if text.lstrip().startswith("{") else {"text": text, "id": str(number)}
+    try:
+        return predictor.task.example(**fields)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _line(predictor: Any, prediction: Any) -> str:
+    return json.dumps(predictor.task.to_json(prediction), ensure_ascii=False) + "\n"
 
 
 def score(words: Sequence[str]) -> int:

@@ -54,6 +54,20 @@ class SequenceHead(TokenHead):
         return super().forward(hidden_TD.index_select(0, starts_N), starts_N)
 
 
+class JointHead(nn.Module):
+    """Several heads on the same tokens: their logits side by side, [T, C1 + C2 + ...]."""
+
+    is_per_text = False
+
+    def __init__(self, **heads: TokenHead) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
+        """Map [T, D] to logits [T, C], in the order in which the heads were given."""
+        return torch.cat([head(hidden_TD, starts_N) for head in self.heads.values()], dim=-1)
+
+
 class LanguageModelHead(nn.Module):
     """Logits over the vocabulary; the matrix is the word embedding, tied.
 

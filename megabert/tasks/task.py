@@ -121,6 +121,12 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
         """Score a file of predictions against a data file as the task's official scorer does."""
 
+    def label_pairs(
+        self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+    ) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """Give pairs of gold and predicted label, for confusion matrices and reports, under a name for each kind."""
+        return {}
+
     def write_predictions(
         self, folder: Path, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
     ) -> Mapping[str, str]:
@@ -146,27 +152,36 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         self.labels, self.weights = list(state["labels"]), list(state["weights"])
 
     def take_labels(self, labels: list[str], counts: Mapping[str, int], class_balancing: str | None) -> None:
-        """Take labels in the order of the head's outputs, and weigh them by their counts if that is asked for.
-
-        A weight is N / (K n), N labels in all, K different ones, n of this one. Source: NeMo 1.x's weighted_loss.
-        """
-        self.labels = labels
-        self.weights = [1.0] * len(labels)
-        if class_balancing == "weighted_loss":
-            total = sum(counts.values())
-            self.weights = [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
+        """Take labels in the order of the head's outputs, and weigh them by their counts if that is asked for."""
+        self.labels, self.weights = labels, class_weights(labels, counts, class_balancing)
 
     def number_labels(self, found: Sequence[str], place: str, noun: str) -> NDArray[np.int64]:
         """Give labels' places among the head's outputs; raises InputError for one that was not trained."""
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        unknown = next((label for label in found if label not in numbers), None)
-        if unknown is not None:
-            raise InputError(
-                f"{place}: the {noun} {unknown!r} is not one of the {len(numbers)} that were trained: "
-                f"{', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}. Correct it, or train with "
-                f"model.head.reset=true for another set of {noun}s."
-            )
-        return np.array([numbers[label] for label in found], dtype=np.int64)
+        return number_labels(self.labels, found, place, noun)
+
+
+def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balancing: str | None) -> list[float]:
+    """Weigh labels in the loss: all 1, or N / (K n), N labels in all, K different ones, n of this one.
+
+    Source: NeMo 1.x's weighted_loss.
+    """
+    if class_balancing != "weighted_loss":
+        return [1.0] * len(labels)
+    total = sum(counts.values())
+    return [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
+
+
+def number_labels(labels: Sequence[str], found: Sequence[str], place: str, noun: str) -> NDArray[np.int64]:
+    """Give the places of what was found among the labels; raises InputError for one that was not trained."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    unknown = next((label for label in found if label not in numbers), None)
+    if unknown is not None:
+        raise InputError(
+            f"{place}: the {noun} {unknown!r} is not one of the {len(numbers)} that were trained: "
+            f"{', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}. Correct it, or train with "
+            f"model.head.reset=true for another set of {noun}s."
+        )
+    return np.array([numbers[label] for label in found], dtype=np.int64)
 
 
 def names() -> list[str]:

@@ -1,10 +1,10 @@
 """Text classification: one label a text or a pair of texts, several labels, or a number."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,27 +18,33 @@ from ..model.heads import ACTIVATIONS, SequenceHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, choice
 from ..text.batch import Batch, Features
-from ..text.files import Row, read_json_lines, read_lines, read_table
+from ..text.files import JSON_SUFFIXES, Row, read_json_lines, read_lines, read_table
 from ..text.tokenizer import Tokenizer
 from ..text.windows import best_window_spans
 from .task import LabelledTask
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
 PAIR_NAMES = ("text_b", "sentence2", "hypothesis", "text2")
-LABEL_NAMES = ("label", "labels", "class", "score")
+LABEL_NAMES = ("label", "labels", "gold_label", "class", "score")
 OTHER_NAMES = ("id", "index", "idx")
 
 
 @dataclass
-class DatasetSettings:
-    """How texts become tokens, and what a label is."""
+class TextSettings:
+    """How texts become tokens."""
 
-    problem: str = choice("single_label", "single_label", "multi_label", "regression")
-    """One label a text; any number of labels (separated by commas, or a JSON list); a number."""
     max_seq_length: int = 256
     """Tokens of a text or pair with its special tokens; a longer one is read in windows."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: a class counts in the loss in inverse proportion to its number of texts."""
+
+
+@dataclass
+class DatasetSettings(TextSettings):
+    """How texts become tokens, and what a label is."""
+
+    problem: str = choice("single_label", "single_label", "multi_label", "regression")
+    """One label a text; any number of labels (separated by commas, or a JSON list); a number."""
 
 
 @dataclass
@@ -54,16 +60,23 @@ class ClassifierSettings:
 
 
 @dataclass
-class TextClassificationModel(ModelSettings):
-    """The network, its data and its optimizer."""
+class ClassifierModel(ModelSettings):
+    """The network with a head for whole texts, its data and its optimizer."""
 
-    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    dataset: TextSettings = field(default_factory=TextSettings)
     classifier_head: ClassifierSettings = field(default_factory=ClassifierSettings)
     optim: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(
             lr=2e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
         )
     )
+
+
+@dataclass
+class TextClassificationModel(ClassifierModel):
+    """The network, its data and its optimizer."""
+
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
 
 
 @dataclass
@@ -107,13 +120,14 @@ class TextClassification(LabelledTask[Example, Prediction]):
     macro F1 and the share of texts with exactly the right labels; regression: Pearson and Spearman correlation.
     """
 
-    settings_type = TextClassificationSettings
+    settings_type: ClassVar[type[Settings]] = TextClassificationSettings
     main_score = "accuracy"
 
-    def __init__(self, settings: TextClassificationSettings) -> None:
+    def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.dataset = settings.model.dataset
-        self.main_score = {"regression": "pearson", "multi_label": "f1"}.get(self.dataset.problem, "accuracy")
+        if self.problem != "single_label":
+            self.main_score = {"regression": "pearson", "multi_label": "f1"}[self.problem]
         if self.dataset.max_seq_length < 8:
             raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
 
@@ -123,34 +137,52 @@ class TextClassification(LabelledTask[Example, Prediction]):
         return self.dataset.max_seq_length
 
     @property
+    def problem(self) -> str:
+        """Say what a text's target is: single_label, multi_label or regression."""
+        return str(self.dataset.problem)
+
+    def state(self) -> dict[str, Any]:
+        """Give labels, weights and what they mean."""
+        return super().state() | {"problem": self.problem}
+
+    @property
     def is_regression(self) -> bool:
         """Whether a text's target is a number."""
-        return self.dataset.problem == "regression"
+        return self.problem == "regression"
 
     def read(self, path: Path) -> list[Example]:
         """Read a table or JSON lines."""
         known = (*TEXT_NAMES, *PAIR_NAMES, *LABEL_NAMES, *OTHER_NAMES)
-        if path.suffix not in (".jsonl", ".json", ".ndjson") and not any("\t" in line for line in read_lines(path)):
+        if path.suffix not in JSON_SUFFIXES and not any("\t" in line for line in read_lines(path)):
             return self._read_blanks(path)
         rows = read_table(path, ("text", "label"), known)
-        return [self._example(row, number) for number, row in enumerate(rows, start=1)]
+        seen: dict[Any, str] = {}
+        for row in rows:
+            name = row.values.get("id")
+            if isinstance(name, str | int) and seen.setdefault(str(name), row.place) != row.place:
+                raise InputError(
+                    f"{row.place}: the id {name!r} is that of {seen[str(name)]} too. Give each text its own."
+                )
+        return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
 
     def _read_blanks(self, path: Path) -> list[Example]:
         """Read NeMo's lines: words, and an integer label at the end. Without any such line they are texts alone."""
-        lines = [(number, line.split()) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
-        has_label = [len(words) > 1 and words[-1].isdecimal() for _, words in lines]
+        lines = [(number, line.strip(" ")) for number, line in enumerate(read_lines(path), start=1) if line.strip(" ")]
+        parts = [line.rpartition(" ") for _, line in lines]
+        has_label = [bool(text) and label.isdecimal() for text, _, label in parts]
         if not any(has_label):
-            return [Example(str(n), " ".join(words), None, None, f"{path}:{n}") for n, words in lines]
+            return [Example(str(number), line, None, None, f"{path}:{number}") for number, line in lines]
         examples = []
-        for (number, words), labelled in zip(lines, has_label, strict=True):
+        for (number, _), (text, _, label), labelled in zip(lines, parts, has_label, strict=True):
             if not labelled:
                 raise InputError(
                     f"{path}:{number}: no label at the end, as other lines have one. Write text, a tab and the label."
                 )
-            examples.append(Example(str(number), " ".join(words[:-1]), None, (words[-1],), f"{path}:{number}"))
+            examples.append(Example(str(number), text.rstrip(" "), None, (label,), f"{path}:{number}"))
         return examples
 
-    def _example(self, row: Row, number: int) -> Example:
+    def example_of(self, row: Row, number: int) -> Example:
+        """Make an example of a row of a table or a JSON object."""
         text = self._column(row, TEXT_NAMES)
         if text is None or not text.strip():
             raise InputError(f"{row.place}: there is no text. Name its column {', '.join(TEXT_NAMES)}.")
@@ -174,7 +206,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
             if not np.isfinite(number):
                 raise InputError(f"{place}: the value is {value!r}; expected a number.")
             return (repr(number),)
-        if self.dataset.problem == "multi_label":
+        if self.problem == "multi_label":
             items = value if isinstance(value, list) else [item for item in str(value).split(",") if item.strip()]
             return tuple(str(item).strip() for item in items)
         if isinstance(value, list | dict) or not str(value).strip():
@@ -245,7 +277,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
         if self.is_regression:
             return {"value": np.float32(example.labels[0]), "weight": np.float32(1 / count)}, 1 / count
         numbers = self.number_labels(example.labels, example.place, "label")
-        if self.dataset.problem == "multi_label":
+        if self.problem == "multi_label":
             chosen = np.zeros(len(self.labels), dtype=np.float32)
             chosen[numbers] = 1
             return {"chosen": chosen, "weight": np.float32(1 / count)}, 1 / count
@@ -269,7 +301,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
         if self.is_regression:
             values_N = torch.where(weights_N > 0, batch.targets["value"], 0.0)
             losses_N = (logits[:, 0] - values_N) ** 2
-        elif self.dataset.problem == "multi_label":
+        elif self.problem == "multi_label":
             chosen_NC = batch.targets["chosen"].nan_to_num()
             losses_N = F.binary_cross_entropy_with_logits(logits, chosen_NC, reduction="none").mean(1)
         else:
@@ -290,7 +322,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
     def _probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.is_regression:
             return scores
-        if self.dataset.problem == "multi_label":
+        if self.problem == "multi_label":
             return 1 / (1 + np.exp(-scores))
         weights: NDArray[np.float64] = np.exp(scores - scores.max())
         return weights / weights.sum()
@@ -299,7 +331,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
         if self.is_regression:
             return Prediction(example.id, example.text, (), {}, float(numbers[0]))
         probabilities = dict(zip(self.labels, numbers.tolist(), strict=True))
-        if self.dataset.problem == "multi_label":
+        if self.problem == "multi_label":
             labels = tuple(label for label, probability in probabilities.items() if probability >= 0.5)
         else:
             labels = (self.labels[int(numbers.argmax())],)
@@ -307,17 +339,20 @@ class TextClassification(LabelledTask[Example, Prediction]):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score against the examples' labels."""
-        gold = [_known(example) for example in examples]
+        gold = [known_labels(example) for example in examples]
         if self.is_regression:
             return _correlations([float(labels[0]) for labels in gold], [item.value or 0.0 for item in predictions])
-        return _scores(gold, [item.labels for item in predictions], self.dataset.problem, self.labels)
+        if self.problem == "multi_label":
+            return metrics.multi_label_scores([set(item) for item in gold], [set(item.labels) for item in predictions])
+        found = [item.labels[0] for item in predictions]
+        return metrics.classification_scores([item[0] for item in gold], found, self.labels)
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Give the label or labels with all probabilities, or the value."""
         plain: dict[str, Any] = {"id": prediction.id, "text": prediction.text}
         if prediction.value is not None:
             return plain | {"value": prediction.value}
-        if self.dataset.problem == "multi_label":
+        if self.problem == "multi_label":
             return plain | {"labels": list(prediction.labels), "probabilities": prediction.probabilities}
         label = prediction.labels[0]
         probability = prediction.probabilities[label]
@@ -326,31 +361,53 @@ class TextClassification(LabelledTask[Example, Prediction]):
     @classmethod
     def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
         """Score a file with one label a line, or of JSON lines as `megabert predict` writes them."""
+        rows = read_predictions(predictions)
         task = cls(cls.settings_type())
-        expected = [_known(example) for example in task.read(gold)]
-        if any(line.startswith("{") for line in read_lines(predictions)):
-            found = [(str(row.get("label")),) for row in read_json_lines(predictions)]
-        else:
-            found = [(line.strip(),) for line in read_lines(predictions)]
-        if len(found) != len(expected):
-            raise InputError(
-                f"{predictions} has {len(found)} lines for {len(expected)} texts of {gold}. Give one each."
-            )
-        return _scores(expected, found, "single_label", sorted({label for labels in expected for label in labels}))
+        if rows and "value" in rows[0].values:
+            task.dataset.problem = "regression"
+        elif rows and "labels" in rows[0].values:
+            task.dataset.problem = "multi_label"
+        return task.score_rows(task.read(gold), rows, f"{predictions}")
+
+    def score_rows(self, examples: Sequence[Example], rows: Sequence[Row], source: str) -> dict[str, float]:
+        """Score predictions from a file, one a text in the same order."""
+        if len(rows) != len(examples):
+            raise InputError(f"{source} has {len(rows)} lines for {len(examples)} texts. Give one each.")
+        name = {"regression": "value", "multi_label": "labels"}.get(self.problem, "label")
+        found = [self._labels(row.get(name), row.place) for row in rows]
+        if not self.is_regression:
+            self.labels = self.labels or sorted({label for item in examples for label in known_labels(item)})
+        return self.score(
+            examples,
+            [
+                Prediction(item.id, item.text, labels, {}, float(labels[0]) if self.is_regression else None)
+                for item, labels in zip(examples, found, strict=True)
+            ],
+        )
+
+    def label_pairs(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """Give each text's label and the predicted one."""
+        if self.problem != "single_label":
+            return {}
+        golds = [known_labels(item)[0] for item in examples]
+        return {"label": [(gold, item.labels[0]) for gold, item in zip(golds, predictions, strict=True)]}
 
 
-def _known(example: Example) -> tuple[str, ...]:
+def read_predictions(path: Path) -> list[Row]:
+    """Read predictions: JSON lines as `megabert predict` writes them, or a label a line."""
+    lines = read_lines(path)
+    if lines[0].lstrip().startswith(("{", "[")):
+        return read_json_lines(path)
+    return [Row({"label": line.strip()}, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def known_labels(example: Example) -> tuple[str, ...]:
+    """Give an example's labels; raises InputError where it has none."""
     if example.labels is None:
         raise InputError(f"{example.place}: the text has no label to score against. Add one.")
     return example.labels
-
-
-def _scores(
-    gold: Sequence[tuple[str, ...]], found: Sequence[tuple[str, ...]], problem: str, labels: Sequence[str]
-) -> dict[str, float]:
-    if problem == "multi_label":
-        return metrics.multi_label_scores([set(item) for item in gold], [set(item) for item in found])
-    return metrics.classification_scores([item[0] for item in gold], [item[0] for item in found], labels)
 
 
 def _correlations(gold: Sequence[float], found: Sequence[float]) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Token classification: a tag for each word, as in named-entity recognition."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +27,10 @@ from ..settings import (
     choice,
 )
 from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import Sentence, read_columns, read_json_lines, read_lines, read_parallel
+from ..text.files import JSON_SUFFIXES, Sentence, read_columns, read_json_lines, read_lines, read_parallel, sentence_of
+from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
-from ..text.windows import best_contexts, best_window_spans
+from ..text.windows import word_logits, word_windows
 from .task import LabelledTask
 
 
@@ -51,6 +50,8 @@ class DatasetSettings:
     """Learn nothing at [CLS] and [SEP]; false: pad_label."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: a tag counts in the loss in inverse proportion to its number of words."""
+    constrained_decoding: bool = False
+    """Answer with the likeliest valid sequence of tags, in which no I- stands without what it continues."""
 
 
 @dataclass
@@ -141,14 +142,6 @@ class Prediction:
     spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True)
-class Window:
-    """Where a feature's tokens come from: the example, and the word that each token is the first of, or -1."""
-
-    example: int
-    words: NDArray[np.int64]
-
-
 class TokenClassification(LabelledTask[Example, Prediction]):
     """Tag the words of a text, above all to find named entities.
 
@@ -179,12 +172,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
 
     def files(self, data: Any) -> list[str]:
         """Give `file`, or the two files."""
-        if data.text_file is None:
-            return [] if data.file is None else [data.file]
-        if data.file is not None:
-            raise ConfigError("file and text_file are both given. Give one of them.")
-        names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
-        return [str(Path(self.dataset.data_dir or "") / name) for name in names]
+        return word_files(data, self.dataset.data_dir)
 
     def read_files(self, files: Sequence[str]) -> list[Example]:
         """Read one file in columns, or two in parallel."""
@@ -193,27 +181,32 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         return self._examples(read_parallel(Path(files[0]), Path(files[1])))
 
     def read(self, path: Path) -> list[Example]:
-        """Read CoNLL's columns; a *.txt or *.raw of sentences, one a line and without tabs, is raw text."""
+        """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
+        if path.suffix in JSON_SUFFIXES:
+            rows = read_json_lines(path)
+            if any("text" not in row.values for row in rows):
+                return self._examples([sentence_of(row) for row in rows])
+            return [
+                self._raw(row.text("text"), str(row.values.get("id", n)), row.place) for n, row in enumerate(rows, 1)
+            ]
         lines = read_lines(path)
         is_raw = path.suffix in (".txt", ".raw") and not any("\t" in line for line in lines)
         if is_raw and not _are_columns(lines):
-            return [
-                Example(str(number), line, _words_of(line), None, f"{path}:{number}")
-                for number, line in enumerate(lines, start=1)
-                if line.strip()
-            ]
+            return [self._raw(line, str(n), f"{path}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
         return self._examples(read_columns(path))
+
+    def _raw(self, text: str, name: str, place: str) -> Example:
+        return Example(name, text, split_words(text), None, place)
 
     def _examples(self, sentences: Sequence[Sentence]) -> list[Example]:
         are_entities = any(tag[:2] in ("B-", "I-", "E-", "S-") for item in sentences for tag in item.tags or ())
         examples = []
         for number, sentence in enumerate(sentences, start=1):
-            ends = np.cumsum([len(word) + 1 for word in sentence.words]) - 1
-            words = tuple((int(end) - len(word), int(end)) for word, end in zip(sentence.words, ends, strict=True))
             tags = sentence.tags
             if tags is not None and are_entities:
-                tags = _to_iob2(tags, self.dataset.pad_label, sentence.place)
-            examples.append(Example(str(number), " ".join(sentence.words), words, tags, sentence.place))
+                tags = to_iob2(tags, self.dataset.pad_label, sentence.place)
+            text, words = " ".join(sentence.words), joined_words(sentence.words)
+            examples.append(Example(str(number), text, words, tags, sentence.place))
         return examples
 
     def example(self, **fields: Any) -> Example:
@@ -224,7 +217,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
             raise InputError(
                 f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
             )
-        return Example(str(fields.get("id", "text")), text, _words_of(text), None, "the text")
+        return self._raw(text, str(fields.get("id", "text")), "the text")
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the tags, pad_label first and the others alphabetically; weigh them if that is asked for."""
@@ -236,41 +229,19 @@ class TokenClassification(LabelledTask[Example, Prediction]):
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize words, long sentences in several windows; each word is asked for in one of them."""
-        encoded = tokenizer.encode_words([[item.text[start:end] for start, end in item.words] for item in examples])
+        texts = [[item.text[start:end] for start, end in item.words] for item in examples]
+        tags = [self._numbers(item) for item in examples] if with_targets else None
         features = []
-        for index, (example, (ids, word_of)) in enumerate(zip(examples, encoded, strict=True)):
-            tags = self._numbers(example) if with_targets else None
-            spans = best_window_spans(len(ids), self.dataset.max_seq_length - 2)
-            for (start, end), is_best in zip(spans, best_contexts(len(ids), spans), strict=True):
-                features.append(self._window(index, ids[start:end], word_of, start, end, is_best, tags, tokenizer))
+        for window in word_windows(texts, tokenizer, self.dataset.max_seq_length):
+            segment_ids = np.zeros(len(window.token_ids), dtype=np.int64)
+            if tags is None:
+                features.append(Features(window.token_ids, segment_ids, notes=window))
+                continue
+            first_only, edge = self.dataset.ignore_extra_tokens, NO_TARGET if self.dataset.ignore_start_end else 0
+            targets = window.targets(tags[window.text], first_only=first_only, edge=edge)
+            weight = float(np.array(self.weights)[targets[targets != NO_TARGET]].sum())
+            features.append(Features(window.token_ids, segment_ids, {}, {"tag": targets}, weight, window))
         return features
-
-    def _window(
-        self,
-        index: int,
-        ids: NDArray[np.int64],
-        word_of: NDArray[np.int64],
-        start: int,
-        end: int,
-        is_best: NDArray[np.bool_],
-        tags: NDArray[np.int64] | None,
-        tokenizer: Tokenizer,
-    ) -> Features:
-        own = word_of[start:end]
-        before = np.concatenate([[-1], word_of])[start:end]
-        is_first = own != before
-        asked = np.where(is_first & is_best, own, -1)
-        words = np.concatenate([[-1], asked, [-1]])
-        token_ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
-        segment_ids = np.zeros(len(token_ids), dtype=np.int64)
-        if tags is None:
-            return Features(token_ids, segment_ids, notes=Window(index, words))
-        learnt = is_first & is_best if self.dataset.ignore_extra_tokens else is_best
-        targets = np.where(learnt, tags[own] if len(own) else own, NO_TARGET)
-        edge = [NO_TARGET if self.dataset.ignore_start_end else 0]
-        targets = np.concatenate([edge, targets, edge]).astype(np.int64)
-        weight = float(np.array(self.weights)[targets[targets != NO_TARGET]].sum())
-        return Features(token_ids, segment_ids, {}, {"tag": targets}, weight, Window(index, words))
 
     def _numbers(self, example: Example) -> NDArray[np.int64]:
         if example.tags is None:
@@ -296,29 +267,19 @@ class TokenClassification(LabelledTask[Example, Prediction]):
     def decode(
         self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
     ) -> list[Prediction]:
-        """Tag each word by its first token; a word that has none, such as a control character, is outside."""
-        tags = [np.zeros(len(example.words), dtype=np.int64) for example in examples]
-        scores = [np.ones(len(example.words)) for example in examples]
-        for feature, found in zip(features, logits, strict=True):
-            window: Window = feature.notes
-            places = np.flatnonzero(window.words >= 0)
-            chosen = found[places].astype(np.float64)
-            weights = np.exp(chosen - chosen.max(axis=1, keepdims=True))
-            words = window.words[places]
-            tags[window.example][words] = chosen.argmax(axis=1)
-            scores[window.example][words] = weights.max(axis=1) / weights.sum(axis=1)
-        return [
-            self._predict(example, tuple(self.labels[number] for number in own), score)
-            for example, own, score in zip(examples, tags, scores, strict=True)
-        ]
+        """Tag each word by its first token."""
+        counts = [len(example.words) for example in examples]
+        found = word_logits([feature.notes for feature in features], logits, counts)
+        return [self._predict(example, log_softmax(scores)) for example, scores in zip(examples, found, strict=True)]
 
-    def _predict(self, example: Example, tags: tuple[str, ...], scores: NDArray[np.float64]) -> Prediction:
-        spans = []
-        for kind, first, end in metrics.entities(tags):
-            start, stop = example.words[first][0], example.words[end - 1][1]
-            score = float(scores[first:end].mean())
-            spans.append(Span(kind, example.text[start:stop], start, stop, score))
-        return Prediction(example.id, example.text, tags, tuple(spans))
+    def _predict(self, example: Example, log_probabilities_WC: NDArray[np.float64]) -> Prediction:
+        if self.dataset.constrained_decoding:
+            chosen = best_valid_tags(log_probabilities_WC, self.labels)
+        else:
+            chosen = log_probabilities_WC.argmax(axis=1)
+        tags = tuple(self.labels[number] for number in chosen)
+        scores = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
+        return Prediction(example.id, example.text, tags, find_spans(example.text, example.words, tags, scores))
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score entities and words against the examples' tags."""
@@ -362,20 +323,25 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         return {"predictions.txt": "\n".join(sentences)}
 
 
-def _words_of(text: str) -> tuple[tuple[int, int], ...]:
-    """Cut raw text into words: at blanks, and before and behind punctuation at a word's ends, not inside: p53, IL-2."""
-    words: list[tuple[int, int]] = []
-    for match in re.finditer(r"\S+", text):
-        start, end = match.span()
-        first, last = start, end
-        while first < last and unicodedata.category(text[first]).startswith("P"):
-            first += 1
-        while last > first and unicodedata.category(text[last - 1]).startswith("P"):
-            last -= 1
-        words += [(place, place + 1) for place in range(start, first)]
-        words += [(first, last)] * (first < last)
-        words += [(place, place + 1) for place in range(max(last, first), end)]
-    return tuple(words)
+def find_spans(
+    text: str, words: Sequence[tuple[int, int]], tags: Sequence[str], scores: NDArray[np.float64]
+) -> tuple[Span, ...]:
+    """Give the entities that the words' tags make; `scores` are the tags' probabilities."""
+    spans = []
+    for kind, first, end in metrics.entities(tags):
+        start, stop = words[first][0], words[end - 1][1]
+        spans.append(Span(kind, text[start:stop], start, stop, float(scores[first:end].mean())))
+    return tuple(spans)
+
+
+def word_files(data: Any, data_dir: str | None) -> list[str]:
+    """List the files of a set of data: `file`, or text_file and labels_file in data_dir."""
+    if data.text_file is None:
+        return [] if data.file is None else [data.file]
+    if data.file is not None:
+        raise ConfigError("file and text_file are both given. Give one of them.")
+    names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
+    return [str(Path(data_dir or "") / name) for name in names]
 
 
 def _are_columns(lines: Sequence[str]) -> bool:
@@ -384,7 +350,8 @@ def _are_columns(lines: Sequence[str]) -> bool:
     return len(widths) == 1 and widths <= {2, 3, 4} and any(not line.strip() for line in lines)
 
 
-def _to_iob2(tags: tuple[str, ...], outside: str, place: str) -> tuple[str, ...]:
+def to_iob2(tags: tuple[str, ...], outside: str, place: str) -> tuple[str, ...]:
+    """Turn tags in IOB1, IOB2 or IOBES into IOB2; raises InputError for one of another kind."""
     for tag in tags:
         prefix, dash, kind = tag.partition("-")
         if tag != outside and not (prefix in ("B", "I", "E", "S") and dash and kind):

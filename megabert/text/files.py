@@ -31,9 +31,17 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(
             f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character. Is this a text file?"
         )
-    # split, not splitlines: U+2028 and its like are part of the text.
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    # split, not splitlines: U+2028 and its like are part of the text. Old Macintosh files have lone carriage returns.
+    lines = [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
     return lines[:-1] if not lines[-1] else lines
+
+
+def blank_split(line: str) -> list[str]:
+    """Cut a line at blanks and tabs; other white space, such as U+00A0, is part of a word."""
+    return [word for word in line.replace("\t", " ").split(" ") if word]
+
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -49,18 +57,33 @@ class Row:
             raise InputError(f"{self.place}: there is no {name!r}.")
         return self.values[name]
 
+    def text(self, name: str) -> str:
+        """Give a text that must be there."""
+        value = self.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{self.place}: {name!r} is {value!r}; expected a text.")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Give a list of texts that must be there."""
+        value = self.get(name)
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+            raise InputError(f"{self.place}: {name!r} is {str(value)[:60]!r}; expected a list of texts.")
+        return tuple(value)
+
 
 def read_table(path: Path, columns: Sequence[str], known: Sequence[str]) -> list[Row]:
     """Read records: JSON lines (*.jsonl, *.json), or tab-separated with a header of known names, or without one.
 
     `columns` are those of a table without header, in order; the last ones may be absent in all rows.
     """
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
+    if path.suffix in JSON_SUFFIXES:
         return read_json_lines(path)
-    lines = read_lines(path)
-    rows = [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = split_rows(path)
     header = [name.strip().lower() for name in rows[0][0]]
-    if len(header) > 1 and all(name in known for name in header):
+    names_all = len(header) > 1 and all(name in known for name in header)
+    # Of more columns than a table without header may have, others than the known ones are left unread.
+    if names_all or (len(header) > len(columns) and len(set(known) & set(header)) > 1):
         names, rows = header, rows[1:]
         if len(set(names)) < len(names):
             raise InputError(f"{path}:1: a column's name stands twice: {', '.join(names)}. Give each its own.")
@@ -86,10 +109,11 @@ def read_table(path: Path, columns: Sequence[str], known: Sequence[str]) -> list
 def read_json_lines(path: Path) -> list[Row]:
     """Read one JSON object a line; empty lines are left out."""
     lines = enumerate(read_lines(path), start=1)
-    return [_json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
-def _json_row(line: str, place: str) -> Row:
+def json_row(line: str, place: str) -> Row:
+    """Read a JSON object from a line."""
     try:
         values = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -109,6 +133,15 @@ class Sentence:
     place: str
 
 
+def sentence_of(row: Row) -> Sentence:
+    """Take a sentence from JSON: its words as `tokens` and, where they are known, their `tags`."""
+    words = row.texts("tokens" if "tokens" in row.values else "words")
+    tags = row.texts("tags") if "tags" in row.values else None
+    if tags is not None and len(tags) != len(words):
+        raise InputError(f"{row.place}: {len(tags)} tags for {len(words)} words. Give each word one.")
+    return Sentence(words, tags, row.place)
+
+
 def read_columns(path: Path) -> list[Sentence]:
     """Read CoNLL's format: a word a line, its tag in the last column (tab or blanks), an empty line ends a sentence.
 
@@ -118,8 +151,7 @@ def read_columns(path: Path) -> list[Sentence]:
     rows: list[list[str]] = []
     first, width = 1, 0
     for number, line in enumerate([*read_lines(path), ""], start=1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        fields = [field.strip() for field in fields]
+        fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else blank_split(line)
         if not any(fields):
             if rows:
                 sentences.append(_sentence(rows, f"{path}:{first}"))
@@ -146,6 +178,12 @@ def _sentence(rows: list[list[str]], place: str) -> Sentence:
     return Sentence(tuple(row[0] for row in rows), tags, place)
 
 
+def split_rows(path: Path) -> list[tuple[list[str], str]]:
+    """Read tab-separated rows, empty lines left out: their columns, and their places for messages."""
+    lines = enumerate(read_lines(path), start=1)
+    return [(line.split("\t"), f"{path}:{number}") for number, line in lines if line.strip()]
+
+
 def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:
     """Read NeMo's two files: a sentence a line, and its words' tags on the same line of the other."""
     texts = read_lines(text)
@@ -159,8 +197,8 @@ def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:
 
 def _paired(texts: list[str], tags: list[str] | None, text: Path, labels: Path | None) -> Iterator[Sentence]:
     for number, line in enumerate(texts, start=1):
-        words = tuple(line.split())
-        own = None if tags is None else tuple(tags[number - 1].split())
+        words = tuple(blank_split(line))
+        own = None if tags is None else tuple(blank_split(tags[number - 1]))
         if own is not None and len(own) != len(words):
             raise InputError(
                 f"{labels}:{number}: {len(own)} tags for the {len(words)} words of {text}:{number}. Give each word one."

@@ -27,6 +27,7 @@ from ..parallel.graphs import find_graphs
 from ..parallel.mesh import check_layout, find_device, find_precision
 from ..parallel.plan import compile_layers, find_compilation, warm_up
 from ..settings import DataSettings, ExperimentSettings, Settings
+from ..storage import write_whole
 from ..tasks import task as tasks
 from ..tasks.task import Task
 from ..text import store
@@ -35,6 +36,7 @@ from ..text.loader import Loader
 from ..text.tokenizer import Tokenizer
 from .loop import Job, fit
 from .plot import plot_curves
+from .reports import write_evaluation
 from .schedule import make_schedule
 from .step import RECORDED
 
@@ -55,11 +57,12 @@ FIXED_ON_RESUME = ("trainer.accumulate_grad_batches",)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training left: its folder, the best checkpoint with its figures, scores of test_ds if it was given."""
+    """What a training left: its folder, the best checkpoint, scores of the last validation and of test_ds."""
 
     folder: Path
     best: run.Entry
     monitor: str
+    validation: dict[str, float]
     test: dict[str, float] | None
 
 
@@ -82,15 +85,17 @@ def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str]
         job = _prepare(start, task_name, settings, folder, home, say)
         _write_facts(job, command=sys.argv)
         try:
-            fit(job, resumed)
+            last = fit(job, resumed)
         except Interrupted as stop:
             raise Interrupted(f"{stop} Go on with: {_resume_command(task_name, folder)}") from None
         finally:
             _plot(folder, say)
+        if last is not None:
+            write_evaluation(folder / "validation", job.task, last)
         best = run.find_best(folder, job.mode)
         assert best is not None, "training ends with a checkpoint"
         scores = test(settings, folder).scores if job.task.files(settings.model.test_ds) else None
-        return Outcome(folder, best, job.monitor, scores)
+        return Outcome(folder, best, job.monitor, {} if last is None else last.scores, scores)
 
 
 def run_folder(settings: ExperimentSettings, task_name: str) -> Path:
@@ -360,9 +365,7 @@ def _write_facts(job: Job, command: list[str]) -> None:
         **job.facts,
         "settings": OmegaConf.to_container(OmegaConf.structured(job.settings)),
     }
-    partial = job.folder / "run.json.tmp"
-    partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(job.folder / "run.json")
+    write_whole(job.folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _resume_command(task_name: str, folder: Path) -> str:
@@ -376,7 +379,7 @@ def _plot(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def test(settings: Settings, folder: Path) -> Evaluation:
-    """Evaluate a run on test_ds; the scores go to test.json in the run's folder."""
+    """Evaluate a run on test_ds; the scores go to test.json in the run's folder, and all else to its folder test."""
     data = settings.model.test_ds
     predictor = load_run(folder, accelerator=settings.trainer.accelerator, precision=settings.trainer.precision)
     files = predictor.task.files(data)
@@ -384,7 +387,6 @@ def test(settings: Settings, folder: Path) -> Evaluation:
         raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
     result = predictor.evaluate(_read(predictor.task, data))
     target = folder if folder.is_dir() else folder.parent
-    partial = target / "test.json.tmp"
-    partial.write_text(json.dumps({"file": files[0], **result.scores}, indent=2) + "\n", encoding="utf-8")
-    partial.replace(target / "test.json")
+    write_whole(target / "test.json", json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
+    write_evaluation(target / "test", predictor.task, result)
     return result

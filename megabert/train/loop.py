@@ -82,11 +82,12 @@ def fingerprint(features: Sequence[Features]) -> str:
     return digest.hexdigest()
 
 
-def fit(job: Job, resumed: run.Contents | None) -> None:
+def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
     """Train to the end of the schedule, from the start or from a checkpoint's contents.
 
-    Leaves the last and the best checkpoints in job.folder. Raises Interrupted, after a checkpoint, when the process
-    is asked to stop; InputError when loss or gradients are not finite.
+    Leaves the last and the best checkpoints in job.folder; returns the last validation that was made. Raises
+    Interrupted, after a checkpoint, when the process is asked to stop; InputError when loss or gradients are not
+    finite.
     """
     schedule, predictor, settings = job.schedule, job.predictor, job.settings
     progress = Progress(data_fingerprint=fingerprint(job.train_loader.features))
@@ -112,6 +113,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
         predictor.model.train()
         # Figures stay on a GPU until they are shown: it need not wait for the host, nor the host for it.
         pending: list[_Done] = []
+        last_validation: Evaluation | None = None
         show_every = settings.trainer.log_every_n_steps if isinstance(stepper, RecordedStepper) else 1
         while True:
             step = progress.step
@@ -120,7 +122,8 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
             if is_due or is_last or schedule.validates_after(step) or stop.is_set() or step % show_every == 0:
                 _show(job, log, pending)
             if schedule.validates_after(step) and progress.validated_step != step:
-                progress = _validate(job, progress, log, stop)
+                progress, result = _validate(job, progress, log, stop)
+                last_validation = result or last_validation
                 is_due = True
             is_due = is_due and settings.exp_manager.create_checkpoint_callback
             if is_due or stop.is_set() or is_last:
@@ -129,7 +132,7 @@ def fit(job: Job, resumed: run.Contents | None) -> None:
                 saver.wait()
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {job.folder}.")
             if is_last:
-                return
+                return last_validation
             batches = next(steps)
             rate = learning_rate(
                 step,
@@ -206,13 +209,13 @@ def _check_finite(job: Job, loss: float, norm: float, step: int) -> None:
     )
 
 
-def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) -> Progress:
+def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) -> tuple[Progress, Evaluation | None]:
     """Score the validation data.
 
     A request to stop is heard between batches; the validation is then made on resuming.
     """
     if not job.validation_examples:
-        return replace(progress, validated_step=progress.step)
+        return replace(progress, validated_step=progress.step), None
 
     class _Asked(Exception):  # noqa: N818  (a way out, not a fault)
         pass
@@ -229,12 +232,12 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
                 job.validation_examples, features=job.validation_features, with_loss=True, progress=advance
             )
         except _Asked:
-            return progress
+            return progress, None
     figures = {"val_loss": result.loss, **result.scores}
     if job.monitor not in figures:
         raise InputError(f"There is no figure {job.monitor!r} to monitor; validation gives {', '.join(figures)}.")
     log.write(progress.step, {"split": "validation", "epoch": job.schedule.epoch(progress.step), **figures})
-    return replace(progress, validated_step=progress.step, figure=figures[job.monitor])
+    return replace(progress, validated_step=progress.step, figure=figures[job.monitor]), result
 
 
 def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver) -> None:

@@ -1,4 +1,4 @@
-"""The picture of a run: from metrics.jsonl to a PNG of loss, validation scores and learning rate."""
+"""Pictures: a run's loss, scores and learning rate from metrics.jsonl, and confusion matrices, as PNG."""
 
 import io
 import itertools
@@ -9,6 +9,8 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from ..metrics import Confusion
+from ..storage import write_whole
 from .log import read_metrics
 
 # Okabe and Ito's colours can be told apart with every kind of colour vision; scores differ in markers too.
@@ -29,7 +31,6 @@ def plot_curves(metrics_file: Path, destination: Path) -> bool:
     Raises CheckpointError if the file holds something else than figures.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
@@ -44,22 +45,69 @@ def plot_curves(metrics_file: Path, destination: Path) -> bool:
     _draw_rate(figure.add_subplot(grid[1, 0], sharex=loss_axes), lines)
     if scores:
         _draw_scores(figure.add_subplot(grid[:, 1], sharex=loss_axes), lines, scores)
-    image = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(image)
-    partial = destination.with_name(f"{destination.name}.tmp")
-    partial.write_bytes(image.getvalue())
-    partial.replace(destination)
+    _write(figure, destination)
     return True
 
 
+# More labels than these do not fit a picture; the most frequent ones are shown.
+MOST_LABELS = 40
+
+
+def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
+    """Draw a confusion matrix: colours by the share of each gold label, counts in the fields.
+
+    Returns False, and does nothing, if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    labels = matrix.labels[:MOST_LABELS]
+    counts = numpy.array(matrix.counts)[: len(labels), : len(labels)]
+    totals = numpy.maximum(numpy.array([sum(row) for row in matrix.counts])[: len(labels)], 1)
+    shares = counts / totals[:, None]
+    size = 3 + 0.55 * max(len(labels), 3)
+    figure = Figure(figsize=(size + 1, size), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label=f"share of the gold {kind}", shrink=0.8)
+    axes.set_xticks(
+        range(len(labels)), labels, rotation=45 if len(labels) > 3 else 0, ha="right" if len(labels) > 3 else "center"
+    )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel(f"predicted {kind}")
+    axes.set_ylabel(f"gold {kind}")
+    left_out = len(matrix.labels) - len(labels)
+    axes.set_title(
+        f"{sum(map(sum, matrix.counts)):,} in all" + (f", {left_out} rare labels not shown" if left_out else "")
+    )
+    for row, column in itertools.product(range(len(labels)), repeat=2):
+        if counts[row, column]:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    _write(figure, destination)
+    return True
+
+
+def _write(figure: Any, destination: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)
+    write_whole(destination, image.getvalue())
+
+
 def _score_names(lines: list[dict[str, Any]]) -> list[str]:
-    """List the scores of the validations. Whole numbers are counts; a threshold is on a scale of its own."""
+    """List the scores of the validations, those of single labels aside.
+
+    Whole numbers are counts; a threshold is on a scale of its own.
+    """
     names = [
         name
         for line in lines
         if line["split"] == "validation"
         for name, figure in line.items()
-        if isinstance(figure, float) and not name.endswith("threshold")
+        if isinstance(figure, float) and not name.endswith("threshold") and "/" not in name
     ]
     return [name for name in dict.fromkeys(names) if name not in ("seconds", "epoch", "val_loss")]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 
 from megabert.cli import main
-from megabert.config import compose
 from megabert.errors import InputError
 from megabert.tasks import task as tasks
 from tests.conftest import squad_document
@@ -61,6 +60,56 @@ CASES = {
     ),
     "token_classification": Case(
         "token_classification", "x.conll", COLUMNS, (), "f1", ("text=Marie Curie was born in Warsaw.",),
+    ),
+    "constrained": Case(
+        "token_classification", "x.conll", COLUMNS, ("model.dataset.constrained_decoding=true",), "f1",
+        ("text=Marie Curie was born in Warsaw.",),
+    ),
+    "relation_extraction": Case(
+        "relation_extraction", "x.jsonl",
+        "".join(json.dumps({"text": text, "head": {"start": 0, "end": 5, "type": "drug"},
+                            "tail": {"start": len(text) - 5, "end": len(text), "type": "gene"}, "label": label}) + "\n"
+                for text, label in (("marie was born in paris", "CPR:3"), ("curie found the seine", "false"),
+                                    ("seine is a river of paris", "CPR:4"), ("paris who what curie", "CPR:3"))),
+        ("model.dataset.entity_marking=markers",), "f1",
+        ("text=marie was born in paris", "head=marie", "tail=paris"),
+    ),
+    "glue": Case(
+        "glue", "x.tsv", "sentence\tlabel\nmarie was born\t1\nthe river\t0\nradium in france\t1\nwho\t0\n",
+        ("model.task_name=sst-2",), "glue", ("text=the river",),
+    ),
+    "glue, a number": Case(
+        "glue", "x.tsv", "index\tsentence1\tsentence2\tscore\n0\tmarie\tparis\t1.5\n1\tparis\tmarie\t4\n2\ta\tb\t0\n",
+        ("model.task_name=sts-b", "trainer.max_epochs=90"), "pearson", ("text=marie", "text_b=paris"),
+    ),
+    "intent_slot": Case(
+        "intent_slot", "x.jsonl",
+        "".join(json.dumps({"tokens": words.split(), "tags": tags.split(), "intent": intent}) + "\n"
+                for words, tags, intent in (
+                    ("who was born in paris", "O O O O B-city", "ask"), ("the river seine", "O O B-river", "tell"),
+                    ("found radium in the city", "O B-what O O O", "tell"),
+                    ("when was curie born", "O O B-who O", "ask"))),
+        ("trainer.max_epochs=90",), "exact_match", ("text=who was born in paris",),
+    ),
+    "several intents": Case(
+        "intent_slot", "x.jsonl",
+        "".join(json.dumps({"tokens": words.split(), "tags": tags.split(), "intent": intent}) + "\n"
+                for words, tags, intent in (
+                    ("who was born in paris", "O O O O city", "ask#city"), ("the river seine", "O O river", "tell"),
+                    ("found radium in the city", "O what O O O", "tell"), ("when was curie born", "O O who O", "ask"))),
+        ("model.dataset.multi_label=true", "trainer.max_epochs=90"), "exact_match", ("text=who was born in paris",),
+    ),
+    "punctuation_capitalization": Case(
+        "punctuation_capitalization", "x.txt",
+        "Marie Curie was born in Warsaw. Who found radium?\nThe river Seine is in Paris, France.\n",
+        (), "f1", ("text=marie curie was born in warsaw who found radium",),
+    ),
+    "zero_shot": Case(
+        "zero_shot", "x.tsv",
+        "premise\thypothesis\tlabel\nmarie was born\tborn\tentailment\nthe river\tborn\tcontradiction\n"
+        "the river\triver\tentailment\nmarie was born\triver\tcontradiction\n",
+        ("trainer.max_epochs=120", "model.dataset.hypothesis_template='{}'"), "accuracy",
+        ("text=the river", "labels=born,river"),
     ),
 }  # fmt: skip
 
@@ -118,85 +167,6 @@ def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
     train(other, tmp_path / "d", vocab_file, *start, "model.head.reset=true")
     assert main(["predict", str(tmp_path / "d" / "run"), "text=marie", "accelerator=cpu"]) == 0
     assert set(json.loads(capsys.readouterr().out)["probabilities"]) == {"left", "right"}
-
-
-BAD_TABLES = {
-    "empty": (b"", "is empty"),
-    "blank": (b" \n\n", "is empty"),
-    "not utf-8": (b"good\ta\nb\xffd\tb\n", r":2: not UTF-8 text: byte 0xff"),
-    "utf-16": ("good\ta\n".encode("utf-16"), "not UTF-8"),
-    "NUL": (b"good\ta\nb\0d\tb\n", ":2: a NUL character"),
-    "too many columns": (b"a\tb\tc\td\n", ":1: 4 columns; expected at most 2"),
-    "ragged": (b"good\ta\nbad\n", ":2: 1 columns where 2 are expected"),
-    "a tab too many": (b"good\ta\nbad\tb\tc\n", ":2: 3 columns where 2"),
-    "no text": (b"\ta\n", ":1: there is no text"),
-    "no label": (b"good\t \n", ":1: the label is ' '"),
-    "header only": (b"text\tlabel\n", "no rows but a header"),
-    "a name twice": (b"text\ttext\tlabel\na\tb\tc\n", "a column's name stands twice"),
-    "header without text": (b"id\tlabel\n1\ta\n", ":2: there is no text"),
-    "blanks, one label lacks": (b"good 1\nbad\n", ":2: no label at the end"),
-}
-BAD_JSON = {
-    "not JSON": (b'{"text": "a", "label": 1}\n{"text": \n', ":2: not JSON"),
-    "a list": (b"[1]\n", ":1: a JSON list; expected an object"),
-    "a number as text": (b'{"text": 3, "label": 1}\n', ":1: the text is 3"),
-    "null text": (b'{"text": null, "label": 1}\n', ":1: there is no text"),
-    "a list as label": (b'{"text": "a", "label": [1]}\n', r":1: the label is \[1\]"),
-    "deep": (b"[" * 100_000 + b"\n", ":1: not JSON"),
-}
-BAD_COLUMNS = {
-    "empty": (b"", "is empty"),
-    "not utf-8": (b"a O\nb\xff O\n", ":2: not UTF-8"),
-    "NUL": (b"a\0 O\n", ":1: a NUL"),
-    "ragged": (b"a O\nb\n", ":2: 1 columns where the lines before have 2"),
-    "a tag missing": (b"a\tO\nb\t\n", ":2: a word or a tag is missing"),
-    "a word missing": (b"a\tO\n\tB-X\n", ":2: a word or a tag is missing"),
-    "a tag of another kind": (b"a B-X\nb Y\n", ":1: the tag 'Y' is neither O nor"),
-    "a prefix alone": (b"a B-X\nb I-\n", ":1: the tag 'I-' is neither"),
-    "only DOCSTART": (b"-DOCSTART- O\n", "holds no sentences"),
-}
-
-
-def read(name, path):
-    kind = tasks.find(name)
-    return kind(compose(kind.settings_type, [], owner=name)[0]).read(path)
-
-
-@pytest.mark.parametrize("name", BAD_TABLES)
-def test_a_malformed_table_is_answered_with_place_and_remedy(name, tmp_path):
-    content, message = BAD_TABLES[name]
-    (tmp_path / "x.tsv").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read("text_classification", tmp_path / "x.tsv")
-
-
-@pytest.mark.parametrize("name", BAD_JSON)
-def test_malformed_json_lines_are_answered_with_place_and_remedy(name, tmp_path):
-    content, message = BAD_JSON[name]
-    (tmp_path / "x.jsonl").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read("text_classification", tmp_path / "x.jsonl")
-
-
-@pytest.mark.parametrize("name", BAD_COLUMNS)
-def test_malformed_columns_are_answered_with_place_and_remedy(name, tmp_path):
-    content, message = BAD_COLUMNS[name]
-    (tmp_path / "x.conll").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read("token_classification", tmp_path / "x.conll")
-
-
-@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa b\tx\r\nc\ty\r\n", b"a b\tx\nc\ty", b"a b\tx\n\n\nc\ty\n"])
-def test_byte_order_marks_line_ends_and_empty_lines_lose_no_row(content, tmp_path):
-    (tmp_path / "x.tsv").write_bytes(content)
-    found = read("text_classification", tmp_path / "x.tsv")
-    assert [(item.text, item.labels) for item in found] == [("a b", ("x",)), ("c", ("y",))]
-
-
-def test_a_line_of_a_million_characters_is_read(tmp_path):
-    (tmp_path / "x.tsv").write_text("word " * 200_000 + "\tx\n")
-    (example,) = read("text_classification", tmp_path / "x.tsv")
-    assert len(example.text) == 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from megabert import metrics
 from megabert.config import compose
 from megabert.errors import InputError
-from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings, _words_of
+from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
+from megabert.text.tags import split_words
 from megabert.text.tokenizer import Tokenizer
 from tests.conftest import WORDS
 
@@ -60,16 +61,16 @@ def test_nemo_s_two_files(tmp_path):
         own.read_files(own.files(own.settings.model.test_ds))
 
 
-def test_words_of_raw_text_keep_what_is_inside_them():
+def testsplit_words_raw_text_keep_what_is_inside_them():
     text = "The (p53)  and IL-2, «été»!"
-    assert [text[start:end] for start, end in _words_of(text)] == [
+    assert [text[start:end] for start, end in split_words(text)] == [
         "The", "(", "p53", ")", "and", "IL-2", ",", "«", "été", "»", "!"]  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60))
-def test_words_of_raw_text_hold_all_but_blanks(text):
-    words = _words_of(text)
+def testsplit_words_raw_text_hold_all_but_blanks(text):
+    words = split_words(text)
     assert "".join(text[start:end] for start, end in words) == "".join(text.split())
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(words))
 
@@ -85,7 +86,7 @@ def test_each_word_is_learnt_and_asked_for_once(words):
     own.learn_labels([example])
     tokenizer = Tokenizer(WORDS, lower_case=True)
     features = own.features([example], tokenizer, with_targets=True)
-    asked = sorted(word for feature in features for word in feature.notes.words.tolist() if word >= 0)
+    asked = sorted(word for feature in features for word in feature.notes.words[feature.notes.asked()].tolist())
     assert asked == [place for place, word in enumerate(words) if word != "\u200b"]
     learnt = [
         own.labels[target] for feature in features for target in feature.token_targets["tag"].tolist() if target >= 0

@@ -1,0 +1,72 @@
+"""Text without its marks and capitals, and with them again.
+
+A word is what stands between blanks or dashes, without the punctuation at its ends. Each has a mark (the first of the
+known marks behind it, O for none) and a case: U, its first letter is a capital; A, it is all capitals; O, else.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+NONE = "O"
+CAPITALIZED, ALL_CAPITALS = "U", "A"
+_SENTENCE_MARKS = frozenset(".,;:!?…")
+_PIECES = re.compile(r"(?:(?!--|—|–)\S)+")
+
+
+@dataclass(frozen=True)
+class Word:
+    """Characters [start, end) of a text, with the mark behind them and the case that they are written in."""
+
+    start: int
+    end: int
+    mark: str
+    case: str
+
+
+def find_words(text: str, marks: str) -> list[Word]:
+    """Find a text's words and what would be lost if they were lower-cased and without punctuation."""
+    words = []
+    for match in _PIECES.finditer(text):
+        start, end = match.span()
+        while start < end and _is_punctuation(text[start]):
+            start += 1
+        while end > start and _is_punctuation(text[end - 1]):
+            end -= 1
+        if start < end:
+            mark = next((letter for letter in text[end : match.end()] if letter in marks), NONE)
+            words.append(Word(start, end, mark, case_of(text[start:end])))
+        elif words and words[-1].mark == NONE and text[match.start()] in marks:
+            words[-1] = replace(words[-1], mark=text[match.start()])  # a mark that stands by itself
+    return words
+
+
+def case_of(word: str) -> str:
+    """Tell how a word is written."""
+    letters = [letter for letter in word if letter.isupper() or letter.islower()]
+    if len(letters) > 1 and all(letter.isupper() for letter in letters):
+        return ALL_CAPITALS
+    return CAPITALIZED if word[:1].isupper() else NONE
+
+
+def in_case(word: str, case: str) -> str:
+    """Write a word in a case; one that has capitals already keeps them."""
+    if case == NONE or word != word.lower():
+        return word
+    return word.upper() if case == ALL_CAPITALS else word[:1].upper() + word[1:]
+
+
+def restore(text: str, words: Sequence[Word], marks: Sequence[str], cases: Sequence[str]) -> str:
+    """Write a text with the marks and cases given for its words; what it has of them already stays."""
+    parts, done = [], 0
+    for word, mark, case in zip(words, marks, cases, strict=True):
+        parts += [text[done : word.start], in_case(text[word.start : word.end], case)]
+        if mark != NONE and word.mark == NONE and text[word.end : word.end + 1] not in _SENTENCE_MARKS:
+            parts.append(mark)
+        done = word.end
+    return "".join([*parts, text[done:]])
+
+
+def _is_punctuation(letter: str) -> bool:
+    return unicodedata.category(letter)[0] in "PS"

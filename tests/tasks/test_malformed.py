@@ -1,0 +1,293 @@
+"""What every reader answers to files that are not as they should be: place and remedy, or all rows."""
+
+import gzip
+from dataclasses import dataclass
+
+import pytest
+
+from megabert.config import compose
+from megabert.errors import InputError
+from megabert.tasks import task as tasks
+from megabert.text.chemprot import read_chemprot
+
+
+@dataclass
+class Reader:
+    """A reader: its task and settings, the files that it takes, a good one with its number of examples."""
+
+    task: str
+    name: str
+    good: str
+    num_rows: int
+    words: tuple = ()
+    beside: dict = None
+
+    def read(self, folder, content, name=None):
+        for other, text in (self.beside or {}).items():
+            (folder / other).write_bytes(text if isinstance(text, bytes) else text.encode())
+        file = folder / (name or self.name)
+        if content is not None:
+            file.write_bytes(content)
+        kind = tasks.find(self.task)
+        words = [word.replace("HERE", str(folder)) for word in self.words]
+        task = kind(compose(kind.settings_type, words, owner=self.task)[0])
+        if "model.test_ds" in " ".join(words):
+            return task.read_files(task.files(task.settings.model.test_ds))
+        return task.read(file)
+
+
+TWO = ("model.dataset.data_dir=HERE", "model.test_ds.text_file=text.txt", "model.test_ds.labels_file=labels.txt")
+FOLDER = ("model.data_dir=HERE", "model.test_ds.prefix=.")
+IN, OUT, LABEL = {"seq.in": "go home\nplay\n"}, {"seq.out": "O B-x\nO\n"}, {"label": "a\nb\n"}
+NEMO = ("model.data_dir=HERE", "model.test_ds.prefix=test")
+READERS = {
+    "table": Reader("text_classification", "x.tsv", "good one\ta\nbad\tb\n", 2),
+    "header": Reader("text_classification", "x.tsv", "id\ttext\tlabel\n1\tgood one\ta\n2\tbad\tb\n", 2),
+    "json": Reader(
+        "text_classification", "x.jsonl", '{"text": "good one", "label": "a"}\n{"text": "b", "label": 2}\n', 2
+    ),
+    "blanks": Reader("text_classification", "x.txt", "good one 1\nbad 0\n", 2),
+    "columns": Reader("token_classification", "x.conll", "Marie B-PER\nis O\n\nParis B-LOC\n", 2),
+    "tabs": Reader("token_classification", "x.tsv", "Marie\tB-PER\nis\tO\n\nParis\tB-LOC\n", 2),
+    "tags in json": Reader("token_classification", "x.jsonl", '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n', 1),
+    "two files, text": Reader(
+        "token_classification", "text.txt", "Marie is\nParis\n", 2, TWO, {"labels.txt": "B-PER O\nB-LOC\n"}
+    ),
+    "two files, labels": Reader(
+        "token_classification", "labels.txt", "B-PER O\nB-LOC\n", 2, TWO, {"text.txt": "Marie is\nParis\n"}
+    ),
+    "relations": Reader(
+        "relation_extraction", "x.jsonl",
+        '{"text": "a b", "head": {"start": 0, "end": 1}, "tail": {"start": 2, "end": 3}, "label": "x"}\n', 1,
+    ),
+    "glue": Reader("glue", "x.tsv", "sentence\tlabel\ngood one\t1\nbad\t0\n", 2, ("model.task_name=sst-2",)),
+    "cola": Reader("glue", "x.tsv", "a\t1\t\tgood one\nb\t0\t*\tbad\n", 2, ("model.task_name=cola",)),
+    "mrpc": Reader(
+        "glue", "x.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\ta\tb\n", 1, ("model.task_name=mrpc",)
+    ),
+    "seq.in": Reader("intent_slot", "seq.in", "go home\nplay\n", 2, FOLDER, OUT | LABEL),
+    "seq.out": Reader("intent_slot", "seq.out", "O B-x\nO\n", 2, FOLDER, IN | LABEL),
+    "label": Reader("intent_slot", "label", "a\nb\n", 2, FOLDER, IN | OUT),
+    "nemo intents": Reader(
+        "intent_slot", "test.tsv", "sentence\tlabel\ngo home\t0\nplay\t1\n", 2, NEMO,
+        {"test_slots.tsv": "1 0\n1\n", "dict.intents.csv": "a\nb\n", "dict.slots.csv": "x\nO\n"},
+    ),
+    "intents in json": Reader("intent_slot", "x.jsonl", '{"tokens": ["a"], "tags": ["O"], "intent": "x"}\n', 1),
+    "plain text": Reader("punctuation_capitalization", "x.txt", "Good, is it?\nNo.\n", 2),
+    "marks": Reader(
+        "punctuation_capitalization", "labels.txt", ",U OO ?O\n.U\n", 2, TWO, {"text.txt": "good is it\nno\n"}
+    ),
+    "inference": Reader("zero_shot", "x.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\n", 1),
+}  # fmt: skip
+
+# Of every reader: bytes made from the good file, and what they must give: a message, or all rows.
+ALL = "all rows"
+EVERYWHERE = {
+    "empty": (lambda good: b"", "is empty"),
+    "blanks only": (lambda good: b" \n\n \n", "is empty"),
+    "BOM": (lambda good: b"\xef\xbb\xbf" + good, ALL),
+    "CRLF": (lambda good: good.replace(b"\n", b"\r\n"), ALL),
+    "BOM and CRLF": (lambda good: b"\xef\xbb\xbf" + good.replace(b"\n", b"\r\n"), ALL),
+    "lone CR": (lambda good: good.replace(b"\n", b"\r"), ALL),
+    "no end of the last line": (lambda good: good.rstrip(b"\n"), ALL),
+    "invalid UTF-8": (lambda good: good[:2] + b"\xff" + good[2:], r":[12]: not UTF-8 text: byte 0xff"),
+    "cut UTF-8": (lambda good: good + b"\xe2\x82", "not UTF-8"),
+    "latin-1": (lambda good: "é".encode("latin-1") + good, ":1: not UTF-8"),
+    "surrogate": (lambda good: b"\xed\xa0\x80" + good, ":1: not UTF-8"),
+    "overlong": (lambda good: b"\xc0\xaf" + good, ":1: not UTF-8"),
+    "UTF-16": (lambda good: good.decode().encode("utf-16"), "not UTF-8"),
+    "UTF-16 without BOM": (lambda good: good.decode().encode("utf-16-le"), "a NUL character"),
+    "NUL at the end": (lambda good: good + b"\0", "a NUL character"),
+    "NUL": (lambda good: good[:1] + b"\0" + good[1:], ":1: a NUL character"),
+    "gzip": (lambda good: gzip.compress(good, mtime=0), "not UTF-8|NUL"),
+    "PNG": (lambda good: b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
+}
+WORDS = {  # put into the first text: none of them ends a line or a word where it should not
+    "accents": "naïve", "Greek": "β-actin", "Chinese": "中文", "emoji": "👩\u200d🔬", "right to left": "שלום",
+    "a dash": "IL-2", "no-break space": "10\u00a0000", "zero width": "a\u200bb", "line separator": "a\u2028b",
+    "next line": "a\u0085b", "form feed": "a\x0cb", "a long word": "x" * 100_000,
+}  # fmt: skip
+HOLDS_WORDS = {"table": "good", "header": "good", "json": "good", "blanks": "good", "columns": "Marie", "tabs": "Marie",
+               "two files, text": "Marie", "glue": "good", "cola": "good", "seq.in": "home", "nemo intents": "home",
+               "plain text": "Good"}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EVERYWHERE)
+@pytest.mark.parametrize("name", READERS)
+def test_files_that_are_no_good_text(name, case, tmp_path):
+    reader, (damage, expected) = READERS[name], EVERYWHERE[case]
+    content = damage(reader.good.encode())
+    if expected is ALL:
+        assert reader.read(tmp_path, content) and len(reader.read(tmp_path, content)) == reader.num_rows
+        return
+    with pytest.raises(InputError, match=expected) as caught:
+        reader.read(tmp_path, content)
+    assert str(tmp_path / reader.name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_is_not_there_or_is_a_folder(name, tmp_path):
+    reader = READERS[name]
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        reader.read(tmp_path, None)
+    (tmp_path / reader.name).mkdir()
+    with pytest.raises(InputError, match=r"cannot be read|is a folder"):
+        reader.read(tmp_path, None)
+
+
+@pytest.mark.parametrize("case", WORDS)
+@pytest.mark.parametrize("name", HOLDS_WORDS)
+def test_no_character_costs_a_row(name, case, tmp_path):
+    reader = READERS[name]
+    content = reader.good.replace(HOLDS_WORDS[name], WORDS[case], 1)
+    if name == "json":
+        content = content.replace("\x0c", "\\f")
+    found = reader.read(tmp_path, content.encode())
+    assert len(found) == reader.num_rows
+    assert WORDS[case] in found[0].text
+
+
+PLACED = [
+    ("table", "a\tb\tc\td\n", ":1: 4 columns; expected at most 2"),
+    ("table", "good\ta\nbad\n", ":2: 1 columns where 2 are expected"),
+    ("table", "good\ta\nbad\tb\tc\n", ":2: 3 columns where 2"),
+    ("table", "good\ta\n\n\nbad\n", ":4: 1 columns"),
+    ("table", "\ta\n", ":1: there is no text"),
+    ("table", "good\t \n", ":1: the label is ' '"),
+    ("table", "text\tlabel\n", "no rows but a header"),
+    ("table", "text\ttext\tlabel\na\tb\tc\n", "a column's name stands twice"),
+    ("table", "id\tlabel\n1\ta\n", ":2: there is no text"),
+    ("header", "id\ttext\tlabel\n1\ta\tx\n1\tb\ty\n", ":3: the id '1' is that of .*:2 too"),
+    ("blanks", "good 1\nbad\n", ":2: no label at the end"),
+    ("json", '{"text": "a", "label": 1}\n{"text": \n', ":2: not JSON"),
+    ("json", "[1]\n", ":1: a JSON list; expected an object"),
+    ("json", '{"text": 3, "label": 1}\n', ":1: the text is 3"),
+    ("json", '{"text": null, "label": 1}\n', ":1: there is no text"),
+    ("json", '{"text": "a", "label": [1]}\n', r":1: the label is \[1\]"),
+    ("json", '{"text": "a", "label": {}}\n', r":1: the label is \{\}"),
+    ("json", '{"text": "a", "label": ""}\n', r":1: the label is ''"),
+    ("json", '{"text": "a"} {"text": "b"}\n', ":1: not JSON"),
+    ("json", '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', ":2: the id 1 is that of"),
+    ("json", "[" * 100_000 + "\n", ":1: not JSON"),
+    ("columns", "a O\nb\n", ":2: 1 columns where the lines before have 2"),
+    ("columns", "a O\nb c O\n", ":2: 3 columns where"),
+    ("columns", "a B-X\nb Y\n", ":1: the tag 'Y' is neither O nor"),
+    ("columns", "a O\n\nb I-\n\nc B-X\n", ":3: the tag 'I-' is neither"),
+    ("columns", "-DOCSTART- O\n", "holds no sentences"),
+    ("tabs", "a\tO\nb\t\n", ":2: a word or a tag is missing"),
+    ("tabs", "a\tO\n\tB-X\n", ":2: a word or a tag is missing"),
+    ("tags in json", '{"tokens": ["a", "b"], "tags": ["O"]}\n', ":1: 1 tags for 2 words"),
+    ("tags in json", '{"tokens": [], "tags": []}\n', ":1: 'tokens' is '\\[\\]'; expected a list"),
+    ("tags in json", '{"tokens": "a b", "tags": ["O"]}\n', "expected a list of texts"),
+    ("tags in json", '{"tokens": [1], "tags": ["O"]}\n', "expected a list of texts"),
+    ("tags in json", '{"words": ["a"]}\n{"x": 1}\n', ":2: there is no 'words'"),
+    ("two files, text", "Marie\nParis\n", "labels.txt:1: 2 tags for the 1 words of .*text.txt:1"),
+    ("two files, text", "Marie is\n", "text.txt has 1 lines, .*labels.txt has 2"),
+    ("two files, labels", "B-PER O\n", "text.txt has 2 lines, .*labels.txt has 1"),
+    ("two files, labels", "B-PER\nB-LOC\n", "labels.txt:1: 1 tags for the 2 words"),
+    ("two files, labels", "B-PER O\nLOC\n", "text.txt:2: the tag 'LOC' is neither"),
+    ("relations", '{"text": "a b", "head": {"start": 0, "end": 1}, "label": "x"}\n', ":1: there is no 'tail'"),
+    ("relations", '{"text": "a", "head": {"start": 0, "end": 9}, "tail": {}}\n', ":1: the head is .*which has 1"),
+    ("relations", '{"text": "ab", "head": {"start": 1, "end": 1}, "tail": {}}\n', ":1: the head is"),
+    ("relations", '{"text": "ab", "head": [0, 1], "tail": {}}\n', ":1: the head is"),
+    ("relations", '{"text": "ab", "head": {"start": 0, "end": 1}, "tail": {"start": "0"}}\n', ":1: the tail is"),
+    ("relations", '{"text": "", "head": {}, "tail": {}}\n', ":1: 'text' is ''"),
+    ("glue", "sentence\tlabel\na\tb\n", ":2: the label 'b' is none of SST-2's 0, 1"),
+    ("glue", "sentence\tlabel\na\n", ":2: 1 columns where the first line has 2"),
+    ("glue", "text\tlabel\na\t1\n", ":1: not a file of SST-2: its header should name sentence"),
+    ("cola", "a\t1\tgood\n", ":1: not a file of CoLA"),
+    ("cola", "a\t1\t\tgood\nb\t1\n", ":2: 2 columns"),
+    ("cola", "a\t2\t\tgood\n", ":1: the label '2' is none"),
+    ("mrpc", "Quality\t#1 String\t#2 String\n1\ta\n", ":2: 2 columns"),
+    ("seq.in", "go home\n", "seq.in has 1 lines, seq.out 2, label 2"),
+    ("seq.in", "go\nplay\n", "seq.in:1: 2 slots for 1 words"),
+    ("seq.in", "go home\n \n", "seq.in:2: the line is empty"),
+    ("seq.out", "O\nO\n", "seq.in:1: 1 slots for 2 words"),
+    ("seq.out", "O B-\nO\n", "seq.in:1: the tag 'B-' is neither"),
+    ("label", "a\n\n", "label:2: the line is empty"),
+    ("label", "a\n", "seq.out 2, label 1"),
+    ("nemo intents", "sentence\tlabel\ngo home\t2\nplay\t1\n", ":2: '2' is no number of the 2 lines of .*dict.intents"),
+    ("nemo intents", "sentence\tlabel\ngo home\tx\nplay\t1\n", ":2: 'x' is no number"),
+    ("nemo intents", "sentence\tlabel\ngo home 0\nplay\t1\n", ":2: expected a sentence, a tab"),
+    ("nemo intents", "sentence\tlabel\ngo home\t0\n", "1 utterances below its header, .* has 2 lines"),
+    ("nemo intents", "go home\t0\nplay\t1\n", "1 utterances below its header"),
+    ("intents in json", '{"tokens": ["a"], "tags": ["O"], "intent": 3}\n', ":1: 'intent' is 3"),
+    ("intents in json", '{"tokens": ["a"], "tags": ["O"], "intents": ["x", "y"]}\n', ":1: 2 intents where one"),
+    ("intents in json", '{"tokens": ["a"], "tags": ["O", "O"], "intent": "x"}\n', ":1: 2 tags for 1 words"),
+    ("intents in json", '{"intent": "x"}\n', ":1: there is no 'text'"),
+    ("marks", ",U OO\n.U\n", "labels.txt:1: 2 tags for the 3 words"),
+    ("marks", ",U OO ?\n.U\n", "text.txt:1: the label '\\?'; expected two letters"),
+    ("marks", ",U OO ?OO\n.U\n", "text.txt:1: the label '\\?OO'"),
+    ("inference", "premise\thypothesis\tlabel\na\tb\n", ":2: 2 columns where 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "message"), PLACED)
+def test_what_is_wrong_in_a_file_is_told_with_its_place(name, content, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        READERS[name].read(tmp_path, content.encode())
+
+
+def test_a_line_of_a_million_characters_is_read(tmp_path):
+    (example,) = READERS["table"].read(tmp_path, b"word " * 200_000 + b"\tx\n")
+    assert len(example.text) == 1_000_000
+
+
+def test_qqp_s_three_broken_rows_are_left_out_and_a_fourth_is_not(tmp_path):
+    reader = Reader("glue", "train.tsv", "", 1, ("model.task_name=qqp",))
+    good = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\ta\tb\t1\n"
+    assert len(reader.read(tmp_path, f"{good}4\t5\n6\t7\n8\t9\n".encode())) == 1
+    with pytest.raises(InputError, match=":3: 2 columns where the first line has 6"):
+        reader.read(tmp_path, f"{good}4\t5\n6\t7\n8\t9\n9\t9\n".encode())
+
+
+CHEMPROT = {
+    "abstracts": "1\tAspirin and p53\tAspirin inhibits COX-2. It does not bind p53.\n",
+    "entities": "1\tT1\tCHEMICAL\t0\t7\tAspirin\n1\tT2\tGENE-Y\t12\t15\tp53\n1\tT3\tCHEMICAL\t16\t23\tAspirin\n"
+    "1\tT4\tGENE-N\t33\t38\tCOX-2\n1\tT5\tGENE-Y\t57\t60\tp53\n",
+    "relations": "1\tCPR:4\tY\tINHIBITOR\tArg1:T3\tArg2:T4\n1\tCPR:10\tN\tNOT\tArg1:T3\tArg2:T5\n",
+}
+
+
+def chemprot(folder, **changed):
+    for name, content in (CHEMPROT | changed).items():
+        (folder / name).write_text(content)
+    return read_chemprot(folder / "abstracts", folder / "entities", folder / "relations")
+
+
+def test_chemprot_s_own_files_become_pairs(tmp_path):
+    rows = {row["id"]: row for row in chemprot(tmp_path).rows}
+    # The title has no full stop: it goes on into the first sentence.
+    assert {name: row["label"] for name, row in rows.items()} == {
+        "1.T1.T2": "false", "1.T1.T4": "false", "1.T3.T2": "false", "1.T3.T4": "CPR:4",
+    }  # fmt: skip
+    row = rows["1.T3.T4"]
+    assert row["text"] == "Aspirin and p53 Aspirin inhibits COX-2."
+    assert row["text"][row["head"]["start"] : row["head"]["end"]] == "Aspirin"
+    assert row["text"][row["tail"]["start"] : row["tail"]["end"]] == "COX-2"
+
+
+def test_related_pairs_of_different_sentences_are_not_lost(tmp_path):
+    corpus = chemprot(tmp_path, relations="1\tCPR:3\tY\tACTIVATOR\tArg1:T3\tArg2:T5\n")
+    (row,) = [row for row in corpus.rows if row["label"] == "CPR:3"]
+    assert row["text"].endswith("It does not bind p53.")
+    assert "1 related pairs stand in different sentences" in " ".join(corpus.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"abstracts": "1\ta\n"}, "abstracts:1: 2 columns where ChemProt's file has 3"),
+        ({"abstracts": CHEMPROT["abstracts"] * 2}, "abstracts:2: article 1 stands twice"),
+        ({"entities": "2\tT1\tCHEMICAL\t0\t7\tAspirin\n"}, "entities:1: article 2 is not among the abstracts"),
+        ({"entities": "1\tT1\tCHEMICAL\t1\t7\tAspirin\n"}, "entities:1: 'Aspirin' does not stand at characters 1 to 7"),
+        ({"entities": "1\tT1\tCHEMICAL\tx\t7\tAspirin\n"}, "entities:1: 'Aspirin' does not stand"),
+        ({"entities": "1\tT1\tDRUG\t0\t7\tAspirin\n"}, "entities:1: the type 'DRUG'"),
+        ({"entities": "1\tT1\tCHEMICAL\t0\t7\tAspirin\n" * 2}, "entities:2: T1 stands twice"),
+        ({"relations": "1\tCPR:4\tY\tINHIBITOR\tArg1:T9\tArg2:T4\n"}, "relations:1: article 1 has no entity 'T9'"),
+        ({"relations": "1\tCPR:4\n"}, "relations:1: 2 columns"),
+    ],
+)
+def test_chemprot_files_that_do_not_fit(changed, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        chemprot(tmp_path, **changed)
