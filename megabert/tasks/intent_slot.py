@@ -33,7 +33,7 @@ from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.utterances import Utterance, read_utterances, utterance_files
 from ..text.windows import WordWindow, word_logits, word_windows
-from .task import LabelledTask, class_weights, number_labels
+from .task import LabelledTask, class_weights, number_labels, unseen
 from .token_classification import Span, find_spans, to_iob2
 
 OUTSIDE = "O"
@@ -248,6 +248,11 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         self.intent_weights = class_weights(self.intents, intents, balancing)
         self.mean_words = sum(tags.values()) / len(examples)
 
+    def unseen_labels(self, examples: Sequence[Example]) -> dict[str, str]:
+        """List slots and intents that were not trained."""
+        slots = unseen(self.labels, ((item.tags or (), item.place) for item in examples))
+        return slots | unseen(self.intents, ((item.intents or (), item.place) for item in examples))
+
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize words, long utterances in several windows that count as one together."""
         texts = [[item.text[start:end] for start, end in item.words] for item in examples]
@@ -273,8 +278,9 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         if example.tags is None or example.intents is None:
             raise InputError(f"{example.place}: the utterance has no intent or no slots. Add them, or predict instead.")
         chosen = np.zeros(len(self.intents), dtype=np.float32)
-        chosen[number_labels(self.intents, example.intents, example.place, "intent")] = 1
-        return chosen, self.number_labels(example.tags, example.place, "slot")
+        numbers = number_labels(self.intents, example.intents)
+        chosen[numbers[numbers != NO_TARGET]] = 1
+        return chosen, number_labels(self.labels, example.tags)
 
     def head(self, config: EncoderConfig) -> nn.Module:
         """Score slots and intents at each token; an utterance's intents are those of its first."""

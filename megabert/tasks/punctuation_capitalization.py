@@ -22,7 +22,7 @@ from ..text.punctuation import NONE, Word, find_words, restore
 from ..text.tags import joined_words
 from ..text.tokenizer import Tokenizer
 from ..text.windows import word_logits, word_windows
-from .task import Task, number_labels
+from .task import Task, number_labels, unseen
 from .token_classification import TokenDataSettings, TokenTrainSettings, word_files
 
 
@@ -195,6 +195,11 @@ class PunctuationCapitalization(Task[Example, Prediction]):
             raise InputError("the training data hold no words.")
         self.marks, self.cases = ([NONE, *sorted(set(found) - {NONE})] for found in (marks, cases))
 
+    def unseen_labels(self, examples: Sequence[Example]) -> dict[str, str]:
+        """List marks and cases that were not trained."""
+        marks = unseen(self.marks, (([word.mark for word in item.words], item.place) for item in examples))
+        return marks | unseen(self.cases, (([word.case for word in item.words], item.place) for item in examples))
+
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize lower-cased words, long texts in several windows; each word is asked for in one of them."""
         texts = [[item.text[word.start : word.end].lower() for word in item.words] for item in examples]
@@ -216,8 +221,8 @@ class PunctuationCapitalization(Task[Example, Prediction]):
 
     def _numbers(self, example: Example) -> dict[str, NDArray[np.int64]]:
         return {
-            "mark": number_labels(self.marks, [word.mark for word in example.words], example.place, "mark"),
-            "case": number_labels(self.cases, [word.case for word in example.words], example.place, "case"),
+            "mark": number_labels(self.marks, [word.mark for word in example.words]),
+            "case": number_labels(self.cases, [word.case for word in example.words]),
         }
 
     def head(self, config: EncoderConfig) -> nn.Module:

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import nearest
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 from ..model.shape import EncoderConfig
 from ..settings import DataSettings, Settings
-from ..text.batch import Batch, Features
+from ..text.batch import NO_TARGET, Batch, Features
 from ..text.tokenizer import Tokenizer
 
 ExampleType = TypeVar("ExampleType")
@@ -68,6 +68,13 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
         What is learnt is `state`, plain values; a run keeps them, and `restore_state` puts them back.
         """
+
+    def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
+        """List labels that the head does not know, each with the place of its first example.
+
+        Training needs them all; where they are only scored, they cannot be answered and stay out of the loss.
+        """
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Give what was learnt from the training data, as plain values."""
@@ -155,10 +162,6 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         """Take labels in the order of the head's outputs, and weigh them by their counts if that is asked for."""
         self.labels, self.weights = labels, class_weights(labels, counts, class_balancing)
 
-    def number_labels(self, found: Sequence[str], place: str, noun: str) -> NDArray[np.int64]:
-        """Give labels' places among the head's outputs; raises InputError for one that was not trained."""
-        return number_labels(self.labels, found, place, noun)
-
 
 def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balancing: str | None) -> list[float]:
     """Weigh labels in the loss: all 1, or N / (K n), N labels in all, K different ones, n of this one.
@@ -171,17 +174,21 @@ def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balanc
     return [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
 
 
-def number_labels(labels: Sequence[str], found: Sequence[str], place: str, noun: str) -> NDArray[np.int64]:
-    """Give the places of what was found among the labels; raises InputError for one that was not trained."""
+def number_labels(labels: Sequence[str], found: Sequence[str]) -> NDArray[np.int64]:
+    """Give the places of what was found among the labels, NO_TARGET for one that is not there."""
     numbers = {label: number for number, label in enumerate(labels)}
-    unknown = next((label for label in found if label not in numbers), None)
-    if unknown is not None:
-        raise InputError(
-            f"{place}: the {noun} {unknown!r} is not one of the {len(numbers)} that were trained: "
-            f"{', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}. Correct it, or train with "
-            f"model.head.reset=true for another set of {noun}s."
-        )
-    return np.array([numbers[label] for label in found], dtype=np.int64)
+    return np.array([numbers.get(label, NO_TARGET) for label in found], dtype=np.int64)
+
+
+def unseen(labels: Sequence[str], found: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
+    """List what is not among the labels, with its first place; `found` are examples' labels and places."""
+    known = set(labels)
+    places: dict[str, str] = {}
+    for own, place in found:
+        for label in own:
+            if label not in known:
+                places.setdefault(label, place)
+    return places
 
 
 def names() -> list[str]:

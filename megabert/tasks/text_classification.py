@@ -17,11 +17,11 @@ from ..errors import ConfigError, InputError
 from ..model.heads import ACTIVATIONS, SequenceHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, choice
-from ..text.batch import Batch, Features
+from ..text.batch import NO_TARGET, Batch, Features
 from ..text.files import JSON_SUFFIXES, Row, read_json_lines, read_lines, read_table
 from ..text.tokenizer import Tokenizer
 from ..text.windows import best_window_spans
-from .task import LabelledTask
+from .task import LabelledTask, number_labels, unseen
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
 PAIR_NAMES = ("text_b", "sentence2", "hypothesis", "text2")
@@ -234,6 +234,10 @@ class TextClassification(LabelledTask[Example, Prediction]):
         labels = sorted(counts, key=int if are_numbers else str)
         self.take_labels(labels, counts, self.dataset.class_balancing)
 
+    def unseen_labels(self, examples: Sequence[Example]) -> dict[str, str]:
+        """List labels that were not trained."""
+        return {} if self.is_regression else unseen(self.labels, ((item.labels or (), item.place) for item in examples))
+
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize texts, long ones in several windows that count as one together."""
         texts = tokenizer.encode_ids([example.text for example in examples])
@@ -276,12 +280,12 @@ class TextClassification(LabelledTask[Example, Prediction]):
             raise InputError(f"{example.place}: the text has no label. Add one, or predict instead.")
         if self.is_regression:
             return {"value": np.float32(example.labels[0]), "weight": np.float32(1 / count)}, 1 / count
-        numbers = self.number_labels(example.labels, example.place, "label")
+        numbers = number_labels(self.labels, example.labels)
         if self.problem == "multi_label":
             chosen = np.zeros(len(self.labels), dtype=np.float32)
-            chosen[numbers] = 1
+            chosen[numbers[numbers != NO_TARGET]] = 1
             return {"chosen": chosen, "weight": np.float32(1 / count)}, 1 / count
-        weight = self.weights[numbers[0]] / count
+        weight = 0.0 if numbers[0] == NO_TARGET else self.weights[numbers[0]] / count
         return {"label": numbers[0], "weight": np.float32(weight)}, weight
 
     def head(self, config: EncoderConfig) -> nn.Module:

@@ -31,7 +31,7 @@ from ..text.files import JSON_SUFFIXES, Sentence, read_columns, read_json_lines,
 from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.windows import word_logits, word_windows
-from .task import LabelledTask
+from .task import LabelledTask, number_labels, unseen
 
 
 @dataclass
@@ -227,6 +227,10 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         pad = self.dataset.pad_label
         self.take_labels([pad, *sorted(set(counts) - {pad})], counts, self.dataset.class_balancing)
 
+    def unseen_labels(self, examples: Sequence[Example]) -> dict[str, str]:
+        """List tags that were not trained."""
+        return unseen(self.labels, ((item.tags or (), item.place) for item in examples))
+
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize words, long sentences in several windows; each word is asked for in one of them."""
         texts = [[item.text[start:end] for start, end in item.words] for item in examples]
@@ -246,7 +250,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
     def _numbers(self, example: Example) -> NDArray[np.int64]:
         if example.tags is None:
             raise InputError(f"{example.place}: the words have no tags. Add them, or predict instead.")
-        return self.number_labels(example.tags, example.place, "tag")
+        return number_labels(self.labels, example.tags)
 
     def head(self, config: EncoderConfig) -> nn.Module:
         """Score the tags at each token."""

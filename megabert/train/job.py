@@ -263,6 +263,12 @@ def _prepare(
     validation_examples = _read(task, validation) if task.files(validation) else []
     if not validation_examples:
         say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
+    unseen = task.unseen_labels(validation_examples)
+    if unseen:
+        say(
+            "note: labels of the validation data that training does not show: "
+            f"{', '.join(unseen)}. They count as errors."
+        )
     validation_features = task.features(validation_examples, tokenizer, with_targets=True)
     is_compiled = find_compilation(settings.trainer.compile, device)
     monitor, mode = _monitor(task, settings)
@@ -317,10 +323,22 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
     examples = _read(task, data)
     if is_new:
         task.learn_labels(examples)
+    for label, place in task.unseen_labels(examples).items():
+        raise InputError(
+            f"{place}: {label!r} is not one of the labels that were trained ({_listed(task)}). Correct it, or train "
+            "with model.head.reset=true for another set of labels."
+        )
     features = task.features(examples, tokenizer, with_targets=True)
     if data.use_cache and features:
         store.keep(stores, name, features, {"num_examples": len(examples), "state": task.state()})
     return features, len(examples)
+
+
+def _listed(task: Task[Any, Any]) -> str:
+    """Name the first labels that a task learnt."""
+    labels = [label for value in task.state().values() if isinstance(value, list) for label in value]
+    names = [label for label in labels if isinstance(label, str)]
+    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 def _code_files(task: Task[Any, Any]) -> list[str]:

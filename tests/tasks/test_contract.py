@@ -89,7 +89,7 @@ CASES = {
                     ("who was born in paris", "O O O O B-city", "ask"), ("the river seine", "O O B-river", "tell"),
                     ("found radium in the city", "O B-what O O O", "tell"),
                     ("when was curie born", "O O B-who O", "ask"))),
-        ("trainer.max_epochs=90",), "exact_match", ("text=who was born in paris",),
+        ("trainer.max_epochs=150",), "exact_match", ("text=who was born in paris",),
     ),
     "several intents": Case(
         "intent_slot", "x.jsonl",
@@ -163,10 +163,25 @@ def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
     words = [f"model.train_ds.file={file}", *start, "trainer.accelerator=cpu", "model.dataset.max_seq_length=64"]
     refused = main(["train", "text_classification", *words, f"exp_manager.explicit_log_dir={tmp_path / 'c'}"])
     assert refused == 65
-    assert "'left' is not one of the 3 that were trained: maybe, no, yes" in capsys.readouterr().err
+    assert "y.tsv:1: 'left' is not one of the labels that were trained (maybe, no, yes)" in capsys.readouterr().err
     train(other, tmp_path / "d", vocab_file, *start, "model.head.reset=true")
     assert main(["predict", str(tmp_path / "d" / "run"), "text=marie", "accelerator=cpu"]) == 0
     assert set(json.loads(capsys.readouterr().out)["probabilities"]) == {"left", "right"}
+
+
+@pytest.mark.parametrize("name", ["text_classification", "several labels", "token_classification", "intent_slot"])
+def test_labels_that_training_never_showed_are_scored_as_errors(name, tmp_path, vocab_file, capsys):
+    case = CASES[name]
+    dev = tmp_path / f"dev-{case.file}"
+    changed = {"\tmaybe": "\tnever", "\tc\n": "\tnever\n", "B-LOC\n\nthe": "B-NEVER\n\nthe", "B-river": "B-never"}
+    content = case.content
+    for old, new in changed.items():
+        content = content.replace(old, new)
+    dev.write_text(content)
+    run, _ = train(case, tmp_path / "a", vocab_file, f"model.validation_ds.file={dev}")
+    assert "labels of the validation data that training does not show" in capsys.readouterr().err
+    scores = json.loads((run / "validation" / "scores.json").read_text())
+    assert 0 < scores[case.score] < 99
 
 
 @pytest.mark.parametrize(
