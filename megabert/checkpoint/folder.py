@@ -11,9 +11,10 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,27 +49,21 @@ class OpenFolder:
     texts: Mapping[str, str]
 
 
-class _Summed:
-    """A new file that is written with its SHA-256 and synced."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sum, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.file.write(data)
-        self.sum.update(data)
-        self.size += len(data)
-
-
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """Write a new file from pieces, on the disk when this returns; gives its size and SHA-256."""
-    with path.open("xb") as file:
-        summed = _Summed(file)
+    """Write a new file from pieces, on the disk when this returns; gives its size and SHA-256.
+
+    Each piece is summed while it is written: both take about as long.
+    """
+    summed, size = hashlib.sha256(), 0
+    with path.open("xb") as file, ThreadPoolExecutor(1) as summer:
         for piece in pieces:
-            summed.write(piece)
+            done = summer.submit(summed.update, piece)
+            file.write(piece)
+            done.result()
+            size += len(piece)
         file.flush()
         os.fsync(file.fileno())
-    return {"size": summed.size, "sha256": summed.sum.hexdigest()}
+    return {"size": size, "sha256": summed.hexdigest()}
 
 
 def safetensors_pieces(
@@ -103,8 +98,9 @@ def write(
     `facts` go into the manifest beside the files' sums.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(final) as partial:
-        sums = {f"{group}.safetensors": _write_tensors(partial, group, tensors[group]) for group in tensors}
+    with whole_folder(final) as partial, ThreadPoolExecutor(max(len(tensors), 1)) as writers:
+        jobs = {group: writers.submit(_write_tensors, partial, group, tensors[group]) for group in tensors}
+        sums = {f"{group}.safetensors": job.result() for group, job in jobs.items()}
         files = {f"{name}.json": _json_bytes(document) for name, document in documents.items()}
         files |= {name: text.encode() for name, text in texts.items()}
         sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}

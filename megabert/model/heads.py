@@ -53,6 +53,14 @@ class SequenceHead(TokenHead):
         # index_select: where several texts start at one place (those that fill a batch up), its gradient is a sum.
         return super().forward(hidden_TD.index_select(0, starts_N), starts_N)
 
+    def start_from_pooler(self, weight: Tensor, bias: Tensor) -> None:
+        """Take a pre-trained pooler as the hidden layer, if the head computes as BERT's pooler and classifier do."""
+        if len(self.hidden) == 1 and isinstance(self.activation, nn.Tanh):
+            linear = self.hidden[0]
+            with torch.no_grad():
+                linear.weight.copy_(weight)  # type: ignore[operator]
+                linear.bias.copy_(bias)  # type: ignore[operator]
+
 
 class JointHead(nn.Module):
     """Several heads on the same tokens: their logits side by side, [T, C1 + C2 + ...]."""

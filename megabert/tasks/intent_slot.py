@@ -33,7 +33,7 @@ from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.utterances import Utterance, read_utterances, utterance_files
 from ..text.windows import WordWindow, word_logits, word_windows
-from .task import LabelledTask, class_weights, number_labels, unseen
+from .task import LabelledTask, class_weights, constant, number_labels, unseen
 from .token_classification import Span, find_spans, to_iob2
 
 OUTSIDE = "O"
@@ -304,14 +304,14 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         starts_N = batch.boundaries_N1[:-1].clamp(max=len(logits) - 1)
         intents_NI = logits[:, num_slots:].index_select(0, starts_N)
         shares_N = batch.targets["share"].nan_to_num()
-        chosen_NI = batch.targets["intents"].nan_to_num() * logits.new_tensor(self.intent_weights)
+        chosen_NI = batch.targets["intents"].nan_to_num() * constant(tuple(self.intent_weights), logits.device)
         if self.dataset.multi_label:
             losses_N = F.binary_cross_entropy_with_logits(
                 intents_NI, batch.targets["intents"].nan_to_num(), reduction="none"
             ).mean(1)
         else:
             losses_N = -(chosen_NI * torch.log_softmax(intents_NI, dim=1)).sum(1)
-        weights_C = logits.new_tensor(self.weights) if self.model.class_balancing else None
+        weights_C = constant(tuple(self.weights), logits.device) if self.model.class_balancing else None
         slots = F.cross_entropy(logits[:, :num_slots], batch.token_targets["slot"], weight=weights_C, reduction="sum")
         share = self.model.intent_loss_weight
         return share * (losses_N * shares_N).sum() + (1 - share) * slots / self.mean_words

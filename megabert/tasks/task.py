@@ -10,10 +10,12 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -172,6 +174,13 @@ def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balanc
         return [1.0] * len(labels)
     total = sum(counts.values())
     return [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Give numbers as a tensor, made once a device: nothing may come from the host while a step is recorded."""
+    with torch.inference_mode(False):  # else what an evaluation made first could not be trained with
+        return torch.tensor(values, device=device)
 
 
 def number_labels(labels: Sequence[str], found: Sequence[str]) -> NDArray[np.int64]:

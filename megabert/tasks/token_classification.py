@@ -31,7 +31,7 @@ from ..text.files import JSON_SUFFIXES, Sentence, read_columns, read_json_lines,
 from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.windows import word_logits, word_windows
-from .task import LabelledTask, number_labels, unseen
+from .task import LabelledTask, constant, number_labels, unseen
 
 
 @dataclass
@@ -265,7 +265,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the cross-entropy over tokens that have a tag, weighted by tag."""
-        weights_C = logits.new_tensor(self.weights) if self.dataset.class_balancing else None
+        weights_C = constant(tuple(self.weights), logits.device) if self.dataset.class_balancing else None
         return F.cross_entropy(logits, batch.token_targets["tag"], weight=weights_C, reduction="sum")
 
     def decode(

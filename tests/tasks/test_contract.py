@@ -6,8 +6,10 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from megabert.cli import main
+from megabert.config import compose
 from megabert.errors import InputError
 from megabert.tasks import task as tasks
 from tests.conftest import squad_document
@@ -167,6 +169,41 @@ def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
     train(other, tmp_path / "d", vocab_file, *start, "model.head.reset=true")
     assert main(["predict", str(tmp_path / "d" / "run"), "text=marie", "accelerator=cpu"]) == 0
     assert set(json.loads(capsys.readouterr().out)["probabilities"]) == {"left", "right"}
+
+
+def test_a_head_for_whole_texts_starts_from_the_pre_trained_pooler(minilm, tmp_path):
+    from safetensors.torch import load_file
+
+    from megabert.assemble import load_language_model, new_task_model
+
+    words = [f"model.language_model.pretrained_model_name={minilm}"]
+    pooler = load_file(minilm / "model.safetensors")["pooler.dense.weight"]
+    for more, is_same in (([], True), (["model.classifier_head.activation=relu"], False)):
+        kind = tasks.find("text_classification")
+        task = kind(compose(kind.settings_type, [*words, *more], owner="text_classification")[0])
+        task.labels = ["a", "b"]
+        model = new_task_model(task, load_language_model(task.settings.model, home=tmp_path, seed=0), seed=0)
+        assert torch.equal(model.head.hidden[0].weight, pooler) == is_same
+
+
+BALANCED = {
+    "text_classification": "model.dataset.class_balancing=weighted_loss",
+    "token_classification": "model.dataset.class_balancing=weighted_loss",
+    "intent_slot": "model.class_balancing=weighted_loss",
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: steps are recorded there")
+@pytest.mark.parametrize("name", CASES)
+def test_every_loss_can_be_recorded(name, tmp_path, vocab_file, capsys):
+    more = (
+        "trainer.accelerator=gpu",
+        "trainer.max_epochs=5",
+        "trainer.compile=false",
+        *filter(None, [BALANCED.get(name)]),
+    )
+    run, _ = train(CASES[name], tmp_path / "a", vocab_file, *more)
+    assert "val_loss" in (run / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["text_classification", "several labels", "token_classification", "intent_slot"])

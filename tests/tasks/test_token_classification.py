@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from megabert import metrics
 from megabert.config import compose
 from megabert.errors import InputError
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
-from megabert.text.tags import split_words
+from megabert.text.tags import best_valid_tags, split_words
 from megabert.text.tokenizer import Tokenizer
 from tests.conftest import WORDS
 
@@ -93,6 +94,35 @@ def test_each_word_is_learnt_and_asked_for_once(words):
     ]
     assert sorted(learnt) == sorted(tag for tag, word in zip(tags, words, strict=True) if word != "\u200b")
     assert all(len(feature) <= 12 for feature in features)
+
+
+LABELS_IOB = ["O", "B-A", "I-A", "B-B", "I-B"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=5, max_size=5), min_size=1, max_size=5))
+def test_constrained_tags_are_the_likeliest_valid_sequence(rows):
+    scores = np.array(rows)
+
+    def is_valid(path):
+        tags = [LABELS_IOB[number] for number in path]
+        return all(
+            not tag.startswith("I-") or before[2:] == tag[2:] for before, tag in itertools.pairwise(["O", *tags])
+        )
+
+    best = max(
+        sum(scores[word, number] for word, number in enumerate(path))
+        for path in itertools.product(range(5), repeat=len(rows))
+        if is_valid(path)
+    )
+    found = best_valid_tags(scores, LABELS_IOB)
+    assert is_valid(found)
+    assert scores[np.arange(len(rows)), found].sum() == pytest.approx(best)
+
+
+def test_tags_of_another_kind_are_not_constrained():
+    scores = np.array([[0.0, 1.0], [0.0, 2.0]])
+    assert best_valid_tags(scores, ["NOUN", "VERB"]).tolist() == [1, 1]
 
 
 TAGS = st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"])
