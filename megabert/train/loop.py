@@ -127,7 +127,7 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
                 is_due = True
             is_due = is_due and settings.exp_manager.create_checkpoint_callback
             if is_due or stop.is_set() or is_last:
-                _save(job, progress, stepper, saver)
+                _save(job, progress, stepper, saver, is_last=is_last or stop.is_set())
             if stop.is_set():
                 saver.wait()
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {job.folder}.")
@@ -240,7 +240,7 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
     return replace(progress, validated_step=progress.step, figure=figures[job.monitor]), result
 
 
-def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver) -> None:
+def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver, *, is_last: bool) -> None:
     model = job.predictor.model
     documents = documents_of(job.task, model, job.predictor.tokenizer) | {
         "run": {"task": job.task_name, "monitor": job.monitor, "mode": job.mode} | job.facts,
@@ -258,7 +258,7 @@ def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver) -> None:
         run.write(job.folder, progress.step, contents, figure=progress.figure, is_end=is_end)
         run.prune(job.folder, job.mode, keep_best)
 
-    saver.save(contents, write)
+    saver.save(contents, write, is_last=is_last)
 
 
 @contextmanager

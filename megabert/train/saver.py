@@ -30,10 +30,13 @@ class Saver:
         if error is None:
             self.wait()
 
-    def save(self, contents: Contents, write: Callable[[Contents], None]) -> None:
-        """Take the contents as they are now, and write them, now or in the background."""
+    def save(self, contents: Contents, write: Callable[[Contents], None], *, is_last: bool = False) -> None:
+        """Take the contents as they are now, and write them, now or in the background.
+
+        The last ones do not change any more: they are fetched while they are written.
+        """
         self.wait()
-        if self._executor is None:
+        if self._executor is None or is_last:
             write(contents)
             return
         tensors = {
