@@ -280,8 +280,13 @@ def config(words: Sequence[str]) -> int:
 
     parser = new_parser("config", config, "")
     parser.add_argument("task", help=f"one of {', '.join(tasks.names())}")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--page", action="store_true", help="print the task's documentation page, in Markdown")
     arguments = parser.parse_args(list(words))
+    if arguments.page:
+        sys.stdout.write(tasks.page(arguments.task))
+        return 0
     settings = list(list_settings(tasks.find(arguments.task).settings_type))
     if arguments.json:
         print(to_json([dataclasses.asdict(setting) for setting in settings]))

@@ -119,15 +119,22 @@ class GlueSettings(Settings):
 
 
 class Glue(TextClassification):
-    """Fine-tune and score on the nine tasks of GLUE: cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli.
+    r"""Fine-tune and score on the nine tasks of GLUE: cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli.
 
-    Data: the tab-separated files as GLUE distributes them, in model.dataset.data_dir. Rows that lack columns stop the
-    reading; three such rows of QQP's train.tsv are known, and left out as everyone does.
+        megabert train glue model.task_name=mrpc model.dataset.data_dir=MRPC \
+            model.language_model.pretrained_model_name=megatron-bert-345m-uncased
+        megabert predict RUN file=MRPC/test.tsv output_dir=OUT
+        megabert score glue MRPC/dev.tsv OUT/MRPC.tsv
 
-    Scores: those of the benchmark: Matthews' correlation for CoLA; F1 of class 1 and accuracy for MRPC and QQP; Pearson
-    and Spearman correlation for STS-B; accuracy for the others, MNLI's second dev file apart. `glue` is the task's
-    figure in GLUE's average: the mean of its metrics. `megabert predict RUN file=test.tsv output_dir=FOLDER` writes
-    FOLDER/CoLA.tsv and so on in the format of a submission.
+    Data: the tab-separated files as GLUE distributes them, in `model.dataset.data_dir`; MNLI is validated on both its
+    dev files. A row that lacks columns stops the reading; three such rows of QQP's train.tsv are known, and left out
+    as everyone does.
+
+    Answers: as text classification's; with `output_dir` also CoLA.tsv and so on, in the format of a submission.
+
+    Scores: those of the benchmark: Matthews' correlation for CoLA; F1 of class 1 and accuracy for MRPC and QQP;
+    Pearson's and Spearman's correlation for STS-B; accuracy for the others. `glue` is the task's figure in GLUE's
+    average: the mean of its metrics. The figures of MNLI's second file begin with its name.
     """
 
     settings_type = GlueSettings

@@ -102,18 +102,23 @@ class Prediction:
 
 
 class PunctuationCapitalization(Task[Example, Prediction]):
-    """Restore punctuation and capitals in text that has none, such as speech recognition gives.
+    r"""Restore punctuation and capitals in text that has none, such as speech recognition gives.
 
-    Data: plain text (`file`, a paragraph a line), from which words are lower-cased and marks taken off and learnt; or
-    NeMo's two files, lower-cased words and a label of two letters for each, its mark (O for none) and its case (U for a
-    capital, O for none), which `megabert import punctuation` makes of plain text. Cases learnt from plain text are U
-    and A, all capitals.
+        megabert train punctuation_capitalization model.train_ds.file=train.txt model.validation_ds.file=dev.txt \
+            model.language_model.pretrained_model_name=megatron-bert-345m-uncased
+        megabert predict RUN text="hello how are you i am fine"
 
-    Texts of any length are read in windows that overlap by twice model.dataset.margin, each word where it sees more of
-    its surroundings. A text that has some marks and capitals already keeps them.
+    Data: plain text in `file`, a paragraph a line, from which words are lower-cased and marks taken off and learnt; or
+    NeMo's two files, `text_file` with lower-cased words and `labels_file` with two letters for each, its mark (O for
+    none) and its case (U for a capital, O for none), which `megabert import punctuation` makes of plain text. Cases
+    learnt from plain text are U and A, all capitals; marks are those of `model.dataset.marks`.
 
-    Scores: punct_f1 and capit_f1, over all marks and all cases but "none"; each mark's precision, recall and F1; f1,
-    the mean of the two.
+    Texts of any length are read in windows that overlap by twice `model.dataset.margin`, each word where it sees more
+    of its surroundings. What a text has of marks and capitals already it keeps. In Python:
+    `megabert.load(RUN).predict(text=...).restored`.
+
+    Scores: `punct_f1` and `capit_f1`, over all marks and all cases but "none" together, with precision, recall, macro
+    F1 and accuracy; each mark's and case's precision, recall and F1; `f1`, the mean of the two.
     """
 
     settings_type = PunctuationSettings

@@ -121,15 +121,22 @@ class Window:
 
 
 class QuestionAnswering(Task[Example, Prediction]):
-    """Answer questions by a span of a given context.
+    r"""Answer questions by a span of a given context.
 
-    Data: SQuAD JSON, version 1.1 or 2.0. The question and a window of the context are read together,
-    `[CLS] question [SEP] context [SEP]`; a context that does not fit is read in windows that overlap. Each token
-    gets a score as start and as end of the answer. The answer is a span of characters of the untouched context.
+        megabert train question_answering model.train_ds.file=train.json model.validation_ds.file=dev.json \
+            model.language_model.pretrained_model_name=megatron-bert-345m-uncased
+        megabert evaluate RUN file=dev.json output_dir=OUT
+        megabert predict RUN question="Who ...?" context="..."
+
+    Data: SQuAD JSON, version 1.1 or 2.0. The question and a window of the context are read together, `[CLS] question
+    [SEP] context [SEP]`; a context that does not fit is read in windows that overlap. Each token gets a score as start
+    and as end of the answer. The answer is a span of characters of the untouched context.
 
     Scores: exact match and F1 as the official scripts compute them; for 2.0 also of the questions with and without
     answer. The null threshold that would have been best on the evaluated file is reported beside the scores, as
     best_exact and best_f1, and is never part of them.
+
+    More: [how an answer is found, what the scores are, differences from NeMo](../question_answering.md).
     """
 
     settings_type = QuestionAnsweringSettings

@@ -51,16 +51,21 @@ class Entity:
 
 
 class RelationExtraction(TextClassification):
-    """Say which relation holds between two entities of a text: ChemProt, drug interactions and the like.
+    r"""Say which relation holds between two entities of a text: ChemProt, drug interactions and the like.
 
-    Data: rows as of text classification in which the entities are marked already (`id<TAB>sentence<TAB>label` with a
-    header, or JSON lines), or JSON lines that say where the entities stand:
-    `{"text": "...", "head": {"start": 0, "end": 7, "type": "CHEMICAL"}, "tail": {...}, "label": "CPR:4"}`; then
-    model.dataset.entity_marking chooses how the network sees them. `megabert import chemprot` makes such lines of the
-    corpus's own files. Two entities that overlap are anonymized as one, @CHEMICAL-GENE$.
+        megabert import chemprot --abstracts A.tsv --entities E.tsv --relations R.tsv --output train.jsonl
+        megabert train relation_extraction model.train_ds.file=train.jsonl model.validation_ds.file=dev.jsonl \
+            model.language_model.pretrained_model_name=biomegatron-bert-345m-uncased
+        megabert predict RUN text="Aspirin inhibits COX-2." head=Aspirin head_type=CHEMICAL tail=COX-2 tail_type=GENE
 
-    Scores: f1, precision and recall over all labels but model.dataset.negative_label together, the published measure
-    of ChemProt; beside them macro-F1, accuracy and each class.
+    Data: as text classification's, with the entities marked in the text already (`id<TAB>sentence<TAB>label` with a
+    header, or JSON lines); or JSON lines that say where they stand: `{"text": "...", "head": {"start": 0, "end": 7,
+    "type": "CHEMICAL"}, "tail": {...}, "label": "CPR:4"}`. Then `model.dataset.entity_marking` chooses how the network
+    sees them: `@CHEMICAL$` in their place, or marks around them. Two entities that overlap are anonymized as one,
+    `@CHEMICAL-GENE$`.
+
+    Scores: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together, the published
+    measure of ChemProt; beside them all that text classification gives: `macro_f1`, `accuracy`, each class.
     """
 
     settings_type = RelationExtractionSettings

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..config import nearest
+from ..config import list_settings, nearest, show
 from ..errors import ConfigError
 from ..model.shape import EncoderConfig
 from ..settings import DataSettings, Settings
@@ -218,6 +218,23 @@ def find(name: str) -> type[Task[Any, Any]]:
             f"There are: {', '.join(names())}; or give your own file, ./my_task.py."
         )
     return _class_in(importlib.import_module(f"megabert.tasks.{name}"), name)
+
+
+def page(name: str) -> str:
+    """Write a task's documentation page: the class docstring, and the settings that are its own."""
+    task_type = find(name)
+    common = {setting.key: setting for setting in list_settings(Settings)}
+    own = [setting for setting in list_settings(task_type.settings_type) if common.get(setting.key) != setting]
+    title = name.removesuffix(".py").replace("_", " ").capitalize()
+    parts = [f"# {title}", inspect.cleandoc(task_type.__doc__ or ""), "## Settings"]
+    parts.append(
+        f"Those of this task; `megabert config {name}` lists all. NeMo 1.x's names are understood where they differ."
+    )
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for setting in own:
+        help_text = setting.help.replace("|", "\\|")
+        rows.append(f"| `{setting.key}` | {show(setting.default) or '-'} | {help_text} |")
+    return "\n\n".join([*parts, "\n".join(rows)]) + "\n"
 
 
 def _load_file(path: Path) -> Any:

@@ -109,15 +109,33 @@ class Prediction:
 
 
 class TextClassification(LabelledTask[Example, Prediction]):
-    """Classify texts or pairs of texts.
+    r"""Classify texts or pairs of texts: one label, several, or a number.
 
-    Data: tab-separated `text<TAB>label`, or with a header that names the columns (text or sentence, sentence1 and
-    sentence2, label, id), or JSON lines with the same names; NeMo's lines of blanks with the label last are read too.
-    Labels are words or numbers, taken from the training data and kept with the run. A text that is longer than
-    model.dataset.max_seq_length is read in windows that overlap, and their probabilities are averaged.
+        megabert train text_classification model.train_ds.file=train.tsv model.validation_ds.file=dev.tsv \
+            model.language_model.pretrained_model_name=megatron-bert-345m-uncased
+        megabert evaluate RUN file=test.tsv output_dir=OUT
+        megabert predict RUN text="..."
+        megabert predict RUN text="..." text_b="..."
 
-    Scores: accuracy, and precision, recall and F1 of each class, micro, macro and weighted; several labels: micro and
-    macro F1 and the share of texts with exactly the right labels; regression: Pearson and Spearman correlation.
+    Data: tab-separated `text<TAB>label`; or with a header that names the columns: `text` or `sentence`; `sentence1`
+    and `sentence2` (or `text_a` and `text_b`, `premise` and `hypothesis`) for pairs; `label`; `id`; or JSON lines
+    (*.jsonl) with the same names; or NeMo's lines of blanks with an integer label last. Labels are words or numbers,
+    taken from the training data and kept with the run. `model.dataset.problem` says what a label is: `single_label`;
+    `multi_label` (separated by commas, or a JSON list); `regression`.
+
+    A text longer than `max_seq_length` is read in windows that overlap by half, which count as one text together;
+    their probabilities are averaged. Of a pair the longer text is cut, the shorter one stands beside each of its
+    windows.
+
+    Answers: the label with its probability and those of all classes; of several labels those of probability 0.5 and
+    more; of a number its value.
+
+    Scores: `accuracy`, precision, recall and F1 of each class, their macro and weighted means, Matthews' correlation;
+    several labels: micro and macro F1 and the share of texts with exactly the right ones; a number: Pearson's and
+    Spearman's correlation.
+
+    The head is BERT's pooler and classifier, and starts from the checkpoint's pooler where it has one; `megabert
+    convert RUN DEST --to huggingface` gives transformers the same probabilities. NeMo 1.x has relu in it.
     """
 
     settings_type: ClassVar[type[Settings]] = TextClassificationSettings

@@ -143,17 +143,31 @@ class Prediction:
 
 
 class TokenClassification(LabelledTask[Example, Prediction]):
-    """Tag the words of a text, above all to find named entities.
+    r"""Tag the words of a text, above all to find named entities.
 
-    Data: CoNLL's columns (a word and its tag a line, between tabs or blanks, an empty line between sentences), or
-    NeMo's two files (model.train_ds.text_file and labels_file). Tags in IOB1, IOB2 or IOBES are turned into IOB2;
-    tags of another kind are taken as they are. A sentence longer than model.dataset.max_seq_length is read in windows
-    that overlap; each word is tagged where most of its surroundings are seen, and none is lost.
+        megabert train token_classification model.train_ds.file=train.conll model.validation_ds.file=dev.conll \
+            model.language_model.pretrained_model_name=biomegatron-bert-345m-cased
+        megabert evaluate RUN file=test.conll output_dir=OUT
+        megabert predict RUN text="BRCA1 and IL-2 in breast cancer."
 
-    Prediction gives entities with type, score and characters of the untouched text.
+    Data: CoNLL's columns in `file`, a word a line with its tag in the last column (tabs or blanks) and an empty line
+    between sentences; or NeMo's two files, `text_file` and `labels_file`, a sentence and its tags on the same line of
+    each; or JSON lines with `tokens` and `tags`. Tags in IOB1, IOB2 or IOBES are turned into IOB2; tags of another
+    kind are taken as they are. To predict, a *.txt file of raw text, a sentence or paragraph a line, or JSON lines
+    with `text`. `megabert import iob` makes the two files of columns.
 
-    Scores: f1, precision and recall of entities as conlleval counts them, of each type, and strict (only a B- opens an
-    entity); beside them the share of words with the right tag.
+    A word is tagged by its first token. A sentence longer than `max_seq_length` is read in windows that overlap by
+    half; each word is tagged where most of its surroundings are seen, and none is lost. Raw text is cut into words at
+    blanks and at punctuation on the ends of what stands between: `(p53)` is three words, `IL-2` one.
+
+    Answers: entities with type, mean probability of their words' tags, and characters of the untouched text; beside
+    them the text with tags in brackets as NeMo writes it, and the tags of all words. With
+    `model.dataset.constrained_decoding=true` no I- stands without what it continues.
+
+    Scores: `f1`, `precision` and `recall` of entities as conlleval counts them: type and all words agree, and an I-
+    that cannot continue an entity opens one. `strict_` figures count only entities that a B- opens. Beside them each
+    type's figures, `macro_f1` over types, and `word_accuracy`. NeMo 1.x reports single tags, O included: that report
+    is written to `report_tag.txt`.
     """
 
     settings_type = TokenClassificationSettings
@@ -289,6 +303,13 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         """Score entities and words against the examples' tags."""
         gold = [_known(example) for example in examples]
         return _scores(gold, [item.tags for item in predictions])
+
+    def label_pairs(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """Give each word's tag and the predicted one."""
+        pairs = zip(examples, predictions, strict=True)
+        return {"tag": [pair for item, found in pairs for pair in zip(_known(item), found.tags, strict=True)]}
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Give the entities, and NeMo's text with tags in brackets."""

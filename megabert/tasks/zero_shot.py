@@ -59,14 +59,22 @@ class Query(Example):
 
 
 class ZeroShot(TextClassification):
-    """Classify texts under labels that are given only when asked: intents, topics.
+    r"""Classify texts under labels that are given only when asked: intents, topics.
 
-    Training data: pairs of natural-language inference, premise and hypothesis with a label (GLUE's MNLI or RTE files as
-    distributed, tab-separated with a header, or JSON lines). To answer, each label becomes a hypothesis by
-    model.dataset.hypothesis_template, and the label whose hypothesis follows most surely from the text is chosen:
-    `megabert predict RUN text="set an alarm for six" labels="alarm,weather,music"`.
+        megabert train zero_shot model.train_ds.file=MNLI/train.tsv model.validation_ds.file=MNLI/dev_matched.tsv \
+            model.language_model.pretrained_model_name=megatron-bert-345m-uncased
+        megabert predict RUN text="set an alarm for six" labels="alarm,weather,music"
+        megabert evaluate RUN file=topics.tsv model.dataset.hypothesis_template="This text is about {}."
 
-    Scores: accuracy on pairs; on a file of texts with labels, accuracy and each label's F1 without any training on it.
+    Training data: pairs of natural-language inference, premise and hypothesis with a label: GLUE's MNLI or RTE files
+    as distributed, tab-separated with a header, or JSON lines. To answer, each label becomes a hypothesis by
+    `model.dataset.hypothesis_template`, and the label whose hypothesis follows most surely from the text is chosen.
+    With `model.dataset.multi_label=true` each label is judged by itself.
+
+    Answers: the best label and the probability of each.
+
+    Scores: `accuracy` on pairs; on a file of texts with labels, accuracy and each label's F1 without any training on
+    them.
 
     Source: Yin, Hay and Roth 2019, arXiv:1909.00161; NeMo 1.5's zero-shot intent recognition.
     """

@@ -1,0 +1,50 @@
+"""What is there for every task: a page in the docs, an example script's words, a place in the layers."""
+
+import ast
+import shlex
+from pathlib import Path
+
+import pytest
+
+from megabert.config import compose
+from megabert.tasks import task as tasks
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_task_s_page_is_what_its_docstring_and_settings_say(name):
+    page = ROOT / "docs" / "tasks" / f"{name}.md"
+    assert page.is_file(), "make it: touch the file, then ./dev docs"
+    assert page.read_text(encoding="utf-8") == tasks.page(name), "write it anew: ./dev docs"
+
+
+def test_there_is_no_page_without_a_task():
+    assert sorted(page.stem for page in (ROOT / "docs" / "tasks").glob("*.md")) == tasks.names()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_s_command_is_taken_as_written(recipe):
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if "megabert train" in line)
+    words = shlex.split(" ".join(line.strip("# \\") for line in lines[start : start + 2]))
+    overrides = words[words.index("-m") + 2 :]
+    kind = tasks.find(words[2])
+    settings, _ = compose(kind.settings_type, overrides, owner=words[2], file=recipe)
+    task = kind(settings)
+    assert task.files(settings.model.train_ds)
+    assert task.files(settings.model.validation_ds)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_s_words_are_taken_as_written(script):
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    words = shlex.split((ast.get_docstring(tree) or "").partition("\n\n")[2].replace("\\\n", " "))
+    assert words[:2] == ["python", f"examples/{script.name}"]
+    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "main"]
+    command = [item.value for item in call.args[0].elts if isinstance(item, ast.Constant)]
+    if command[0] == "train":
+        kind = tasks.find(command[1])
+        settings, _ = compose(kind.settings_type, [*command[2:], *words[2:]], owner=command[1])
+        data = settings.model.train_ds if settings.do_training else settings.model.test_ds
+        assert kind(settings).files(data)
