@@ -1,6 +1,5 @@
 """What is done to a network from outside: its precision, then compilation. Model code knows of neither."""
 
-import importlib
 import threading
 
 import torch
@@ -26,13 +25,11 @@ def find_compilation(asked: bool | None, device: torch.device) -> bool:
 
 
 def warm_up(device: torch.device) -> None:
-    """Start what a compiled training on a GPU needs, in a thread beside the reading of data: seconds of imports."""
+    """Start a device in a thread, beside the reading of data: it takes a second or two.
 
-    def start() -> None:
-        torch.zeros(1, device=device)
-        importlib.import_module("torch._inductor.compile_fx")
-
-    threading.Thread(target=start, name="warm-up", daemon=True).start()
+    The thread imports nothing: PyTorch's modules import each other in circles, and two threads in one circle fail.
+    """
+    threading.Thread(target=torch.zeros, args=(1,), kwargs={"device": device}, name="warm-up", daemon=True).start()
 
 
 def compile_layers(model: nn.Module) -> None:
