@@ -233,6 +233,7 @@ class Glue(TextClassification):
     def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
         """Score a submission's file, JSON lines as `megabert predict` writes them, or a label a line."""
         task = task_of(gold)
+        task.labels = list(task.row.labels)
         rows = read_predictions(predictions)
         name = "value" if task.is_regression else "label"
         if rows[0].values.get("label") == "index\tprediction":
@@ -255,7 +256,10 @@ class Glue(TextClassification):
 
 def task_of(path: Path) -> Glue:
     """Tell by a file's header, and by its labels where headers are alike, of which task it is."""
-    for name in TASKS:
+    header = split_rows(path)[0][0]
+    for name, row in TASKS.items():
+        if row.headless and set(row.columns) & set(header):
+            continue  # a file that has a header is another task's
         task = Glue(GlueSettings(model=GlueModel(task_name=name)))
         try:
             examples = task.read(path)

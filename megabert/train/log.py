@@ -364,7 +364,9 @@ class RunLog:
             figures["tokens_per_second"] = round(self._meter.rate_since_mark(), 1)
         elif self._shows_progress:
             # Whole numbers are counts of the data, the same each time.
-            shown = [f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float)]
+            shown = [
+                f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float) and "/" not in name
+            ]
             self.say(f"step {step}  {split}: {'  '.join(shown)}")
         seconds = round(self._seconds_before + self._meter.seconds(), 3)
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}

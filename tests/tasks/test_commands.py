@@ -1,0 +1,140 @@
+"""The commands on runs of labels: what they read, print and leave in folders."""
+
+import io
+import json
+
+import pytest
+
+from megabert.cli import main
+from tests.tasks.test_contract import CASES, train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, vocab_file):
+    made = {}
+
+    def make(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("runs")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("MEGABERT_HOME", str(folder / "home"))
+                made[name] = train(CASES[name], folder, vocab_file, "trainer.max_epochs=40")
+        return made[name]
+
+    return make
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_standard_input_is_answered_line_by_line(runs, monkeypatch, capsys):
+    run, _ = runs("text_classification")
+    content = (
+        b'\xef\xbb\xbf{"text": "the river in paris", "id": "a"}\n\nradium in france\r\n{"text": "x", "text_b": "y"}\n'
+    )
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    capsys.readouterr()
+    assert main(["predict", str(run), "file=-", "accelerator=cpu"]) == 0
+    found = lines(capsys)
+    assert [item["id"] for item in found] == ["a", "3", "text"]
+    assert [item["label"] for item in found[:2]] == ["no", "maybe"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": \n', "standard input:1: not JSON"),
+        (b'good\n{"text": ""}\n', "standard input:2: text is missing"),
+        (b'{"text": "a", "x": 1}\n', "standard input:1: x is not asked for"),
+        (b"a\xff\n", "standard input:1: not UTF-8"),
+    ],
+)
+def test_a_bad_line_of_standard_input_is_named(content, message, runs, monkeypatch, capsys):
+    run, _ = runs("text_classification")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert main(["predict", str(run), "file=-", "accelerator=cpu"]) == 65
+    assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_leaves_scores_predictions_report_and_confusion(runs, tmp_path, capsys):
+    run, file = runs("token_classification")
+    assert main(["evaluate", str(run), f"file={file}", f"output_dir={tmp_path}", "accelerator=cpu"]) == 0
+    names = {"scores.json", "predictions.txt", "report_tag.txt", "confusion_tag.tsv", "confusion_tag.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(capsys.readouterr().out)
+    assert (tmp_path / "confusion_tag.png").read_bytes().startswith(b"\x89PNG")
+    table = [row.split("\t") for row in (tmp_path / "confusion_tag.tsv").read_text().splitlines()]
+    assert sum(int(count) for row in table[1:] for count in row[1:]) == 11
+    assert {path.name for path in (run / "validation").iterdir()} == names
+
+
+def test_predictions_in_a_folder_can_be_scored(runs, tmp_path, capsys):
+    run, file = runs("intent_slot")
+    assert main(["predict", str(run), f"file={file}", f"output_dir={tmp_path}", "accelerator=cpu"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), f"file={file}", "accelerator=cpu"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert main(["score", "intent_slot", str(file), str(tmp_path / "predictions.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["several labels", "a number", "punctuation_capitalization", "token_classification"])
+def test_predictions_score_the_same_from_a_file(name, runs, tmp_path, capsys):
+    run, file = runs(name)
+    task = CASES[name].task
+    assert main(["predict", str(run), f"file={file}", f"output={tmp_path / 'found.jsonl'}", "accelerator=cpu"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), f"file={file}", "accelerator=cpu"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert main(["score", task, str(file), str(tmp_path / "found.jsonl")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+def test_a_sweep_ends_with_mean_and_deviation(tmp_path, vocab_file, monkeypatch, capsys):
+    monkeypatch.setenv("MEGABERT_HOME", str(tmp_path / "home"))
+    run, _ = train(CASES["text_classification"], tmp_path / "a", vocab_file, "trainer.max_epochs=2", "-m", "seed=1,2,3")
+    printed = capsys.readouterr().out
+    assert "last validation, mean ± sample deviation of 3 runs" in printed
+    sweep = json.loads((run / "sweep.json").read_text())
+    assert len(sweep["runs"]) == 3
+    values = sweep["scores"]["accuracy"]["values"]
+    assert sweep["scores"]["accuracy"]["mean"] == pytest.approx(sum(values) / 3)
+    assert f"{sweep['scores']['accuracy']['mean']:.2f} ±" in printed
+
+
+def test_zero_shot_answers_for_labels_that_are_given_when_asked(runs, tmp_path, capsys):
+    run, _ = runs("zero_shot")
+    (tmp_path / "topics.tsv").write_text("the river\triver\nmarie was born\tborn\n")
+    assert main(["evaluate", str(run), f"file={tmp_path / 'topics.tsv'}", "accelerator=cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"] == 2
+    for more in ((), ("model.dataset.multi_label=true",)):
+        assert main(["predict", str(run), "text=the river", "labels=born,river", "accelerator=cpu", *more]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert set(answer["probabilities"]) == {"born", "river"}
+        assert more or sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert main(["predict", str(run), "text=the river", "accelerator=cpu"]) == 65
+    assert "There are no labels to choose among" in capsys.readouterr().err
+    words = ["text=a", "labels=b", "accelerator=cpu", "model.dataset.entailment_label=yes"]
+    assert main(["predict", str(run), *words]) == 64
+    assert "which of them says that a hypothesis follows" in capsys.readouterr().err
+
+
+def test_columns_are_imported_as_nemo_s_two_files(tmp_path):
+    (tmp_path / "x.conll").write_text("EU NNP B-ORG\nrejects VBZ O\n\nBonn NNP B-LOC\n")
+    assert main(["import", "iob", "--data_file", str(tmp_path / "x.conll")]) == 0
+    assert (tmp_path / "text_x.txt").read_text() == "EU rejects\nBonn\n"
+    assert (tmp_path / "labels_x.txt").read_text() == "B-ORG O\nB-LOC\n"
+    assert main(["import", "iob", "--data_file", str(tmp_path / "x.conll"), "--max_length", "1", "--name", "y"]) == 0
+    assert (tmp_path / "text_y.txt").read_text() == "EU\nBonn\n"
+
+
+def test_plain_text_is_imported_for_punctuation(tmp_path):
+    (tmp_path / "x.txt").write_text("Hello, NATO. Is it?\n\n--\nYes!\n")
+    words = ["import", "punctuation", "-s", str(tmp_path / "x.txt"), "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert (tmp_path / "out" / "text_x.txt").read_text() == "hello nato is it\nyes\n"
+    assert (tmp_path / "out" / "labels_x.txt").read_text() == ",U .U OU ?O\nOU\n"
+    assert main([*words, "--all_capitals", "--marks", "!"]) == 0
+    assert (tmp_path / "out" / "labels_x.txt").read_text() == "OU OA OU OO\n!U\n"

@@ -1,0 +1,120 @@
+import json
+
+import pytest
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from megabert.config import compose
+from megabert.errors import ConfigError
+from megabert.tasks.glue import TASKS, Glue, GlueSettings, task_of
+from megabert.tasks.text_classification import Prediction
+
+HEADERS = {  # the header lines as GLUE distributes them; CoLA's files have none
+    "sst-2": "sentence\tlabel",
+    "mrpc": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+    "sts-b": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+    "qqp": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+    "mnli": "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
+    "sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label",
+    "qnli": "index\tquestion\tsentence\tlabel",
+    "rte": "index\tsentence1\tsentence2\tlabel",
+    "wnli": "index\tsentence1\tsentence2\tlabel",
+}
+
+
+def task(name):
+    return Glue(compose(GlueSettings, [f"model.task_name={name}"], owner="glue")[0])
+
+
+def write(folder, name, labels, file="dev.tsv"):
+    rows = []
+    for number, label in enumerate(labels):
+        if name == "cola":
+            rows.append(f"gj04\t{label}\t\tsentence {number}")
+            continue
+        own = task(name).row
+        values = dict.fromkeys(own.columns, f"text {number}") | {own.label_column: label, "index": str(number)}
+        rows.append("\t".join(values.get(column.lower(), "x") for column in HEADERS[name].split("\t")))
+    header = [] if name == "cola" else [HEADERS[name]]
+    (folder / file).write_text("\n".join([*header, *rows]) + "\n")
+    return folder / file
+
+
+GOLD = {name: [*row.labels * 3][:7] if row.labels else ["0", "5.0", "2.5", "3", "1", "4.2", "0.5"]
+        for name, row in TASKS.items()}  # fmt: skip
+
+
+def prediction(example, found, regression):
+    if regression:
+        return Prediction(example.id, example.text, (), {}, float(found))
+    return Prediction(example.id, example.text, (found,), {found: 1.0})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_s_metrics_are_those_of_the_benchmark(name, tmp_path):
+    own = task(name)
+    examples = own.read(write(tmp_path, name, GOLD[name]))
+    own.learn_labels(examples)
+    founds = [*GOLD[name][1:], GOLD[name][0]]
+    founds[2] = GOLD[name][2]
+    regression = own.is_regression
+    predictions = [prediction(item, found, regression) for item, found in zip(examples, founds, strict=True)]
+    scores = own.score(examples, predictions)
+    numbers = [[float(item) for item in side] for side in (GOLD[name], founds)] if regression else [GOLD[name], founds]
+    expected = {
+        "matthews": lambda: matthews_corrcoef(*numbers),
+        "accuracy": lambda: accuracy_score(*numbers),
+        "f1": lambda: f1_score(*numbers, pos_label="1"),
+        "pearson": lambda: stats.pearsonr(*numbers).statistic,
+        "spearman": lambda: stats.spearmanr(*numbers).statistic,
+    }
+    figures = [100 * expected[metric]() for metric in own.row.metrics]
+    assert [scores[metric] for metric in own.row.metrics] == pytest.approx(figures)
+    assert scores["glue"] == pytest.approx(sum(figures) / len(figures))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
+    own = task(name)
+    gold = write(tmp_path, name, GOLD[name], "dev_matched.tsv" if name == "mnli" else "dev.tsv")
+    examples = own.read(gold)
+    regression = own.is_regression
+    founds = [*GOLD[name][1:], GOLD[name][0]]
+    predictions = [prediction(item, found, regression) for item, found in zip(examples, founds, strict=True)]
+    ((file, content),) = own.write_predictions(tmp_path, examples, predictions).items()
+    assert file == ("MNLI-m.tsv" if name == "mnli" else f"{own.row.name}.tsv")
+    assert content.startswith("index\tprediction\n0\t")
+    (tmp_path / file).write_text(content)
+    (tmp_path / "found.jsonl").write_text("".join(json.dumps(own.to_json(item)) + "\n" for item in predictions))
+    own.learn_labels(examples)
+    expected = own.score(examples, predictions)
+    assert Glue.score_files(gold, tmp_path / file) == pytest.approx(expected)
+    assert Glue.score_files(gold, tmp_path / "found.jsonl") == pytest.approx(expected)
+    # RTE and WNLI have the same columns; their labels tell them apart.
+    assert task_of(gold).row.name == own.row.name
+
+
+def test_mnli_s_two_files_are_scored_apart(tmp_path):
+    own = task("mnli")
+    files = [str(write(tmp_path, "mnli", ["neutral"] * 4, name)) for name in ("dev_matched.tsv", "dev_mismatched.tsv")]
+    examples = own.read_files(files)
+    own.learn_labels(examples)
+    founds = ["neutral", "neutral", "neutral", "entailment", "neutral", *["entailment"] * 3]
+    predictions = [Prediction(item.id, item.text, (found,), {}) for item, found in zip(examples, founds, strict=True)]
+    scores = own.score(examples, predictions)
+    assert (scores["accuracy"], scores["dev_mismatched/accuracy"], scores["total"]) == (75, 25, 8)
+    assert set(own.write_predictions(tmp_path, examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
+
+
+def test_files_lie_in_the_data_folder(tmp_path):
+    words = ["model.task_name=mnli", f"model.dataset.data_dir={tmp_path}", "model.test_ds.ds_item=[a.tsv,b.tsv]"]
+    own = Glue(compose(GlueSettings, words, owner="glue")[0])
+    model = own.settings.model
+    assert own.files(model.train_ds) == [f"{tmp_path}/train.tsv"]
+    assert own.files(model.validation_ds) == [f"{tmp_path}/dev_matched.tsv", f"{tmp_path}/dev_mismatched.tsv"]
+    assert own.files(model.test_ds) == [f"{tmp_path}/a.tsv", f"{tmp_path}/b.tsv"]
+
+
+def test_a_task_must_be_named():
+    with pytest.raises(ConfigError, match=r"model.task_name to one of cola, sst-2"):
+        Glue(GlueSettings())

@@ -1,0 +1,50 @@
+import pytest
+from sklearn.metrics import f1_score
+
+from megabert.config import compose
+from megabert.errors import InputError
+from megabert.tasks.relation_extraction import Entity, RelationExtraction, RelationExtractionSettings, mark
+
+TEXT = "Aspirin inhibits COX-2 well."
+DRUG, GENE = Entity(0, 7, "chemical"), Entity(17, 22, "GENE")
+
+
+@pytest.mark.parametrize(
+    ("marking", "head", "tail", "expected"),
+    [
+        ("anonymize", DRUG, GENE, "@CHEMICAL$ inhibits @GENE$ well."),
+        ("anonymize", GENE, DRUG, "@CHEMICAL$ inhibits @GENE$ well."),
+        ("anonymize", DRUG, Entity(3, 16, "GENE"), "@CHEMICAL-GENE$ COX-2 well."),
+        ("anonymize", Entity(0, 16, "a"), Entity(3, 5, "b"), "@A-B$ COX-2 well."),
+        ("markers", DRUG, GENE, "<< Aspirin >> inhibits [[ COX-2 ]] well."),
+        ("markers", GENE, DRUG, "[[ Aspirin ]] inhibits << COX-2 >> well."),
+        ("typed_markers", DRUG, GENE, "@ * chemical * Aspirin @ inhibits # ^ gene ^ COX-2 # well."),
+        ("markers", Entity(0, 7, "a"), Entity(7, 8, "b"), "<< Aspirin >>[[   ]]inhibits COX-2 well."),
+    ],
+)
+def test_entities_are_marked(marking, head, tail, expected):
+    assert mark(TEXT, head, tail, marking) == expected
+
+
+def task(*words):
+    return RelationExtraction(compose(RelationExtractionSettings, words, owner="relation_extraction")[0])
+
+
+def test_entities_are_given_as_words_of_the_text():
+    example = task().example(text=TEXT, head="Aspirin", head_type="CHEMICAL", tail="COX-2", tail_type="GENE")
+    assert example.text == "@CHEMICAL$ inhibits @GENE$ well."
+    with pytest.raises(InputError, match="stands 2 times in the text"):
+        task().example(text="a b a", head="a", tail="b")
+    with pytest.raises(InputError, match="stands 0 times"):
+        task().example(text="a b", head="a")
+
+
+def test_the_published_measure_leaves_pairs_without_a_relation_out(tmp_path):
+    golds = ["false", "CPR:3", "CPR:4", "false", "CPR:3"]
+    founds = ["CPR:3", "CPR:3", "false", "false", "CPR:4"]
+    (tmp_path / "gold.tsv").write_text("".join(f"text\t{label}\n" for label in golds))
+    (tmp_path / "found.txt").write_text("".join(f"{label}\n" for label in founds))
+    scores = RelationExtraction.score_files(tmp_path / "gold.tsv", tmp_path / "found.txt")
+    expected = f1_score(golds, founds, labels=["CPR:3", "CPR:4"], average="micro")
+    assert scores["f1"] == pytest.approx(100 * expected)
+    assert scores["accuracy"] == pytest.approx(40)
