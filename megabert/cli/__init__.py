@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import ConfigError, MegabertError
 from .checkpoints import fetch, models
 from .conversion import convert
+from .corpora import corpus, vocabulary
 from .imports import import_data
 from .inspection import inspect
 from .runs import config, evaluate, predict, score, train
@@ -24,6 +25,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "score": score,
     "config": config,
     "import": import_data,
+    "corpus": corpus,
+    "vocabulary": vocabulary,
     "models": models,
     "fetch": fetch,
     "inspect": inspect,
@@ -74,5 +77,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = [f"megabert {__version__}: Megatron-LM's BERT family, from checkpoint to answers.", ""]
-    lines += [f"  megabert {name:<9} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    lines += [f"  megabert {name:<10} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
     return "\n".join([*lines, "", "megabert COMMAND --help says more of each.", EXIT_CODES])

@@ -1,0 +1,116 @@
+"""Documents of a corpus, one after the other, from text, JSON lines or PubMed's XML, compressed or not.
+
+Memory stays flat: no file is read whole. Raises InputError with file and line for what cannot be read.
+"""
+
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+from xml.etree import ElementTree
+
+from ..errors import InputError
+
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+KINDS = (".txt", ".jsonl", ".json", ".xml")
+
+
+def corpus_files(paths: Sequence[Path]) -> list[Path]:
+    """List the files that paths mean: themselves, or what of these kinds is in a folder, in the order of names."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in KINDS)
+            if not inside:
+                raise InputError(f"{path} holds no {', '.join(KINDS)} file, compressed (.gz, .xz) or not.")
+            found += inside
+        elif not path.exists():
+            raise InputError(f"{path} does not exist. Give a text file, JSON lines, PubMed XML or a folder of them.")
+        else:
+            found.append(path)
+    return found
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+
+
+def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
+    """Read a file's documents.
+
+    Text: a blank line between documents. JSON lines: the text under `json_key`. XML of PubMed or MEDLINE: title and
+    abstract of each article.
+    """
+    reader: Callable[[Path, IO[bytes], str], Iterator[str]] = {
+        ".jsonl": _read_json,
+        ".json": _read_json,
+        ".xml": _read_pubmed,
+    }.get(_kind(path), _read_text)
+    try:
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:  # type: ignore[operator]
+            yield from reader(path, file, json_key)
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise InputError(f"{path} is damaged or cut off: {error}. Get it again.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: not UTF-8 text: byte {line[error.start]:#04x}.") from None
+        if "\0" in text:
+            raise InputError(f"{path}:{number}: a NUL character. Is this a text file?")
+        yield number, text.strip()
+
+
+def _read_text(path: Path, file: IO[bytes], _: str) -> Iterator[str]:
+    paragraphs: list[str] = []
+    for _number, line in _lines(path, file):
+        if line:
+            paragraphs.append(line)
+        elif paragraphs:
+            yield "\n".join(paragraphs)
+            paragraphs = []
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def _read_json(path: Path, file: IO[bytes], key: str) -> Iterator[str]:
+    for number, line in _lines(path, file):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            raise InputError(f"{path}:{number}: not JSON. Write one JSON object a line.") from None
+        text = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise InputError(f"{path}:{number}: there is no text under {key!r}. Name its key: --json_key.")
+        if text.strip():
+            yield text.strip()
+
+
+def _read_pubmed(path: Path, file: IO[bytes], _: str) -> Iterator[str]:
+    try:
+        root: ElementTree.Element | None = None
+        # Expat itself stops at entities that grow (from 2.4.1 on), and external ones are not fetched.
+        for event, element in ElementTree.iterparse(file, events=("start", "end")):  # noqa: S314
+            root = element if root is None else root
+            if event == "end" and element.tag in ("PubmedArticle", "MedlineCitation") and element is not root:
+                if element.tag == "MedlineCitation" and root.tag == "PubmedArticleSet":
+                    continue  # inside of its PubmedArticle, which comes next
+                parts = [*element.iterfind(".//ArticleTitle"), *element.iterfind(".//Abstract/AbstractText")]
+                texts = [" ".join("".join(part.itertext()).split()) for part in parts]
+                if any(texts):
+                    yield "\n".join(filter(None, texts))
+                root.clear()  # else the tree would grow
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path}:{error.position[0]}: not XML: {error}. Get the file again.") from None
