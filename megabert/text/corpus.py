@@ -122,8 +122,8 @@ def _tokenize_all(
                 target = work / f"{number:08d}.npz"
                 if target.is_file():
                     done += 1
-                    continue
-                running.add(pool.submit(_tokenize_unit, unit, target, settings.by_sentence))
+                else:
+                    running.add(pool.submit(_tokenize_unit, unit, target, settings.by_sentence))
                 if len(running) >= 2 * workers:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     done += sum(future.result() is None for future in finished)
