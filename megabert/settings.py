@@ -5,6 +5,7 @@ its help; `megabert config TASK` prints it. A task adds its own blocks in its ow
 and `ModelSettings`. How a command line becomes an instance of these is in `config.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,6 +167,13 @@ class OptimizerSettings:
     decay_norm_and_bias: bool = False
     """Also decay biases and layer norms, as NeMo 1.x does."""
     sched: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+
+def linear_decay(lr: float) -> Callable[[], OptimizerSettings]:
+    """Make the default of an optimizer block: a linear warm-up over a tenth of the steps, then a linear fall."""
+    return lambda: OptimizerSettings(
+        lr=lr, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
+    )
 
 
 @dataclass

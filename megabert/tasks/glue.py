@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, InputError
-from ..settings import DataSettings, OptimizerSettings, ScheduleSettings, Settings, TrainDataSettings, choice
+from ..settings import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
 from ..text.files import JSON_SUFFIXES, Row, split_rows
 from .text_classification import (
     ClassifierModel,
@@ -104,11 +104,7 @@ class GlueModel(ClassifierModel):
     train_ds: GlueTrainSettings = field(default_factory=GlueTrainSettings)
     validation_ds: GlueDataSettings = field(default_factory=GlueDataSettings)
     test_ds: GlueDataSettings = field(default_factory=GlueDataSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=5e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
+    optim: OptimizerSettings = field(default_factory=linear_decay(5e-5))
 
 
 @dataclass

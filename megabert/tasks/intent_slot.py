@@ -22,19 +22,19 @@ from ..settings import (
     HeadSettings,
     ModelSettings,
     OptimizerSettings,
-    ScheduleSettings,
     Settings,
     TrainDataSettings,
     choice,
+    linear_decay,
 )
 from ..text.batch import NO_TARGET, Batch, Features
 from ..text.files import read_json_lines
-from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
+from ..text.tags import joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.utterances import Utterance, read_utterances, utterance_files
 from ..text.windows import WordWindow, word_logits, word_windows
-from .task import LabelledTask, class_weights, constant, number_labels, unseen
-from .token_classification import Span, find_spans, to_iob2
+from .task import LabelledTask, class_weights, constant, number_labels, text_of, unseen
+from .token_classification import Span, choose_tags, find_spans, to_iob2
 
 OUTSIDE = "O"
 
@@ -106,11 +106,7 @@ class IntentSlotModel(ModelSettings):
     train_ds: IntentTrainSettings = field(default_factory=IntentTrainSettings)
     validation_ds: IntentDataSettings = field(default_factory=IntentDataSettings)
     test_ds: IntentDataSettings = field(default_factory=IntentDataSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=5e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
+    optim: OptimizerSettings = field(default_factory=linear_decay(5e-5))
 
 
 @dataclass
@@ -237,13 +233,7 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `text`."""
-        unknown = sorted(set(fields) - {"text", "id"})
-        text = str(fields.get("text") or "")
-        if unknown or not text.strip():
-            raise InputError(
-                f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
-            )
-        return self._raw(text, str(fields.get("id", "text")), "the text")
+        return self._raw(text_of(fields), str(fields.get("id", "text")), "the text")
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List slots (O first) and intents alphabetically; weigh them if that is asked for."""
@@ -350,12 +340,7 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
     def _predict(
         self, example: Example, intents_I: NDArray[np.float64], log_probabilities_WC: NDArray[np.float64]
     ) -> Prediction:
-        if self.dataset.constrained_decoding:
-            chosen = best_valid_tags(log_probabilities_WC, self.labels)
-        else:
-            chosen = log_probabilities_WC.argmax(axis=1)
-        tags = tuple(self.labels[number] for number in chosen)
-        scores = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
+        tags, scores = choose_tags(log_probabilities_WC, self.labels, constrained=self.dataset.constrained_decoding)
         best: tuple[str, ...] = (self.intents[int(intents_I.argmax())],)
         if self.dataset.multi_label:
             best = tuple(name for name, value in zip(self.intents, intents_I, strict=True) if value >= 0.5) or best

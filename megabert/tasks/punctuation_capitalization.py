@@ -15,14 +15,14 @@ from .. import metrics
 from ..errors import ConfigError, InputError
 from ..model.heads import ACTIVATIONS, JointHead, TokenHead
 from ..model.shape import EncoderConfig
-from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, choice
+from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..text.batch import NO_TARGET, Batch, Features
 from ..text.files import JSON_SUFFIXES, Sentence, read_json_lines, read_lines, read_parallel
 from ..text.punctuation import NONE, Word, find_words, restore
 from ..text.tags import joined_words
 from ..text.tokenizer import Tokenizer
 from ..text.windows import word_logits, word_windows
-from .task import Task, number_labels, unseen
+from .task import Task, number_labels, text_of, unseen
 from .token_classification import TokenDataSettings, TokenTrainSettings, word_files
 
 
@@ -66,11 +66,7 @@ class PunctuationModel(ModelSettings):
     train_ds: TokenTrainSettings = field(default_factory=TokenTrainSettings)
     validation_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
     test_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=1e-4, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
+    optim: OptimizerSettings = field(default_factory=linear_decay(1e-4))
 
 
 @dataclass
@@ -184,13 +180,7 @@ class PunctuationCapitalization(Task[Example, Prediction]):
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `text`."""
-        unknown = sorted(set(fields) - {"text", "id"})
-        text = str(fields.get("text") or "")
-        if unknown or not text.strip():
-            raise InputError(
-                f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
-            )
-        return self._raw(text, str(fields.get("id", "text")), "the text")
+        return self._raw(text_of(fields), str(fields.get("id", "text")), "the text")
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List marks and cases, O first."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import metrics
 from ..errors import InputError
-from ..settings import OptimizerSettings, ScheduleSettings, Settings, choice
+from ..settings import Settings, choice
 from ..text.files import Row
 from .text_classification import ClassifierModel, Example, Prediction, TextClassification, TextSettings, known_labels
 
@@ -27,11 +27,6 @@ class RelationExtractionModel(ClassifierModel):
     """The network, its data and its optimizer."""
 
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=2e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
 
 
 @dataclass

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import list_settings, nearest, show
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..model.shape import EncoderConfig
 from ..settings import DataSettings, Settings
 from ..text.batch import NO_TARGET, Batch, Features
@@ -163,6 +163,17 @@ class LabelledTask(Task[ExampleType, PredictionType]):
     def take_labels(self, labels: list[str], counts: Mapping[str, int], class_balancing: str | None) -> None:
         """Take labels in the order of the head's outputs, and weigh them by their counts if that is asked for."""
         self.labels, self.weights = labels, class_weights(labels, counts, class_balancing)
+
+
+def text_of(fields: Mapping[str, Any], *others: str) -> str:
+    """Take `text` from what a person gives; raises InputError where it lacks or something else stands there."""
+    unknown = sorted(set(fields) - {"text", "id", *others})
+    text = str(fields.get("text") or "")
+    if unknown:
+        raise InputError(f"{', '.join(unknown)} is not asked for. Give text=...")
+    if not text.strip():
+        raise InputError("text is missing. Give text=...")
+    return text
 
 
 def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balancing: str | None) -> list[float]:

@@ -16,12 +16,12 @@ from .. import metrics
 from ..errors import ConfigError, InputError
 from ..model.heads import ACTIVATIONS, SequenceHead
 from ..model.shape import EncoderConfig
-from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, choice
+from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..text.batch import NO_TARGET, Batch, Features
 from ..text.files import JSON_SUFFIXES, Row, read_json_lines, read_lines, read_table
 from ..text.tokenizer import Tokenizer
 from ..text.windows import best_window_spans
-from .task import LabelledTask, number_labels, unseen
+from .task import LabelledTask, number_labels, text_of, unseen
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
 PAIR_NAMES = ("text_b", "sentence2", "hypothesis", "text2")
@@ -65,11 +65,7 @@ class ClassifierModel(ModelSettings):
 
     dataset: TextSettings = field(default_factory=TextSettings)
     classifier_head: ClassifierSettings = field(default_factory=ClassifierSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=2e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
+    optim: OptimizerSettings = field(default_factory=linear_decay(2e-5))
 
 
 @dataclass
@@ -233,13 +229,8 @@ class TextClassification(LabelledTask[Example, Prediction]):
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `text` and, for pairs, `text_b`."""
-        unknown = sorted(set(fields) - {"text", "text_b", "id"})
-        if unknown or not str(fields.get("text") or "").strip():
-            raise InputError(
-                f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
-            )
-        pair = fields.get("text_b")
-        return Example(str(fields.get("id", "text")), str(fields["text"]), pair and str(pair), None, "the text")
+        text, pair = text_of(fields, "text_b"), fields.get("text_b")
+        return Example(str(fields.get("id", "text")), text, pair and str(pair), None, "the text")
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the labels: numbers in their order, words alphabetically; weigh them if that is asked for."""

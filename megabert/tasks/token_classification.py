@@ -20,18 +20,18 @@ from ..settings import (
     HeadSettings,
     ModelSettings,
     OptimizerSettings,
-    ScheduleSettings,
     Settings,
     TrainDataSettings,
     TrainerSettings,
     choice,
+    linear_decay,
 )
 from ..text.batch import NO_TARGET, Batch, Features
 from ..text.files import JSON_SUFFIXES, Sentence, read_columns, read_json_lines, read_lines, read_parallel, sentence_of
 from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.windows import word_logits, word_windows
-from .task import LabelledTask, constant, number_labels, unseen
+from .task import LabelledTask, constant, number_labels, text_of, unseen
 
 
 @dataclass
@@ -95,11 +95,7 @@ class TokenClassificationModel(ModelSettings):
     train_ds: TokenTrainSettings = field(default_factory=TokenTrainSettings)
     validation_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
     test_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=5e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
+    optim: OptimizerSettings = field(default_factory=linear_decay(5e-5))
 
 
 @dataclass
@@ -225,13 +221,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `text`."""
-        unknown = sorted(set(fields) - {"text", "id"})
-        text = str(fields.get("text") or "")
-        if unknown or not text.strip():
-            raise InputError(
-                f"{', '.join(unknown)} is not asked for. Give text=..." if unknown else "text is missing. Give text=..."
-            )
-        return self._raw(text, str(fields.get("id", "text")), "the text")
+        return self._raw(text_of(fields), str(fields.get("id", "text")), "the text")
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the tags, pad_label first and the others alphabetically; weigh them if that is asked for."""
@@ -291,12 +281,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         return [self._predict(example, log_softmax(scores)) for example, scores in zip(examples, found, strict=True)]
 
     def _predict(self, example: Example, log_probabilities_WC: NDArray[np.float64]) -> Prediction:
-        if self.dataset.constrained_decoding:
-            chosen = best_valid_tags(log_probabilities_WC, self.labels)
-        else:
-            chosen = log_probabilities_WC.argmax(axis=1)
-        tags = tuple(self.labels[number] for number in chosen)
-        scores = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
+        tags, scores = choose_tags(log_probabilities_WC, self.labels, constrained=self.dataset.constrained_decoding)
         return Prediction(example.id, example.text, tags, find_spans(example.text, example.words, tags, scores))
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -346,6 +331,18 @@ class TokenClassification(LabelledTask[Example, Prediction]):
             lines = [" ".join(row) for row in zip(words, gold, prediction.tags, strict=True)]
             sentences.append("".join(f"{line}\n" for line in lines))
         return {"predictions.txt": "\n".join(sentences)}
+
+
+def choose_tags(
+    log_probabilities_WC: NDArray[np.float64], labels: Sequence[str], *, constrained: bool
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Choose each word's tag, or the likeliest valid sequence of them; gives tags and their probabilities."""
+    if constrained:
+        chosen = best_valid_tags(log_probabilities_WC, labels)
+    else:
+        chosen = log_probabilities_WC.argmax(axis=1)
+    scores = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
+    return tuple(labels[number] for number in chosen), scores
 
 
 def find_spans(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ConfigError, InputError
-from ..settings import OptimizerSettings, ScheduleSettings, Settings
+from ..settings import Settings
 from ..text.batch import Features
 from ..text.tokenizer import Tokenizer
 from .text_classification import ClassifierModel, Example, Prediction, TextClassification, TextSettings, known_labels
@@ -36,11 +36,6 @@ class ZeroShotModel(ClassifierModel):
     """The network, its data and its optimizer."""
 
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
-    optim: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(
-            lr=2e-5, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
-        )
-    )
 
 
 @dataclass
