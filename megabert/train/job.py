@@ -248,7 +248,10 @@ def _prepare(
         assert start.language_model is not None, "there is a model or a language model"
         model = new_task_model(task, start.language_model, settings.seed)
     uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
-    is_recorded = uses_graphs and precision != "16" and settings.model.optim.name in RECORDED
+    obstacle = _obstacle(settings, precision, model.encoder.config.head_dim, has_kernel=uses_graphs)
+    is_recorded = uses_graphs and obstacle is None
+    if settings.trainer.cuda_graph and device.type == "cuda" and obstacle is not None:
+        say(f"note: steps are not recorded in a CUDA graph, and take longer: {obstacle}.")
     loader = Loader(
         features,
         data.batch_size,
@@ -298,6 +301,17 @@ def _prepare(
     )
 
 
+def _obstacle(settings: Settings, precision: str, head_dim: int, *, has_kernel: bool) -> str | None:
+    """Say what stands in the way of recording steps on a GPU."""
+    if not has_kernel:
+        return f"there is no attention kernel for heads of {head_dim} in this installation (Triton; 16, 32, 64 or 128)"
+    if precision == "16":
+        return "with precision 16 the loss scale decides at each step whether to update; bf16 can be recorded"
+    if settings.model.optim.name not in RECORDED:
+        return f"the optimizer {settings.model.optim.name} cannot be; {', '.join(RECORDED)} can"
+    return None
+
+
 def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequence[Features], int]:
     """Tokenize the training data, or find it tokenized; returns the texts and the number of examples.
 
@@ -310,6 +324,8 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
         own: Any = OmegaConf.to_container(OmegaConf.structured(settings.model))
         for block in ("optim", "language_model", "validation_ds", "test_ds"):
             del own[block]
+        # Of the data block only this shapes the texts; the files' content is in the digest itself.
+        own["train_ds"] = {"num_samples": data.num_samples}
         text_code = sorted((Path(__file__).parent.parent / "text").glob("*.py"))
         name = store.digest(
             json.dumps([own, tokenizer.lower_case, _versions(), is_new, task.state()], default=str).encode(),

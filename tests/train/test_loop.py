@@ -293,3 +293,32 @@ def test_validations_fall_on_the_first_step_after_their_time(every, expected):
 def test_epochs_count_by_steps():
     assert schedule().epoch(5) == 1.0
     assert schedule().epoch(7) == 1.4
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "has_kernel", "expected"),
+    [
+        ([], "bf16", True, None),
+        ([], "bf16", False, "no attention kernel for heads of 48"),
+        ([], "16", True, "the loss scale decides"),
+        (["model.optim.name=sgd"], "bf16", True, "the optimizer sgd cannot be; adam, adamw can"),
+    ],
+)
+def test_what_keeps_steps_from_being_recorded_is_said(words, precision, has_kernel, expected):
+    composed = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
+    found = job._obstacle(composed, precision, 48, has_kernel=has_kernel)
+    assert found is None if expected is None else expected in found
+
+
+def test_another_batch_size_or_place_of_the_file_finds_the_texts_again(squad_file, vocab_file, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setenv("MEGABERT_HOME", str(home))
+    moved = tmp_path / "moved.json"
+    moved.write_bytes(squad_file.read_bytes())
+    for number, more in enumerate([(), ("model.train_ds.batch_size=1",), (f"model.train_ds.file={moved}",)]):
+        own = settings(squad_file, vocab_file, tmp_path / str(number), "trainer.max_epochs=1", *more)
+        job.train("question_answering", own, home=home, say=lambda line: None)
+    assert len(list((home / "texts").iterdir())) == 1
+    own = settings(squad_file, vocab_file, tmp_path / "3", "trainer.max_epochs=1", "model.dataset.doc_stride=15")
+    job.train("question_answering", own, home=home, say=lambda line: None)
+    assert len(list((home / "texts").iterdir())) == 2
