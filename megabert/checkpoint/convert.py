@@ -13,6 +13,7 @@ import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..model.shape import EncoderConfig
+from ..storage import whole_folder
 from . import folder as folders
 from . import nemo, write_huggingface, write_megatron
 from .foreign import Checkpoint, fit_vocabulary, open_checkpoint, resize_vocabulary
@@ -138,7 +139,7 @@ def _write_megabert(dest: Path, job: _Job) -> list[str]:
 
 def _write_huggingface(dest: Path, job: _Job) -> list[str]:
     source = job.source
-    with folders.whole_folder(dest) as partial:
+    with whole_folder(dest) as partial:
         return write_huggingface.write_folder(
             partial,
             job.tensors,
@@ -178,7 +179,7 @@ def _task_config(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_megatron(dest: Path, job: _Job) -> list[str]:
     source = job.source
-    with folders.whole_folder(dest) as partial:
+    with whole_folder(dest) as partial:
         write_megatron.write_folder(
             partial,
             job.tensors,

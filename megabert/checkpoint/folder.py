@@ -8,8 +8,6 @@ Source: section Format of https://github.com/huggingface/safetensors.
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..storage import whole_folder
 from .containers import SAFETENSORS_DTYPES, open_file
 from .lazy import LazyTensor, Loaded, Readable
 
@@ -106,30 +105,6 @@ def write(
         sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}
         manifest = _manifest_bytes({"format_version": FORMAT_VERSION, **facts, "files": sums})
         write_file(partial / MANIFEST, [manifest])
-
-
-class whole_folder:  # noqa: N801  (a context manager reads as a function)
-    """Give a folder to write in beside `final`; it takes that name at the end, or goes if there is an error."""
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.partial = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-
-    def __enter__(self) -> Path:
-        self.partial.mkdir()
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        for folder in (*(path for path in self.partial.rglob("*") if path.is_dir()), self.partial):
-            sync_folder(folder)
-        replaced = set_aside(self.final) if self.final.exists() else None
-        self.partial.rename(self.final)
-        sync_folder(self.final.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced)
 
 
 def open_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder:
@@ -229,19 +204,3 @@ def _write_tensors(folder: Path, group: str, tensors: Mapping[str, Readable | Te
 
 def _json_bytes(document: Any) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def set_aside(folder: Path) -> Path:
-    """Rename a folder that goes, so that it is never seen half there."""
-    aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    folder.rename(aside)
-    return aside

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..storage import set_aside
 from . import folder as folders
-from .folder import MANIFEST, Contents, OpenFolder, set_aside
+from .folder import MANIFEST, Contents, OpenFolder
 
 __all__ = ["CHECKPOINTS", "MANIFEST", "Contents", "Entry", "read", "write"]
 

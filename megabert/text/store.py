@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage import whole_folder
 from .batch import Features
 
 # Stores that are kept; the ones that were used longest ago go first.
@@ -94,13 +94,8 @@ def keep(home: Path, name: str, features: Sequence[Features], meta: Mapping[str,
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))
-        try:
+        with whole_folder(home / name) as partial:  # in the place of one that could not be read
             _write(partial, features, meta)
-            shutil.rmtree(home / name, ignore_errors=True)  # one that could not be read
-            partial.rename(home / name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         _prune(home)
     except OSError:
         return
