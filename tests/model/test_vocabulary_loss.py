@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from megabert.model import vocabulary_loss
+from megabert.model.vocabulary_loss import NO_TARGET, vocabulary_losses
+
+
+def inputs(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = (torch.randn(size, 8, generator=generator, dtype=dtype) for size in (13, 29))
+    bias = torch.randn(29, generator=generator, dtype=dtype)
+    targets = torch.randint(29, (13,), generator=generator)
+    targets[[2, 12]] = NO_TARGET
+    return [item.requires_grad_() for item in (hidden, weight, bias)], targets
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_losses_and_gradients_are_pytorch_s(chunk, monkeypatch):
+    monkeypatch.setattr(vocabulary_loss, "CHUNK", chunk)
+    parts, targets = inputs()
+    scales = torch.linspace(-1, 2, 13)
+    losses, is_right = vocabulary_losses(*parts, targets)
+    found = torch.autograd.grad((losses * scales).sum(), parts)
+    logits = F.linear(*parts)
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    assert is_right.tolist() == (logits.argmax(1) == targets).tolist()
+    for ours, theirs in zip(found, torch.autograd.grad((expected * scales).sum(), parts), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_no_bias_and_no_target_at_all():
+    (hidden, weight, _), targets = inputs()
+    losses, _ = vocabulary_losses(hidden, weight, None, targets)
+    torch.testing.assert_close(losses, F.cross_entropy(F.linear(hidden, weight), targets, reduction="none"))
+    losses, is_right = vocabulary_losses(hidden, weight, None, torch.full((13,), NO_TARGET))
+    gradients = torch.autograd.grad(losses.sum(), (hidden, weight))
+    assert not losses.any()
+    assert not is_right.any()
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_half_precision_keeps_sums_in_float32():
+    parts, targets = inputs()
+    half = [part.detach().bfloat16().requires_grad_() for part in parts]
+    losses, _ = vocabulary_losses(*half, targets)
+    expected, _ = vocabulary_losses(*parts, targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected, atol=0.2, rtol=0.05)
+    gradients = torch.autograd.grad(losses.sum(), half)
+    assert all(gradient.dtype == torch.bfloat16 for gradient in gradients)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected.sum(), parts), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, atol=0.2, rtol=0.1)
+
+
+def test_only_the_logits_of_a_chunk_are_kept(monkeypatch):
+    # What backward holds on to is the inputs and one number a token.
+    parts, targets = inputs()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda item: saved.append(item) or item, lambda item: item):
+        vocabulary_losses(*parts, targets)
+    assert max(item.numel() for item in saved) == parts[1].numel()
+    assert sum(item.numel() for item in saved) == 13 * 8 + 29 * 8 + 29 + 13 + 13
