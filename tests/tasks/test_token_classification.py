@@ -14,6 +14,9 @@ from megabert.text.tokenizer import Tokenizer
 from tests.conftest import WORDS
 
 
+TOKENIZER = Tokenizer(WORDS, lower_case=True)
+
+
 def task(*words):
     return TokenClassification(compose(TokenClassificationSettings, words, owner="token_classification")[0])
 
@@ -85,8 +88,7 @@ def test_each_word_is_learnt_and_asked_for_once(words):
 
     (example,) = own._examples([Sentence(tuple(words), tags, "here")])
     own.learn_labels([example])
-    tokenizer = Tokenizer(WORDS, lower_case=True)
-    features = own.features([example], tokenizer, with_targets=True)
+    features = own.features([example], TOKENIZER, with_targets=True)
     asked = sorted(word for feature in features for word in feature.notes.words[feature.notes.asked()].tolist())
     assert asked == [place for place, word in enumerate(words) if word != "\u200b"]
     learnt = [
