@@ -13,7 +13,6 @@ from megabert.text.tags import best_valid_tags, split_words
 from megabert.text.tokenizer import Tokenizer
 from tests.conftest import WORDS
 
-
 TOKENIZER = Tokenizer(WORDS, lower_case=True)
 
 
