@@ -270,13 +270,12 @@ def confusion(pairs: Sequence[tuple[str, str]]) -> Confusion:
     return Confusion(tuple(labels), tuple(tuple(counts[gold, found] for found in labels) for gold in labels))
 
 
-def label_report(pairs: Sequence[tuple[str, str]]) -> str:
+def label_report(matrix: Confusion) -> str:
     """Write precision, recall, F1 and support of each label, and their averages, as a table for people.
 
     Micro averages over all labels together are the accuracy; macro and weighted ones count labels that are in gold, as
     NeMo 1.x's report does.
     """
-    matrix = confusion(pairs)
     columns = [sum(column) for column in zip(*matrix.counts, strict=True)]
     counts = {
         label: _Counts(row[place], sum(row), columns[place])
@@ -284,11 +283,12 @@ def label_report(pairs: Sequence[tuple[str, str]]) -> str:
     }
     in_gold = [own for own in counts.values() if own.num_gold]
     correct = sum(own.num_correct for own in in_gold)
+    total = sum(own.num_gold for own in in_gold)
     rows = [(label, own.figures(), own.num_gold) for label, own in counts.items()]
     averages = [
-        ("micro avg", _Counts(correct, len(pairs), len(pairs)).figures(), len(pairs)),
-        ("macro avg", _mean_figures(in_gold, [1] * len(in_gold)), len(pairs)),
-        ("weighted avg", _mean_figures(in_gold, [own.num_gold for own in in_gold]), len(pairs)),
+        ("micro avg", _Counts(correct, total, total).figures(), total),
+        ("macro avg", _mean_figures(in_gold, [1] * len(in_gold)), total),
+        ("weighted avg", _mean_figures(in_gold, [own.num_gold for own in in_gold]), total),
     ]
     width = max(len(row[0]) for row in [*rows, *averages])
     lines = [

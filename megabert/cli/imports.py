@@ -2,28 +2,23 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..storage import write_whole
 from .console import new_parser, say
 
-KINDS = {
-    "iob": "columns of words and tags (CoNLL) -> NeMo's text_NAME.txt and labels_NAME.txt",
-    "punctuation": "plain text -> text_NAME.txt and labels_NAME.txt for punctuation_capitalization",
-    "chemprot": "ChemProt's abstracts, entities and relations -> JSON lines for relation_extraction",
-}
-
 
 def import_data(words: Sequence[str]) -> int:
     """Turn data of another format into what a task reads: megabert import KIND ...."""
     parser = new_parser("import", import_data, "`megabert import KIND --help` says more.")
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=type(parser))
-    for name, function in (("iob", _iob), ("punctuation", _punctuation), ("chemprot", _chemprot)):
-        own = kinds.add_parser(name, description=f"{KINDS[name]}.", help=KINDS[name])
-        own.set_defaults(function=function)
-        _ARGUMENTS[name](own)
+    for name, kind in KINDS.items():
+        own = kinds.add_parser(name, description=f"{kind.help}.", help=kind.help)
+        own.set_defaults(function=kind.run)
+        kind.add_arguments(own)
     arguments = parser.parse_args(list(words))
     arguments.function(arguments)
     return 0
@@ -56,9 +51,6 @@ def _chemprot_arguments(parser: argparse.ArgumentParser) -> None:
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output_dir", type=Path, help="folder to write into (default: that of the data)")
     parser.add_argument("--name", help="the NAME in text_NAME.txt and labels_NAME.txt (default: that of the data)")
-
-
-_ARGUMENTS = {"iob": _iob_arguments, "punctuation": _punctuation_arguments, "chemprot": _chemprot_arguments}
 
 
 def _iob(arguments: argparse.Namespace) -> None:
@@ -111,3 +103,27 @@ def _chemprot(arguments: argparse.Namespace) -> None:
     for note in corpus.notes:
         say(note)
     say(f"Wrote {arguments.output}.")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an import is called in the help, what it asks for, and what it does."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+KINDS = {
+    "iob": _Kind("columns of words and tags (CoNLL) -> NeMo's text_NAME.txt and labels_NAME.txt", _iob_arguments, _iob),
+    "punctuation": _Kind(
+        "plain text -> text_NAME.txt and labels_NAME.txt for punctuation_capitalization",
+        _punctuation_arguments,
+        _punctuation,
+    ),
+    "chemprot": _Kind(
+        "ChemProt's abstracts, entities and relations -> JSON lines for relation_extraction",
+        _chemprot_arguments,
+        _chemprot,
+    ),
+}

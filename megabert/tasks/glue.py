@@ -1,6 +1,6 @@
 """GLUE: the nine tasks of the General Language Understanding Evaluation, one class and a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from .text_classification import (
     Prediction,
     TextClassification,
     TextSettings,
-    known_labels,
     read_predictions,
 )
 
@@ -198,14 +197,9 @@ class Glue(TextClassification):
             )
         return Example(values.get("index", str(number)), texts[0], texts[1] if len(texts) > 1 else None, labels, place)
 
-    def learn_labels(self, examples: Sequence[Example]) -> None:
-        """Take the task's labels, in their order."""
-        if self.row.labels:
-            super().learn_labels(examples)
-            counts = dict(zip(self.labels, [0] * len(self.labels), strict=True))
-            for example in examples:
-                counts[known_labels(example)[0]] += 1
-            self.take_labels(list(self.row.labels), counts, self.dataset.class_balancing)
+    def ordered(self, labels: Collection[str]) -> list[str]:
+        """Take the task's labels, also those that these data do not show."""
+        return list(self.row.labels)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Compute the task's metrics, of each file apart; those of files after the first begin with its name."""

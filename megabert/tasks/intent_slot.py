@@ -33,7 +33,17 @@ from ..text.tags import joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.utterances import Utterance, read_utterances, utterance_files
 from ..text.windows import WordWindow, word_logits, word_windows
-from .task import LabelledTask, class_weights, constant, number_labels, text_of, unseen
+from .task import (
+    LabelledTask,
+    choice_of,
+    class_probabilities,
+    class_weights,
+    constant,
+    number_labels,
+    require_length,
+    text_of,
+    unseen,
+)
 from .token_classification import Span, choose_tags, find_spans, to_iob2
 
 OUTSIDE = "O"
@@ -96,7 +106,8 @@ class IntentSlotModel(ModelSettings):
     intent_loss_weight: float = 0.3
     """Share of the intents in the loss, the slots have the rest. NeMo 1.x has 0.6, which costs slots."""
     class_balancing: str | None = choice(None, "weighted_loss")
-    """weighted_loss: intents and slots count in the loss in inverse proportion to their numbers."""
+    """weighted_loss: slots, and intents of which an utterance has one, count in the loss in inverse proportion to
+    their numbers."""
     ignore_extra_tokens: bool = True
     """Learn a word's slot at its first token only; false: at each of them."""
     ignore_start_end: bool = True
@@ -173,8 +184,7 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         self.mean_words = 1.0
         if not 0 <= self.model.intent_loss_weight <= 1:
             raise ConfigError(f"model.intent_loss_weight={self.model.intent_loss_weight}; it lies between 0 and 1.")
-        if self.dataset.max_seq_length < 8:
-            raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
+        require_length(self.dataset.max_seq_length)
 
     @property
     def row_length(self) -> int:
@@ -261,25 +271,21 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         edge = NO_TARGET if self.model.ignore_start_end else 0
         features = []
         for window in windows:
-            segment_ids = np.zeros(len(window.token_ids), dtype=np.int64)
             if numbers is None:
-                features.append(Features(window.token_ids, segment_ids, notes=window))
+                features.append(window.features())
                 continue
             chosen, tags = numbers[window.text]
             targets = window.targets(tags, first_only=self.model.ignore_extra_tokens, edge=edge)
             share = 1 / counts[window.text]
             own = {"intents": chosen, "share": np.float32(share)}
-            features.append(Features(window.token_ids, segment_ids, own, {"slot": targets}, share, window))
+            features.append(window.features(own, {"slot": targets}, share))
         return features
 
     def _numbers(self, example: Example) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Give 1 for each intent that holds, [I], and the words' slots [W]."""
         if example.tags is None or example.intents is None:
             raise InputError(f"{example.place}: the utterance has no intent or no slots. Add them, or predict instead.")
-        chosen = np.zeros(len(self.intents), dtype=np.float32)
-        numbers = number_labels(self.intents, example.intents)
-        chosen[numbers[numbers != NO_TARGET]] = 1
-        return chosen, number_labels(self.labels, example.tags)
+        return choice_of(self.intents, example.intents), number_labels(self.labels, example.tags)
 
     def head(self, config: EncoderConfig) -> nn.Module:
         """Score slots and intents at each token; an utterance's intents are those of its first."""
@@ -303,13 +309,12 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         starts_N = batch.boundaries_N1[:-1].clamp(max=len(logits) - 1)
         intents_NI = logits[:, num_slots:].index_select(0, starts_N)
         shares_N = batch.targets["share"].nan_to_num()
-        chosen_NI = batch.targets["intents"].nan_to_num() * constant(tuple(self.intent_weights), logits.device)
+        chosen_NI = batch.targets["intents"].nan_to_num()
         if self.dataset.multi_label:
-            losses_N = F.binary_cross_entropy_with_logits(
-                intents_NI, batch.targets["intents"].nan_to_num(), reduction="none"
-            ).mean(1)
+            losses_N = F.binary_cross_entropy_with_logits(intents_NI, chosen_NI, reduction="none").mean(1)
         else:
-            losses_N = -(chosen_NI * torch.log_softmax(intents_NI, dim=1)).sum(1)
+            weights_I = constant(tuple(self.intent_weights), logits.device)
+            losses_N = -(chosen_NI * weights_I * torch.log_softmax(intents_NI, dim=1)).sum(1)
         weights_C = constant(tuple(self.weights), logits.device) if self.model.class_balancing else None
         slots = F.cross_entropy(logits[:, :num_slots], batch.token_targets["slot"], weight=weights_C, reduction="sum")
         share = self.model.intent_loss_weight
@@ -323,19 +328,14 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         windows: list[WordWindow] = [feature.notes for feature in features]
         intents: list[list[NDArray[np.float64]]] = [[] for _ in examples]
         for window, scores in zip(windows, logits, strict=True):
-            intents[window.text].append(self._probabilities(scores[0, num_slots:].astype(np.float64)))
+            own = scores[0, num_slots:].astype(np.float64)
+            intents[window.text].append(class_probabilities(own, is_multi_label=self.dataset.multi_label))
         counts = [len(example.words) for example in examples]
         slots = word_logits(windows, [scores[:, :num_slots] for scores in logits], counts)
         return [
-            self._predict(example, np.mean(own, axis=0), log_softmax(scores))
-            for example, own, scores in zip(examples, intents, slots, strict=True)
+            self._predict(example, np.mean(found, axis=0), log_softmax(scores))
+            for example, found, scores in zip(examples, intents, slots, strict=True)
         ]
-
-    def _probabilities(self, logits_I: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.dataset.multi_label:
-            result: NDArray[np.float64] = 1 / (1 + np.exp(-logits_I))
-            return result
-        return np.exp(log_softmax(logits_I[None])[0])
 
     def _predict(
         self, example: Example, intents_I: NDArray[np.float64], log_probabilities_WC: NDArray[np.float64]

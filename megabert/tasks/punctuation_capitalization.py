@@ -202,16 +202,15 @@ class PunctuationCapitalization(Task[Example, Prediction]):
         edge = NO_TARGET if self.dataset.ignore_start_end else 0
         features = []
         for window in word_windows(texts, tokenizer, self.dataset.max_seq_length, self.dataset.margin):
-            segment_ids = np.zeros(len(window.token_ids), dtype=np.int64)
             if targets is None:
-                features.append(Features(window.token_ids, segment_ids, notes=window))
+                features.append(window.features())
                 continue
             own = {
                 name: window.targets(numbers, first_only=self.dataset.ignore_extra_tokens, edge=edge)
                 for name, numbers in targets[window.text].items()
             }
             weight = float((own["mark"] != NO_TARGET).sum())
-            features.append(Features(window.token_ids, segment_ids, {}, own, weight, window))
+            features.append(window.features({}, own, weight))
         return features
 
     def _numbers(self, example: Example) -> dict[str, NDArray[np.int64]]:

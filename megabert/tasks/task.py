@@ -200,6 +200,26 @@ def number_labels(labels: Sequence[str], found: Sequence[str]) -> NDArray[np.int
     return np.array([numbers.get(label, NO_TARGET) for label in found], dtype=np.int64)
 
 
+def choice_of(labels: Sequence[str], found: Sequence[str]) -> NDArray[np.float32]:
+    """Give 1 for each label that was found, and 0 for the others, [C]; what is not among the labels is left out."""
+    return np.array([label in found for label in labels], dtype=np.float32)
+
+
+def class_probabilities(logits_C: NDArray[np.float64], *, is_multi_label: bool) -> NDArray[np.float64]:
+    """Turn logits into probabilities: of each class by itself, or of one of all."""
+    if is_multi_label:
+        result: NDArray[np.float64] = 1 / (1 + np.exp(-logits_C))
+        return result
+    weights: NDArray[np.float64] = np.exp(logits_C - logits_C.max())
+    return weights / weights.sum()
+
+
+def require_length(max_seq_length: int) -> None:
+    """Refuse windows that are too short to show any surroundings. Raises ConfigError."""
+    if max_seq_length < 8:
+        raise ConfigError(f"model.dataset.max_seq_length={max_seq_length}; at least 8 is needed.")
+
+
 def unseen(labels: Sequence[str], found: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
     """List what is not among the labels, with its first place; `found` are examples' labels and places."""
     known = set(labels)

@@ -1,7 +1,7 @@
 """Text classification: one label a text or a pair of texts, several labels, or a number."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import metrics
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from ..model.heads import ACTIVATIONS, SequenceHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import JSON_SUFFIXES, Row, read_json_lines, read_lines, read_table
+from ..text.files import JSON_SUFFIXES, Row, read_json_lines, read_lines, table_rows
 from ..text.tokenizer import Tokenizer
 from ..text.windows import best_window_spans
-from .task import LabelledTask, number_labels, text_of, unseen
+from .task import LabelledTask, choice_of, class_probabilities, number_labels, require_length, text_of, unseen
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
 PAIR_NAMES = ("text_b", "sentence2", "hypothesis", "text2")
 LABEL_NAMES = ("label", "labels", "gold_label", "class", "score")
-OTHER_NAMES = ("id", "index", "idx")
+KNOWN_NAMES = (*TEXT_NAMES, *PAIR_NAMES, *LABEL_NAMES, "id", "index", "idx")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class TextSettings:
     max_seq_length: int = 256
     """Tokens of a text or pair with its special tokens; a longer one is read in windows."""
     class_balancing: str | None = choice(None, "weighted_loss")
-    """weighted_loss: a class counts in the loss in inverse proportion to its number of texts."""
+    """weighted_loss: a class counts in the loss in inverse proportion to its number of texts, where each has one."""
 
 
 @dataclass
@@ -142,8 +142,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
         self.dataset = settings.model.dataset
         if self.problem != "single_label":
             self.main_score = {"regression": "pearson", "multi_label": "f1"}[self.problem]
-        if self.dataset.max_seq_length < 8:
-            raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
+        require_length(self.dataset.max_seq_length)
 
     @property
     def row_length(self) -> int:
@@ -166,10 +165,13 @@ class TextClassification(LabelledTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read a table or JSON lines."""
-        known = (*TEXT_NAMES, *PAIR_NAMES, *LABEL_NAMES, *OTHER_NAMES)
-        if path.suffix not in JSON_SUFFIXES and not any("\t" in line for line in read_lines(path)):
-            return self._read_blanks(path)
-        rows = read_table(path, ("text", "label"), known)
+        if path.suffix in JSON_SUFFIXES:
+            rows = read_json_lines(path)
+        else:
+            lines = read_lines(path)
+            if not any("\t" in line for line in lines):
+                return self._of_blanks(path, lines)
+            rows = table_rows(path, lines, ("text", "label"), KNOWN_NAMES)
         seen: dict[Any, str] = {}
         for row in rows:
             name = row.values.get("id")
@@ -179,9 +181,9 @@ class TextClassification(LabelledTask[Example, Prediction]):
                 )
         return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
 
-    def _read_blanks(self, path: Path) -> list[Example]:
-        """Read NeMo's lines: words, and an integer label at the end. Without any such line they are texts alone."""
-        lines = [(number, line.strip(" ")) for number, line in enumerate(read_lines(path), start=1) if line.strip(" ")]
+    def _of_blanks(self, path: Path, all_lines: Sequence[str]) -> list[Example]:
+        """Take NeMo's lines: words, and an integer label at the end. Without any such line they are texts alone."""
+        lines = [(number, line.strip(" ")) for number, line in enumerate(all_lines, start=1) if line.strip(" ")]
         parts = [line.rpartition(" ") for _, line in lines]
         has_label = [bool(text) and label.isdecimal() for text, _, label in parts]
         if not any(has_label):
@@ -239,9 +241,12 @@ class TextClassification(LabelledTask[Example, Prediction]):
         counts = Counter(label for example in examples for label in example.labels or ())
         if not counts:
             raise InputError("the training data have no labels. Add a label to each text.")
-        are_numbers = all(label.lstrip("-").isdecimal() for label in counts)
-        labels = sorted(counts, key=int if are_numbers else str)
-        self.take_labels(labels, counts, self.dataset.class_balancing)
+        self.take_labels(self.ordered(counts), counts, self.dataset.class_balancing)
+
+    def ordered(self, labels: Collection[str]) -> list[str]:
+        """Put the labels of the training data in the order of the head's outputs."""
+        are_numbers = all(label.lstrip("-").isdecimal() for label in labels)
+        return sorted(labels, key=int if are_numbers else str)
 
     def unseen_labels(self, examples: Sequence[Example]) -> dict[str, str]:
         """List labels that were not trained."""
@@ -289,11 +294,9 @@ class TextClassification(LabelledTask[Example, Prediction]):
             raise InputError(f"{example.place}: the text has no label. Add one, or predict instead.")
         if self.is_regression:
             return {"value": np.float32(example.labels[0]), "weight": np.float32(1 / count)}, 1 / count
-        numbers = number_labels(self.labels, example.labels)
         if self.problem == "multi_label":
-            chosen = np.zeros(len(self.labels), dtype=np.float32)
-            chosen[numbers[numbers != NO_TARGET]] = 1
-            return {"chosen": chosen, "weight": np.float32(1 / count)}, 1 / count
+            return {"chosen": choice_of(self.labels, example.labels), "weight": np.float32(1 / count)}, 1 / count
+        numbers = number_labels(self.labels, example.labels)
         weight = 0.0 if numbers[0] == NO_TARGET else self.weights[numbers[0]] / count
         return {"label": numbers[0], "weight": np.float32(weight)}, weight
 
@@ -335,10 +338,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
     def _probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.is_regression:
             return scores
-        if self.problem == "multi_label":
-            return 1 / (1 + np.exp(-scores))
-        weights: NDArray[np.float64] = np.exp(scores - scores.max())
-        return weights / weights.sum()
+        return class_probabilities(scores, is_multi_label=self.problem == "multi_label")
 
     def _predict(self, example: Example, numbers: NDArray[np.float64]) -> Prediction:
         if self.is_regression:

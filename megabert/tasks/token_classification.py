@@ -27,11 +27,19 @@ from ..settings import (
     linear_decay,
 )
 from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import JSON_SUFFIXES, Sentence, read_columns, read_json_lines, read_lines, read_parallel, sentence_of
+from ..text.files import (
+    JSON_SUFFIXES,
+    Sentence,
+    column_sentences,
+    read_json_lines,
+    read_lines,
+    read_parallel,
+    sentence_of,
+)
 from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
 from ..text.tokenizer import Tokenizer
 from ..text.windows import word_logits, word_windows
-from .task import LabelledTask, constant, number_labels, text_of, unseen
+from .task import LabelledTask, constant, number_labels, require_length, text_of, unseen
 
 
 @dataclass
@@ -172,8 +180,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
     def __init__(self, settings: TokenClassificationSettings) -> None:
         super().__init__(settings)
         self.dataset = settings.model.dataset
-        if self.dataset.max_seq_length < 8:
-            raise ConfigError(f"model.dataset.max_seq_length={self.dataset.max_seq_length}; at least 8 is needed.")
+        require_length(self.dataset.max_seq_length)
 
     @property
     def row_length(self) -> int:
@@ -203,7 +210,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         is_raw = path.suffix in (".txt", ".raw") and not any("\t" in line for line in lines)
         if is_raw and not _are_columns(lines):
             return [self._raw(line, str(n), f"{path}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
-        return self._examples(read_columns(path))
+        return self._examples(column_sentences(path, lines))
 
     def _raw(self, text: str, name: str, place: str) -> Example:
         return Example(name, text, split_words(text), None, place)
@@ -241,14 +248,13 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         tags = [self._numbers(item) for item in examples] if with_targets else None
         features = []
         for window in word_windows(texts, tokenizer, self.dataset.max_seq_length):
-            segment_ids = np.zeros(len(window.token_ids), dtype=np.int64)
             if tags is None:
-                features.append(Features(window.token_ids, segment_ids, notes=window))
+                features.append(window.features())
                 continue
             first_only, edge = self.dataset.ignore_extra_tokens, NO_TARGET if self.dataset.ignore_start_end else 0
             targets = window.targets(tags[window.text], first_only=first_only, edge=edge)
             weight = float(np.array(self.weights)[targets[targets != NO_TARGET]].sum())
-            features.append(Features(window.token_ids, segment_ids, {}, {"tag": targets}, weight, window))
+            features.append(window.features({}, {"tag": targets}, weight))
         return features
 
     def _numbers(self, example: Example) -> NDArray[np.int64]:

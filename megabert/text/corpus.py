@@ -7,6 +7,7 @@ document and 4 a sequence.
 """
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -176,10 +177,9 @@ def _tokenize_unit(documents: Sequence[str], target: Path, by_sentence: bool) ->
         "digests": np.frombuffer(b"".join(digests), dtype="<u8"),
     }
     arrays["tokens"] = arrays["tokens"].astype(token_dtype(len(tokenizer)))
-    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    partial.replace(target)
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    write_whole(target, content.getvalue())
 
 
 def _join(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]) -> BuildReport:

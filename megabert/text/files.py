@@ -72,14 +72,12 @@ class Row:
         return tuple(value)
 
 
-def read_table(path: Path, columns: Sequence[str], known: Sequence[str]) -> list[Row]:
-    """Read records: JSON lines (*.jsonl, *.json), or tab-separated with a header of known names, or without one.
+def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: Sequence[str]) -> list[Row]:
+    """Take records from a file's lines, tab-separated with a header of known names, or without one.
 
     `columns` are those of a table without header, in order; the last ones may be absent in all rows.
     """
-    if path.suffix in JSON_SUFFIXES:
-        return read_json_lines(path)
-    rows = split_rows(path)
+    rows = split_lines(path, lines)
     header = [name.strip().lower() for name in rows[0][0]]
     names_all = len(header) > 1 and all(name in known for name in header)
     # Of more columns than a table without header may have, others than the known ones are left unread.
@@ -143,14 +141,19 @@ def sentence_of(row: Row) -> Sentence:
 
 
 def read_columns(path: Path) -> list[Sentence]:
-    """Read CoNLL's format: a word a line, its tag in the last column (tab or blanks), an empty line ends a sentence.
+    """Read CoNLL's format, as `column_sentences` takes it."""
+    return column_sentences(path, read_lines(path))
+
+
+def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
+    """Take sentences from lines: a word each, its tag in the last column (tab or blanks), then an empty line.
 
     Files of words alone have no tags. Lines of -DOCSTART- are left out, as CoNLL's own scorer leaves them.
     """
     sentences: list[Sentence] = []
     rows: list[list[str]] = []
     first, width = 1, 0
-    for number, line in enumerate([*read_lines(path), ""], start=1):
+    for number, line in enumerate([*lines, ""], start=1):
         fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else blank_split(line)
         if not any(fields):
             if rows:
@@ -180,8 +183,12 @@ def _sentence(rows: list[list[str]], place: str) -> Sentence:
 
 def split_rows(path: Path) -> list[tuple[list[str], str]]:
     """Read tab-separated rows, empty lines left out: their columns, and their places for messages."""
-    lines = enumerate(read_lines(path), start=1)
-    return [(line.split("\t"), f"{path}:{number}") for number, line in lines if line.strip()]
+    return split_lines(path, read_lines(path))
+
+
+def split_lines(path: Path, lines: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Cut a file's lines at tabs, as `split_rows` reads them."""
+    return [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import NO_TARGET
+from .batch import NO_TARGET, Features
 from .tokenizer import Tokenizer
 
 
@@ -60,6 +61,16 @@ class WordWindow:
     def asked(self) -> NDArray[np.int64]:
         """List the places of the tokens that answer for their words; each word has one in one of its text's windows."""
         return np.flatnonzero(self.is_first & self.is_own)
+
+    def features(
+        self,
+        targets: dict[str, Any] | None = None,
+        token_targets: dict[str, NDArray[np.int64]] | None = None,
+        weight: float = 1.0,
+    ) -> Features:
+        """Give the window as the network takes it, with itself as the way back into the text."""
+        segment_ids = np.zeros(len(self.token_ids), dtype=np.int64)
+        return Features(self.token_ids, segment_ids, targets or {}, token_targets or {}, weight, self)
 
     def targets(self, of_words: NDArray[np.int64], *, first_only: bool, edge: int = NO_TARGET) -> NDArray[np.int64]:
         """Spread the words' targets over the tokens that learn them; [CLS] and [SEP] learn `edge`."""

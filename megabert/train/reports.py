@@ -12,25 +12,23 @@ from .plot import plot_confusion
 
 
 def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> list[str]:
-    """Write scores.json, the predictions in the official scorer's format, and what `write_labels` writes.
+    """Write scores.json, the predictions in the official scorer's format, and what there is to see of the labels.
 
-    Returns the files' names.
+    For each kind of label: a report and a confusion matrix, as a table and, where matplotlib is installed, as a
+    picture. Returns the files' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {"scores.json": json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n"}
     files |= task.write_predictions(folder, result.examples, result.predictions)
     pairs = task.label_pairs(result.examples, result.predictions)
-    for kind, own in pairs.items():
-        files[f"report_{kind}.txt"] = metrics.label_report(own)
-        files[f"confusion_{kind}.tsv"] = _table(metrics.confusion(own))
+    matrices = {kind: metrics.confusion(own) for kind, own in pairs.items()}
+    for kind, matrix in matrices.items():
+        files[f"report_{kind}.txt"] = metrics.label_report(matrix)
+        files[f"confusion_{kind}.tsv"] = _table(matrix)
     for name, content in files.items():
         write_whole(folder / name, content)
-    pictures = [f"confusion_{kind}.png" for kind, own in pairs.items() if own and _draw(folder, kind, own)]
-    return [*files, *pictures]
-
-
-def _draw(folder: Path, kind: str, pairs: Any) -> bool:
-    return plot_confusion(metrics.confusion(pairs), folder / f"confusion_{kind}.png", kind)
+    pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
+    return [*files, *(name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind))]
 
 
 def _table(matrix: metrics.Confusion) -> str:
