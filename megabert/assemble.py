@@ -16,7 +16,7 @@ from .config import compose
 from .errors import CheckpointError, ConfigError
 from .infer import Predictor
 from .model.encoder import Encoder, initialize
-from .model.heads import SequenceHead, TaskModel
+from .model.heads import TaskModel
 from .model.shape import EncoderConfig
 from .parallel.mesh import find_device, find_precision
 from .parallel.plan import cast
@@ -27,8 +27,6 @@ from .text.tokenizer import Tokenizer
 
 # What keeps random initial weights of encoder and head apart although they come from one seed.
 HEAD_STREAM, ENCODER_STREAM = 1, 2
-# The pre-trained pooler, as `checkpoint` names it.
-POOLER = ("sentence_order.pooler.weight", "sentence_order.pooler.bias")
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class LanguageModel:
     source: str
     notes: tuple[str, ...]
     is_random: bool = False
-    pooler: tuple[Tensor, Tensor] | None = None
-    """Weight and bias of the pre-trained pooler, where there is one: heads for whole texts start from it."""
+    heads: Mapping[str, Readable] = field(default_factory=dict)
+    """Tensors of the heads that it was pre-trained with, where they are there: a task's head may start from them."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,8 @@ def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> Langu
         f"text is {'lower-cased' if tokenizer.lower_case else 'kept in its case'}",
         *_case_warning(tokenizer),
     )
-    pooler = [tensors[name].read() for name in POOLER if name in tensors]
-    return LanguageModel(
-        encoder, tokenizer, checkpoint.source, notes, pooler=(pooler[0], pooler[1]) if len(pooler) == 2 else None
-    )
+    heads = {name: item for name, item in tensors.items() if not name.startswith("encoder.")}
+    return LanguageModel(encoder, tokenizer, checkpoint.source, notes, heads=heads)
 
 
 def _tokenizer_of(checkpoint: foreign.Checkpoint, source: _Source) -> Tokenizer:
@@ -227,8 +223,8 @@ def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: in
         head = task.head(config)
     give_memory(head)
     draw(head, seed, HEAD_STREAM)
-    if isinstance(head, SequenceHead) and language_model.pooler is not None:
-        head.start_from_pooler(*language_model.pooler)
+    heads = language_model.heads
+    head.start_from(lambda name: heads[name].read() if name in heads else None)
     return TaskModel(language_model.encoder, head)
 
 

@@ -66,7 +66,7 @@ class Predictor:
         examples: Sequence[Any],
         *,
         with_loss: bool = False,
-        features: list[Features] | None = None,
+        features: Sequence[Features] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """Predict and score examples that have answers. `features` saves building them again and again."""
@@ -102,14 +102,13 @@ class Predictor:
                         logits[index] = part
                     if progress is not None:
                         progress(number, len(batches))
-                loss = float(run.loss_sum)
+                loss, weight = float(run.loss_sum), run.weight
         finally:
             self.model.train(was_training)
         if any(not np.isfinite(item).all() for item in logits):
             raise InputError(
                 "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
             )
-        weight = sum(item.weight for item in features)
         return logits, (loss / weight if with_loss and weight else None)
 
 
@@ -125,6 +124,7 @@ class _Pass:
         self._device = predictor.device
         self._with_loss = with_loss
         self.loss_sum = torch.zeros((), device=self._device)
+        self.weight = 0.0
         self._static: Batch | None = None
         self._recorded: Recorded[tuple[Tensor, Tensor]] | None = None
         if predictor.uses_graphs and num_batches >= FEWEST_RECORDED:
@@ -138,6 +138,7 @@ class _Pass:
                 with torch.inference_mode():
                     logits, loss = self._run(batch)
                     self.loss_sum += loss
+                    self.weight += batch.weight
                     now = (group, batch, *self._send_to_host(logits))
                 if before is not None:
                     yield self._finish(*before)

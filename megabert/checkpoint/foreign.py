@@ -150,7 +150,7 @@ def _open_ours(path: Path) -> Checkpoint:
         lower_case = opened.documents.get("tokenizer", {}).get("lower_case")
     except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} lacks {error}. Is it a checkpoint of megabert?") from None
-    tensors = {name: Weights(item, str(path), name) for name, item in opened.tensors["model"].items()}
+    tensors = {_own_name(name): Weights(item, str(path), name) for name, item in opened.tensors["model"].items()}
     is_run = "run" in opened.documents
     return Checkpoint(
         format="megabert, " + ("run" if is_run else "language model"),
@@ -165,6 +165,12 @@ def _open_ours(path: Path) -> Checkpoint:
         head={name: item for name, item in tensors.items() if name.startswith("head.")},
         documents=opened.documents,
     )
+
+
+def _own_name(name: str) -> str:
+    """Take the heads of a pre-training run for what they are; other tasks' heads keep the name `head`."""
+    bare = name.removeprefix("head.")
+    return bare if bare.startswith(("language_model.", "sentence_order.")) else name
 
 
 def _open_huggingface(file: huggingface.HuggingFaceFile) -> Checkpoint:

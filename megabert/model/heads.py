@@ -3,7 +3,7 @@
 Shape legend: T tokens, B rows, L tokens a row, N documents, D hidden, C classes, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,34 @@ from .attention import Documents
 from .encoder import Encoder, initialize
 from .layers import gelu
 from .shape import EncoderConfig
+from .vocabulary_loss import NO_TARGET, vocabulary_losses
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
 
-class TokenHead(nn.Module):
+class Head(nn.Module):
+    """What a task puts on an encoder: hidden vectors of tokens laid end to end to its logits."""
+
+    is_per_text = False
+    """Whether logits are those of texts, [N, C], or of tokens, [T, C]."""
+    is_large = False
+    """Compute in the encoder's precision. Other heads stay float32: answers are told apart by their logits."""
+    takes_targets = False
+    """Whether `forward` takes the batch's token targets as a third argument: what nobody asks for is not computed."""
+
+    def tie(self, word: nn.Embedding) -> None:
+        """Share the encoder's word embedding, where the head uses it."""
+
+    def start_from(self, read: Callable[[str], Tensor | None]) -> None:
+        """Take pre-trained weights as the start; `read` gives a checkpoint's tensor by its name, where it has it."""
+
+
+class TokenHead(Head):
     """Logits for each token: dropout on the input, then an MLP of `num_layers` linear maps.
 
     Span extraction is the case of two classes, "a span starts here" and "a span ends here".
     Source: NeMo 1.x's TokenClassifier.
     """
-
-    is_per_text = False
 
     def __init__(self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str) -> None:
         super().__init__()
@@ -53,19 +69,15 @@ class SequenceHead(TokenHead):
         # index_select: where several texts start at one place (those that fill a batch up), its gradient is a sum.
         return super().forward(hidden_TD.index_select(0, starts_N), starts_N)
 
-    def start_from_pooler(self, weight: Tensor, bias: Tensor) -> None:
+    def start_from(self, read: Callable[[str], Tensor | None]) -> None:
         """Take a pre-trained pooler as the hidden layer, if the head computes as BERT's pooler and classifier do."""
         if len(self.hidden) == 1 and isinstance(self.activation, nn.Tanh):
-            linear = self.hidden[0]
-            with torch.no_grad():
-                linear.weight.copy_(weight)  # type: ignore[operator]
-                linear.bias.copy_(bias)  # type: ignore[operator]
+            pooler = {name: read(f"sentence_order.pooler.{name}") for name in ("weight", "bias")}
+            _take(self.hidden[0], pooler)
 
 
-class JointHead(nn.Module):
+class JointHead(Head):
     """Several heads on the same tokens: their logits side by side, [T, C1 + C2 + ...]."""
-
-    is_per_text = False
 
     def __init__(self, **heads: TokenHead) -> None:
         super().__init__()
@@ -90,11 +102,15 @@ class LanguageModelHead(nn.Module):
         self.vocabulary = nn.Linear(config.hidden_size, config.vocabulary_size, bias=not config.is_causal)
         self.vocabulary.weight = word.weight
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map [..., D] to logits [..., V]."""
+    def transform(self, hidden: Tensor) -> Tensor:
+        """Map [..., D] to what the matrix is applied to, [..., D]."""
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(gelu(self.dense(hidden), self.gelu))
-        return self.vocabulary(hidden)
+        return hidden
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [..., D] to logits [..., V]."""
+        return self.vocabulary(self.transform(hidden))
 
 
 class SentenceOrderHead(nn.Module):
@@ -108,6 +124,81 @@ class SentenceOrderHead(nn.Module):
     def forward(self, first_ND: Tensor) -> Tensor:
         """Map the documents' first hidden vectors [N, D] to logits [N, 2]."""
         return self.out(torch.tanh(self.pooler(first_ND)))
+
+
+# Columns of what a PretrainingHead gives a token.
+LOSS, IS_ASKED, IS_RIGHT, ORDER_LOSS, HAS_ORDER, IS_ORDER_RIGHT = range(6)
+# Tokens that it names where none is asked for.
+NUM_GUESSES = 5
+
+
+class PretrainingHead(Head):
+    """Losses instead of logits: a vocabulary's logits for all tokens would fill gigabytes.
+
+    At most `asked_share` of a batch's tokens, and one more a text, are asked for.
+    """
+
+    is_large = True
+    takes_targets = True
+
+    def __init__(self, config: EncoderConfig, *, asked_share: float, sentence_order: bool) -> None:
+        super().__init__()
+        self.asked_share = asked_share
+        self.language_model = LanguageModelHead(config, nn.Embedding(config.vocabulary_size, config.hidden_size))
+        self.sentence_order = SentenceOrderHead(config.hidden_size) if sentence_order else None
+
+    def tie(self, word: nn.Embedding) -> None:
+        """Make the word embedding the matrix to the vocabulary."""
+        self.language_model.vocabulary.weight = word.weight
+
+    def start_from(self, read: Callable[[str], Tensor | None]) -> None:
+        """Take the heads with which a checkpoint was pre-trained."""
+        tied = "language_model.vocabulary.weight"
+        _take(self, {name: read(name) for name, _ in self.named_parameters() if name != tied})
+
+    def forward(self, hidden_TD: Tensor, starts_N: Tensor, token_targets: Mapping[str, Tensor]) -> Tensor:
+        """Map [T, D] to the six columns above, float32 [T, 6].
+
+        token_targets: `token` [T], what stands there; `order` [T], at a text's first token, 1 where its segments are
+        swapped. Without them the likeliest tokens of each place and their probabilities, [T, 2 * NUM_GUESSES].
+        """
+        if not token_targets:
+            return self._guess(hidden_TD)
+        targets_T = token_targets["token"]
+        columns_T6 = hidden_TD.new_zeros((len(targets_T), 6), dtype=torch.float32)
+        is_asked_T = targets_T != NO_TARGET
+        room = min(len(targets_T), int(self.asked_share * len(targets_T)) + len(starts_N))
+        # Those asked for come first, in their order; their number is not known without asking the device.
+        places_M = torch.sort(is_asked_T.byte(), descending=True, stable=True).indices[:room]
+        hidden_MD = self.language_model.transform(hidden_TD.index_select(0, places_M))
+        vocabulary = self.language_model.vocabulary
+        losses_M, is_right_M = vocabulary_losses(hidden_MD, vocabulary.weight, vocabulary.bias, targets_T[places_M])
+        found_M3 = torch.stack([losses_M, is_asked_T[places_M].float(), is_right_M.float()], dim=1).float()
+        places = [places_M]
+        found = [torch.nn.functional.pad(found_M3, (0, 3))]
+        if self.sentence_order is not None:
+            logits_N2 = self.sentence_order(hidden_TD.index_select(0, starts_N)).float()
+            order_N = token_targets["order"][starts_N]
+            losses_N = torch.nn.functional.cross_entropy(logits_N2, order_N, ignore_index=NO_TARGET, reduction="none")
+            order = [losses_N, (order_N != NO_TARGET).float(), (logits_N2.argmax(1) == order_N).float()]
+            places.append(starts_N)
+            found.append(torch.nn.functional.pad(torch.stack(order, dim=1), (3, 0)))
+        return columns_T6.index_add(0, torch.cat(places), torch.cat(found))
+
+    def _guess(self, hidden_TD: Tensor) -> Tensor:
+        guesses = []
+        for hidden in hidden_TD.split(1024):
+            likeliest = self.language_model(hidden).float().softmax(-1).topk(NUM_GUESSES)
+            guesses.append(torch.cat([likeliest.indices.float(), likeliest.values], dim=1))
+        return torch.cat(guesses)
+
+
+def _take(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
+    """Copy tensors into a module's parameters; those that are not there leave them as they are."""
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                module.get_parameter(name).copy_(tensor)
 
 
 class PretrainingModel(nn.Module):
@@ -134,12 +225,13 @@ class PretrainingModel(nn.Module):
 
 
 class TaskModel(nn.Module):
-    """An encoder with the head of one task: what fine-tuning trains."""
+    """An encoder with the head of one task: what is trained."""
 
-    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+    def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        head.tie(encoder.embeddings.word)
 
     def forward(
         self,
@@ -148,15 +240,19 @@ class TaskModel(nn.Module):
         segment_ids_T: Tensor,
         boundaries_N1: Tensor,
         longest: int,
+        token_targets: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Compute the head's logits for documents laid end to end; `Documents` says what the last two arguments are.
+        """Compute the head's logits for documents laid end to end, which boundaries and longest tell `Documents`.
 
-        Every head takes (hidden_TD, starts_N); heads for whole texts read the hidden vectors at starts_N. Heads
-        compute in float32 also where the encoder does not: they are small, and answers are told apart by their logits.
+        Every head takes (hidden_TD, starts_N); heads for whole texts read the hidden vectors at starts_N.
         """
         documents = Documents(boundaries_N1, longest)
         hidden_TD = self.encoder(token_ids_T, position_ids_T, segment_ids_T, documents)
-        return self.head(hidden_TD.float(), documents.starts())
+        if not self.head.is_large:
+            hidden_TD = hidden_TD.float()
+        if self.head.takes_targets:
+            return self.head(hidden_TD, documents.starts(), token_targets or {})
+        return self.head(hidden_TD, documents.starts())
 
 
 def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:

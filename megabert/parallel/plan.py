@@ -9,13 +9,13 @@ DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 def cast(model: nn.Module, precision: str) -> None:
-    """Let a network compute in the precision, all but the head of a task: weights and what flows between layers.
+    """Let a network compute in the precision, all but a task's small head: weights and what flows between layers.
 
     What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and
     bfloat16 are those of Megatron-LM's --fp16 and --bf16.
     """
     for name, child in model.named_children():
-        if name != "head":
+        if name != "head" or child.is_large:
             child.to(DTYPES[precision])
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import metrics
 from ..errors import ConfigError, InputError
-from ..model.heads import ACTIVATIONS, JointHead, TokenHead
+from ..model.heads import ACTIVATIONS, Head, JointHead, TokenHead
 from ..model.shape import EncoderConfig
 from ..settings import (
     DataSettings,
@@ -287,7 +287,7 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
             raise InputError(f"{example.place}: the utterance has no intent or no slots. Add them, or predict instead.")
         return choice_of(self.intents, example.intents), number_labels(self.labels, example.tags)
 
-    def head(self, config: EncoderConfig) -> nn.Module:
+    def head(self, config: EncoderConfig) -> Head:
         """Score slots and intents at each token; an utterance's intents are those of its first."""
         settings = self.model.head
         common: dict[str, Any] = {

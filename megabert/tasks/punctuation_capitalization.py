@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import metrics
 from ..errors import ConfigError, InputError
-from ..model.heads import ACTIVATIONS, JointHead, TokenHead
+from ..model.heads import ACTIVATIONS, Head, JointHead, TokenHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..text.batch import NO_TARGET, Batch, Features
@@ -219,7 +219,7 @@ class PunctuationCapitalization(Task[Example, Prediction]):
             "case": number_labels(self.cases, [word.case for word in example.words]),
         }
 
-    def head(self, config: EncoderConfig) -> nn.Module:
+    def head(self, config: EncoderConfig) -> Head:
         """Score marks and cases at each token."""
         heads = {
             name: TokenHead(

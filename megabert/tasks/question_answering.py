@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import metrics
 from ..errors import ConfigError, InputError
-from ..model.heads import ACTIVATIONS, TokenHead
+from ..model.heads import ACTIVATIONS, Head, TokenHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
 from ..text.batch import Batch, Features
@@ -226,7 +226,7 @@ class QuestionAnswering(Task[Example, Prediction]):
             features.append(Features(token_ids, segment_ids, targets, notes=window))
         return features
 
-    def head(self, config: EncoderConfig) -> nn.Module:
+    def head(self, config: EncoderConfig) -> Head:
         """Two scores a token."""
         settings = self.settings.model.token_classifier
         return TokenHead(

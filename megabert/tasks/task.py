@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import list_settings, nearest, show
 from ..errors import ConfigError, InputError
+from ..model.heads import Head
 from ..model.shape import EncoderConfig
 from ..settings import DataSettings, Settings
 from ..text.batch import NO_TARGET, Batch, Features
@@ -39,6 +40,8 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
     settings_type: ClassVar[type[Settings]] = Settings
     main_score: str
+    keeps_texts: ClassVar[bool] = True
+    """Whether tokenized training texts may be kept; where they are drawn anew each epoch there is nothing to keep."""
 
     def __init__(self, settings: Any) -> None:
         """Take the task's settings, an instance of `settings_type`."""
@@ -93,15 +96,22 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """Read the files that `files` listed."""
         return self.read(Path(files[0]))
 
+    def read_data(self, data: DataSettings) -> Sequence[ExampleType]:
+        """Read the examples of a set of data, at most `num_samples`."""
+        examples = self.read_files(self.files(data))
+        return examples if data.num_samples < 0 else examples[: data.num_samples]
+
     @abstractmethod
-    def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+    def features(
+        self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Sequence[Features]:
         """Tokenize examples, long ones in several windows.
 
         With targets (for training) raises InputError where an example has no answer.
         """
 
     @abstractmethod
-    def head(self, config: EncoderConfig) -> nn.Module:
+    def head(self, config: EncoderConfig) -> Head:
         """Make the task's head; the caller draws its weights."""
 
     @abstractmethod

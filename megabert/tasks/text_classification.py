@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import metrics
 from ..errors import InputError
-from ..model.heads import ACTIVATIONS, SequenceHead
+from ..model.heads import ACTIVATIONS, Head, SequenceHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..text.batch import NO_TARGET, Batch, Features
@@ -300,7 +300,7 @@ class TextClassification(LabelledTask[Example, Prediction]):
         weight = 0.0 if numbers[0] == NO_TARGET else self.weights[numbers[0]] / count
         return {"label": numbers[0], "weight": np.float32(weight)}, weight
 
-    def head(self, config: EncoderConfig) -> nn.Module:
+    def head(self, config: EncoderConfig) -> Head:
         """Score the classes from a text's first token."""
         settings = self.settings.model.classifier_head
         return SequenceHead(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import metrics
 from ..errors import ConfigError, InputError
-from ..model.heads import ACTIVATIONS, TokenHead
+from ..model.heads import ACTIVATIONS, Head, TokenHead
 from ..model.shape import EncoderConfig
 from ..settings import (
     DataSettings,
@@ -262,7 +262,7 @@ class TokenClassification(LabelledTask[Example, Prediction]):
             raise InputError(f"{example.place}: the words have no tags. Add them, or predict instead.")
         return number_labels(self.labels, example.tags)
 
-    def head(self, config: EncoderConfig) -> nn.Module:
+    def head(self, config: EncoderConfig) -> Head:
         """Score the tags at each token."""
         settings = self.settings.model.head
         return TokenHead(

@@ -4,7 +4,8 @@ On a device that wants static shapes a batch is filled up to a given number of t
 Shape legend: T tokens of a batch, N documents, L tokens of one text.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +42,22 @@ class Features:
         return len(self.token_ids)
 
 
+class DrawnFeatures(Sequence[Features], ABC):
+    """Texts that are drawn anew each epoch, as a function of seed, epoch and index: nothing of them is kept."""
+
+    @abstractmethod
+    def drawn(self, epoch: int) -> "DrawnFeatures":
+        """Give the texts of an epoch; their number is always the same."""
+
+    @abstractmethod
+    def lengths(self) -> NDArray[np.int64]:
+        """Count each text's tokens, without making the texts."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest what the texts are drawn from, to notice on resuming that it has changed."""
+
+
 @dataclass(frozen=True)
 class Size:
     """How many tokens and documents a batch has room for."""
@@ -75,9 +92,10 @@ class Batch:
         """Count tokens and documents, those that fill up included."""
         return Size(len(self.token_ids_T), len(self.boundaries_N1) - 1)
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Mapping[str, Tensor]]:
         """Give what a model's forward takes."""
-        return self.token_ids_T, self.position_ids_T, self.segment_ids_T, self.boundaries_N1, self.longest
+        texts = (self.token_ids_T, self.position_ids_T, self.segment_ids_T, self.boundaries_N1)
+        return *texts, self.longest, self.token_targets
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to each tensor."""

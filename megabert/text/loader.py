@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch, Features, Size, pack
+from ..errors import InputError
+from .batch import Batch, DrawnFeatures, Features, Size, pack
 from .store import StoredFeatures
 
 # Tokens to which a static size is rounded up.
 GRAIN = 64
 # Epochs that are looked through for the largest step; it hardly varies between epochs.
 EPOCHS_LOOKED_THROUGH = 20
+# How often a later epoch is dealt until its steps are no larger.
+MOST_ATTEMPTS = 100
 
 Indices = NDArray[np.int64]
 
@@ -45,8 +48,7 @@ class Loader:
         self.longest = longest
         self.pad_id = pad_id
         self.accumulate = accumulate
-        self._lengths = lengths_of(features)
-        self.num_tokens = int(self._lengths.sum())
+        self.num_tokens = int(lengths_of(features).sum())
         self._texts_per_step = batch_size * accumulate
         self._seed = seed
         self._shuffle = shuffle
@@ -55,40 +57,60 @@ class Loader:
         self.size: Size | None = None
         """The size of every micro-batch, if it is static."""
         if static_epochs:
-            epochs = range(min(static_epochs, EPOCHS_LOOKED_THROUGH))
-            groups = (group for epoch in epochs for step in self._deal(epoch) for group in step)
-            self.size = common_size(groups, self._lengths, longest)
+            self.size = self._find_size(min(static_epochs, EPOCHS_LOOKED_THROUGH))
 
     def __len__(self) -> int:
         """Count the steps of an epoch."""
-        whole, rest = divmod(len(self._lengths), self._texts_per_step)
+        whole, rest = divmod(len(self.features), self._texts_per_step)
         return whole + (1 if rest and not (self._drop_last and whole) else 0)
 
     def indices(self, step: int) -> list[Indices]:
         """List which features make up each micro-batch of a step; a small step may have fewer of them."""
         epoch, place = divmod(step, len(self))
         if self._dealt[0] != epoch:
-            self._dealt = (epoch, self._deal(epoch))
+            self._dealt = (epoch, self._deal_fitting(epoch))
         return self._dealt[1][place]
 
     def step(self, step: int) -> list[Batch]:
         """Pack the micro-batches of a step."""
-        return [
-            pack([self.features[index] for index in group], self.longest, self.pad_id, self.size)
-            for group in self.indices(step)
-        ]
+        groups, texts = self.indices(step), self._texts(step // len(self))
+        return [pack([texts[index] for index in group], self.longest, self.pad_id, self.size) for group in groups]
 
-    def _deal(self, epoch: int) -> list[list[Indices]]:
+    def _texts(self, epoch: int) -> Sequence[Features]:
+        return self.features.drawn(epoch) if isinstance(self.features, DrawnFeatures) else self.features
+
+    def _find_size(self, num_epochs: int) -> Size:
+        return common_size(
+            np.concatenate([self._counts(epoch, self._deal(epoch)) for epoch in range(num_epochs)]), self.longest
+        )
+
+    def _counts(self, epoch: int, dealt: list[list[Indices]]) -> Indices:
+        return count_groups((group for step in dealt for group in step), lengths_of(self._texts(epoch)))
+
+    def _deal_fitting(self, epoch: int) -> list[list[Indices]]:
+        """Deal an epoch; one that was not looked through is dealt again where a step is beyond the size."""
+        for attempt in range(MOST_ATTEMPTS):
+            dealt = self._deal(epoch, attempt)
+            if (
+                self.size is None
+                or epoch < EPOCHS_LOOKED_THROUGH
+                or fits(self._counts(epoch, dealt), self.longest, self.size)
+            ):
+                return dealt
+        raise InputError(f"epoch {epoch + 1} has larger steps than those before. Set trainer.cuda_graph=false.")
+
+    def _deal(self, epoch: int, attempt: int = 0) -> list[list[Indices]]:
         """List the micro-batches of each step of an epoch."""
+        lengths = lengths_of(self._texts(epoch))
         num_steps = len(self)
-        count = min(len(self._lengths), num_steps * self._texts_per_step)
+        count = min(len(lengths), num_steps * self._texts_per_step)
         if not self._shuffle:
             steps = np.array_split(np.arange(count), num_steps)
             return [[part for part in np.array_split(step, self.accumulate) if len(part)] for step in steps]
         # Seeded by both numbers, so an epoch's order can be made without those before it.
-        random = np.random.default_rng([self._seed, epoch])
-        chosen = random.permutation(len(self._lengths))[:count]
-        falling = chosen[np.argsort(-self._lengths[chosen], kind="stable")]
+        random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
+        chosen = random.permutation(len(lengths))[:count]
+        falling = chosen[np.argsort(-lengths[chosen], kind="stable")]
         # Each row is a random order of the steps; the last round, of the shortest texts, may not reach all.
         rounds = -(-count // num_steps)
         step_of = np.argsort(random.random((rounds, num_steps)), axis=1).ravel()[:count]
@@ -98,8 +120,10 @@ class Loader:
 
 
 def lengths_of(features: Sequence[Features]) -> Indices:
-    """Count each text's tokens; a store knows them without reading the texts."""
-    return features.lengths() if isinstance(features, StoredFeatures) else np.array([len(item) for item in features])
+    """Count each text's tokens; some know them without reading the texts."""
+    if isinstance(features, StoredFeatures | DrawnFeatures):
+        return features.lengths()
+    return np.array([len(item) for item in features])
 
 
 def deal_evenly(falling: Indices, count: int) -> list[Indices]:
@@ -114,12 +138,22 @@ def deal_evenly(falling: Indices, count: int) -> list[Indices]:
     return [group for group in groups if len(group)]
 
 
-def common_size(groups: Iterable[Indices], lengths: Indices, longest: int) -> Size:
+def count_groups(groups: Iterable[Indices], lengths: Indices) -> Indices:
+    """Count each group's tokens and texts, [G, 2]."""
+    return np.array([(lengths[group].sum(), len(group)) for group in groups])
+
+
+def common_size(counts_G2: Indices, longest: int) -> Size:
     """Find the smallest size that every group fits; padding makes documents of `longest` tokens."""
-    counts = np.array([(lengths[group].sum(), len(group)) for group in groups])
-    num_tokens = int(-(-counts[:, 0].max() // GRAIN) * GRAIN)
-    fillers = -(-(num_tokens - counts[:, 0]) // longest)
-    return Size(num_tokens, int((counts[:, 1] + fillers).max()))
+    num_tokens = int(-(-counts_G2[:, 0].max() // GRAIN) * GRAIN)
+    fillers = -(-(num_tokens - counts_G2[:, 0]) // longest)
+    return Size(num_tokens, int((counts_G2[:, 1] + fillers).max()))
+
+
+def fits(counts_G2: Indices, longest: int, size: Size) -> bool:
+    """Whether every group can be filled up to a size."""
+    padding = size.num_tokens - counts_G2[:, 0]
+    return bool((padding >= 0).all() and (counts_G2[:, 1] + -(-padding // longest) <= size.num_documents).all())
 
 
 class EvaluationBatches:
@@ -141,7 +175,7 @@ class EvaluationBatches:
         room = max((batch_size - 1) * longest, 1)
         count = min(-(-int(lengths.sum()) // room), len(lengths))
         self._groups = deal_evenly(falling, count) if count else []
-        self._size = common_size(self._groups, lengths, longest) if static_size and count else None
+        self._size = common_size(count_groups(self._groups, lengths), longest) if static_size and count else None
 
     def __len__(self) -> int:
         """Count the batches."""

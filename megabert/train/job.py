@@ -26,7 +26,7 @@ from ..model.heads import TaskModel
 from ..parallel.graphs import find_graphs
 from ..parallel.mesh import check_layout, find_device, find_precision
 from ..parallel.plan import compile_layers, find_compilation, warm_up
-from ..settings import DataSettings, ExperimentSettings, Settings
+from ..settings import ExperimentSettings, Settings
 from ..storage import write_whole
 from ..tasks import task as tasks
 from ..tasks.task import Task
@@ -261,9 +261,9 @@ def _prepare(
         shuffle=data.shuffle,
         drop_last=data.drop_last,
         accumulate=settings.trainer.accumulate_grad_batches,
-        static_epochs=settings.trainer.max_epochs if is_recorded else 0,
+        static_epochs=_epochs(settings, len(features)) if is_recorded else 0,
     )
-    validation_examples = _read(task, validation) if task.files(validation) else []
+    validation_examples = task.read_data(validation) if task.files(validation) else []
     if not validation_examples:
         say("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
     unseen = task.unseen_labels(validation_examples)
@@ -301,6 +301,15 @@ def _prepare(
     )
 
 
+def _epochs(settings: Settings, num_texts: int) -> int:
+    """Count the epochs that a training looks into."""
+    trainer = settings.trainer
+    if trainer.max_steps < 0:
+        return trainer.max_epochs
+    texts = trainer.max_steps * trainer.accumulate_grad_batches * settings.model.train_ds.batch_size
+    return min(trainer.max_epochs, texts // num_texts + 1)
+
+
 def _obstacle(settings: Settings, precision: str, head_dim: int, *, has_kernel: bool) -> str | None:
     """Say what stands in the way of recording steps on a GPU."""
     if not has_kernel:
@@ -320,7 +329,8 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
     task, tokenizer, data = start.task, start.tokenizer, settings.model.train_ds
     is_new = start.model is None
     name, stores = "", home / "texts"
-    if data.use_cache:
+    uses_cache = data.use_cache and task.keeps_texts
+    if uses_cache:
         own: Any = OmegaConf.to_container(OmegaConf.structured(settings.model))
         for block in ("optim", "language_model", "validation_ds", "test_ds"):
             del own[block]
@@ -336,7 +346,7 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
         if stored is not None:
             task.restore_state(stored.meta["state"])
             return stored, stored.meta["num_examples"]
-    examples = _read(task, data)
+    examples = task.read_data(data)
     if is_new:
         task.learn_labels(examples)
     for label, place in task.unseen_labels(examples).items():
@@ -345,7 +355,7 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
             "with model.head.reset=true for another set of labels."
         )
     features = task.features(examples, tokenizer, with_targets=True)
-    if data.use_cache and features:
+    if uses_cache and features:
         store.keep(stores, name, features, {"num_examples": len(examples), "state": task.state()})
     return features, len(examples)
 
@@ -361,11 +371,6 @@ def _code_files(task: Task[Any, Any]) -> list[str]:
     """List the files of the task's own code and of what it inherits."""
     members: list[Any] = [member for cls in type(task).__mro__ for member in vars(cls).values()]
     return sorted({member.__code__.co_filename for member in members if inspect.isfunction(member)})
-
-
-def _read(task: Task[Any, Any], data: DataSettings) -> list[Any]:
-    examples = task.read_files(task.files(data))
-    return examples if data.num_samples < 0 else examples[: data.num_samples]
 
 
 def _monitor(task: Task[Any, Any], settings: Settings) -> tuple[str, str]:
@@ -419,7 +424,7 @@ def test(settings: Settings, folder: Path) -> Evaluation:
     files = predictor.task.files(data)
     if not files:
         raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
-    result = predictor.evaluate(_read(predictor.task, data))
+    result = predictor.evaluate(predictor.task.read_data(data))
     target = folder if folder.is_dir() else folder.parent
     write_whole(target / "test.json", json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
     write_evaluation(target / "test", predictor.task, result)

@@ -26,7 +26,7 @@ from ..parallel.graphs import working_stream
 from ..settings import Settings
 from ..tasks.task import Task
 from ..text.ahead import ahead
-from ..text.batch import Batch, Features
+from ..text.batch import Batch, DrawnFeatures, Features
 from ..text.loader import Loader
 from .log import RunLog
 from .optim import learning_rate, load_loss_scale, load_optimizer_tensors, optimizer_tensors
@@ -44,8 +44,8 @@ class Job:
     settings: Settings
     predictor: Predictor
     train_loader: Loader
-    validation_examples: list[Any]
-    validation_features: list[Features]
+    validation_examples: Sequence[Any]
+    validation_features: Sequence[Features]
     schedule: Schedule
     monitor: str
     mode: str
@@ -73,6 +73,8 @@ class Progress:
 
 def fingerprint(features: Sequence[Features]) -> str:
     """Digest the training data as the network sees it, to notice on resuming that it has changed."""
+    if isinstance(features, DrawnFeatures):
+        return features.fingerprint()
     digest = hashlib.sha256()
     for item in features:
         digest.update(item.token_ids.tobytes())
