@@ -34,3 +34,9 @@ class Interrupted(MegabertError):  # noqa: N818  (it is not a fault: the work ca
     """The user or the scheduler stopped the work; what was done is saved."""
 
     exit_code = 75
+
+
+class PeerLost(MegabertError):  # noqa: N818  (what it says is what happened)
+    """Another process of a training is gone, so that this one cannot go on."""
+
+    exit_code = 76

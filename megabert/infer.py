@@ -17,10 +17,11 @@ from torch import Tensor
 from .errors import InputError
 from .model.heads import TaskModel
 from .parallel.graphs import Recorded, working_stream
+from .parallel.mesh import ALONE, World
 from .tasks.task import Task
 from .text.ahead import ahead
 from .text.batch import Batch, Features
-from .text.loader import EvaluationBatches
+from .text.loader import EvaluationBatches, lengths_of
 from .text.tokenizer import Tokenizer
 
 
@@ -48,6 +49,8 @@ class Predictor:
     """A batch has as many tokens as so many of the longest texts."""
     uses_graphs: bool = False
     """Record the network in a CUDA graph: worth it for many batches, of one size then."""
+    world: World = ALONE
+    """Several processes share the batches, and all get all answers: all must call the same, in the same order."""
 
     def predict(self, **fields: Any) -> Any:
         """Answer one example given by its fields, for example question=... and context=...."""
@@ -86,14 +89,22 @@ class Predictor:
         """Run the network; returns each feature's logits, [T, C] or [C], and the mean loss if asked for."""
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
         batches = EvaluationBatches(
-            features, self.batch_size, self.task.row_length, self.tokenizer.pad_id, static_size=self.uses_graphs
+            features,
+            self.batch_size,
+            self.task.row_length,
+            self.tokenizer.pad_id,
+            static_size=self.uses_graphs,
+            share=self.world.data_rank,
+            num_shares=self.world.data_size,
         )
+        width = 0
         was_training = self.model.training
         self.model.eval()
         try:
             with working_stream(self.device):
                 run = _Pass(self, len(batches), with_loss=with_loss)
                 for number, (group, batch, array) in enumerate(run(batches), start=1):
+                    width = array.shape[1]
                     if self.model.head.is_per_text:
                         parts = list(array[: len(group)])
                     else:
@@ -105,11 +116,31 @@ class Predictor:
                 loss, weight = float(run.loss_sum), run.weight
         finally:
             self.model.train(was_training)
+        if self.world.size > 1 and len(batches):
+            logits = self._everyones(logits, lengths_of(features), width)
+            loss, weight = self._sum(np.array([loss, weight])).tolist()
         if any(not np.isfinite(item).all() for item in logits):
             raise InputError(
                 "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
             )
         return logits, (loss / weight if with_loss and weight else None)
+
+    def _everyones(
+        self, own: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
+    ) -> list[NDArray[np.float32]]:
+        """Put the answers of all processes together: each has filled in its own, and 0 is added to them."""
+        is_per_text = self.model.head.is_per_text
+        shapes = [(width,) if is_per_text else (int(length), width) for length in lengths]
+        filled = [item if item.size else np.zeros(shape) for item, shape in zip(own, shapes, strict=True)]
+        laid = self._sum(np.concatenate([item.astype(np.float32).ravel() for item in filled]))
+        ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(laid, ends), shapes, strict=True)]
+
+    def _sum(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        # Those who share layers have the same answers: one of them counts.
+        tensor = torch.from_numpy(numbers if self.world.tensor_rank == 0 else np.zeros_like(numbers))
+        self.world.sum(tensor)
+        return tensor.numpy()
 
 
 # So few batches are not worth recording.
@@ -133,9 +164,11 @@ class _Pass:
     def __call__(self, batches: EvaluationBatches) -> Iterator[tuple[list[int], Batch, NDArray[np.float32]]]:
         """Yield each batch with its features' numbers and its logits."""
         before: tuple[list[int], Batch, Tensor, torch.cuda.Event | None] | None = None
+        # FSDP uses the memory into which it gathers weights again in training, where it must not be inference's.
+        without_gradients = torch.no_grad if self._predictor.world.fsdp_size > 1 else torch.inference_mode
         with closing(ahead(self._prepare, batches)) as prepared:
             for group, batch in prepared:
-                with torch.inference_mode():
+                with without_gradients():
                     logits, loss = self._run(batch)
                     self.loss_sum += loss
                     self.weight += batch.weight

@@ -26,9 +26,10 @@ class TrainerSettings:
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
     """Where to compute: auto takes a GPU where there is one."""
     devices: int = 1
-    """Processes on each machine, one a device. This version trains on one."""
+    """Processes on each machine, one a device; -1: one for each GPU that is there. More than one are started by the
+    command itself, unless torchrun or SLURM did."""
     num_nodes: int = 1
-    """Machines. This version trains on one."""
+    """Machines; for more than one start the command with torchrun or srun on each."""
     precision: str = choice("auto", "auto", "32", "bf16", "16", "bf16-mixed", "16-mixed", "32-true")
     """What the encoder computes in; the weights that are trained stay float32. auto: bf16 on a GPU that has it,
     else 32. 16 scales the loss."""
@@ -46,6 +47,22 @@ class TrainerSettings:
     """Write a line to metrics.jsonl and TensorBoard every so many optimizer steps."""
     enable_progress_bar: bool = True
     """Show loss, rate, tokens/s and time left on the terminal."""
+
+
+@dataclass
+class ParallelSettings:
+    """How trainer.devices x trainer.num_nodes processes share the work; what is left of them shares the texts."""
+
+    tensor: int = 1
+    """Processes that share each layer and the vocabulary; heads and MLP width must divide by it."""
+    fsdp: int = 1
+    """Processes among which weights, gradients and optimizer state are spread (FSDP); -1: all that tensor leaves."""
+    sequence: bool = False
+    """With tensor > 1: also share norms and dropout between layers, token by token, which saves memory."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more work."""
+    timeout: int = 1800
+    """Seconds that a process waits for the others before it gives up. One that dies is noticed within 30 seconds."""
 
 
 @dataclass
@@ -233,5 +250,6 @@ class Settings:
     pretrained_model: str | None = None
     """A run folder to start from, its head included; null: a new head on the language model."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     exp_manager: ExperimentSettings = field(default_factory=ExperimentSettings)

@@ -35,13 +35,18 @@ class whole_folder:  # noqa: N801  (a context manager reads as a function)
         if kind is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
-        for folder in (*(path for path in self.partial.rglob("*") if path.is_dir()), self.partial):
-            sync_folder(folder)
-        replaced = set_aside(self.final) if self.final.exists() else None
-        self.partial.rename(self.final)
-        sync_folder(self.final.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced)
+        put_in_place(self.partial, self.final)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Give a folder that is complete its name, in place of one that has it."""
+    for folder in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
+        sync_folder(folder)
+    replaced = set_aside(final) if final.exists() else None
+    partial.rename(final)
+    sync_folder(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
 
 
 def sync_folder(folder: Path) -> None:

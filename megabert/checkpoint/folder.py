@@ -1,14 +1,18 @@
 """Our own format: a folder of safetensors, JSON and text with a manifest of SHA-256 sums, whole or not there at all.
 
 Tensors go to the disk one after another and come back only when they are asked for, so a folder may be larger than
-memory. `run` says what the folders of a training run hold, `convert` writes one that holds a language model.
+memory. Several processes may write one together, each some of a group's tensors in a file of its own; who reads sees
+no difference. `run` says what the folders of a training run hold, `convert` writes one that holds a language model.
 Source: section Format of https://github.com/huggingface/safetensors.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +22,14 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..storage import whole_folder
+from ..storage import put_in_place, whole_folder
 from .containers import SAFETENSORS_DTYPES, open_file
 from .lazy import LazyTensor, Loaded, Readable
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# Behind a group's name, where several processes wrote it.
+PART = re.compile(r"-\d{5}-of-\d{5}$")
 _CHUNK = 2**24
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -32,7 +38,7 @@ _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 class Contents:
     """What a checkpoint holds: groups of tensors, JSON documents and text files, by file name without suffix."""
 
-    tensors: Mapping[str, Mapping[str, Tensor]]
+    tensors: Mapping[str, Mapping[str, Readable | Tensor]]
     documents: Mapping[str, Any]
     texts: Mapping[str, str] = field(default_factory=dict)
 
@@ -98,13 +104,83 @@ def write(
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(final) as partial, ThreadPoolExecutor(max(len(tensors), 1)) as writers:
-        jobs = {group: writers.submit(_write_tensors, partial, group, tensors[group]) for group in tensors}
-        sums = {f"{group}.safetensors": job.result() for group, job in jobs.items()}
-        files = {f"{name}.json": _json_bytes(document) for name, document in documents.items()}
-        files |= {name: text.encode() for name, text in texts.items()}
-        sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}
-        manifest = _manifest_bytes({"format_version": FORMAT_VERSION, **facts, "files": sums})
-        write_file(partial / MANIFEST, [manifest])
+        names = {group: f"{group}.safetensors" for group in tensors}
+        jobs = {group: writers.submit(_write_tensors, partial / names[group], tensors[group]) for group in tensors}
+        sums = {names[group]: job.result() for group, job in jobs.items()}
+        _write_documents(partial, sums, documents, texts, facts)
+
+
+def write_together(
+    final: Path,
+    own: Mapping[str, Mapping[str, Readable | Tensor]],
+    documents: Mapping[str, Any],
+    texts: Mapping[str, str],
+    facts: Mapping[str, Any],
+    *,
+    part: int,
+    num_parts: int,
+    exchange: Callable[[str], list[str]],
+) -> None:
+    """Write a checkpoint folder as `write` does, with other processes: each its `own` tensors, the first all else.
+
+    `exchange` gives a text to all processes and returns everybody's, in the order of parts. Where one process fails,
+    all raise, and the folder does not appear.
+    """
+    partial = final.with_name(exchange(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")[0])
+
+    def begin() -> None:
+        if part == 0:
+            partial.mkdir(parents=True)
+
+    def write_own() -> dict[str, Any]:
+        names = {group: f"{group}-{part + 1:05d}-of-{num_parts:05d}.safetensors" for group in own if own[group]}
+        return {name: _write_tensors(partial / name, own[group]) for group, name in names.items()}
+
+    def finish() -> None:
+        if part == 0:
+            _write_documents(partial, sums, documents, texts, facts)
+            put_in_place(partial, final)
+
+    try:
+        _all_do(begin, exchange)
+        sums = {name: record for records in _all_do(write_own, exchange) for name, record in records.items()}
+        _all_do(finish, exchange)
+    except OSError:
+        if part == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _all_do(work: Callable[[], Any], exchange: Callable[[str], list[str]]) -> list[Any]:
+    """Do one's part of a work and hear what came of everybody's. Raises OSError in all if one could not."""
+    failure: OSError | None = None
+    answer: dict[str, Any] = {}
+    try:
+        answer["done"] = work()
+    except OSError as error:
+        failure, answer["failed"] = error, [error.errno, error.strerror, str(error.filename)]
+    answers = [json.loads(text) for text in exchange(json.dumps(answer))]
+    if failure is not None:
+        raise failure
+    for other in answers:
+        if "failed" in other:
+            raise OSError(*other["failed"])
+    return [other["done"] for other in answers]
+
+
+def _write_documents(
+    partial: Path,
+    sums: dict[str, Any],
+    documents: Mapping[str, Any],
+    texts: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write all but the tensors, whose files' sums are given, and last the manifest."""
+    files = {f"{name}.json": _json_bytes(document) for name, document in documents.items()}
+    files |= {name: text.encode() for name, text in texts.items()}
+    sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}
+    manifest = _manifest_bytes({"format_version": FORMAT_VERSION, **facts, "files": sums})
+    write_file(partial / MANIFEST, [manifest])
 
 
 def open_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder:
@@ -113,13 +189,14 @@ def open_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder:
     Raises CheckpointError if a file is missing, damaged or not in the manifest.
     """
     manifest = read_manifest(folder)
-    tensors: dict[str, Mapping[str, LazyTensor]] = {}
+    tensors: dict[str, dict[str, LazyTensor]] = {}
     documents, texts = {}, {}
     for name, record in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "safetensors":
-            if stem in groups:
-                tensors[stem] = _open_tensors(folder / name, record)
+            group = PART.sub("", stem)
+            if group in groups:
+                tensors.setdefault(group, {}).update(_open_tensors(folder / name, record))
         elif suffix == "json" and name not in TEXT_FILES:
             documents[stem] = json.loads(_read_verified(folder / name, record))
         else:
@@ -195,11 +272,11 @@ def _read_verified(file: Path, record: Any) -> bytes:
     return file.read_bytes()
 
 
-def _write_tensors(folder: Path, group: str, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:
+def _write_tensors(file: Path, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:
     readables = {name: Loaded(item) if isinstance(item, Tensor) else item for name, item in tensors.items()}
     entries = {name: (item.dtype, tuple(item.shape)) for name, item in readables.items()}
     pieces = safetensors_pieces(entries, (item.read() for item in readables.values()))
-    return write_file(folder / f"{group}.safetensors", pieces)
+    return write_file(file, pieces)
 
 
 def _json_bytes(document: Any) -> bytes:

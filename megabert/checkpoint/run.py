@@ -8,13 +8,17 @@ Which one is last or best is found by listing them; there is no pointer that cou
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..storage import set_aside
 from . import folder as folders
 from .folder import MANIFEST, Contents, OpenFolder
+from .lazy import Readable
 
 __all__ = ["CHECKPOINTS", "MANIFEST", "Contents", "Entry", "read", "write"]
 
@@ -36,10 +40,32 @@ def write(run: Path, step: int, contents: Contents, *, figure: float | None, is_
 
     A checkpoint of the same step is replaced.
     """
-    final = run / CHECKPOINTS / f"step-{step:08d}"
-    facts = {"step": step, "figure": figure, "is_end": is_end}
+    final, facts = _place(run, step), {"step": step, "figure": figure, "is_end": is_end}
     folders.write(final, contents.tensors, contents.documents, contents.texts, facts)
     return final
+
+
+def write_together(
+    run: Path,
+    step: int,
+    own: Contents,
+    *,
+    figure: float | None,
+    is_end: bool,
+    part: int,
+    num_parts: int,
+    exchange: Callable[[str], list[str]],
+) -> Path:
+    """Write a checkpoint as `write` does, with other processes: each the tensors of its own (folder.write_together)."""
+    final, facts = _place(run, step), {"step": step, "figure": figure, "is_end": is_end}
+    folders.write_together(
+        final, own.tensors, own.documents, own.texts, facts, part=part, num_parts=num_parts, exchange=exchange
+    )
+    return final
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def list_checkpoints(run: Path) -> list[Entry]:
@@ -110,6 +136,19 @@ def read(path: Path, *, groups: tuple[str, ...]) -> Contents:
 
     Raises CheckpointError if a file is missing, damaged or not in the manifest.
     """
-    opened: OpenFolder = folders.open_folder(path, groups=groups)
-    tensors = {group: {name: item.read() for name, item in items.items()} for group, items in opened.tensors.items()}
+    opened = open_lazily(path, groups=groups)
+    tensors = {
+        group: {name: read_whole(item) for name, item in items.items()} for group, items in opened.tensors.items()
+    }
     return Contents(tensors, opened.documents, opened.texts)
+
+
+def open_lazily(path: Path, *, groups: tuple[str, ...]) -> Contents:
+    """Do as `read`, but leave the tensors in the files: who has a part of each reads one after another."""
+    opened: OpenFolder = folders.open_folder(path, groups=groups)
+    return Contents(opened.tensors, opened.documents, opened.texts)
+
+
+def read_whole(item: Readable | Tensor) -> Tensor:
+    """Give a tensor, from its file where it still is there."""
+    return item if isinstance(item, Tensor) else item.read()

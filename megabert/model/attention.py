@@ -55,18 +55,30 @@ class Documents(NamedTuple):
         return self.boundaries_N1.diff().long()
 
 
-def attend(qkv_TH3K: Tensor, documents: Documents, *, dropout: float, is_causal: bool) -> Tensor:
+# What keeps the seeds of streams apart: an odd number near 2**31 / golden ratio.
+STREAM = 1327217885
+
+
+def attend(qkv_TH3K: Tensor, documents: Documents, *, dropout: float, is_causal: bool, stream: int = 0) -> Tensor:
     """Mix the values of the tokens that each token sees, softmax(q k' / sqrt(K)) v: [T, H, K].
 
-    `dropout` is that of attention weights, as in Megatron-LM; 0 when not training.
+    `dropout` is that of attention weights, as in Megatron-LM; 0 when not training. Where other heads of the layer are
+    computed elsewhere, each part has a `stream` of its own, not 0: they draw the same seed, and must not drop the same.
     """
     if qkv_TH3K.is_cuda and has_kernel(qkv_TH3K.dtype, qkv_TH3K.shape[-1]):
         # The seed is drawn on the device: a captured CUDA graph draws another at each replay.
         seed_1 = torch.randint(2**31, (1,), device=qkv_TH3K.device)
+        if stream:
+            seed_1 = (seed_1 + stream * STREAM) % 2**31
         boundaries_N1, longest = documents
         mixed_THK, _ = document_attention(qkv_TH3K.contiguous(), boundaries_N1, seed_1, longest, dropout, is_causal)
         return mixed_THK
-    return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
+    if not stream or not dropout:
+        return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
+    seed = (int(torch.randint(2**31, (1,))) + stream * STREAM) % 2**31
+    with torch.random.fork_rng(devices=[qkv_TH3K.device] if qkv_TH3K.is_cuda else []):
+        torch.manual_seed(seed)
+        return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
 
 
 def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:

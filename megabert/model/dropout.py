@@ -13,19 +13,25 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Zero a share of the elements in training, and scale the others up. Not compiled it is PyTorch's."""
+    """Zero a share of the elements in training, and scale the others up. Not compiled it is PyTorch's.
+
+    `stream` is 0, or a number of its own for each of several that draw the same seed but must not drop the same.
+    """
 
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
+        self.stream = 0
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         """Map [T, D] to [T, D]."""
-        if not torch.compiler.is_compiling() or not hidden_TD.is_cuda:
+        if not self.stream and (not torch.compiler.is_compiling() or not hidden_TD.is_cuda):
             return F.dropout(hidden_TD, self.share, self.training)
         if not self.training or not self.share:
             return hidden_TD
         seed_1 = torch.randint(-(2**31), 2**31, (1,), dtype=torch.int32, device=hidden_TD.device)
+        if self.stream:
+            seed_1 = _hash(seed_1 + self.stream)
         num_rows, num_columns = hidden_TD.shape
         kept_TD = keep_mask(num_rows, num_columns, self.share, seed_1)
         return torch.where(kept_TD, hidden_TD / (1 - self.share), 0.0)

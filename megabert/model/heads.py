@@ -88,6 +88,14 @@ class JointHead(Head):
         return torch.cat([head(hidden_TD, starts_N) for head in self.heads.values()], dim=-1)
 
 
+class VocabularyLinear(nn.Linear):
+    """The map to the vocabulary: as logits, or as losses without keeping any. Processes may each have a part of it."""
+
+    def losses(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute each token's cross-entropy [M] and whether its target is the likeliest [M]: vocabulary_losses."""
+        return vocabulary_losses(hidden_MD, self.weight, self.bias, targets_M)
+
+
 class LanguageModelHead(nn.Module):
     """Logits over the vocabulary; the matrix is the word embedding, tied.
 
@@ -99,7 +107,7 @@ class LanguageModelHead(nn.Module):
         self.gelu = config.head_gelu
         self.dense = None if config.is_causal else nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = None if config.is_causal else nn.LayerNorm(config.hidden_size, config.norm_epsilon)
-        self.vocabulary = nn.Linear(config.hidden_size, config.vocabulary_size, bias=not config.is_causal)
+        self.vocabulary = VocabularyLinear(config.hidden_size, config.vocabulary_size, bias=not config.is_causal)
         self.vocabulary.weight = word.weight
 
     def transform(self, hidden: Tensor) -> Tensor:
@@ -171,8 +179,7 @@ class PretrainingHead(Head):
         # Those asked for come first, in their order; their number is not known without asking the device.
         places_M = torch.sort(is_asked_T.byte(), descending=True, stable=True).indices[:room]
         hidden_MD = self.language_model.transform(hidden_TD.index_select(0, places_M))
-        vocabulary = self.language_model.vocabulary
-        losses_M, is_right_M = vocabulary_losses(hidden_MD, vocabulary.weight, vocabulary.bias, targets_T[places_M])
+        losses_M, is_right_M = self.language_model.vocabulary.losses(hidden_MD, targets_T[places_M])
         found_M3 = torch.stack([losses_M, is_asked_T[places_M].float(), is_right_M.float()], dim=1).float()
         places = [places_M]
         found = [torch.nn.functional.pad(found_M3, (0, 3))]

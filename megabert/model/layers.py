@@ -56,6 +56,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         self.is_causal = config.is_causal
+        self.stream = 0  # of dropout: of its own where other heads are computed elsewhere
         # Rows are ordered [heads, 3, dim] so that a contiguous shard holds whole heads: tensor parallelism
         # then needs no shuffle, and Megatron-LM (checkpoint version >= 2) stores the same order.
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
@@ -66,7 +67,8 @@ class Attention(nn.Module):
         # -1 is "the heads I have": under tensor parallelism a shard has only some of them.
         qkv_TH3K = self.qkv(hidden_TD).unflatten(-1, (-1, 3, self.head_dim))
         dropout = self.dropout if self.training else 0.0
-        return self.out(attend(qkv_TH3K, documents, dropout=dropout, is_causal=self.is_causal).flatten(1))
+        mixed_THK = attend(qkv_TH3K, documents, dropout=dropout, is_causal=self.is_causal, stream=self.stream)
+        return self.out(mixed_THK.flatten(1))
 
 
 class MLP(nn.Module):

@@ -28,7 +28,8 @@ class Loader:
     """The steps of a training, addressed by number; step len(self) is the first of the second epoch.
 
     A step has `accumulate` micro-batches of at most `batch_size` texts. With `static_epochs` all are filled up to one
-    size, that of the largest in so many epochs; otherwise each is as large as its texts.
+    size, that of the largest in so many epochs; otherwise each is as large as its texts. Of `num_shares` processes each
+    has so many micro-batches a step, dealt in turn, and packs those of its `share` only.
     """
 
     def __init__(
@@ -43,17 +44,23 @@ class Loader:
         drop_last: bool = False,
         accumulate: int = 1,
         static_epochs: int = 0,
+        share: int = 0,
+        num_shares: int = 1,
     ) -> None:
         self.features = features
         self.longest = longest
         self.pad_id = pad_id
         self.accumulate = accumulate
         self.num_tokens = int(lengths_of(features).sum())
-        self._texts_per_step = batch_size * accumulate
+        self.num_groups = accumulate * num_shares
+        """Micro-batches of a step, of all processes."""
+        self._share, self._num_shares = share, num_shares
+        self.texts_per_step = batch_size * self.num_groups
         self._seed = seed
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._dealt: tuple[int, list[list[Indices]]] = (-1, [])
+        self._lengths: Indices = np.zeros(0, dtype=np.int64)
         self.size: Size | None = None
         """The size of every micro-batch, if it is static."""
         if static_epochs:
@@ -61,7 +68,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Count the steps of an epoch."""
-        whole, rest = divmod(len(self.features), self._texts_per_step)
+        whole, rest = divmod(len(self.features), self.texts_per_step)
         return whole + (1 if rest and not (self._drop_last and whole) else 0)
 
     def indices(self, step: int) -> list[Indices]:
@@ -69,12 +76,22 @@ class Loader:
         epoch, place = divmod(step, len(self))
         if self._dealt[0] != epoch:
             self._dealt = (epoch, self._deal_fitting(epoch))
+            self._lengths = lengths_of(self._texts(epoch))
         return self._dealt[1][place]
 
     def step(self, step: int) -> list[Batch]:
-        """Pack the micro-batches of a step."""
+        """Pack the own micro-batches of a step; all processes have as many, empty ones if there are no texts left."""
         groups, texts = self.indices(step), self._texts(step // len(self))
-        return [pack([texts[index] for index in group], self.longest, self.pad_id, self.size) for group in groups]
+        own = groups[self._share :: self._num_shares]
+        batches = [pack([texts[index] for index in group], self.longest, self.pad_id, self.size) for group in own]
+        if len(own) < -(-len(groups) // self._num_shares):
+            batches.append(pack([texts[groups[-1][-1]]], self.longest, self.pad_id, self.size).emptied(self.pad_id))
+        return batches
+
+    def count_tokens(self, step: int) -> int:
+        """Count the tokens of a step, of all processes."""
+        groups = self.indices(step)
+        return int(sum(self._lengths[group].sum() for group in groups))
 
     def _texts(self, epoch: int) -> Sequence[Features]:
         return self.features.drawn(epoch) if isinstance(self.features, DrawnFeatures) else self.features
@@ -103,10 +120,10 @@ class Loader:
         """List the micro-batches of each step of an epoch."""
         lengths = lengths_of(self._texts(epoch))
         num_steps = len(self)
-        count = min(len(lengths), num_steps * self._texts_per_step)
+        count = min(len(lengths), num_steps * self.texts_per_step)
         if not self._shuffle:
             steps = np.array_split(np.arange(count), num_steps)
-            return [[part for part in np.array_split(step, self.accumulate) if len(part)] for step in steps]
+            return [[part for part in np.array_split(step, self.num_groups) if len(part)] for step in steps]
         # Seeded by both numbers, so an epoch's order can be made without those before it.
         random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
         chosen = random.permutation(len(lengths))[:count]
@@ -116,7 +133,7 @@ class Loader:
         step_of = np.argsort(random.random((rounds, num_steps)), axis=1).ravel()[:count]
         dealt = falling[np.argsort(step_of, kind="stable")]
         ends = np.cumsum(np.bincount(step_of, minlength=num_steps))
-        return [deal_evenly(step, self.accumulate) for step in np.split(dealt, ends[:-1])]
+        return [deal_evenly(step, self.num_groups) for step in np.split(dealt, ends[:-1])]
 
 
 def lengths_of(features: Sequence[Features]) -> Indices:
@@ -160,11 +177,19 @@ class EvaluationBatches:
     """A set cut into batches of like size for evaluation; iterating packs them, each with its features' numbers.
 
     A batch has at most as many tokens as `batch_size` texts of `longest` tokens. `static_size` fills all up to one
-    size.
+    size. Of `num_shares` processes each gets those of its `share`; all get as many, the last one may be empty.
     """
 
     def __init__(
-        self, features: Sequence[Features], batch_size: int, longest: int, pad_id: int, *, static_size: bool = False
+        self,
+        features: Sequence[Features],
+        batch_size: int,
+        longest: int,
+        pad_id: int,
+        *,
+        static_size: bool = False,
+        share: int = 0,
+        num_shares: int = 1,
     ) -> None:
         self._features = features
         self._longest = longest
@@ -176,15 +201,19 @@ class EvaluationBatches:
         count = min(-(-int(lengths.sum()) // room), len(lengths))
         self._groups = deal_evenly(falling, count) if count else []
         self._size = common_size(count_groups(self._groups, lengths), longest) if static_size and count else None
+        self._share, self._num_shares = share, num_shares
 
     def __len__(self) -> int:
         """Count the batches."""
-        return len(self._groups)
+        return (len(self._groups) + self._num_shares - 1) // self._num_shares
 
     def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
         """Pack batch after batch."""
-        for group in self._groups:
-            yield (
-                group.tolist(),
-                pack([self._features[index] for index in group], self._longest, self._pad_id, self._size),
-            )
+        own = self._groups[self._share :: self._num_shares]
+        for group in own:
+            yield group.tolist(), self._pack(group)
+        if len(own) < len(self):
+            yield [], self._pack(self._groups[-1]).emptied(self._pad_id)
+
+    def _pack(self, group: Indices) -> Batch:
+        return pack([self._features[index] for index in group], self._longest, self._pad_id, self._size)

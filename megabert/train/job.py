@@ -7,8 +7,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from omegaconf import OmegaConf
 from .. import __version__
 from ..assemble import LanguageModel, load_language_model, load_run, new_task_model, restore
 from ..checkpoint import run
-from ..errors import CheckpointError, ConfigError, InputError, Interrupted
+from ..errors import ConfigError, InputError, Interrupted
 from ..infer import Evaluation, Predictor
 from ..model.heads import TaskModel
 from ..parallel.graphs import find_graphs
-from ..parallel.mesh import check_layout, find_device, find_precision
-from ..parallel.plan import compile_layers, find_compilation, warm_up
+from ..parallel.mesh import World, connect, find_precision
+from ..parallel.plan import apply, find_compilation, warm_up
 from ..settings import ExperimentSettings, Settings
 from ..storage import write_whole
 from ..tasks import task as tasks
@@ -37,22 +37,9 @@ from ..text.tokenizer import Tokenizer
 from .loop import Job, fit
 from .plot import plot_curves
 from .reports import write_evaluation
+from .resume import check_unchanged, find_resumable, keep_step
 from .schedule import make_schedule
 from .step import RECORDED
-
-# Settings that may differ when a run is taken up again: where files lie, how to compute and how long to go on.
-FREE_ON_RESUME = (
-    "exp_manager.",
-    "trainer.",
-    "pretrained_model",
-    "do_training",
-    "model.language_model.",
-    "model.tokenizer.",
-    "model.train_ds.file",
-    "model.validation_ds.",
-    "model.test_ds.",
-)
-FIXED_ON_RESUME = ("trainer.accumulate_grad_batches",)
 
 
 @dataclass(frozen=True)
@@ -67,35 +54,50 @@ class Outcome:
 
 
 def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str], None]) -> Outcome:
-    """Train as the settings say; `say` takes lines for the person who watches."""
-    check_layout(settings.trainer)
-    device = find_device(settings.trainer.accelerator)
-    if find_compilation(settings.trainer.compile, device) and device.type == "cuda":
-        warm_up(device)
+    """Train as the settings say; `say` takes lines for the person who watches.
+
+    Each of several processes calls this; the first one speaks, and evaluates the test data.
+    """
+    with connect(settings.trainer, settings.parallel) as world:
+        outcome = _train(task_name, settings, world, home=home, say=say if world.is_first else lambda line: None)
+    if world.is_first and tasks.find(task_name)(settings).files(settings.model.test_ds):
+        return replace(outcome, test=test(settings, outcome.folder).scores)
+    return outcome
+
+
+def _train(task_name: str, settings: Settings, world: World, *, home: Path, say: Callable[[str], None]) -> Outcome:
+    if find_compilation(settings.trainer.compile, world.device) and world.device.type == "cuda":
+        warm_up(world.device)
     task = tasks.find(task_name)(settings)
-    folder = run_folder(settings.exp_manager, task.name())
+    # By the first one's clock, where the folder is named by date and time.
+    folder = Path(world.agree(str(run_folder(settings.exp_manager, task.name()))))
     _check_files(task, settings)
-    with _locked(folder):
-        resumed_from = _find_resumable(settings.exp_manager, folder)
-        resumed = run.read(resumed_from.path, groups=("model", "optimizer")) if resumed_from else None
+    with _locked(folder) if world.is_first else nullcontext():
+        world.wait_for_all()
+        resumed_from = find_resumable(settings.exp_manager, folder)
+        resumed = run.open_lazily(resumed_from.path, groups=("model", "optimizer")) if resumed_from else None
         if resumed is not None and resumed_from is not None:
             say(f"Going on with {folder} from step {resumed_from.step}.")
-            _check_unchanged(settings, resumed.documents["settings"])
-        start = _find_start(task, task_name, settings, resumed, folder, home, say)
-        job = _prepare(start, task_name, settings, folder, home, say)
-        _write_facts(job, command=sys.argv)
+            check_unchanged(settings, resumed.documents["settings"])
+            keep_step(settings, resumed.documents, world, say)
+        with world.first_alone():
+            start = _find_start(task, task_name, settings, resumed, folder, home, say)
+            texts = _training_texts(start, settings, home)
+        job = _prepare(start, texts, task_name, settings, world, folder, say)
+        if world.is_first:
+            _write_facts(job, command=sys.argv)
         try:
             last = fit(job, resumed)
         except Interrupted as stop:
             raise Interrupted(f"{stop} Go on with: {_resume_command(task_name, folder)}") from None
         finally:
-            _plot(folder, say)
-        if last is not None:
+            if world.is_first:
+                _plot(folder, say)
+        if last is not None and world.is_first:
             write_evaluation(folder / "validation", job.task, last)
         best = run.find_best(folder, job.mode)
         assert best is not None, "training ends with a checkpoint"
-        scores = test(settings, folder).scores if job.task.files(settings.model.test_ds) else None
-        return Outcome(folder, best, job.monitor, {} if last is None else last.scores, scores)
+        return Outcome(folder, best, job.monitor, {} if last is None else last.scores, None)
 
 
 def run_folder(settings: ExperimentSettings, task_name: str) -> Path:
@@ -142,50 +144,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _find_resumable(settings: ExperimentSettings, folder: Path) -> run.Entry | None:
-    last = run.find_last(folder)
-    if not settings.resume_if_exists:
-        if last is not None:
-            raise ConfigError(
-                f"{folder} holds a run already. Take it up with exp_manager.resume_if_exists=true, "
-                "or choose another folder."
-            )
-        return None
-    if last is None and not settings.resume_ignore_no_checkpoint:
-        raise CheckpointError(
-            f"{folder} holds no checkpoint to go on from (exp_manager.resume_ignore_no_checkpoint=false)."
-        )
-    if last is not None and last.is_end and not settings.resume_past_end:
-        raise ConfigError(
-            f"The run in {folder} came to its end at step {last.step}. To train further raise trainer.max_epochs "
-            "and set exp_manager.resume_past_end=true."
-        )
-    return last
-
-
-def _check_unchanged(settings: Settings, stored: dict[str, Any]) -> None:
-    now = OmegaConf.to_container(OmegaConf.structured(settings))
-    before, after = dict(_leaves(stored)), dict(_leaves(now))
-    changed = [
-        f"{key}: {before[key]} -> {after[key]}"
-        for key in before.keys() & after.keys()
-        if before[key] != after[key] and (key in FIXED_ON_RESUME or not key.startswith(FREE_ON_RESUME))
-    ]
-    if changed:
-        raise ConfigError(
-            f"The run was started with other settings ({'; '.join(sorted(changed))}). "
-            "Give the same ones, or start a run in another folder."
-        )
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 @dataclass(frozen=True)
@@ -236,19 +194,27 @@ def describe_encoder(config: Any) -> str:
 
 
 def _prepare(
-    start: _Start, task_name: str, settings: Settings, folder: Path, home: Path, say: Callable[[str], None]
+    start: _Start,
+    texts: tuple[Sequence[Features], int],
+    task_name: str,
+    settings: Settings,
+    world: World,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> Job:
-    task, tokenizer = start.task, start.tokenizer
-    device = find_device(settings.trainer.accelerator)
+    task, tokenizer, device = start.task, start.tokenizer, world.device
     precision = find_precision(settings.trainer.precision, device)
     data, validation = settings.model.train_ds, settings.model.validation_ds
-    features, num_examples = _training_texts(start, settings, home)
+    features, num_examples = texts
     model = start.model
     if model is None:
         assert start.language_model is not None, "there is a model or a language model"
         model = new_task_model(task, start.language_model, settings.seed)
     uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
-    obstacle = _obstacle(settings, precision, model.encoder.config.head_dim, has_kernel=uses_graphs)
+    uses_graphs = uses_graphs and world.fsdp_size == 1
+    obstacle = _obstacle(
+        settings, precision, model.encoder.config.head_dim, has_kernel=uses_graphs or world.fsdp_size > 1
+    )
     is_recorded = uses_graphs and obstacle is None
     if settings.trainer.cuda_graph and device.type == "cuda" and obstacle is not None:
         say(f"note: steps are not recorded in a CUDA graph, and take longer: {obstacle}.")
@@ -261,7 +227,9 @@ def _prepare(
         shuffle=data.shuffle,
         drop_last=data.drop_last,
         accumulate=settings.trainer.accumulate_grad_batches,
-        static_epochs=_epochs(settings, len(features)) if is_recorded else 0,
+        static_epochs=_epochs(settings, len(features), world) if is_recorded else 0,
+        share=world.data_rank,
+        num_shares=world.data_size,
     )
     validation_examples = task.read_data(validation) if task.files(validation) else []
     if not validation_examples:
@@ -279,17 +247,18 @@ def _prepare(
     say(
         f"Training on {num_examples} examples ({len(features)} texts of {loader.num_tokens:,} tokens), "
         f"validating on {len(validation_examples)}: "
-        f"{schedule.total_steps} steps on {device.type}, precision {precision}."
+        f"{schedule.total_steps} steps on {describe_world(world)}, precision {precision}."
     )
     say(f"Run folder: {folder}")
-    model.to(device)
-    if is_compiled:
-        compile_layers(model)
+    layout = apply(model, world, settings.parallel, precision=precision, is_compiled=is_compiled)
+    predictor = Predictor(
+        task, model, tokenizer, device, precision, validation.batch_size, uses_graphs=uses_graphs, world=world
+    )
     return Job(
         task=task,
         task_name=task_name,
         settings=settings,
-        predictor=Predictor(task, model, tokenizer, device, precision, validation.batch_size, uses_graphs=uses_graphs),
+        predictor=predictor,
         train_loader=loader,
         validation_examples=validation_examples,
         validation_features=validation_features,
@@ -298,15 +267,26 @@ def _prepare(
         mode=mode,
         folder=folder,
         facts={"versions": _versions(), "device": _device_name(device), "precision": precision},
+        layout=layout,
     )
 
 
-def _epochs(settings: Settings, num_texts: int) -> int:
+def describe_world(world: World) -> str:
+    """Say on how many devices a run computes, and how they share the work."""
+    if world.size == 1:
+        return world.device.type
+    axes = {"data": world.data_size, "fsdp": world.fsdp_size, "tensor": world.tensor_size}
+    shared = ", ".join(f"{name} {size}" for name, size in axes.items() if size > 1)
+    return f"{world.size} x {world.device.type} ({shared})"
+
+
+def _epochs(settings: Settings, num_texts: int, world: World) -> int:
     """Count the epochs that a training looks into."""
     trainer = settings.trainer
     if trainer.max_steps < 0:
         return trainer.max_epochs
-    texts = trainer.max_steps * trainer.accumulate_grad_batches * settings.model.train_ds.batch_size
+    per_step = trainer.accumulate_grad_batches * settings.model.train_ds.batch_size * world.data_size
+    texts = trainer.max_steps * per_step
     return min(trainer.max_epochs, texts // num_texts + 1)
 
 
@@ -314,6 +294,10 @@ def _obstacle(settings: Settings, precision: str, head_dim: int, *, has_kernel: 
     """Say what stands in the way of recording steps on a GPU."""
     if not has_kernel:
         return f"there is no attention kernel for heads of {head_dim} in this installation (Triton; 16, 32, 64 or 128)"
+    if settings.parallel.fsdp != 1:
+        return "FSDP gathers weights when it needs them, into memory that comes and goes (parallel.fsdp)"
+    if settings.parallel.activation_checkpointing:
+        return "a layer that is computed again restores the state of random numbers (parallel.activation_checkpointing)"
     if precision == "16":
         return "with precision 16 the loss scale decides at each step whether to update; bf16 can be recorded"
     if settings.model.optim.name not in RECORDED:

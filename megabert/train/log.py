@@ -391,3 +391,30 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
         self._display.say(text)
+
+
+class SilentLog(RunLog):
+    """The log of a process that does not speak: another one writes the same figures."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def step(self, step: int, *, loss: float, lr: float, tokens: int, grad_norm: float, epoch: float) -> None:
+        """Say nothing."""
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    @contextmanager
+    def validation(self) -> Iterator[Callable[[int, int], None]]:
+        """Say nothing."""
+        yield lambda done, total: None
+
+    def say(self, text: str) -> None:
+        """Say nothing."""

@@ -4,17 +4,13 @@ Everything that shapes the next step is a function of the settings and the step'
 so a run that was stopped anywhere goes on with the same numbers.
 """
 
-import hashlib
 import math
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,21 +19,28 @@ from ..checkpoint import run
 from ..errors import CheckpointError, InputError, Interrupted
 from ..infer import Evaluation, Predictor
 from ..parallel.graphs import working_stream
+from ..parallel.mesh import World
+from ..parallel.plan import Layout
 from ..settings import Settings
 from ..tasks.task import Task
 from ..text.ahead import ahead
-from ..text.batch import Batch, DrawnFeatures, Features
+from ..text.batch import Batch, Features
 from ..text.loader import Loader
-from .log import RunLog
-from .optim import learning_rate, load_loss_scale, load_optimizer_tensors, optimizer_tensors
-from .saver import Saver
+from .log import RunLog, SilentLog
+from .optim import learning_rate, load_loss_scale, optimizer_tensors
+from .resume import fingerprint
+from .saver import Saver, own_tensors
 from .schedule import Schedule
 from .step import RecordedStepper, Stepper
+from .stop import stop_signals
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a training needs: the network and its data, where and how to compute, where to write."""
+    """What a training needs: the network and its data, where and how to compute, where to write.
+
+    Each of several processes has one, alike but for its part of the network and of the texts.
+    """
 
     task: Task[Any, Any]
     task_name: str
@@ -52,13 +55,22 @@ class Job:
     folder: Path
     facts: dict[str, Any]
     """Versions and the like, written into each checkpoint."""
+    layout: Layout
 
-    def make_step(self, step: int) -> list[Batch]:
-        """Pack a step's micro-batches; for a GPU into memory from which it can copy without the host."""
-        batches = self.train_loader.step(step)
+    @property
+    def world(self) -> World:
+        """This process among the others."""
+        return self.layout.world
+
+    def make_step(self, step: int) -> tuple[list[Batch], int]:
+        """Pack a step's micro-batches; for a GPU into memory from which it can copy without the host.
+
+        Returns them and the number of tokens of all processes' ones.
+        """
+        batches, num_tokens = self.train_loader.step(step), self.train_loader.count_tokens(step)
         if self.predictor.device.type == "cuda":
-            return [batch.map(Tensor.pin_memory) for batch in batches]
-        return batches
+            batches = [batch.map(Tensor.pin_memory) for batch in batches]
+        return batches, num_tokens
 
 
 @dataclass(frozen=True)
@@ -69,19 +81,8 @@ class Progress:
     validated_step: int = 0
     figure: float | None = None
     data_fingerprint: str = ""
-
-
-def fingerprint(features: Sequence[Features]) -> str:
-    """Digest the training data as the network sees it, to notice on resuming that it has changed."""
-    if isinstance(features, DrawnFeatures):
-        return features.fingerprint()
-    digest = hashlib.sha256()
-    for item in features:
-        digest.update(item.token_ids.tobytes())
-        for targets in (item.targets, item.token_targets):
-            for name in sorted(targets):
-                digest.update(np.asarray(targets[name]).tobytes())
-    return digest.hexdigest()
+    texts_per_step: int = 0
+    """Of all processes: however many there are, a run keeps it. 0 in checkpoints of before there could be several."""
 
 
 def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
@@ -91,26 +92,22 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
     Interrupted, after a checkpoint, when the process is asked to stop; InputError when loss or gradients are not
     finite.
     """
-    schedule, predictor, settings = job.schedule, job.predictor, job.settings
-    progress = Progress(data_fingerprint=fingerprint(job.train_loader.features))
+    schedule, predictor, settings, world = job.schedule, job.predictor, job.settings, job.world
+    progress = Progress(
+        data_fingerprint=fingerprint(job.train_loader.features), texts_per_step=job.train_loader.texts_per_step
+    )
     if resumed is not None:
         progress = _take_up(progress, resumed)
     with (
         working_stream(predictor.device),
-        RunLog(
-            job.folder,
-            total_steps=schedule.total_steps,
-            first_step=progress.step,
-            progress_bar=settings.trainer.enable_progress_bar,
-            tensorboard=settings.exp_manager.create_tensorboard_logger,
-        ) as log,
-        _stop_signals() as stop,
+        _open_log(job, progress.step) as log,
+        stop_signals() as stop,
         Saver(in_background=predictor.device.type == "cuda") as saver,
         closing(ahead(job.make_step, range(progress.step, schedule.total_steps))) as steps,
     ):
         stepper = _make_stepper(job)
         if resumed is not None:
-            load_optimizer_tensors(stepper.optimizer, stepper.masters, resumed.tensors["optimizer"])
+            stepper.take_optimizer(resumed.tensors["optimizer"])
             load_loss_scale(stepper.scaler, resumed.documents["progress"]["scaler"])
         predictor.model.train()
         # Figures stay on a GPU until they are shown: it need not wait for the host, nor the host for it.
@@ -119,23 +116,26 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
         show_every = settings.trainer.log_every_n_steps if isinstance(stepper, RecordedStepper) else 1
         while True:
             step = progress.step
+            is_stopping = world.any(stop.is_set())
             is_due = schedule.saves_after(step)
             is_last = step >= schedule.total_steps
-            if is_due or is_last or schedule.validates_after(step) or stop.is_set() or step % show_every == 0:
+            if is_due or is_last or schedule.validates_after(step) or is_stopping or step % show_every == 0:
                 _show(job, log, pending)
             if schedule.validates_after(step) and progress.validated_step != step:
-                progress, result = _validate(job, progress, log, stop)
+                progress, result = _validate(job, progress, log, lambda: world.any(stop.is_set()))
                 last_validation = result or last_validation
                 is_due = True
             is_due = is_due and settings.exp_manager.create_checkpoint_callback
-            if is_due or stop.is_set() or is_last:
-                _save(job, progress, stepper, saver, is_last=is_last or stop.is_set())
-            if stop.is_set():
+            # A validation may have been cut short by a request that came during it.
+            is_stopping = is_stopping or world.any(stop.is_set())
+            if is_due or is_stopping or is_last:
+                _save(job, progress, stepper, saver, is_last=is_last or is_stopping)
+            if is_stopping:
                 saver.wait()
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {job.folder}.")
             if is_last:
                 return last_validation
-            batches = next(steps)
+            batches, num_tokens = next(steps)
             rate = learning_rate(
                 step,
                 settings.model.optim.sched,
@@ -143,9 +143,21 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
                 max_steps=schedule.total_steps,
                 hidden_size=predictor.model.encoder.config.hidden_size,
             )
-            figures = stepper.step(batches, rate, number=step * schedule.accumulate)
-            pending.append(_Done(step + 1, figures, rate, sum(batch.num_tokens for batch in batches)))
+            figures = stepper.step(batches, rate, number=step * job.train_loader.num_groups)
+            pending.append(_Done(step + 1, figures, rate, num_tokens))
             progress = replace(progress, step=step + 1, figure=None)
+
+
+def _open_log(job: Job, first_step: int) -> RunLog:
+    if not job.world.is_first:
+        return SilentLog()
+    return RunLog(
+        job.folder,
+        total_steps=job.schedule.total_steps,
+        first_step=first_step,
+        progress_bar=job.settings.trainer.enable_progress_bar,
+        tensorboard=job.settings.exp_manager.create_tensorboard_logger,
+    )
 
 
 def _make_stepper(job: Job) -> Stepper:
@@ -154,6 +166,7 @@ def _make_stepper(job: Job) -> Stepper:
         "precision": job.predictor.precision,
         "clip": settings.trainer.gradient_clip_val,
         "seed": settings.seed,
+        "layout": job.layout,
     }
     if job.train_loader.size is None:
         return Stepper(job.predictor.model, job.task.loss, settings.model.optim, **common)
@@ -190,7 +203,7 @@ def _show(job: Job, log: RunLog, pending: list[_Done]) -> None:
 
 def _take_up(fresh: Progress, resumed: run.Contents) -> Progress:
     stored = {name: value for name, value in resumed.documents["progress"].items() if name != "scaler"}
-    progress = Progress(**stored)
+    progress = replace(Progress(**stored), texts_per_step=fresh.texts_per_step)
     if progress.data_fingerprint != fresh.data_fingerprint:
         raise CheckpointError(
             "The training data is not what this run was started with, so it cannot go on as if it were. "
@@ -211,7 +224,9 @@ def _check_finite(job: Job, loss: float, norm: float, step: int) -> None:
     )
 
 
-def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) -> tuple[Progress, Evaluation | None]:
+def _validate(
+    job: Job, progress: Progress, log: RunLog, is_asked_to_stop: Callable[[], bool]
+) -> tuple[Progress, Evaluation | None]:
     """Score the validation data.
 
     A request to stop is heard between batches; the validation is then made on resuming.
@@ -226,7 +241,7 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
 
         def advance(done: int, total: int) -> None:
             show(done, total)
-            if stop.is_set():
+            if is_asked_to_stop():
                 raise _Asked
 
         try:
@@ -243,42 +258,31 @@ def _validate(job: Job, progress: Progress, log: RunLog, stop: threading.Event) 
 
 
 def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver, *, is_last: bool) -> None:
-    model = job.predictor.model
+    model, world = job.predictor.model, job.world
     documents = documents_of(job.task, model, job.predictor.tokenizer) | {
         "run": {"task": job.task_name, "monitor": job.monitor, "mode": job.mode} | job.facts,
         "progress": asdict(progress) | {"scaler": stepper.scaler.state_dict()},
     }
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "model": stepper.masters,
+        "optimizer": optimizer_tensors(stepper.optimizer, stepper.masters),
+    }
     contents = run.Contents(
-        tensors={"model": stepper.masters, "optimizer": optimizer_tensors(stepper.optimizer, stepper.masters)},
+        tensors=groups if world.size == 1 else own_tensors(groups, stepper.layout),
         documents=documents,
         texts={"vocab.txt": job.predictor.tokenizer.vocabulary_text()},
     )
     is_end = progress.step >= job.schedule.total_steps and progress.validated_step == progress.step
     keep_best = job.settings.exp_manager.checkpoint_callback_params.save_top_k
+    facts: dict[str, Any] = {"figure": progress.figure, "is_end": is_end}
+    shares: dict[str, Any] = {"part": world.rank, "num_parts": world.size, "exchange": world.exchange_while_writing}
 
     def write(contents: run.Contents) -> None:
-        run.write(job.folder, progress.step, contents, figure=progress.figure, is_end=is_end)
-        run.prune(job.folder, job.mode, keep_best)
+        if world.size == 1:
+            run.write(job.folder, progress.step, contents, **facts)
+        else:
+            run.write_together(job.folder, progress.step, contents, **facts, **shares)
+        if world.is_first:
+            run.prune(job.folder, job.mode, keep_best)
 
     saver.save(contents, write, is_last=is_last)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step is ended and saved; a second one stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals reach the main thread only
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,12 +1,19 @@
-"""Checkpoints written while a GPU goes on: its tensors are copied to the host, a thread writes them to the disk."""
+"""Checkpoints written while a GPU goes on: its tensors are copied to the host, a thread writes them to the disk.
 
-from collections.abc import Callable
+Of several processes each writes some whole tensors, put together from everybody's parts one after another.
+"""
+
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from ..checkpoint.run import Contents
+from torch import Tensor
+
+from ..checkpoint.run import Contents, read_whole
+from ..parallel.plan import Layout
+from .optim import SHAPES
 
 
 class Saver:
@@ -40,7 +47,8 @@ class Saver:
             write(contents)
             return
         tensors = {
-            group: {name: item.cpu() for name, item in items.items()} for group, items in contents.tensors.items()
+            group: {name: read_whole(item).cpu() for name, item in items.items()}
+            for group, items in contents.tensors.items()
         }
         self._last = self._executor.submit(write, replace(contents, tensors=tensors))
 
@@ -49,3 +57,27 @@ class Saver:
         if self._last is not None:
             last, self._last = self._last, None
             last.result()
+
+
+def own_tensors(groups: Mapping[str, Mapping[str, Tensor]], layout: Layout) -> dict[str, dict[str, Tensor]]:
+    """Put tensors together and keep those that this process is to write, on the host; all processes call this.
+
+    Groups are a model's parameters by name, and an optimizer's state as optimizer_tensors names it.
+    """
+    filled = [0] * layout.world.size
+    own: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+    for group, tensors in groups.items():
+        for key, part in tensors.items():
+            name = parameter_of(key)
+            whole = part.detach() if name is None else layout.whole(name, part.detach())
+            owner = filled.index(min(filled))
+            filled[owner] += whole.numel()
+            if owner == layout.world.rank:
+                own[group][key] = whole.cpu()
+    return own
+
+
+def parameter_of(key: str) -> str | None:
+    """Name the parameter of whose shape a tensor is: itself, or a state's; None for counts and the like."""
+    name, _, state = key.rpartition("/")
+    return key if not name else None if state in SHAPES else name

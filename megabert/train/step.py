@@ -2,7 +2,8 @@
 
 Weights live in float32, the masters, which the optimizer moves and checkpoints hold. Where the encoder computes in
 fewer bits it has a copy, made anew from the masters once a step; gradients of several micro-batches are summed in
-float32.
+float32. Of several processes each has the masters of its part; gradients are summed over processes once a step, and so
+are the two figures by which all decide alike whether it counts.
 """
 
 import math
@@ -10,14 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
+from ..checkpoint.lazy import Readable
+from ..checkpoint.run import read_whole
 from ..errors import ConfigError
+from ..parallel.gradients import SharedGradients
 from ..parallel.graphs import Recorded
-from ..parallel.mesh import seed_step
-from ..parallel.plan import cast
+from ..parallel.mesh import World, seed_step
+from ..parallel.plan import Layout, cast
 from ..settings import OptimizerSettings
 from ..text.batch import Batch
-from .optim import build_loss_scaler, build_optimizer, clip_gradients, set_learning_rate
+from .optim import build_loss_scaler, build_optimizer, clip_gradients, load_optimizer_tensors, set_learning_rate
+from .saver import parameter_of
 
 Loss = Callable[[Tensor, Batch], Tensor]
 # Those whose step can be recorded.
@@ -28,14 +34,24 @@ class Stepper:
     """Makes the optimizer steps of a training. Takes hold of the model: casts its encoder to `precision`."""
 
     def __init__(
-        self, model: nn.Module, loss: Loss, settings: OptimizerSettings, *, precision: str, clip: float, seed: int
+        self,
+        model: nn.Module,
+        loss: Loss,
+        settings: OptimizerSettings,
+        *,
+        precision: str,
+        clip: float,
+        seed: int,
+        layout: Layout | None = None,
     ) -> None:
         if clip < 0:
             raise ConfigError(f"trainer.gradient_clip_val={clip:g} is negative. Give 0 for no clipping.")
         self._model, self._loss = model, loss
         self._clip, self._seed = clip, seed
         self._has_loss_scale = precision == "16"
-        self.masters, self._copies = _make_masters(model, precision)
+        self.layout = layout or Layout(World(next(model.parameters()).device))
+        self._world = self.layout.world
+        self.masters, self._copies = _make_masters(model, precision, self.layout)
         self._trained = [master for master in self.masters.values() if master.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(self.masters, settings)
@@ -43,21 +59,21 @@ class Stepper:
         self.scaler = build_loss_scaler(self.device.type, enabled=self._has_loss_scale)
         self._weight = torch.ones((), device=self.device)
         self._loss_sum = torch.zeros((), device=self.device)
+        self._shared = SharedGradients(self.masters, self.layout) if self._world.size > 1 else None
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step; dropout is a function of the seed and of `number`, that of the step's first micro-batch.
 
         Returns (mean loss, norm of the gradients before clipping), [2]; if one of them is not finite, nothing was
-        updated. (With precision 16 an overflow of the gradients is a step that is skipped.)
+        updated. (With precision 16 an overflow of the gradients is a step that is skipped.) Several processes get the
+        same figures, those of all their batches.
         """
         self._begin(batches)
         for place, batch in enumerate(batches):
-            seed_step(self._seed, number + place)
+            self._seed_dropout(number, place)
             self._add(batch.to(self.device), is_first=place == 0)
         set_learning_rate(self.optimizer, rate)
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self._trained, self._clip)
-        figures = torch.stack([self._loss_sum, norm])
+        figures = self._finish_gradients()
         loss_value, norm_value = figures.tolist()
         if math.isfinite(loss_value) and (math.isfinite(norm_value) or self._has_loss_scale):
             self.scaler.step(self.optimizer)
@@ -67,12 +83,51 @@ class Stepper:
         self.scaler.update()
         return figures
 
+    def take_optimizer(self, tensors: Mapping[str, Readable | Tensor]) -> None:
+        """Go on from what a checkpoint holds of the optimizer: whole tensors, of which this process takes its parts."""
+        parts = {}
+        for key, item in tensors.items():
+            name, whole = parameter_of(key), read_whole(item)
+            fits = name in self.masters and whole.shape == self.layout.shape(name, self.masters[name])
+            # What does not fit is left as it is, and refused.
+            parts[key] = self.layout.part(name, whole).contiguous() if name is not None and fits else whole
+        load_optimizer_tensors(self.optimizer, self.masters, parts)
+
     def _begin(self, batches: Sequence[Batch]) -> None:
         # The mean over the whole step, however it is cut into micro-batches.
         self._weight.fill_(sum(batch.weight for batch in batches))
+        self._world.sum_over_data(self._weight)
+
+    def _seed_dropout(self, number: int, place: int) -> None:
+        # Micro-batches count through all processes with texts of their own, as Loader deals them.
+        seed_step(self._seed, number + place * self._world.data_size + self._world.data_rank)
+
+    def _finish_gradients(self) -> Tensor:
+        """Sum over processes, take the loss scale out, clip; returns (loss, norm)."""
+        if self._shared is None:
+            self.scaler.unscale_(self.optimizer)
+            return torch.stack([self._loss_sum, clip_gradients(self._trained, self._clip)])
+        self._shared.reduce()
+        figures = self._shared.figures(self._loss_sum)
+        if self._has_loss_scale:
+            scale = self.scaler.get_scale()
+            if not figures[1].isfinite():
+                # An overflow in a part that one process has is one of all: the scaler skips where it sees one.
+                self._trained[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
+            self.scaler.unscale_(self.optimizer)
+            figures[1] /= scale
+        if self._clip:
+            clip_grads_with_norm_(self._trained, self._clip, figures[1])
+        return figures
 
     def _add(self, batch: Batch, *, is_first: bool) -> None:
-        for master, gradient in self._backward(batch, is_first=is_first).items():
+        fresh = self._backward(batch, is_first=is_first)
+        if self._shared is not None:
+            self._shared.add(fresh, is_first=is_first)
+            for master in fresh:
+                master.grad = self._shared.views[master]
+            return
+        for master, gradient in fresh.items():
             if is_first or master.grad is None:
                 master.grad = gradient.float()
             else:
@@ -81,10 +136,21 @@ class Stepper:
     def _backward(self, batch: Batch, *, is_first: bool) -> dict[nn.Parameter, Tensor]:
         """Compute a micro-batch's share of the mean loss and of the masters' gradients."""
         loss = self._loss(self._model(*batch.inputs()), batch) / self._weight
-        gradients = torch.autograd.grad(self.scaler.scale(loss), self._parameters, allow_unused=True)
+        gradients = self._differentiate(self.scaler.scale(loss))
         self._loss_sum.copy_(loss.detach() if is_first else self._loss_sum + loss.detach())
         pairs = zip(self._trained, gradients, strict=True)
         return {master: gradient for master, gradient in pairs if gradient is not None}
+
+    def _differentiate(self, loss: Tensor) -> Sequence[Tensor | None]:
+        if not self.layout.uses_fsdp:
+            return torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        # FSDP reduces in the hooks of a plain backward pass, to the mean over the data axis.
+        (loss * self._world.data_size).backward()
+        gradients = []
+        for parameter in self._parameters:
+            gradients.append(None if parameter.grad is None else parameter.grad.to_local())  # type: ignore[attr-defined]
+            parameter.grad = None
+        return gradients
 
 
 class RecordedStepper(Stepper):
@@ -103,10 +169,12 @@ class RecordedStepper(Stepper):
         clip: float,
         seed: int,
         accumulate: int,
+        layout: Layout | None = None,
     ) -> None:
         assert settings.name in RECORDED, f"{settings.name} cannot be recorded"
         assert precision != "16", "the loss scale asks the device whether to step"
-        super().__init__(model, loss, settings, precision=precision, clip=clip, seed=seed)
+        assert layout is None or not layout.uses_fsdp, "FSDP's hooks allocate and wait as they like"
+        super().__init__(model, loss, settings, precision=precision, clip=clip, seed=seed, layout=layout)
         from .triton_adam import FusedAdam
 
         self._adam = FusedAdam(self.optimizer, self._copies)  # type: ignore[arg-type]
@@ -126,7 +194,7 @@ class RecordedStepper(Stepper):
         self._begin(batches)
         gradients = self._gradients
         for place, batch in enumerate(batches):
-            seed_step(self._seed, number + place)
+            self._seed_dropout(number, place)
             if self._static is None:
                 self._static = batch.to(self.device)
             self._static.copy_from(batch)
@@ -143,6 +211,9 @@ class RecordedStepper(Stepper):
     def _add_static(self, *, is_first: bool) -> Mapping[nn.Parameter, Tensor]:
         assert self._static is not None
         fresh = self._backward(self._static, is_first=is_first)
+        if self._shared is not None:
+            self._shared.add(fresh, is_first=is_first)
+            return self._shared.views
         if self._accumulate == 1:
             return {master: _placed(gradient) for master, gradient in fresh.items()}
         if not self._sums:
@@ -157,8 +228,13 @@ class RecordedStepper(Stepper):
     def _update_on_device(self) -> None:
         from .triton_adam import total_norm
 
-        norm = total_norm(list(self._gradients.values()))
-        self._figures.copy_(torch.stack([self._loss_sum, norm]))
+        if self._shared is not None:
+            self._shared.reduce()
+            self._figures.copy_(self._shared.figures(self._loss_sum))
+        else:
+            norm = total_norm(list(self._gradients.values()))
+            self._figures.copy_(torch.stack([self._loss_sum, norm]))
+        norm = self._figures[1]
         self._is_broken.copy_(torch.maximum(self._is_broken, (~self._figures.isfinite().all()).float()))
         # As torch.nn.utils.clip_grad_norm_ does it.
         clip = (self._clip / (norm + 1e-6)).clamp(max=1.0) if self._clip else torch.ones_like(norm)
@@ -171,10 +247,21 @@ def _placed(gradient: Tensor) -> Tensor:
     return gradient.clone() if gradient.data_ptr() % 16 else gradient
 
 
-def _make_masters(model: nn.Module, precision: str) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:
-    """Give the float32 weights by name, and of each that the model has in lower precision that copy."""
+def _make_masters(
+    model: nn.Module, precision: str, layout: Layout
+) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:
+    """Give the float32 weights by name, and of each that the model has in lower precision that copy.
+
+    Where FSDP spreads them they are this process' parts, in FSDP's own memory: it casts what it gathers.
+    """
     before = {name: parameter.detach() for name, parameter in model.named_parameters()}
     assert all(parameter.dtype == torch.float32 for parameter in before.values()), "masters are made of float32"
+    if layout.uses_fsdp:
+        named = model.named_parameters()
+        return {
+            name: nn.Parameter(item.detach().to_local(), requires_grad=item.requires_grad)  # type: ignore[attr-defined]
+            for name, item in named
+        }, {}
     cast(model, precision)
     masters, copies = {}, {}
     for name, parameter in model.named_parameters():

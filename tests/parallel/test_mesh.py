@@ -2,8 +2,18 @@ import pytest
 import torch
 
 from megabert.errors import ConfigError
-from megabert.parallel.mesh import check_layout, find_device, find_precision, seed_step
-from megabert.settings import TrainerSettings
+from megabert.parallel.mesh import (
+    Launch,
+    connect,
+    count_processes,
+    find_axes,
+    find_device,
+    find_precision,
+    first_host,
+    read_launch,
+    seed_step,
+)
+from megabert.settings import ParallelSettings, TrainerSettings
 
 
 def test_precision_is_settled_by_the_device():
@@ -13,10 +23,66 @@ def test_precision_is_settled_by_the_device():
     assert find_precision("16", cpu) == "16"
 
 
-def test_layouts_that_are_not_there_are_refused():
-    check_layout(TrainerSettings())
-    with pytest.raises(ConfigError, match="one device"):
-        check_layout(TrainerSettings(num_nodes=2))
+@pytest.mark.parametrize(
+    ("size", "words", "axes"),
+    [
+        (1, {}, (1, 1, 1)),
+        (8, {}, (8, 1, 1)),
+        (8, {"tensor": 2}, (4, 1, 2)),
+        (8, {"tensor": 2, "fsdp": 2}, (2, 2, 2)),
+        (8, {"tensor": 2, "fsdp": -1}, (1, 4, 2)),
+    ],
+)
+def test_processes_are_laid_out_on_three_axes(size, words, axes):
+    assert find_axes(size, ParallelSettings(**words)) == axes
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "message"),
+    [
+        (4, {"tensor": 3}, "parallel.tensor=3 does not divide the 4"),
+        (4, {"tensor": 2, "fsdp": 4}, "parallel.fsdp=4 does not divide the 2"),
+        (4, {"sequence": True}, "Set parallel.tensor to 2 or more"),
+        (4, {"tensor": 0}, "parallel.tensor=0"),
+    ],
+)
+def test_layouts_that_do_not_divide_are_told(size, words, message):
+    with pytest.raises(ConfigError, match=message):
+        find_axes(size, ParallelSettings(**words))
+
+
+def test_launchers_are_told_apart():
+    assert read_launch({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a shell in a job
+    assert read_launch({}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "5"}
+    assert read_launch(torchrun) == Launch(3, 4, 1, "here", 5, has_store=False)
+    slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "2007",
+             "SLURM_STEP_NODELIST": "gpu[03-04,7]"}  # fmt: skip
+    assert read_launch(slurm) == Launch(9, 16, 1, "gpu03", 29507, has_store=False)
+
+
+@pytest.mark.parametrize(("nodes", "first"), [("a", "a"), ("a,b", "a"), ("n[1-4]", "n1"), ("n[07,9],m", "n07")])
+def test_the_first_machine_of_a_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_as_many_processes_are_there_as_were_asked_for():
+    one = {"RANK": "0", "WORLD_SIZE": "1"}
+    four = connect(TrainerSettings(devices=2, num_nodes=2), ParallelSettings(), one)
+    with pytest.raises(ConfigError, match=r"asks for 4 processes, but 1 was started"), four:
+        pass
+    alone = connect(TrainerSettings(), ParallelSettings(), {"RANK": "0", "WORLD_SIZE": "2"})
+    with pytest.raises(ConfigError, match=r"asks for 1 processes, but 2 were started"), alone:
+        pass
+    with pytest.raises(ConfigError, match=r"trainer.devices=0"):
+        count_processes(TrainerSettings(devices=0))
+
+
+def test_one_process_is_a_world_of_its_own():
+    with connect(TrainerSettings(accelerator="cpu"), ParallelSettings(), {}) as world:
+        assert (world.size, world.is_first, world.any(True), world.any(False)) == (1, True, True, False)
+        assert world.exchange("ä") == ["ä"]
+        assert world.agree("b") == "b"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

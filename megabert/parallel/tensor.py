@@ -1,0 +1,310 @@
+"""Layers of which each process of the tensor axis has a part: Megatron-LM's column and row cuts and its vocabulary.
+
+They stand in the places of the plain modules, with the same names of parameters, and give what those give. Between
+column and row a process computes its heads, or its part of the MLP's width, as if they were all. With `Tokens`
+(sequence parallel) what flows between layers is cut by tokens: as many bytes are sent, less is kept and computed twice.
+
+Shape legend: T tokens, S those of one process, D hidden, M tokens asked for, V vocabulary, P processes.
+Sources: Shoeybi et al. 2019 (arXiv:1909.08053), section 3; Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed  # so that the operators below are there
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.vocabulary_loss import CHUNK, NO_TARGET
+from .mesh import World
+
+# Collectives as operators: autograd, the compiler and CUDA graphs take them like any other.
+_collectives = torch.ops._c10d_functional
+
+
+class Tokens:
+    """How the tokens of the batch at hand are cut: each process has ceil(T / P) of them, the last ones are made up."""
+
+    def __init__(self, world: World) -> None:
+        self.rank, self.size, self.group = world.tensor_rank, world.tensor_size, world.tensor_group_name
+        self.num_tokens = 0
+
+    @property
+    def share(self) -> int:
+        """Tokens of one process."""
+        return -(-self.num_tokens // self.size)
+
+
+class _CopyIn(torch.autograd.Function):
+    """Into a cut layer: the same for all forward, gradients are summed. Megatron-LM's f."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradient, ctx.group), None
+
+
+class _SumOut(torch.autograd.Function):
+    """Out of a cut layer: parts are summed forward, gradients are the same for all. Megatron-LM's g."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
+        return _sum(hidden, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _GatherIn(torch.autograd.Function):
+    """Into a cut layer from cut tokens: all tokens forward, gradients are summed, each takes its tokens' own."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: Tensor, tokens: Tokens) -> Tensor:
+        ctx.tokens = tokens
+        return _gather(hidden_SD, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
+        return _sum_to_shares(gradient_TD, ctx.tokens), None
+
+
+class _ScatterOut(torch.autograd.Function):
+    """Out of a cut layer to cut tokens: the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, tokens: Tokens) -> Tensor:
+        ctx.tokens = tokens
+        return _sum_to_shares(hidden_TD, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
+        return _gather(gradient_SD, ctx.tokens), None
+
+
+class _CutTokens(torch.autograd.Function):
+    """From what all have to each one's tokens, behind the embeddings; gradients come back whole."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, tokens: Tokens) -> Tensor:
+        ctx.tokens = tokens
+        return _own_share(hidden_TD, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
+        return _gather(gradient_SD, ctx.tokens), None
+
+
+class _JoinTokens(torch.autograd.Function):
+    """From each one's tokens to all of them, before the head; all compute it alike, so each takes its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: Tensor, tokens: Tokens) -> Tensor:
+        ctx.tokens = tokens
+        return _gather(hidden_SD, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
+        return _own_share(gradient_TD, ctx.tokens), None
+
+
+def cut_tokens(hidden_TD: Tensor, tokens: Tokens) -> Tensor:
+    """Take the own tokens, [S, D], of those that all processes have."""
+    return _CutTokens.apply(hidden_TD, tokens)
+
+
+def join_tokens(hidden_SD: Tensor, tokens: Tokens) -> Tensor:
+    """Give all the tokens of all, [T, D]."""
+    return _JoinTokens.apply(hidden_SD, tokens)
+
+
+def _sum(tensor: Tensor, group: str) -> Tensor:
+    return _collectives.wait_tensor(_collectives.all_reduce(tensor.contiguous(), "sum", group))
+
+
+def _gather(hidden_SD: Tensor, tokens: Tokens) -> Tensor:
+    return _gather_rows(hidden_SD, tokens.size, tokens.group)[: tokens.num_tokens]
+
+
+def _gather_rows(rows: Tensor, size: int, group: str) -> Tensor:
+    return _collectives.wait_tensor(_collectives.all_gather_into_tensor(rows.contiguous(), size, group))
+
+
+def _sum_to_shares(hidden_TD: Tensor, tokens: Tokens) -> Tensor:
+    padded = _padded(hidden_TD, tokens).contiguous()
+    return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
+
+
+def _own_share(hidden_TD: Tensor, tokens: Tokens) -> Tensor:
+    return _padded(hidden_TD, tokens).narrow(0, tokens.rank * tokens.share, tokens.share).contiguous()
+
+
+def _padded(hidden_TD: Tensor, tokens: Tokens) -> Tensor:
+    missing = tokens.share * tokens.size - tokens.num_tokens
+    return F.pad(hidden_TD, (0, 0, 0, missing)) if missing else hidden_TD
+
+
+class ColumnParallelLinear(nn.Module):
+    """A linear map of which each process computes some outputs."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, world: World, tokens: Tokens | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self._group, self._tokens = world.tensor_group_name, tokens
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [T, D], or each one's tokens, to the own outputs of all tokens."""
+        if self._tokens is None:
+            hidden = _CopyIn.apply(hidden, self._group)
+        else:
+            hidden = _GatherIn.apply(hidden, self._tokens)
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class RowParallelLinear(nn.Module):
+    """A linear map of which each process has some inputs. The bias is added to the sum, so that it counts once."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, world: World, tokens: Tokens | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self._group, self._tokens = world.tensor_group_name, tokens
+
+    def forward(self, hidden_TK: Tensor) -> Tensor:
+        """Map the own inputs to [T, D], or to each one's tokens."""
+        part = F.linear(hidden_TK, self.weight)
+        whole = _SumOut.apply(part, self._group) if self._tokens is None else _ScatterOut.apply(part, self._tokens)
+        return whole if self.bias is None else whole + self.bias
+
+
+class VocabularyParallelEmbedding(nn.Module):
+    """An embedding of which each process has some rows, maybe none."""
+
+    def __init__(self, weight: nn.Parameter, start: int, world: World) -> None:
+        super().__init__()
+        self.weight = weight
+        self._start, self._group = start, world.tensor_group_name
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up [...] ids: [..., D]."""
+        places = ids - self._start
+        is_own = (places >= 0) & (places < len(self.weight))
+        # One row of zeros stands for what others have: also where this process has no row at all.
+        rows = F.embedding(torch.where(is_own, places, 0), self.weight) if len(self.weight) else self._nothing(ids)
+        return _SumOut.apply(rows * is_own[..., None], self._group)
+
+    def _nothing(self, ids: Tensor) -> Tensor:
+        return self.weight.new_zeros(*ids.shape, self.weight.shape[1]) + self.weight.sum()
+
+
+class VocabularyParallelLinear(nn.Module):
+    """The map to a vocabulary of which each process has some words, maybe none."""
+
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, start: int, num_words: int, world: World
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self._start, self._num_words = start, num_words
+        self._size, self._group = world.tensor_size, world.tensor_group_name
+        self._most = -(-num_words // world.tensor_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [..., D] to the logits of the whole vocabulary, [..., V]; for answers, it has no gradient."""
+        own = F.linear(hidden, self.weight, self.bias).detach()
+        padded = F.pad(own, (0, self._most - own.shape[-1])).movedim(-1, 0)
+        gathered = _gather_rows(padded, self._size, self._group)
+        return gathered[: self._num_words].movedim(0, -1)
+
+    def losses(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what model.vocabulary_loss computes, of a vocabulary in parts."""
+        losses_M, is_right_M = _ParallelLosses.apply(
+            hidden_MD, self.weight, self.bias, targets_M, self._start, self._size, self._group
+        )
+        return losses_M, is_right_M
+
+
+class _ParallelLosses(torch.autograd.Function):
+    """Cross-entropy of a vocabulary in parts: of each token four numbers are exchanged, and no logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_M: Tensor,
+        start: int,
+        size: int,
+        group: str,
+    ) -> tuple[Tensor, Tensor]:
+        parts = []
+        for hidden, targets in zip(hidden_MD.split(CHUNK), targets_M.split(CHUNK), strict=True):
+            parts.append(_own_part(_logits(hidden, weight_VD, bias_V), targets - start))
+        own_4M = torch.cat(parts, dim=1)
+        log_sums_PM, chosen_PM, highest_PM, is_right_PM = _gather_rows(own_4M[None], size, group).unbind(1)
+        log_sums_M = log_sums_PM.logsumexp(0)
+        has_target_M = targets_M != NO_TARGET
+        losses_M = torch.where(has_target_M, log_sums_M - chosen_PM.sum(0), 0.0)
+        # Of equal logits the first word's counts, as argmax does it: that of the first process.
+        likeliest_1M = highest_PM.argmax(0, keepdim=True)
+        is_right_M = (is_right_PM.gather(0, likeliest_1M)[0] > 0) & has_target_M
+        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, log_sums_M)
+        ctx.start, ctx.group = start, group
+        ctx.mark_non_differentiable(is_right_M)
+        return losses_M, is_right_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_MD, weight_VD, bias_V, targets_M, log_sums_M = ctx.saved_tensors
+        of_losses_M = torch.where(targets_M != NO_TARGET, gradients[0], 0.0)
+        of_hidden = []
+        of_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        of_bias_V = torch.zeros(len(weight_VD), device=weight_VD.device)
+        chunks = (item.split(CHUNK) for item in (hidden_MD, targets_M, log_sums_M, of_losses_M))
+        for hidden, targets, log_sums, of_losses in zip(*chunks, strict=True):
+            shares = (_logits(hidden, weight_VD, bias_V) - log_sums[:, None]).exp()
+            places, is_own = _places(targets - ctx.start, len(weight_VD))
+            if len(weight_VD):
+                shares.scatter_add_(1, places[:, None], -is_own.to(shares.dtype)[:, None])
+            shares *= of_losses[:, None]
+            of_bias_V += shares.sum(0)
+            of_logits = shares.to(weight_VD.dtype)
+            of_hidden.append(of_logits @ weight_VD)
+            of_weight_VD += of_logits.t() @ hidden.to(weight_VD.dtype)
+        return (
+            _sum(torch.cat(of_hidden), ctx.group).to(hidden_MD.dtype),
+            of_weight_VD.to(weight_VD.dtype),
+            None if bias_V is None else of_bias_V.to(bias_V.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _places(targets_M: Tensor, num_own: int) -> tuple[Tensor, Tensor]:
+    """Give targets' places among the own words, 0 where they are others', and whether they are own."""
+    is_own = (targets_M >= 0) & (targets_M < num_own)
+    return torch.where(is_own, targets_M, 0), is_own
+
+
+def _own_part(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """Say of each token: the log-sum of own logits, its target's, the highest, whether that is the target's: [4, M]."""
+    num_own = logits_MV.shape[1]
+    if not num_own:
+        nothing_M = logits_MV.new_full((len(targets_M),), -torch.inf)
+        return torch.stack([nothing_M, torch.zeros_like(nothing_M), nothing_M, torch.zeros_like(nothing_M)])
+    places, is_own = _places(targets_M, num_own)
+    chosen = torch.where(is_own, logits_MV.gather(1, places[:, None])[:, 0], 0.0)
+    highest = logits_MV.max(1)
+    is_right = (highest.indices == places) & is_own
+    return torch.stack([logits_MV.logsumexp(1), chosen, highest.values, is_right.to(logits_MV.dtype)])
+
+
+def _logits(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    logits = F.linear(hidden_MD.to(weight_VD.dtype), weight_VD, bias_V)
+    return logits.float() if logits.dtype != torch.float64 else logits

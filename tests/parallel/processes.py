@@ -1,0 +1,194 @@
+"""Several processes on one machine, for tests: forked from one that has imported everything, they start at once.
+
+    python -m tests.parallel.processes FOLDER
+
+Runs every check of `CHECKS`, each with its number of processes, and leaves what the first process found in FOLDER as
+<check>.npz. The tests compare these with what one process finds.
+"""
+
+import os
+import socket
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.distributed.fsdp
+import torch.distributed.tensor
+
+from megabert.model.encoder import Encoder, initialize
+from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
+from megabert.model.shape import EncoderConfig
+from megabert.parallel.mesh import Launch, World, find_axes, lay_out, start
+from megabert.parallel.plan import apply
+from megabert.settings import OptimizerSettings, ParallelSettings
+from megabert.text.batch import NO_TARGET, Features
+from megabert.text.loader import Loader
+from megabert.train.step import Stepper
+
+VOCABULARY = 61
+BERT = EncoderConfig(
+    VOCABULARY, num_layers=2, hidden_size=32, num_heads=4, ffn_size=48, max_positions=24,
+    hidden_dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+NETWORKS = {
+    "bert": BERT,
+    "gpt": replace(BERT, is_causal=True, num_segments=0),
+    "post": replace(BERT, norm_place="post"),
+    "five_words": replace(BERT, vocabulary_size=5),  # for four processes: two rows, two, one, none
+}
+# Texts of a micro-batch, and micro-batches of a step in all processes together.
+BATCH, GROUPS = 2, 4
+STEPS = 3
+LAYOUTS = {
+    "data2": (2, {}),
+    "tensor2": (2, {"tensor": 2}),
+    "sequence2": (2, {"tensor": 2, "sequence": True}),
+    "fsdp2": (2, {"fsdp": 2}),
+    "recompute2": (2, {"tensor": 2, "sequence": True, "activation_checkpointing": True}),
+    "data4": (4, {}),
+    "tensor4": (4, {"tensor": 4}),
+    "data2_tensor2": (4, {"tensor": 2}),
+    "data2_sequence2": (4, {"tensor": 2, "sequence": True}),
+    "data2_fsdp2": (4, {"fsdp": 2}),
+    "fsdp2_tensor2": (4, {"fsdp": 2, "tensor": 2}),
+    "fsdp4_recompute": (4, {"fsdp": -1, "activation_checkpointing": True}),
+}
+
+
+def texts(config, count=26):
+    """Make texts of random tokens, a third of them asked for (a causal network: all), none in the last one."""
+    random = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        ids = random.integers(0, config.vocabulary_size, random.integers(5, 24))
+        is_asked = np.ones(len(ids), bool) if config.is_causal else random.random(len(ids)) < 0.3
+        targets = np.where(is_asked, np.roll(ids, -1), NO_TARGET)
+        order = np.full(len(ids), NO_TARGET)
+        order[0] = number % 2
+        segments = (np.arange(len(ids)) > 4).astype(np.int64)
+        made.append(
+            Features(ids, segments, token_targets={"token": targets, "order": order}, weight=float(is_asked.sum() + 1))
+        )
+    return made
+
+
+def loss(columns_T6, batch):
+    return columns_T6[:, LOSS].sum() + columns_T6[:, ORDER_LOSS].sum()
+
+
+def network(config):
+    head = PretrainingHead(config, asked_share=1.0, sentence_order=not config.is_causal)
+    model = TaskModel(Encoder(config), head)
+    initialize(model, torch.Generator().manual_seed(1), num_layers=config.num_layers)
+    with torch.no_grad():  # else biases are 0, and one that is added twice is not noticed
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    return model.train()
+
+
+def make(config, world, settings, *, precision="32", clip=0.0, count=26):
+    model = network(config)
+    layout = apply(model, world, ParallelSettings(**settings), precision=precision, is_compiled=False)
+    stepper = Stepper(
+        model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, layout=layout
+    )  # fmt: skip
+    source = Loader(
+        texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, share=world.data_rank,
+        num_shares=world.data_size,
+    )  # fmt: skip
+    return stepper, source
+
+
+def train(stepper, source, steps):
+    return [stepper.step(source.step(number), 1e-3, number * source.num_groups).tolist() for number in steps]
+
+
+def whole(layout, kind, tensors):
+    return {f"{kind}/{name}": layout.whole(name, item.detach()).numpy().copy() for name, item in tensors.items()}
+
+
+def learn(world, settings, config, **more):
+    """Make a step, look at its loss and gradients; then what further steps make of the weights."""
+    stepper, source = make(config, world, settings, **more)
+    figures = train(stepper, source, [0])
+    found = whole(stepper.layout, "gradient", {name: master.grad for name, master in stepper.masters.items()})
+    figures += train(stepper, source, range(1, STEPS))
+    return found | whole(stepper.layout, "weight", stepper.masters) | {"figures": np.array(figures)}
+
+
+def copies(world, settings, config, **more):
+    """Train with dropout; look whether what several processes hold is the same to the last bit."""
+    stepper, source = make(replace(config, hidden_dropout=0.2, attention_dropout=0.2), world, settings, **more)
+    figures = train(stepper, source, range(STEPS))
+    shared = [master for name, master in stepper.masters.items() if name not in stepper.layout.cuts]
+    sums = torch.stack([torch.stack([item.sum(), item.square().sum()]) for item in shared]).detach()
+    everyone = [torch.empty_like(sums) for _ in range(world.size)]
+    torch.distributed.all_gather(everyone, sums)
+    return {"figures": np.array(figures), "sums": torch.stack(everyone).numpy()}
+
+
+CHECKS = {}
+"""By name: processes, settings, function, arguments."""
+SOME = ("tensor4", "data2_sequence2", "fsdp2_tensor2")
+for _layout, (_size, _settings) in {"one": (1, {}), **LAYOUTS}.items():
+    for _name, _config in NETWORKS.items():
+        if _name in ("bert", "gpt") or _layout in ("one", *SOME):
+            CHECKS[f"{_layout}.{_name}"] = (_size, _settings, learn, {"config": _config})
+    if _layout in ("one", "data4", "data2_fsdp2", "data2_tensor2"):
+        # Three texts a step, for four micro-batches: a process has none, and takes part.
+        CHECKS[f"{_layout}.three_texts"] = (_size, _settings, learn, {"config": BERT, "count": 3})
+    if _layout in ("one", *SOME):
+        CHECKS[f"{_layout}.clipped"] = (_size, _settings, learn, {"config": BERT, "clip": 0.1})
+    if _layout in ("one", "data2", "sequence2", "fsdp2", "fsdp2_tensor2"):
+        for _precision in ("bf16", "16"):
+            CHECKS[f"{_layout}.{_precision}"] = (_size, _settings, learn, {"config": BERT, "precision": _precision})
+for _layout in ("data2", "tensor2", "sequence2", "data2_sequence2"):
+    CHECKS[f"{_layout}.copies"] = (*LAYOUTS[_layout], copies, {"config": BERT})
+
+
+def run(size, rank, port, folder):
+    """Run the checks of one size in one process."""
+    worlds = {(1, 1, 1): World(torch.device("cpu"))}
+    launch = Launch(rank, size, rank, "127.0.0.1", port, has_store=False)
+    device = start(launch, "cpu", timeout=60) if size > 1 else None
+    for name, (number, settings, check, arguments) in CHECKS.items():
+        if number != size:
+            continue
+        axes = find_axes(size, ParallelSettings(**settings))
+        if axes not in worlds:
+            worlds[axes] = lay_out(launch, device, axes)
+        found = check(worlds[axes], settings, **arguments)
+        if rank == 0:
+            np.savez(folder / f"{name}.npz", **found)
+
+
+def main():
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    for size in sorted({size for size, *_ in CHECKS.values()}):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                try:
+                    run(size, rank, port, folder)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        if any(os.waitpid(child, 0)[1] for child in children):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
