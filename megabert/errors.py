@@ -10,6 +10,8 @@ class MegabertError(Exception):
     """Base of all errors that the command line shows as one message."""
 
     exit_code = 70
+    is_told = False
+    """Whether another process of the same run says it to the person."""
 
 
 class ConfigError(MegabertError):

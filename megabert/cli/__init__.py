@@ -34,7 +34,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 EXIT_CODES = (
     "exit codes: 0 done, 64 a setting is wrong, 65 a data file or the numbers are, 66 a checkpoint is, "
-    "70 a defect of megabert, 73 a file cannot be written, 74 the disk is full, 75 stopped, can be taken up again"
+    "70 a defect of megabert, 73 a file cannot be written, 74 the disk is full, 75 stopped, can be taken up again, "
+    "76 another process of a training is gone"
 )
 
 
@@ -57,7 +58,8 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         return COMMANDS[words[0]](words[1:]) or 0
     except MegabertError as error:
-        print(f"megabert: {error}", file=sys.stderr)
+        if not error.is_told:
+            print(f"megabert: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of a pipe (head, less) went away; that is its right.

@@ -15,6 +15,7 @@ from ..errors import ConfigError, InputError
 from ..settings import choice
 from ..storage import write_whole
 from .console import new_parser, progress_bar, quote, say, to_json
+from .launch import count_to_start, launch
 
 
 @dataclasses.dataclass
@@ -83,7 +84,7 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
     from ..tasks import task as tasks
 
     task_type = tasks.find(task_name)
-    base = None
+    base, words = None, overrides
     if resume is not None:
         base = _settings_of_run(resume)
         overrides = [
@@ -92,8 +93,16 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
             "exp_manager.resume_if_exists=true",
         ]
     settings, notices = compose(task_type.settings_type, overrides, owner=task_name, file=file, base=base)
-    for notice in notices:
-        say(f"note: {notice}")
+    if os.environ.get("RANK", "0") == "0":
+        for notice in notices:
+            say(f"note: {notice}")
+    if settings.do_training and (count := count_to_start(settings.trainer, os.environ)):
+        options = [("--config", file), ("--resume", resume)]
+        given = [word for name, path in options if path is not None for word in (name, str(path))]
+        launch(["train", task_name, *words, *given], count)
+        from ..train import job
+
+        return job.past_outcome(settings, task_type.name())
     from ..train import job
 
     if not settings.do_training:
@@ -102,7 +111,8 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
         print(to_json(job.test(settings, Path(settings.pretrained_model)).scores))
         return None
     outcome = job.train(task_name, settings, home=cache_home(os.environ), say=say)
-    _report(outcome)
+    if outcome is not None:
+        _report(outcome)
     return outcome
 
 

@@ -6,6 +6,7 @@ One that comes to an end with an error says so in the same place, and the others
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,10 +19,12 @@ from ..errors import MegabertError, PeerLost
 from .mesh import Launch, open_store
 
 EVERY = 1.0
-LOST_AFTER = 15.0
+# Seconds without a sign of life: where a message to the others has failed already, and where nothing is known yet.
+# Work that keeps Python from running threads takes less.
+LOST_AFTER, SILENT_AFTER = 6.0, 20.0
 # Seconds that a process gets to come to the same end as another one that failed.
 GRACE = 5.0
-# What a failed collective says of a connection; everything else is a fault of the process itself.
+# What a failed collective says of a connection; every other fault is the process' own.
 CONNECTION = ("gloo", "nccl", "connection", "broken pipe", "socket", "store", "timed out", "timeout")
 
 
@@ -32,15 +35,12 @@ def beating(launch: Launch) -> Iterator[None]:
     try:
         yield
     except MegabertError as error:
+        error.is_told = launch.rank != 0
         watch.tell(str(error), error.exit_code)
         raise
-    except RuntimeError as error:
-        if any(word in str(error).lower() for word in CONNECTION):
-            watch.wait_for_verdict()
-            raise PeerLost(watch.verdict or f"a message to the other processes failed: {error}") from error
-        watch.tell(f"{type(error).__name__}: {error}", 70)
-        raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in CONNECTION):
+            raise watch.judge(error) from error
         watch.tell(f"{type(error).__name__}: {error}", 70)
         raise
     finally:
@@ -57,24 +57,30 @@ class Watch:
         self._stopped = threading.Event()
         self._decided = threading.Event()
         self._main_waits = False
-        self.verdict = ""
+        self._verdict = ""
+        self._speaks = launch.rank == 0
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def tell(self, message: str, exit_code: int) -> None:
         """Let the others know that this process stops, and why."""
-        self._stopped.set()
-        self._thread.join(timeout=5)
+        self.stop()
+        self._thread.join(timeout=GRACE)
         try:
             self._store.set("end", json.dumps([self._launch.rank, exit_code, message]))
         except RuntimeError:
-            return  # with nobody to tell: whoever held the store is gone
+            return  # there is nobody to tell: whoever held the store is gone
+        if self._launch.rank == 0 and not self._launch.has_store:
+            time.sleep(2 * EVERY)  # the store goes with this process; the others read it first
 
-    def wait_for_verdict(self) -> None:
-        """Wait until it is known who is gone; `verdict` is empty if all are there."""
+    def judge(self, error: RuntimeError) -> PeerLost:
+        """Wait until it is known who is gone, and make an error of it."""
         self._main_waits = True
-        self._decided.wait(timeout=LOST_AFTER + 5 * EVERY)
+        self._decided.wait(timeout=SILENT_AFTER)
+        lost = PeerLost(self._verdict or f"a message between processes failed, though all are there: {error}")
+        lost.is_told = bool(self._verdict) and not self._speaks
+        return lost
 
     def stop(self) -> None:
         """End the thread."""
@@ -84,6 +90,8 @@ class Watch:
         number = 0
         while not self._stopped.wait(EVERY):
             number += 1
+            if self._launch.parent is not None and os.getppid() != self._launch.parent:
+                os.kill(os.getpid(), signal.SIGTERM)
             try:
                 self._store.set(f"beat/{self._launch.rank}", str(number))
                 end = json.loads(self._store.get("end")) if self._store.check(["end"]) else None
@@ -95,46 +103,46 @@ class Watch:
                 end, lost = None, [0]
             if end is not None:
                 self._follow(*end)
-            if lost:
+            elif lost:
                 self._give_up(lost)
+                return
 
     def _find_lost(self) -> list[int]:
         now, lost = time.monotonic(), []
+        patience = LOST_AFTER if self._main_waits else SILENT_AFTER
         for rank in range(self._launch.size):
             key = f"beat/{rank}"
             value = self._store.get(key) if self._store.check([key]) else b""
             before, since = self._seen.get(rank, (b"", now))
-            self._seen[rank] = (value, since if value == before and rank in self._seen else now)
+            self._seen[rank] = (value, since if value == before else now)
             # Until its first beat a process may still be starting.
-            if value and now - self._seen[rank][1] > LOST_AFTER:
+            if value and now - self._seen[rank][1] > patience:
                 lost.append(rank)
         return lost
 
     def _follow(self, rank: int, exit_code: int, message: str) -> None:
+        """Stop as another process did, unless this one does so by itself."""
         if self._stopped.wait(GRACE):
             return
-        if self._launch.rank == min({0, 1} - {rank}):
-            say(f"process {rank + 1} of {self._launch.size} stopped: {message}")
+        if self._launch.rank == 0:
+            _say(f"process {rank + 1} of {self._launch.size} stopped: {message}")
         os._exit(exit_code)
 
     def _give_up(self, lost: list[int]) -> None:
-        names = ", ".join(str(rank + 1) for rank in lost)
-        self.verdict = (
-            f"process {names} of {self._launch.size} is gone (not heard of for {LOST_AFTER:.0f} s), so all stop. "
-            "The last checkpoint is whole; go on with: megabert train TASK --resume RUN"
+        names = " and ".join(str(rank + 1) for rank in lost)
+        self._verdict = (
+            f"process {names} of {self._launch.size} is gone, so the others stop. What was saved is whole; go on with: "
+            "megabert train TASK --resume RUN"
         )
+        self._speaks = self._launch.rank == min(set(range(self._launch.size)) - set(lost))
         self._decided.set()
-        if self._main_waits:
-            self._stopped.wait(EVERY * 10)
-        if self._stopped.is_set():
+        if self._main_waits or self._stopped.is_set():
             return
         # The main thread waits for what never comes; nothing but the end of the process wakes it.
-        alive = [rank for rank in range(self._launch.size) if rank not in lost]
-        if self._launch.rank == min(alive):
-            say(self.verdict)
+        if self._speaks:
+            _say(self._verdict)
         os._exit(PeerLost.exit_code)
 
 
-def say(message: str) -> None:
-    """Print a line for people."""
+def _say(message: str) -> None:
     print(f"megabert: {message}", file=sys.stderr, flush=True)

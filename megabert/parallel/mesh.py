@@ -21,6 +21,7 @@ from ..settings import ParallelSettings, TrainerSettings
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16"}
 PORT = 29500
+PARENT = "MEGABERT_PARENT"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Launch:
     has_store: bool
     """Whether the launcher holds the store through which processes find each other."""
     attempt: str = "0"
+    parent: int | None = None
+    """The process that started this one, where it is ours: without it nobody would stop this one."""
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch | None:
@@ -48,6 +51,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
             port=int(environ.get("MASTER_PORT", PORT)),
             has_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            parent=int(environ[PARENT]) if PARENT in environ else None,
         )
     # A shell inside an allocation has some of these too; only the tasks of one srun have the number of their step.
     size = int(environ.get("SLURM_STEP_NUM_TASKS", 1))

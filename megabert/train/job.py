@@ -34,6 +34,7 @@ from ..text import store
 from ..text.batch import Features
 from ..text.loader import Loader
 from ..text.tokenizer import Tokenizer
+from .log import METRICS, read_metrics
 from .loop import Job, fit
 from .plot import plot_curves
 from .reports import write_evaluation
@@ -53,14 +54,16 @@ class Outcome:
     test: dict[str, float] | None
 
 
-def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str], None]) -> Outcome:
+def train(task_name: str, settings: Settings, *, home: Path, say: Callable[[str], None]) -> Outcome | None:
     """Train as the settings say; `say` takes lines for the person who watches.
 
-    Each of several processes calls this; the first one speaks, and evaluates the test data.
+    Each of several processes calls this; the first one speaks, evaluates the test data and returns what came of it.
     """
     with connect(settings.trainer, settings.parallel) as world:
         outcome = _train(task_name, settings, world, home=home, say=say if world.is_first else lambda line: None)
-    if world.is_first and tasks.find(task_name)(settings).files(settings.model.test_ds):
+    if not world.is_first:
+        return None
+    if tasks.find(task_name)(settings).files(settings.model.test_ds):
         return replace(outcome, test=test(settings, outcome.folder).scores)
     return outcome
 
@@ -98,6 +101,21 @@ def _train(task_name: str, settings: Settings, world: World, *, home: Path, say:
         best = run.find_best(folder, job.mode)
         assert best is not None, "training ends with a checkpoint"
         return Outcome(folder, best, job.monitor, {} if last is None else last.scores, None)
+
+
+def past_outcome(settings: Settings, task_name: str) -> Outcome | None:
+    """Read what a training in other processes left; None where the folder is named by the time that it was made."""
+    folder = run_folder(settings.exp_manager, task_name)
+    last = run.find_last(folder)
+    if last is None:
+        return None
+    facts = run.open_lazily(last.path, groups=()).documents["run"]
+    best = run.find_best(folder, facts["mode"])
+    assert best is not None, "a run with a last checkpoint has a best one"
+    lines = [line for line in read_metrics(folder / METRICS) if line["split"] == "validation"]
+    about = ("step", "seconds", "split", "epoch", "val_loss")
+    scores = {name: value for line in lines[-1:] for name, value in line.items() if name not in about}
+    return Outcome(folder, best, facts["monitor"], scores, None)
 
 
 def run_folder(settings: ExperimentSettings, task_name: str) -> Path:
