@@ -295,10 +295,10 @@ def _assign(tree: Any, key: str, value: Any, settings: dict[str, Setting]) -> No
 
 
 def _device_count(value: Any) -> Any:
-    """Read the ways in which devices are written: 2, a list of device numbers, -1 or auto for one."""
+    """Read the ways in which devices are written: 2, a list of device numbers, -1 or auto for all."""
     if isinstance(value, list):
         return len(value)
-    return 1 if value in (-1, "auto") else value
+    return -1 if value == "auto" else value
 
 
 def show(value: Any) -> str:

@@ -148,7 +148,7 @@ def test_bad_training_data_stops_with_one_message_and_65(capsys, tmp_path, vocab
         (["train", "question_answering"], 64, "model.train_ds.file is not given"),
         (["train", "question_answering", "model.train_ds.file=nowhere.json"], 65, "nowhere.json does not exist"),
         (["train", "question_answering", "model.train_ds.fiel=x"], 64, "Did you mean model.train_ds.file?"),
-        (["train", "question_answering", "trainer.devices=2"], 64, "one device"),
+        (["train", "question_answering", "trainer.num_nodes=2"], 64, "start the command on each machine"),
         (["train", "question_answering", "--bert_confg", "x"], 64, "--bert_confg"),
         (["train", "./my_task.py"], 64, "does not exist"),
         (["evaluate", "nowhere", "file=x"], 66, "nowhere does not exist"),

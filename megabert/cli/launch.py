@@ -76,10 +76,11 @@ def _environments(count: int) -> Iterator[dict[str, str]]:
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common["MEGABERT_PARENT"] = str(os.getpid())
-    # As many threads as there are cores, in all; each process would take as many.
-    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1))}
+    # As many threads as there are cores, in all; each process would take as many. Of a lost connection PyTorch prints
+    # a page of addresses; who is gone is said in a line.
+    defaults = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for rank in range(count):
-        yield threads | dict(os.environ) | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        yield defaults | dict(os.environ) | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
 @contextmanager

@@ -29,11 +29,11 @@ CONNECTION = ("gloo", "nccl", "connection", "broken pipe", "socket", "store", "t
 
 
 @contextmanager
-def beating(launch: Launch) -> Iterator[None]:
+def beating(launch: Launch) -> Iterator["Watch"]:
     """Watch the other processes while the body runs, and tell them if it fails. Raises PeerLost if one is gone."""
     watch = Watch(launch)
     try:
-        yield
+        yield watch
     except MegabertError as error:
         error.is_told = launch.rank != 0
         watch.tell(str(error), error.exit_code)
@@ -59,6 +59,7 @@ class Watch:
         self._main_waits = False
         self._verdict = ""
         self._speaks = launch.rank == 0
+        self.advice = "megabert train TASK --resume RUN"
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -132,7 +133,7 @@ class Watch:
         names = " and ".join(str(rank + 1) for rank in lost)
         self._verdict = (
             f"process {names} of {self._launch.size} is gone, so the others stop. What was saved is whole; go on with: "
-            "megabert train TASK --resume RUN"
+            f"{self.advice}"
         )
         self._speaks = self._launch.rank == min(set(range(self._launch.size)) - set(lost))
         self._decided.set()

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -106,6 +106,14 @@ class World:
     tensor_group: Any = None
     writing_group: Any = None
     """For the thread that writes checkpoints, beside what the main one does."""
+
+    watch: Any = None
+    """The thread that notices when another process is gone."""
+
+    def advise(self, command: str) -> None:
+        """Say what a person can do when another process is gone."""
+        if self.watch is not None:
+            self.watch.advice = command
 
     @property
     def tensor_group_name(self) -> str:
@@ -208,8 +216,8 @@ def connect(
     world = lay_out(launch, start(launch, trainer.accelerator, timeout=parallel.timeout), axes)
     from .heartbeat import beating
 
-    with beating(launch):
-        yield world
+    with beating(launch) as watch:
+        yield replace(world, watch=watch)
         # Whoever holds the store must not leave before the others have heard the last of it.
         world.wait_for_all()
 

@@ -74,6 +74,7 @@ def _train(task_name: str, settings: Settings, world: World, *, home: Path, say:
     task = tasks.find(task_name)(settings)
     # By the first one's clock, where the folder is named by date and time.
     folder = Path(world.agree(str(run_folder(settings.exp_manager, task.name()))))
+    world.advise(_resume_command(task_name, folder))
     _check_files(task, settings)
     with _locked(folder) if world.is_first else nullcontext():
         world.wait_for_all()

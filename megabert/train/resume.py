@@ -97,6 +97,10 @@ def keep_step(settings: Settings, documents: Mapping[str, Any], world: World, sa
         )
     trainer.accumulate_grad_batches = texts // together
     say(f"note: trainer.accumulate_grad_batches={texts // together}, so that a step has the {texts} texts that it had.")
+    counted = trainer.val_check_interval * trainer.accumulate_grad_batches
+    if isinstance(trainer.val_check_interval, int) and counted % accumulated == 0:
+        # It counts micro-batches: this many are as many steps as before.
+        trainer.val_check_interval = int(counted // accumulated)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

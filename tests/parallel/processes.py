@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # each process would import it, for FSDP and for checkpointed layers: seconds
 import torch.distributed
 import torch.distributed.fsdp
 import torch.distributed.tensor
@@ -134,20 +135,29 @@ def copies(world, settings, config, **more):
 
 CHECKS = {}
 """By name: processes, settings, function, arguments."""
-SOME = ("tensor4", "data2_sequence2", "fsdp2_tensor2")
-for _layout, (_size, _settings) in {"one": (1, {}), **LAYOUTS}.items():
-    for _name, _config in NETWORKS.items():
-        if _name in ("bert", "gpt") or _layout in ("one", *SOME):
-            CHECKS[f"{_layout}.{_name}"] = (_size, _settings, learn, {"config": _config})
-    if _layout in ("one", "data4", "data2_fsdp2", "data2_tensor2"):
-        # Three texts a step, for four micro-batches: a process has none, and takes part.
-        CHECKS[f"{_layout}.three_texts"] = (_size, _settings, learn, {"config": BERT, "count": 3})
-    if _layout in ("one", *SOME):
-        CHECKS[f"{_layout}.clipped"] = (_size, _settings, learn, {"config": BERT, "clip": 0.1})
-    if _layout in ("one", "data2", "sequence2", "fsdp2", "fsdp2_tensor2"):
-        for _precision in ("bf16", "16"):
-            CHECKS[f"{_layout}.{_precision}"] = (_size, _settings, learn, {"config": BERT, "precision": _precision})
-for _layout in ("data2", "tensor2", "sequence2", "data2_sequence2"):
+MIXED = ("tensor4", "data2_sequence2", "fsdp2_tensor2")
+WHICH = {
+    "bert": tuple(LAYOUTS),
+    "gpt": ("tensor2", "sequence2", "fsdp2", *MIXED),
+    "post": ("data2_sequence2", "fsdp2_tensor2"),
+    "five_words": ("tensor4", "data2_sequence2"),
+    # Three texts a step, for four micro-batches: a process has none, and takes part.
+    "three_texts": ("data4", "data2_fsdp2"),
+    "clipped": MIXED,
+    "bf16": ("data2", "sequence2", "fsdp2", "fsdp2_tensor2"),
+    "16": ("sequence2", "fsdp2"),
+}
+CHANGES = {
+    "three_texts": {"count": 3},
+    "clipped": {"clip": 0.1},
+    "bf16": {"precision": "bf16"},
+    "16": {"precision": "16"},
+}
+for _case, _layouts in WHICH.items():
+    _arguments = {"config": NETWORKS.get(_case, BERT), **CHANGES.get(_case, {})}
+    CHECKS[f"one.{_case}"] = (1, {}, learn, _arguments)
+    CHECKS |= {f"{_layout}.{_case}": (*LAYOUTS[_layout], learn, _arguments) for _layout in _layouts}
+for _layout in ("data2", "tensor2", "data2_sequence2"):
     CHECKS[f"{_layout}.copies"] = (*LAYOUTS[_layout], copies, {"config": BERT})
 
 
@@ -167,13 +177,17 @@ def run(size, rank, port, folder):
             np.savez(folder / f"{name}.npz", **found)
 
 
+def find_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def main():
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     for size in sorted({size for size, *_ in CHECKS.values()}):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = find_port()
         children = []
         for rank in range(size):
             child = os.fork()

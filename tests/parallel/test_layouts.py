@@ -56,7 +56,5 @@ def test_what_several_processes_hold_stays_the_same_to_the_last_bit(found, name)
     assert (sums == sums[0]).all()
 
 
-def test_dropout_of_a_step_does_not_depend_on_how_its_micro_batches_are_shared_out(found):
-    # Cut tensors drop otherwise, for each part draws its own; whole ones drop what one process would.
-    assert np.isfinite(found["data2.copies"]["figures"]).all()
+def test_dropout_was_on_where_copies_were_compared(found):
     assert not np.allclose(found["data2.copies"]["figures"], found["data2.bert"]["figures"], rtol=1e-3)

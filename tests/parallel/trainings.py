@@ -1,0 +1,147 @@
+"""Whole trainings on several processes, for tests: forked as in `processes`, each calls what the command calls.
+
+    python -m tests.parallel.trainings FOLDER SQUAD_FILE VOCAB_FILE
+
+Leaves run folders in FOLDER, and results.json with exit codes and what was said.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed.fsdp
+import torch.distributed.tensor
+
+from megabert.checkpoint import run
+from megabert.cli import main as megabert
+from megabert.train import job
+
+from .processes import find_port
+
+TINY = "hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64"
+NO_DROPOUT = ("model.language_model.hidden_dropout=0", "model.language_model.attention_dropout=0")
+STEPS = 20
+CUT = 6
+FINISHED = (
+    f"trainer.max_steps={STEPS}", "exp_manager.checkpoint_callback_params.every_n_train_steps=6",
+    "trainer.val_check_interval=10",
+)  # fmt: skip
+
+
+def words(squad, vocabulary, folder, *more):
+    """Write a command line; two texts of a process make a micro-batch.
+
+    Some weights have no gradient but rounding errors (a bias that shifts all scores alike); with a small eps Adam would
+    make steps of them.
+    """
+    return [
+        "train", "question_answering", f"model.train_ds.file={squad}", f"model.validation_ds={squad}",
+        "model.language_model.pretrained_model_name=null", f"model.language_model.config={{{TINY}}}",
+        f"model.tokenizer.vocab_file={vocabulary}", "model.dataset.max_seq_length=64",
+        "model.dataset.max_query_length=24", "model.dataset.doc_stride=16", "model.train_ds.batch_size=2",
+        "model.optim.lr=5e-4", "model.optim.eps=1e-4", "model.optim.sched.name=WarmupPolicy", "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "trainer.max_epochs=1000",
+        "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}", *more,
+    ]  # fmt: skip
+
+
+def start(command, size, log):
+    """Fork the processes of a training; returns their numbers. What they say goes to a file each."""
+    port = find_port()
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                if size > 1:
+                    os.environ.update(
+                        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+                        MASTER_PORT=str(port),
+                    )  # fmt: skip
+                with log.with_suffix(f".{rank}").open("w") as file:
+                    os.dup2(file.fileno(), 2)
+                    code = megabert(command)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return children
+
+
+def wait(children):
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def cut_back(folder, to):
+    """Copy a run as it was when it had been killed behind a checkpoint."""
+    shutil.copytree(folder, to)
+    for entry in run.list_checkpoints(to):
+        if entry.step > CUT:
+            shutil.rmtree(entry.path)
+
+
+def wait_for_steps(folder, count):
+    deadline = time.monotonic() + 60
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def main():
+    folder, squad, vocabulary = (Path(word) for word in sys.argv[1:4])
+    torch.set_num_threads(1)
+    os.environ.update(MEGABERT_HOME=str(folder / "home"), TORCH_CPP_LOG_LEVEL="ERROR")
+    run.prune = lambda *arguments: None  # keep every checkpoint, to go on from one in the middle
+    job.plot_curves = lambda *arguments: True  # takes longer than the training
+    results = {}
+
+    def train(name, size, *more):
+        children = start(words(squad, vocabulary, folder / name, *more), size, folder / f"{name}.log")
+        results[name] = wait(children)
+
+    def take_up(name, source, size, *more):
+        cut_back(folder / source, folder / name)
+        train(name, size, *more, "exp_manager.resume_if_exists=true")
+
+    def disturb(name, number, *more):
+        """Send one of two processes a signal in the middle of a training."""
+        children = start(words(squad, vocabulary, folder / name, *more), 2, folder / f"{name}.log")
+        wait_for_steps(folder / name, 30)
+        begin = time.monotonic()
+        os.kill(children[1], number)
+        results[name] = wait(children)
+        results[f"{name}.seconds"] = time.monotonic() - begin
+
+    exact = (*FINISHED, *NO_DROPOUT)
+    train("data", 2, *exact, "trainer.devices=2")
+    take_up("data_as_one", "data", 1, *exact)
+    take_up("data_as_sequence", "data", 2, *exact, "trainer.devices=2", "parallel.tensor=2", "parallel.sequence=true")
+    take_up("data_as_smaller", "data", 2, *exact, "trainer.devices=2", "model.train_ds.batch_size=1")
+    mixed = ("trainer.devices=4", "parallel.fsdp=2", "parallel.tensor=2", "parallel.activation_checkpointing=true")
+    train("mixed", 4, *exact, *mixed)
+    take_up("mixed_again", "mixed", 4, *exact, *mixed)
+    take_up("mixed_as_one", "mixed", 1, *exact)
+    dropping = (*FINISHED, "trainer.devices=2")
+    train("dropping", 2, *dropping)
+    take_up("dropping_again", "dropping", 2, *dropping)
+    take_up("dropping_as_one", "dropping", 1, *FINISHED)
+    saving = "exp_manager.checkpoint_callback_params.every_n_train_steps=10"
+    endless = ("trainer.max_epochs=100000", "trainer.val_check_interval=0", saving, "trainer.devices=2")
+    disturb("killed", signal.SIGKILL, *endless)
+    children = start(["train", "question_answering", "--resume", str(folder / "killed"), "trainer.max_steps=60"], 2,
+                     folder / "killed_again.log")  # fmt: skip
+    results["killed_again"] = wait(children)
+    disturb("asked", signal.SIGTERM, *endless)
+    (folder / "results.json").write_text(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
