@@ -133,6 +133,14 @@ class World:
         """Sum a tensor over the processes with other texts, in its place."""
         self._reduce(tensor, self.data_group, self.data_size)
 
+    def sum_over_data_later(self, tensor: Tensor) -> list[Any]:
+        """Do the same beside what follows; the sum is there when what this returns was waited for."""
+        if self.data_size == 1:
+            return []
+        import torch.distributed as dist
+
+        return [dist.all_reduce(tensor, group=self.data_group, async_op=True)]
+
     def sum_over_tensor(self, tensor: Tensor) -> None:
         """Sum a tensor over the processes that share layers with this one, in its place."""
         self._reduce(tensor, self.tensor_group, self.tensor_size)

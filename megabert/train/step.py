@@ -8,6 +8,7 @@ are the two figures by which all decide alike whether it counts.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,8 @@ class Stepper:
         self._weight = torch.ones((), device=self.device)
         self._loss_sum = torch.zeros((), device=self.device)
         self._shared = SharedGradients(self.masters, self.layout) if self._world.size > 1 else None
+        if self._shared is not None and not self.layout.uses_fsdp:
+            self._shared.watch(zip(self._parameters, self._trained, strict=True))
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step; dropout is a function of the seed and of `number`, that of the step's first micro-batch.
@@ -71,7 +74,7 @@ class Stepper:
         self._begin(batches)
         for place, batch in enumerate(batches):
             self._seed_dropout(number, place)
-            self._add(batch.to(self.device), is_first=place == 0)
+            self._add(batch.to(self.device), is_first=place == 0, is_last=place == len(batches) - 1)
         set_learning_rate(self.optimizer, rate)
         figures = self._finish_gradients()
         loss_value, norm_value = figures.tolist()
@@ -120,10 +123,9 @@ class Stepper:
             clip_grads_with_norm_(self._trained, self._clip, figures[1])
         return figures
 
-    def _add(self, batch: Batch, *, is_first: bool) -> None:
-        fresh = self._backward(batch, is_first=is_first)
+    def _add(self, batch: Batch, *, is_first: bool, is_last: bool) -> None:
+        fresh = self._backward(batch, is_first=is_first, is_last=is_last)
         if self._shared is not None:
-            self._shared.add(fresh, is_first=is_first)
             for master in fresh:
                 master.grad = self._shared.views[master]
             return
@@ -133,13 +135,18 @@ class Stepper:
             else:
                 master.grad += gradient
 
-    def _backward(self, batch: Batch, *, is_first: bool) -> dict[nn.Parameter, Tensor]:
+    def _backward(self, batch: Batch, *, is_first: bool, is_last: bool) -> dict[nn.Parameter, Tensor]:
         """Compute a micro-batch's share of the mean loss and of the masters' gradients."""
         loss = self._loss(self._model(*batch.inputs()), batch) / self._weight
+        if self._shared is not None:
+            self._shared.begin(is_first=is_first, is_last=is_last)
         gradients = self._differentiate(self.scaler.scale(loss))
         self._loss_sum.copy_(loss.detach() if is_first else self._loss_sum + loss.detach())
         pairs = zip(self._trained, gradients, strict=True)
-        return {master: gradient for master, gradient in pairs if gradient is not None}
+        fresh = {master: gradient for master, gradient in pairs if gradient is not None}
+        if self._shared is not None:
+            self._shared.end(fresh)
+        return fresh
 
     def _differentiate(self, loss: Tensor) -> Sequence[Tensor | None]:
         if not self.layout.uses_fsdp:
@@ -185,8 +192,12 @@ class RecordedStepper(Stepper):
         self._figures = torch.zeros(2, device=self.device)
         self._is_broken = torch.zeros((), device=self.device)
         pool = torch.cuda.graph_pool_handle()
-        self._first = Recorded(lambda: self._add_static(is_first=True), pool)
-        self._further = Recorded(lambda: self._add_static(is_first=False), pool)
+        # By whether the micro-batch is the step's first, and its last.
+        self._graphs = {
+            (first, last): Recorded(partial(self._add_static, is_first=first, is_last=last), pool)
+            for first in (True, False)
+            for last in (True, False)
+        }
         self._update = Recorded(self._update_on_device, pool)
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
@@ -198,22 +209,24 @@ class RecordedStepper(Stepper):
             if self._static is None:
                 self._static = batch.to(self.device)
             self._static.copy_from(batch)
-            gradients = self._further() if place else self._first()
+            graph = self._graphs[place == 0, self._shared is None or place == len(batches) - 1]
+            gradients = graph()
         if gradients is not self._gradients:
             self._gradients = gradients
             self._adam.take(gradients)
         self._adam.rate.fill_(rate)
         self._update()
-        if not self._first.is_recorded:
+        if not graph.is_recorded:
             self._gradients = {}  # else they would still take up memory while others are recorded
         return self._figures.clone()
 
-    def _add_static(self, *, is_first: bool) -> Mapping[nn.Parameter, Tensor]:
+    def _add_static(self, *, is_first: bool, is_last: bool) -> Mapping[nn.Parameter, Tensor]:
         assert self._static is not None
-        fresh = self._backward(self._static, is_first=is_first)
+        fresh = self._backward(self._static, is_first=is_first, is_last=is_last)
         if self._shared is not None:
-            self._shared.add(fresh, is_first=is_first)
-            return self._shared.views
+            if not self._sums:
+                self._sums.update({master: self._shared.views[master] for master in fresh})
+            return self._sums
         if self._accumulate == 1:
             return {master: _placed(gradient) for master, gradient in fresh.items()}
         if not self._sums:
