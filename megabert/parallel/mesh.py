@@ -304,12 +304,14 @@ def find_device(accelerator: str, local_rank: int | None = None) -> torch.device
         return torch.device("cpu")
     if local_rank is None:
         return torch.device("cuda")
-    if local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if local_rank >= count > 1:
         raise ConfigError(
-            f"process {local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}. Lower "
-            "trainer.devices, or set trainer.accelerator=cpu."
+            f"process {local_rank + 1} of this machine has no GPU: there are {count}. Lower trainer.devices, or set "
+            "trainer.accelerator=cpu."
         )
-    device = torch.device("cuda", local_rank)
+    # A scheduler may show each process its own GPU only.
+    device = torch.device("cuda", local_rank if count > 1 else 0)
     torch.cuda.set_device(device)
     return device
 

@@ -225,7 +225,7 @@ def _spread(model: nn.Module, world: World, precision: str) -> dict[str, Any]:
     """Spread parameters over the fsdp axis, layer by layer; what computes in lower precision is cast when gathered."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = world.mesh["data", "fsdp"]
+    mesh = world.mesh["fsdp"] if world.fsdp_size == world.data_size else world.mesh["data", "fsdp"]
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     lower = MixedPrecisionPolicy(
         param_dtype=None if precision == "32" else DTYPES[precision], reduce_dtype=torch.float32

@@ -125,9 +125,9 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
                 progress, result = _validate(job, progress, log, lambda: world.any(stop.is_set()))
                 last_validation = result or last_validation
                 is_due = True
+                # It may have been cut short by a request.
+                is_stopping = is_stopping or world.any(stop.is_set())
             is_due = is_due and settings.exp_manager.create_checkpoint_callback
-            # A validation may have been cut short by a request that came during it.
-            is_stopping = is_stopping or world.any(stop.is_set())
             if is_due or is_stopping or is_last:
                 _save(job, progress, stepper, saver, is_last=is_last or is_stopping)
             if is_stopping:

@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 
 import pytest
 import torch
@@ -127,3 +128,56 @@ def test_places_without_a_run_are_told_apart(tmp_path):
         run.find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         run.find_checkpoint(tmp_path)
+
+
+def together(folder, parts, *, step=5, spoil=None):
+    """Write a checkpoint in as many threads as there are parts, as processes do; returns what each raised."""
+    barrier = threading.Barrier(len(parts))
+    texts, raised = [""] * len(parts), [None] * len(parts)
+
+    def write_part(part):
+        def exchange(text):
+            texts[part] = text
+            barrier.wait(timeout=10)
+            answers = list(texts)
+            barrier.wait(timeout=10)
+            return answers
+
+        tensors = {"model": parts[part], "optimizer": {}}
+        own = run.Contents(tensors, {"run": {"mode": "max"}}, {"vocab.txt": "[PAD]\n"})
+        try:
+            run.write_together(
+                folder, step, own, figure=None, is_end=False, part=part, num_parts=len(parts), exchange=exchange
+            )
+        except OSError as error:
+            raised[part] = error
+
+    threads = [threading.Thread(target=write_part, args=(part,)) for part in range(len(parts))]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return raised
+
+
+def test_several_write_one_checkpoint_and_it_reads_as_one(tmp_path):
+    assert together(tmp_path, [{"a": torch.ones(2)}, {"b": torch.zeros(3, 2)}, {}]) == [None] * 3
+    read = run.read(run.find_last(tmp_path).path, groups=("model",))
+    assert torch.equal(read.tensors["model"]["a"], torch.ones(2))
+    assert torch.equal(read.tensors["model"]["b"], torch.zeros(3, 2))
+    files = sorted(file.name for file in run.find_last(tmp_path).path.glob("*.safetensors"))
+    assert files == ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"]
+
+
+class Unreadable:
+    """A tensor that cannot be written, as on a full disk."""
+
+    dtype, shape = torch.float32, (2,)
+
+    def read(self):
+        raise OSError(28, "No space left on device", "here")
+
+
+def test_where_one_cannot_write_all_hear_of_it_and_nothing_appears(tmp_path):
+    raised = together(tmp_path, [{"a": torch.ones(2)}, {"b": Unreadable()}])
+    assert [error.errno for error in raised] == [28, 28]
+    assert run.list_checkpoints(tmp_path) == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []

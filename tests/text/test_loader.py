@@ -111,3 +111,39 @@ def test_evaluation_covers_every_text_once_within_the_room(lengths, batch_size, 
 def test_nothing_makes_no_batches():
     assert list(EvaluationBatches([], 4, 12, 0)) == []
     assert Loader(texts(1), 1, 9, 0, seed=0, static_epochs=1).size == Size(64, 8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_processes_share_a_step_and_have_as_many_micro_batches(count, batch_size, accumulate, num_shares, is_static):
+    def part(share):
+        return loader(
+            count, batch_size, accumulate=accumulate, share=share, num_shares=num_shares, static_epochs=int(is_static)
+        )
+
+    parts = [part(share) for share in range(num_shares)]
+    whole = loader(count, batch_size, accumulate=accumulate * num_shares)
+    assert len({len(of) for of in (*parts, whole)}) == 1
+    for number in range(len(whole)):
+        batches = [of.step(number) for of in parts]
+        assert len({len(own) for own in batches}) == 1
+        shown = [batch.token_ids_T[: batch.num_tokens].tolist() for own in batches for batch in own]
+        expected = [batch.token_ids_T.tolist() for batch in whole.step(number)]
+        assert sorted(filter(None, shown)) == sorted(expected)
+        assert sum(batch.weight for own in batches for batch in own) == len(np.concatenate(whole.indices(number)))
+        assert {of.count_tokens(number) for of in parts} == {sum(map(len, expected))}
+        if is_static:
+            assert len({batch.size for own in batches for batch in own}) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=40), st.integers(1, 5), st.integers(1, 5))
+def test_processes_share_an_evaluation_and_have_as_many_batches(lengths, batch_size, num_shares):
+    items = [Features(np.full(n, 1), np.zeros(n, dtype=np.int64)) for n in lengths]
+    shares = [
+        EvaluationBatches(items, batch_size, 12, 0, share=share, num_shares=num_shares) for share in range(num_shares)
+    ]
+    found = [list(batches) for batches in shares]
+    assert {len(batches) for batches in found} == {len(shares[0])}
+    assert sorted(index for batches in found for group, _ in batches for index in group) == list(range(len(items)))
+    assert sum(batch.weight for batches in found for _, batch in batches) == len(items)

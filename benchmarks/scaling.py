@@ -1,0 +1,376 @@
+"""Speed on 1 to 8 GPUs: the pre-training step of three sizes of Megatron-BERT in several layouts; beside them one GPU.
+
+    python -m benchmarks.scaling --out FOLDER [--shapes 345M,1.3B] [--layouts 1,data8,tensor2xdata4] [--quick]
+    python -m benchmarks.scaling --out FOLDER --check [--layouts ...]
+    python -m benchmarks.scaling --out FOLDER --cpu --check --layouts 1,data2,tensor2     (a smoke test)
+
+Writes scaling.json and scaling.md, or check.json. Each row is measured in processes of its own, one a GPU, started
+here; torchrun is not needed. A layout is data, fsdp and tensor with their sizes, joined by x; `sequence` and
+`recompute` switch these on: fsdp4xtensor2xsequence. Texts are random tokens, 512 long, 15 % of them masked; dropout is
+on.
+
+Weak scaling keeps the texts of a GPU, strong scaling those of a step; efficiency is against one GPU of the same run,
+with its own number of texts. Model FLOP count products with weights, attention and the masked tokens' vocabulary,
+three times the forward pass for a step; what activation checkpointing computes twice counts once.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megabert.assemble import give_memory
+from megabert.model.encoder import Encoder, initialize
+from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
+from megabert.model.shape import EncoderConfig
+from megabert.parallel.graphs import find_graphs, working_stream
+from megabert.parallel.mesh import World, connect
+from megabert.parallel.plan import Layout, apply
+from megabert.settings import OptimizerSettings, ParallelSettings, TrainerSettings
+from megabert.text.batch import NO_TARGET, Batch, Features
+from megabert.text.loader import Loader
+from megabert.train.step import RecordedStepper, Stepper
+
+from .common import VOCABULARY, forward_flops
+
+LENGTH, MASKED = 512, 0.15
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A network and how many texts a GPU gets."""
+
+    config: EncoderConfig
+    texts: int
+
+
+def _shape(layers: int, hidden: int, heads: int, texts: int) -> Shape:
+    return Shape(EncoderConfig(VOCABULARY, layers, hidden, heads, 4 * hidden, LENGTH), texts)
+
+
+# Megatron-LM's BERT: 345M, 1.3B and 3.9B parameters.
+SHAPES = {
+    "345M": _shape(24, 1024, 16, 64),
+    "1.3B": _shape(24, 2048, 32, 32),
+    "3.9B": _shape(48, 2560, 40, 16),
+    "tiny": _shape(2, 64, 4, 2),
+}
+LAYOUTS = (
+    "1", "data2", "data4", "data8", "tensor2", "tensor4", "tensor8", "tensor8xsequence", "data4xtensor2",
+    "data2xtensor4", "fsdp8", "fsdp8xrecompute", "fsdp4xtensor2",
+)  # fmt: skip
+CHECKED = EncoderConfig(
+    1003, num_layers=3, hidden_size=128, num_heads=8, ffn_size=512, max_positions=LENGTH,
+    hidden_dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What some processes measure together."""
+
+    shape: str
+    layout: str
+    kind: str
+    """weak, strong or check."""
+    texts: int
+    """Of a step, in all processes."""
+    precision: str
+    steps: int
+    accelerator: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; an `error` has no figures."""
+
+    task: Task
+    num_devices: int
+    milliseconds: float = 0.0
+    tokens_per_second: float = 0.0
+    tflops: float = 0.0
+    """Of the model, for each device."""
+    memory_gb: float = 0.0
+    """The most that one device held."""
+    efficiency: float | None = None
+    losses: tuple[float, ...] = ()
+    error: str = ""
+
+
+def parse_layout(text: str) -> tuple[int, ParallelSettings]:
+    """Read fsdp4xtensor2xsequence: the number of processes and the settings."""
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    flags = set()
+    for part in text.split("x"):
+        found = re.fullmatch(r"(data|fsdp|tensor)(\d+)", part)
+        if found:
+            sizes[found[1]] = int(found[2])
+        elif part in ("sequence", "recompute"):
+            flags.add(part)
+        elif part != "1":
+            raise SystemExit(
+                f"{part!r} in {text!r} is no part of a layout: data2, fsdp2, tensor2, sequence, recompute."
+            )
+    settings = ParallelSettings(
+        tensor=sizes["tensor"],
+        fsdp=sizes["fsdp"],
+        sequence="sequence" in flags,
+        activation_checkpointing="recompute" in flags,
+    )
+    return math.prod(sizes.values()), settings
+
+
+def texts_of(config: EncoderConfig, count: int, length: int) -> list[Features]:
+    """Make texts of random tokens, of which each has as many masked."""
+    random = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        ids = random.integers(5, config.vocabulary_size, length)
+        targets = np.full(length, NO_TARGET)
+        places = random.permutation(length)[: int(MASKED * length)]
+        targets[places] = ids[places]
+        ids[places] = 4
+        order = np.full(length, NO_TARGET)
+        order[0] = number % 2
+        segments = (np.arange(length) >= length // 2).astype(np.int64)
+        made.append(
+            Features(ids, segments, token_targets={"token": targets, "order": order}, weight=float(len(places)))
+        )
+    return made
+
+
+def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
+    """Pre-training's: masked tokens and the order of segments."""
+    return columns_T6[:, LOSS].sum() + columns_T6[:, ORDER_LOSS].sum()
+
+
+def make_stepper(config: EncoderConfig, task: Task, world: World, settings: ParallelSettings) -> Stepper:
+    """Make a network, laid out, and what trains it; weights are drawn on the device, where it is quick."""
+    with torch.device("meta"):
+        model = TaskModel(Encoder(config), PretrainingHead(config, asked_share=MASKED, sentence_order=True))
+    give_memory(model)
+    if task.kind == "check":
+        initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
+    is_gpu = world.device.type == "cuda"
+    layout = apply(model.train(), world, settings, precision=task.precision, is_compiled=is_gpu)
+    if task.kind != "check":
+        _draw(model, layout)
+    can_record = find_graphs(True, world.device, config, task.precision) and not layout.uses_fsdp
+    common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "layout": layout}
+    optimizer = OptimizerSettings(name="adamw", lr=1e-4)
+    if can_record and not settings.activation_checkpointing:
+        return RecordedStepper(model, loss, optimizer, accumulate=1, **common)
+    return Stepper(model, loss, optimizer, **common)
+
+
+def _draw(model: TaskModel, layout: Layout) -> None:
+    torch.manual_seed(layout.world.rank)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            own: Any = parameter.to_local() if layout.uses_fsdp else parameter  # type: ignore[operator]
+            if parameter.ndim > 1:
+                own.normal_(0.0, 0.02)
+            else:
+                own.fill_(float("norm" in name and name.endswith("weight")))
+
+
+def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
+    """Train in this process, one among those of a task, and time it."""
+    config = CHECKED if task.kind == "check" else SHAPES[task.shape].config
+    length = 64 if task.kind == "check" or task.shape == "tiny" else LENGTH
+    stepper = make_stepper(config, task, world, settings)
+    loader = Loader(
+        texts_of(config, task.texts * (10 if task.kind == "check" else 2), length),
+        task.texts // world.data_size,
+        length,
+        0,
+        seed=0,
+        static_epochs=1 if isinstance(stepper, RecordedStepper) else 0,
+        share=world.data_rank,
+        num_shares=world.data_size,
+    )
+    steps = [loader.step(number) for number in range(len(loader))]
+    warm = 0 if task.kind == "check" else 4
+
+    def train(numbers: range) -> list[Tensor]:
+        return [stepper.step(steps[number % len(steps)], 1e-4, number * world.data_size) for number in numbers]
+
+    train(range(warm))
+    _synchronize(world)
+    begin = time.perf_counter()
+    losses = train(range(warm, warm + task.steps))
+    _synchronize(world)
+    seconds = (time.perf_counter() - begin) / task.steps
+    memory = torch.tensor([torch.cuda.max_memory_allocated() if world.device.type == "cuda" else 0.0])
+    gathered = [float(text) for text in world.exchange(str(float(memory)))]
+    lengths = np.full(task.texts, length)
+    flops = 3 * forward_flops(config, lengths, int(MASKED * length) * task.texts)
+    return Row(
+        task,
+        world.size,
+        milliseconds=1000 * seconds,
+        tokens_per_second=task.texts * length / seconds,
+        tflops=flops / seconds / 1e12 / world.size,
+        memory_gb=max(gathered) / 1e9,
+        losses=tuple(torch.stack(losses)[:, 0].tolist()),
+    )
+
+
+def _synchronize(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    world.wait_for_all()
+
+
+def run_child(task: Task, result: Path) -> None:
+    """Be one of the processes of a task."""
+    size, settings = parse_layout(task.layout)
+    trainer = TrainerSettings(devices=size, accelerator=task.accelerator)
+    with connect(trainer, settings) as world, working_stream(world.device):
+        row = measure(task, world, settings)
+        if world.is_first:
+            result.write_text(json.dumps(asdict(row)))
+
+
+def run(task: Task, folder: Path) -> Row:
+    """Start a task's processes and wait for them; one that fails (it does not fit, for one) is a row that says so."""
+    size, _ = parse_layout(task.layout)
+    result = folder / "row.json"
+    result.unlink(missing_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--out", str(folder), "--child", json.dumps(asdict(task))]
+    logs = [(folder / f"log.{rank}").open("w") for rank in range(size)]
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = [
+        subprocess.Popen(
+            command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log, stderr=log
+        )
+        for rank, log in enumerate(logs)
+    ]
+    codes = [child.wait() for child in children]
+    for log in logs:
+        log.close()
+    if not any(codes) and result.is_file():
+        found = json.loads(result.read_text())
+        return Row(**(found | {"task": task, "losses": tuple(found["losses"])}))
+    failed = next(rank for rank, code in enumerate(codes) if code)
+    lines = [text for text in (folder / f"log.{failed}").read_text().splitlines() if text.strip()]
+    error = next((text for text in reversed(lines) if "Error" in text), (lines or ["?"])[-1])
+    return Row(task, size, error=error[:200])
+
+
+def tasks_of(arguments: argparse.Namespace) -> list[Task]:
+    """List what is to be measured; layouts that are too large are left out."""
+    common = {"precision": arguments.precision, "accelerator": "cpu" if arguments.cpu else "gpu"}
+    layouts = [layout for layout in arguments.layouts if parse_layout(layout)[0] <= arguments.devices]
+    if arguments.check:
+        return [Task("tiny", layout, "check", 16, steps=50, **common) for layout in layouts]
+    found = []
+    for name in arguments.shapes:
+        texts = SHAPES[name].texts
+        for layout in layouts:
+            size, _ = parse_layout(layout)
+            kinds = {"weak": texts * size, "strong": texts}
+            for kind, count in kinds.items():
+                data = size // parse_layout(layout)[1].tensor
+                if count % data == 0 and not (kind == "strong" and (size == 1 or arguments.quick)):
+                    found.append(Task(name, layout, kind, count, steps=5 if arguments.quick else 15, **common))
+    return found
+
+
+def with_efficiency(rows: Sequence[Row]) -> list[Row]:
+    """Compare each row with one GPU; that of weak scaling has as many texts as one GPU of the others."""
+    alone = {row.task.shape: row for row in rows if row.num_devices == 1 and not row.error}
+    return [
+        replace(row, efficiency=row.tokens_per_second / row.num_devices / alone[row.task.shape].tokens_per_second)
+        if row.task.shape in alone and not row.error
+        else row
+        for row in rows
+    ]
+
+
+HEAD = (
+    "| network | layout | GPUs | scaling | texts a step | ms | ktok/s | model TFLOP/s a GPU | GB a GPU | efficiency |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def line(row: Row) -> str:
+    """Write a row of the Markdown table."""
+    task = row.task
+    about = [task.shape, task.layout, str(row.num_devices), task.kind, str(task.texts)]
+    if row.error:
+        return f"| {' | '.join(about)} | {row.error} |"
+    efficiency = "" if row.efficiency is None else f"{row.efficiency:.1%}"
+    figures = [f"{row.milliseconds:.1f}", f"{row.tokens_per_second / 1000:,.0f}", f"{row.tflops:.0f}"]
+    return f"| {' | '.join([*about, *figures, f'{row.memory_gb:.1f}', efficiency])} |"
+
+
+def check(rows: Sequence[Row], precision: str) -> int:
+    """Compare losses of 50 steps with those of one process."""
+    tolerance = 1e-3 if precision == "32" else 3e-2
+    one = next(row for row in rows if row.num_devices == 1)
+    failures = 0
+    for row in rows:
+        pairs = zip(row.losses, one.losses, strict=True) if not row.error else ()
+        worst = max((abs(own - other) for own, other in pairs), default=math.inf)
+        is_right = worst <= tolerance and row.losses[-1] < 0.98 * row.losses[0]
+        failures += not is_right
+        about = row.error or f"largest difference of 50 losses {worst:.1e}, last loss {row.losses[-1]:.4f}"
+        print(f"{'ok    ' if is_right else 'FAILED'} {row.task.layout}: {about}", flush=True)
+    return 1 if failures else 0
+
+
+def main() -> int:
+    """Measure and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables and the processes' logs")
+    parser.add_argument("--shapes", default="345M,1.3B,3.9B", type=lambda text: text.split(","), help="networks")
+    parser.add_argument("--layouts", default=",".join(LAYOUTS), type=lambda text: text.split(","), help="layouts")
+    parser.add_argument("--devices", type=int, help="leave out layouts of more processes; default: the GPUs here")
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "32"])
+    parser.add_argument("--quick", action="store_true", help="weak scaling only, few steps")
+    parser.add_argument("--check", action="store_true", help="compare the losses of 50 steps of a small network")
+    parser.add_argument("--cpu", action="store_true", help="processes on the CPU, to try the script out")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.child:
+        run_child(Task(**json.loads(arguments.child)), arguments.out / "row.json")
+        return 0
+    if arguments.devices is None:
+        arguments.devices = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
+    rows = []
+    for task in tasks_of(arguments):
+        rows.append(run(task, arguments.out))
+        if not arguments.check:
+            rows = with_efficiency(rows)
+            print(line(rows[-1]), flush=True)
+        # After each row: what was measured is not lost when the time is up.
+        name = "check" if arguments.check else "scaling"
+        device = f"{'cpu' if arguments.cpu else torch.cuda.get_device_name()}, torch {torch.__version__}"
+        table = {"device": device, "rows": [asdict(row) for row in rows]}
+        (arguments.out / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+        if not arguments.check:
+            text = f"{device}, {arguments.precision}\n\n{HEAD}" + "\n".join(map(line, rows)) + "\n"
+            (arguments.out / "scaling.md").write_text(text)
+    return check(rows, arguments.precision) if arguments.check else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
