@@ -23,6 +23,7 @@ import torch.distributed.tensor
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.shape import EncoderConfig
+from megabert.parallel import gradients
 from megabert.parallel.mesh import Launch, World, find_axes, lay_out, start
 from megabert.parallel.plan import apply
 from megabert.settings import OptimizerSettings, ParallelSettings
@@ -41,6 +42,8 @@ NETWORKS = {
     "post": replace(BERT, norm_place="post"),
     "five_words": replace(BERT, vocabulary_size=5),  # for four processes: two rows, two, one, none
 }
+# So that even small networks fill several.
+gradients.BUCKET = 5000
 # Texts of a micro-batch, and micro-batches of a step in all processes together.
 BATCH, GROUPS = 2, 4
 STEPS = 3
@@ -133,6 +136,14 @@ def copies(world, settings, config, **more):
     return {"figures": np.array(figures), "sums": torch.stack(everyone).numpy()}
 
 
+def answers(world, settings, config):
+    """Ask for the likeliest words, of which several processes have a part each."""
+    stepper, source = make(config, world, settings)
+    (batch, *_) = source.step(0)
+    with torch.no_grad():
+        return {"guesses": stepper._model.eval()(*batch.inputs()[:5]).numpy()}
+
+
 CHECKS = {}
 """By name: processes, settings, function, arguments."""
 MIXED = ("tensor4", "data2_sequence2", "fsdp2_tensor2")
@@ -157,6 +168,8 @@ for _case, _layouts in WHICH.items():
     _arguments = {"config": NETWORKS.get(_case, BERT), **CHANGES.get(_case, {})}
     CHECKS[f"one.{_case}"] = (1, {}, learn, _arguments)
     CHECKS |= {f"{_layout}.{_case}": (*LAYOUTS[_layout], learn, _arguments) for _layout in _layouts}
+for _layout in ("one", "sequence2", "tensor4"):
+    CHECKS[f"{_layout}.answers"] = (*LAYOUTS.get(_layout, (1, {})), answers, {"config": BERT})
 for _layout in ("data2", "tensor2", "data2_sequence2"):
     CHECKS[f"{_layout}.copies"] = (*LAYOUTS[_layout], copies, {"config": BERT})
 

@@ -56,5 +56,10 @@ def test_what_several_processes_hold_stays_the_same_to_the_last_bit(found, name)
     assert (sums == sums[0]).all()
 
 
+@pytest.mark.parametrize("name", named("answers"))
+def test_answers_are_those_of_one_process(found, name):
+    np.testing.assert_allclose(found[name]["guesses"], found["one.answers"]["guesses"], atol=1e-6)
+
+
 def test_dropout_was_on_where_copies_were_compared(found):
     assert not np.allclose(found["data2.copies"]["figures"], found["data2.bert"]["figures"], rtol=1e-3)
