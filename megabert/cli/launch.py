@@ -14,18 +14,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ConfigError, MegabertError, PeerLost
-from ..settings import TrainerSettings
+from ..settings import Settings
 from .console import say
 
 # Seconds that the others get to notice that one is gone, and to say so.
 PATIENCE = 45.0
 
 
-def count_to_start(trainer: TrainerSettings, environ: Mapping[str, str]) -> int:
-    """Count the processes to start here: 0 where this one is all, or one of several that somebody else started."""
+def count_to_start(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Count the processes to start here: 0 where this one is all, or one of several that somebody else started.
+
+    Raises ConfigError where they cannot be, before there are several to say so.
+    """
+    trainer = settings.trainer
     if trainer.devices == 1 and trainer.num_nodes == 1:
         return 0
-    from ..parallel.mesh import count_processes, read_launch
+    from ..parallel.mesh import check_devices, count_processes, find_axes, read_launch
 
     if read_launch(environ) is not None:
         return 0
@@ -35,6 +39,8 @@ def count_to_start(trainer: TrainerSettings, environ: Mapping[str, str]) -> int:
             f"(--nnodes={trainer.num_nodes} --nproc_per_node={trainer.devices} -m megabert train ...) or with srun."
         )
     count = count_processes(trainer)
+    find_axes(count, settings.parallel)
+    check_devices(trainer)
     return count if count > 1 else 0
 
 

@@ -96,7 +96,7 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
     if os.environ.get("RANK", "0") == "0":
         for notice in notices:
             say(f"note: {notice}")
-    if settings.do_training and (count := count_to_start(settings.trainer, os.environ)):
+    if settings.do_training and (count := count_to_start(settings, os.environ)):
         options = [("--config", file), ("--resume", resume)]
         given = [word for name, path in options if path is not None for word in (name, str(path))]
         launch(["train", task_name, *words, *given], count)

@@ -86,6 +86,16 @@ def count_processes(trainer: TrainerSettings) -> int:
     return devices * trainer.num_nodes
 
 
+def check_devices(trainer: TrainerSettings) -> None:
+    """Raise ConfigError where this machine has GPUs, but fewer than it is to have processes."""
+    count = torch.cuda.device_count() if trainer.accelerator != "cpu" else 0
+    if 0 < count < trainer.devices:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}, but there are {count} GPUs here. Lower it, or set "
+            "trainer.accelerator=cpu."
+        )
+
+
 @dataclass(frozen=True)
 class World:
     """This process among those of a run."""
@@ -306,10 +316,7 @@ def find_device(accelerator: str, local_rank: int | None = None) -> torch.device
         return torch.device("cuda")
     count = torch.cuda.device_count()
     if local_rank >= count > 1:
-        raise ConfigError(
-            f"process {local_rank + 1} of this machine has no GPU: there are {count}. Lower trainer.devices, or set "
-            "trainer.accelerator=cpu."
-        )
+        raise ConfigError(f"process {local_rank + 1} of this machine has no GPU: there are {count}.")
     # A scheduler may show each process its own GPU only.
     device = torch.device("cuda", local_rank if count > 1 else 0)
     torch.cuda.set_device(device)
