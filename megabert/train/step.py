@@ -116,7 +116,7 @@ class Stepper:
             scale = self.scaler.get_scale()
             if not figures[1].isfinite():
                 # An overflow in a part that one process has is one of all: the scaler skips where it sees one.
-                self._trained[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
+                next(item.grad for item in self._trained if item.grad is not None and len(item)).fill_(torch.inf)
             self.scaler.unscale_(self.optimizer)
             figures[1] /= scale
         if self._clip:

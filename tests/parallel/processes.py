@@ -136,6 +136,27 @@ def copies(world, settings, config, **more):
     return {"figures": np.array(figures), "sums": torch.stack(everyone).numpy()}
 
 
+def overflow(world, settings, config):
+    """Let a gradient that one process alone has overflow: all must skip the step, and halve the scale."""
+    stepper, source = make(config, world, settings, precision="16")
+    train(stepper, source, [0])
+    before = {name: master.detach().clone() for name, master in stepper.masters.items()}
+    reduce = stepper._shared.reduce
+
+    def overflowing():
+        reduce()
+        if world.rank == 1:
+            stepper._shared.views[stepper.masters["encoder.layers.0.mlp.up.weight"]].view(-1)[0] = torch.inf
+
+    stepper._shared.reduce = overflowing
+    train(stepper, source, [1])
+    is_same = all(torch.equal(master, before[name]) for name, master in stepper.masters.items())
+    said = world.exchange(f"{int(is_same)} {stepper.scaler.get_scale()}")
+    stepper._shared.reduce = reduce
+    figures = train(stepper, source, [1])
+    return {"said": np.array([text.split() for text in said], dtype=float), "figures": np.array(figures)}
+
+
 def answers(world, settings, config):
     """Ask for the likeliest words, of which several processes have a part each."""
     stepper, source = make(config, world, settings)
@@ -168,6 +189,7 @@ for _case, _layouts in WHICH.items():
     _arguments = {"config": NETWORKS.get(_case, BERT), **CHANGES.get(_case, {})}
     CHECKS[f"one.{_case}"] = (1, {}, learn, _arguments)
     CHECKS |= {f"{_layout}.{_case}": (*LAYOUTS[_layout], learn, _arguments) for _layout in _layouts}
+CHECKS["tensor2.overflow"] = (*LAYOUTS["tensor2"], overflow, {"config": BERT})
 for _layout in ("one", "sequence2", "tensor4"):
     CHECKS[f"{_layout}.answers"] = (*LAYOUTS.get(_layout, (1, {})), answers, {"config": BERT})
 for _layout in ("data2", "tensor2", "data2_sequence2"):

@@ -56,6 +56,11 @@ def test_what_several_processes_hold_stays_the_same_to_the_last_bit(found, name)
     assert (sums == sums[0]).all()
 
 
+def test_an_overflow_in_one_process_is_one_in_all(found):
+    assert found["tensor2.overflow"]["said"].tolist() == [[1.0, 2.0**15], [1.0, 2.0**15]]
+    np.testing.assert_allclose(found["tensor2.overflow"]["figures"][0], found["one.16"]["figures"][1], rtol=3e-2)
+
+
 @pytest.mark.parametrize("name", named("answers"))
 def test_answers_are_those_of_one_process(found, name):
     np.testing.assert_allclose(found[name]["guesses"], found["one.answers"]["guesses"], atol=1e-6)
