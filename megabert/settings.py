@@ -20,7 +20,7 @@ class TrainerSettings:
     """How long, how precisely and on what to train."""
 
     max_epochs: int = 3
-    """Passes over the training data."""
+    """Passes over the training data; -1: as many as max_steps takes."""
     max_steps: int = -1
     """Stop after this many optimizer steps, whatever max_epochs says; -1: no such limit."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
@@ -92,7 +92,9 @@ class TokenizerSettings:
     """How text becomes token ids."""
 
     vocab_file: str | None = None
-    """WordPiece vocabulary, one token a line; null: the one that comes with the checkpoint."""
+    """WordPiece vocabulary, one token a line, or GPT-2's vocab.json; null: the one that comes with the checkpoint."""
+    merges_file: str | None = None
+    """GPT-2's merges.txt; null: the one beside vocab_file."""
     do_lower_case: bool | None = None
     """Lower-case the text and strip accents; null: as the checkpoint's files, its name or the vocabulary say."""
 
