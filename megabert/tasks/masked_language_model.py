@@ -1,7 +1,7 @@
 """Masked language model: pre-training of BERT on plain text, and its continuation on the text of a domain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..model.heads import PretrainingHead
 from ..model.shape import EncoderConfig
 from ..settings import ModelSettings, OptimizerSettings, Settings, TrainerSettings
 from ..text.batch import Features
+from ..text.blend import Blend
 from ..text.indexed import HeldTokens
 from ..text.masked_texts import MaskedCorpus, TextPlan
 from ..text.masking import Masking
@@ -147,16 +148,15 @@ class MaskedLanguageModel(PretrainingTask):
         )
         return MaskedCorpus(part.tokens, runs, plan, tokenizer, part.source)
 
-    def documents(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
-        """Cut documents into sentences and ask as in training; masks are a function of seed and document."""
-        found = []
-        for number, example in enumerate(examples):
+    def documents(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Blend:
+        """Cut documents into sentences and ask as in corpora, of each document by itself."""
+        corpora = []
+        for example in examples:
             lines = example.text.split("\n")
             sentences = [line[start:end] for line in lines for start, end in split_sentences(line)]
             tokens = HeldTokens([[ids for ids in tokenizer.encode_ids(sentences) if len(ids)]])
-            corpus = self.corpus(Part(tokens, 0, 1, example.id), tokenizer)
-            found += [replace(corpus.text(index, number), notes=number) for index in range(len(corpus))]
-        return found
+            corpora.append(self.corpus(Part(tokens, 0, 1, example.id), tokenizer))
+        return Blend(corpora, None, self._seed())
 
     def questions(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
         """Tokenize texts with [MASK] in them, long ones in windows that overlap."""

@@ -220,7 +220,7 @@ class PretrainingTask(Task[Example, Prediction]):
         """Cut a part of a corpus into texts."""
 
     @abstractmethod
-    def documents(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
+    def documents(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Sequence[Features]:
         """Tokenize documents to measure; notes are a document's number. A text is of one document."""
 
     @abstractmethod
@@ -289,7 +289,7 @@ class PretrainingTask(Task[Example, Prediction]):
         if not with_targets:
             return self.questions(examples, tokenizer)
         found = self.documents(examples, tokenizer)
-        if not found:
+        if not len(found):
             raise InputError("the texts are too short to ask for anything in them.")
         return found
 
@@ -306,18 +306,19 @@ class PretrainingTask(Task[Example, Prediction]):
         """Add up each document's figures; of corpora each text's. Where nothing was known, give the guesses."""
         if isinstance(examples, Corpora):
             return [_measured(str(number), [columns], "") for number, columns in enumerate(logits)]
+        notes = [item.notes for item in features]
         of_example: list[list[int]] = [[] for _ in examples]
-        for index, item in enumerate(features):
-            of_example[item.notes if isinstance(item.notes, int) else item.notes.example].append(index)
-        if any(item.token_targets for item in features):
+        for index, note in enumerate(notes):
+            of_example[note.example if isinstance(note, Asked) else note].append(index)
+        if not any(isinstance(note, Asked) for note in notes):
             return [
                 _measured(example.id, [logits[index] for index in own], example.text)
                 for example, own in zip(examples, of_example, strict=True)
             ]
         return [
             Filled(example.id, example.text, tuple(
-                Place(start, end, _guesses(logits[index][place], features[index].notes.tokens))
-                for index in own for place, start, end in features[index].notes.places
+                Place(start, end, _guesses(logits[index][place], notes[index].tokens))
+                for index in own for place, start, end in notes[index].places
             ))
             for example, own in zip(examples, of_example, strict=True)
         ]  # fmt: skip

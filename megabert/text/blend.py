@@ -44,7 +44,7 @@ class CutCorpus(ABC):
 
 @dataclass(frozen=True)
 class Blend(DrawnFeatures):
-    """The texts of one epoch of one corpus or several."""
+    """The texts of one epoch of one corpus or several; the notes of each are the number of its corpus."""
 
     corpora: Sequence[CutCorpus]
     weights: Sequence[float] | None
@@ -81,7 +81,7 @@ class Blend(DrawnFeatures):
             raise IndexError(index)
         source = int(np.searchsorted(self._ends, index, side="right"))
         number, place = divmod(self._drawn_before(source) + int(index) - self._start(source), len(self.corpora[source]))
-        return self.corpora[source].text(int(self._order(source, number)[place]), number)
+        return replace(self.corpora[source].text(int(self._order(source, number)[place]), number), notes=source)
 
     def lengths(self) -> NDArray[np.int64]:
         """Count each text's tokens."""
