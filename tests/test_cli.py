@@ -245,7 +245,7 @@ def test_a_task_in_a_file_of_one_s_own(capsys, squad_file, vocab_file, tmp_path)
 def test_plan_names_the_best_layout_and_its_settings(capsys):
     code, out, _ = run(capsys, "plan", "model=1.3b", "gpus=8")
     assert code == 0
-    assert "Best: trainer.devices=8" in out and "1,316 million" in out
+    assert "Best: trainer.devices=8" in out and "1,281 million" in out
     code, out, _ = run(capsys, "plan", "model=345m", "gpus=1", "task=finetune", "length=165", "--json")
     document = json.loads(out)
     assert document["best"]["settings"]["model.train_ds.batch_size"] == 32
@@ -275,6 +275,7 @@ def test_plan_takes_a_configuration_a_checkpoint_and_a_published_name(capsys, tm
         (["length=1000"], "512 positions"),
         (["fsdp=0"], "-1 for all"),
         (["gpu=b200"], "h100"),
+        (["overlap=2"], "0 to 1"),
     ],
 )
 def test_plan_refuses_what_cannot_be_with_the_reason(capsys, words, message):

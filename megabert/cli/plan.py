@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class PlanSettings:
     """Only layouts with this parallel.sequence; null: wherever there is tensor parallelism."""
     activation_checkpointing: bool | None = None
     """Only layouts with this parallel.activation_checkpointing."""
+    overlap: float = 0.0
+    """Share of the sum of gradients over the data axis that is hidden behind the backward pass, 0 to 1."""
 
 
 def plan(words: Sequence[str]) -> int:
@@ -92,7 +94,7 @@ def _quoted(word: str) -> str:
 
 
 def _question(settings: PlanSettings) -> "Question":
-    from ..parallel.cost_tables import GPUS
+    from ..parallel.cost_tables import GPUS, MEGABERT
     from ..parallel.layouts import ALL, Question
     from ..parallel.workload import Work
 
@@ -105,6 +107,8 @@ def _question(settings: PlanSettings) -> "Question":
             raise ConfigError(f"{name}={value}; at least {least} is needed.")
     if settings.fsdp is not None and settings.fsdp < 1 and settings.fsdp != ALL:
         raise ConfigError(f"fsdp={settings.fsdp}; give the number of processes, or -1 for all.")
+    if not 0 <= settings.overlap <= 1:
+        raise ConfigError(f"overlap={settings.overlap}; give a share, 0 to 1.")
     if (settings.length or 0) > shape.max_positions:
         raise ConfigError(f"length={settings.length}: {settings.model} has {shape.max_positions} positions.")
     return Question(
@@ -118,6 +122,7 @@ def _question(settings: PlanSettings) -> "Question":
         fsdp=settings.fsdp,
         sequence=settings.sequence,
         activation_checkpointing=settings.activation_checkpointing,
+        program=replace(MEGABERT, overlap=settings.overlap),
     )
 
 

@@ -3,8 +3,8 @@
 A network's shape, the texts of a step, a layout and the tables of cost_tables.py go in, an `Estimate` comes out;
 nothing is run and no torch is loaded. docs/scaling.md says what is assumed and how far it was checked.
 
-Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), its sequence parallelism as in Korthikanti et al.
-2022 (arXiv:2205.05198); a ring's traffic, 2 (n - 1) / n of what is summed, as in nccl-tests.
+Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), its sequence parallelism as in Korthikanti et
+al. 2022 (arXiv:2205.05198); a ring's traffic, 2 (n - 1) / n of what is summed, as in nccl-tests.
 """
 
 from dataclasses import dataclass, fields

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from megabert.errors import ConfigError
-from megabert.parallel.cost_tables import GPUS, NETWORKS
+from megabert.parallel.cost_tables import GPUS, MEGABERT, NETWORKS
 from megabert.parallel.layouts import ALL, Question, choose, estimate_all, scale, settings
 from megabert.parallel.workload import Work
 
@@ -75,3 +75,11 @@ def test_a_constant_batch_scales_worse_the_more_gpus_share_it():
     efficiencies = [point.efficiency for point in points]
     assert efficiencies == sorted(efficiencies, reverse=True)
     assert efficiencies[-1] < 0.5
+
+
+def test_overlap_hides_the_sum_of_gradients():
+    def exposed(overlap):
+        question = replace(QUESTION, tensor=1, fsdp=1, program=replace(MEGABERT, overlap=overlap))
+        return choose(estimate_all(question)).time.data_communication
+
+    assert exposed(0.0) > exposed(0.5) > exposed(1.0) == 0
