@@ -255,7 +255,7 @@ def _show(
 
     from ..parallel.workload import count_parameters
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 132
     shape = question.work.shape

@@ -89,9 +89,10 @@ GPUS: Mapping[str, Gpu] = {
 class Program:
     """How a program does its work: what the GPU must move and compute besides what the network asks for.
 
-    Fitted to three measured steps of megabert on an H100 (docs/scaling.md), with the GPU's matrix_rate: product_traffic,
-    product_seconds, attention_share, stream_share, norm_bytes, fixed_seconds. Assumed: fsdp_overlap, both latencies.
-    host_seconds is a compiled step of 24 layers that took 55 ms where its kernels took half. The rest follows from code.
+    Fitted to three measured steps of megabert on an H100 (docs/scaling.md), with the GPU's matrix_rate:
+    product_traffic, product_seconds, attention_share, stream_share, norm_bytes, fixed_seconds. host_seconds is of a
+    compiled step of 24 layers that took 55 ms where its kernels took half. Assumed: fsdp_overlap, both latencies. The
+    rest follows from the code.
     """
 
     product_traffic: float = 0.45
