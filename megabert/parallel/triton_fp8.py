@@ -1,0 +1,123 @@
+"""Tensors written in 8-bit floating point, as they are and transposed, in one pass over memory, in Triton.
+
+Hopper multiplies 8-bit matrices only if both are contiguous along the dim that is summed over, and a layer's three
+products sum over three dims. So each tensor is needed in both orders: a tile is read once and written twice. On the
+way go the GELU or its gradient, whose results are then never written in more bits, and the sums that are biases'
+gradients.
+
+Shape legend: T tokens (or rows of a weight), K their width, P T rounded up to a multiple of 16, B blocks of rows.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MULTIPLE = 16
+TILES: dict[str, Any] = {"TILE_ROWS": 128, "TILE_COLUMNS": 64, "num_warps": 4}
+
+
+@triton.jit
+def _gelu(hidden, VARIANT: tl.constexpr):
+    if VARIANT == "tanh":
+        return hidden * tl.sigmoid(1.5957691216057308 * (hidden + 0.044715 * hidden * hidden * hidden))
+    return 0.5 * hidden * (1.0 + tl.erf(hidden * 0.7071067811865476))
+
+
+@triton.jit
+def _gelu_slope(hidden, VARIANT: tl.constexpr):
+    if VARIANT == "tanh":
+        # 0.5 (1 + tanh(z)) is sigmoid(2 z).
+        half = tl.sigmoid(1.5957691216057308 * (hidden + 0.044715 * hidden * hidden * hidden))
+        inner = 1.5957691216057308 * (1.0 + 0.134145 * hidden * hidden)
+        return half + hidden * half * (1.0 - half) * inner
+    density = 0.3989422804014327 * tl.exp(-0.5 * hidden * hidden)
+    return 0.5 * (1.0 + tl.erf(hidden * 0.7071067811865476)) + hidden * density
+
+
+@triton.jit
+def _quantize_kernel(
+    source, hidden, unit, as_rows, as_columns, sums, num_rows, num_padded, width,
+    GELU: tl.constexpr, HAS_SUMS: tl.constexpr, LARGEST: tl.constexpr, TYPE: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Round one tile; rows behind the last one, up to `num_padded`, become 0."""
+    rows = tl.program_id(1) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    columns = tl.program_id(0) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
+    is_column = (columns < width)[None, :]
+    at = rows[:, None] * width + columns[None, :]
+    is_there = (rows < num_rows)[:, None] & is_column
+    values = tl.load(source + at, mask=is_there, other=0.0).to(tl.float32)
+    if HAS_SUMS:
+        if GELU is not None:
+            values *= _gelu_slope(tl.load(hidden + at, mask=is_there, other=0.0).to(tl.float32), GELU)
+        tl.store(sums + tl.program_id(1) * width + columns, tl.sum(values, 0), mask=columns < width)
+    elif GELU is not None:
+        values = _gelu(values, GELU)
+    values *= 1.0 / tl.load(unit)
+    rounded = tl.minimum(tl.maximum(values, -LARGEST), LARGEST).to(TYPE)
+    is_written = (rows < num_padded)[:, None] & is_column
+    tl.store(as_rows + at, rounded, mask=is_written)
+    transposed_at = columns[:, None] * num_padded + rows[None, :]
+    tl.store(as_columns + transposed_at, tl.trans(rounded), mask=tl.trans(is_written))
+
+
+def _launch(
+    source_TK: Tensor, unit: Tensor, hidden_TK: Tensor | None, gelu: str, dtype: torch.dtype, *, has_sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    source_TK = source_TK.contiguous()
+    assert source_TK.numel() < 2**31, "the kernel counts in 32 bits"
+    rows_PK, columns_KP, sums_BK = _empty(source_TK, dtype)
+    num_rows, width = source_TK.shape
+    grid = (triton.cdiv(width, TILES["TILE_COLUMNS"]), len(sums_BK))
+    _quantize_kernel[grid](
+        source_TK, source_TK if hidden_TK is None else hidden_TK.contiguous(), unit, rows_PK, columns_KP, sums_BK,
+        num_rows, len(rows_PK), width, GELU=gelu or None, HAS_SUMS=has_sums, LARGEST=torch.finfo(dtype).max,
+        TYPE=tl.float8e4nv if dtype == torch.float8_e4m3fn else tl.float8e5, **TILES,
+    )  # fmt: skip
+    return rows_PK, columns_KP, sums_BK
+
+
+def _empty(source_TK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    num_rows, width = source_TK.shape
+    padded = (num_rows + MULTIPLE - 1) // MULTIPLE * MULTIPLE
+    blocks = (padded + TILES["TILE_ROWS"] - 1) // TILES["TILE_ROWS"]
+    return (
+        source_TK.new_empty((padded, width), dtype=dtype),
+        source_TK.new_empty((width, padded), dtype=dtype),
+        source_TK.new_empty((blocks, width), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("megabert::quantize", mutates_args=())
+def quantize(source_TK: Tensor, unit: Tensor, gelu: str) -> tuple[Tensor, Tensor]:
+    """Give source / unit, or gelu(source) / unit, in e4m3: rows [P, K] and columns [K, P], the transpose.
+
+    unit: what 1 stands for, one float32 on the device. gelu: `erf`, `tanh`, or empty for none.
+    """
+    rows_PK, columns_KP, _ = _launch(source_TK, unit, None, gelu, torch.float8_e4m3fn, has_sums=False)
+    return rows_PK, columns_KP
+
+
+@quantize.register_fake
+def _(source_TK: Tensor, unit: Tensor, gelu: str) -> tuple[Tensor, Tensor]:
+    rows_PK, columns_KP, _ = _empty(source_TK, torch.float8_e4m3fn)
+    return rows_PK, columns_KP
+
+
+@torch.library.custom_op("megabert::quantize_gradient", mutates_args=())
+def quantize_gradient(
+    gradient_TK: Tensor, unit: Tensor, hidden_TK: Tensor | None, gelu: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give gradient / unit in e5m2, rows and columns, and its sums over blocks of tokens, float32 [B, K].
+
+    With `hidden_TK`, what the GELU was applied to, the gradient is first taken through the GELU.
+    """
+    return _launch(gradient_TK, unit, hidden_TK, gelu, torch.float8_e5m2, has_sums=True)
+
+
+@quantize_gradient.register_fake
+def _(gradient_TK: Tensor, unit: Tensor, hidden_TK: Tensor | None, gelu: str) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(gradient_TK, torch.float8_e5m2)
