@@ -1,4 +1,4 @@
-"""A whole job by the command, 345M from random weights: seconds to the first step, to the end, and how busy the GPU was.
+"""A whole job by the command, 345M from random weights: seconds to the first step and to the end, how busy the GPU was.
 
     python -m benchmarks.job --out FOLDER --train SQUAD.json --validation SQUAD.json --vocabulary VOCAB.txt [--where]
 
