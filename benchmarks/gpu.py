@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabert.model.attention import attend
+from megabert.model.attention import Documents, attend
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LanguageModelHead
 from megabert.parallel.graphs import Recorded
@@ -146,11 +146,9 @@ class PretrainingNetwork(nn.Module):
         self.language_model = LanguageModelHead(CONFIG, self.encoder.embeddings.word)
         initialize(self, torch.Generator().manual_seed(0), num_layers=CONFIG.num_layers)
 
-    def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, boundaries: Tensor, longest: int) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, *documents: object) -> Tensor:
         """Give the hidden vectors."""
-        from megabert.model.attention import Documents
-
-        return self.encoder(ids, positions, segments, Documents(boundaries, longest))
+        return self.encoder(ids, positions, segments, Documents(*documents[:2]))
 
 
 def pretrain(precision: str = "bf16") -> Iterator[Result]:

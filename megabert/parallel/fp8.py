@@ -69,16 +69,14 @@ class Fp8Linear(nn.Module):
         """Map [T, K] to [T, N]."""
         if torch.is_grad_enabled():
             return _Linear.apply(hidden_TK, self.weight, self.bias)
-        return self.apply_only(hidden_TK, hidden_TK.abs().amax(1).amax())
+        return self.apply_only(hidden_TK, _largest(hidden_TK))
 
-    def apply_only(self, hidden_TK: Tensor, largest: Tensor) -> Tensor:
-        """Map without a thought to gradients: rounding is then part of whatever made the input."""
+    def apply_only(self, hidden_TK: Tensor, largest: Tensor, gelu: str = "") -> Tensor:
+        """Map without a thought to gradients; `hidden_TK` goes through the GELU first if its variant is given."""
         weight_NK, weight_unit = self._frozen or _weight_only(self.weight)
         unit = _unit(largest, FORWARD)
-        padding = -len(hidden_TK) % MULTIPLE
-        padded_PK = F.pad(hidden_TK, (0, 0, 0, padding)) if padding else hidden_TK
-        mapped_PN = _product(_rounded(padded_PK, unit, FORWARD), weight_NK, unit, weight_unit, self.bias)
-        return mapped_PN[: len(hidden_TK)]
+        rows_PK = _quantize_rows(hidden_TK, unit, gelu)
+        return _product(rows_PK, weight_NK, unit, weight_unit, self.bias)[: len(hidden_TK)]
 
 
 class Fp8MLP(nn.Module):
@@ -95,7 +93,7 @@ class Fp8MLP(nn.Module):
         if torch.is_grad_enabled():
             return _MLP.apply(hidden_TK, up.weight, up.bias, down.weight, down.bias, self.gelu)
         inner_TF = up(hidden_TK)
-        return down.apply_only(gelu(inner_TF, self.gelu), _largest_behind_gelu(inner_TF))
+        return down.apply_only(inner_TF, _largest_behind_gelu(inner_TF), self.gelu)
 
 
 class _Rounded(NamedTuple):
@@ -117,7 +115,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden_KP, hidden_unit, weight_KN, weight_unit = ctx.saved_tensors
         (of_mapped_TN,) = gradients
-        of_mapped, of_bias_N = _backward_rounded(of_mapped_TN, _unit(of_mapped_TN.abs().amax(1).amax(), BACKWARD))
+        of_mapped, of_bias_N = _backward_rounded(of_mapped_TN, _unit(_largest(of_mapped_TN), BACKWARD))
         return (
             _product(of_mapped.rows_PK, weight_KN, of_mapped.unit, weight_unit)[: len(of_mapped_TN)],
             _long_product(of_mapped.columns_KP, hidden_KP, of_mapped.unit, hidden_unit),
@@ -143,7 +141,7 @@ class _MLP(torch.autograd.Function):
         hidden_KP, hidden_unit, up_KF, up_unit, down_FK, down_unit, inner_TF, active_FP, active_unit = ctx.saved_tensors
         (of_mapped_TK,) = gradients
         num_tokens, width = of_mapped_TK.shape
-        largest = of_mapped_TK.abs().amax(1).amax()
+        largest = _largest(of_mapped_TK)
         of_mapped, of_down_bias_K = _backward_rounded(of_mapped_TK, _unit(largest, BACKWARD))
         of_active_TF = _product(of_mapped.rows_PK, down_FK, of_mapped.unit, down_unit)[:num_tokens]
         # Not measured, which would take a pass over the widest tensors, but bounded: a sum of `width` products, and
@@ -179,24 +177,23 @@ def _unit(largest: Tensor, dtype: torch.dtype) -> Tensor:
     return largest.float().clamp(min=1e-30) / torch.finfo(dtype).max
 
 
+def _largest(tensor_TK: Tensor) -> Tensor:
+    # Row by row first: where rows are made by a norm, the compiler then finds the maxima on the way.
+    return tensor_TK.abs().amax(1).amax()
+
+
 def _largest_behind_gelu(inner_TF: Tensor) -> Tensor:
     """Give the largest magnitude of gelu(inner): GELU falls to -0.17 and rises from there."""
     return inner_TF.amax(1).amax().clamp(min=0.17)
 
 
-def _rounded(tensor: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    limit = torch.finfo(dtype).max
-    return (tensor.float() * (1.0 / unit)).clamp(-limit, limit).to(dtype)
-
-
 def _weight_only(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    unit = _unit(weight_NK.abs().amax(), FORWARD)
-    return _rounded(weight_NK, unit, FORWARD), unit
+    unit = _unit(_largest(weight_NK), FORWARD)
+    return _quantize_rows(weight_NK, unit, ""), unit
 
 
 def _forward_rounded(tensor_TK: Tensor) -> _Rounded:
-    # Row by row first: where rows are made by a norm, the compiler then finds the maxima on the way.
-    unit = _unit(tensor_TK.abs().amax(1).amax(), FORWARD)
+    unit = _unit(_largest(tensor_TK), FORWARD)
     return _Rounded(*_quantize(tensor_TK, unit, ""), unit)
 
 
@@ -222,11 +219,16 @@ def _quantize_gradient(
     return plain_quantize_gradient(gradient_TK, unit, hidden_TK, variant)
 
 
+def _quantize_rows(source_TK: Tensor, unit: Tensor, variant: str) -> Tensor:
+    if source_TK.is_cuda:
+        return triton_fp8.quantize_rows(source_TK, unit, variant)
+    return plain_quantize(source_TK, unit, variant)[0]
+
+
 def plain_quantize(source_TK: Tensor, unit: Tensor, variant: str) -> tuple[Tensor, Tensor]:
     """Do what triton_fp8.quantize does, in plain PyTorch."""
-    values_TK = gelu(source_TK.float(), variant) if variant else source_TK
-    rows_PK = F.pad(_rounded(values_TK, unit, FORWARD).float(), (0, 0, 0, -len(source_TK) % MULTIPLE)).to(FORWARD)
-    return rows_PK, rows_PK.t().contiguous()
+    values_TK = source_TK.float()
+    return _rounded(gelu(values_TK, variant) if variant else values_TK, unit, FORWARD)
 
 
 def plain_quantize_gradient(
@@ -238,5 +240,11 @@ def plain_quantize_gradient(
         with torch.enable_grad():
             leaf_TK = hidden_TK.detach().float().requires_grad_()
             (values_TK,) = torch.autograd.grad(gelu(leaf_TK, variant), leaf_TK, values_TK)
-    rows_PK = F.pad(_rounded(values_TK, unit, BACKWARD).float(), (0, 0, 0, -len(values_TK) % MULTIPLE)).to(BACKWARD)
-    return rows_PK, rows_PK.t().contiguous(), values_TK.sum(0, keepdim=True)
+    return (*_rounded(values_TK, unit, BACKWARD), values_TK.sum(0, keepdim=True))
+
+
+def _rounded(values_TK: Tensor, unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    limit = torch.finfo(dtype).max
+    padded_PK = F.pad(values_TK * (1.0 / unit), (0, 0, 0, -len(values_TK) % MULTIPLE))
+    rows_PK = padded_PK.clamp(-limit, limit).to(dtype)
+    return rows_PK, rows_PK.t().contiguous()

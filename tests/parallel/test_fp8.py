@@ -110,15 +110,15 @@ def test_the_kernel_rounds_as_plain_pytorch_does(variant, shape):
     torch.manual_seed(0)
     source, unit = torch.randn(shape, device="cuda").bfloat16() * 3, torch.tensor(0.02, device="cuda")
     pairs = [triton_fp8.quantize(source, unit, variant), fp8.plain_quantize(source, unit, variant)]
+    assert torch.equal(triton_fp8.quantize_rows(source, unit, variant).float(), pairs[0][0].float())
     hidden = source if variant else None
     gradient, unit = torch.randn(shape, device="cuda").bfloat16() * 1e-4, torch.tensor(1e-8, device="cuda")
     first = triton_fp8.quantize_gradient(gradient, unit, hidden, variant)
     second = fp8.plain_quantize_gradient(gradient, unit, hidden, variant)
     for found, expected in [*zip(*pairs, strict=True), *zip(first[:2], second[:2], strict=True)]:
         assert found.shape == expected.shape
-        # A few numbers lie on the edge between two of 8 bits, and the two sides compute GELU in another order.
-        assert relative(found.float(), expected.float()) < 1e-2
-        assert float((found.float() != expected.float()).float().mean()) < 1e-3
+        # A few numbers lie on the edge between two of 8 bits, and the two sides compute GELU in other ways.
+        assert relative(found.float(), expected.float()) < (1e-2 if variant else 1e-5)
     torch.testing.assert_close(first[2].sum(0), second[2][0], rtol=1e-4, atol=1e-6)
 
 
@@ -128,10 +128,11 @@ def test_compiled_layers_give_what_plain_ones_do():
     cast(model, "fp8")
     model.cuda()
     tokens = torch.arange(120, device="cuda").view(3, 40) % 60
+    weights = torch.randn(3, 40, 64, device="cuda")
     found = []
     for _ in range(2):
         hidden = model.encoder(tokens)
-        gradients = torch.autograd.grad(hidden.float().square().sum(), list(model.encoder.parameters()))
+        gradients = torch.autograd.grad((hidden.float() * weights).sum(), list(model.encoder.parameters()))
         found.append([hidden, *gradients])
         compile_layers(model)
     assert all(relative(first, second) < 0.1 for first, second in zip(*found, strict=True))
