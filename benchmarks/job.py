@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,13 +46,14 @@ def child(given: list[str], report: Path) -> None:
     """Run the command; write when the first and the last step were made, and where the time before went."""
     began = float(os.environ["BEGAN"])
     steps: list[float] = []
-    places: Counter[str] = Counter()
-    after: Counter[str] = Counter()
+    places: defaultdict[str, float] = defaultdict(float)
+    after: defaultdict[str, float] = defaultdict(float)
     main_thread = threading.get_ident()
 
     def watch() -> None:
         """Look at the main thread; note the steps as soon as the module that makes them is there."""
         is_noting = False
+        before = time.time()
         while True:
             time.sleep(PAUSE)
             module = sys.modules.get("megabert.train.step")
@@ -60,15 +61,22 @@ def child(given: list[str], report: Path) -> None:
                 note_steps(module, steps)
                 is_noting = True
             if "WHERE" in os.environ:
-                (after if steps else places)[place(sys._current_frames()[main_thread])] += 1
+                now = time.time()  # a thread that holds the interpreter makes the pause longer
+                (after if steps else places)[place(sys._current_frames()[main_thread])] += now - before
+                before = now
 
     threading.Thread(target=watch, daemon=True).start()
     from megabert.cli import main
 
     code = main(given)
     found = {"first": steps[0] - began, "last": steps[-1] - began, "end": time.time() - began, "num_steps": len(steps)}
-    report.write_text(json.dumps(found | {"places": places.most_common(40), "after": after.most_common(25)}))
+    report.write_text(json.dumps(found | {"places": longest(places), "after": longest(after)}))
     raise SystemExit(code)
+
+
+def longest(places: dict[str, float]) -> list[tuple[str, float]]:
+    """Give where most time was spent."""
+    return sorted(places.items(), key=lambda item: -item[1])[:25]
 
 
 def note_steps(module: Any, steps: list[float]) -> None:
@@ -147,8 +155,8 @@ def main() -> None:
             flush=True,
         )
         for title, places in (("before the first step", found["places"]), ("after it", found["after"])):
-            for where, count in places if arguments.where else []:
-                print(f"  {title}: {count * PAUSE:6.2f} s  {where}", flush=True)
+            for where, seconds in places if arguments.where else []:
+                print(f"  {title}: {seconds:6.2f} s  {where}", flush=True)
 
 
 if __name__ == "__main__":
