@@ -130,18 +130,6 @@ def _forward_kernel(
 
 
 @triton.jit
-def _delta_kernel(out, d_out, delta, keep, num_tokens, HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr):
-    """Sum out * d_out over the head dim, times `keep`: what the softmax's gradient subtracts."""
-    head = tl.program_id(1)
-    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    is_token = tokens < num_tokens
-    at = tokens[:, None] * HEADS * DIM + head * DIM + tl.arange(0, DIM)[None, :]
-    first = tl.load(out + at, mask=is_token[:, None], other=0.0).to(tl.float32)
-    second = tl.load(d_out + at, mask=is_token[:, None], other=0.0).to(tl.float32)
-    tl.store(delta + head * num_tokens + tokens, tl.sum(first * second, 1) * keep, mask=is_token)
-
-
-@triton.jit
 def _add_rows(
     state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, first_place, seed, length,
     scale, threshold, head,
@@ -185,7 +173,7 @@ def _add_rows(
 
 @triton.jit
 def _backward_keys_kernel(
-    qkv, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
+    qkv, out, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -263,11 +251,14 @@ def _add_columns(
 
 @triton.jit
 def _backward_queries_kernel(
-    qkv, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
+    qkv, out, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of one tile of queries of one head of one document."""
+    """Compute the gradients of one tile of queries of one head of one document.
+
+    Also fills `delta`, the sums of out * d_out over the head dim: what the softmax's gradient subtracts.
+    """
     head = tl.program_id(1)
     document = tl.program_id(2)
     start = tl.load(boundaries + document)
@@ -284,7 +275,9 @@ def _backward_queries_kernel(
     query = tl.load(qkv_base + own_at, mask=is_own[:, None], other=0.0)
     d_mixed = tl.load(d_out + d_mixed_at, mask=is_own[:, None], other=0.0)
     own_lse = tl.load(lse + head * num_tokens + start + own, mask=is_own, other=float("inf"))
-    own_delta = tl.load(delta + head * num_tokens + start + own, mask=is_own, other=0.0)
+    mixed = tl.load(out + d_mixed_at, mask=is_own[:, None], other=0.0)
+    own_delta = tl.sum(mixed.to(tl.float32) * d_mixed.to(tl.float32), 1) * keep
+    tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
     own_hashes = _row_hash(tl.load(seeds), (start + own) * HEADS + head)
     d_query = tl.zeros([TILE, DIM], tl.float32)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
@@ -348,15 +341,12 @@ def document_attention_backward(
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
     delta_HT = torch.empty_like(lse_HT)
     threshold, keep = _chances(dropout)
-    _delta_kernel[(triton.cdiv(num_tokens, 64), heads)](
-        mixed_THK, d_mixed_THK, delta_HT, keep, num_tokens, HEADS=heads, DIM=dim, TILE=64
-    )
     options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
     grid = (triton.cdiv(longest, options["TILE"]), heads, len(boundaries_N1) - 1)
-    # Twice over the tokens, so that nothing is added up atomically; two kernels, for they need other registers.
-    for kernel in (_backward_keys_kernel, _backward_queries_kernel):
+    # Twice over the tokens, so that nothing is added up atomically. Queries first: they make `delta`.
+    for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
-            qkv_TH3K, d_mixed_THK, lse_HT, delta_HT, d_qkv_TH3K, boundaries_N1, seed_1,
+            qkv_TH3K, mixed_THK, d_mixed_THK, lse_HT, delta_HT, d_qkv_TH3K, boundaries_N1, seed_1,
             LOG2_E / math.sqrt(dim), threshold, keep, num_tokens,
             HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
         )  # fmt: skip

@@ -58,12 +58,16 @@ class Fp8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self._frozen: tuple[Tensor, Tensor] | None = None
+        self._frozen: _Weight | None = None
 
     def freeze(self) -> None:
         """Round the weight once, for it will not change any more."""
         with torch.no_grad():
-            self._frozen = _weight_only(self.weight)
+            self._frozen = _Weight.of(self.weight)
+
+    def rounded(self) -> "_Weight":
+        """Give the weight in 8 bits."""
+        return self._frozen or _Weight.of(self.weight)
 
     def forward(self, hidden_TK: Tensor) -> Tensor:
         """Map [T, K] to [T, N]."""
@@ -73,10 +77,9 @@ class Fp8Linear(nn.Module):
 
     def apply_only(self, hidden_TK: Tensor, largest: Tensor, gelu: str = "") -> Tensor:
         """Map without a thought to gradients; `hidden_TK` goes through the GELU first if its variant is given."""
-        weight_NK, weight_unit = self._frozen or _weight_only(self.weight)
-        unit = _unit(largest, FORWARD)
+        weight, unit = self.rounded(), _unit(largest, FORWARD)
         rows_PK = _quantize_rows(hidden_TK, unit, gelu)
-        return _product(rows_PK, weight_NK, unit, weight_unit, self.bias)[: len(hidden_TK)]
+        return _product(rows_PK, weight.rows_NK, unit, weight.unit, self.bias)[: len(hidden_TK)]
 
 
 class Fp8MLP(nn.Module):
@@ -93,7 +96,20 @@ class Fp8MLP(nn.Module):
         if torch.is_grad_enabled():
             return _MLP.apply(hidden_TK, up.weight, up.bias, down.weight, down.bias, self.gelu)
         inner_TF = up(hidden_TK)
-        return down.apply_only(inner_TF, _largest_behind_gelu(inner_TF), self.gelu)
+        return down.apply_only(inner_TF, _bound(hidden_TK, up.rounded().longest_row, up.bias), self.gelu)
+
+
+class _Weight(NamedTuple):
+    """A weight as networks need it that do not learn."""
+
+    rows_NK: Tensor
+    unit: Tensor
+    longest_row: Tensor
+
+    @classmethod
+    def of(cls, weight_NK: Tensor) -> "_Weight":
+        unit = _unit(_largest(weight_NK), FORWARD)
+        return cls(_quantize_rows(weight_NK, unit, ""), unit, _longest_row(weight_NK))
 
 
 class _Rounded(NamedTuple):
@@ -130,7 +146,7 @@ class _MLP(torch.autograd.Function):
     ) -> Tensor:
         hidden, up, down = _forward_rounded(hidden_TK), _forward_rounded(up_FK), _forward_rounded(down_KF)
         inner_TF = _product(hidden.rows_PK, up.rows_PK, hidden.unit, up.unit, up_bias_F)[: len(hidden_TK)]
-        unit = _unit(_largest_behind_gelu(inner_TF), FORWARD)
+        unit = _unit(_bound(hidden_TK, _longest_row(up_FK), up_bias_F), FORWARD)
         active = _Rounded(*_quantize(inner_TF, unit, gelu), unit)
         ctx.gelu = gelu
         ctx.save_for_backward(*hidden[1:], *up[1:], *down[1:], inner_TF, *active[1:])
@@ -178,18 +194,28 @@ def _unit(largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _largest(tensor_TK: Tensor) -> Tensor:
-    # Row by row first: where rows are made by a norm, the compiler then finds the maxima on the way.
-    return tensor_TK.abs().amax(1).amax()
+    """Give the largest magnitude."""
+    width = tensor_TK.shape[1]
+    while width > 1024 and width % 2 == 0:
+        width //= 2
+    # Row by row first: where rows are made by a norm, the compiler then finds the maxima on the way. It reads short
+    # rows at the memory's rate, long ones at half of it.
+    return tensor_TK.reshape(-1, width).abs().amax(1).amax()
 
 
-def _largest_behind_gelu(inner_TF: Tensor) -> Tensor:
-    """Give the largest magnitude of gelu(inner): GELU falls to -0.17 and rises from there."""
-    return inner_TF.amax(1).amax().clamp(min=0.17)
+def _bound(hidden_TK: Tensor, longest_row: Tensor, bias_N: Tensor) -> Tensor:
+    """Bound the magnitudes of a product with a weight whose longest row is given, and of GELU behind it.
+
+    To measure them would take a pass over the widest tensor. No sum is larger than its two vectors are long (Cauchy
+    and Schwarz), and 8-bit numbers are as precise some powers of two below the bound as at it: e4m3 spans 18.
+    """
+    longest = hidden_TK.float().square().sum(1).amax().sqrt()
+    # Rounding makes a number larger by 1 / 16 at most; GELU falls to -0.17.
+    return (1.13 * longest * longest_row + bias_N.abs().amax()).clamp(min=0.17)
 
 
-def _weight_only(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    unit = _unit(_largest(weight_NK), FORWARD)
-    return _quantize_rows(weight_NK, unit, ""), unit
+def _longest_row(weight_NK: Tensor) -> Tensor:
+    return weight_NK.float().square().sum(1).amax().sqrt()
 
 
 def _forward_rounded(tensor_TK: Tensor) -> _Rounded:
