@@ -103,7 +103,7 @@ def test_devices_and_sizes_without_it_are_told():
 
 @needs_gpu
 @pytest.mark.parametrize("variant", ["", "erf", "tanh"])
-@pytest.mark.parametrize("shape", [(64, 64), (333, 1040), (1000, 48)])
+@pytest.mark.parametrize("shape", [(64, 64), (333, 1040), (1000, 48), (2048, 4096)])
 def test_the_kernel_rounds_as_plain_pytorch_does(variant, shape):
     from megabert.parallel import triton_fp8
 
