@@ -70,6 +70,25 @@ def _values(
 
 
 @triton.jit
+def _round_pairs(even, odd, IS_GRADIENT: tl.constexpr):
+    """Round to 8 bits, e4m3 or for gradients e5m2, and put two in 16 bits, `odd` in the upper ones.
+
+    What is too large becomes the largest number. In PTX: Triton 3.6 rounds some tiles wrongly by itself.
+    """
+    if IS_GRADIENT:
+        pairs = tl.inline_asm_elementwise(
+            "{ .reg .b16 both; cvt.rn.satfinite.e5m2x2.f32 both, $1, $2; cvt.u32.u16 $0, both; }",
+            "=r,f,f", args=[odd, even], dtype=tl.uint32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        pairs = tl.inline_asm_elementwise(
+            "{ .reg .b16 both; cvt.rn.satfinite.e4m3x2.f32 both, $1, $2; cvt.u32.u16 $0, both; }",
+            "=r,f,f", args=[odd, even], dtype=tl.uint32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return pairs.to(tl.uint16)
+
+
+@triton.jit
 def _store_rows(rounded, as_rows, rows, columns, num_padded, width):
     is_written = (rows < num_padded)[:, None] & (columns < width)[None, :]
     tl.store(as_rows + rows[:, None] * width + columns[None, :], rounded, mask=is_written)
@@ -78,13 +97,13 @@ def _store_rows(rounded, as_rows, rows, columns, num_padded, width):
 @triton.jit
 def _quantize_kernel(
     source, hidden, unit, as_rows, as_columns, sums, num_rows, num_padded, num_pairs, width,
-    GELU: tl.constexpr, IS_GRADIENT: tl.constexpr, HAS_COLUMNS: tl.constexpr, TYPE: tl.constexpr,
+    GELU: tl.constexpr, IS_GRADIENT: tl.constexpr, HAS_COLUMNS: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Round one tile; rows behind the last one, up to `num_padded`, become 0.
 
-    Even and odd rows are tiles of their own, and columns are written in pairs of two rows, as 16-bit numbers: of 8-bit
-    ones Triton 3.6 transposes some wrongly. What is too large becomes the largest number (cvt.satfinite).
+    Even and odd rows are tiles of their own, for the instruction rounds two numbers at once: two rows' as columns are
+    written are one 16-bit number.
     """
     pairs = tl.program_id(1) * (TILE_ROWS // 2) + tl.arange(0, TILE_ROWS // 2)
     columns = tl.program_id(0) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
@@ -93,16 +112,13 @@ def _quantize_kernel(
     if IS_GRADIENT:
         tl.store(sums + tl.program_id(1) * width + columns, tl.sum(even + odd, 0), mask=columns < width)
     scale = 1.0 / tl.load(unit)
-    even = (even * scale).to(TYPE)
-    odd = (odd * scale).to(TYPE)
-    _store_rows(even, as_rows, 2 * pairs, columns, num_padded, width)
-    _store_rows(odd, as_rows, 2 * pairs + 1, columns, num_padded, width)
+    both = _round_pairs(even * scale, odd * scale, IS_GRADIENT)
+    _store_rows((both & 0xFF).to(tl.uint8), as_rows, 2 * pairs, columns, num_padded, width)
+    _store_rows((both >> 8).to(tl.uint8), as_rows, 2 * pairs + 1, columns, num_padded, width)
     if HAS_COLUMNS:
-        low = even.to(tl.uint8, bitcast=True).to(tl.uint16)
-        high = odd.to(tl.uint8, bitcast=True).to(tl.uint16)
         at = columns[:, None] * num_pairs + pairs[None, :]
         is_written = (columns < width)[:, None] & (pairs < num_pairs)[None, :]
-        tl.store(as_columns + at, tl.trans(low | (high << 8)), mask=is_written)
+        tl.store(as_columns + at, tl.trans(both), mask=is_written)
 
 
 def _launch(
@@ -115,10 +131,9 @@ def _launch(
     num_rows, width = source_TK.shape
     grid = (triton.cdiv(width, TILES["TILE_COLUMNS"]), len(sums_BK))
     _quantize_kernel[grid](
-        source_TK, source_TK if hidden_TK is None else hidden_TK.contiguous(), unit, rows_PK,
+        source_TK, source_TK if hidden_TK is None else hidden_TK.contiguous(), unit, rows_PK.view(torch.uint8),
         columns_KP.view(torch.uint16), sums_BK, num_rows, len(rows_PK), len(rows_PK) // 2, width,
-        GELU=gelu or None, IS_GRADIENT=is_gradient, HAS_COLUMNS=has_columns,
-        TYPE=tl.float8e4nv if dtype == torch.float8_e4m3fn else tl.float8e5, **TILES,
+        GELU=gelu or None, IS_GRADIENT=is_gradient, HAS_COLUMNS=has_columns, **TILES,
     )  # fmt: skip
     return rows_PK, columns_KP, sums_BK
 
