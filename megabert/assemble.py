@@ -18,7 +18,7 @@ from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
 from .model.shape import EncoderConfig
 from .parallel.mesh import find_device, find_precision
-from .parallel.plan import cast
+from .parallel.plan import cast, freeze
 from .settings import LanguageModelSettings, ModelSettings, Settings
 from .tasks import task as tasks
 from .tasks.task import Task
@@ -358,6 +358,7 @@ def load_run(
     precision = find_precision(precision, device)
     model.to(device).eval()
     cast(model, precision)
+    freeze(model)
     return Predictor(task, model, tokenizer, device, precision)
 
 

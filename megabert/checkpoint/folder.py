@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..storage import whole_folder
+from ..text.ahead import ahead
 from .containers import SAFETENSORS_DTYPES, open_file
 from .lazy import LazyTensor, Loaded, Readable
 
@@ -198,8 +200,9 @@ def _read_verified(file: Path, record: Any) -> bytes:
 def _write_tensors(folder: Path, group: str, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:
     readables = {name: Loaded(item) if isinstance(item, Tensor) else item for name, item in tensors.items()}
     entries = {name: (item.dtype, tuple(item.shape)) for name, item in readables.items()}
-    pieces = safetensors_pieces(entries, (item.read() for item in readables.values()))
-    return write_file(folder / f"{group}.safetensors", pieces)
+    # Fetched from a device, or read, while those before are written.
+    with closing(ahead(lambda item: item.read(), readables.values())) as read:
+        return write_file(folder / f"{group}.safetensors", safetensors_pieces(entries, read))
 
 
 def _json_bytes(document: Any) -> bytes:

@@ -5,18 +5,29 @@ import threading
 import torch
 from torch import nn
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+from .fp8 import Fp8Linear, use_fp8
+
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "fp8": torch.bfloat16}
 
 
 def cast(model: nn.Module, precision: str) -> None:
     """Let a network compute in the precision, all but a task's small head: weights and what flows between layers.
 
     What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and
-    bfloat16 are those of Megatron-LM's --fp16 and --bf16.
+    bfloat16 are those of Megatron-LM's --fp16 and --bf16; fp8 is bfloat16 with the layers' products in 8 bits.
     """
     for name, child in model.named_children():
         if name != "head" or child.is_large:
             child.to(DTYPES[precision])
+    if precision == "fp8":
+        use_fp8(model.get_submodule("encoder"))  # type: ignore[arg-type]
+
+
+def freeze(model: nn.Module) -> None:
+    """Do once what depends on weights alone, for they will not change any more."""
+    for module in model.modules():
+        if isinstance(module, Fp8Linear):
+            module.freeze()
 
 
 def find_compilation(asked: bool | None, device: torch.device) -> bool:

@@ -1,10 +1,13 @@
-"""Checkpoints written while a GPU goes on: its tensors are copied to the host, a thread writes them to the disk."""
+"""Checkpoints written while a GPU goes on: its tensors are copied, a thread fetches the copies and writes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
+
+import torch
+from torch import Tensor
 
 from ..checkpoint.run import Contents
 
@@ -39,13 +42,25 @@ class Saver:
         if self._executor is None or is_last:
             write(contents)
             return
-        tensors = {
-            group: {name: item.cpu() for name, item in items.items()} for group, items in contents.tensors.items()
-        }
-        self._last = self._executor.submit(write, replace(contents, tensors=tensors))
+        copies = {group: _copied(items) for group, items in contents.tensors.items()}
+        done = torch.cuda.Event()
+        done.record()
+
+        def write_copies() -> None:
+            done.synchronize()
+            write(replace(contents, tensors=copies))
+
+        self._last = self._executor.submit(write_copies)
 
     def wait(self) -> None:
         """Wait until all is on the disk."""
         if self._last is not None:
             last, self._last = self._last, None
             last.result()
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors where they are, a matter of milliseconds; to the host if the GPU has no room to spare for that."""
+    size = sum(item.nbytes for item in tensors.values())
+    free, _ = torch.cuda.mem_get_info()
+    return {name: item.detach().clone() if size < free / 2 else item.cpu() for name, item in tensors.items()}
