@@ -31,10 +31,10 @@ def main() -> None:
     folder = Path("runs") / "demo" / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True)
     print(
-        f"This demo shows the way from a SQuAD file to an answer. It starts from {ENCODER}, the small Megatron-BERT\n"
-        "that comes with megabert: 11.7M parameters, pre-trained in nine minutes. From the 44 paragraphs and 104 notes of\n"
-        "the sample it learns little beyond what stands there; real answers need a published checkpoint and more data\n"
-        "(see the README)."
+        f"This demo shows the way from a SQuAD file to an answer. It starts from {ENCODER}, the small\n"
+        "Megatron-BERT that comes with megabert: 11.7M parameters, pre-trained in nine minutes. From the 44 paragraphs\n"
+        "and 104 notes of the sample it learns little beyond what stands there; real answers need a published\n"
+        "checkpoint and more data (see the README)."
     )
     run(
         "train",
@@ -49,7 +49,7 @@ def main() -> None:
         "model.optim.lr=5e-4",
         "model.optim.sched.name=WarmupAnnealing",
         "model.optim.sched.warmup_ratio=0.1",
-        "trainer.max_epochs=6",
+        "trainer.max_epochs=2",
         "trainer.val_check_interval=0",
         "trainer.gradient_clip_val=1.0",
         "trainer.accelerator=cpu",
