@@ -32,7 +32,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     print(
         f"This demo shows the way from a SQuAD file to an answer. It starts from {ENCODER}, the small\n"
-        "Megatron-BERT that comes with megabert: 11.7M parameters, pre-trained in nine minutes. From the 44 paragraphs\n"
+        "Megatron-BERT that comes with megabert: 11.7M parameters, pre-trained in nine minutes. From 44 paragraphs\n"
         "and 104 notes of the sample it learns little beyond what stands there; real answers need a published\n"
         "checkpoint and more data (see the README)."
     )

@@ -55,10 +55,10 @@ def test_the_two_tell_texts_of_their_domains_apart(tmp_path):
     from megabert.tasks import task as tasks
 
     texts = {
-        "megabert-mini-uncased": "The president of the United States spoke to the members of the Congress about the war "
-        "and the peace of the world. He was the son of a farmer and lived in the city of New York for many years.",
-        "biomegabert-mini-uncased": "The patients were treated with the drug for six weeks in a randomized "
-        "placebo controlled clinical trial. The expression of the gene was measured in the liver cells of transgenic mice.",
+        "megabert-mini-uncased": "The president of the United States spoke to the members of the Congress about the "
+        "war and the peace of the world. He was the son of a farmer and lived in the city of New York for years.",
+        "biomegabert-mini-uncased": "The patients were treated with the drug for six weeks in a randomized, placebo "
+        "controlled clinical trial. The expression of the gene was measured in the liver cells of mice.",
     }
     kind = tasks.find("masked_language_model")
     losses = {}
