@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabert.model.attention import attend
+from megabert.model.attention import Documents, attend
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LanguageModelHead
 from megabert.parallel.graphs import Recorded
-from megabert.parallel.plan import cast, compile_layers
+from megabert.parallel.plan import cast, compile_layers, freeze
 from megabert.settings import OptimizerSettings
 from megabert.text.batch import Batch, pack
 from megabert.text.loader import Loader
@@ -104,16 +104,17 @@ def attention() -> Iterator[Result]:
                 yield measured(f"attention forward, {name}: {what}", graph.replay, tokens, None, calls=20)
 
 
-def finetune(num_texts: int, **changes: object) -> Iterator[Result]:
+def finetune(num_texts: int, precision: str = "bf16") -> Iterator[Result]:
     """Time the fine-tuning step."""
     lengths = lengths_like_squad(num_texts * 12)
     loader = Loader(texts(lengths), num_texts, LONGEST, 0, seed=0, static_epochs=1)
     model = question_answering_model(CONFIG).to(DEVICE).train()
     compile_layers(model)
-    stepper = RecordedStepper(model, span_loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, accumulate=1)
+    settings = OptimizerSettings()
+    stepper = RecordedStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
     torch.cuda.reset_peak_memory_stats()
-    yield from _steps(f"fine-tuning step, {num_texts} texts", stepper, steps, lengths)
+    yield from _steps(f"fine-tuning step, {num_texts} texts, {precision}", stepper, steps, lengths)
 
 
 def _steps(
@@ -145,14 +146,12 @@ class PretrainingNetwork(nn.Module):
         self.language_model = LanguageModelHead(CONFIG, self.encoder.embeddings.word)
         initialize(self, torch.Generator().manual_seed(0), num_layers=CONFIG.num_layers)
 
-    def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, boundaries: Tensor, longest: int) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, *documents: object) -> Tensor:
         """Give the hidden vectors."""
-        from megabert.model.attention import Documents
-
-        return self.encoder(ids, positions, segments, Documents(boundaries, longest))
+        return self.encoder(ids, positions, segments, Documents(*documents[:2]))
 
 
-def pretrain() -> Iterator[Result]:
+def pretrain(precision: str = "bf16") -> Iterator[Result]:
     """Time the pre-training step: 64 texts of 512 tokens, 15 % masked."""
     lengths = np.full(64, 512)
     model = PretrainingNetwork().to(DEVICE).train()
@@ -175,16 +174,19 @@ def pretrain() -> Iterator[Result]:
         item.targets["places"] = np.sort(random.permutation(512)[:per_text]) + 512 * number
         item.targets["words"] = random.integers(1000, 30_000, per_text)
     del places
-    stepper = RecordedStepper(model, loss, OptimizerSettings(), precision="bf16", clip=1.0, seed=0, accumulate=1)
+    settings = OptimizerSettings()
+    stepper = RecordedStepper(model, loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     batch = pack(items, 512, 0)
-    yield from _steps("pre-training step, 64 x 512", stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)
+    what = f"pre-training step, 64 x 512, {precision}"
+    yield from _steps(what, stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)
 
 
-def inference() -> Iterator[Result]:
+def inference(precision: str = "bf16") -> Iterator[Result]:
     """Time the network's outputs for batches of about 16 thousand tokens."""
     lengths = lengths_like_squad(96)
     model = question_answering_model(CONFIG).to(DEVICE).eval()
-    cast(model, "bf16")
+    cast(model, precision)
+    freeze(model)
     compile_layers(model)
     batch = pack(texts(lengths), LONGEST, 0).to(DEVICE)
     with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
@@ -195,9 +197,11 @@ def inference() -> Iterator[Result]:
             for _ in range(4):
                 run()
             how = "compiled, CUDA graph" if graphs else "compiled"
-            yield measured(f"inference, {how}", run, int(lengths.sum()), forward_flops(CONFIG, lengths), calls=10)
+            yield measured(
+                f"inference, {precision}, {how}", run, int(lengths.sum()), forward_flops(CONFIG, lengths), calls=10
+            )
             if PROFILE and graphs:
-                profile("inference", run, 1)
+                profile(f"inference, {precision}", run, 1)
 
 
 def transformers() -> Iterator[Result]:
@@ -286,6 +290,10 @@ SECTIONS: dict[str, Callable[[], Iterator[Result]]] = {
     "finetune_16k": partial(finetune, 96),
     "pretrain": pretrain,
     "inference": inference,
+    "finetune_fp8": partial(finetune, 32, "fp8"),
+    "finetune_16k_fp8": partial(finetune, 96, "fp8"),
+    "pretrain_fp8": partial(pretrain, "fp8"),
+    "inference_fp8": partial(inference, "fp8"),
     "transformers": transformers,
 }
 PROFILE = False

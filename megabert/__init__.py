@@ -24,8 +24,8 @@ def load(
 ) -> "Predictor":
     """Load a run folder that training wrote, ready to predict; its best checkpoint is taken.
 
-    Needs no network and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16 or 16; `task` is
-    the file of a task of your own. Raises CheckpointError if the folder is not a run or is damaged.
+    Needs no network and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16, 16 or fp8;
+    `task` is the file of a task of your own. Raises CheckpointError if the folder is not a run or is damaged.
     """
     from pathlib import Path
 

@@ -1,6 +1,5 @@
 """Files to networks: the language model that settings name, a run that was trained, an encoder by itself."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,10 +18,11 @@ from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
 from .model.shape import EncoderConfig
 from .parallel.mesh import find_device, find_precision
-from .parallel.plan import cast
+from .parallel.plan import cast, freeze
 from .settings import LanguageModelSettings, ModelSettings, Settings
 from .tasks import task as tasks
 from .tasks.task import Task
+from .text.bpe import read_tokenizer, tokenizer_of
 from .text.tokenizer import Tokenizer
 
 # What keeps random initial weights of encoder and head apart although they come from one seed.
@@ -48,6 +48,7 @@ class _Source:
 
     weights: Path | None
     vocabulary: Path | None = None
+    merges: Path | None = None
     lower_case: bool | None = None
     published: str | None = None
     """The published name whose vocabulary serves where nothing else gives one."""
@@ -55,21 +56,27 @@ class _Source:
     """What is known of a published network: NVIDIA's BioMegatron files do not hold their sizes."""
 
 
-def load_language_model(model: ModelSettings, *, home: Path, seed: int) -> LanguageModel:
+def load_language_model(
+    model: ModelSettings, *, home: Path, seed: int, random_shape: Mapping[str, Any] | None = None
+) -> LanguageModel:
     """Load the encoder and tokenizer that `model.language_model` and `model.tokenizer` name.
 
+    `random_shape` is what a network with random weights is where the settings do not say it.
     Downloads published checkpoints into `home` where they are not there yet. Raises ConfigError where the settings
     name nothing loadable, CheckpointError where the files do not fit.
     """
     settings = model.language_model
     source = _find_source(settings, home)
     if model.tokenizer.vocab_file is not None:
-        source = replace(source, vocabulary=Path(model.tokenizer.vocab_file))
+        merges = model.tokenizer.merges_file
+        source = replace(
+            source, vocabulary=Path(model.tokenizer.vocab_file), merges=None if merges is None else Path(merges)
+        )
     if model.tokenizer.do_lower_case is not None:
         source = replace(source, lower_case=model.tokenizer.do_lower_case)
     config, config_source = _given_config(settings, source)
     if source.weights is None:
-        return _random_language_model(source, config, config_source, settings, seed)
+        return _random_language_model(source, config, config_source, settings, seed, random_shape or {})
     checkpoint = foreign.open_checkpoint(
         source.weights, config=config, config_source=config_source, qkv_layout=settings.qkv_layout
     )
@@ -96,15 +103,14 @@ def _tokenizer_of(checkpoint: foreign.Checkpoint, source: _Source) -> Tokenizer:
     """Make the tokenizer of the vocabulary that is given, or of the one that lies beside the weights."""
     lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
     if source.vocabulary is not None:
-        return Tokenizer.from_file(source.vocabulary, lower_case=lower_case)
-    if "vocab.txt" not in checkpoint.tokenizer_files:
+        return read_tokenizer(source.vocabulary, source.merges, lower_case=lower_case)
+    tokenizer = tokenizer_of(checkpoint.tokenizer_files, lower_case=lower_case, source=checkpoint.tokenizer_source)
+    if tokenizer is None:
         raise ConfigError(
-            f"{source.weights} comes without a vocabulary. Give the vocab.txt that it was trained with: "
-            "model.tokenizer.vocab_file=FILE."
+            f"{source.weights} comes without a vocabulary. Give the vocab.txt (of GPT-2: vocab.json, merges.txt beside "
+            "it) that it was trained with: model.tokenizer.vocab_file=FILE."
         )
-    return Tokenizer.from_bytes(
-        checkpoint.tokenizer_files["vocab.txt"], lower_case=lower_case, source=checkpoint.tokenizer_source
-    )
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -136,18 +142,17 @@ def open_source(
         source.weights, config=config, config_source=config_source, qkv_layout=qkv_layout
     )
     vocabulary = vocab_file or source.vocabulary
-    if vocabulary is not None and vocabulary.suffix == ".json":  # GPT-2's, with its merges beside it
-        checkpoint = replace(checkpoint, tokenizer_files=foreign.find_tokenizer(vocabulary.parent)[1])
-    elif vocabulary is not None:
-        files = {"vocab.txt": Tokenizer.from_file(vocabulary).vocabulary_text().encode()}
+    if vocabulary is not None:
+        given = read_tokenizer(vocabulary, None, lower_case=None).files()
+        files = {name: content.encode() for name, content in given.items()}
         checkpoint = replace(checkpoint, tokenizer_files=files, tokenizer_source=str(vocabulary))
     lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
+    tokenizer = tokenizer_of(checkpoint.tokenizer_files, lower_case=lower_case, source=checkpoint.tokenizer_source)
+    if tokenizer is None:
+        return OpenedSource(checkpoint, None)
     if "vocab.txt" in checkpoint.tokenizer_files:
-        tokenizer = _tokenizer_of(checkpoint, _Source(source.weights, lower_case=lower_case))
-        return OpenedSource(replace(checkpoint, lower_case=tokenizer.lower_case), len(tokenizer))
-    if "vocab.json" in checkpoint.tokenizer_files:
-        return OpenedSource(checkpoint, len(json.loads(checkpoint.tokenizer_files["vocab.json"])))
-    return OpenedSource(checkpoint, None)
+        checkpoint = replace(checkpoint, lower_case=tokenizer.lower_case)
+    return OpenedSource(checkpoint, len(tokenizer))
 
 
 def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -174,7 +179,7 @@ def _find_source(settings: LanguageModelSettings, home: Path) -> _Source:
             "--bert_checkpoint FILE_OR_FOLDER (and --bert_config FILE where it does not hold its sizes)."
         )
     known = asdict(files.published.architecture) if files.published.architecture is not None else {}
-    return _Source(files.weights, files.vocabulary, lower_case, config=known)
+    return _Source(files.weights, files.vocabulary, lower_case=lower_case, config=known)
 
 
 def _given_config(settings: LanguageModelSettings, source: _Source) -> tuple[Mapping[str, Any], str]:
@@ -191,7 +196,12 @@ def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
 
 
 def _random_language_model(
-    source: _Source, config: Mapping[str, Any], config_source: str, settings: LanguageModelSettings, seed: int
+    source: _Source,
+    config: Mapping[str, Any],
+    config_source: str,
+    settings: LanguageModelSettings,
+    seed: int,
+    random_shape: Mapping[str, Any],
 ) -> LanguageModel:
     if source.vocabulary is None:
         raise ConfigError("An encoder with random weights needs a vocabulary: model.tokenizer.vocab_file=FILE.")
@@ -204,8 +214,9 @@ def _random_language_model(
             "model.language_model.pretrained_model_name=null starts from random weights and needs their shape: "
             "model.language_model.config={hidden_size: 256, num_layers: 4, num_attention_heads: 4}."
         )
-    tokenizer = Tokenizer.from_file(source.vocabulary, lower_case=source.lower_case)
-    shape = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512} | shape | _dropout(settings)
+    tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
+    defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **random_shape}
+    shape = defaults | shape | _dropout(settings)
     encoder = _new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     draw(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", (), is_random=True)
@@ -315,13 +326,15 @@ def restore(
                 task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
-        tokens = contents.texts["vocab.txt"].removesuffix("\n").split("\n")
         lower_case = contents.documents["tokenizer"]["lower_case"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
     task = task_type(settings)
     task.restore_state(contents.documents.get("task", {}))
-    tokenizer = Tokenizer(tokens, lower_case=lower_case, source=f"{folder}/vocab.txt")
+    files = {name: content.encode() for name, content in contents.texts.items()}
+    tokenizer = tokenizer_of(files, lower_case=lower_case, source=str(folder))
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
     with torch.device("meta"):
         model = TaskModel(Encoder(config), task.head(config))
     give_memory(model)
@@ -345,6 +358,7 @@ def load_run(
     precision = find_precision(precision, device)
     model.to(device).eval()
     cast(model, precision)
+    freeze(model)
     return Predictor(task, model, tokenizer, device, precision)
 
 

@@ -74,7 +74,8 @@ class Predictor:
     ) -> Evaluation:
         """Predict and score examples that have answers. `features` saves building them again and again."""
         if features is None:
-            features = self.task.features(examples, self.tokenizer, with_targets=with_loss)
+            with_targets = with_loss or self.model.head.takes_targets
+            features = self.task.features(examples, self.tokenizer, with_targets=with_targets)
         logits, loss = self._logits(features, progress, with_loss=with_loss)
         predictions = self.task.decode(examples, features, logits)
         return Evaluation(self.task.score(examples, predictions), examples, predictions, loss)

@@ -176,7 +176,7 @@ def _batches(checkpoint: Checkpoint, text: str) -> list[tuple[Tensor, Tensor]]:
     if config.is_causal:
         if "merges.txt" not in files:
             raise ConfigError("The text needs GPT-2's vocab.json and merges.txt; put them beside the checkpoint.")
-        ids = BytePairTokenizer(files["vocab.json"], files["merges.txt"]).encode(text)
+        ids = BytePairTokenizer(files["vocab.json"], files["merges.txt"]).encode_ids([text])[0].tolist()
         return [_next_tokens(torch.tensor(part)) for part in _cut(ids, config.max_positions)]
     if "vocab.txt" not in files:
         raise ConfigError("The text needs the vocabulary that the checkpoint was trained with: --vocab-file FILE.")

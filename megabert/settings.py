@@ -20,7 +20,7 @@ class TrainerSettings:
     """How long, how precisely and on what to train."""
 
     max_epochs: int = 3
-    """Passes over the training data."""
+    """Passes over the training data; -1: as many as max_steps takes."""
     max_steps: int = -1
     """Stop after this many optimizer steps, whatever max_epochs says; -1: no such limit."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
@@ -30,9 +30,9 @@ class TrainerSettings:
     command itself, unless torchrun or SLURM did."""
     num_nodes: int = 1
     """Machines; for more than one start the command with torchrun or srun on each."""
-    precision: str = choice("auto", "auto", "32", "bf16", "16", "bf16-mixed", "16-mixed", "32-true")
+    precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8", "bf16-mixed", "16-mixed", "32-true")
     """What the encoder computes in; the weights that are trained stay float32. auto: bf16 on a GPU that has it,
-    else 32. 16 scales the loss."""
+    else 32. 16 scales the loss. fp8: bf16, with the layers' matrix products in 8 bits (Hopper, Ada)."""
     compile: bool | None = None
     """Compile the encoder's layers with torch.compile: some seconds at the start, faster steps; null: on a GPU."""
     cuda_graph: bool = True
@@ -109,7 +109,9 @@ class TokenizerSettings:
     """How text becomes token ids."""
 
     vocab_file: str | None = None
-    """WordPiece vocabulary, one token a line; null: the one that comes with the checkpoint."""
+    """WordPiece vocabulary, one token a line, or GPT-2's vocab.json; null: the one that comes with the checkpoint."""
+    merges_file: str | None = None
+    """GPT-2's merges.txt; null: the one beside vocab_file."""
     do_lower_case: bool | None = None
     """Lower-case the text and strip accents; null: as the checkpoint's files, its name or the vocabulary say."""
 

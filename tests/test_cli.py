@@ -240,3 +240,45 @@ def test_a_task_in_a_file_of_one_s_own(capsys, squad_file, vocab_file, tmp_path)
     assert (code, "--task" in err) == (64, True)
     code, out, _ = run(capsys, "predict", str(tmp_path / "run"), "--task", str(own), *question)
     assert (code, list(json.loads(out))) == (0, ["mine"])
+
+
+def test_plan_names_the_best_layout_and_its_settings(capsys):
+    code, out, _ = run(capsys, "plan", "model=1.3b", "gpus=8")
+    assert code == 0
+    assert "Best: trainer.devices=8" in out and "1,281 million" in out
+    code, out, _ = run(capsys, "plan", "model=345m", "gpus=1", "task=finetune", "length=165", "--json")
+    document = json.loads(out)
+    assert document["best"]["settings"]["model.train_ds.batch_size"] == 32
+    assert document["best"]["memory"]["total"] == sum(
+        value for name, value in document["best"]["memory"].items() if name != "total"
+    )
+    assert [point["gpus"] for point in document["scaling"]["weak"]] == [1, 8, 64, 512]
+
+
+def test_plan_takes_a_configuration_a_checkpoint_and_a_published_name(capsys, tmp_path, trained):
+    config = tmp_path / "a config.json"
+    config.write_text(json.dumps({"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "vocab_size": 1000}))
+    for model in (config, trained[0], "megatron-bert-345m-cased"):
+        code, out, _ = run(capsys, "plan", f"model={model}", "gpus=2", "batch=64", "length=32", "--json")
+        assert code == 0
+        assert json.loads(out)["best"]["fits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=346m"], "Did you mean 345m?"),
+        (["gpus=12"], "multiple of 8"),
+        (["gpus=8", "tensor=3"], "does not divide by tensor=3"),
+        (["gpus=7", "tensor=7", "model=1.3b"], "attention heads, 32"),
+        (["gpu=v100"], "precision=bf16"),
+        (["length=1000"], "512 positions"),
+        (["fsdp=0"], "-1 for all"),
+        (["gpu=b200"], "h100"),
+        (["overlap=2"], "0 to 1"),
+    ],
+)
+def test_plan_refuses_what_cannot_be_with_the_reason(capsys, words, message):
+    code, _, err = run(capsys, "plan", *words)
+    assert code == 64
+    assert message in err

@@ -24,6 +24,8 @@ from .download import download as fetch
 from .published import PUBLISHED, ROLES, File, Published, Role
 
 RECORD_NAME = "files.json"
+# The encoders that come with the package, a folder of our own format each.
+SHIPPED = Path(__file__).parent.parent / "encoders"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def find(name: str) -> Published:
 def in_cache(name: str, home: Path) -> bool:
     """Tell whether every file that `resolve` would give is there, without looking into them."""
     published = find(name)
+    if published.is_shipped:
+        return True
     return bool(published.files) and not _missing(published, ROLES, home / published.name)
 
 
@@ -108,6 +112,11 @@ def resolve(name: str, *, home: Path, weights: bool = True, download: bool = Tru
     there and cannot be downloaded (without `download`: may not be), with the places to get it and to put it.
     """
     published = find(name)
+    if published.is_shipped:
+        from .folder import MANIFEST  # here: `megabert models` must not wait for torch
+
+        folder = SHIPPED / published.name
+        return Resolved(published, None, folder, {folder.name: file_sha256(folder / MANIFEST)})
     folder = home / published.name
     roles = ROLES if weights else ROLES[:1]
     missing = _missing(published, roles, folder)
@@ -263,6 +272,8 @@ def put(name: str, source: Path, home: Path) -> Resolved:
     `source` is a file or a folder of files. Raises CheckpointError if none of them is one of this name's.
     """
     published = find(name)
+    if published.is_shipped:
+        raise ConfigError(f"{name} comes with megabert; there is nothing to fetch.")
     folder = home / published.name
     if not source.exists():
         raise CheckpointError(f"{source} does not exist.")

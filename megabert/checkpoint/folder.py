@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..storage import put_in_place, whole_folder
+from ..text.ahead import ahead
 from .containers import SAFETENSORS_DTYPES, open_file
 from .lazy import LazyTensor, Loaded, Readable
 
@@ -275,8 +277,9 @@ def _read_verified(file: Path, record: Any) -> bytes:
 def _write_tensors(file: Path, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:
     readables = {name: Loaded(item) if isinstance(item, Tensor) else item for name, item in tensors.items()}
     entries = {name: (item.dtype, tuple(item.shape)) for name, item in readables.items()}
-    pieces = safetensors_pieces(entries, (item.read() for item in readables.values()))
-    return write_file(file, pieces)
+    # Fetched from a device, or read, while those before are written.
+    with closing(ahead(lambda item: item.read(), readables.values())) as read:
+        return write_file(file, safetensors_pieces(entries, read))
 
 
 def _json_bytes(document: Any) -> bytes:

@@ -61,6 +61,7 @@ class Published:
     architecture: Architecture | None = None
     aliases: tuple[str, ...] = ()
     size: int | None = None  # bytes of the weights, about: `note` says where the number is from
+    is_shipped: bool = False  # comes with the package, in encoders/<name>
 
     @property
     def num_parameters(self) -> int | None:
@@ -141,6 +142,8 @@ _UNCASED_FILE = _bert_vocabulary(
 _CASED_FILE = _bert_vocabulary(
     "bert-large-cased", 213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
 )
+
+_MINI = Architecture(num_layers=6, hidden_size=320, num_attention_heads=5, max_position_embeddings=512)
 
 _ROWS = (
     Published(
@@ -266,6 +269,24 @@ _ROWS = (
         licence=_BERT_LICENCE,
         files=(_CASED_FILE,),
         page=f"{_HUB}/google-bert/bert-large-cased",
+    ),
+    *(
+        Published(
+            name=name,
+            summary=f"A small Megatron-BERT of our own, uncased, pre-trained on {text} text; comes with megabert",
+            architecture=_MINI,
+            vocabulary=Vocabulary("megabert-mini", 12_288, is_cased=False),
+            licence=licence,
+            files=(),
+            page="docs/pretraining.md",
+            note="Its card, with the texts and their licences, lies beside its weights.",
+            size=23_400_000,
+            is_shipped=True,
+        )
+        for name, text, licence in (
+            ("megabert-mini-uncased", "general", "Apache-2.0; its texts: CC BY-SA 3.0, CC BY 4.0, public domain"),
+            ("biomegabert-mini-uncased", "biomedical", "Apache-2.0; its texts: CC BY and others, see the card"),
+        )
     ),
 )
 PUBLISHED: Mapping[str, Published] = {row.name: row for row in _ROWS}

@@ -16,6 +16,7 @@ from .conversion import convert
 from .corpora import corpus, vocabulary
 from .imports import import_data
 from .inspection import inspect
+from .plan import plan
 from .runs import config, evaluate, predict, score, train
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -31,6 +32,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "fetch": fetch,
     "inspect": inspect,
     "convert": convert,
+    "plan": plan,
 }
 EXIT_CODES = (
     "exit codes: 0 done, 64 a setting is wrong, 65 a data file or the numbers are, 66 a checkpoint is, "

@@ -64,7 +64,8 @@ def fetch(words: Sequence[str]) -> int:
             "vocabulary": None if resolved.vocabulary is None else str(resolved.vocabulary),
             "sha256": resolved.sha256,
         }
-        say(f"{name} is in the cache: {home / resolved.published.name}")
+        place = resolved.weights or resolved.vocabulary
+        say(f"{name} is at hand: {place if resolved.published.is_shipped else home / resolved.published.name}")
     if arguments.json:
         print(to_json(found))
     return 0
@@ -83,7 +84,8 @@ def _lines_of_model(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"vocabulary {words['name']}: {size}, {'cased' if words['is_cased'] else 'uncased'}"
     yield f"licence: {row['licence']}"
     weights = "size not known here" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
-    yield f"{weights}, {'in the cache' if row['in_cache'] else 'not in the cache'}; {row['page']}"
+    place = "comes with megabert" if row["is_shipped"] else "in the cache" if row["in_cache"] else "not in the cache"
+    yield f"{weights}, {place}; {row['page']}"
     if row["aliases"]:
         yield f"also called {', '.join(row['aliases'])}"
     if row["note"]:

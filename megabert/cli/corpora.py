@@ -24,10 +24,22 @@ def corpus(words: Sequence[str]) -> int:
     builder.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders: *.txt (a blank line "
                          "between documents), *.jsonl, *.xml of PubMed; also .gz and .xz")  # fmt: skip
     builder.add_argument("-o", "--output", type=Path, required=True, metavar="PREFIX")
-    builder.add_argument("--vocab_file", required=True, help="WordPiece vocabulary, a token a line")
+    builder.add_argument(
+        "--vocab_file", required=True, help="WordPiece vocabulary, a token a line, or GPT-2's vocab.json"
+    )
+    builder.add_argument("--merges_file", help="GPT-2's merges.txt (default: the one beside vocab.json)")
     builder.add_argument("--case", choices=("lower", "keep"), help="default: as the vocabulary says")
-    builder.add_argument("--by", choices=("sentence", "document"), default="sentence", help="what a sequence is: "
-                         "sentences for BERT (default), documents for masked words alone")  # fmt: skip
+    builder.add_argument(
+        "--by",
+        choices=("sentence", "document"),
+        help="what a sequence is: sentences for BERT (default), documents for GPT (default with vocab.json)",
+    )
+    builder.add_argument(
+        "--append_end",
+        action="store_true",
+        default=None,
+        help="end each document with the end-of-text token, as GPT is trained (default with vocab.json)",
+    )
     builder.add_argument("--json_key", default="text", help="where JSON lines have the text (default: text)")
     builder.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     builder.set_defaults(function=_build)
@@ -45,10 +57,13 @@ def _build(arguments: argparse.Namespace) -> None:
 
     if arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: at least one process is needed.")
+    is_gpt = arguments.vocab_file.endswith(".json")
     settings = BuildSettings(
-        vocab_file=str(arguments.vocab_file),
+        vocab_file=arguments.vocab_file,
+        merges_file=arguments.merges_file,
         lower_case={"lower": True, "keep": False}.get(arguments.case or ""),
-        by_sentence=arguments.by == "sentence",
+        by_sentence=(arguments.by or ("document" if is_gpt else "sentence")) == "sentence",
+        append_end=is_gpt if arguments.append_end is None else arguments.append_end,
         json_key=arguments.json_key,
     )
     with progress_bar("tokenizing") as show:
@@ -60,8 +75,8 @@ def _build(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     import numpy as np
 
+    from ..text.bpe import read_tokenizer
     from ..text.indexed import IndexedTokens
-    from ..text.tokenizer import Tokenizer
 
     tokens = IndexedTokens(arguments.prefix)
     lengths = np.diff(np.concatenate([[0], np.cumsum(tokens.lengths, dtype=np.int64)])[tokens.documents])
@@ -81,7 +96,7 @@ def _info(arguments: argparse.Namespace) -> None:
         )
     )
     if arguments.vocab_file is not None:
-        tokenizer = Tokenizer.from_file(arguments.vocab_file)
+        tokenizer = read_tokenizer(arguments.vocab_file, None, lower_case=None)
         for sequence in tokens.document(0):
             if len(sequence) and int(sequence.max()) >= len(tokenizer):
                 raise InputError(

@@ -30,7 +30,7 @@ class EvaluateSettings:
     """Texts that are computed at once."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
     """auto takes a GPU where there is one."""
-    precision: str = choice("auto", "auto", "32", "bf16", "16")
+    precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8")
     """auto: bf16 on a GPU that has it, else 32."""
 
 
@@ -49,7 +49,7 @@ class PredictSettings:
     """Texts that are computed at once."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
     """auto takes a GPU where there is one."""
-    precision: str = choice("auto", "auto", "32", "bf16", "16")
+    precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8")
     """auto: bf16 on a GPU that has it, else 32."""
 
 

@@ -5,6 +5,7 @@ precision, compilation and activation checkpointing are applied from outside.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from .layers import Embeddings, Layer
 from .shape import EncoderConfig
 
 INITIAL_STD = 0.02  # Megatron-LM's --init-method-std
+# Matrices of more numbers have a generator of their own and are drawn in threads: 345 million take one thread 3 s.
+LARGE = 2**20
 
 
 class Encoder(nn.Module):
@@ -65,7 +68,7 @@ def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int
     norms 1 and 0. Source: Megatron-LM's init_method_normal and scaled_init_method_normal.
     """
     scaled = INITIAL_STD / math.sqrt(2 * num_layers) if num_layers else INITIAL_STD
-    with torch.no_grad():
+    with torch.no_grad(), ThreadPoolExecutor() as threads:
         for name, parameter in module.named_parameters():
             owner = module.get_submodule(name.rpartition(".")[0])
             if isinstance(owner, nn.LayerNorm):
@@ -74,4 +77,10 @@ def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int
                 parameter.zero_()
             else:
                 ends_residual_branch = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                parameter.normal_(0.0, scaled if ends_residual_branch else INITIAL_STD, generator=generator)
+                std = scaled if ends_residual_branch else INITIAL_STD
+                if parameter.numel() <= LARGE:
+                    parameter.normal_(0.0, std, generator=generator)
+                    continue
+                own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                # Detached: other threads do not know of no_grad.
+                threads.submit(parameter.detach().normal_, 0.0, std, generator=own)

@@ -22,7 +22,7 @@ LOG2_E = math.log2(math.e)
 # Tile of tokens that a program owns, and of those that it goes through. Measured on an H100 with heads of 64.
 # What is called 32 multiplies float32 exactly, not as TF32.
 FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_warps": 4, "num_stages": 2}
-BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 1}
+BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
 BACKWARD_32 = FORWARD_32
 
@@ -130,27 +130,134 @@ def _forward_kernel(
 
 
 @triton.jit
-def _delta_kernel(out, d_out, delta, keep, num_tokens, HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr):
-    """Sum out * d_out over the head dim, times `keep`: what the softmax's gradient subtracts."""
-    head = tl.program_id(1)
-    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    is_token = tokens < num_tokens
-    at = tokens[:, None] * HEADS * DIM + head * DIM + tl.arange(0, DIM)[None, :]
-    first = tl.load(out + at, mask=is_token[:, None], other=0.0).to(tl.float32)
-    second = tl.load(d_out + at, mask=is_token[:, None], other=0.0).to(tl.float32)
-    tl.store(delta + head * num_tokens + tokens, tl.sum(first * second, 1) * keep, mask=is_token)
+def _add_rows(
+    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, first_place, seed, length,
+    scale, threshold, head,
+    HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what a tile of queries tells to the gradients of a tile of keys and values, `own`."""
+    d_key, d_value = state
+    rows = first + tl.arange(0, STEP)
+    dims = tl.arange(0, DIM)
+    query_at = qkv_base + rows[:, None] * (HEADS * 3 * DIM) + dims[None, :]
+    d_mixed_at = d_out_base + rows[:, None] * (HEADS * DIM) + dims[None, :]
+    if IS_MASKED:
+        is_row = rows < length
+        query = tl.load(query_at, mask=is_row[:, None], other=0.0)
+        d_mixed = tl.load(d_mixed_at, mask=is_row[:, None], other=0.0)
+        # With an infinite sum the weights of rows that are not there are 0.
+        lse = tl.load(lse_base + rows, mask=is_row, other=float("inf"))
+        delta = tl.load(delta_base + rows, mask=is_row, other=0.0)
+    else:
+        query = tl.load(query_at)
+        d_mixed = tl.load(d_mixed_at)
+        lse = tl.load(lse_base + rows)
+        delta = tl.load(delta_base + rows)
+    # Transposed: own tokens (keys) down, queries across.
+    scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
+    weights = tl.exp2(scores * scale - lse[None, :])
+    if IS_CAUSAL:
+        weights = tl.where(own[:, None] <= rows[None, :], weights, 0.0)
+    d_weights = tl.dot(value, tl.trans(d_mixed), input_precision=PRECISION)
+    kept = weights
+    if HAS_DROPOUT:
+        row_hashes = _row_hash(seed, (first_place + rows) * HEADS + head)
+        is_kept = _is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
+        kept = tl.where(is_kept, weights, 0.0)
+        d_weights = tl.where(is_kept, d_weights, 0.0)
+    d_value = tl.dot(kept.to(value.dtype), d_mixed, d_value, input_precision=PRECISION)
+    d_scores = weights * (d_weights - delta[None, :])
+    return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
 
 
 @triton.jit
-def _backward_kernel(
-    qkv, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
+def _backward_keys_kernel(
+    qkv, out, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of one tile of tokens of one head: first as keys and values, then as queries.
+    """Compute the gradients of one tile of keys and values of one head of one document.
 
-    Gradients of weights are divided by 1 / (1 - dropout) until the end. Tokens outside of the document count as rows
-    with weights 0 (their log-sum is infinite) or as columns whose keys are 0; what they get is not stored.
+    Gradients of weights are divided by 1 / (1 - dropout) until the end. Keys outside of the document are 0; what
+    they get is not stored.
+    """
+    head = tl.program_id(1)
+    document = tl.program_id(2)
+    start = tl.load(boundaries + document)
+    length = tl.load(boundaries + document + 1) - start
+    first_own = tl.program_id(0) * TILE
+    if first_own >= length:
+        return
+    own = first_own + tl.arange(0, TILE)
+    is_own = own < length
+    qkv_base = qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM
+    d_out_base = d_out + start * (HEADS * DIM) + head * DIM
+    lse_base = lse + head * num_tokens + start
+    delta_base = delta + head * num_tokens + start
+    seed = tl.load(seeds)
+    own_at = own[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
+    key = tl.load(qkv_base + own_at + DIM, mask=is_own[:, None], other=0.0)
+    value = tl.load(qkv_base + own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
+    own_hashes = _column_hash(own)
+    state = (tl.zeros([TILE, DIM], tl.float32), tl.zeros([TILE, DIM], tl.float32))
+    whole = length // STEP * STEP
+    for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, whole, STEP):
+        state = _add_rows(
+            state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
+            scale, threshold, head, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+        )  # fmt: skip
+    if whole < length:
+        state = _add_rows(
+            state, whole, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
+            scale, threshold, head, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+        )  # fmt: skip
+    d_key, d_value = state
+    d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
+    natural = scale * 0.6931471805599453 / keep
+    tl.store(d_own_at + DIM, (d_key * natural).to(key.dtype), mask=is_own[:, None])
+    tl.store(d_own_at + 2 * DIM, (d_value / keep).to(value.dtype), mask=is_own[:, None])
+
+
+@triton.jit
+def _add_columns(
+    d_query, first, query, d_mixed, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+    HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what a tile of keys and values tells to the gradient of a tile of queries, `own`."""
+    columns = first + tl.arange(0, STEP)
+    at = qkv_base + columns[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
+    if IS_MASKED:
+        is_column = columns < length
+        key = tl.load(at + DIM, mask=is_column[:, None], other=0.0)
+        value = tl.load(at + 2 * DIM, mask=is_column[:, None], other=0.0)
+    else:
+        key = tl.load(at + DIM)
+        value = tl.load(at + 2 * DIM)
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    weights = tl.exp2(scores * scale - own_lse[:, None])
+    if IS_MASKED:
+        weights = tl.where(is_column[None, :], weights, 0.0)
+    if IS_CAUSAL:
+        weights = tl.where(columns[None, :] <= own[:, None], weights, 0.0)
+    d_weights = tl.dot(d_mixed, tl.trans(value), input_precision=PRECISION)
+    if HAS_DROPOUT:
+        is_kept = _is_kept(own_hashes[:, None], _column_hash(columns)[None, :], threshold)
+        d_weights = tl.where(is_kept, d_weights, 0.0)
+    d_scores = weights * (d_weights - own_delta[:, None])
+    return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)
+
+
+@triton.jit
+def _backward_queries_kernel(
+    qkv, out, d_out, lse, delta, d_qkv, boundaries, seeds, scale, threshold, keep, num_tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of one tile of queries of one head of one document.
+
+    Also fills `delta`, the sums of out * d_out over the head dim: what the softmax's gradient subtracts.
     """
     head = tl.program_id(1)
     document = tl.program_id(2)
@@ -162,72 +269,31 @@ def _backward_kernel(
     own = first_own + tl.arange(0, TILE)
     is_own = own < length
     dims = tl.arange(0, DIM)
-    token_stride = HEADS * 3 * DIM
-    out_stride = HEADS * DIM
-    base = qkv + start * token_stride + head * 3 * DIM
-    d_out_base = d_out + start * out_stride + head * DIM
-    lse_base = lse + head * num_tokens + start
-    delta_base = delta + head * num_tokens + start
-    own_at = base + own[:, None] * token_stride + dims[None, :]
-    seed = tl.load(seeds)
-    natural = scale * 0.6931471805599453 / keep
-
-    key = tl.load(own_at + DIM, mask=is_own[:, None], other=0.0)
-    value = tl.load(own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
-    d_key = tl.zeros([TILE, DIM], tl.float32)
-    d_value = tl.zeros([TILE, DIM], tl.float32)
-    own_hashes = _column_hash(own)
-    begin = first_own // STEP * STEP if IS_CAUSAL else 0
-    for first in range(begin, length, STEP):
-        rows = first + tl.arange(0, STEP)
-        is_row = rows < length
-        row_query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
-        row_d_mixed = tl.load(d_out_base + rows[:, None] * out_stride + dims[None, :], mask=is_row[:, None], other=0.0)
-        row_lse = tl.load(lse_base + rows, mask=is_row, other=float("inf"))
-        row_delta = tl.load(delta_base + rows, mask=is_row, other=0.0)
-        # Transposed: own tokens (keys) down, queries across.
-        scores = tl.dot(key, tl.trans(row_query), input_precision=PRECISION)
-        weights = tl.exp2(scores * scale - row_lse[None, :])
-        if IS_CAUSAL:
-            weights = tl.where(own[:, None] <= rows[None, :], weights, 0.0)
-        d_weights = tl.dot(value, tl.trans(row_d_mixed), input_precision=PRECISION)
-        kept = weights
-        if HAS_DROPOUT:
-            row_hashes = _row_hash(seed, (start + rows) * HEADS + head)
-            is_kept = _is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
-            kept = tl.where(is_kept, weights, 0.0)
-            d_weights = tl.where(is_kept, d_weights, 0.0)
-        d_value = tl.dot(kept.to(value.dtype), row_d_mixed, d_value, input_precision=PRECISION)
-        d_scores = weights * (d_weights - row_delta[None, :])
-        d_key = tl.dot(d_scores.to(key.dtype), row_query, d_key, input_precision=PRECISION)
-    d_own_at = d_qkv + (start + own[:, None]) * token_stride + head * 3 * DIM + dims[None, :]
-    tl.store(d_own_at + DIM, (d_key * natural).to(key.dtype), mask=is_own[:, None])
-    tl.store(d_own_at + 2 * DIM, (d_value / keep).to(value.dtype), mask=is_own[:, None])
-
-    query = tl.load(own_at, mask=is_own[:, None], other=0.0)
-    d_mixed = tl.load(d_out_base + own[:, None] * out_stride + dims[None, :], mask=is_own[:, None], other=0.0)
-    own_lse = tl.load(lse_base + own, mask=is_own, other=float("inf"))
-    own_delta = tl.load(delta_base + own, mask=is_own, other=0.0)
+    qkv_base = qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM
+    own_at = own[:, None] * (HEADS * 3 * DIM) + dims[None, :]
+    d_mixed_at = (start + own[:, None]) * (HEADS * DIM) + head * DIM + dims[None, :]
+    query = tl.load(qkv_base + own_at, mask=is_own[:, None], other=0.0)
+    d_mixed = tl.load(d_out + d_mixed_at, mask=is_own[:, None], other=0.0)
+    own_lse = tl.load(lse + head * num_tokens + start + own, mask=is_own, other=float("inf"))
+    mixed = tl.load(out + d_mixed_at, mask=is_own[:, None], other=0.0)
+    own_delta = tl.sum(mixed.to(tl.float32) * d_mixed.to(tl.float32), 1) * keep
+    tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
+    own_hashes = _row_hash(tl.load(seeds), (start + own) * HEADS + head)
     d_query = tl.zeros([TILE, DIM], tl.float32)
-    own_row_hashes = _row_hash(seed, (start + own) * HEADS + head)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
-    for first in range(0, end, STEP):
-        columns = first + tl.arange(0, STEP)
-        is_column = columns < length
-        at = base + columns[:, None] * token_stride + dims[None, :]
-        column_key = tl.load(at + DIM, mask=is_column[:, None], other=0.0)
-        column_value = tl.load(at + 2 * DIM, mask=is_column[:, None], other=0.0)
-        own_scores = tl.dot(query, tl.trans(column_key), input_precision=PRECISION)
-        # A weight is at most 1; without the bound a column outside of the document could be infinite.
-        own_weights = tl.exp2(tl.minimum(own_scores * scale - own_lse[:, None], 0.0))
-        if IS_CAUSAL:
-            own_weights = tl.where(columns[None, :] <= own[:, None], own_weights, 0.0)
-        own_d_weights = tl.dot(d_mixed, tl.trans(column_value), input_precision=PRECISION)
-        if HAS_DROPOUT:
-            column_is_kept = _is_kept(own_row_hashes[:, None], _column_hash(columns)[None, :], threshold)
-            own_d_weights = tl.where(column_is_kept, own_d_weights, 0.0)
-        own_d_scores = own_weights * (own_d_weights - own_delta[:, None])
-        d_query = tl.dot(own_d_scores.to(query.dtype), column_key, d_query, input_precision=PRECISION)
+    whole = end // STEP * STEP
+    for first in range(0, whole, STEP):
+        d_query = _add_columns(
+            d_query, first, query, d_mixed, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+            HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+        )  # fmt: skip
+    if whole < end:
+        d_query = _add_columns(
+            d_query, whole, query, d_mixed, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+            HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+        )  # fmt: skip
+    natural = scale * 0.6931471805599453 / keep
+    d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
     tl.store(d_own_at, (d_query * natural).to(query.dtype), mask=is_own[:, None])
 
 
@@ -275,16 +341,15 @@ def document_attention_backward(
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
     delta_HT = torch.empty_like(lse_HT)
     threshold, keep = _chances(dropout)
-    _delta_kernel[(triton.cdiv(num_tokens, 64), heads)](
-        mixed_THK, d_mixed_THK, delta_HT, keep, num_tokens, HEADS=heads, DIM=dim, TILE=64
-    )
     options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
     grid = (triton.cdiv(longest, options["TILE"]), heads, len(boundaries_N1) - 1)
-    _backward_kernel[grid](
-        qkv_TH3K, d_mixed_THK, lse_HT, delta_HT, d_qkv_TH3K, boundaries_N1, seed_1,
-        LOG2_E / math.sqrt(dim), threshold, keep, num_tokens,
-        HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
-    )  # fmt: skip
+    # Twice over the tokens, so that nothing is added up atomically. Queries first: they make `delta`.
+    for kernel in (_backward_queries_kernel, _backward_keys_kernel):
+        kernel[grid](
+            qkv_TH3K, mixed_THK, d_mixed_THK, lse_HT, delta_HT, d_qkv_TH3K, boundaries_N1, seed_1,
+            LOG2_E / math.sqrt(dim), threshold, keep, num_tokens,
+            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
+        )  # fmt: skip
     return d_qkv_TH3K
 
 

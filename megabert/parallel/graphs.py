@@ -3,8 +3,9 @@
 A small network's step is bound by the time it takes to launch its thousands of kernels one by one.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -48,11 +49,26 @@ class Recorded(Generic[ResultType]):
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
             stream = torch.cuda.current_stream()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with (
+                _no_garbage_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self._result = self._function()
             self._graph = graph
         self._graph.replay()
         return self._result
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python from collecting cycles: one may hold another graph, and to free that makes a recording void."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def working_stream(device: torch.device) -> AbstractContextManager[object]:

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..settings import ParallelSettings, TrainerSettings
+from .fp8 import check_hardware
 
-PRECISIONS = {"32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16"}
+PRECISIONS = {
+    "32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16", "fp8": "fp8",
+}  # fmt: skip
 PORT = 29500
 PARENT = "MEGABERT_PARENT"
 
@@ -324,7 +327,9 @@ def find_device(accelerator: str, local_rank: int | None = None) -> torch.device
 
 
 def find_precision(precision: str, device: torch.device) -> str:
-    """Settle what the network computes in: 32, bf16 or 16; auto is bf16 on a GPU that has it, else 32."""
+    """Settle what the network computes in: 32, bf16, 16 or fp8; auto is bf16 on a GPU that has it, else 32."""
+    if precision == "fp8":
+        check_hardware(device)
     if precision != "auto":
         return PRECISIONS[precision]
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"

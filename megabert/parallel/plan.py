@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..model.encoder import Encoder
 from ..settings import ParallelSettings
+from .fp8 import Fp8Linear, use_fp8
 from .mesh import World
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "fp8": torch.bfloat16}
 
 VOCABULARY_PARALLEL, COLUMN_PARALLEL, ROW_PARALLEL = "vocabulary", "column", "row"
 # Module -> the cut over the tensor axis; modules that are not here are whole in every process.
@@ -92,6 +93,10 @@ def apply(model: nn.Module, world: World, settings: ParallelSettings, *, precisi
 
     Raises ConfigError where it does not divide.
     """
+    if precision == "fp8" and (world.tensor_size > 1 or world.fsdp_size > 1):
+        raise ConfigError(
+            "trainer.precision=fp8 takes whole layers. With parallel.tensor or parallel.fsdp use bf16; or leave both at 1."
+        )
     cuts: dict[str, tuple[int, torch.Size]] = {}
     partial: frozenset[str] = frozenset()
     if world.tensor_size > 1:
@@ -246,11 +251,20 @@ def cast(model: nn.Module, precision: str) -> None:
     """Let a network compute in the precision, all but a task's small head: weights and what flows between layers.
 
     What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and
-    bfloat16 are those of Megatron-LM's --fp16 and --bf16.
+    bfloat16 are those of Megatron-LM's --fp16 and --bf16; fp8 is bfloat16 with the layers' products in 8 bits.
     """
     for name, child in model.named_children():
         if name != "head" or child.is_large:
             child.to(DTYPES[precision])
+    if precision == "fp8":
+        use_fp8(model.get_submodule("encoder"))  # type: ignore[arg-type]
+
+
+def freeze(model: nn.Module) -> None:
+    """Do once what depends on weights alone, for they will not change any more."""
+    for module in model.modules():
+        if isinstance(module, Fp8Linear):
+            module.freeze()
 
 
 def find_compilation(asked: bool | None, device: torch.device) -> bool:

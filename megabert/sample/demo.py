@@ -9,30 +9,12 @@ import time
 from pathlib import Path
 
 from ..cli import main as megabert
-from ..text.squad import Example, read_squad
-from ..text.tokenizer import SPECIAL_TOKENS
+from ..text.squad import read_squad
 
 HERE = Path(__file__).parent
 TRAIN, DEV = HERE / "squad_train.json", HERE / "squad_dev.json"
 
-NETWORK = "{hidden_size: 128, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 256}"
-
-
-def write_vocabulary(path: Path) -> None:
-    """Write a WordPiece vocabulary that spells any ASCII text and has the sample's words whole."""
-    counts: dict[str, int] = {}
-    for example in read_squad(TRAIN):
-        for word in _words(example):
-            counts[word] = counts.get(word, 0) + 1
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    whole = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
-    tokens = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *whole]
-    path.write_text("".join(f"{token}\n" for token in dict.fromkeys(tokens)), encoding="utf-8")
-
-
-def _words(example: Example) -> list[str]:
-    text = f"{example.question} {example.context}".lower()
-    return "".join(letter if letter.isalnum() else " " for letter in text).split()
+ENCODER = "megabert-mini-uncased"
 
 
 def run(*words: str) -> None:
@@ -48,29 +30,26 @@ def main() -> None:
     started = time.monotonic()
     folder = Path("runs") / "demo" / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True)
-    vocabulary = folder / "vocab.txt"
-    write_vocabulary(vocabulary)
     print(
-        "This demo shows the way from a SQuAD file to an answer. It starts from RANDOM weights: a network of 2 layers\n"
-        "that has read nothing but 44 paragraphs and 104 notes. It learns those by heart and little beyond; real\n"
-        "answers need a pre-trained checkpoint (see the README)."
+        f"This demo shows the way from a SQuAD file to an answer. It starts from {ENCODER}, the small\n"
+        "Megatron-BERT that comes with megabert: 11.7M parameters, pre-trained in nine minutes. From 44 paragraphs\n"
+        "and 104 notes of the sample it learns little beyond what stands there; real answers need a published\n"
+        "checkpoint and more data (see the README)."
     )
     run(
         "train",
         "question_answering",
         f"model.train_ds.file={TRAIN}",
         f"model.validation_ds={DEV}",
-        "model.language_model.pretrained_model_name=null",
-        f"model.language_model.config={NETWORK}",
+        f"model.language_model.pretrained_model_name={ENCODER}",
         "model.language_model.hidden_dropout=0.0",
         "model.language_model.attention_dropout=0.0",
-        f"model.tokenizer.vocab_file={vocabulary}",
         "model.dataset.max_seq_length=256",
         "model.train_ds.batch_size=16",
-        "model.optim.lr=1e-3",
+        "model.optim.lr=5e-4",
         "model.optim.sched.name=WarmupAnnealing",
         "model.optim.sched.warmup_ratio=0.1",
-        "trainer.max_epochs=10",
+        "trainer.max_epochs=2",
         "trainer.val_check_interval=0",
         "trainer.gradient_clip_val=1.0",
         "trainer.accelerator=cpu",

@@ -40,6 +40,8 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
     settings_type: ClassVar[type[Settings]] = Settings
     main_score: str
+    random_shape: ClassVar[Mapping[str, Any]] = {}
+    """What a network with random weights is where the settings do not say it."""
     keeps_texts: ClassVar[bool] = True
     """Whether tokenized training texts may be kept; where they are drawn anew each epoch there is nothing to keep."""
 
@@ -58,7 +60,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """Tokens that the longest text may have; rows are packed to this length."""
 
     @abstractmethod
-    def read(self, path: Path) -> list[ExampleType]:
+    def read(self, path: Path) -> Sequence[ExampleType]:
         """Read a data file; raises InputError with the place and the remedy if it is malformed.
 
         Answers may be absent: what needs them says so.
@@ -92,7 +94,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """List the files that hold a set of data; none if the settings name none."""
         return [] if data.file is None else [data.file]
 
-    def read_files(self, files: Sequence[str]) -> list[ExampleType]:
+    def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
         """Read the files that `files` listed."""
         return self.read(Path(files[0]))
 
@@ -245,7 +247,8 @@ def names() -> list[str]:
     """List the tasks of this package."""
     import megabert.tasks
 
-    return sorted(module.name for module in pkgutil.iter_modules(megabert.tasks.__path__) if module.name != "task")
+    modules = {module.name for module in pkgutil.iter_modules(megabert.tasks.__path__)}
+    return sorted(modules - {"task", "pretraining"})  # those two hold what tasks are made of
 
 
 def find(name: str) -> type[Task[Any, Any]]:

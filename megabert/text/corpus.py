@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..storage import write_whole
+from .bpe import read_tokenizer
 from .documents import corpus_files, read_documents
 from .indexed import IndexedWriter, files_of, token_dtype
 from .sentences import split_sentences
@@ -34,11 +36,15 @@ class BuildSettings:
     """How a corpus is made."""
 
     vocab_file: str
-    """WordPiece vocabulary."""
+    """WordPiece vocabulary, or GPT-2's vocab.json."""
+    merges_file: str | None = None
+    """GPT-2's merges.txt; None: the one beside vocab.json."""
     lower_case: bool | None = None
     """Lower-case the text and strip accents; None: as the vocabulary says."""
     by_sentence: bool = True
     """A sequence is a sentence (BERT with sentence order); false: a whole document."""
+    append_end: bool = False
+    """End each document with the end-of-text token (GPT)."""
     json_key: str = "text"
     """Where JSON lines have the text."""
 
@@ -81,7 +87,8 @@ def _open_work(prefix: Path, files: Sequence[Path], settings: BuildSettings) -> 
     """Make the folder of units, or take up one that was made of the same input with the same settings."""
     work = prefix.with_name(f"{prefix.name}.work")
     stamps = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    vocabulary = hashlib.sha256(Path(settings.vocab_file).read_bytes()).hexdigest()
+    contents = "".join(_tokenizer(settings).files().values())
+    vocabulary = hashlib.sha256(contents.encode()).hexdigest()
     facts = json.dumps({"settings": asdict(settings), "vocabulary": vocabulary, "files": stamps}, indent=1)
     made_of = work / "made_of.json"
     if made_of.is_file() and made_of.read_text(encoding="utf-8") != facts:
@@ -124,7 +131,7 @@ def _tokenize_all(
                 if target.is_file():
                     done += 1
                 else:
-                    running.add(pool.submit(_tokenize_unit, unit, target, settings.by_sentence))
+                    running.add(pool.submit(_tokenize_unit, unit, target, settings))
                 if len(running) >= 2 * workers:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     done += sum(future.result() is None for future in finished)
@@ -152,23 +159,28 @@ def _start_worker(settings: BuildSettings) -> None:
 
 
 def _tokenizer(settings: BuildSettings) -> Tokenizer:
-    return Tokenizer.from_file(Path(settings.vocab_file), lower_case=settings.lower_case)
+    merges = settings.merges_file
+    return read_tokenizer(
+        Path(settings.vocab_file), None if merges is None else Path(merges), lower_case=settings.lower_case
+    )
 
 
-def _tokenize_unit(documents: Sequence[str], target: Path, by_sentence: bool) -> None:
+def _tokenize_unit(documents: Sequence[str], target: Path, settings: BuildSettings) -> None:
     tokenizer = _worker["tokenizer"]
     texts: list[str] = []
     owners: list[int] = []
     for number, document in enumerate(documents):
         paragraphs = document.split("\n")
-        if by_sentence:
+        if settings.by_sentence:
             pieces = [part[start:end] for part in paragraphs for start, end in split_sentences(part)]
         else:
-            pieces = [" ".join(paragraphs)]
+            pieces = [document]
         texts += pieces
         owners += [number] * len(pieces)
     encoded = tokenizer.encode_ids(texts)
     kept = [(ids, owner) for ids, owner in zip(encoded, owners, strict=True) if len(ids)]
+    if settings.append_end:
+        kept = _with_ends(kept, tokenizer.end_id)
     digests = [hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest() for text in documents]
     arrays = {
         "tokens": np.concatenate([ids for ids, _ in kept]) if kept else np.zeros(0, dtype=np.int64),
@@ -180,6 +192,12 @@ def _tokenize_unit(documents: Sequence[str], target: Path, by_sentence: bool) ->
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     write_whole(target, content.getvalue())
+
+
+def _with_ends(kept: Sequence[tuple[NDArray[np.int64], int]], end_id: int) -> list[tuple[NDArray[np.int64], int]]:
+    """Put the end-of-text token behind the last sequence of each document."""
+    is_last = [at + 1 == len(kept) or kept[at + 1][1] != owner for at, (_, owner) in enumerate(kept)]
+    return [(np.append(ids, end_id) if ends else ids, owner) for (ids, owner), ends in zip(kept, is_last, strict=True)]
 
 
 def _join(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]) -> BuildReport:

@@ -6,11 +6,12 @@ sequences, int64, the first 0, the last S. For BERT a sequence is a sentence, fo
 Source: Megatron-LM, megatron/data/indexed_dataset.py, MMapIndexedDataset.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ HEADER_SIZE = 34
 # Code 7 is double in old files and float32 in megatron.core; tokens are neither.
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 CODES: dict[Any, int] = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+# Where a fingerprint looks into the tokens, and how many of them it reads there.
+DIGESTED_PLACES, DIGESTED = 256, 4096
 # From so many tokens on Megatron-LM stores int32.
 LARGE_VOCABULARY = 65500
 
@@ -34,6 +37,39 @@ def token_dtype(vocabulary_size: int) -> Any:
 def files_of(prefix: Path) -> tuple[Path, Path]:
     """Give PREFIX.bin and PREFIX.idx."""
     return prefix.with_name(f"{prefix.name}.bin"), prefix.with_name(f"{prefix.name}.idx")
+
+
+class Tokens(Protocol):
+    """Documents as sequences of tokens: `documents` [D] are boundaries in sequences, `lengths` [S]."""
+
+    lengths: NDArray[np.int32]
+    documents: NDArray[np.int64]
+
+    def part(self, index: int, start: int, end: int) -> NDArray[Any]:
+        """Read tokens [start, end) of a sequence."""
+
+    def fingerprint(self) -> str:
+        """Digest what is held, to notice that it has changed."""
+
+
+class HeldTokens:
+    """Documents that are held in memory, each a list of sequences."""
+
+    def __init__(self, documents: Sequence[Sequence[NDArray[np.int64]]]) -> None:
+        self._sequences = [sequence for document in documents for sequence in document]
+        self.lengths = np.array([len(sequence) for sequence in self._sequences], dtype=np.int32)
+        self.documents = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
+
+    def part(self, index: int, start: int, end: int) -> NDArray[Any]:
+        """Read tokens [start, end) of a sequence."""
+        return self._sequences[index][start:end]
+
+    def fingerprint(self) -> str:
+        """Digest lengths and tokens."""
+        digest = hashlib.sha256(self.lengths.tobytes() + self.documents.tobytes())
+        for sequence in self._sequences:
+            digest.update(sequence.tobytes())
+        return digest.hexdigest()
 
 
 class IndexedTokens:
@@ -101,6 +137,13 @@ class IndexedTokens:
         """Read tokens [start, end) of a sequence."""
         first = int(self._places[index]) // self.dtype.itemsize
         return self._tokens[first + start : first + end]
+
+    def fingerprint(self) -> str:
+        """Digest the whole index and, of the tokens, places all over the file: they may be hundreds of gigabytes."""
+        digest = hashlib.sha256(self.lengths.tobytes() + self.documents.tobytes())
+        for start in np.linspace(0, max(len(self._tokens) - DIGESTED, 0), num=DIGESTED_PLACES, dtype=np.int64):
+            digest.update(self._tokens[start : start + DIGESTED].tobytes())
+        return digest.hexdigest()
 
     def document(self, number: int) -> list[NDArray[Any]]:
         """Read a document's sequences."""

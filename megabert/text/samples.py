@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .indexed import IndexedTokens
+from .indexed import Tokens
 
 # What keeps the numbers drawn for lengths apart from others that come from the same seed.
 LENGTH_STREAM = 7
@@ -33,7 +33,7 @@ class Runs:
 
 
 def find_runs(
-    tokens: IndexedTokens, first_document: int, end_document: int, room: int, *, short_share: float, seed: int
+    tokens: Tokens, first_document: int, end_document: int, room: int, *, short_share: float, seed: int
 ) -> Runs:
     """Cut documents [first_document, end_document) into runs of at most `room` tokens.
 

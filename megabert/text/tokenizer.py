@@ -106,9 +106,14 @@ class Tokenizer:
         """Join tokens to readable text, for looking at; answers are cut from the original text instead."""
         return str(self._rust.decode(list(token_ids), skip_special_tokens=False))
 
-    def vocabulary_text(self) -> str:
-        """Write the vocabulary as a file: one token a line."""
-        return "".join(f"{token}\n" for token in self.tokens)
+    @property
+    def end_id(self) -> int:
+        """The token that ends a document where a causal network is trained."""
+        return self.sep_id
+
+    def files(self) -> dict[str, str]:
+        """Give the vocabulary as files, name to content: vocab.txt, one token a line."""
+        return {"vocab.txt": "".join(f"{token}\n" for token in self.tokens)}
 
 
 def _has_capital(token: str) -> bool:

@@ -196,7 +196,7 @@ def _find_start(
             return _Start(restored, tokenizer, model, None)
         say(f"Starting from the encoder of {source}, with a new head.")
         return _Start(task, tokenizer, None, LanguageModel(model.encoder, tokenizer, str(source), ()))
-    language_model = load_language_model(settings.model, home=home, seed=settings.seed)
+    language_model = load_language_model(settings.model, home=home, seed=settings.seed, random_shape=task.random_shape)
     say(f"Encoder: {describe_encoder(language_model.encoder.config)}, from {language_model.source}.")
     for note in language_model.notes:
         say(f"  {note}")
@@ -305,8 +305,8 @@ def _epochs(settings: Settings, num_texts: int, world: World) -> int:
     if trainer.max_steps < 0:
         return trainer.max_epochs
     per_step = trainer.accumulate_grad_batches * settings.model.train_ds.batch_size * world.data_size
-    texts = trainer.max_steps * per_step
-    return min(trainer.max_epochs, texts // num_texts + 1)
+    needed = trainer.max_steps * per_step // num_texts + 1
+    return needed if trainer.max_epochs < 0 else min(trainer.max_epochs, needed)
 
 
 def _obstacle(settings: Settings, precision: str, head_dim: int, *, has_kernel: bool) -> str | None:
@@ -342,7 +342,7 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
         text_code = sorted((Path(__file__).parent.parent / "text").glob("*.py"))
         name = store.digest(
             json.dumps([own, tokenizer.lower_case, _versions(), is_new, task.state()], default=str).encode(),
-            tokenizer.vocabulary_text().encode(),
+            *(content.encode() for content in tokenizer.files().values()),
             *(Path(path).read_bytes() for path in [*task.files(data), *_code_files(task), *map(str, text_code)]),
         )
         stored = store.find(stores, name)

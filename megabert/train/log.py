@@ -34,6 +34,8 @@ from rich.text import Text
 from ..errors import CheckpointError
 
 METRICS = "metrics.jsonl"
+# Seconds within which steps count as one for the rate that is shown.
+SHORTEST_MOMENT = 0.05
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -86,7 +88,12 @@ class _Meter:
 
     def add(self, tokens: int) -> None:
         self._tokens += tokens
-        self._recent.append(self._now())
+        now = self._now()
+        # Of a GPU many steps are heard of at once: they are one moment, not fifty.
+        if len(self._recent) > 1 and now[0] - self._recent[-2][0] < SHORTEST_MOMENT:
+            self._recent[-1] = now
+        else:
+            self._recent.append(now)
 
     def recent_rate(self) -> float:
         """Tokens per second over the last steps: steady enough to be read."""

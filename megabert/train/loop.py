@@ -270,7 +270,7 @@ def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver, *, is_la
     contents = run.Contents(
         tensors=groups if world.size == 1 else own_tensors(groups, stepper.layout),
         documents=documents,
-        texts={"vocab.txt": job.predictor.tokenizer.vocabulary_text()},
+        texts=job.predictor.tokenizer.files(),
     )
     is_end = progress.step >= job.schedule.total_steps and progress.validated_step == progress.step
     keep_best = job.settings.exp_manager.checkpoint_callback_params.save_top_k

@@ -1,4 +1,4 @@
-"""Checkpoints written while a GPU goes on: its tensors are copied to the host, a thread writes them to the disk.
+"""Checkpoints written while a GPU goes on: its tensors are copied, a thread fetches the copies and writes them.
 
 Of several processes each writes some whole tensors, put together from everybody's parts one after another.
 """
@@ -9,8 +9,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor
 
+from ..checkpoint.lazy import Readable
 from ..checkpoint.run import Contents, read_whole
 from ..parallel.plan import Layout
 from .optim import SHAPES
@@ -46,17 +48,29 @@ class Saver:
         if self._executor is None or is_last:
             write(contents)
             return
-        tensors = {
-            group: {name: read_whole(item).cpu() for name, item in items.items()}
-            for group, items in contents.tensors.items()
-        }
-        self._last = self._executor.submit(write, replace(contents, tensors=tensors))
+        copies = {group: _copied(items) for group, items in contents.tensors.items()}
+        done = torch.cuda.Event()
+        done.record()
+
+        def write_copies() -> None:
+            done.synchronize()
+            write(replace(contents, tensors=copies))
+
+        self._last = self._executor.submit(write_copies)
 
     def wait(self) -> None:
         """Wait until all is on the disk."""
         if self._last is not None:
             last, self._last = self._last, None
             last.result()
+
+
+def _copied(items: Mapping[str, Readable | Tensor]) -> dict[str, Tensor]:
+    """Copy tensors where they are, a matter of milliseconds; to the host if the GPU has no room to spare for that."""
+    tensors = {name: read_whole(item) for name, item in items.items()}
+    size = sum(item.nbytes for item in tensors.values() if item.is_cuda)
+    free, _ = torch.cuda.mem_get_info()
+    return {name: item.detach().clone() if size < free / 2 else item.cpu() for name, item in tensors.items()}
 
 
 def own_tensors(groups: Mapping[str, Mapping[str, Tensor]], layout: Layout) -> dict[str, dict[str, Tensor]]:

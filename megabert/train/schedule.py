@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ..errors import ConfigError
 from ..settings import Settings
 
 
@@ -39,7 +40,9 @@ class Schedule:
 def make_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
     """Count a training's steps, by epochs or by max_steps, whichever ends it first."""
     trainer = settings.trainer
-    total = steps_per_epoch * trainer.max_epochs
+    if trainer.max_epochs < 0 and trainer.max_steps < 0:
+        raise ConfigError("trainer.max_epochs and max_steps are both -1: training would have no end. Give one of them.")
+    total = steps_per_epoch * trainer.max_epochs if trainer.max_epochs >= 0 else trainer.max_steps
     interval = trainer.val_check_interval
     per_epoch = steps_per_epoch * trainer.accumulate_grad_batches
     return Schedule(

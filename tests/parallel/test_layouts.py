@@ -1,70 +1,85 @@
-"""Training laid out over 2 and 4 processes against one process: losses, gradients, weights."""
+from dataclasses import replace
 
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 
-from .processes import CHECKS, LAYOUTS
+from megabert.errors import ConfigError
+from megabert.parallel.cost_tables import GPUS, MEGABERT, NETWORKS
+from megabert.parallel.layouts import ALL, Question, choose, estimate_all, scale, settings
+from megabert.parallel.workload import Work
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What each check left, by its name."""
-    folder = tmp_path_factory.mktemp("found")
-    command = [sys.executable, "-m", "tests.parallel.processes", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return {name: np.load(folder / f"{name}.npz") for name in CHECKS}
+QUESTION = Question(Work(NETWORKS["345m"]), GPUS["h100"], gpus=8, gpus_per_node=8, batch=1024, length=512)
 
 
-def named(*kinds):
-    return [name for name in CHECKS if name.partition(".")[2] in kinds and not name.startswith("one.")]
+def test_every_layout_goes_through_the_whole_batch():
+    for estimate in estimate_all(QUESTION):
+        assert estimate.tokens == 1024 * 512
 
 
-def largest_difference(one, other, kind):
-    assert set(one.files) == set(other.files)
-    return max(np.abs(one[name] - other[name]).max() for name in one.files if name.startswith(kind))
+def test_those_that_fit_come_first_and_fastest_first():
+    estimates = estimate_all(replace(QUESTION, work=Work(NETWORKS["8.3b"]), length=1024))
+    fits = [estimate.fits for estimate in estimates]
+    assert True in fits and False in fits
+    assert fits == sorted(fits, reverse=True)
+    times = [estimate.time.total for estimate in estimates if estimate.fits]
+    assert times == sorted(times)
 
 
-@pytest.mark.parametrize("name", named("bert", "gpt", "post", "five_words", "three_texts", "clipped"))
-def test_loss_and_gradients_are_those_of_one_process(found, name):
-    one, several = found[f"one.{name.partition('.')[2]}"], found[name]
-    np.testing.assert_allclose(several["figures"], one["figures"], rtol=1e-6, atol=1e-6)
-    assert largest_difference(one, several, "gradient/") < 1e-6
-    assert largest_difference(one, several, "weight/") < 1e-5
+def test_the_simplest_of_those_about_as_fast_is_chosen():
+    best = choose(estimate_all(replace(QUESTION, gpus=1)))
+    assert best is not None
+    assert not best.layout.activation_checkpointing
+    assert settings(best) == {
+        "trainer.devices": 1,
+        "trainer.accumulate_grad_batches": best.layout.accumulate,
+        "model.train_ds.batch_size": round(best.texts.num_texts),
+        "trainer.precision": "bf16",
+    }
 
 
-@pytest.mark.parametrize("name", named("bf16", "16"))
-def test_lower_precision_learns_alike(found, name):
-    one, several = found[f"one.{name.partition('.')[2]}"], found[name]
-    np.testing.assert_allclose(several["figures"], one["figures"], rtol=3e-2)
-    gradients = [name for name in one.files if name.startswith("gradient/")]
-    expected = np.concatenate([one[name].ravel() for name in gradients])
-    difference = np.concatenate([several[name].ravel() for name in gradients]) - expected
-    assert np.linalg.norm(difference) < 0.02 * np.linalg.norm(expected)
+def test_a_network_too_large_for_one_gpu_has_no_best_layout_there():
+    question = replace(QUESTION, work=Work(NETWORKS["8.3b"]), gpus=1, length=1024)
+    assert choose(estimate_all(question)) is None
+    points = scale(question, [1, 8], is_weak=True)
+    assert points[0].estimate is None and points[0].efficiency is None
+    assert points[-1].estimate is not None
 
 
-@pytest.mark.parametrize("name", named("copies"))
-def test_what_several_processes_hold_stays_the_same_to_the_last_bit(found, name):
-    sums = found[name]["sums"]
-    assert len(sums) == LAYOUTS[name.partition(".")[0]][0]
-    assert (sums == sums[0]).all()
+def test_what_the_user_has_settled_is_kept():
+    estimates = estimate_all(replace(QUESTION, tensor=2, fsdp=ALL, activation_checkpointing=True, sequence=False))
+    (one,) = estimates
+    layout = one.layout
+    assert (layout.tensor, layout.fsdp, layout.sequence, layout.activation_checkpointing) == (2, 4, False, True)
+    words = settings(one)
+    assert words["parallel.tensor"] == 2 and words["parallel.fsdp"] == 4
+    assert words["parallel.activation_checkpointing"] == "true"
 
 
-def test_an_overflow_in_one_process_is_one_in_all(found):
-    assert found["tensor2.overflow"]["said"].tolist() == [[1.0, 2.0**15], [1.0, 2.0**15]]
-    np.testing.assert_allclose(found["tensor2.overflow"]["figures"][0], found["one.16"]["figures"][1], rtol=3e-2)
+def test_settled_layouts_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="attention heads"):
+        estimate_all(replace(QUESTION, tensor=32, gpus=32, gpus_per_node=32))
+    with pytest.raises(ConfigError, match="shared out evenly among 8"):
+        estimate_all(replace(QUESTION, tensor=1, batch=100))
+    with pytest.raises(ConfigError, match="needs two GPUs"):
+        estimate_all(replace(QUESTION, gpus=1, sequence=True))
 
 
-@pytest.mark.parametrize("name", named("answers"))
-def test_answers_are_those_of_one_process(found, name):
-    np.testing.assert_allclose(found[name]["guesses"], found["one.answers"]["guesses"], atol=1e-6)
+def test_weak_scaling_of_one_gpu_is_whole():
+    points = scale(QUESTION, [1, 8, 64], is_weak=True)
+    assert [point.gpus for point in points] == [1, 8, 64]
+    assert points[0].efficiency == 1
+    assert all(point.efficiency > 0.9 for point in points)
 
 
-def test_dropout_was_on_where_copies_were_compared(found):
-    assert not np.allclose(found["data2.copies"]["figures"], found["data2.bert"]["figures"], rtol=1e-3)
+def test_a_constant_batch_scales_worse_the_more_gpus_share_it():
+    points = scale(QUESTION, [1, 8, 64, 512], is_weak=False)
+    efficiencies = [point.efficiency for point in points]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert efficiencies[-1] < 0.5
+
+
+def test_overlap_hides_the_sum_of_gradients():
+    def exposed(overlap):
+        question = replace(QUESTION, tensor=1, fsdp=1, program=replace(MEGABERT, overlap=overlap))
+        return choose(estimate_all(question)).time.data_communication
+
+    assert exposed(0.0) > exposed(0.5) > exposed(1.0) == 0

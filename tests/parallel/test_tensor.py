@@ -39,6 +39,12 @@ def test_sizes_that_cannot_be_shared_are_told():
         lay_out(network(BERT), world, ParallelSettings(tensor=3), precision="32", is_compiled=False)
 
 
+def test_eight_bits_take_whole_layers():
+    world = World(torch.device("cpu"), size=2, tensor_size=2)
+    with pytest.raises(ConfigError, match=r"precision=fp8 takes whole layers"):
+        lay_out(network(BERT), world, ParallelSettings(tensor=2), precision="fp8", is_compiled=False)
+
+
 @pytest.mark.parametrize(("rows", "size"), [(30522, 4), (30522, 8), (5, 4), (3, 4), (1, 2)])
 def test_parts_of_any_vocabulary_make_the_whole(rows, size):
     whole = torch.arange(2 * rows).view(rows, 2)

@@ -106,6 +106,18 @@ CASES = {
         "Marie Curie was born in Warsaw. Who found radium?\nThe river Seine is in Paris, France.\n",
         (), "f1", ("text=marie curie was born in warsaw who found radium",),
     ),
+    "masked_language_model": Case(
+        "masked_language_model", "x.txt",
+        "marie curie found radium\n\nthe river seine\n\nparis in france\n\nwho was born when\n",
+        ("model.dataset.sentence_order=false", "model.dataset.mask_share=1", "model.dataset.random_share=0",
+         "model.dataset.short_seq_prob=0", "trainer.max_epochs=150"),
+        "lm_accuracy", ("text=marie curie [MASK] radium",),
+    ),
+    "causal_language_model": Case(
+        "causal_language_model", "x.txt",
+        "marie curie found radium\n\nthe river seine\n\nparis in france\n\nwho was born when\n",
+        (), "lm_accuracy", ("text=marie curie found",),
+    ),
     "zero_shot": Case(
         "zero_shot", "x.tsv",
         "premise\thypothesis\tlabel\nmarie was born\tborn\tentailment\nthe river\tborn\tcontradiction\n"

@@ -127,6 +127,19 @@ def test_a_failure_while_lines_are_cut_leaves_the_file_as_it_was(tmp_path, monke
     assert file.read_bytes() == before
 
 
+def test_steps_that_are_heard_of_together_have_the_rate_of_all(tmp_path, capsys):
+    clock = Clock()
+    with open_log(tmp_path, clock=clock, total_steps=400, progress_bar=True) as log:
+        for number in range(4):
+            clock.now += 10.0
+            for step in range(100 * number + 1, 100 * number + 101):
+                clock.now += 1e-6
+                log.step(step, loss=0.5, lr=1.0, tokens=500, grad_norm=1.5, epoch=0.0)
+    rates = [int(item.replace(",", "")) for item in re.findall(r"([\d,]+) tokens/s", capsys.readouterr().err)]
+    assert rates and rates[-1] == pytest.approx(5000, rel=0.01)
+    assert max(rates) < 6000
+
+
 def test_tokens_per_second_leave_out_validations(tmp_path):
     clock = Clock()
     with open_log(tmp_path, clock=clock) as log:

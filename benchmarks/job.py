@@ -1,0 +1,166 @@
+"""A whole job by the command, 345M from random weights: seconds to the first step and to the end, how busy the GPU was.
+
+    python -m benchmarks.job --out FOLDER --train SQUAD.json --validation SQUAD.json --vocabulary VOCAB.txt [--where]
+
+Runs `megabert train question_answering` three times: so that Python's bytecode is there (`bytecode`), with an empty
+compile cache (`cold`) and with the full one. Busy is the mean of
+nvidia-smi's figure from the first step to the end. --where also samples what the command does until the first step.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+NETWORK = "{hidden_size: 1024, num_layers: 24, num_attention_heads: 16, max_position_embeddings: 512}"
+PAUSE = 0.01
+
+
+def words(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Give the command's words."""
+    return [
+        "train",
+        "question_answering",
+        f"model.train_ds.file={arguments.train}",
+        f"model.validation_ds.file={arguments.validation}",
+        f"model.tokenizer.vocab_file={arguments.vocabulary}",
+        "model.language_model.pretrained_model_name=null",
+        f"model.language_model.config={NETWORK}",
+        "model.train_ds.batch_size=32",
+        f"trainer.max_steps={arguments.steps}",
+        f"trainer.precision={arguments.precision}",
+        "trainer.gradient_clip_val=1.0",
+        "trainer.enable_progress_bar=false",
+        f"exp_manager.explicit_log_dir={folder}",
+    ]
+
+
+def child(given: list[str], report: Path) -> None:
+    """Run the command; write when the first and the last step were made, and where the time before went."""
+    began = float(os.environ["BEGAN"])
+    steps: list[float] = []
+    places: defaultdict[str, float] = defaultdict(float)
+    after: defaultdict[str, float] = defaultdict(float)
+    main_thread = threading.get_ident()
+
+    def watch() -> None:
+        """Look at the main thread; note the steps as soon as the module that makes them is there."""
+        is_noting = False
+        before = time.time()
+        while True:
+            time.sleep(PAUSE)
+            module = sys.modules.get("megabert.train.step")
+            if not is_noting and hasattr(module, "RecordedStepper"):
+                note_steps(module, steps)
+                is_noting = True
+            if "WHERE" in os.environ:
+                now = time.time()  # a thread that holds the interpreter makes the pause longer
+                (after if steps else places)[place(sys._current_frames()[main_thread])] += now - before
+                before = now
+
+    threading.Thread(target=watch, daemon=True).start()
+    from megabert.cli import main
+
+    code = main(given)
+    found = {"first": steps[0] - began, "last": steps[-1] - began, "end": time.time() - began, "num_steps": len(steps)}
+    report.write_text(json.dumps(found | {"places": longest(places), "after": longest(after)}))
+    raise SystemExit(code)
+
+
+def longest(places: dict[str, float]) -> list[tuple[str, float]]:
+    """Give where most time was spent."""
+    return sorted(places.items(), key=lambda item: -item[1])[:25]
+
+
+def note_steps(module: Any, steps: list[float]) -> None:
+    """Note when each step's call returns; the first one waits for the device, to tell when it was made."""
+    original = module.RecordedStepper.step
+
+    def step(self: Any, *values: Any, **more: Any) -> Any:
+        found = original(self, *values, **more)
+        if not steps:
+            found.tolist()
+        steps.append(time.time())
+        return found
+
+    module.RecordedStepper.step = step
+
+
+def place(frame: FrameType | None) -> str:
+    """Name what the main thread does: the package that it imports, or megabert's innermost function."""
+    importing, function, inner = "", "", ""
+    while frame is not None:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if name == "_find_and_load":
+            importing = ".".join(str(frame.f_locals.get("name")).split(".")[:2])
+        elif "megabert" in file and not function:
+            function = f"{Path(file).stem}.{name}"
+        elif "torch/_" in file and not function:
+            inner = "/".join(Path(file).parts[-2:]) + f":{name}"
+        frame = frame.f_back
+    return f"import {importing} in {function}" if importing else f"{function} {inner}"
+
+
+def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Run the command in a process of its own."""
+    folder, report = arguments.out / name, arguments.out / f"{name}.json"
+    if name == "cold":
+        shutil.rmtree(arguments.out / "cache", ignore_errors=True)
+    caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "home"}
+    environment = os.environ | {key: str(arguments.out / "cache" / value) for key, value in caches.items()}
+    if arguments.where:
+        environment["WHERE"] = "1"
+    busy = subprocess.Popen(
+        ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    shares: list[tuple[float, float]] = []
+    assert busy.stdout is not None
+    lines = busy.stdout
+    threading.Thread(target=lambda: shares.extend((time.time(), float(line)) for line in lines), daemon=True).start()
+    began = time.time()
+    command = [sys.executable, "-m", "benchmarks.job", "--child", str(report), *words(arguments, folder)]
+    subprocess.run(command, env=environment | {"BEGAN": str(began)}, check=True)
+    busy.terminate()
+    found: dict[str, Any] = json.loads(report.read_text())
+    after = [share for at, share in shares if found["first"] <= at - began <= found["end"]]
+    found["busy"] = sum(after) / max(len(after), 1)
+    shutil.rmtree(folder / "checkpoints")
+    return found
+
+
+def main() -> None:
+    """Measure the runs and print them."""
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[3:], Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("out", "train", "validation", "vocabulary"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=-1, help="optimizer steps; -1: three epochs")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--runs", default="bytecode,cold,warm", help="a run for each name; cold empties the caches")
+    parser.add_argument("--where", action="store_true", help="sample what the command does")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.runs.split(","):
+        found = run(arguments, name)
+        print(
+            f"{name}: first step {found['first']:.1f} s, last of {found['num_steps']} {found['last']:.1f} s, "
+            f"end {found['end']:.1f} s, GPU busy {found['busy']:.0f} % from the first step to the end",
+            flush=True,
+        )
+        for title, places in (("before the first step", found["places"]), ("after it", found["after"])):
+            for where, seconds in places if arguments.where else []:
+                print(f"  {title}: {seconds:6.2f} s  {where}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

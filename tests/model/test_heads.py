@@ -1,0 +1,116 @@
+"""The pre-training head gives losses instead of logits: they and their gradients are those of the whole network."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megabert.model.attention import Documents
+from megabert.model.encoder import Encoder
+from megabert.model.heads import (
+    HAS_ORDER,
+    IS_ASKED,
+    IS_ORDER_RIGHT,
+    IS_RIGHT,
+    LOSS,
+    NUM_GUESSES,
+    ORDER_LOSS,
+    PretrainingHead,
+    TaskModel,
+    new_pretraining_model,
+)
+from megabert.model.shape import EncoderConfig
+from megabert.text.batch import NO_TARGET, Features, Size, pack
+
+BERT = EncoderConfig(
+    vocabulary_size=50, num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, max_positions=40,
+    hidden_dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+GPT = dataclasses.replace(BERT, is_causal=True, num_segments=0)
+
+
+def models(config, *, sentence_order, share):
+    """The same weights as a task's network and as the plain one."""
+    plain = new_pretraining_model(config, 3, language_model=True, sentence_order=sentence_order).double()
+    head = PretrainingHead(config, asked_share=share, sentence_order=sentence_order)
+    ours = TaskModel(Encoder(config), head).double()
+    weights = dict(plain.state_dict())
+    ours.load_state_dict({name if name.startswith("encoder.") else f"head.{name}": weights[name] for name in weights})
+    return ours, plain
+
+
+def texts(share, *, order):
+    random = np.random.default_rng(0)
+    made = []
+    for number, length in enumerate((11, 5, 17, 1)):
+        ids = random.integers(1, 50, length)
+        targets = np.where(random.random(length) < share, ids, NO_TARGET)
+        token_targets = {"token": targets}
+        if order:
+            token_targets["order"] = np.full(length, NO_TARGET)
+            token_targets["order"][0] = (1, 0, NO_TARGET, 0)[number]
+        segments = (np.arange(length) > length // 2).astype(np.int64)
+        made.append(Features(ids, segments, token_targets=token_targets))
+    return made
+
+
+@pytest.mark.parametrize("size", [None, Size(64, 6)], ids=["tight", "filled up"])
+@pytest.mark.parametrize(("config", "share"), [(BERT, 0.3), (GPT, 1.0)], ids=["bert", "gpt"])
+def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size):
+    order = not config.is_causal
+    ours, plain = models(config, sentence_order=order, share=share)
+    items = texts(share * 0.8, order=order)
+    batch = pack(items, 40, 0, size)
+    columns = ours(*batch.inputs())
+    expected_lm, expected_order, asked, right = [], [], [], []
+    for item in items:
+        ids, segments = torch.tensor(item.token_ids)[None], torch.tensor(item.segment_ids)[None]
+        logits, order_logits = plain(
+            ids, segments if order else None, Documents(torch.tensor([0, len(item)]).int(), 40)
+        )
+        targets = torch.tensor(item.token_targets["token"])
+        expected_lm.append(F.cross_entropy(logits[0], targets, ignore_index=NO_TARGET, reduction="none"))
+        asked.append(targets != NO_TARGET)
+        right.append((logits[0].argmax(1) == targets) & asked[-1])
+        if order:
+            target = torch.tensor(item.token_targets["order"][:1])
+            expected_order.append(F.cross_entropy(order_logits, target, ignore_index=NO_TARGET, reduction="none"))
+    num = sum(map(len, items))
+    torch.testing.assert_close(columns[:num, LOSS].double(), torch.cat(expected_lm), atol=1e-6, rtol=1e-6)
+    assert columns[:num, IS_ASKED].bool().equal(torch.cat(asked))
+    assert columns[:num, IS_RIGHT].bool().equal(torch.cat(right))
+    assert not columns[num:, [LOSS, IS_ASKED, IS_RIGHT, HAS_ORDER, ORDER_LOSS]].any()
+    total, expected = columns[:, LOSS].sum(), torch.cat(expected_lm).sum()
+    if order:
+        starts = batch.boundaries_N1[:4].long()
+        torch.testing.assert_close(
+            columns[starts, ORDER_LOSS].double(), torch.cat(expected_order), atol=1e-6, rtol=1e-6
+        )
+        assert columns[starts, HAS_ORDER].tolist() == [1, 1, 0, 1]
+        assert columns[:, IS_ORDER_RIGHT].sum() <= 3
+        total, expected = total + 2 * columns[:, ORDER_LOSS].sum(), expected + 2 * torch.cat(expected_order).sum()
+    total.backward()
+    expected.backward()
+    found = {name.removeprefix("head."): parameter.grad for name, parameter in ours.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_without_targets_the_likeliest_tokens_are_named():
+    ours, plain = models(BERT, sentence_order=False, share=0.3)
+    (item,) = texts(0.3, order=False)[:1]
+    batch = pack([dataclasses.replace(item, token_targets={})], 40, 0)
+    columns = ours(*batch.inputs())
+    ids, segments = torch.tensor(item.token_ids)[None], torch.tensor(item.segment_ids)[None]
+    logits, _ = plain(ids, segments)
+    likeliest = logits[0].softmax(-1).topk(NUM_GUESSES)
+    assert columns[:, :NUM_GUESSES].long().equal(likeliest.indices)
+    torch.testing.assert_close(columns[:, NUM_GUESSES:].double(), likeliest.values, atol=1e-6, rtol=1e-5)
+
+
+def test_the_word_embedding_is_the_matrix_to_the_vocabulary():
+    ours, _ = models(BERT, sentence_order=True, share=0.3)
+    assert ours.head.language_model.vocabulary.weight is ours.encoder.embeddings.word.weight
+    assert "head.language_model.vocabulary.weight" not in dict(ours.named_parameters())
