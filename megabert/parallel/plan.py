@@ -94,9 +94,7 @@ def apply(model: nn.Module, world: World, settings: ParallelSettings, *, precisi
     Raises ConfigError where it does not divide.
     """
     if precision == "fp8" and (world.tensor_size > 1 or world.fsdp_size > 1):
-        raise ConfigError(
-            "trainer.precision=fp8 takes whole layers. With parallel.tensor or parallel.fsdp use bf16."
-        )
+        raise ConfigError("trainer.precision=fp8 takes whole layers. With parallel.tensor or parallel.fsdp use bf16.")
     cuts: dict[str, tuple[int, torch.Size]] = {}
     partial: frozenset[str] = frozenset()
     if world.tensor_size > 1:
