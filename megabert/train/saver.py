@@ -65,12 +65,17 @@ class Saver:
             last.result()
 
 
-def _copied(items: Mapping[str, Readable | Tensor]) -> dict[str, Tensor]:
-    """Copy tensors where they are, a matter of milliseconds; to the host if the GPU has no room to spare for that."""
-    tensors = {name: read_whole(item) for name, item in items.items()}
-    size = sum(item.nbytes for item in tensors.values() if item.is_cuda)
-    free, _ = torch.cuda.mem_get_info()
-    return {name: item.detach().clone() if size < free / 2 else item.cpu() for name, item in tensors.items()}
+def _copied(tensors: Mapping[str, Readable | Tensor]) -> Mapping[str, Readable | Tensor]:
+    """Copy a GPU's tensors where they are, a matter of milliseconds; to the host if it has no room to spare for that.
+
+    Where all are on the host they were put together for this checkpoint, and do not change.
+    """
+    wholes = {name: read_whole(item).detach() for name, item in tensors.items()}
+    if not any(item.is_cuda for item in wholes.values()):
+        return wholes
+    size = sum(item.nbytes for item in wholes.values())
+    has_room = size < torch.cuda.mem_get_info()[0] / 2
+    return {name: item.clone() if has_room else item.to("cpu", copy=True) for name, item in wholes.items()}
 
 
 def own_tensors(groups: Mapping[str, Mapping[str, Tensor]], layout: Layout) -> dict[str, dict[str, Tensor]]:
