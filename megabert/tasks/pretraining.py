@@ -286,6 +286,8 @@ class PretrainingTask(Task[Example, Prediction]):
             if 0 <= examples.limit < len(texts):
                 return Spread(texts, np.arange(examples.limit) * len(texts) // max(examples.limit, 1))
             return texts
+        if not examples:
+            return []
         if not with_targets:
             return self.questions(examples, tokenizer)
         found = self.documents(examples, tokenizer)

@@ -79,6 +79,15 @@ def test_training_validates_as_the_plain_network_computes(task, tmp_path, corpus
         assert stored["val_loss"] == pytest.approx(stored["lm_loss"], abs=1e-5)
 
 
+def test_a_corpus_is_named_by_itself_and_nothing_needs_to_be_validated(tmp_path, corpus, vocab_file, capsys):
+    own = ("model.dataset.data_prefix=[]", f"model.train_ds.file={corpus / 'c'}", "trainer.max_steps=1")
+    assert train(tmp_path / "run", corpus, vocab_file, *own) == 0
+    assert "nothing is validated" in capsys.readouterr().err
+    more = f"model.validation_ds.file={corpus / 'text.txt'}"
+    assert train(tmp_path / "other", corpus, vocab_file, *own, more) == 0
+    assert '"lm_loss"' in (tmp_path / "other" / "metrics.jsonl").read_text()
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, corpus, vocab_file):
     blend = f"model.dataset.data_prefix=[0.7,{corpus / 'c'},0.3,{corpus / 'c'}]"
     common = (blend, "trainer.max_epochs=-1", "exp_manager.resume_if_exists=true", "exp_manager.resume_past_end=true",
