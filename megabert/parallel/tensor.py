@@ -15,7 +15,7 @@ import torch.distributed  # so that the operators below are there
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.vocabulary_loss import CHUNK, NO_TARGET
+from ..model.vocabulary_loss import CHUNK, NO_TARGET, loss_gradients, own_places, word_logits
 from .mesh import World
 
 # Collectives as operators: autograd, the compiler and CUDA graphs take them like any other.
@@ -243,7 +243,7 @@ class _ParallelLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         parts = []
         for hidden, targets in zip(hidden_MD.split(CHUNK), targets_M.split(CHUNK), strict=True):
-            parts.append(_own_part(_logits(hidden, weight_VD, bias_V), targets - start))
+            parts.append(_own_part(word_logits(hidden, weight_VD, bias_V), targets - start))
         own_4M = torch.cat(parts, dim=1)
         log_sums_PM, chosen_PM, highest_PM, is_right_PM = _gather_rows(own_4M[None], size, group).unbind(1)
         log_sums_M = log_sums_PM.logsumexp(0)
@@ -261,35 +261,10 @@ class _ParallelLosses(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD, bias_V, targets_M, log_sums_M = ctx.saved_tensors
         of_losses_M = torch.where(targets_M != NO_TARGET, gradients[0], 0.0)
-        of_hidden = []
-        of_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        of_bias_V = torch.zeros(len(weight_VD), device=weight_VD.device)
-        chunks = (item.split(CHUNK) for item in (hidden_MD, targets_M, log_sums_M, of_losses_M))
-        for hidden, targets, log_sums, of_losses in zip(*chunks, strict=True):
-            shares = (_logits(hidden, weight_VD, bias_V) - log_sums[:, None]).exp()
-            places, is_own = _places(targets - ctx.start, len(weight_VD))
-            if len(weight_VD):
-                shares.scatter_add_(1, places[:, None], -is_own.to(shares.dtype)[:, None])
-            shares *= of_losses[:, None]
-            of_bias_V += shares.sum(0)
-            of_logits = shares.to(weight_VD.dtype)
-            of_hidden.append(of_logits @ weight_VD)
-            of_weight_VD += of_logits.t() @ hidden.to(weight_VD.dtype)
-        return (
-            _sum(torch.cat(of_hidden), ctx.group).to(hidden_MD.dtype),
-            of_weight_VD.to(weight_VD.dtype),
-            None if bias_V is None else of_bias_V.to(bias_V.dtype),
-            None,
-            None,
-            None,
-            None,
+        of_hidden_MD, of_weight_VD, of_bias_V = loss_gradients(
+            hidden_MD, weight_VD, bias_V, targets_M - ctx.start, log_sums_M, of_losses_M
         )
-
-
-def _places(targets_M: Tensor, num_own: int) -> tuple[Tensor, Tensor]:
-    """Give targets' places among the own words, 0 where they are others', and whether they are own."""
-    is_own = (targets_M >= 0) & (targets_M < num_own)
-    return torch.where(is_own, targets_M, 0), is_own
+        return _sum(of_hidden_MD, ctx.group), of_weight_VD, of_bias_V, None, None, None, None
 
 
 def _own_part(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
@@ -298,13 +273,8 @@ def _own_part(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     if not num_own:
         nothing_M = logits_MV.new_full((len(targets_M),), -torch.inf)
         return torch.stack([nothing_M, torch.zeros_like(nothing_M), nothing_M, torch.zeros_like(nothing_M)])
-    places, is_own = _places(targets_M, num_own)
+    places, is_own = own_places(targets_M, num_own)
     chosen = torch.where(is_own, logits_MV.gather(1, places[:, None])[:, 0], 0.0)
     highest = logits_MV.max(1)
     is_right = (highest.indices == places) & is_own
     return torch.stack([logits_MV.logsumexp(1), chosen, highest.values, is_right.to(logits_MV.dtype)])
-
-
-def _logits(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits = F.linear(hidden_MD.to(weight_VD.dtype), weight_VD, bias_V)
-    return logits.float() if logits.dtype != torch.float64 else logits

@@ -138,14 +138,8 @@ class Spread(DrawnFeatures):
         """Count the texts."""
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Features: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Features]: ...
-    def __getitem__(self, index: Any) -> Any:
+    def text(self, index: int) -> Features:
         """Make a text."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
         return self.texts[int(self.indices[index])]
 
     def lengths(self) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ Shape legend: T tokens of a batch, N documents, L tokens of one text.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -44,6 +44,22 @@ class Features:
 
 class DrawnFeatures(Sequence[Features], ABC):
     """Texts that are drawn anew each epoch, as a function of seed, epoch and index: nothing of them is kept."""
+
+    @abstractmethod
+    def text(self, index: int) -> Features:
+        """Make one text, 0 to len."""
+
+    @overload
+    def __getitem__(self, index: int) -> Features: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Features]: ...
+    def __getitem__(self, index: Any) -> Any:
+        """Make a text, or those of a slice."""
+        if isinstance(index, slice):
+            return [self.text(place) for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.text(int(index))
 
     @abstractmethod
     def drawn(self, epoch: int) -> "DrawnFeatures":

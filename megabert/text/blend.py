@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,18 +69,10 @@ class Blend(DrawnFeatures):
         """Count the texts of an epoch."""
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Features: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Features]: ...
-    def __getitem__(self, index: Any) -> Any:
+    def text(self, index: int) -> Features:
         """Make a text."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         source = int(np.searchsorted(self._ends, index, side="right"))
-        number, place = divmod(self._drawn_before(source) + int(index) - self._start(source), len(self.corpora[source]))
+        number, place = divmod(self._drawn_before(source) + index - self._start(source), len(self.corpora[source]))
         return replace(self.corpora[source].text(int(self._order(source, number)[place]), number), notes=source)
 
     def lengths(self) -> NDArray[np.int64]:
