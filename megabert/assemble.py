@@ -17,8 +17,9 @@ from .infer import Predictor
 from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
 from .model.shape import EncoderConfig
+from .parallel.graphs import find_graphs
 from .parallel.mesh import find_device, find_precision
-from .parallel.plan import cast, freeze
+from .parallel.plan import cast, compile_layers, freeze
 from .settings import LanguageModelSettings, ModelSettings, Settings
 from .tasks import task as tasks
 from .tasks.task import Task
@@ -347,10 +348,14 @@ def load_run(
     *,
     accelerator: str = "auto",
     precision: str = "auto",
+    compiled: bool = False,
     task_name: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Predictor:
-    """Load a run folder (its best checkpoint), or one checkpoint folder, for predicting."""
+    """Load a run folder (its best checkpoint), or one checkpoint folder, for predicting.
+
+    `compiled` compiles its layers and on a GPU records batches in a CUDA graph: worth it for large files.
+    """
     folder = run.find_checkpoint(path)
     contents = run.read(folder, groups=("model",))
     task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
@@ -359,7 +364,10 @@ def load_run(
     model.to(device).eval()
     cast(model, precision)
     freeze(model)
-    return Predictor(task, model, tokenizer, device, precision)
+    if compiled:
+        compile_layers(model)
+    uses_graphs = find_graphs(compiled, device, model.encoder.config, precision)
+    return Predictor(task, model, tokenizer, device, precision, uses_graphs=uses_graphs)
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

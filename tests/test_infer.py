@@ -92,3 +92,19 @@ def test_the_compiler_is_not_imported_to_answer_a_question():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: batches are recorded there")
+def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad_file, tmp_path):
+    from megabert.parallel.graphs import find_graphs
+    from megabert.parallel.plan import compile_layers
+
+    examples = predictor.task.read(squad_file) * 20
+    predictor.model.cuda()
+    plain = dataclasses.replace(predictor, device=torch.device("cuda"), batch_size=2)
+    expected = plain.predict_examples(examples)
+    compile_layers(plain.model)
+    has_graphs = find_graphs(True, plain.device, plain.model.encoder.config, "32")
+    found = dataclasses.replace(plain, uses_graphs=has_graphs).predict_examples(examples)
+    assert has_graphs
+    assert [item.text for item in found] == [item.text for item in expected]

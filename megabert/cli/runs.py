@@ -32,6 +32,8 @@ class EvaluateSettings:
     """auto takes a GPU where there is one."""
     precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8")
     """auto: bf16 on a GPU that has it, else 32."""
+    compile: bool = False
+    """Compile the layers, and on a GPU record batches in a CUDA graph: some 10 s more, then faster on large files."""
 
 
 @dataclasses.dataclass
@@ -51,10 +53,12 @@ class PredictSettings:
     """auto takes a GPU where there is one."""
     precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8")
     """auto: bf16 on a GPU that has it, else 32."""
+    compile: bool = False
+    """Compile the layers, and on a GPU record batches in a CUDA graph: some 10 s more, then faster on large files."""
 
 
 def train(words: Sequence[str]) -> int:
-    """Fine-tune a checkpoint on a task: megabert train TASK key=value ...."""
+    """Fine-tune a checkpoint on a task, or pre-train: megabert train TASK key=value ...."""
     parser = new_parser("train", train, "megabert config TASK lists all settings.")
     parser.add_argument("task", help="the task, for example question_answering, or a file of your own, ./my_task.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's grammar")
@@ -351,6 +355,7 @@ def _load(arguments: argparse.Namespace, settings: Any, overrides: Sequence[str]
         arguments.run,
         accelerator=settings.accelerator,
         precision=settings.precision,
+        compiled=settings.compile,
         task_name=arguments.task,
         overrides=overrides,
     )
