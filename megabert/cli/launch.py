@@ -4,17 +4,17 @@ Each process is the same command again, told its number in the environment. Unde
 """
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, MegabertError, PeerLost
 from ..settings import Settings
+from ..train.stop import hearing
 from .console import say
 
 # Seconds that the others get to notice that one is gone, and to say so.
@@ -66,7 +66,7 @@ def launch(words: Sequence[str], count: int) -> None:
         for environment in _environments(count)
     ]
     try:
-        with _passing_signals_on(children):
+        with hearing(partial(_pass_on, children)):
             code = _exit_code(_wait(children))
     finally:
         for child in children:
@@ -89,19 +89,10 @@ def _environments(count: int) -> Iterator[dict[str, str]]:
         yield defaults | dict(os.environ) | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
-@contextmanager
-def _passing_signals_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def pass_on(number: int, frame: Any) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _pass_on(children: Sequence[subprocess.Popen[bytes]], number: int, frame: Any) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:

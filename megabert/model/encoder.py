@@ -5,7 +5,7 @@ precision, compilation and activation checkpointing are applied from outside.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int
     norms 1 and 0. Source: Megatron-LM's init_method_normal and scaled_init_method_normal.
     """
     scaled = INITIAL_STD / math.sqrt(2 * num_layers) if num_layers else INITIAL_STD
+    drawn: list[Future[Tensor]] = []
     with torch.no_grad(), ThreadPoolExecutor() as threads:
         for name, parameter in module.named_parameters():
             owner = module.get_submodule(name.rpartition(".")[0])
@@ -83,4 +84,6 @@ def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int
                     continue
                 own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
                 # Detached: other threads do not know of no_grad.
-                threads.submit(parameter.detach().normal_, 0.0, std, generator=own)
+                drawn.append(threads.submit(parameter.detach().normal_, 0.0, std, generator=own))
+        for job in drawn:
+            job.result()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from .batch import DrawnFeatures, Features
 
 # What keeps the orders of passes apart from other numbers that come from the same seed.
@@ -110,6 +110,15 @@ class Blend(DrawnFeatures):
             random = np.random.default_rng([self.seed, ORDER_STREAM, source, number])
             self._passes[source, number] = random.permutation(size)
         return self._passes[source, number]
+
+
+def require_known(largest: int, vocabulary_size: int, source: str) -> None:
+    """Refuse token files that hold tokens beyond the vocabulary. Raises InputError."""
+    if largest >= vocabulary_size:
+        raise InputError(
+            f"{source} holds the token {largest}; the vocabulary has {vocabulary_size}. "
+            "Build it with the vocabulary of the model."
+        )
 
 
 def share_out(total: int, weights: Sequence[float]) -> list[int]:

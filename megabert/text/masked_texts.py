@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from .batch import NO_TARGET, Features
-from .blend import CutCorpus
+from .blend import CutCorpus, require_known
 from .indexed import Tokens
 from .masking import Masking, choose_places, cover
 from .samples import Runs
@@ -86,11 +85,7 @@ class MaskedCorpus(CutCorpus):
             rest -= stop - start
             start = 0
         largest = max(int(sentence.max(initial=0)) for sentence in sentences)
-        if largest >= len(self._is_continuation):
-            raise InputError(
-                f"{self._source} holds the token {largest}; the vocabulary has {len(self._is_continuation)}. "
-                "Build it with the vocabulary of the model."
-            )
+        require_known(largest, len(self._is_continuation), self._source)
         return sentences
 
     def _pair(self, sentences: Sequence[NDArray[np.int64]], random: np.random.Generator) -> Features:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from .batch import NO_TARGET, Features
-from .blend import CutCorpus
+from .blend import CutCorpus, require_known
 from .indexed import Tokens
 
 
@@ -118,9 +117,5 @@ class NextTokenCorpus(CutCorpus):
                     break
             place += 1
         ids = np.concatenate(parts)
-        if int(ids.max()) >= self._size:
-            raise InputError(
-                f"{self._source} holds the token {ids.max()}; the vocabulary has {self._size}. "
-                "Build it with the vocabulary of the model."
-            )
+        require_known(int(ids.max()), self._size, self._source)
         return ids

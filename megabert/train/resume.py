@@ -24,7 +24,7 @@ FREE_ON_RESUME = (
     "model.language_model.",
     "model.tokenizer.",
     "model.train_ds.file",
-    "model.train_ds.batch_size",  # what may not differ is the number of texts of a step: see _keep_step
+    "model.train_ds.batch_size",  # what may not differ is the number of texts of a step: see keep_step
     "model.validation_ds.",
     "model.test_ds.",
 )
