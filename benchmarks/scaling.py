@@ -11,10 +11,13 @@ on.
 
 Weak scaling keeps the texts of a GPU, strong scaling those of a step; efficiency is against one GPU of the same run,
 with its own number of texts. Model FLOP count products with weights, attention and the masked tokens' vocabulary,
-three times the forward pass for a step; what activation checkpointing computes twice counts once.
+three times the forward pass for a step; what activation checkpointing computes twice counts once. Beside each row
+stands what `megabert plan` says of the same step, where it knows the GPU. --profile tells of each row where the first
+GPU's time went.
 """
 
 import argparse
+import faulthandler
 import json
 import math
 import os
@@ -23,8 +26,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +41,12 @@ from megabert.assemble import give_memory
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.shape import EncoderConfig
+from megabert.parallel import cost
+from megabert.parallel.cost_tables import GPUS
 from megabert.parallel.graphs import find_graphs, working_stream
 from megabert.parallel.mesh import World, connect
 from megabert.parallel.plan import Layout, apply
+from megabert.parallel.workload import Texts, Work
 from megabert.settings import OptimizerSettings, ParallelSettings, TrainerSettings
 from megabert.text.batch import NO_TARGET, Batch, Features
 from megabert.text.loader import Loader
@@ -69,8 +77,10 @@ SHAPES = {
     "tiny": _shape(2, 64, 4, 2),
 }
 LAYOUTS = (
-    "1", "data2", "data4", "data8", "tensor2", "tensor4", "tensor8", "tensor8xsequence", "data4xtensor2",
-    "data2xtensor4", "fsdp8", "fsdp8xrecompute", "fsdp4xtensor2",
+    "1", "1xrecompute", "data2", "fsdp2", "fsdp2xrecompute", "tensor2", "tensor2xsequence",
+    "data4", "fsdp4", "tensor4", "tensor4xsequence", "data2xtensor2", "fsdp2xtensor2",
+    "data8", "fsdp8", "fsdp8xrecompute", "tensor8", "tensor8xsequence", "data4xtensor2", "data2xtensor4",
+    "fsdp4xtensor2",
 )  # fmt: skip
 CHECKED = EncoderConfig(
     1003, num_layers=3, hidden_size=128, num_heads=8, ffn_size=512, max_positions=LENGTH,
@@ -91,6 +101,7 @@ class Task:
     precision: str
     steps: int
     accelerator: str
+    is_profiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,13 @@ class Row:
     memory_gb: float = 0.0
     """The most that one device held."""
     efficiency: float | None = None
+    predicted_ms: float | None = None
+    predicted_gb: float | None = None
     losses: tuple[float, ...] = ()
+    parts: dict[str, float] = field(default_factory=dict)
+    """Milliseconds of a step on the first GPU, by what they went to."""
+    kernels: dict[str, float] = field(default_factory=dict)
+    """The same for the kernels that took most."""
     error: str = ""
 
 
@@ -180,7 +197,7 @@ def _draw(model: TaskModel, layout: Layout) -> None:
     torch.manual_seed(layout.world.rank)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            own: Any = parameter.to_local() if layout.uses_fsdp else parameter  # type: ignore[operator]
+            own: Any = parameter.to_local() if layout.uses_fsdp else parameter  # type: ignore[attr-defined]
             if parameter.ndim > 1:
                 own.normal_(0.0, 0.02)
             else:
@@ -214,6 +231,8 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
     losses = train(range(warm, warm + task.steps))
     _synchronize(world)
     seconds = (time.perf_counter() - begin) / task.steps
+    after = range(warm + task.steps, warm + task.steps + PROFILED)
+    parts, kernels = profile(lambda: train(after)) if task.is_profiled else ({}, {})
     memory = torch.tensor([torch.cuda.max_memory_allocated() if world.device.type == "cuda" else 0.0])
     gathered = [float(text) for text in world.exchange(str(float(memory)))]
     lengths = np.full(task.texts, length)
@@ -226,7 +245,79 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
         tflops=flops / seconds / 1e12 / world.size,
         memory_gb=max(gathered) / 1e9,
         losses=tuple(torch.stack(losses)[:, 0].tolist()),
+        parts=parts,
+        kernels=kernels,
     )
+
+
+PROFILED = 2
+# Parts of kernels' names; the first that fits counts, and what none fits is element-wise.
+KINDS = {
+    "communication": ("nccl",),
+    "products": ("gemm", "nvjet", "cutlass", "xmma"),
+    "attention": ("_forward_kernel", "_backward", "_queries", "_keys"),
+    "optimizer": ("adam", "_norm_kernel", "lpnorm"),
+    "copies": ("memcpy", "memset"),
+}
+
+
+def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, float]]:
+    """Say where this GPU's time goes in PROFILED steps: milliseconds of a step by kind, and by kernel.
+
+    `exposed` is communication beside which nothing was computed, `idle` when nothing ran at all.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    kernels: defaultdict[str, float] = defaultdict(float)
+    spans: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for event in profiler.events():
+        if event.device_type != torch.profiler.DeviceType.CUDA or event.is_user_annotation:
+            continue
+        name, begin, end = event.name.lower(), event.time_range.start, event.time_range.end
+        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "elementwise")
+        spans[kind].append((begin, end))
+        kernels[event.name[:100]] += end - begin
+    computing = [span for kind, found in spans.items() if kind != "communication" for span in found]
+    everything = computing + spans["communication"]
+    whole = max(end for _, end in everything) - min(begin for begin, _ in everything)
+    parts = {kind: sum(end - begin for begin, end in found) for kind, found in sorted(spans.items())}
+    parts["exposed"] = covered(everything) - covered(computing)
+    parts["idle"] = whole - covered(everything)
+    parts["total"] = whole
+    longest = sorted(kernels.items(), key=lambda item: -item[1])[:20]
+    scale = 1e-3 / PROFILED
+    return {kind: scale * us for kind, us in parts.items()}, {name: scale * us for name, us in longest}
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Measure what spans of time cover together."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def predict(task: Task, gpu: str) -> cost.Estimate | None:
+    """Ask the cost model about a task; None for a GPU or a precision that it does not know."""
+    if gpu not in GPUS or task.precision not in GPUS[gpu].matrix_rate:
+        return None
+    size, settings = parse_layout(task.layout)
+    layout = cost.Layout(
+        gpus=size,
+        tensor=settings.tensor,
+        fsdp=settings.fsdp,
+        sequence=settings.sequence,
+        activation_checkpointing=settings.activation_checkpointing,
+    )
+    texts = Texts.alike(task.texts // layout.num_data, LENGTH)
+    return cost.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
+
+
+def find_gpu(device_name: str) -> str:
+    """Name a device as the cost model's table does; empty where it has none."""
+    return next((name for name in GPUS if name in device_name.lower()), "")
 
 
 def _synchronize(world: World) -> None:
@@ -235,48 +326,73 @@ def _synchronize(world: World) -> None:
     world.wait_for_all()
 
 
-def run_child(task: Task, result: Path) -> None:
-    """Be one of the processes of a task."""
+def run_child(task: Task, result: Path, limit: float) -> None:
+    """Be one of the processes of a task, once its turn has come."""
+    import torch._dynamo  # noqa: F401  (takes seconds, as the imports above: while another row is measured)
+
     size, settings = parse_layout(task.layout)
     trainer = TrainerSettings(devices=size, accelerator=task.accelerator)
+    sys.stdin.readline()
+    faulthandler.dump_traceback_later(limit)
     with connect(trainer, settings) as world, working_stream(world.device):
         row = measure(task, world, settings)
         if world.is_first:
             result.write_text(json.dumps(asdict(row)))
 
 
-def run(task: Task, folder: Path) -> Row:
-    """Start a task's processes and wait for them; one that fails (it does not fit, for one) is a row that says so."""
-    size, _ = parse_layout(task.layout)
-    result = folder / "row.json"
-    result.unlink(missing_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.scaling", "--out", str(folder), "--child", json.dumps(asdict(task))]
-    logs = [(folder / f"log.{rank}").open("w") for rank in range(size)]
-    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = [
-        subprocess.Popen(
-            command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log, stderr=log
-        )
-        for rank, log in enumerate(logs)
-    ]
-    codes = [child.wait() for child in children]
-    for log in logs:
-        log.close()
-    if not any(codes) and result.is_file():
-        found = json.loads(result.read_text())
-        return Row(**(found | {"task": task, "losses": tuple(found["losses"])}))
-    failed = next(rank for rank, code in enumerate(codes) if code)
-    lines = [text for text in (folder / f"log.{failed}").read_text().splitlines() if text.strip()]
-    error = next((text for text in reversed(lines) if "Error" in text), (lines or ["?"])[-1])
-    return Row(task, size, error=error[:200])
+class Measurement:
+    """A task's processes, which import what they need and then wait for their turn."""
+
+    def __init__(self, task: Task, folder: Path, number: int, limit: float) -> None:
+        self._task, self._limit = task, limit
+        size, _ = parse_layout(task.layout)
+        self._result = folder / f"row.{number}.json"
+        self._result.unlink(missing_ok=True)
+        self._logs = [folder / f"log.{number}.{rank}" for rank in range(size)]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        words = ["--out", str(self._result), "--child", json.dumps(asdict(task)), "--limit", str(limit)]
+        world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self._children = []
+        for rank, path in enumerate(self._logs):
+            environment = os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", "benchmarks.scaling", *words]
+            with path.open("w") as log:
+                self._children.append(
+                    subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+                )
+
+    def run(self) -> Row:
+        """Let them measure; what fails (it does not fit, for one) or takes too long is a row that says so."""
+        deadline = time.monotonic() + self._limit
+        for child in self._children:
+            assert child.stdin is not None
+            child.stdin.close()
+        try:
+            codes = [child.wait(max(deadline - time.monotonic(), 0.1)) for child in self._children]
+        except subprocess.TimeoutExpired:
+            return Row(self._task, len(self._children), error=f"took longer than {self._limit:g} s")
+        finally:
+            for child in self._children:
+                child.kill()
+        if not any(codes) and self._result.is_file():
+            found = json.loads(self._result.read_text())
+            return Row(**(found | {"task": self._task, "losses": tuple(found["losses"])}))
+        # Those who only heard that another one is gone have nothing to tell.
+        failed = next((rank for rank, code in enumerate(codes) if code not in (0, 76)), 0)
+        lines = [text for text in self._logs[failed].read_text().splitlines() if text.strip()]
+        error = next((text for text in reversed(lines) if "Error" in text), (lines or ["?"])[-1])
+        return Row(self._task, len(self._children), error=error[:200])
 
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     """List what is to be measured; layouts that are too large are left out."""
-    common = {"precision": arguments.precision, "accelerator": "cpu" if arguments.cpu else "gpu"}
+    common = {
+        "precision": arguments.precision,
+        "accelerator": "cpu" if arguments.cpu else "gpu",
+        "is_profiled": arguments.profile,
+    }
     layouts = [layout for layout in arguments.layouts if parse_layout(layout)[0] <= arguments.devices]
     if arguments.check:
         return [Task("tiny", layout, "check", 16, steps=50, **common) for layout in layouts]
@@ -295,7 +411,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
 
 def with_efficiency(rows: Sequence[Row]) -> list[Row]:
     """Compare each row with one GPU; that of weak scaling has as many texts as one GPU of the others."""
-    alone = {row.task.shape: row for row in rows if row.num_devices == 1 and not row.error}
+    alone = {row.task.shape: row for row in reversed(rows) if row.num_devices == 1 and not row.error}
     return [
         replace(row, efficiency=row.tokens_per_second / row.num_devices / alone[row.task.shape].tokens_per_second)
         if row.task.shape in alone and not row.error
@@ -304,9 +420,18 @@ def with_efficiency(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def with_prediction(row: Row, gpu: str) -> Row:
+    """Put beside a row what the cost model says."""
+    estimate = None if row.error else predict(row.task, gpu)
+    if estimate is None:
+        return row
+    return replace(row, predicted_ms=1000 * estimate.time.total, predicted_gb=estimate.memory.total / 1e9)
+
+
 HEAD = (
-    "| network | layout | GPUs | scaling | texts a step | ms | ktok/s | model TFLOP/s a GPU | GB a GPU | efficiency |\n"
-    "|---|---|---|---|---|---|---|---|---|---|\n"
+    "| network | layout | GPUs | scaling | texts a step | ms | predicted | ktok/s | model TFLOP/s a GPU | GB a GPU | "
+    "predicted | efficiency |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -317,8 +442,25 @@ def line(row: Row) -> str:
     if row.error:
         return f"| {' | '.join(about)} | {row.error} |"
     efficiency = "" if row.efficiency is None else f"{row.efficiency:.1%}"
-    figures = [f"{row.milliseconds:.1f}", f"{row.tokens_per_second / 1000:,.0f}", f"{row.tflops:.0f}"]
-    return f"| {' | '.join([*about, *figures, f'{row.memory_gb:.1f}', efficiency])} |"
+    predicted_ms, predicted_gb = "", ""
+    if row.predicted_ms is not None and row.predicted_gb is not None:
+        predicted_ms = f"{row.predicted_ms:.1f} ({row.predicted_ms / row.milliseconds - 1:+.0%})"
+        predicted_gb = f"{row.predicted_gb:.1f} ({row.predicted_gb / row.memory_gb - 1:+.0%})"
+    figures = [f"{row.milliseconds:.1f}", predicted_ms, f"{row.tokens_per_second / 1000:,.0f}", f"{row.tflops:.0f}"]
+    return f"| {' | '.join([*about, *figures, f'{row.memory_gb:.1f}', predicted_gb, efficiency])} |"
+
+
+def parts_table(rows: Sequence[Row]) -> str:
+    """Write the parts of the profiled rows, milliseconds."""
+    profiled = [row for row in rows if row.parts]
+    kinds = [*KINDS, "elementwise", "exposed", "idle", "total"]
+    lines = [
+        f"| {row.task.shape}, {row.task.layout}, {row.task.texts} | "
+        + " | ".join(f"{row.parts.get(kind, 0.0):.1f}" for kind in kinds)
+        + " |"
+        for row in profiled
+    ]
+    return "\n".join([f"| ms | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1), *lines]) if lines else ""
 
 
 def check(rows: Sequence[Row], precision: str) -> int:
@@ -346,29 +488,36 @@ def main() -> int:
     parser.add_argument("--precision", default="bf16", choices=["bf16", "32"])
     parser.add_argument("--quick", action="store_true", help="weak scaling only, few steps")
     parser.add_argument("--check", action="store_true", help="compare the losses of 50 steps of a small network")
+    parser.add_argument("--profile", action="store_true", help="say where the first GPU's time goes in each row")
+    parser.add_argument("--limit", type=float, default=300, help="seconds that a row may take")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU, to try the script out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.child:
-        run_child(Task(**json.loads(arguments.child)), arguments.out / "row.json")
+        run_child(Task(**json.loads(arguments.child)), arguments.out, arguments.limit)
         return 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.devices is None:
         arguments.devices = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
+    device = f"{'cpu' if arguments.cpu else torch.cuda.get_device_name()}, torch {torch.__version__}"
     rows = []
-    for task in tasks_of(arguments):
-        rows.append(run(task, arguments.out))
+    prepared = (
+        Measurement(task, arguments.out, number, arguments.limit) for number, task in enumerate(tasks_of(arguments))
+    )
+    # In pairs: the processes of the next one are started, and get ready, before one begins.
+    for measurement, _ in pairwise(chain(prepared, [None])):
+        assert measurement is not None
+        rows.append(with_prediction(measurement.run(), find_gpu(device)))
         if not arguments.check:
             rows = with_efficiency(rows)
             print(line(rows[-1]), flush=True)
         # After each row: what was measured is not lost when the time is up.
         name = "check" if arguments.check else "scaling"
-        device = f"{'cpu' if arguments.cpu else torch.cuda.get_device_name()}, torch {torch.__version__}"
         table = {"device": device, "rows": [asdict(row) for row in rows]}
         (arguments.out / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
         if not arguments.check:
-            text = f"{device}, {arguments.precision}\n\n{HEAD}" + "\n".join(map(line, rows)) + "\n"
-            (arguments.out / "scaling.md").write_text(text)
+            text = "\n".join([f"{device}, {arguments.precision}\n", HEAD + "\n".join(map(line, rows)), ""])
+            (arguments.out / "scaling.md").write_text(f"{text}\n{parts_table(rows)}\n")
     return check(rows, arguments.precision) if arguments.check else 0
 
 
