@@ -24,7 +24,7 @@ from megabert.settings import OptimizerSettings
 from megabert.text.batch import Batch, Features, pack
 from megabert.text.masking import Masking, choose_places, cover
 from megabert.text.tokenizer import Tokenizer
-from megabert.train.step import RecordedStepper
+from megabert.train.step import DeviceStepper
 
 from .common import MEGATRON_345M
 
@@ -67,7 +67,7 @@ def curve(batches: list[Batch], vocabulary_size: int, precision: str, seed: int)
     model.cuda().train()
     compile_layers(model)
     settings = OptimizerSettings()
-    stepper = RecordedStepper(model, loss, settings, precision=precision, clip=1.0, seed=seed, accumulate=1)
+    stepper = DeviceStepper(model, loss, settings, precision=precision, clip=1.0, seed=seed, accumulate=1)
     figures = [
         stepper.step([batch], RATE * min(1.0, (number + 1) / WARM_UP), number) for number, batch in enumerate(batches)
     ]

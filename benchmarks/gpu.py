@@ -30,7 +30,7 @@ from megabert.parallel.plan import cast, compile_layers, freeze
 from megabert.settings import OptimizerSettings
 from megabert.text.batch import Batch, pack
 from megabert.text.loader import Loader
-from megabert.train.step import RecordedStepper, Stepper
+from megabert.train.step import DeviceStepper, Stepper
 
 from .common import (
     LONGEST,
@@ -111,7 +111,7 @@ def finetune(num_texts: int, precision: str = "bf16") -> Iterator[Result]:
     model = question_answering_model(CONFIG).to(DEVICE).train()
     compile_layers(model)
     settings = OptimizerSettings()
-    stepper = RecordedStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
+    stepper = DeviceStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
     torch.cuda.reset_peak_memory_stats()
     yield from _steps(f"fine-tuning step, {num_texts} texts, {precision}", stepper, steps, lengths)
@@ -175,7 +175,7 @@ def pretrain(precision: str = "bf16") -> Iterator[Result]:
         item.targets["words"] = random.integers(1000, 30_000, per_text)
     del places
     settings = OptimizerSettings()
-    stepper = RecordedStepper(model, loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
+    stepper = DeviceStepper(model, loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     batch = pack(items, 512, 0)
     what = f"pre-training step, 64 x 512, {precision}"
     yield from _steps(what, stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)

@@ -58,7 +58,7 @@ def child(given: list[str], report: Path) -> None:
         while True:
             time.sleep(PAUSE)
             module = sys.modules.get("megabert.train.step")
-            if not is_noting and hasattr(module, "RecordedStepper"):
+            if not is_noting and hasattr(module, "DeviceStepper"):
                 note_steps(module, steps)
                 is_noting = True
             if "WHERE" in os.environ:
@@ -82,7 +82,7 @@ def longest(places: dict[str, float]) -> list[tuple[str, float]]:
 
 def note_steps(module: Any, steps: list[float]) -> None:
     """Note when each step's call returns; the first one waits for the device, to tell when it was made."""
-    original = module.RecordedStepper.step
+    original = module.DeviceStepper.step
 
     def step(self: Any, *values: Any, **more: Any) -> Any:
         found = original(self, *values, **more)
@@ -91,7 +91,7 @@ def note_steps(module: Any, steps: list[float]) -> None:
         steps.append(time.time())
         return found
 
-    module.RecordedStepper.step = step
+    module.DeviceStepper.step = step
 
 
 def place(frame: FrameType | None) -> str:

@@ -43,14 +43,14 @@ from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.shape import EncoderConfig
 from megabert.parallel import cost
 from megabert.parallel.cost_tables import GPUS
-from megabert.parallel.graphs import find_graphs, working_stream
+from megabert.parallel.graphs import is_static, working_stream
 from megabert.parallel.mesh import World, connect
 from megabert.parallel.plan import Layout, apply
 from megabert.parallel.workload import Texts, Work
 from megabert.settings import OptimizerSettings, ParallelSettings, TrainerSettings
 from megabert.text.batch import NO_TARGET, Batch, Features
 from megabert.text.loader import Loader
-from megabert.train.step import RecordedStepper, Stepper
+from megabert.train.step import DeviceStepper, Stepper
 
 from .common import VOCABULARY, forward_flops
 
@@ -185,11 +185,11 @@ def make_stepper(config: EncoderConfig, task: Task, world: World, settings: Para
     layout = apply(model.train(), world, settings, precision=task.precision, is_compiled=is_gpu)
     if task.kind != "check":
         _draw(model, layout)
-    can_record = find_graphs(True, world.device, config, task.precision) and not layout.uses_fsdp
+    has_size = is_static(True, world.device, config, task.precision)
     common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "layout": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
-    if can_record and not settings.activation_checkpointing:
-        return RecordedStepper(model, loss, optimizer, accumulate=1, **common)
+    if has_size and task.precision != "16":
+        return DeviceStepper(model, loss, optimizer, accumulate=1, **common)
     return Stepper(model, loss, optimizer, **common)
 
 
@@ -215,7 +215,7 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
         length,
         0,
         seed=0,
-        static_epochs=1 if isinstance(stepper, RecordedStepper) else 0,
+        static_epochs=1 if isinstance(stepper, DeviceStepper) else 0,
         share=world.data_rank,
         num_shares=world.data_size,
     )

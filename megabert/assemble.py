@@ -17,7 +17,7 @@ from .infer import Predictor
 from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
 from .model.shape import EncoderConfig
-from .parallel.graphs import find_graphs
+from .parallel.graphs import is_static
 from .parallel.mesh import find_device, find_precision
 from .parallel.plan import cast, compile_layers, freeze
 from .settings import LanguageModelSettings, ModelSettings, Settings
@@ -366,8 +366,8 @@ def load_run(
     freeze(model)
     if compiled:
         compile_layers(model)
-    uses_graphs = find_graphs(compiled, device, model.encoder.config, precision)
-    return Predictor(task, model, tokenizer, device, precision, uses_graphs=uses_graphs)
+    has_size = is_static(compiled, device, model.encoder.config, precision)
+    return Predictor(task, model, tokenizer, device, precision, is_static=has_size)
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

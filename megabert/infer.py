@@ -47,8 +47,8 @@ class Predictor:
     """What the encoder computes in; its weights are in it already."""
     batch_size: int = 32
     """A batch has as many tokens as so many of the longest texts."""
-    uses_graphs: bool = False
-    """Record the network in a CUDA graph: worth it for many batches, of one size then."""
+    is_static: bool = False
+    """Batches have one size, and many of them are recorded in a CUDA graph unless FSDP spreads the network."""
     world: World = ALONE
     """Several processes share the batches, and all get all answers: all must call the same, in the same order."""
 
@@ -94,7 +94,7 @@ class Predictor:
             self.batch_size,
             self.task.row_length,
             self.tokenizer.pad_id,
-            static_size=self.uses_graphs,
+            static_size=self.is_static,
             share=self.world.data_rank,
             num_shares=self.world.data_size,
         )
@@ -159,7 +159,7 @@ class _Pass:
         self.weight = 0.0
         self._static: Batch | None = None
         self._recorded: Recorded[tuple[Tensor, Tensor]] | None = None
-        if predictor.uses_graphs and num_batches >= FEWEST_RECORDED:
+        if predictor.is_static and predictor.world.fsdp_size == 1 and num_batches >= FEWEST_RECORDED:
             self._recorded = Recorded(lambda: self._compute(self._static), torch.cuda.graph_pool_handle())
 
     def __call__(self, batches: EvaluationBatches) -> Iterator[tuple[list[int], Batch, NDArray[np.float32]]]:

@@ -96,7 +96,7 @@ def test_the_compiler_is_not_imported_to_answer_a_question():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: batches are recorded there")
 def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad_file, tmp_path):
-    from megabert.parallel.graphs import find_graphs
+    from megabert.parallel.graphs import is_static
     from megabert.parallel.plan import compile_layers
 
     examples = predictor.task.read(squad_file) * 20
@@ -104,7 +104,7 @@ def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad
     plain = dataclasses.replace(predictor, device=torch.device("cuda"), batch_size=2)
     expected = plain.predict_examples(examples)
     compile_layers(plain.model)
-    has_graphs = find_graphs(True, plain.device, plain.model.encoder.config, "32")
-    found = dataclasses.replace(plain, uses_graphs=has_graphs).predict_examples(examples)
-    assert has_graphs
+    has_size = is_static(True, plain.device, plain.model.encoder.config, "32")
+    found = dataclasses.replace(plain, is_static=has_size).predict_examples(examples)
+    assert has_size
     assert [item.text for item in found] == [item.text for item in expected]

@@ -17,8 +17,11 @@ from .plan import DTYPES
 ResultType = TypeVar("ResultType")
 
 
-def find_graphs(asked: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
-    """Settle whether steps are recorded: where that is asked for and everything in a step can be."""
+def is_static(asked: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
+    """Settle whether batches have one static size: where that is asked for and a kernel of ours serves it, on a GPU.
+
+    Then the network can be recorded; where a layout does not allow that, it is at least compiled for one size only.
+    """
     return asked and device.type == "cuda" and has_kernel(DTYPES[precision], config.head_dim)
 
 
@@ -26,12 +29,14 @@ class Recorded(Generic[ResultType]):
     """A function without arguments, of tensors that stay where they are; its results lie in the same place each time.
 
     The first call runs it as it is, so that lazy parts are made (compilation, optimizer state); the second records
-    and launches, the later ones launch. Random numbers are drawn anew each time, from PyTorch's generator.
+    and launches, the later ones launch. Random numbers are drawn anew each time, from PyTorch's generator. Where
+    `records` is false every call runs it as it is.
     """
 
-    def __init__(self, function: Callable[[], ResultType], pool: Any) -> None:
+    def __init__(self, function: Callable[[], ResultType], pool: Any, *, records: bool = True) -> None:
         self._function = function
         self._pool = pool
+        self._records = records
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: ResultType
@@ -44,7 +49,7 @@ class Recorded(Generic[ResultType]):
     def __call__(self) -> ResultType:
         """Run the function."""
         self._calls += 1
-        if self._calls == 1:
+        if self._calls == 1 or not self._records:
             return self._function()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()

@@ -6,8 +6,9 @@ lies is a Layout, by which it is put together again for a checkpoint: files hold
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class Layout:
     """Over the fsdp axis: the parameter as FSDP has it, a DTensor."""
     partial: frozenset[str] = frozenset()
     """Those whose gradient is a sum over the tensor axis although they are not cut: they see only some tokens."""
+    is_recordable: bool = True
+    """Whether a CUDA graph can hold a step."""
 
     @property
     def uses_fsdp(self) -> bool:
@@ -96,18 +99,20 @@ def apply(model: nn.Module, world: World, settings: ParallelSettings, *, precisi
     if precision == "fp8" and (world.tensor_size > 1 or world.fsdp_size > 1):
         raise ConfigError("trainer.precision=fp8 takes whole layers. With parallel.tensor or parallel.fsdp use bf16.")
     cuts: dict[str, tuple[int, torch.Size]] = {}
-    partial: frozenset[str] = frozenset()
+    seeing_some: frozenset[str] = frozenset()
     if world.tensor_size > 1:
         cuts = _cut(model, world, is_sequence=settings.sequence)
         if settings.sequence:
-            partial = _seeing_some_tokens(model, cuts)
+            seeing_some = _seeing_some_tokens(model, cuts)
     model.to(world.device)
     if is_compiled:
         compile_layers(model)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     spread = _spread(model, world, precision) if world.fsdp_size > 1 else {}
-    return Layout(world, cuts, spread, partial)
+    # FSDP's hooks allocate and wait as they like; who computes a layer again puts the state of random numbers back.
+    is_recordable = not spread and not settings.activation_checkpointing
+    return Layout(world, cuts, spread, seeing_some, is_recordable)
 
 
 def _cut(model: nn.Module, world: World, *, is_sequence: bool) -> dict[str, tuple[int, torch.Size]]:
@@ -291,9 +296,15 @@ def compile_layers(model: nn.Module) -> None:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep of each layer its input only; the backward pass computes the layer again, with the same dropout."""
-    from functools import partial
+    for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
+        layer.forward = partial(_forgetting, layer.forward)
 
+
+def _forgetting(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     from torch.utils.checkpoint import checkpoint
 
-    for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    # Without gradients there is nothing to compute again, and the state of random numbers, which a CUDA graph cannot
+    # look at, need not be kept.
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)

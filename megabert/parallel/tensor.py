@@ -35,17 +35,53 @@ class Tokens:
         return -(-self.num_tokens // self.size)
 
 
-class _CopyIn(torch.autograd.Function):
-    """Into a cut layer: the same for all forward, gradients are summed. Megatron-LM's f."""
+class _ColumnLinear(torch.autograd.Function):
+    """A linear map to the own outputs: Megatron-LM's f, then the product.
+
+    On the way back the sum of the inputs' gradients is under way while the weights' are computed.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
+    def forward(ctx: Any, hidden_TD: Tensor, weight: Tensor, bias: Tensor | None, group: str) -> Tensor:
+        ctx.save_for_backward(hidden_TD, weight)
         ctx.group = group
-        return hidden.view_as(hidden)
+        return F.linear(hidden_TD, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradient, ctx.group), None
+    def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight = ctx.saved_tensors
+        on_its_way = _collectives.all_reduce((gradient_TO @ weight).contiguous(), "sum", ctx.group)
+        of_weights = _weight_gradients(ctx, gradient_TO, hidden_TD)
+        return _collectives.wait_tensor(on_its_way), *of_weights, None
+
+
+class _GatheringLinear(torch.autograd.Function):
+    """The same from cut tokens: they are gathered, and on the way back each takes the sum of its own ones' gradients.
+
+    What was gathered is not kept but gathered again, while the inputs' gradients are computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tokens) -> Tensor:
+        ctx.save_for_backward(hidden_SD, weight)
+        ctx.tokens = tokens
+        return F.linear(_gather(hidden_SD, tokens), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_SD, weight = ctx.saved_tensors
+        tokens = ctx.tokens
+        on_its_way = _collectives.all_gather_into_tensor(hidden_SD.contiguous(), tokens.size, tokens.group)
+        padded = _padded(gradient_TO @ weight, tokens).contiguous()
+        hidden_TD = _collectives.wait_tensor(on_its_way)[: tokens.num_tokens]
+        on_its_way = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
+        of_weights = _weight_gradients(ctx, gradient_TO, hidden_TD)
+        return _collectives.wait_tensor(on_its_way), *of_weights, None
+
+
+def _weight_gradients(ctx: Any, gradient_TO: Tensor, hidden_TD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    return gradient_TO.T @ hidden_TD if needs_weight else None, gradient_TO.sum(0) if needs_bias else None
 
 
 class _SumOut(torch.autograd.Function):
@@ -58,19 +94,6 @@ class _SumOut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
-
-
-class _GatherIn(torch.autograd.Function):
-    """Into a cut layer from cut tokens: all tokens forward, gradients are summed, each takes its tokens' own."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_SD: Tensor, tokens: Tokens) -> Tensor:
-        ctx.tokens = tokens
-        return _gather(hidden_SD, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
-        return _sum_to_shares(gradient_TD, ctx.tokens), None
 
 
 class _ScatterOut(torch.autograd.Function):
@@ -159,10 +182,8 @@ class ColumnParallelLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map [T, D], or each one's tokens, to the own outputs of all tokens."""
         if self._tokens is None:
-            hidden = _CopyIn.apply(hidden, self._group)
-        else:
-            hidden = _GatherIn.apply(hidden, self._tokens)
-        return F.linear(hidden, self.weight, self.bias)
+            return _ColumnLinear.apply(hidden, self.weight, self.bias, self._group)
+        return _GatheringLinear.apply(hidden, self.weight, self.bias, self._tokens)
 
 
 class RowParallelLinear(nn.Module):

@@ -23,7 +23,7 @@ from ..checkpoint import run
 from ..errors import ConfigError, InputError, Interrupted
 from ..infer import Evaluation, Predictor
 from ..model.heads import TaskModel
-from ..parallel.graphs import find_graphs
+from ..parallel.graphs import is_static
 from ..parallel.mesh import World, connect, find_precision
 from ..parallel.plan import apply, find_compilation, warm_up
 from ..settings import ExperimentSettings, Settings
@@ -40,7 +40,7 @@ from .plot import plot_curves
 from .reports import write_evaluation
 from .resume import check_unchanged, find_resumable, keep_step
 from .schedule import make_schedule
-from .step import RECORDED
+from .step import FUSED
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,9 @@ def _prepare(
     if model is None:
         assert start.language_model is not None, "there is a model or a language model"
         model = new_task_model(task, start.language_model, settings.seed)
-    uses_graphs = find_graphs(settings.trainer.cuda_graph, device, model.encoder.config, precision)
-    uses_graphs = uses_graphs and world.fsdp_size == 1
-    obstacle = _obstacle(
-        settings, precision, model.encoder.config.head_dim, has_kernel=uses_graphs or world.fsdp_size > 1
-    )
-    is_recorded = uses_graphs and obstacle is None
+    has_size = is_static(settings.trainer.cuda_graph, device, model.encoder.config, precision)
+    uses_kernels = has_size and precision != "16" and settings.model.optim.name in FUSED
+    obstacle = _obstacle(settings, precision, model.encoder.config.head_dim, has_kernel=has_size)
     if settings.trainer.cuda_graph and device.type == "cuda" and obstacle is not None:
         say(f"note: steps are not recorded in a CUDA graph, and take longer: {obstacle}.")
     loader = Loader(
@@ -246,7 +243,7 @@ def _prepare(
         shuffle=data.shuffle,
         drop_last=data.drop_last,
         accumulate=settings.trainer.accumulate_grad_batches,
-        static_epochs=_epochs(settings, len(features), world) if is_recorded else 0,
+        static_epochs=_epochs(settings, len(features), world) if uses_kernels else 0,
         share=world.data_rank,
         num_shares=world.data_size,
     )
@@ -271,7 +268,7 @@ def _prepare(
     say(f"Run folder: {folder}")
     layout = apply(model, world, settings.parallel, precision=precision, is_compiled=is_compiled)
     predictor = Predictor(
-        task, model, tokenizer, device, precision, validation.batch_size, uses_graphs=uses_graphs, world=world
+        task, model, tokenizer, device, precision, validation.batch_size, is_static=has_size, world=world
     )
     return Job(
         task=task,
@@ -319,8 +316,8 @@ def _obstacle(settings: Settings, precision: str, head_dim: int, *, has_kernel: 
         return "a layer that is computed again restores the state of random numbers (parallel.activation_checkpointing)"
     if precision == "16":
         return "with precision 16 the loss scale decides at each step whether to update; bf16 can be recorded"
-    if settings.model.optim.name not in RECORDED:
-        return f"the optimizer {settings.model.optim.name} cannot be; {', '.join(RECORDED)} can"
+    if settings.model.optim.name not in FUSED:
+        return f"the optimizer {settings.model.optim.name} cannot be; {', '.join(FUSED)} can"
     return None
 
 

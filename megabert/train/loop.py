@@ -31,7 +31,7 @@ from .optim import learning_rate, load_loss_scale, optimizer_tensors
 from .resume import fingerprint
 from .saver import Saver, own_tensors
 from .schedule import Schedule
-from .step import RecordedStepper, Stepper
+from .step import DeviceStepper, Stepper
 from .stop import stop_signals
 
 
@@ -113,7 +113,7 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
         # Figures stay on a GPU until they are shown: it need not wait for the host, nor the host for it.
         pending: list[_Done] = []
         last_validation: Evaluation | None = None
-        show_every = settings.trainer.log_every_n_steps if isinstance(stepper, RecordedStepper) else 1
+        show_every = settings.trainer.log_every_n_steps if isinstance(stepper, DeviceStepper) else 1
         while True:
             step = progress.step
             is_stopping = world.any(stop.is_set())
@@ -170,8 +170,12 @@ def _make_stepper(job: Job) -> Stepper:
     }
     if job.train_loader.size is None:
         return Stepper(job.predictor.model, job.task.loss, settings.model.optim, **common)
-    return RecordedStepper(
-        job.predictor.model, job.task.loss, settings.model.optim, accumulate=job.schedule.accumulate, **common
+    return DeviceStepper(
+        job.predictor.model,
+        job.task.loss,
+        settings.model.optim,
+        accumulate=job.schedule.accumulate,
+        **common,
     )
 
 

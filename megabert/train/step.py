@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches in, new weights out; on a GPU recorded in CUDA graphs.
+"""One optimizer step: micro-batches in, new weights out; on a GPU without a word to the host, recorded if it can be.
 
 Weights live in float32, the masters, which the optimizer moves and checkpoints hold. Where the encoder computes in
 fewer bits it has a copy, made anew from the masters once a step; gradients of several micro-batches are summed in
@@ -27,8 +27,8 @@ from .optim import build_loss_scaler, build_optimizer, clip_gradients, load_opti
 from .saver import parameter_of
 
 Loss = Callable[[Tensor, Batch], Tensor]
-# Those whose step can be recorded.
-RECORDED = ("adam", "adamw")
+# Those whose step a kernel of ours makes.
+FUSED = ("adam", "adamw")
 
 
 class Stepper:
@@ -160,10 +160,11 @@ class Stepper:
         return gradients
 
 
-class RecordedStepper(Stepper):
-    """Makes the steps of a training on a GPU in CUDA graphs; batches must have one static size.
+class DeviceStepper(Stepper):
+    """Makes the steps of a training on a GPU that asks the host nothing; batches must have one static size.
 
-    The host is not told of a step that is not finite until it asks: from such a step on none updates anything.
+    The host is not told of a step that is not finite until it asks: from such a step on none updates anything. Steps
+    are recorded in CUDA graphs where the layout allows it; else the host launches each kernel, ahead of the GPU.
     """
 
     def __init__(
@@ -178,9 +179,8 @@ class RecordedStepper(Stepper):
         accumulate: int,
         layout: Layout | None = None,
     ) -> None:
-        assert settings.name in RECORDED, f"{settings.name} cannot be recorded"
+        assert settings.name in FUSED, f"there is no kernel for {settings.name}"
         assert precision != "16", "the loss scale asks the device whether to step"
-        assert layout is None or not layout.uses_fsdp, "FSDP's hooks allocate and wait as they like"
         super().__init__(model, loss, settings, precision=precision, clip=clip, seed=seed, layout=layout)
         from .triton_adam import FusedAdam
 
@@ -192,13 +192,14 @@ class RecordedStepper(Stepper):
         self._figures = torch.zeros(2, device=self.device)
         self._is_broken = torch.zeros((), device=self.device)
         pool = torch.cuda.graph_pool_handle()
+        records = self.layout.is_recordable
         # By whether the micro-batch is the step's first, and its last.
         self._graphs = {
-            (first, last): Recorded(partial(self._add_static, is_first=first, is_last=last), pool)
+            (first, last): Recorded(partial(self._add_static, is_first=first, is_last=last), pool, records=records)
             for first in (True, False)
             for last in (True, False)
         }
-        self._update = Recorded(self._update_on_device, pool)
+        self._update = Recorded(self._update_on_device, pool, records=records)
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step, as Stepper does; the figures are on the device."""
@@ -217,7 +218,7 @@ class RecordedStepper(Stepper):
         self._adam.rate.fill_(rate)
         self._update()
         if not graph.is_recorded:
-            self._gradients = {}  # else they would still take up memory while others are recorded
+            self._gradients = {}  # else they would still take up memory while others are made or recorded
         return self._figures.clone()
 
     def _add_static(self, *, is_first: bool, is_last: bool) -> Mapping[nn.Parameter, Tensor]:

@@ -80,6 +80,7 @@ class FusedAdam:
         self._copies = copies
         self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
         self._launches: list[tuple[Tensor, dict[str, object]]] = []
+        self._places: list[int] = []
         device = next(iter(optimizer.param_groups[0]["params"])).device
         self.rate = torch.zeros((), device=device)
         """The learning rate."""
@@ -88,6 +89,11 @@ class FusedAdam:
 
     def take(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Say where the weights' gradients lie from now on; parameters without one stay as they are."""
+        # Where steps are not recorded gradients are made anew, but mostly at the same places.
+        places = [gradient.data_ptr() for gradient in gradients.values()]
+        if places == self._places:
+            return
+        self._places = places
         tables: dict[tuple[Any, ...], list[NDArray[np.int64]]] = {}
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
@@ -102,6 +108,7 @@ class FusedAdam:
                 {"GRADIENT": kind[0], "COPY": kind[1], "weight_decay": kind[2]},
             )
             for kind, parts in tables.items()
+            if sum(map(len, parts))  # FSDP may leave this process no row of a short weight
         ]
 
     def step(self, clip: Tensor, is_broken: Tensor) -> None:

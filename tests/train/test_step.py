@@ -11,13 +11,14 @@ from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead
 from megabert.model.shape import EncoderConfig
 from megabert.parallel.fp8 import OLDEST
-from megabert.parallel.graphs import working_stream
-from megabert.parallel.plan import compile_layers
-from megabert.settings import OptimizerSettings
+from megabert.parallel.graphs import Recorded, working_stream
+from megabert.parallel.mesh import World
+from megabert.parallel.plan import apply, compile_layers
+from megabert.settings import OptimizerSettings, ParallelSettings
 from megabert.text.batch import Features
 from megabert.text.loader import Loader
 from megabert.train.optim import build_optimizer, optimizer_tensors
-from megabert.train.step import RecordedStepper, Stepper
+from megabert.train.step import DeviceStepper, Stepper
 
 CONFIG = EncoderConfig(
     vocabulary_size=60, num_layers=2, hidden_size=64, num_heads=2, ffn_size=96, max_positions=40,
@@ -50,7 +51,7 @@ def stepper(network, *, precision="32", record=False, settings=None, accumulate=
     settings = settings or OptimizerSettings(lr=1e-3)
     if not record:
         return Stepper(network, loss, settings, precision=precision, clip=clip, seed=5)
-    return RecordedStepper(network, loss, settings, precision=precision, clip=clip, seed=5, accumulate=accumulate)
+    return DeviceStepper(network, loss, settings, precision=precision, clip=clip, seed=5, accumulate=accumulate)
 
 
 def losses(made, loader, steps):
@@ -159,6 +160,40 @@ def test_recorded_steps_are_those_of_plain_calls(precision, tolerance, accumulat
             found[record] = losses(made, source, 50)
     assert found[True] == pytest.approx(found[False], abs=tolerance)
     assert found[True][-1] < 0.5 * found[True][0]
+
+
+@needs_gpu
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_that_cannot_be_recorded_are_those_of_plain_calls(accumulate):
+    source = loader(batch_size=6 // accumulate, accumulate=accumulate, static_epochs=20)
+    settings = ParallelSettings(activation_checkpointing=True)
+    found = {}
+    for kind in (Stepper, DeviceStepper):
+        network = model()
+        layout = apply(network, World(torch.device("cuda")), settings, precision="bf16", is_compiled=False)
+        more = {"accumulate": accumulate} if kind is DeviceStepper else {}
+        with working_stream(torch.device("cuda")):
+            made = kind(
+                network, loss, OptimizerSettings(lr=1e-3), precision="bf16", clip=1.0, seed=5, layout=layout, **more
+            )
+            found[kind] = losses(made, source, 50)
+    assert not layout.is_recordable
+    assert found[DeviceStepper] == pytest.approx(found[Stepper], abs=2e-2)
+    assert found[Stepper][-1] < 0.5 * found[Stepper][0]
+
+
+@needs_gpu
+def test_a_layer_that_is_computed_again_can_be_recorded_for_answers():
+    network = model()
+    apply(
+        network, World(torch.device("cuda")), ParallelSettings(activation_checkpointing=True),
+        precision="32", is_compiled=False,
+    )  # fmt: skip
+    (batch,) = loader(static_epochs=20).step(0)
+    batch = batch.to("cuda")
+    with working_stream(torch.device("cuda")), torch.inference_mode():
+        answer = Recorded(lambda: network.eval()(*batch.inputs()), torch.cuda.graph_pool_handle())
+        torch.testing.assert_close(answer().clone(), answer())
 
 
 @needs_gpu
