@@ -56,24 +56,20 @@ class _ColumnLinear(torch.autograd.Function):
 
 
 class _GatheringLinear(torch.autograd.Function):
-    """The same from cut tokens: they are gathered, and on the way back each takes the sum of its own ones' gradients.
-
-    What was gathered is not kept but gathered again, while the inputs' gradients are computed.
-    """
+    """The same from cut tokens: they are gathered, and each gets the sum of its own ones' gradients back."""
 
     @staticmethod
     def forward(ctx: Any, hidden_SD: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tokens) -> Tensor:
-        ctx.save_for_backward(hidden_SD, weight)
+        hidden_TD = _gather(hidden_SD, tokens)
+        ctx.save_for_backward(hidden_TD, weight)
         ctx.tokens = tokens
-        return F.linear(_gather(hidden_SD, tokens), weight, bias)
+        return F.linear(hidden_TD, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_SD, weight = ctx.saved_tensors
+        hidden_TD, weight = ctx.saved_tensors
         tokens = ctx.tokens
-        on_its_way = _collectives.all_gather_into_tensor(hidden_SD.contiguous(), tokens.size, tokens.group)
         padded = _padded(gradient_TO @ weight, tokens).contiguous()
-        hidden_TD = _collectives.wait_tensor(on_its_way)[: tokens.num_tokens]
         on_its_way = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
         of_weights = _weight_gradients(ctx, gradient_TO, hidden_TD)
         return _collectives.wait_tensor(on_its_way), *of_weights, None

@@ -8,6 +8,7 @@ Source: Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2, as in torch.o
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ BLOCK = 2048
 
 @triton.jit
 def _move(
-    row, numbers, mask, beta1, beta2, eps, weight_decay,
+    row, start, numbers, mask, beta1, beta2, eps, weight_decay,
     GRADIENT: tl.constexpr, COPY: tl.constexpr, IS_DECOUPLED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    place = tl.arange(0, BLOCK)
+    place = tl.multiple_of(start, BLOCK) + tl.arange(0, BLOCK)
     # Without the hint the addresses could be odd, and every number would be loaded by itself.
     weights = tl.multiple_of(tl.load(row), 16).to(tl.pointer_type(tl.float32)) + place
     firsts = tl.multiple_of(tl.load(row + 1), 16).to(tl.pointer_type(tl.float32)) + place
@@ -53,22 +54,35 @@ def _move(
 
 @triton.jit
 def _adam_kernel(
-    table, numbers, beta1, beta2, eps, weight_decay,
+    blocks, tensors, numbers, beta1, beta2, eps, weight_decay,
     GRADIENT: tl.constexpr, COPY: tl.constexpr, IS_DECOUPLED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Move one block of one tensor; `table` has a row of addresses and a count for each block."""
+    """Move one block of one tensor: `blocks` says which, `tensors` has a row of addresses and a count for each."""
     if tl.load(numbers + 4) != 0:  # broken: nothing is updated
         return
-    row = table + tl.program_id(0) * 6
-    count = tl.load(row + 5)
-    if count == BLOCK:
-        _move(row, numbers, None, beta1, beta2, eps, weight_decay, GRADIENT, COPY, IS_DECOUPLED, BLOCK)
+    block = blocks + tl.program_id(0) * 2
+    row = tensors + tl.load(block) * 6
+    start = tl.load(block + 1).to(tl.int64) * BLOCK
+    count = tl.load(row + 5) - start
+    if count >= BLOCK:
+        _move(row, start, numbers, None, beta1, beta2, eps, weight_decay, GRADIENT, COPY, IS_DECOUPLED, BLOCK)
     else:
         mask = tl.arange(0, BLOCK) < count
-        _move(row, numbers, mask, beta1, beta2, eps, weight_decay, GRADIENT, COPY, IS_DECOUPLED, BLOCK)
+        _move(row, start, numbers, mask, beta1, beta2, eps, weight_decay, GRADIENT, COPY, IS_DECOUPLED, BLOCK)
 
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """The weights of one kernel call: alike in the types of their gradients and copies, and in their decay."""
+
+    blocks: Tensor
+    """For each block the number of its tensor, and its own in there: int32, [blocks, 2]."""
+    tensors: Tensor
+    """For each tensor the addresses of weight, both moments, gradient and copy, and its count: int64, [tensors, 6]."""
+    options: Mapping[str, object]
 
 
 class FusedAdam:
@@ -79,8 +93,8 @@ class FusedAdam:
         self._optimizer = optimizer
         self._copies = copies
         self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
-        self._launches: list[tuple[Tensor, dict[str, object]]] = []
-        self._places: list[int] = []
+        self._launches: list[_Launch] = []
+        self._blocks: dict[tuple[nn.Parameter, ...], Tensor] = {}
         device = next(iter(optimizer.param_groups[0]["params"])).device
         self.rate = torch.zeros((), device=device)
         """The learning rate."""
@@ -89,27 +103,19 @@ class FusedAdam:
 
     def take(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Say where the weights' gradients lie from now on; parameters without one stay as they are."""
-        # Where steps are not recorded gradients are made anew, but mostly at the same places.
-        places = [gradient.data_ptr() for gradient in gradients.values()]
-        if places == self._places:
-            return
-        self._places = places
-        tables: dict[tuple[Any, ...], list[NDArray[np.int64]]] = {}
+        kinds: dict[tuple[Any, ...], list[nn.Parameter]] = {}
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
-                if weight in gradients:
-                    gradient, copy = gradients[weight], self._copies.get(weight)
+                if weight in gradients and weight.numel():  # FSDP may leave this process no row of a short weight
+                    copy = self._copies.get(weight)
                     copied_to = None if copy is None else TYPES[copy.dtype]
-                    kind = (TYPES[gradient.dtype], copied_to, group["weight_decay"])
-                    tables.setdefault(kind, []).append(self._table(weight, gradient, copy))
-        self._launches = [
-            (
-                torch.from_numpy(np.concatenate(parts)).to(self.rate.device),
-                {"GRADIENT": kind[0], "COPY": kind[1], "weight_decay": kind[2]},
-            )
-            for kind, parts in tables.items()
-            if sum(map(len, parts))  # FSDP may leave this process no row of a short weight
-        ]
+                    kind = (TYPES[gradients[weight].dtype], copied_to, group["weight_decay"])
+                    kinds.setdefault(kind, []).append(weight)
+        self._launches = []
+        for (gradient_type, copied_to, weight_decay), weights in kinds.items():
+            rows = np.array([self._row(weight, gradients[weight]) for weight in weights])
+            options = {"GRADIENT": gradient_type, "COPY": copied_to, "weight_decay": weight_decay}
+            self._launches.append(_Launch(self._find_blocks(tuple(weights)), self._to_device(rows), options))
 
     def step(self, clip: Tensor, is_broken: Tensor) -> None:
         """Move the weights by gradients times `clip`; nothing happens if is_broken is not 0."""
@@ -118,21 +124,34 @@ class FusedAdam:
         self._count += 1 - is_broken
         powers = [1 - beta ** self._count.double() for beta in (beta1, beta2)]
         self._numbers.copy_(torch.stack([self.rate, clip, powers[0], powers[1].sqrt(), is_broken]))
-        for table, options in self._launches:
-            _adam_kernel[(len(table),)](
-                table, self._numbers, beta1, beta2, group["eps"],
-                IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=4, **options,
+        for launch in self._launches:
+            _adam_kernel[(len(launch.blocks),)](
+                launch.blocks, launch.tensors, self._numbers, beta1, beta2, group["eps"],
+                IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=4, **launch.options,
             )  # fmt: skip
 
-    def _table(self, weight: nn.Parameter, gradient: Tensor, copy: nn.Parameter | None) -> NDArray[np.int64]:
-        """Give the addresses of weight, both moments, gradient and copy, and the count, for each block."""
+    def _row(self, weight: nn.Parameter, gradient: Tensor) -> list[int]:
+        """Give the addresses of weight, both moments, gradient and copy, and the count."""
         state = self._state(weight)
-        tensors = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, weight if copy is None else copy]
+        tensors = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, self._copies.get(weight, weight)]
         assert all(tensor.is_contiguous() and tensor.shape == weight.shape for tensor in tensors)
-        assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors), "the kernel loads 16 bytes at once"
-        starts = np.arange(0, weight.numel(), BLOCK)
-        addresses = [tensor.data_ptr() + starts * tensor.element_size() for tensor in tensors]
-        return np.stack([*addresses, np.minimum(BLOCK, weight.numel() - starts)], axis=1)
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        assert all(address % 16 == 0 for address in addresses), "the kernel loads 16 bytes at once"
+        return [*addresses, weight.numel()]
+
+    def _find_blocks(self, weights: tuple[nn.Parameter, ...]) -> Tensor:
+        # They stay, whereas gradients may come elsewhere each time where steps are not recorded.
+        if weights not in self._blocks:
+            counts = [-(-weight.numel() // BLOCK) for weight in weights]
+            numbers = np.repeat(np.arange(len(weights)), counts)
+            own = np.concatenate([np.arange(count) for count in counts])
+            self._blocks[weights] = self._to_device(np.stack([numbers, own], axis=1).astype(np.int32))
+        return self._blocks[weights]
+
+    def _to_device(self, numbers: NDArray[Any]) -> Tensor:
+        if self.rate.device.type != "cuda":
+            return torch.from_numpy(numbers)
+        return torch.from_numpy(numbers).pin_memory().to(self.rate.device, non_blocking=True)
 
     def _state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         state = self._optimizer.state[weight]

@@ -23,7 +23,7 @@ import torch.distributed.tensor
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.shape import EncoderConfig
-from megabert.parallel import gradients
+from megabert.parallel import gradients, plan
 from megabert.parallel.mesh import Launch, World, find_axes, lay_out, start
 from megabert.parallel.plan import apply
 from megabert.settings import OptimizerSettings, ParallelSettings
@@ -44,6 +44,7 @@ NETWORKS = {
 }
 # So that even small networks fill several.
 gradients.BUCKET = 5000
+plan.UNIT = 5000
 # Texts of a micro-batch, and micro-batches of a step in all processes together.
 BATCH, GROUPS = 2, 4
 STEPS = 3
