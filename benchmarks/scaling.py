@@ -255,7 +255,7 @@ PROFILED = 2
 KINDS = {
     "communication": ("nccl",),
     "products": ("gemm", "nvjet", "cutlass", "xmma"),
-    "attention": ("_forward_kernel", "_backward", "_queries", "_keys"),
+    "attention": ("_forward_kernel", "_backward_queries_kernel", "_backward_keys_kernel"),
     "optimizer": ("adam", "_norm_kernel", "lpnorm"),
     "copies": ("memcpy", "memset"),
 }

@@ -16,6 +16,8 @@ from .workload import TILE, Parameters, Texts, Work, count_parameters, forward_f
 
 # Tokens whose logits are there at once (model/vocabulary_loss.py).
 CHUNK = 2048
+# Weights that FSDP gathers at once (parallel/plan.py).
+FSDP_UNIT = 50_000_000
 # Left free for what an allocator does not see: the driver, NCCL's channels, gaps.
 FREE_SHARE = 0.08
 WORKSPACE = 0.1e9
@@ -63,8 +65,8 @@ class Layout:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether steps are taken to be launched as CUDA graphs: where no collective stands inside of them."""
-        return self.tensor == self.fsdp == 1
+        """Whether steps are launched as CUDA graphs (parallel/plan.py)."""
+        return self.fsdp == 1 and not self.activation_checkpointing
 
     def group(self, size: int, stride: int) -> "Group":
         """Give the processes of one axis, whose neighbours are `stride` processes apart."""
@@ -87,13 +89,17 @@ class Group:
         between = self.on_a_node * gpu.network
         return between if self.on_a_node == 1 else min(inside, between)
 
-    def seconds(self, num_bytes: float, gpu: Gpu, program: Program) -> float:
-        """Time a gathering or scattering of `num_bytes` altogether; an all-reduce is both, one after the other."""
+    def summing(self, num_bytes: float, gpu: Gpu, program: Program) -> float:
+        """Time an all-reduce of `num_bytes`: each sends and receives 2 (n - 1) / n of them."""
         if self.size == 1:
             return 0.0
         nodes = -(-self.size // self.on_a_node)
         latency = program.latency + program.hop_latency * (nodes - 1).bit_length()
-        return (self.size - 1) / self.size * num_bytes / self.bus(gpu) + latency / 2
+        return 2 * (self.size - 1) / self.size * num_bytes / self.bus(gpu) + latency
+
+    def gathering(self, num_bytes: float, gpu: Gpu, program: Program) -> float:
+        """Time a gathering or scattering of `num_bytes` altogether: half an all-reduce, at a lower rate."""
+        return self.summing(num_bytes / gpu.gathering_share, gpu, program) / 2
 
 
 class _Parts:
@@ -201,14 +207,17 @@ class Estimate:
     def memory(self) -> Memory:
         """Bytes on each GPU at the fullest moment, the end of the backward pass or its beginning."""
         held, width = self.parameters.total / self.layout.fsdp, self.work.width
-        activations, logits = self._activations(), self._logits()
+        (activations, passing), logits = self._activations(), self._logits()
+        if self.layout.activation_checkpointing:
+            # The logits are gone when the first layer is computed again.
+            passing, logits = max(0.0, passing - logits), logits
+        activations += passing
         has_copy = width < 4
         if self.layout.fsdp > 1:
-            # The layer in work and the next; embeddings and heads stay until the end.
-            two_layers = 2 * self.parameters.layer
-            copy = width * (two_layers + self.parameters.rest)
+            # The layers in work and the next; embeddings and heads stay until the end.
+            copy = width * (2 * self._gathered_at_once + self.parameters.rest)
             gradients = 4 * held
-            buffers = (width + 4) * self.parameters.layer
+            buffers = (width + 4) * self._gathered_at_once
         else:
             copy = width * held if has_copy else 0.0
             keeps_sums = self.layout.accumulate > 1 or self.layout.gpus > 1 or self.work.precision == "16"
@@ -219,22 +228,29 @@ class Estimate:
                 gradients, activations, logits = gradients + fresh, 0.0, 0.0
         return Memory(4 * held, 8 * held, copy, gradients, activations, logits, buffers + WORKSPACE)
 
-    def _activations(self) -> float:
+    @property
+    def _gathered_at_once(self) -> float:
+        """Weights of the layers that FSDP takes as one."""
+        layer = self.parameters.layer
+        return layer * min(self.parameters.num_layers, -(-FSDP_UNIT // layer))
+
+    def _activations(self) -> tuple[float, float]:
+        """Count what layers keep until the backward pass, and what there is of one of them on the way back."""
         shape, layout, width = self.work.shape, self.layout, self.work.width
         hidden, ffn = shape.hidden_size, shape.ffn_size
         shared = layout.tensor if layout.sequence else 1
-        # Kept by a compiled layer: hidden vectors and norms (2 each); qkv, mixed values and their log sums, GELU's
-        # input and output.
-        ends = 4 * hidden * width / shared + 16
+        # Kept by a compiled layer: 2 hidden vectors, and 2 norms as they enter products, of all tokens; qkv, mixed
+        # values and their log sums, GELU's input and output.
+        ends = 2 * hidden * width / shared + 2 * hidden * width + 16
         inner = ((4 * hidden + 2 * ffn) * width + 4 * shape.num_heads) / layout.tensor
-        # Gradients of one layer on the way back.
+        # Gradients of one layer on the way back; with activation checkpointing what was computed again, too.
         passing = (2 * ffn / layout.tensor + 3 * hidden / shared) * width
-        kept = ends + inner
+        kept = shape.num_layers * (ends + inner)
         if layout.activation_checkpointing:
-            kept_by_all = shape.num_layers * hidden * width / shared + kept
-        else:
-            kept_by_all = shape.num_layers * kept
-        return self.texts.num_tokens * (kept_by_all + passing + 2 * hidden * width / shared + 64)
+            kept = shape.num_layers * hidden * width / shared
+            passing += ends + inner
+        tokens = self.texts.num_tokens
+        return tokens * (kept + 2 * hidden * width / shared + 64), tokens * passing
 
     def _logits(self) -> float:
         asked, hidden = self.work.num_asked(self.texts), self.work.shape.hidden_size
@@ -260,7 +276,8 @@ class Estimate:
         optimizer = self._optimizer()
         data = self._data_communication(computing + tensor, computing + tensor - forward)
         busy = rounds * (computing + tensor) + optimizer + data
-        launching = 0.0 if self.layout.is_recorded else rounds * self.work.shape.num_layers * self.program.host_seconds
+        a_layer = self.program.fsdp_host_seconds if self.layout.fsdp > 1 else self.program.host_seconds
+        launching = 0.0 if self.layout.is_recorded else rounds * self.work.shape.num_layers * a_layer
         waiting = max(0.0, launching - busy)
         return Time(
             products=rounds * products,
@@ -337,28 +354,34 @@ class Estimate:
         return self.gpu.bandwidth * self.program.stream_share
 
     def _tensor_communication(self) -> float:
-        """Time a micro-batch's sums over the tensor axis: two a layer forward, two backward, those of both ends."""
-        layout, work = self.layout, self.work
+        """Time a micro-batch's sums over the tensor axis: two a layer forward, two backward, those of both ends.
+
+        With sequence parallelism each is a gathering and a scattering.
+        """
+        layout, work, gpu, program = self.layout, self.work, self.gpu, self.program
         group = layout.group(layout.tensor, 1)
         tokens, hidden = self.texts.num_tokens, work.shape.hidden_size
         a_layer = 6 if layout.activation_checkpointing else 4
-        one = 2 * group.seconds(tokens * hidden * work.width, gpu=self.gpu, program=self.program)
+        if layout.sequence:
+            one = 2 * group.gathering(tokens * hidden * work.width, gpu, program)
+        else:
+            one = group.summing(tokens * hidden * work.width, gpu, program)
         asked = work.num_asked(self.texts)
-        head = 2 * group.seconds(asked * hidden * work.width, gpu=self.gpu, program=self.program) if asked else 0.0
-        return (a_layer * work.shape.num_layers + 1) * one + head
+        head = group.summing(asked * hidden * work.width, gpu, program) if asked else 0.0
+        return (1 - program.tensor_overlap) * (a_layer * work.shape.num_layers + 1) * one + head
 
     def _data_communication(self, computing: float, backward: float) -> float:
         """Time what is not hidden of gradients on their way, and with fsdp of weights."""
         layout, parameters, program = self.layout, self.parameters, self.program
         copies = layout.group(layout.num_copies, layout.tensor * layout.fsdp)
         share = parameters.total / layout.fsdp
-        summing = 2 * copies.seconds(share * program.gradient_width, self.gpu, program)
+        summing = copies.summing(share * program.gradient_width, self.gpu, program)
         if layout.fsdp == 1:
             return summing - min(program.overlap * summing, backward)
         shards = layout.group(layout.fsdp, layout.tensor)
-        num_units = parameters.num_layers + 1
-        one = 2 * shards.seconds(parameters.total * self.work.width / num_units, self.gpu, program)
-        one += shards.seconds(parameters.total * 4 / num_units, self.gpu, program)
+        num_units = parameters.num_layers * parameters.layer / self._gathered_at_once + 1
+        one = 2 * shards.gathering(parameters.total * self.work.width / num_units, self.gpu, program)
+        one += shards.gathering(parameters.total * 4 / num_units, self.gpu, program)
         moving = one * num_units * layout.accumulate + summing
         hidden = min(program.fsdp_overlap * moving, program.fsdp_overlap * computing * layout.accumulate)
         return moving - hidden

@@ -21,13 +21,18 @@ class Gpu:
     memory: float
     """Bytes of device memory."""
     matrix_rate: Mapping[str, float]
-    """What products of endless matrices would reach, by precision; a precision that is not there cannot be used."""
+    """What products of endless matrices would reach inside a step, by precision; one that is not there cannot be used.
+
+    A step of products keeps a GPU at its power limit: an H100 does 785 TFLOP/s for a while, and less for a second.
+    """
     peak: float
     """The data sheet's FLOP/s in 16 bits, without sparsity."""
     bandwidth: float
     """Bytes/s of copies inside device memory, read and written bytes both counted."""
     bus: Mapping[int, float]
-    """Bus bandwidth of an all-reduce inside a machine, by the number of GPUs (as nccl-tests defines it)."""
+    """Bus bandwidth of an all-reduce of some 100 MB inside a machine, by the number of GPUs (nccl-tests' term)."""
+    gathering_share: float
+    """Share of it that gathers and scatters reach."""
     network: float
     """Bytes/s between machines for each GPU, each way: the adapters of a machine, shared out among its GPUs."""
     gpus_per_node: int
@@ -40,21 +45,24 @@ GPUS: Mapping[str, Gpu] = {
     "h100": Gpu(
         title="NVIDIA H100 SXM 80 GB",
         memory=85.0 * GIGA,
-        matrix_rate={"bf16": 840 * TERA, "16": 840 * TERA, "32": 52 * TERA},
+        matrix_rate={"bf16": 780 * TERA, "16": 780 * TERA, "32": 52 * TERA},
         peak=989 * TERA,
         bandwidth=3.0e12,
-        bus={2: 329 * GIGA, 4: 355 * GIGA, 8: 361 * GIGA},
+        bus={2: 286 * GIGA, 4: 309 * GIGA, 8: 314 * GIGA},
+        gathering_share=0.77,
         network=40 * GIGA,
         gpus_per_node=8,
-        source="measured: products, copies, all-reduces of one machine; network: DGX H100, 400 Gb/s a GPU, 80 % of it",
+        source="measured: products, copies, collectives of 2 GPUs; of 4 and 8 all-reduces of 1 GiB (355 and 361 GB/s), "
+        "taken to fall as those of 2 do (329 to 286); network: DGX H100, 400 Gb/s a GPU, 80 % of it",
     ),
     "h200": Gpu(
         title="NVIDIA H200 SXM 141 GB",
         memory=150.0 * GIGA,
-        matrix_rate={"bf16": 840 * TERA, "16": 840 * TERA, "32": 52 * TERA},
+        matrix_rate={"bf16": 780 * TERA, "16": 780 * TERA, "32": 52 * TERA},
         peak=989 * TERA,
         bandwidth=4.3e12,
-        bus={2: 329 * GIGA, 4: 355 * GIGA, 8: 361 * GIGA},
+        bus={2: 286 * GIGA, 4: 309 * GIGA, 8: 314 * GIGA},
+        gathering_share=0.77,
         network=40 * GIGA,
         gpus_per_node=8,
         source="the H100's processors and links with the data sheet's memory (4.8 TB/s, 0.9 of it)",
@@ -66,6 +74,7 @@ GPUS: Mapping[str, Gpu] = {
         peak=312 * TERA,
         bandwidth=1.8e12,
         bus={2: 200 * GIGA, 4: 220 * GIGA, 8: 230 * GIGA},
+        gathering_share=0.77,
         network=20 * GIGA,
         gpus_per_node=8,
         source=f"{_DGX}; DGX A100: NVLink 300 GB/s each way, 200 Gb/s a GPU",
@@ -78,6 +87,7 @@ GPUS: Mapping[str, Gpu] = {
         peak=130 * TERA,
         bandwidth=0.8e12,
         bus={2: 110 * GIGA, 4: 115 * GIGA, 8: 120 * GIGA, 16: 120 * GIGA},
+        gathering_share=0.77,
         network=5 * GIGA,
         gpus_per_node=16,
         source=f"{_DGX}; DGX-2H: NVLink 150 GB/s each way, 8 adapters of 100 Gb/s for 16 GPUs (Shoeybi et al. 2019)",
@@ -89,17 +99,18 @@ GPUS: Mapping[str, Gpu] = {
 class Program:
     """How a program does its work: what the GPU must move and compute besides what the network asks for.
 
-    Fitted to three measured steps of megabert on an H100 (docs/scaling.md), with the GPU's matrix_rate:
-    product_traffic, product_seconds, attention_share, stream_share, norm_bytes, fixed_seconds. host_seconds is of a
-    compiled step of 24 layers that took 55 ms where its kernels took half. Assumed: fsdp_overlap, both latencies. The
-    rest follows from the code.
+    Fitted to sixteen measured steps of megabert on one and two H100s (docs/scaling.md), with the GPU's matrix_rate:
+    product_traffic, product_seconds, attention_share, stream_share, norm_bytes, fixed_seconds, tensor_overlap,
+    fsdp_copy_bytes. host_seconds is of a compiled step of 24 layers that took 55 ms where its kernels took half,
+    fsdp_host_seconds of one with FSDP that took 117 ms where they took 28. fsdp_overlap and both latencies are
+    assumed. The rest follows from the code.
     """
 
-    product_traffic: float = 0.45
+    product_traffic: float = 0.32
     """Share of a product's reads and writes that is not hidden behind its arithmetic."""
     product_seconds: float = 3e-6
     """Start and end of a product."""
-    attention_share: float = 0.28
+    attention_share: float = 0.31
     """Rate of the attention kernel, as a share of matrix_rate."""
     stream_share: float = 0.86
     """Share of `bandwidth` that element-wise kernels reach."""
@@ -113,6 +124,8 @@ class Program:
     """Of each micro-batch: losses, the task's head, copies of the batch."""
     host_seconds: float = 2e-3
     """What the host needs to launch one layer forward and backward where steps are not recorded in CUDA graphs."""
+    fsdp_host_seconds: float = 5e-3
+    """The same with FSDP, whose hooks prepare each gathering and scattering."""
     gelu_bytes: float = 20.0
     """Bytes a token and unit of MLP width, forward and backward: two reads or writes forward, three backward."""
     score_bytes: float = 0.0
@@ -132,10 +145,12 @@ class Program:
     """Bytes of a gradient on its way between processes that hold the same weights."""
     overlap: float = 0.0
     """Share of that way which the backward pass may hide."""
+    tensor_overlap: float = 0.15
+    """Share of the sums over the tensor axis that products beside them hide."""
     fsdp_overlap: float = 0.75
-    """The same for the gathering and scattering of weights that are shared out; not measured."""
-    fsdp_copy_bytes: float = 16.0
-    """Bytes a weight and micro-batch of copies out of what was gathered, twice, and into what is scattered."""
+    """Share of the way of weights that are shared out, and of their gradients, that computing hides."""
+    fsdp_copy_bytes: float = 45.0
+    """Bytes a weight and micro-batch of copies: into and out of what is gathered, twice, and what is scattered."""
 
 
 MEGABERT = Program()
@@ -156,6 +171,8 @@ MEGATRON_2019 = replace(
     host_seconds=0.0,
     gradient_width=2,
     overlap=0.7,
+    tensor_overlap=0.0,
+    product_traffic=0.45,
 )
 
 BERT_VOCABULARY = 30_522
