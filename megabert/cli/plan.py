@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..parallel.layouts import Point, Question
 
 _CAVEAT = (
-    "One GPU was measured and agrees within some 5 %; several GPUs are computed from measured rates of products, "
+    "One and two H100s were measured and agree within 8 %; more GPUs are computed from measured rates of products, "
     "copies and links (docs/scaling.md)."
 )
 _ROWS = 12

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,11 @@ def test_overlap_hides_the_sum_of_gradients():
         return choose(estimate_all(question)).time.data_communication
 
     assert exposed(0.0) > exposed(0.5) > exposed(1.0) == 0
+
+
+def test_the_page_holds_the_tables_that_the_model_gives():
+    from benchmarks import predictions
+
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text().splitlines()
+    for row in (*predictions.weak(), *predictions.strong(), *predictions.kinds()):
+        assert row in page, "python -m benchmarks.predictions prints what docs/scaling.md should have"
