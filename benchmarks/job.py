@@ -1,21 +1,25 @@
 """A whole job by the command, 345M from random weights: seconds to the first step and to the end, how busy the GPU was.
 
     python -m benchmarks.job --out FOLDER --train SQUAD.json --validation SQUAD.json --vocabulary VOCAB.txt [--where]
+    python -m benchmarks.job ... --devices 2 [--set parallel.fsdp=2]
 
 Runs `megabert train question_answering` three times: so that Python's bytecode is there (`bytecode`), with an empty
 compile cache (`cold`) and with the full one. Busy is the mean of
 nvidia-smi's figure from the first step to the end. --where also samples what the command does until the first step.
+Several processes, one a GPU, are started as torchrun would; the figures are the first one's.
 """
 
 import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,6 +44,8 @@ def words(arguments: argparse.Namespace, folder: Path) -> list[str]:
         "trainer.gradient_clip_val=1.0",
         "trainer.enable_progress_bar=false",
         f"exp_manager.explicit_log_dir={folder}",
+        f"trainer.devices={arguments.devices}",
+        *arguments.set,
     ]
 
 
@@ -71,7 +77,8 @@ def child(given: list[str], report: Path) -> None:
 
     code = main(given)
     found = {"first": steps[0] - began, "last": steps[-1] - began, "end": time.time() - began, "num_steps": len(steps)}
-    report.write_text(json.dumps(found | {"places": longest(places), "after": longest(after)}))
+    if os.environ.get("RANK", "0") == "0":
+        report.write_text(json.dumps(found | {"places": longest(places), "after": longest(after)}))
     raise SystemExit(code)
 
 
@@ -82,8 +89,11 @@ def longest(places: dict[str, float]) -> list[tuple[str, float]]:
 
 def note_steps(module: Any, steps: list[float]) -> None:
     """Note when each step's call returns; the first one waits for the device, to tell when it was made."""
-    original = module.DeviceStepper.step
+    for kind in (module.Stepper, module.DeviceStepper):
+        kind.step = _noting(kind.step, steps)
 
+
+def _noting(original: Callable[..., Any], steps: list[float]) -> Callable[..., Any]:
     def step(self: Any, *values: Any, **more: Any) -> Any:
         found = original(self, *values, **more)
         if not steps:
@@ -91,7 +101,7 @@ def note_steps(module: Any, steps: list[float]) -> None:
         steps.append(time.time())
         return found
 
-    module.DeviceStepper.step = step
+    return step
 
 
 def place(frame: FrameType | None) -> str:
@@ -109,8 +119,19 @@ def place(frame: FrameType | None) -> str:
     return f"import {importing} in {function}" if importing else f"{function} {inner}"
 
 
+def processes(count: int) -> list[dict[str, str]]:
+    """Tell each of several processes its number; one is told nothing."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Run the command in a process of its own."""
+    """Run the command in a process of its own, or several."""
     folder, report = arguments.out / name, arguments.out / f"{name}.json"
     if name == "cold":
         shutil.rmtree(arguments.out / "cache", ignore_errors=True)
@@ -128,8 +149,12 @@ def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     threading.Thread(target=lambda: shares.extend((time.time(), float(line)) for line in lines), daemon=True).start()
     began = time.time()
     command = [sys.executable, "-m", "benchmarks.job", "--child", str(report), *words(arguments, folder)]
-    subprocess.run(command, env=environment | {"BEGAN": str(began)}, check=True)
+    environment["BEGAN"] = str(began)
+    children = [subprocess.Popen(command, env=environment | process) for process in processes(arguments.devices)]
+    codes = [child.wait() for child in children]
     busy.terminate()
+    if any(codes):
+        raise SystemExit(f"{name}: the processes ended with {codes}.")
     found: dict[str, Any] = json.loads(report.read_text())
     after = [share for at, share in shares if found["first"] <= at - began <= found["end"]]
     found["busy"] = sum(after) / max(len(after), 1)
@@ -146,6 +171,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=-1, help="optimizer steps; -1: three epochs")
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, one process each")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; can be repeated")
     parser.add_argument("--runs", default="bytecode,cold,warm", help="a run for each name; cold empties the caches")
     parser.add_argument("--where", action="store_true", help="sample what the command does")
     arguments = parser.parse_args()
