@@ -76,10 +76,12 @@ def child(given: list[str], report: Path) -> None:
     from megabert.cli import main
 
     code = main(given)
+    if code:
+        raise SystemExit(code)
     found = {"first": steps[0] - began, "last": steps[-1] - began, "end": time.time() - began, "num_steps": len(steps)}
     if os.environ.get("RANK", "0") == "0":
         report.write_text(json.dumps(found | {"places": longest(places), "after": longest(after)}))
-    raise SystemExit(code)
+    raise SystemExit(0)
 
 
 def longest(places: dict[str, float]) -> list[tuple[str, float]]:
@@ -133,6 +135,7 @@ def processes(count: int) -> list[dict[str, str]]:
 def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Run the command in a process of its own, or several."""
     folder, report = arguments.out / name, arguments.out / f"{name}.json"
+    shutil.rmtree(folder, ignore_errors=True)
     if name == "cold":
         shutil.rmtree(arguments.out / "cache", ignore_errors=True)
     caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "home"}
