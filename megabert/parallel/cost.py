@@ -12,12 +12,10 @@ from functools import cached_property
 
 from ..errors import ConfigError
 from .cost_tables import MEGABERT, Gpu, Program
-from .workload import TILE, Parameters, Texts, Work, count_parameters, forward_flops
+from .workload import TILE, UNIT, Parameters, Texts, Work, count_parameters, forward_flops
 
 # Tokens whose logits are there at once (model/vocabulary_loss.py).
 CHUNK = 2048
-# Weights that FSDP gathers at once (parallel/plan.py).
-FSDP_UNIT = 50_000_000
 # Left free for what an allocator does not see: the driver, NCCL's channels, gaps.
 FREE_SHARE = 0.08
 WORKSPACE = 0.1e9
@@ -210,7 +208,7 @@ class Estimate:
         (activations, passing), logits = self._activations(), self._logits()
         if self.layout.activation_checkpointing:
             # The logits are gone when the first layer is computed again.
-            passing, logits = max(0.0, passing - logits), logits
+            passing = max(0.0, passing - logits)
         activations += passing
         has_copy = width < 4
         if self.layout.fsdp > 1:
@@ -232,7 +230,7 @@ class Estimate:
     def _gathered_at_once(self) -> float:
         """Weights of the layers that FSDP takes as one."""
         layer = self.parameters.layer
-        return layer * min(self.parameters.num_layers, -(-FSDP_UNIT // layer))
+        return layer * min(self.parameters.num_layers, -(-UNIT // layer))
 
     def _activations(self) -> tuple[float, float]:
         """Count what layers keep until the backward pass, and what there is of one of them on the way back."""

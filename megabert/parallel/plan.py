@@ -19,6 +19,7 @@ from ..model.encoder import Encoder
 from ..settings import ParallelSettings
 from .fp8 import Fp8Linear, use_fp8
 from .mesh import World
+from .workload import UNIT
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "fp8": torch.bfloat16}
 
@@ -35,8 +36,6 @@ SHARDING = {
 HEAD_SHARDING = {
     "head.language_model.vocabulary": VOCABULARY_PARALLEL,  # tied to the word embedding
 }
-# Elements that FSDP gathers at once: four layers of Megatron-BERT 345M, less than one of the 3.9B.
-UNIT = 50_000_000
 # The dim of a weight that is cut; a bias is cut with rows, never with columns.
 DIMS = {VOCABULARY_PARALLEL: 0, COLUMN_PARALLEL: 0, ROW_PARALLEL: 1}
 
@@ -253,7 +252,7 @@ def _spread(model: nn.Module, world: World, precision: str) -> dict[str, Any]:
 
 
 def _units(encoder: Encoder) -> list[list[nn.Module]]:
-    """Join layers until they have UNIT elements: gathering takes the host time, for each unit anew."""
+    """Join layers until they have UNIT weights: gathering takes the host time, for each unit anew."""
     units: list[list[nn.Module]] = [[]]
     filled = 0
     for layer in encoder.layers:

@@ -94,6 +94,7 @@ class FusedAdam:
         self._copies = copies
         self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
         self._launches: list[_Launch] = []
+        self._places: list[int] = []
         self._blocks: dict[tuple[nn.Parameter, ...], Tensor] = {}
         device = next(iter(optimizer.param_groups[0]["params"])).device
         self.rate = torch.zeros((), device=device)
@@ -103,10 +104,18 @@ class FusedAdam:
 
     def take(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Say where the weights' gradients lie from now on; parameters without one stay as they are."""
+        # Where steps are not recorded gradients are made anew, but mostly at the same places.
+        places = [gradient.data_ptr() for gradient in gradients.values()]
+        if places == self._places:
+            return
+        self._places = places
         kinds: dict[tuple[Any, ...], list[nn.Parameter]] = {}
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
-                if weight in gradients and weight.numel():  # FSDP may leave this process no row of a short weight
+                if weight not in gradients:
+                    continue
+                self._state(weight)
+                if weight.numel():  # FSDP may leave this process no row of a short weight
                     copy = self._copies.get(weight)
                     copied_to = None if copy is None else TYPES[copy.dtype]
                     kind = (TYPES[gradients[weight].dtype], copied_to, group["weight_decay"])
