@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from megabert.cli.launch import environments
 
 NETWORK = "{hidden_size: 1024, num_layers: 24, num_attention_heads: 16, max_position_embeddings: 512}"
 PAUSE = 0.01
@@ -121,17 +122,6 @@ def place(frame: FrameType | None) -> str:
     return f"import {importing} in {function}" if importing else f"{function} {inner}"
 
 
-def processes(count: int) -> list[dict[str, str]]:
-    """Tell each of several processes its number; one is told nothing."""
-    if count == 1:
-        return [{}]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-
-
 def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Run the command in a process of its own, or several."""
     folder, report = arguments.out / name, arguments.out / f"{name}.json"
@@ -139,9 +129,9 @@ def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     if name == "cold":
         shutil.rmtree(arguments.out / "cache", ignore_errors=True)
     caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "home"}
-    environment = os.environ | {key: str(arguments.out / "cache" / value) for key, value in caches.items()}
+    common = {key: str(arguments.out / "cache" / value) for key, value in caches.items()}
     if arguments.where:
-        environment["WHERE"] = "1"
+        common["WHERE"] = "1"
     busy = subprocess.Popen(
         ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"],
         stdout=subprocess.PIPE, text=True,
@@ -152,8 +142,9 @@ def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     threading.Thread(target=lambda: shares.extend((time.time(), float(line)) for line in lines), daemon=True).start()
     began = time.time()
     command = [sys.executable, "-m", "benchmarks.job", "--child", str(report), *words(arguments, folder)]
-    environment["BEGAN"] = str(began)
-    children = [subprocess.Popen(command, env=environment | process) for process in processes(arguments.devices)]
+    common["BEGAN"] = str(began)
+    processes = environments(arguments.devices) if arguments.devices > 1 else [dict(os.environ)]
+    children = [subprocess.Popen(command, env=environment | common) for environment in processes]
     codes = [child.wait() for child in children]
     busy.terminate()
     if any(codes):

@@ -22,7 +22,6 @@ import json
 import math
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ import torch
 from torch import Tensor
 
 from megabert.assemble import give_memory
+from megabert.cli.launch import environments
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.shape import EncoderConfig
@@ -349,15 +349,10 @@ class Measurement:
         self._result = folder / f"row.{number}.json"
         self._result.unlink(missing_ok=True)
         self._logs = [folder / f"log.{number}.{rank}" for rank in range(size)]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         words = ["--out", str(self._result), "--child", json.dumps(asdict(task)), "--limit", str(limit)]
-        world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-m", "benchmarks.scaling", *words]
         self._children = []
-        for rank, path in enumerate(self._logs):
-            environment = os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", "benchmarks.scaling", *words]
+        for path, environment in zip(self._logs, environments(size), strict=True):
             with path.open("w") as log:
                 self._children.append(
                     subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)

@@ -63,7 +63,7 @@ def launch(words: Sequence[str], count: int) -> None:
     # A session of their own: Ctrl-C on the terminal reaches them once, through this process.
     children = [
         subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603  (our own command)
-        for environment in _environments(count)
+        for environment in environments(count)
     ]
     try:
         with hearing(partial(_pass_on, children)):
@@ -76,7 +76,8 @@ def launch(words: Sequence[str], count: int) -> None:
         raise ProcessesFailed(code)
 
 
-def _environments(count: int) -> Iterator[dict[str, str]]:
+def environments(count: int) -> Iterator[dict[str, str]]:
+    """Give the environment of each of several processes of this machine: as torchrun sets it, and who started them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
