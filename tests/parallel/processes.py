@@ -213,6 +213,16 @@ def run(size, rank, port, folder):
             np.savez(folder / f"{name}.npz", **found)
 
 
+# A process that forks must have no other thread: numpy's OpenBLAS starts one when it is imported.
+FORKING = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def check_alone():
+    """Fail where other threads than this one would be lost, with what they hold, in a forked process."""
+    tasks = Path("/proc/self/task")
+    assert not tasks.is_dir() or len(list(tasks.iterdir())) == 1, "run this with the environment FORKING"
+
+
 def find_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -239,10 +249,11 @@ def run_together(size, folder):
 def main():
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    check_alone()
     for size in sorted({size for size, *_ in CHECKS.values()}):
         ends = run_together(size, folder)
-        # glibc has once ended a process here ("malloc(): unaligned tcache chunk"), in one of some thirty runs, and not
-        # again. Who is ended by a signal has found no wrong number: all of that size are run once more.
+        # glibc has once ended a process here ("malloc(): unaligned tcache chunk"), in one of some thirty runs, when the
+        # one that forks still had a second thread. Who is ended by a signal has found no wrong number: once more.
         if any(os.WIFSIGNALED(end) for end in ends):
             print(f"a process of {size} was ended by a signal: {ends}; once more", file=sys.stderr)
             ends = run_together(size, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .processes import CHECKS, LAYOUTS
+from .processes import CHECKS, FORKING, LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ def found(tmp_path_factory):
     """What each check left, by its name."""
     folder = tmp_path_factory.mktemp("found")
     command = [sys.executable, "-m", "tests.parallel.processes", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=FORKING, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return {name: np.load(folder / f"{name}.npz") for name in CHECKS}
 

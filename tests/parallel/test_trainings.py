@@ -17,6 +17,7 @@ from megabert.parallel.mesh import World
 from megabert.settings import Settings
 from megabert.train.resume import keep_step
 
+from .processes import FORKING
 from .trainings import CUT, STEPS, wait_for_steps, words
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def runs(tmp_path_factory):
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(squad_document()), encoding="utf-8")
     command = [sys.executable, "-m", "tests.parallel.trainings", folder, folder / "facts.json", folder / "vocab.txt"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=FORKING, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "results.json").read_text())
 

@@ -21,7 +21,7 @@ from megabert.checkpoint import run
 from megabert.cli import main as megabert
 from megabert.train import job
 
-from .processes import find_port
+from .processes import check_alone, find_port
 
 TINY = "hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64"
 NO_DROPOUT = ("model.language_model.hidden_dropout=0", "model.language_model.attention_dropout=0")
@@ -97,18 +97,26 @@ def wait_for_steps(folder, count):
 def main():
     folder, squad, vocabulary = (Path(word) for word in sys.argv[1:4])
     torch.set_num_threads(1)
+    check_alone()
     os.environ.update(MEGABERT_HOME=str(folder / "home"), TORCH_CPP_LOG_LEVEL="ERROR")
     run.prune = lambda *arguments: None  # keep every checkpoint, to go on from one in the middle
     job.plot_curves = lambda *arguments: True  # takes longer than the training
     results = {}
 
-    def train(name, size, *more):
-        children = start(words(squad, vocabulary, folder / name, *more), size, folder / f"{name}.log")
-        results[name] = wait(children)
+    def train(name, size, *more, source=None):
+        for _ in range(2):
+            if source is not None:
+                cut_back(folder / source, folder / name)
+            children = start(words(squad, vocabulary, folder / name, *more), size, folder / f"{name}.log")
+            results[name] = wait(children)
+            if not any(code < 0 for code in results[name]):
+                return
+            # A signal that nobody sent: see processes.main.
+            print(f"{name} was ended by a signal: {results[name]}; once more", file=sys.stderr)
+            shutil.rmtree(folder / name)
 
     def take_up(name, source, size, *more):
-        cut_back(folder / source, folder / name)
-        train(name, size, *more, "exp_manager.resume_if_exists=true")
+        train(name, size, *more, "exp_manager.resume_if_exists=true", source=source)
 
     def disturb(name, number, *more):
         """Send one of two processes a signal in the middle of a training."""
