@@ -188,7 +188,7 @@ def make_stepper(config: EncoderConfig, task: Task, world: World, settings: Para
     has_size = is_static(True, world.device, config, task.precision)
     common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "layout": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
-    if has_size and task.precision != "16":
+    if has_size and DeviceStepper.serves(optimizer, task.precision):
         return DeviceStepper(model, loss, optimizer, accumulate=1, **common)
     return Stepper(model, loss, optimizer, **common)
 
@@ -204,10 +204,15 @@ def _draw(model: TaskModel, layout: Layout) -> None:
                 own.fill_(float("norm" in name and name.endswith("weight")))
 
 
+def length_of(task: Task) -> int:
+    """Give the tokens of a text."""
+    return 64 if task.kind == "check" or task.shape == "tiny" else LENGTH
+
+
 def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
     """Train in this process, one among those of a task, and time it."""
     config = CHECKED if task.kind == "check" else SHAPES[task.shape].config
-    length = 64 if task.kind == "check" or task.shape == "tiny" else LENGTH
+    length = length_of(task)
     stepper = make_stepper(config, task, world, settings)
     loader = Loader(
         texts_of(config, task.texts * (10 if task.kind == "check" else 2), length),
@@ -300,8 +305,8 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def predict(task: Task, gpu: str) -> cost.Estimate | None:
-    """Ask the cost model about a task; None for a GPU or a precision that it does not know."""
-    if gpu not in GPUS or task.precision not in GPUS[gpu].matrix_rate:
+    """Ask the cost model about a task; None where it knows no GPU or precision, or no time counts."""
+    if task.kind == "check" or gpu not in GPUS or task.precision not in GPUS[gpu].matrix_rate:
         return None
     size, settings = parse_layout(task.layout)
     layout = cost.Layout(
@@ -311,7 +316,7 @@ def predict(task: Task, gpu: str) -> cost.Estimate | None:
         sequence=settings.sequence,
         activation_checkpointing=settings.activation_checkpointing,
     )
-    texts = Texts.alike(task.texts // layout.num_data, LENGTH)
+    texts = Texts.alike(task.texts // layout.num_data, length_of(task))
     return cost.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
 
 
@@ -386,7 +391,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     common = {
         "precision": arguments.precision,
         "accelerator": "cpu" if arguments.cpu else "gpu",
-        "is_profiled": arguments.profile,
+        "is_profiled": arguments.profile and not (arguments.cpu or arguments.check),
     }
     layouts = [layout for layout in arguments.layouts if parse_layout(layout)[0] <= arguments.devices]
     if arguments.check:

@@ -40,7 +40,7 @@ from .plot import plot_curves
 from .reports import write_evaluation
 from .resume import check_unchanged, find_resumable, keep_step
 from .schedule import make_schedule
-from .step import FUSED
+from .step import FUSED, DeviceStepper
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _prepare(
         assert start.language_model is not None, "there is a model or a language model"
         model = new_task_model(task, start.language_model, settings.seed)
     has_size = is_static(settings.trainer.cuda_graph, device, model.encoder.config, precision)
-    uses_kernels = has_size and precision != "16" and settings.model.optim.name in FUSED
+    asks_nothing = has_size and DeviceStepper.serves(settings.model.optim, precision)
     obstacle = _obstacle(settings, precision, model.encoder.config.head_dim, has_kernel=has_size)
     if settings.trainer.cuda_graph and device.type == "cuda" and obstacle is not None:
         say(f"note: steps are not recorded in a CUDA graph, and take longer: {obstacle}.")
@@ -243,7 +243,7 @@ def _prepare(
         shuffle=data.shuffle,
         drop_last=data.drop_last,
         accumulate=settings.trainer.accumulate_grad_batches,
-        static_epochs=_epochs(settings, len(features), world) if uses_kernels else 0,
+        static_epochs=_epochs(settings, len(features), world) if asks_nothing else 0,
         share=world.data_rank,
         num_shares=world.data_size,
     )

@@ -179,8 +179,7 @@ class DeviceStepper(Stepper):
         accumulate: int,
         layout: Layout | None = None,
     ) -> None:
-        assert settings.name in FUSED, f"there is no kernel for {settings.name}"
-        assert precision != "16", "the loss scale asks the device whether to step"
+        assert self.serves(settings, precision), f"{settings.name} in {precision}: a step that asks the host"
         super().__init__(model, loss, settings, precision=precision, clip=clip, seed=seed, layout=layout)
         from .triton_adam import FusedAdam
 
@@ -200,6 +199,11 @@ class DeviceStepper(Stepper):
             for last in (True, False)
         }
         self._update = Recorded(self._update_on_device, pool, records=records)
+
+    @staticmethod
+    def serves(settings: OptimizerSettings, precision: str) -> bool:
+        """Say whether there is a kernel for the optimizer, and no loss scale, which asks the device whether to step."""
+        return settings.name in FUSED and precision != "16"
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step, as Stepper does; the figures are on the device."""

@@ -141,7 +141,7 @@ class FusedAdam:
 
     def _row(self, weight: nn.Parameter, gradient: Tensor) -> list[int]:
         """Give the addresses of weight, both moments, gradient and copy, and the count."""
-        state = self._state(weight)
+        state = self._optimizer.state[weight]
         tensors = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, self._copies.get(weight, weight)]
         assert all(tensor.is_contiguous() and tensor.shape == weight.shape for tensor in tensors)
         addresses = [tensor.data_ptr() for tensor in tensors]
