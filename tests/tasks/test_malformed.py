@@ -100,6 +100,11 @@ EVERYWHERE = {
     "NUL at the end": (lambda good: good + b"\0", "a NUL character"),
     "NUL": (lambda good: good[:1] + b"\0" + good[1:], ":1: a NUL character"),
     "gzip": (lambda good: gzip.compress(good, mtime=0), "not UTF-8|NUL"),
+    "CRLF, no end of the last line": (lambda good: good.rstrip(b"\n").replace(b"\n", b"\r\n"), ALL),
+    "beyond Unicode": (lambda good: b"\xf4\x90\x80\x80" + good, ":1: not UTF-8"),
+    "a lone continuation byte, late": (lambda good: good[:-2] + b"\x80" + good[-2:], "not UTF-8 text: byte 0x80"),
+    "UTF-32": (lambda good: good.decode().encode("utf-32"), "not UTF-8"),
+    "UTF-16, big end first, without BOM": (lambda good: good.decode().encode("utf-16-be"), "a NUL character"),
     "PNG": (lambda good: b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
 }
 WORDS = {  # put into the first text: none of them ends a line or a word where it should not
