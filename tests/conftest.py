@@ -15,7 +15,9 @@ def _unpack(name: str, destination: Path) -> Path:
     if not archive.is_file():
         pytest.skip(f"{name}: the datasets (../shared/data beside the checkout) are not here")
     with tarfile.open(archive) as file:
-        file.extractall(destination, filter="data")
+        # Python 3.11 before 3.11.4 has no filters, and knows no such argument.
+        file.extraction_filter = getattr(tarfile, "data_filter", None)
+        file.extractall(destination)
     return destination / name
 
 

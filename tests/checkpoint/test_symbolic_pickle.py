@@ -121,6 +121,9 @@ class Table(dict):
 class Era(enum.Enum):
     OLD = 1
 
+    def __reduce_ex__(self, protocol):
+        return Era, (self.value,)  # the first releases of Python 3.11 write getattr(Era, "OLD")
+
 
 class Point:
     def __new__(cls, x, *, y):
