@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megabert.model.attention import Documents
+from megabert.data.packing import Features
+from megabert.model.attention import PackedSequences
+from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead
-from megabert.model.shape import EncoderConfig
-from megabert.text.batch import Features
 
 LONGEST = 384
 VOCABULARY = 30_592  # BERT's 30,522 rounded up to a multiple of 128, as Megatron-LM pads it
@@ -97,7 +97,7 @@ def seconds_per_call(function: Callable[[], object], *, calls: int, rounds: int 
     return statistics.median(found)
 
 
-def documents_of(lengths: np.ndarray, device: str) -> Documents:
+def model_documents(lengths: np.ndarray, device: str) -> PackedSequences:
     """Lay documents end to end."""
     boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return Documents(torch.from_numpy(boundaries).to(device), int(lengths.max()))
+    return PackedSequences(torch.from_numpy(boundaries).to(device), int(lengths.max()))

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megabert.model.shape import EncoderConfig
-from megabert.settings import OptimizerSettings
-from megabert.text.batch import pack
-from megabert.text.loader import Loader
-from megabert.train.step import Stepper
+from megabert.config.schema import OptimizerSettings
+from megabert.data.packing import pack
+from megabert.data.sampler import BatchSampler
+from megabert.model.config import EncoderConfig
+from megabert.training.step import Stepper
 
 from .common import BASE_CPU, LONGEST, SMALL_CPU, lengths_like_squad, question_answering_model, texts
 from .gpu import span_loss
@@ -64,7 +64,7 @@ def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
     lengths = lengths_like_squad(NUM_TEXTS)
     tokens = int(lengths.sum())
     items = texts(lengths)
-    loader = Loader(items, NUM_TEXTS, LONGEST, 0, seed=0)
+    loader = BatchSampler(items, NUM_TEXTS, LONGEST, 0, seed=0)
     model = question_answering_model(config).train()
     stepper = Stepper(model, span_loss, OptimizerSettings(), precision="32", clip=1.0, seed=0)
     theirs = MegatronBertForQuestionAnswering(
@@ -135,7 +135,7 @@ def features(train: Path, vocabulary: Path) -> Iterator[Ratio]:
     from transformers import BertTokenizerFast
 
     from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
-    from megabert.text.tokenizer import Tokenizer
+    from megabert.tokenizers.wordpiece import Tokenizer
 
     task = QuestionAnswering(QuestionAnsweringSettings())
     own = Tokenizer.from_file(vocabulary)

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megabert.config.schema import OptimizerSettings
+from megabert.data.packing import Batch, Features, pack
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, PretrainingHead, TaskModel
 from megabert.model.vocabulary_loss import NO_TARGET
-from megabert.parallel.plan import compile_layers
-from megabert.settings import OptimizerSettings
-from megabert.text.batch import Batch, Features, pack
-from megabert.text.masking import Masking, choose_places, cover
-from megabert.text.tokenizer import Tokenizer
-from megabert.train.step import DeviceStepper
+from megabert.parallel.sharding import compile_layers
+from megabert.pretraining.masking import Masking, apply_mask, choose_masked_positions
+from megabert.tokenizers.wordpiece import Tokenizer
+from megabert.training.step import SyncFreeStepper
 
 from .common import MEGATRON_345M
 
@@ -45,8 +45,8 @@ def windows(text: Path, tokenizer: Tokenizer, count: int) -> list[Features]:
     made = []
     for start in order:
         token_ids = ids[start : start + LENGTH]
-        places = choose_places(is_piece[token_ids], np.ones(LENGTH, dtype=bool), Masking(), random)
-        seen = cover(token_ids, places, Masking(), random, mask_id=mask_id, vocabulary_size=len(tokenizer))
+        places = choose_masked_positions(is_piece[token_ids], np.ones(LENGTH, dtype=bool), Masking(), random)
+        seen = apply_mask(token_ids, places, Masking(), random, mask_id=mask_id, vocabulary_size=len(tokenizer))
         targets = np.full(LENGTH, NO_TARGET, dtype=np.int64)
         targets[places] = token_ids[places]
         token_targets = {"token": targets}
@@ -67,7 +67,7 @@ def curve(batches: list[Batch], vocabulary_size: int, precision: str, seed: int)
     model.cuda().train()
     compile_layers(model)
     settings = OptimizerSettings()
-    stepper = DeviceStepper(model, loss, settings, precision=precision, clip=1.0, seed=seed, accumulate=1)
+    stepper = SyncFreeStepper(model, loss, settings, precision=precision, clip=1.0, seed=seed, accumulate=1)
     figures = [
         stepper.step([batch], RATE * min(1.0, (number + 1) / WARM_UP), number) for number, batch in enumerate(batches)
     ]

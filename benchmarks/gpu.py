@@ -22,24 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabert.model.attention import Documents, attend
+from megabert.config.schema import OptimizerSettings
+from megabert.data.packing import Batch, pack
+from megabert.data.sampler import BatchSampler
+from megabert.kernels.cuda_graph import CapturedGraph
+from megabert.model.attention import PackedSequences, attend
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LanguageModelHead
-from megabert.parallel.graphs import Recorded
-from megabert.parallel.plan import cast, compile_layers, freeze
-from megabert.settings import OptimizerSettings
-from megabert.text.batch import Batch, pack
-from megabert.text.loader import Loader
-from megabert.train.step import DeviceStepper, Stepper
+from megabert.model.precision import cast, freeze
+from megabert.parallel.sharding import compile_layers
+from megabert.training.step import Stepper, SyncFreeStepper
 
 from .common import (
     LONGEST,
     MEGATRON_345M,
     VOCABULARY,
     Result,
-    documents_of,
     forward_flops,
     lengths_like_squad,
+    model_documents,
     question_answering_model,
     seconds_per_call,
     texts,
@@ -52,7 +53,7 @@ CONFIG = MEGATRON_345M
 def span_loss(logits_TC: Tensor, batch: Batch) -> Tensor:
     """Question answering's loss."""
     lowest = torch.finfo(torch.float32).min
-    logits_NLC = batch.by_document(logits_TC, fill=lowest, longest=batch.longest)
+    logits_NLC = batch.by_document(logits_TC, fill=lowest, max_seqlen=batch.max_seqlen)
     return F.cross_entropy(logits_NLC, batch.targets["span"], reduction="sum") / 2
 
 
@@ -63,7 +64,7 @@ def attention() -> Iterator[Result]:
     for name, lengths in (("32 texts", lengths_like_squad(32)), ("64 x 512", np.full(64, 512))):
         tokens = int(lengths.sum())
         qkv = torch.randn(tokens, 16, 3, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
-        documents = documents_of(lengths, "cuda")
+        documents = model_documents(lengths, "cuda")
         grad = torch.randn(tokens, 16, 64, device=DEVICE, dtype=torch.bfloat16)
 
         def ours(dropout: float, qkv: Tensor = qkv, documents=documents, grad=grad) -> None:
@@ -71,8 +72,8 @@ def attention() -> Iterator[Result]:
 
         def varlen(qkv: Tensor = qkv, documents=documents, grad=grad) -> None:
             query, key, value = (item.contiguous() for item in qkv.unbind(2))
-            boundaries, longest = documents
-            mixed = varlen_attn(query, key, value, boundaries, boundaries, longest, longest)
+            boundaries, max_seqlen = documents
+            mixed = varlen_attn(query, key, value, boundaries, boundaries, max_seqlen, max_seqlen)
             torch.autograd.grad(mixed, qkv, grad)
 
         for what, function in (
@@ -107,11 +108,11 @@ def attention() -> Iterator[Result]:
 def finetune(num_texts: int, precision: str = "bf16") -> Iterator[Result]:
     """Time the fine-tuning step."""
     lengths = lengths_like_squad(num_texts * 12)
-    loader = Loader(texts(lengths), num_texts, LONGEST, 0, seed=0, static_epochs=1)
+    loader = BatchSampler(texts(lengths), num_texts, LONGEST, 0, seed=0, static_epochs=1)
     model = question_answering_model(CONFIG).to(DEVICE).train()
     compile_layers(model)
     settings = OptimizerSettings()
-    stepper = DeviceStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
+    stepper = SyncFreeStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
     torch.cuda.reset_peak_memory_stats()
     yield from _steps(f"fine-tuning step, {num_texts} texts, {precision}", stepper, steps, lengths)
@@ -148,7 +149,7 @@ class PretrainingNetwork(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, *documents: object) -> Tensor:
         """Give the hidden vectors."""
-        return self.encoder(ids, positions, segments, Documents(*documents[:2]))
+        return self.encoder(ids, positions, segments, PackedSequences(*documents[:2]))
 
 
 def pretrain(precision: str = "bf16") -> Iterator[Result]:
@@ -175,7 +176,7 @@ def pretrain(precision: str = "bf16") -> Iterator[Result]:
         item.targets["words"] = random.integers(1000, 30_000, per_text)
     del places
     settings = OptimizerSettings()
-    stepper = DeviceStepper(model, loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
+    stepper = SyncFreeStepper(model, loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     batch = pack(items, 512, 0)
     what = f"pre-training step, 64 x 512, {precision}"
     yield from _steps(what, stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)
@@ -193,7 +194,7 @@ def inference(precision: str = "bf16") -> Iterator[Result]:
         for graphs in (False, True):
             run: Callable[[], object] = lambda: model(*batch.inputs())  # noqa: E731
             if graphs:
-                run = Recorded(run, torch.cuda.graph_pool_handle())
+                run = CapturedGraph(run, torch.cuda.graph_pool_handle())
             for _ in range(4):
                 run()
             how = "compiled, CUDA graph" if graphs else "compiled"

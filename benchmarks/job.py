@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megabert.cli.launch import environments
+from megabert.parallel.launch import environments
 
 NETWORK = "{hidden_size: 1024, num_layers: 24, num_attention_heads: 16, max_position_embeddings: 512}"
 PAUSE = 0.01
@@ -64,8 +64,8 @@ def child(given: list[str], report: Path) -> None:
         before = time.time()
         while True:
             time.sleep(PAUSE)
-            module = sys.modules.get("megabert.train.step")
-            if not is_noting and hasattr(module, "DeviceStepper"):
+            module = sys.modules.get("megabert.training.step")
+            if not is_noting and hasattr(module, "SyncFreeStepper"):
                 note_steps(module, steps)
                 is_noting = True
             if "WHERE" in os.environ:
@@ -81,18 +81,18 @@ def child(given: list[str], report: Path) -> None:
         raise SystemExit(code)
     found = {"first": steps[0] - began, "last": steps[-1] - began, "end": time.time() - began, "num_steps": len(steps)}
     if os.environ.get("RANK", "0") == "0":
-        report.write_text(json.dumps(found | {"places": longest(places), "after": longest(after)}))
+        report.write_text(json.dumps(found | {"places": max_seqlen(places), "after": max_seqlen(after)}))
     raise SystemExit(0)
 
 
-def longest(places: dict[str, float]) -> list[tuple[str, float]]:
+def max_seqlen(places: dict[str, float]) -> list[tuple[str, float]]:
     """Give where most time was spent."""
     return sorted(places.items(), key=lambda item: -item[1])[:25]
 
 
 def note_steps(module: Any, steps: list[float]) -> None:
     """Note when each step's call returns; the first one waits for the device, to tell when it was made."""
-    for kind in (module.Stepper, module.DeviceStepper):
+    for kind in (module.Stepper, module.SyncFreeStepper):
         kind.step = _noting(kind.step, steps)
 
 

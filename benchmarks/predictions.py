@@ -7,10 +7,10 @@ Prints them in Markdown; a test holds that the page has these very lines. Nothin
 
 from collections.abc import Iterator, Sequence
 
-from megabert.parallel.cost import Estimate, Layout
-from megabert.parallel.cost_tables import GPUS, NETWORKS
-from megabert.parallel.layouts import Point, Question, scale
-from megabert.parallel.workload import Texts, Work
+from megabert.planner.cost_model import Estimate, ParallelLayout
+from megabert.planner.hardware import GPUS, NETWORKS
+from megabert.planner.search import Point, Question, scale
+from megabert.planner.workload import Texts, Work
 
 COUNTS = (1, 2, 4, 8, 64, 512)
 # Texts of a GPU in weak scaling.
@@ -75,7 +75,7 @@ def kinds() -> list[str]:
 def _rate(name: str, gpus: int, texts: int, tensor: int, fsdp: int) -> str:
     if gpus % tensor:
         return ""
-    layout = Layout(
+    layout = ParallelLayout(
         gpus=gpus, tensor=tensor, fsdp=gpus // tensor if fsdp == -1 else fsdp, sequence=tensor > 1,
     )  # fmt: skip
     estimate = Estimate(Work(NETWORKS[name]), Texts.alike(texts * tensor, LENGTH), layout, GPUS["h100"])

@@ -36,21 +36,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megabert.assemble import give_memory
-from megabert.cli.launch import environments
+from megabert.build import materialize
+from megabert.config.schema import OptimizerSettings, ParallelSettings, TrainerSettings
+from megabert.data.packing import NO_TARGET, Batch, Features
+from megabert.data.sampler import BatchSampler
+from megabert.kernels.cuda_graph import side_stream
+from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
-from megabert.model.shape import EncoderConfig
-from megabert.parallel import cost
-from megabert.parallel.cost_tables import GPUS
-from megabert.parallel.graphs import is_static, working_stream
-from megabert.parallel.mesh import World, connect
-from megabert.parallel.plan import Layout, apply
-from megabert.parallel.workload import Texts, Work
-from megabert.settings import OptimizerSettings, ParallelSettings, TrainerSettings
-from megabert.text.batch import NO_TARGET, Batch, Features
-from megabert.text.loader import Loader
-from megabert.train.step import DeviceStepper, Stepper
+from megabert.model.precision import resolve_static_batches
+from megabert.parallel.launch import environments
+from megabert.parallel.process_group import World, connect
+from megabert.parallel.sharding import Sharding, parallelize
+from megabert.planner import cost_model as cost
+from megabert.planner.hardware import GPUS
+from megabert.planner.workload import Texts, Work
+from megabert.training.step import Stepper, SyncFreeStepper
 
 from .common import VOCABULARY, forward_flops
 
@@ -178,22 +179,22 @@ def make_stepper(config: EncoderConfig, task: Task, world: World, settings: Para
     """Make a network, laid out, and what trains it; weights are drawn on the device, where it is quick."""
     with torch.device("meta"):
         model = TaskModel(Encoder(config), PretrainingHead(config, asked_share=MASKED, sentence_order=True))
-    give_memory(model)
+    materialize(model)
     if task.kind == "check":
         initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
     is_gpu = world.device.type == "cuda"
-    layout = apply(model.train(), world, settings, precision=task.precision, is_compiled=is_gpu)
+    layout = parallelize(model.train(), world, settings, precision=task.precision, is_compiled=is_gpu)
     if task.kind != "check":
         _draw(model, layout)
-    has_size = is_static(True, world.device, config, task.precision)
-    common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "layout": layout}
+    has_size = resolve_static_batches(True, world.device, config, task.precision)
+    common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "sharding": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
-    if has_size and DeviceStepper.serves(optimizer, task.precision):
-        return DeviceStepper(model, loss, optimizer, accumulate=1, **common)
+    if has_size and SyncFreeStepper.serves(optimizer, task.precision):
+        return SyncFreeStepper(model, loss, optimizer, accumulate=1, **common)
     return Stepper(model, loss, optimizer, **common)
 
 
-def _draw(model: TaskModel, layout: Layout) -> None:
+def _draw(model: TaskModel, layout: Sharding) -> None:
     torch.manual_seed(layout.world.rank)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -214,13 +215,13 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
     config = CHECKED if task.kind == "check" else SHAPES[task.shape].config
     length = length_of(task)
     stepper = make_stepper(config, task, world, settings)
-    loader = Loader(
+    loader = BatchSampler(
         texts_of(config, task.texts * (10 if task.kind == "check" else 2), length),
         task.texts // world.data_size,
         length,
         0,
         seed=0,
-        static_epochs=1 if isinstance(stepper, DeviceStepper) else 0,
+        static_epochs=1 if isinstance(stepper, SyncFreeStepper) else 0,
         share=world.data_rank,
         num_shares=world.data_size,
     )
@@ -290,9 +291,9 @@ def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, flo
     parts["exposed"] = covered(everything) - covered(computing)
     parts["idle"] = whole - covered(everything)
     parts["total"] = whole
-    longest = sorted(kernels.items(), key=lambda item: -item[1])[:20]
+    max_seqlen = sorted(kernels.items(), key=lambda item: -item[1])[:20]
     scale = 1e-3 / PROFILED
-    return {kind: scale * us for kind, us in parts.items()}, {name: scale * us for name, us in longest}
+    return {kind: scale * us for kind, us in parts.items()}, {name: scale * us for name, us in max_seqlen}
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
@@ -309,7 +310,7 @@ def predict(task: Task, gpu: str) -> cost.Estimate | None:
     if task.kind == "check" or gpu not in GPUS or task.precision not in GPUS[gpu].matrix_rate:
         return None
     size, settings = parse_layout(task.layout)
-    layout = cost.Layout(
+    layout = cost_model.ParallelLayout(
         gpus=size,
         tensor=settings.tensor,
         fsdp=settings.fsdp,
@@ -317,7 +318,7 @@ def predict(task: Task, gpu: str) -> cost.Estimate | None:
         activation_checkpointing=settings.activation_checkpointing,
     )
     texts = Texts.alike(task.texts // layout.num_data, length_of(task))
-    return cost.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
+    return cost_model.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
 
 
 def find_gpu(device_name: str) -> str:
@@ -328,7 +329,7 @@ def find_gpu(device_name: str) -> str:
 def _synchronize(world: World) -> None:
     if world.device.type == "cuda":
         torch.cuda.synchronize()
-    world.wait_for_all()
+    world.barrier()
 
 
 def run_child(task: Task, result: Path, limit: float) -> None:
@@ -339,9 +340,9 @@ def run_child(task: Task, result: Path, limit: float) -> None:
     trainer = TrainerSettings(devices=size, accelerator=task.accelerator)
     sys.stdin.readline()
     faulthandler.dump_traceback_later(limit)
-    with connect(trainer, settings) as world, working_stream(world.device):
+    with connect(trainer, settings) as world, side_stream(world.device):
         row = measure(task, world, settings)
-        if world.is_first:
+        if world.is_rank_zero:
             result.write_text(json.dumps(asdict(row)))
 
 

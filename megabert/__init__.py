@@ -13,10 +13,10 @@ __all__ = ["Task", "__version__", "load", "load_encoder"]
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .infer import Predictor
+    from .inference import Predictor
     from .model.encoder import Encoder
     from .tasks.task import Task
-    from .text.tokenizer import Tokenizer
+    from .tokenizers.wordpiece import Tokenizer
 
 
 def load(
@@ -29,7 +29,7 @@ def load(
     """
     from pathlib import Path
 
-    from .assemble import load_run
+    from .build import load_run
 
     return load_run(Path(run), accelerator=accelerator, precision=precision, task_name=task)
 
@@ -41,8 +41,8 @@ def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":
     """
     import os
 
-    from .assemble import load_encoder as load_from
-    from .checkpoint.catalog import cache_home
+    from .build import load_encoder as load_from
+    from .checkpoints.catalog import cache_home
 
     return load_from(str(name_or_path), home=cache_home(os.environ))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megabert import cli
-from tests.train.test_loop import settings_words
+from tests.training.test_loop import settings_words
 
 ROOT = Path(__file__).parents[1]
 

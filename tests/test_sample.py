@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megabert.metrics import squad_v1
+from megabert.metrics.squad import squad_v1
 from megabert.sample import squad_file
 
 SPLITS = ("train", "dev")

@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     try:
         if words[0] not in COMMANDS:
-            from ..config import nearest
+            from ..config.parser import nearest
 
             guess = nearest(words[0], COMMANDS)
             raise ConfigError(

@@ -11,7 +11,7 @@ from .console import new_parser, say, to_json
 
 def models(words: Sequence[str]) -> int:
     """List the published checkpoints that are known by name: megabert models."""
-    from ..checkpoint.catalog import cache_home, describe
+    from ..checkpoints.catalog import cache_home, describe
 
     parser = new_parser("models", models, "Files are kept in $MEGABERT_HOME, by default in the user's cache folder.")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -43,7 +43,7 @@ def fetch(words: Sequence[str]) -> int:
     parser.add_argument("--sha256", metavar="SUM", help="the SHA-256 that the weights must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(list(words))
-    from ..checkpoint import catalog
+    from ..checkpoints import catalog
 
     if len(arguments.names) > 1 and (arguments.source is not None or arguments.sha256 is not None):
         raise ConfigError("--from and --sha256 are of one model. Give one name.")

@@ -32,10 +32,10 @@ def convert(words: Sequence[str]) -> int:
     parser.add_argument("--qkv-layout", metavar="LAYOUT", help="order of the query-key-value rows, where it is known")
     arguments = parser.parse_args(list(words))
     _give_memory_back()
-    from ..assemble import open_source
-    from ..checkpoint import convert as conversion
-    from ..checkpoint.catalog import cache_home
-    from ..checkpoint.write_megatron import Layout
+    from ..build import open_source
+    from ..checkpoints import convert as conversion
+    from ..checkpoints.catalog import cache_home
+    from ..checkpoints.megatron.write_megatron import ModelParallelLayout
 
     opened = open_source(
         arguments.source,
@@ -51,7 +51,7 @@ def convert(words: Sequence[str]) -> int:
         say("vocabulary: its true size is not known (--vocab-file FILE), so all rows are kept")
     target = conversion.Target(
         arguments.to,
-        Layout(arguments.tensor_parallel, arguments.pipeline_parallel),
+        ModelParallelLayout(arguments.tensor_parallel, arguments.pipeline_parallel),
         None if arguments.dtype is None else conversion.DTYPES[arguments.dtype],
     )
     with progress_bar("converting") as progress:

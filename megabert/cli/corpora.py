@@ -53,7 +53,7 @@ def corpus(words: Sequence[str]) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    from ..text.corpus import BuildSettings, build
+    from ..pretraining.corpus_builder import BuildSettings, build
 
     if arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: at least one process is needed.")
@@ -75,10 +75,10 @@ def _build(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from ..text.bpe import read_tokenizer
-    from ..text.indexed import IndexedTokens
+    from ..pretraining.indexed_dataset import IndexedDataset
+    from ..tokenizers.load import read_tokenizer
 
-    tokens = IndexedTokens(arguments.prefix)
+    tokens = IndexedDataset(arguments.prefix)
     lengths = np.diff(np.concatenate([[0], np.cumsum(tokens.lengths, dtype=np.int64)])[tokens.documents])
     print(
         to_json(
@@ -129,8 +129,8 @@ def vocabulary(words: Sequence[str]) -> int:
 def _train_vocabulary(arguments: argparse.Namespace) -> None:
     import sys
 
-    from ..text.documents import corpus_files, read_documents
-    from ..text.vocabulary import train_wordpiece
+    from ..formats.corpus_documents import corpus_files, read_documents
+    from ..tokenizers.train import train_wordpiece
 
     if arguments.size < 100:
         raise ConfigError(f"--size {arguments.size}: a vocabulary has at least 100 tokens.")

@@ -54,7 +54,7 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _iob(arguments: argparse.Namespace) -> None:
-    from ..text.files import read_columns
+    from ..formats.columns import read_columns
 
     sentences = read_columns(arguments.data_file)
     if sentences[0].tags is None:
@@ -68,8 +68,8 @@ def _iob(arguments: argparse.Namespace) -> None:
 
 
 def _punctuation(arguments: argparse.Namespace) -> None:
-    from ..text.files import read_lines
-    from ..text.punctuation import ALL_CAPITALS, CAPITALIZED, find_words
+    from ..formats.punctuation import ALL_CAPITALS, CAPITALIZED, find_words
+    from ..formats.text_lines import read_lines
 
     pairs = []
     for line in read_lines(arguments.source_file):
@@ -96,7 +96,7 @@ def _write_pairs(arguments: argparse.Namespace, source: Path, pairs: Sequence[tu
 
 
 def _chemprot(arguments: argparse.Namespace) -> None:
-    from ..text.chemprot import read_chemprot
+    from ..formats.chemprot import read_chemprot
 
     corpus = read_chemprot(arguments.abstracts, arguments.entities, arguments.relations)
     write_whole(arguments.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in corpus.rows))

@@ -43,7 +43,7 @@ def inspect(words: Sequence[str]) -> int:
     parser.add_argument("--qkv-layout", metavar="LAYOUT", help="order of the query-key-value rows, where it is known")
     arguments = parser.parse_args(list(words))
     opened = _open(arguments, arguments.qkv_layout)
-    from ..inspection import describe, sums, to_text, write_logits
+    from ..diagnostics.checkpoint_report import describe, sums, to_text, write_logits
 
     if arguments.logits is not None:
         shapes = write_logits(opened.checkpoint, *arguments.logits)
@@ -64,8 +64,8 @@ def inspect(words: Sequence[str]) -> int:
 
 
 def _open(arguments: Any, qkv_layout: str | None) -> Any:
-    from ..assemble import open_source
-    from ..checkpoint.catalog import cache_home
+    from ..build import open_source
+    from ..checkpoints.catalog import cache_home
 
     return open_source(
         arguments.checkpoint,
@@ -77,7 +77,7 @@ def _open(arguments: Any, qkv_layout: str | None) -> Any:
 
 
 def _check(arguments: Any, checkpoint: Any) -> dict[str, Any]:
-    from ..layout_check import SAMPLE_TEXT, check
+    from ..diagnostics.qkv_check import SAMPLE_TEXT, check
 
     given = arguments.check_language_model
     text = SAMPLE_TEXT if given == _SAMPLE else given

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.schema import choice
 from ..errors import ConfigError
-from ..settings import choice
 from .console import new_parser, quote, say, to_json
 
 if TYPE_CHECKING:
-    from ..model.shape import EncoderConfig
-    from ..parallel.cost import Estimate
-    from ..parallel.layouts import Point, Question
+    from ..model.config import EncoderConfig
+    from ..planner.cost_model import Estimate
+    from ..planner.search import Point, Question
 
 _CAVEAT = (
     "One and two H100s were measured and agree within 8 %; more GPUs are computed from measured rates of products, "
@@ -57,7 +57,8 @@ class PlanSettings:
 
 def plan(words: Sequence[str]) -> int:
     """Estimate memory, time and the best layout of GPUs: megabert plan model=1.3b gpus=64."""
-    from ..config import compose, list_settings, show
+    from ..config.listing import list_settings, show
+    from ..config.parser import compose
 
     listed = "\n".join(
         f"  {item.key}={show(item.default)}{' (' + ' | '.join(item.choices) + ')' if item.choices else ''}  {item.help}"
@@ -71,7 +72,7 @@ def plan(words: Sequence[str]) -> int:
     given = [_quoted(word) for word in arguments.words]
     settings = compose(PlanSettings, given, owner="plan")[0]
     question = _question(settings)
-    from ..parallel.layouts import COUNTS, choose, estimate_all, scale
+    from ..planner.search import COUNTS, choose, estimate_all, scale
 
     estimates = estimate_all(question)
     best = choose(estimates)
@@ -94,9 +95,9 @@ def _quoted(word: str) -> str:
 
 
 def _question(settings: PlanSettings) -> "Question":
-    from ..parallel.cost_tables import GPUS, MEGABERT
-    from ..parallel.layouts import ALL, Question
-    from ..parallel.workload import Work
+    from ..planner.hardware import GPUS, MEGABERT
+    from ..planner.search import ALL, Question
+    from ..planner.workload import Work
 
     shape = _shape(settings.model)
     gpu = GPUS[settings.gpu]
@@ -128,7 +129,7 @@ def _question(settings: PlanSettings) -> "Question":
 
 def _shape(model: str) -> "EncoderConfig":
     """Find a network's shape by its size, its configuration, its file or its published name."""
-    from ..parallel.cost_tables import NETWORKS
+    from ..planner.hardware import NETWORKS
 
     if model.lower() in NETWORKS:
         return NETWORKS[model.lower()]
@@ -136,17 +137,17 @@ def _shape(model: str) -> "EncoderConfig":
     if path.suffix == ".json" and path.is_file():
         return _shape_of_file(path)
     if path.exists():
-        from ..checkpoint.foreign import open_checkpoint
+        from ..checkpoints.open import open_checkpoint
 
         return open_checkpoint(path).config
     return _published_shape(model)
 
 
 def _published_shape(name: str) -> "EncoderConfig":
-    from ..checkpoint.published import PUBLISHED
-    from ..config import nearest
-    from ..model.shape import EncoderConfig
-    from ..parallel.cost_tables import BERT_VOCABULARY, NETWORKS
+    from ..checkpoints.published import PUBLISHED
+    from ..config.parser import nearest
+    from ..model.config import EncoderConfig
+    from ..planner.hardware import BERT_VOCABULARY, NETWORKS
 
     aliases = {alias: item.name for item in PUBLISHED.values() for alias in item.aliases}
     published = PUBLISHED.get(aliases.get(name, name))
@@ -173,9 +174,9 @@ def _published_shape(name: str) -> "EncoderConfig":
 
 
 def _shape_of_file(path: Path) -> "EncoderConfig":
-    from ..checkpoint.foreign import read_config, shape_of_config
-    from ..model.shape import EncoderConfig
-    from ..parallel.cost_tables import BERT_VOCABULARY
+    from ..checkpoints.open import read_config, shape_of_config
+    from ..model.config import EncoderConfig
+    from ..planner.hardware import BERT_VOCABULARY
 
     config = read_config(path)
     shape, _ = shape_of_config(config, str(path))
@@ -194,7 +195,7 @@ def _document(
     best: "Estimate | None",
     series: "dict[str, list[Point]]",
 ) -> dict[str, Any]:
-    from ..parallel.workload import count_parameters
+    from ..planner.workload import count_parameters
 
     return {
         "model": settings.model,
@@ -224,7 +225,7 @@ def _document(
 
 
 def _row(estimate: "Estimate") -> dict[str, Any]:
-    from ..parallel.layouts import settings
+    from ..planner.search import settings
 
     layout = estimate.layout
     return {
@@ -253,7 +254,7 @@ def _show(
 ) -> None:
     from rich.console import Console
 
-    from ..parallel.workload import count_parameters
+    from ..planner.workload import count_parameters
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
@@ -276,7 +277,7 @@ def _show(
         )
     else:
         console.print(_part_tables(best))
-        from ..parallel.layouts import settings as settings_of
+        from ..planner.search import settings as settings_of
 
         words = " ".join(f"{key}={value}" for key, value in settings_of(best).items())
         console.print("Best:", style="bold", end=" ")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.schema import choice
 from ..errors import ConfigError, InputError
-from ..settings import choice
+from ..parallel.launch import count_to_start, launch
 from ..storage import write_whole
 from .console import new_parser, progress_bar, quote, say, to_json
-from .launch import count_to_start, launch
 
 
 @dataclasses.dataclass
@@ -83,11 +83,11 @@ def train(words: Sequence[str]) -> int:
 
 
 def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, resume: Path | None = None) -> Any:
-    from ..checkpoint.catalog import cache_home
-    from ..config import compose
-    from ..tasks import task as tasks
+    from ..checkpoints.catalog import cache_home
+    from ..config.parser import compose
+    from ..tasks import registry
 
-    task_type = tasks.find(task_name)
+    task_type = registry.find(task_name)
     base, words = None, overrides
     if resume is not None:
         base = _settings_of_run(resume)
@@ -104,10 +104,10 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
         options = [("--config", file), ("--resume", resume)]
         given = [word for name, path in options if path is not None for word in (name, str(path))]
         launch(["train", task_name, *words, *given], count)
-        from ..train import job
+        from ..training import job
 
         return job.past_outcome(settings, task_type.name())
-    from ..train import job
+    from ..training import job
 
     if not settings.do_training:
         if settings.pretrained_model is None:
@@ -130,7 +130,7 @@ def _report(outcome: Any) -> None:
 
 def _train_each(task_name: str, overrides: Sequence[str], file: Path | None) -> int:
     """Train once for each combination of a sweep, each in a folder of its own, and end with a table."""
-    from ..config import expand_sweep
+    from ..config.parser import expand_sweep
 
     combinations = expand_sweep(overrides)
     swept = [index for index in range(len(overrides)) if len({words[index] for words in combinations}) > 1]
@@ -199,7 +199,7 @@ def evaluate(words: Sequence[str]) -> int:
     with progress_bar("evaluating") as progress:
         result = predictor.evaluate_file(Path(settings.file), progress=progress)
     if settings.output_dir is not None:
-        from ..train.reports import write_evaluation
+        from ..training.reports import write_evaluation
 
         names = write_evaluation(Path(settings.output_dir), predictor.task, result)
         say(f"Wrote {', '.join(names)} in {settings.output_dir}.")
@@ -256,7 +256,7 @@ def _answer_lines(predictor: Any) -> int:
 
 
 def _example(predictor: Any, line: bytes, number: int) -> Any:
-    from ..text.files import json_row
+    from ..formats.json_lines import json_row
 
     place = f"standard input:{number}"
     try:
@@ -276,32 +276,32 @@ def _line(predictor: Any, prediction: Any) -> str:
 
 def score(words: Sequence[str]) -> int:
     """Score a file of predictions as the official script does: megabert score TASK GOLD PREDICTIONS."""
-    from ..tasks import task as tasks
+    from ..tasks import registry
 
     parser = new_parser("score", score, "The scores are printed as JSON.")
     parser.add_argument("task", help="the task, for example question_answering")
     parser.add_argument("gold", type=Path, help="the data file with the answers")
     parser.add_argument("predictions", type=Path, help='the predictions, for question_answering {"id": "answer", ...}')
     arguments = parser.parse_args(list(words))
-    print(to_json(tasks.find(arguments.task).score_files(arguments.gold, arguments.predictions)))
+    print(to_json(registry.find(arguments.task).score_files(arguments.gold, arguments.predictions)))
     return 0
 
 
 def config(words: Sequence[str]) -> int:
     """List every setting of a task with default and help: megabert config TASK."""
-    from ..config import list_settings, show
-    from ..tasks import task as tasks
+    from ..config.listing import list_settings, show
+    from ..tasks import registry
 
     parser = new_parser("config", config, "")
-    parser.add_argument("task", help=f"one of {', '.join(tasks.names())}")
+    parser.add_argument("task", help=f"one of {', '.join(registry.NAMES)}")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--page", action="store_true", help="print the task's documentation page, in Markdown")
     arguments = parser.parse_args(list(words))
     if arguments.page:
-        sys.stdout.write(tasks.page(arguments.task))
+        sys.stdout.write(registry.page(arguments.task))
         return 0
-    settings = list(list_settings(tasks.find(arguments.task).settings_type))
+    settings = list(list_settings(registry.find(arguments.task).settings_type))
     if arguments.json:
         print(to_json([dataclasses.asdict(setting) for setting in settings]))
         return 0
@@ -318,7 +318,7 @@ def _run_and_words(
 
     The own words are taken as they stand, so that a question may hold any character.
     """
-    from ..config import list_settings, show
+    from ..config.listing import list_settings, show
 
     listed = "\n".join(f"  {item.key}={show(item.default)}  {item.help}" for item in list_settings(schema))
     parser = new_parser(name, command, f"settings:\n{listed}\n  model.dataset.KEY=VALUE  a setting of the run, changed")
@@ -341,7 +341,7 @@ def _run_and_words(
 
 
 def _typed(schema: type[Any], given: Mapping[str, str], owner: str) -> Any:
-    from ..config import compose
+    from ..config.parser import compose
 
     plain = [f"{key}={quote(value)}" if key in ("file", "output", "output_dir") else f"{key}={value}"
              for key, value in given.items()]  # fmt: skip
@@ -349,7 +349,7 @@ def _typed(schema: type[Any], given: Mapping[str, str], owner: str) -> Any:
 
 
 def _load(arguments: argparse.Namespace, settings: Any, overrides: Sequence[str]) -> Any:
-    from ..assemble import load_run
+    from ..build import load_run
 
     predictor = load_run(
         arguments.run,

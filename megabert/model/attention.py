@@ -18,22 +18,22 @@ HAS_TRITON = torch.cuda.is_available() and importlib.util.find_spec("triton") is
 HEAD_DIMS = (16, 32, 64, 128)
 
 if HAS_TRITON:
-    from .triton_attention import document_attention
+    from ..kernels.attention import varlen_attention
 
 
-class Documents(NamedTuple):
+class PackedSequences(NamedTuple):
     """Where documents lie in the tokens: document n is the tokens [boundaries[n], boundaries[n + 1]).
 
-    boundaries_N1 is int32, from 0 to T, so every token belongs to a document; a document may be empty.
-    `longest` is at least the longest document's tokens; a constant, since the size of a GPU's work must be known
+    cu_seqlens_N1 is int32, from 0 to T, so every token belongs to a document; a document may be empty.
+    `max_seqlen` is at least the longest document's tokens; a constant, since the size of a GPU's work must be known
     without asking the GPU.
     """
 
-    boundaries_N1: Tensor
-    longest: int
+    cu_seqlens_N1: Tensor
+    max_seqlen: int
 
     @classmethod
-    def of_rows(cls, ids_BL: Tensor) -> "Documents":
+    def of_rows(cls, ids_BL: Tensor) -> "PackedSequences":
         """Take each run of equal ids in a row for one document, padding for another: [1, 1, 0] are two.
 
         Of [B, L] the rows are laid end to end. Reads the ids, so a GPU must wait.
@@ -47,19 +47,19 @@ class Documents(NamedTuple):
 
     def starts(self) -> Tensor:
         """Give the place of each document's first token; an empty document's is inside the tokens all the same."""
-        last = self.boundaries_N1[-1:] - 1
-        return torch.minimum(self.boundaries_N1[:-1], last).long()
+        last = self.cu_seqlens_N1[-1:] - 1
+        return torch.minimum(self.cu_seqlens_N1[:-1], last).long()
 
     def lengths(self) -> Tensor:
         """Count the tokens of each document."""
-        return self.boundaries_N1.diff().long()
+        return self.cu_seqlens_N1.diff().long()
 
 
 # What keeps the seeds of streams apart: an odd number near 2**31 / golden ratio.
 STREAM = 1327217885
 
 
-def attend(qkv_TH3K: Tensor, documents: Documents, *, dropout: float, is_causal: bool, stream: int = 0) -> Tensor:
+def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_causal: bool, stream: int = 0) -> Tensor:
     """Mix the values of the tokens that each token sees, softmax(q k' / sqrt(K)) v: [T, H, K].
 
     `dropout` is that of attention weights, as in Megatron-LM; 0 when not training. Where other heads of the layer are
@@ -70,8 +70,8 @@ def attend(qkv_TH3K: Tensor, documents: Documents, *, dropout: float, is_causal:
         seed_1 = torch.randint(2**31, (1,), device=qkv_TH3K.device)
         if stream:
             seed_1 = (seed_1 + stream * STREAM) % 2**31
-        boundaries_N1, longest = documents
-        mixed_THK, _ = document_attention(qkv_TH3K.contiguous(), boundaries_N1, seed_1, longest, dropout, is_causal)
+        cu_seqlens_N1, max_seqlen = documents
+        mixed_THK, _ = varlen_attention(qkv_TH3K.contiguous(), cu_seqlens_N1, seed_1, max_seqlen, dropout, is_causal)
         return mixed_THK
     if not stream or not dropout:
         return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
@@ -86,7 +86,7 @@ def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
     return HAS_TRITON and head_dim in HEAD_DIMS and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _document_by_document(qkv_TH3K: Tensor, documents: Documents, dropout: float, is_causal: bool) -> Tensor:
+def _document_by_document(qkv_TH3K: Tensor, documents: PackedSequences, dropout: float, is_causal: bool) -> Tensor:
     lengths = documents.lengths().tolist()
     mixed = []
     for qkv_LH3K in qkv_TH3K.split(lengths):

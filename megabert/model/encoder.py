@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from .attention import Documents
+from .attention import PackedSequences
+from .config import EncoderConfig
 from .layers import Embeddings, Layer
-from .shape import EncoderConfig
 
 INITIAL_STD = 0.02  # Megatron-LM's --init-method-std
 # Matrices of more numbers have a generator of their own and are drawn in threads: 345 million take one thread 3 s.
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         token_ids: Tensor,
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        documents: Documents | None = None,
+        documents: PackedSequences | None = None,
     ) -> Tensor:
         """Encode tokens, [T] or [B, L]: returns hidden vectors, [T, hidden_size] or [B, L, hidden_size].
 
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
             segment_ids = torch.zeros_like(token_ids)
         if documents is None:
             ends = torch.arange(0, token_ids.numel() + 1, length, dtype=torch.int32, device=token_ids.device)
-            documents = Documents(ends, length)
+            documents = PackedSequences(ends, length)
         hidden_TD = self.embeddings(token_ids.flatten(), position_ids.flatten(), segment_ids.flatten())
         for layer in self.layers:
             hidden_TD = layer(hidden_TD, documents)

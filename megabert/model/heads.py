@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .attention import Documents
+from .attention import PackedSequences
+from .config import EncoderConfig
 from .encoder import Encoder, initialize
 from .layers import gelu
-from .shape import EncoderConfig
 from .vocabulary_loss import NO_TARGET, vocabulary_losses
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
@@ -30,7 +30,7 @@ class Head(nn.Module):
     def tie(self, word: nn.Embedding) -> None:
         """Share the encoder's word embedding, where the head uses it."""
 
-    def start_from(self, read: Callable[[str], Tensor | None]) -> None:
+    def load_pretrained(self, read: Callable[[str], Tensor | None]) -> None:
         """Take pre-trained weights as the start; `read` gives a checkpoint's tensor by its name, where it has it."""
 
 
@@ -69,7 +69,7 @@ class SequenceHead(TokenHead):
         # index_select: where several texts start at one place (those that fill a batch up), its gradient is a sum.
         return super().forward(hidden_TD.index_select(0, starts_N), starts_N)
 
-    def start_from(self, read: Callable[[str], Tensor | None]) -> None:
+    def load_pretrained(self, read: Callable[[str], Tensor | None]) -> None:
         """Take a pre-trained pooler as the hidden layer, if the head computes as BERT's pooler and classifier do."""
         if len(self.hidden) == 1 and isinstance(self.activation, nn.Tanh):
             pooler = {name: read(f"sentence_order.pooler.{name}") for name in ("weight", "bias")}
@@ -159,7 +159,7 @@ class PretrainingHead(Head):
         """Make the word embedding the matrix to the vocabulary."""
         self.language_model.vocabulary.weight = word.weight
 
-    def start_from(self, read: Callable[[str], Tensor | None]) -> None:
+    def load_pretrained(self, read: Callable[[str], Tensor | None]) -> None:
         """Take the heads with which a checkpoint was pre-trained."""
         tied = "language_model.vocabulary.weight"
         _take(self, {name: read(name) for name, _ in self.named_parameters() if name != tied})
@@ -218,7 +218,7 @@ class PretrainingModel(nn.Module):
         self.sentence_order = SentenceOrderHead(config.hidden_size) if sentence_order else None
 
     def forward(
-        self, token_ids_BL: Tensor, segment_ids_BL: Tensor | None = None, documents: Documents | None = None
+        self, token_ids_BL: Tensor, segment_ids_BL: Tensor | None = None, documents: PackedSequences | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute (lm_logits_BLV, order_logits_B2) for rows that each begin with one document's first token.
 
@@ -245,15 +245,15 @@ class TaskModel(nn.Module):
         token_ids_T: Tensor,
         position_ids_T: Tensor,
         segment_ids_T: Tensor,
-        boundaries_N1: Tensor,
-        longest: int,
+        cu_seqlens_N1: Tensor,
+        max_seqlen: int,
         token_targets: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Compute the head's logits for documents laid end to end, which boundaries and longest tell `Documents`.
+        """Compute the head's logits for documents laid end to end, which boundaries and longest tell `PackedSequences`.
 
         Every head takes (hidden_TD, starts_N); heads for whole texts read the hidden vectors at starts_N.
         """
-        documents = Documents(boundaries_N1, longest)
+        documents = PackedSequences(cu_seqlens_N1, max_seqlen)
         hidden_TD = self.encoder(token_ids_T, position_ids_T, segment_ids_T, documents)
         if not self.head.is_large:
             hidden_TD = hidden_TD.float()

@@ -8,9 +8,9 @@ figure 7, for the pre-norm one.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Documents, attend
+from .attention import PackedSequences, attend
+from .config import EncoderConfig
 from .dropout import Dropout
-from .shape import EncoderConfig
 
 
 def gelu(hidden: Tensor, variant: str) -> Tensor:
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_TD: Tensor, documents: Documents) -> Tensor:
+    def forward(self, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
         """Mix each token with those that it sees: [T, D]."""
         # -1 is "the heads I have": under tensor parallelism a shard has only some of them.
         qkv_TH3K = self.qkv(hidden_TD).unflatten(-1, (-1, 3, self.head_dim))
@@ -102,7 +102,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_TD: Tensor, documents: Documents) -> Tensor:
+    def forward(self, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
         """Map [T, D] to [T, D]."""
         if self.norm_place == "post":
             hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.attention(hidden_TD, documents)))

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..errors import MegabertError, PeerLost
-from .mesh import Launch, open_store
+from .rendezvous import LaunchEnvironment, open_store
 
 EVERY = 1.0
 # Seconds without a sign of life: where a message to the others has failed already, and where nothing is known yet.
@@ -29,7 +29,7 @@ CONNECTION = ("gloo", "nccl", "connection", "broken pipe", "socket", "store", "t
 
 
 @contextmanager
-def beating(launch: Launch) -> Iterator["Watch"]:
+def heartbeat_thread(launch: LaunchEnvironment) -> Iterator["Watch"]:
     """Watch the other processes while the body runs, and tell them if it fails. Raises PeerLost if one is gone."""
     watch = Watch(launch)
     try:
@@ -50,7 +50,7 @@ def beating(launch: Launch) -> Iterator["Watch"]:
 class Watch:
     """The thread that writes this process' number and reads those of the others."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: LaunchEnvironment) -> None:
         self._launch = launch
         # A connection of its own: another thread's wait on the store would hold up the beats.
         self._store: Any = open_store(launch, is_master=False, timeout=timedelta(seconds=10))

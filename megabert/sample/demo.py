@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..cli import main as megabert
-from ..text.squad import read_squad
+from ..formats.squad import read_squad
 
 HERE = Path(__file__).parent
 TRAIN, DEV = HERE / "squad_train.json", HERE / "squad_dev.json"

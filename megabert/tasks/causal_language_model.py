@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..config.schema import LanguageModelSettings, ModelSettings, OptimizerSettings, Settings, TrainerSettings
+from ..data.packing import Features
 from ..errors import ConfigError, InputError
+from ..model.config import EncoderConfig
 from ..model.heads import PretrainingHead
-from ..model.shape import EncoderConfig
-from ..settings import LanguageModelSettings, ModelSettings, OptimizerSettings, Settings, TrainerSettings
-from ..text.batch import Features
-from ..text.next_tokens import NextTokenCorpus, next_token_text
-from ..text.tokenizer import Tokenizer
-from .pretraining import (
+from ..pretraining.next_token_corpus import NextTokenCorpus, next_token_text
+from ..tokenizers.wordpiece import Tokenizer
+from .language_modeling import (
     Asked,
     CorpusSettings,
     CorpusTrainSettings,
@@ -84,7 +84,7 @@ class CausalLanguageModel(PretrainingTask):
     """
 
     settings_type = CausalLanguageModelSettings
-    random_shape: ClassVar[Mapping[str, Any]] = {"is_causal": True, "num_segments": 0, "max_positions": 1024}
+    default_shape: ClassVar[Mapping[str, Any]] = {"is_causal": True, "num_segments": 0, "max_positions": 1024}
 
     def __init__(self, settings: Any) -> None:
         """Check the length."""

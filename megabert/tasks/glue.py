@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.schema import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
 from ..errors import ConfigError, InputError
-from ..settings import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
-from ..text.files import JSON_SUFFIXES, Row, split_rows
+from ..formats.json_lines import JSON_SUFFIXES
+from ..formats.rows import Row
+from ..formats.tables import split_rows
 from .text_classification import (
     ClassifierModel,
     Example,

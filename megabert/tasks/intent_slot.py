@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import metrics
-from ..errors import ConfigError, InputError
-from ..model.heads import ACTIVATIONS, Head, JointHead, TokenHead
-from ..model.shape import EncoderConfig
-from ..settings import (
+from ..config.schema import (
     DataSettings,
     HeadSettings,
     ModelSettings,
@@ -27,12 +23,17 @@ from ..settings import (
     choice,
     linear_decay,
 )
-from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import read_json_lines
-from ..text.tags import joined_words, log_softmax, split_words
-from ..text.tokenizer import Tokenizer
-from ..text.utterances import Utterance, read_utterances, utterance_files
-from ..text.windows import WordWindow, word_logits, word_windows
+from ..data.packing import NO_TARGET, Batch, Features
+from ..data.windows import WordWindow, word_logits, word_windows
+from ..errors import ConfigError, InputError
+from ..formats.json_lines import read_json_lines
+from ..formats.utterances import Utterance, read_utterances, utterance_files
+from ..metrics import classification, tagging
+from ..model.config import EncoderConfig
+from ..model.heads import ACTIVATIONS, Head, JointHead, TokenHead
+from ..tokenizers.wordpiece import Tokenizer
+from ..tokenizers.words import joined_words, split_words
+from .tag_decoding import log_softmax
 from .task import (
     LabelledTask,
     choice_of,
@@ -306,7 +307,7 @@ class IntentSlotClassification(LabelledTask[Example, Prediction]):
         A slot's cross-entropy is divided by the training data's mean number of words, so that both are means.
         """
         num_slots = len(self.labels)
-        starts_N = batch.boundaries_N1[:-1].clamp(max=len(logits) - 1)
+        starts_N = batch.cu_seqlens_N1[:-1].clamp(max=len(logits) - 1)
         intents_NI = logits[:, num_slots:].index_select(0, starts_N)
         shares_N = batch.targets["share"].nan_to_num()
         chosen_NI = batch.targets["intents"].nan_to_num()
@@ -407,10 +408,10 @@ def _known(example: Example) -> _Answer:
 def _scores(gold: Sequence[_Answer], found: Sequence[_Answer], *, is_multi_label: bool) -> dict[str, float]:
     right = [set(a[0]) == set(b[0]) for a, b in zip(gold, found, strict=True)]
     whole = [same and a[1] == b[1] for same, a, b in zip(right, gold, found, strict=True)]
-    slots = metrics.entity_scores([tags for _, tags in gold], [tags for _, tags in found])
+    slots = tagging.entity_scores([tags for _, tags in gold], [tags for _, tags in found])
     scores = {"exact_match": 100.0 * sum(whole) / len(gold), "intent_accuracy": 100.0 * sum(right) / len(gold)}
     if is_multi_label:
-        intents = metrics.multi_label_scores([set(a) for a, _ in gold], [set(b) for b, _ in found])
+        intents = classification.multi_label_scores([set(a) for a, _ in gold], [set(b) for b, _ in found])
         scores |= {"intent_f1": intents["f1"], "intent_macro_f1": intents["macro_f1"]}
     names = {name: f"slot_{name}" for name in ("f1", "precision", "recall", "macro_f1")}
     scores |= {new: slots[name] for name, new in names.items()}

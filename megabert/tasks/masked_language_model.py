@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings
+from ..data.packing import Features
+from ..data.windows import best_contexts, best_window_spans
 from ..errors import ConfigError, InputError
+from ..model.config import EncoderConfig
 from ..model.heads import PretrainingHead
-from ..model.shape import EncoderConfig
-from ..settings import ModelSettings, OptimizerSettings, Settings, TrainerSettings
-from ..text.batch import Features
-from ..text.blend import Blend
-from ..text.indexed import HeldTokens
-from ..text.masked_texts import MaskedCorpus, TextPlan
-from ..text.masking import Masking
-from ..text.samples import find_runs
-from ..text.sentences import split_sentences
-from ..text.tokenizer import Tokenizer
-from ..text.windows import best_contexts, best_window_spans
-from .pretraining import (
+from ..pretraining.blend import Blend
+from ..pretraining.indexed_dataset import InMemoryTokens
+from ..pretraining.masked_corpus import MaskedCorpus, MaskedSequenceSettings
+from ..pretraining.masking import Masking
+from ..pretraining.sample_mapping import build_sample_mapping
+from ..tokenizers.sentences import split_sentences
+from ..tokenizers.wordpiece import Tokenizer
+from .language_modeling import (
     Asked,
     CorpusSettings,
     CorpusTrainSettings,
@@ -137,8 +137,8 @@ class MaskedLanguageModel(PretrainingTask):
             mask_share=dataset.mask_share,
             random_share=dataset.random_share,
         )
-        plan = TextPlan(masking, dataset.sentence_order, self._seed())
-        runs = find_runs(
+        plan = MaskedSequenceSettings(masking, dataset.sentence_order, self._seed())
+        runs = build_sample_mapping(
             part.tokens,
             part.first,
             part.end,
@@ -154,7 +154,7 @@ class MaskedLanguageModel(PretrainingTask):
         for example in examples:
             lines = example.text.split("\n")
             sentences = [line[start:end] for line in lines for start, end in split_sentences(line)]
-            tokens = HeldTokens([[ids for ids in tokenizer.encode_ids(sentences) if len(ids)]])
+            tokens = InMemoryTokens([[ids for ids in tokenizer.encode_ids(sentences) if len(ids)]])
             corpora.append(self.corpus(Part(tokens, 0, 1, example.id), tokenizer))
         return Blend(corpora, None, self._seed())
 

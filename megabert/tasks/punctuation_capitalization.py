@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import metrics
+from ..config.schema import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
+from ..data.packing import NO_TARGET, Batch, Features
+from ..data.windows import word_logits, word_windows
 from ..errors import ConfigError, InputError
+from ..formats.columns import Sentence, read_parallel
+from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.punctuation import NONE, Word, find_words, restore
+from ..formats.text_lines import read_lines
+from ..metrics import classification
+from ..model.config import EncoderConfig
 from ..model.heads import ACTIVATIONS, Head, JointHead, TokenHead
-from ..model.shape import EncoderConfig
-from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
-from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import JSON_SUFFIXES, Sentence, read_json_lines, read_lines, read_parallel
-from ..text.punctuation import NONE, Word, find_words, restore
-from ..text.tags import joined_words
-from ..text.tokenizer import Tokenizer
-from ..text.windows import word_logits, word_windows
+from ..tokenizers.wordpiece import Tokenizer
+from ..tokenizers.words import joined_words
 from .task import Task, number_labels, text_of, unseen
 from .token_classification import TokenDataSettings, TokenTrainSettings, word_files
 
@@ -263,8 +265,8 @@ class PunctuationCapitalization(Task[Example, Prediction]):
         scores: dict[str, float] = {}
         for name, kind in (("punct", "mark"), ("capit", "case")):
             golds, founds = zip(*pairs[kind], strict=True) if pairs[kind] else ((), ())
-            micro = metrics.micro_f1(golds, founds, {NONE})
-            by_class = metrics.classification_scores(golds, founds, sorted({*golds, *founds} - {NONE}))
+            micro = classification.micro_f1(golds, founds, {NONE})
+            by_class = classification.classification_scores(golds, founds, sorted({*golds, *founds} - {NONE}))
             scores |= {f"{name}_{figure}": value for figure, value in micro.items()}
             scores |= {f"{name}_accuracy": by_class["accuracy"], f"{name}_macro_f1": by_class["macro_f1"]}
             scores |= {figure: value for figure, value in by_class.items() if "/" in figure}

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import metrics
+from ..config.schema import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
+from ..data.packing import Batch, Features
+from ..data.windows import best_contexts, window_spans
 from ..errors import ConfigError, InputError
+from ..formats.squad import Answer, Example, read_squad
+from ..metrics import squad
+from ..model.config import EncoderConfig
 from ..model.heads import ACTIVATIONS, Head, TokenHead
-from ..model.shape import EncoderConfig
-from ..settings import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
-from ..text.batch import Batch, Features
-from ..text.squad import Answer, Example, read_squad
-from ..text.tokenizer import Encoded, Tokenizer
-from ..text.windows import best_contexts, window_spans
+from ..tokenizers.wordpiece import Encoded, Tokenizer
 from .task import Task
 
 # Candidates in the output for a person or program; write_predictions gives all n best.
@@ -241,7 +241,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         """Sum over windows the mean of the start's and the end's cross-entropy over the window's tokens."""
         # Not -inf: a document that only fills the batch up has no token at all, and its softmax would be NaN.
         lowest = torch.finfo(torch.float32).min
-        logits_NL2 = batch.by_document(logits.float(), fill=lowest, longest=self.row_length)
+        logits_NL2 = batch.by_document(logits.float(), fill=lowest, max_seqlen=self.row_length)
         return nn.functional.cross_entropy(logits_NL2, batch.targets["span"], reduction="sum") / 2
 
     def decode(
@@ -313,13 +313,13 @@ class QuestionAnswering(Task[Example, Prediction]):
         gold = _gold_answers(examples)
         texts = {item.id: item.text for item in predictions}
         if not any(not answers for answers in gold.values()):
-            return metrics.squad_v1(gold, texts)
-        scores = metrics.squad_v2(gold, texts)
+            return squad.squad_v1(gold, texts)
+        scores = squad.squad_v2(gold, texts)
         if self.dataset.version_2_with_negative:
             # What the model would answer if it had to, for the sweep over thresholds.
             answers = {item.id: next((c.text for c in item.n_best if c.text), "") for item in predictions}
             differences = {item.id: item.null_score_diff or 0.0 for item in predictions}
-            scores |= metrics.squad_best_threshold(gold, answers, differences)
+            scores |= squad.squad_best_threshold(gold, answers, differences)
         return scores
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
@@ -342,8 +342,8 @@ class QuestionAnswering(Task[Example, Prediction]):
         answers = _gold_answers(read_squad(gold))
         texts = _read_predictions(predictions)
         if any(not answer for answer in answers.values()):
-            return metrics.squad_v2(answers, texts)
-        return metrics.squad_v1(answers, texts)
+            return squad.squad_v2(answers, texts)
+        return squad.squad_v1(answers, texts)
 
     def write_predictions(
         self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]

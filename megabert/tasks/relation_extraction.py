@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import metrics
+from ..config.schema import Settings, choice
 from ..errors import InputError
-from ..settings import Settings, choice
-from ..text.files import Row
+from ..formats.rows import Row
+from ..metrics import classification
 from .text_classification import ClassifierModel, Example, Prediction, TextClassification, TextSettings, known_labels
 
 
@@ -113,7 +113,9 @@ class RelationExtraction(TextClassification):
         """Score relations: micro-F1 without the negative label, and all that text classification gives."""
         gold, found = [known_labels(item)[0] for item in examples], [item.labels[0] for item in predictions]
         without = {self.dataset.negative_label}
-        return metrics.micro_f1(gold, found, without) | metrics.classification_scores(gold, found, self.labels)
+        return classification.micro_f1(gold, found, without) | classification.classification_scores(
+            gold, found, self.labels
+        )
 
 
 def _entity(value: Any, text: str, name: str, place: str) -> Entity:

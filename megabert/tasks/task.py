@@ -4,10 +4,6 @@ A task is one class with six verbs, in the order in which data meets them: read,
 It knows nothing of devices, processes, precision or weight files.
 """
 
-import importlib
-import importlib.util
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -19,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import list_settings, nearest, show
+from ..config.schema import DataSettings, Settings
+from ..data.packing import NO_TARGET, Batch, Features
 from ..errors import ConfigError, InputError
+from ..model.config import EncoderConfig
 from ..model.heads import Head
-from ..model.shape import EncoderConfig
-from ..settings import DataSettings, Settings
-from ..text.batch import NO_TARGET, Batch, Features
-from ..text.tokenizer import Tokenizer
+from ..tokenizers.wordpiece import Tokenizer
 
 ExampleType = TypeVar("ExampleType")
+
+
 PredictionType = TypeVar("PredictionType")
 
 
@@ -40,9 +37,9 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
     settings_type: ClassVar[type[Settings]] = Settings
     main_score: str
-    random_shape: ClassVar[Mapping[str, Any]] = {}
+    default_shape: ClassVar[Mapping[str, Any]] = {}
     """What a network with random weights is where the settings do not say it."""
-    keeps_texts: ClassVar[bool] = True
+    caches_features: ClassVar[bool] = True
     """Whether tokenized training texts may be kept; where they are drawn anew each epoch there is nothing to keep."""
 
     def __init__(self, settings: Any) -> None:
@@ -241,61 +238,3 @@ def unseen(labels: Sequence[str], found: Iterable[tuple[Sequence[str], str]]) ->
             if label not in known:
                 places.setdefault(label, place)
     return places
-
-
-def names() -> list[str]:
-    """List the tasks of this package."""
-    import megabert.tasks
-
-    modules = {module.name for module in pkgutil.iter_modules(megabert.tasks.__path__)}
-    return sorted(modules - {"task", "pretraining"})  # those two hold what tasks are made of
-
-
-def find(name: str) -> type[Task[Any, Any]]:
-    """Find the Task class in tasks/<name>.py, or in a user's own file where `name` ends with .py."""
-    if name.endswith(".py"):
-        return _class_in(_load_file(Path(name)), name)
-    if name not in names():
-        guess = nearest(name, names())
-        raise ConfigError(
-            f"{name!r} is not a task.{f' Did you mean {guess}?' if guess else ''} "
-            f"There are: {', '.join(names())}; or give your own file, ./my_task.py."
-        )
-    return _class_in(importlib.import_module(f"megabert.tasks.{name}"), name)
-
-
-def page(name: str) -> str:
-    """Write a task's documentation page: the class docstring, and the settings that are its own."""
-    task_type = find(name)
-    common = {setting.key: setting for setting in list_settings(Settings)}
-    own = [setting for setting in list_settings(task_type.settings_type) if common.get(setting.key) != setting]
-    title = name.removesuffix(".py").replace("_", " ").capitalize()
-    parts = [f"# {title}", inspect.cleandoc(task_type.__doc__ or ""), "## Settings"]
-    parts.append(
-        f"Those of this task; `megabert config {name}` lists all. NeMo 1.x's names are understood where they differ."
-    )
-    rows = ["| setting | default | |", "|---|---|---|"]
-    for setting in own:
-        help_text = setting.help.replace("|", "\\|")
-        rows.append(f"| `{setting.key}` | {show(setting.default) or '-'} | {help_text} |")
-    return "\n\n".join([*parts, "\n".join(rows)]) + "\n"
-
-
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"{path} does not exist. Give a Python file with one Task class.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _class_in(module: Any, name: str) -> type[Task[Any, Any]]:
-    found = [
-        item
-        for item in vars(module).values()
-        if inspect.isclass(item) and issubclass(item, Task) and item.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise ConfigError(f"{name} defines {len(found)} Task classes; a task's file has exactly one.")
-    return found[0]

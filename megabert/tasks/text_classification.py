@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import metrics
+from ..config.schema import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
+from ..data.packing import NO_TARGET, Batch, Features
+from ..data.windows import best_window_spans
 from ..errors import InputError
+from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.rows import Row
+from ..formats.tables import table_rows
+from ..formats.text_lines import read_lines
+from ..metrics import classification
+from ..model.config import EncoderConfig
 from ..model.heads import ACTIVATIONS, Head, SequenceHead
-from ..model.shape import EncoderConfig
-from ..settings import ModelSettings, OptimizerSettings, Settings, choice, linear_decay
-from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import JSON_SUFFIXES, Row, read_json_lines, read_lines, table_rows
-from ..text.tokenizer import Tokenizer
-from ..text.windows import best_window_spans
+from ..tokenizers.wordpiece import Tokenizer
 from .task import LabelledTask, choice_of, class_probabilities, number_labels, require_length, text_of, unseen
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "text_a", "premise")
@@ -356,9 +359,11 @@ class TextClassification(LabelledTask[Example, Prediction]):
         if self.is_regression:
             return _correlations([float(labels[0]) for labels in gold], [item.value or 0.0 for item in predictions])
         if self.problem == "multi_label":
-            return metrics.multi_label_scores([set(item) for item in gold], [set(item.labels) for item in predictions])
+            return classification.multi_label_scores(
+                [set(item) for item in gold], [set(item.labels) for item in predictions]
+            )
         found = [item.labels[0] for item in predictions]
-        return metrics.classification_scores([item[0] for item in gold], found, self.labels)
+        return classification.classification_scores([item[0] for item in gold], found, self.labels)
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Give the label or labels with all probabilities, or the value."""
@@ -424,4 +429,7 @@ def known_labels(example: Example) -> tuple[str, ...]:
 
 
 def _correlations(gold: Sequence[float], found: Sequence[float]) -> dict[str, float]:
-    return {"pearson": 100 * metrics.pearson(gold, found), "spearman": 100 * metrics.spearman(gold, found)}
+    return {
+        "pearson": 100 * classification.pearson(gold, found),
+        "spearman": 100 * classification.spearman(gold, found),
+    }

@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import metrics
-from ..errors import ConfigError, InputError
-from ..model.heads import ACTIVATIONS, Head, TokenHead
-from ..model.shape import EncoderConfig
-from ..settings import (
+from ..config.schema import (
     DataSettings,
     HeadSettings,
     ModelSettings,
@@ -26,19 +22,18 @@ from ..settings import (
     choice,
     linear_decay,
 )
-from ..text.batch import NO_TARGET, Batch, Features
-from ..text.files import (
-    JSON_SUFFIXES,
-    Sentence,
-    column_sentences,
-    read_json_lines,
-    read_lines,
-    read_parallel,
-    sentence_of,
-)
-from ..text.tags import best_valid_tags, joined_words, log_softmax, split_words
-from ..text.tokenizer import Tokenizer
-from ..text.windows import word_logits, word_windows
+from ..data.packing import NO_TARGET, Batch, Features
+from ..data.windows import word_logits, word_windows
+from ..errors import ConfigError, InputError
+from ..formats.columns import Sentence, column_sentences, read_parallel, sentence_of
+from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.text_lines import read_lines
+from ..metrics import tagging
+from ..model.config import EncoderConfig
+from ..model.heads import ACTIVATIONS, Head, TokenHead
+from ..tokenizers.wordpiece import Tokenizer
+from ..tokenizers.words import joined_words, split_words
+from .tag_decoding import best_valid_tags, log_softmax
 from .task import LabelledTask, constant, number_labels, require_length, text_of, unseen
 
 
@@ -356,7 +351,7 @@ def find_spans(
 ) -> tuple[Span, ...]:
     """Give the entities that the words' tags make; `scores` are the tags' probabilities."""
     spans = []
-    for kind, first, end in metrics.entities(tags):
+    for kind, first, end in tagging.entities(tags):
         start, stop = words[first][0], words[end - 1][1]
         spans.append(Span(kind, text[start:stop], start, stop, float(scores[first:end].mean())))
     return tuple(spans)
@@ -385,7 +380,7 @@ def to_iob2(tags: tuple[str, ...], outside: str, place: str) -> tuple[str, ...]:
         if tag != outside and not (prefix in ("B", "I", "E", "S") and dash and kind):
             raise InputError(f"{place}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE.")
     found = [outside] * len(tags)
-    for kind, start, end in metrics.entities(tags):
+    for kind, start, end in tagging.entities(tags):
         found[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
     return tuple(found)
 
@@ -399,7 +394,7 @@ def _known(example: Example) -> tuple[str, ...]:
 def _scores(gold: Sequence[tuple[str, ...]], found: Sequence[tuple[str, ...]]) -> dict[str, float]:
     pairs = [pair for tags in zip(gold, found, strict=True) for pair in zip(*tags, strict=True)]
     right = sum(a == b for a, b in pairs)
-    return metrics.entity_scores(gold, found) | {"word_accuracy": 100.0 * right / len(pairs), "total": len(gold)}
+    return tagging.entity_scores(gold, found) | {"word_accuracy": 100.0 * right / len(pairs), "total": len(gold)}
 
 
 def _tagged(prediction: Prediction) -> str:

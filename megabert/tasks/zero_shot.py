@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
+from ..config.schema import Settings
+from ..data.packing import Features
 from ..errors import ConfigError, InputError
-from ..settings import Settings
-from ..text.batch import Features
-from ..text.tokenizer import Tokenizer
+from ..metrics import classification
+from ..tokenizers.wordpiece import Tokenizer
 from .text_classification import ClassifierModel, Example, Prediction, TextClassification, TextSettings, known_labels
 
 
@@ -171,7 +171,7 @@ class ZeroShot(TextClassification):
             return super().score(examples, predictions)
         gold = [known_labels(item)[0] for item in examples]
         labels = list(dict.fromkeys([*queries[0].candidates, *gold]))
-        return metrics.classification_scores(gold, [item.labels[0] for item in predictions], labels)
+        return classification.classification_scores(gold, [item.labels[0] for item in predictions], labels)
 
 
 def _pairs(examples: Sequence[Example]) -> list[Example]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from megabert.errors import CheckpointError
-from megabert.model.attention import Documents, attend
+from megabert.model.attention import PackedSequences, attend
+from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead, new_pretraining_model
-from megabert.model.shape import EncoderConfig
 
 SMALL = EncoderConfig(
     vocabulary_size=50,
@@ -42,7 +42,7 @@ def encoder(config, seed=0):
 def laid(texts, padding=0):
     """Lay texts end to end: (token_ids, position_ids, segment_ids, documents)."""
     lengths = [len(text) for text in texts] + [padding] * bool(padding)
-    documents = Documents(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), 12)
+    documents = PackedSequences(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), 12)
     ids = torch.tensor([token for text in texts for token in text] + [0] * padding)
     positions = torch.tensor([place for length in lengths for place in range(length)])
     return ids, positions, (positions > 1).long(), documents
@@ -70,7 +70,7 @@ def test_padded_rows_are_the_same_texts(name):
     for row, text in zip(rows, TEXTS, strict=True):
         row[: len(text)] = torch.tensor(text)
     segments = (torch.arange(5) > 1).long().expand(3, 5)
-    padded = model(rows, segment_ids=segments, documents=Documents.of_rows((rows > 0).long()))
+    padded = model(rows, segment_ids=segments, documents=PackedSequences.of_rows((rows > 0).long()))
     assert padded.shape == (3, 5, 16)
     for row, text in zip(padded, TEXTS, strict=True):
         torch.testing.assert_close(row[: len(text)], model(*laid([text])), atol=1e-5, rtol=0)
@@ -93,15 +93,15 @@ def test_packing_never_changes_a_gradient(name):
 
 
 def test_rows_are_cut_where_their_ids_change():
-    documents = Documents.of_rows(torch.tensor([[1, 1, 2, 0], [2, 2, 2, 2]]))
-    assert documents.boundaries_N1.tolist() == [0, 2, 3, 4, 8]
-    assert documents.boundaries_N1.dtype == torch.int32
+    documents = PackedSequences.of_rows(torch.tensor([[1, 1, 2, 0], [2, 2, 2, 2]]))
+    assert documents.cu_seqlens_N1.tolist() == [0, 2, 3, 4, 8]
+    assert documents.cu_seqlens_N1.dtype == torch.int32
     assert documents.starts().tolist() == [0, 2, 3, 4]
     assert documents.lengths().tolist() == [2, 1, 1, 4]
 
 
 def test_an_empty_document_starts_inside_the_tokens():
-    documents = Documents(torch.tensor([0, 2, 2, 2], dtype=torch.int32), 2)
+    documents = PackedSequences(torch.tensor([0, 2, 2, 2], dtype=torch.int32), 2)
     assert documents.starts().tolist() == [0, 1, 1]
 
 
@@ -115,7 +115,7 @@ def test_attention_is_the_formula(is_causal):
     weights = torch.tensor([[math.exp(a), math.exp(b)] for a, b in scores.tolist()])
     weights /= weights.sum(1, keepdim=True)
     expected = weights @ torch.tensor([[3.0, 4.0], [-1.0, 2.0]])
-    documents = Documents(torch.tensor([0, 2], dtype=torch.int32), 2)
+    documents = PackedSequences(torch.tensor([0, 2], dtype=torch.int32), 2)
     mixed = attend(qkv, documents, dropout=0.0, is_causal=is_causal)
     torch.testing.assert_close(mixed[:, 0], expected)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megabert.model.attention import Documents
+from megabert.data.packing import NO_TARGET, BatchSize, Features, pack
+from megabert.model.attention import PackedSequences
+from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder
 from megabert.model.heads import (
     HAS_ORDER,
@@ -21,8 +23,6 @@ from megabert.model.heads import (
     TaskModel,
     new_pretraining_model,
 )
-from megabert.model.shape import EncoderConfig
-from megabert.text.batch import NO_TARGET, Features, Size, pack
 
 BERT = EncoderConfig(
     vocabulary_size=50, num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, max_positions=40,
@@ -56,7 +56,7 @@ def texts(share, *, order):
     return made
 
 
-@pytest.mark.parametrize("size", [None, Size(64, 6)], ids=["tight", "filled up"])
+@pytest.mark.parametrize("size", [None, BatchSize(64, 6)], ids=["tight", "filled up"])
 @pytest.mark.parametrize(("config", "share"), [(BERT, 0.3), (GPT, 1.0)], ids=["bert", "gpt"])
 def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size):
     order = not config.is_causal
@@ -68,7 +68,7 @@ def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size
     for item in items:
         ids, segments = torch.tensor(item.token_ids)[None], torch.tensor(item.segment_ids)[None]
         logits, order_logits = plain(
-            ids, segments if order else None, Documents(torch.tensor([0, len(item)]).int(), 40)
+            ids, segments if order else None, PackedSequences(torch.tensor([0, len(item)]).int(), 40)
         )
         targets = torch.tensor(item.token_targets["token"])
         expected_lm.append(F.cross_entropy(logits[0], targets, ignore_index=NO_TARGET, reduction="none"))
@@ -84,7 +84,7 @@ def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size
     assert not columns[num:, [LOSS, IS_ASKED, IS_RIGHT, HAS_ORDER, ORDER_LOSS]].any()
     total, expected = columns[:, LOSS].sum(), torch.cat(expected_lm).sum()
     if order:
-        starts = batch.boundaries_N1[:4].long()
+        starts = batch.cu_seqlens_N1[:4].long()
         torch.testing.assert_close(
             columns[starts, ORDER_LOSS].double(), torch.cat(expected_order), atol=1e-6, rtol=1e-6
         )

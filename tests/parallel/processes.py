@@ -20,16 +20,18 @@ import torch.distributed
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
+from megabert.config.schema import OptimizerSettings, ParallelSettings
+from megabert.data.packing import NO_TARGET, Features
+from megabert.data.sampler import BatchSampler
+from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
-from megabert.model.shape import EncoderConfig
-from megabert.parallel import gradients, plan
-from megabert.parallel.mesh import Launch, World, find_axes, lay_out, start
-from megabert.parallel.plan import apply
-from megabert.settings import OptimizerSettings, ParallelSettings
-from megabert.text.batch import NO_TARGET, Features
-from megabert.text.loader import Loader
-from megabert.train.step import Stepper
+from megabert.parallel import gradient_reduction as gradients
+from megabert.parallel import sharding as plan
+from megabert.parallel.process_group import World, lay_out, resolve_mesh_axes, start
+from megabert.parallel.rendezvous import LaunchEnvironment
+from megabert.parallel.sharding import parallelize
+from megabert.training.step import Stepper
 
 VOCABULARY = 61
 BERT = EncoderConfig(
@@ -98,11 +100,11 @@ def network(config):
 
 def make(config, world, settings, *, precision="32", clip=0.0, count=26):
     model = network(config)
-    layout = apply(model, world, ParallelSettings(**settings), precision=precision, is_compiled=False)
+    layout = parallelize(model, world, ParallelSettings(**settings), precision=precision, is_compiled=False)
     stepper = Stepper(
-        model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, layout=layout
+        model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, sharding=layout
     )  # fmt: skip
-    source = Loader(
+    source = BatchSampler(
         texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, share=world.data_rank,
         num_shares=world.data_size,
     )  # fmt: skip
@@ -121,16 +123,16 @@ def learn(world, settings, config, **more):
     """Make a step, look at its loss and gradients; then what further steps make of the weights."""
     stepper, source = make(config, world, settings, **more)
     figures = train(stepper, source, [0])
-    found = whole(stepper.layout, "gradient", {name: master.grad for name, master in stepper.masters.items()})
+    found = whole(stepper.sharding, "gradient", {name: master.grad for name, master in stepper.masters.items()})
     figures += train(stepper, source, range(1, STEPS))
-    return found | whole(stepper.layout, "weight", stepper.masters) | {"figures": np.array(figures)}
+    return found | whole(stepper.sharding, "weight", stepper.masters) | {"figures": np.array(figures)}
 
 
 def copies(world, settings, config, **more):
     """Train with dropout; look whether what several processes hold is the same to the last bit."""
     stepper, source = make(replace(config, hidden_dropout=0.2, attention_dropout=0.2), world, settings, **more)
     figures = train(stepper, source, range(STEPS))
-    shared = [master for name, master in stepper.masters.items() if name not in stepper.layout.cuts]
+    shared = [master for name, master in stepper.masters.items() if name not in stepper.sharding.cuts]
     sums = torch.stack([torch.stack([item.sum(), item.square().sum()]) for item in shared]).detach()
     everyone = [torch.empty_like(sums) for _ in range(world.size)]
     torch.distributed.all_gather(everyone, sums)
@@ -152,7 +154,7 @@ def overflow(world, settings, config):
     stepper._shared.reduce = overflowing
     train(stepper, source, [1])
     is_same = all(torch.equal(master, before[name]) for name, master in stepper.masters.items())
-    said = world.exchange(f"{int(is_same)} {stepper.scaler.get_scale()}")
+    said = world.all_gather_text(f"{int(is_same)} {stepper.scaler.get_scale()}")
     stepper._shared.reduce = reduce
     figures = train(stepper, source, [1])
     return {"said": np.array([text.split() for text in said], dtype=float), "figures": np.array(figures)}
@@ -200,12 +202,12 @@ for _layout in ("data2", "tensor2", "data2_sequence2"):
 def run(size, rank, port, folder):
     """Run the checks of one size in one process."""
     worlds = {(1, 1, 1): World(torch.device("cpu"))}
-    launch = Launch(rank, size, rank, "127.0.0.1", port, has_store=False)
+    launch = LaunchEnvironment(rank, size, rank, "127.0.0.1", port, has_store=False)
     device = start(launch, "cpu", timeout=60) if size > 1 else None
     for name, (number, settings, check, arguments) in CHECKS.items():
         if number != size:
             continue
-        axes = find_axes(size, ParallelSettings(**settings))
+        axes = resolve_mesh_axes(size, ParallelSettings(**settings))
         if axes not in worlds:
             worlds[axes] = lay_out(launch, device, axes)
         found = check(worlds[axes], settings, **arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .processes import CHECKS, FORKING, LAYOUTS
+from tests.parallel.processes import CHECKS, FORKING, LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 

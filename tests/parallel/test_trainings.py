@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from megabert.assemble import load_run
-from megabert.checkpoint import run
+from megabert.build import load_run
+from megabert.checkpoints.native import run_checkpoints as run
+from megabert.config.schema import Settings
 from megabert.errors import ConfigError
-from megabert.parallel.mesh import World
-from megabert.settings import Settings
-from megabert.train.resume import keep_step
-
-from .processes import FORKING
-from .trainings import CUT, STEPS, wait_for_steps, words
+from megabert.parallel.process_group import World
+from megabert.training.resume import keep_sequences_per_step
+from tests.parallel.processes import FORKING
+from tests.parallel.trainings import CUT, STEPS, wait_for_steps, words
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,14 +121,14 @@ def test_accumulation_follows_the_number_of_processes(runs):
         "progress": {"texts_per_step": 12},
     }
     notes = []
-    keep_step(settings, documents, World(torch.device("cpu"), data_size=3), notes.append)
+    keep_sequences_per_step(settings, documents, World(torch.device("cpu"), data_size=3), notes.append)
     assert settings.trainer.accumulate_grad_batches == 2
     assert len(notes) == 1
     settings.trainer.accumulate_grad_batches = 1
     with pytest.raises(ConfigError, match=r"model\.train_ds\.batch_size=1 or 3"):
-        keep_step(settings, documents, World(torch.device("cpu"), data_size=4), notes.append)
+        keep_sequences_per_step(settings, documents, World(torch.device("cpu"), data_size=4), notes.append)
     with pytest.raises(ConfigError, match=r"a number of processes that divides 12"):
-        keep_step(settings, documents, World(torch.device("cpu"), data_size=5), notes.append)
+        keep_sequences_per_step(settings, documents, World(torch.device("cpu"), data_size=5), notes.append)
 
 
 def test_the_others_notice_that_a_process_was_killed(runs):

@@ -17,11 +17,10 @@ import torch
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
-from megabert.checkpoint import run
+from megabert.checkpoints.native import run_checkpoints as run
 from megabert.cli import main as megabert
-from megabert.train import job
-
-from .processes import check_alone, find_port
+from megabert.training import job
+from tests.parallel.processes import check_alone, find_port
 
 TINY = "hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64"
 NO_DROPOUT = ("model.language_model.hidden_dropout=0", "model.language_model.attention_dropout=0")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from megabert.cli import main
-from megabert.config import compose
+from megabert.config.parser import compose
 from megabert.errors import InputError
-from megabert.tasks import task as tasks
+from megabert.tasks import registry
 from tests.conftest import squad_document
 
 TINY = (
@@ -186,12 +186,12 @@ def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
 def test_a_head_for_whole_texts_starts_from_the_pre_trained_pooler(minilm, tmp_path):
     from safetensors.torch import load_file
 
-    from megabert.assemble import load_language_model, new_task_model
+    from megabert.build import load_language_model, new_task_model
 
     words = [f"model.language_model.pretrained_model_name={minilm}"]
     pooler = load_file(minilm / "model.safetensors")["pooler.dense.weight"]
     for more, is_same in (([], True), (["model.classifier_head.activation=relu"], False)):
-        kind = tasks.find("text_classification")
+        kind = registry.find("text_classification")
         task = kind(compose(kind.settings_type, [*words, *more], owner="text_classification")[0])
         task.labels = ["a", "b"]
         model = new_task_model(task, load_language_model(task.settings.model, home=tmp_path, seed=0), seed=0)
@@ -246,4 +246,4 @@ def test_predictions_that_cannot_be_scored_are_answered_with_their_place(name, g
     (tmp_path / "gold.tsv").write_text(gold)
     (tmp_path / "found.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
-        tasks.find(name).score_files(tmp_path / "gold.tsv", tmp_path / "found.jsonl")
+        registry.find(name).score_files(tmp_path / "gold.tsv", tmp_path / "found.jsonl")

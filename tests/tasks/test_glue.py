@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from megabert.config import compose
+from megabert.config.parser import compose
 from megabert.errors import ConfigError
 from megabert.tasks.glue import TASKS, Glue, GlueSettings, task_of
 from megabert.tasks.text_classification import Prediction

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from megabert.config import compose
+from megabert.config.parser import compose
 from megabert.errors import InputError
-from megabert.tasks import task as tasks
-from megabert.text.chemprot import read_chemprot
+from megabert.formats.chemprot import read_chemprot
+from megabert.tasks import registry
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Reader:
         file = folder / (name or self.name)
         if content is not None:
             file.write_bytes(content)
-        kind = tasks.find(self.task)
+        kind = registry.find(self.task)
         words = [word.replace("HERE", str(folder)) for word in self.words]
         task = kind(compose(kind.settings_type, words, owner=self.task)[0])
         if "model.test_ds" in " ".join(words):

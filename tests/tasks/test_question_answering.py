@@ -6,16 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.config import compose
+from megabert.config.parser import compose
+from megabert.data.packing import BatchSize, pack
+from megabert.data.windows import best_contexts, window_spans
 from megabert.errors import ConfigError, InputError
-from megabert.tasks.question_answering import (
-    QuestionAnswering,
-    QuestionAnsweringSettings,
-)
-from megabert.text.batch import Size, pack
-from megabert.text.squad import Answer, Example
-from megabert.text.tokenizer import SPECIAL_TOKENS, Tokenizer
-from megabert.text.windows import best_contexts, window_spans
+from megabert.formats.squad import Answer, Example
+from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS, squad_document
 
 TOKENIZER = Tokenizer(WORDS)
@@ -180,7 +177,7 @@ def test_loss_is_the_cross_entropy_over_each_window_s_own_tokens():
         start += len(feature)
         for side in (0, 1):
             expected -= 0.5 * float(torch.log_softmax(own[:, side], 0)[feature.targets["span"][side]])
-    for filled_up in (None, Size(100, 20)):
+    for filled_up in (None, BatchSize(100, 20)):
         batch = pack(features, longest=20, pad_id=0, size=filled_up)
         leaf = logits[: len(batch.token_ids_T)].clone().requires_grad_()
         loss = qa.loss(leaf, batch)

@@ -1,7 +1,7 @@
 import pytest
 from sklearn.metrics import f1_score
 
-from megabert.config import compose
+from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.tasks.relation_extraction import Entity, RelationExtraction, RelationExtractionSettings, mark
 

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from megabert.config import compose
-from megabert.tasks import task as tasks
+from megabert.config.parser import compose
+from megabert.tasks import registry
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_a_task_s_page_is_what_its_docstring_and_settings_say(name):
     page = ROOT / "docs" / "tasks" / f"{name}.md"
     assert page.is_file(), "make it: touch the file, then ./dev docs"
-    assert page.read_text(encoding="utf-8") == tasks.page(name), "write it anew: ./dev docs"
+    assert page.read_text(encoding="utf-8") == registry.page(name), "write it anew: ./dev docs"
 
 
 def test_there_is_no_page_without_a_task():
-    assert sorted(page.stem for page in (ROOT / "docs" / "tasks").glob("*.md")) == tasks.names()
+    assert sorted(page.stem for page in (ROOT / "docs" / "tasks").glob("*.md")) == list(registry.NAMES)
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -29,7 +29,7 @@ def test_a_recipe_s_command_is_taken_as_written(recipe):
     command = head[head.index("megabert train") :].partition("\n")[0]
     words = [word for word in shlex.split(command) if word != "-m" and not word.startswith("seed=")]
     overrides = words[words.index("--config") + 2 :]
-    kind = tasks.find(words[2])
+    kind = registry.find(words[2])
     settings, _ = compose(kind.settings_type, overrides, owner=words[2], file=recipe)
     task = kind(settings)
     assert task.files(settings.model.train_ds)
@@ -44,7 +44,7 @@ def test_an_example_s_words_are_taken_as_written(script):
     (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "main"]
     command = [item.value for item in call.args[0].elts if isinstance(item, ast.Constant)]
     if command[0] == "train":
-        kind = tasks.find(command[1])
+        kind = registry.find(command[1])
         settings, _ = compose(kind.settings_type, [*command[2:], *words[2:]], owner=command[1])
         data = settings.model.train_ds if settings.do_training else settings.model.test_ds
         assert kind(settings).files(data)

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert import metrics
-from megabert.config import compose
+from megabert.config.parser import compose
 from megabert.errors import InputError
+from megabert.metrics import classification, tagging
+from megabert.tasks.tag_decoding import best_valid_tags
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
-from megabert.text.tags import best_valid_tags, split_words
-from megabert.text.tokenizer import Tokenizer
+from megabert.tokenizers.wordpiece import Tokenizer
+from megabert.tokenizers.words import split_words
 from tests.conftest import WORDS
 
 TOKENIZER = Tokenizer(WORDS, lower_case=True)
@@ -83,7 +84,7 @@ def testsplit_words_raw_text_hold_all_but_blanks(text):
 def test_each_word_is_learnt_and_asked_for_once(words):
     own = task("model.dataset.max_seq_length=12")
     tags = tuple("B-X" if place % 3 == 0 else "O" for place in range(len(words)))
-    from megabert.text.files import Sentence
+    from megabert.formats.columns import Sentence
 
     (example,) = own._examples([Sentence(tuple(words), tags, "here")])
     own.learn_labels([example])
@@ -137,7 +138,7 @@ def test_entity_scores_are_seqeval_s(gold, random):
     from seqeval.scheme import IOB2
 
     found = [[random.choice([tag, tag, "O", "B-A", "I-B"]) for tag in tags] for tags in gold]
-    scores = metrics.entity_scores(gold, found)
+    scores = tagging.entity_scores(gold, found)
     assert scores["f1"] == pytest.approx(100 * seqeval.f1_score(gold, found, zero_division=0))
     assert scores["precision"] == pytest.approx(100 * seqeval.precision_score(gold, found, zero_division=0))
     strict = seqeval.f1_score(gold, found, mode="strict", scheme=IOB2, zero_division=0)
@@ -152,13 +153,13 @@ LABELS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), mi
 def test_classification_scores_are_scikit_learn_s(pairs):
     theirs = pytest.importorskip("sklearn.metrics")
     gold, found = zip(*pairs, strict=True)
-    scores = metrics.classification_scores(gold, found, "abcd")
+    scores = classification.classification_scores(gold, found, "abcd")
     assert scores["accuracy"] == pytest.approx(100 * theirs.accuracy_score(gold, found))
     for average in ("macro", "weighted"):
         expected = theirs.f1_score(gold, found, average=average, zero_division=0)
         assert scores[f"{average}_f1"] == pytest.approx(100 * expected)
     assert scores["matthews"] == pytest.approx(100 * theirs.matthews_corrcoef(gold, found))
-    micro = metrics.micro_f1(gold, found, without={"a"})
+    micro = classification.micro_f1(gold, found, without={"a"})
     expected = theirs.f1_score(gold, found, labels=list("bcd"), average="micro", zero_division=0)
     assert micro["f1"] == pytest.approx(100 * expected)
 
@@ -171,7 +172,7 @@ SETS = st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.sets(st.sampled_fr
 def test_multi_label_scores_are_scikit_learn_s(pairs):
     theirs = pytest.importorskip("sklearn.metrics")
     gold, found = ([[label in item for label in "abc"] for item in side] for side in zip(*pairs, strict=True))
-    scores = metrics.multi_label_scores([a for a, _ in pairs], [b for _, b in pairs])
+    scores = classification.multi_label_scores([a for a, _ in pairs], [b for _, b in pairs])
     assert scores["f1"] == pytest.approx(100 * theirs.f1_score(gold, found, average="micro", zero_division=0))
     assert scores["exact_match"] == pytest.approx(100 * theirs.accuracy_score(gold, found))
 
@@ -183,5 +184,5 @@ def test_correlations_are_scipy_s(pairs):
     gold, found = ([float(value) for value in side] for side in zip(*pairs, strict=True))
     if len(set(gold)) < 2 or max(found) - min(found) < 1e-3:
         return
-    assert metrics.pearson(gold, found) == pytest.approx(stats.pearsonr(gold, found).statistic, abs=1e-9)
-    assert metrics.spearman(gold, found) == pytest.approx(stats.spearmanr(gold, found).statistic, abs=1e-9)
+    assert classification.pearson(gold, found) == pytest.approx(stats.pearsonr(gold, found).statistic, abs=1e-9)
+    assert classification.spearman(gold, found) == pytest.approx(stats.spearmanr(gold, found).statistic, abs=1e-9)

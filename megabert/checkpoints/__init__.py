@@ -1,0 +1,1 @@
+"""Checkpoints of Megatron-LM, NeMo, Hugging Face and our own, read and written."""

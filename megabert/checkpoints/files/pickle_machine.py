@@ -1,0 +1,245 @@
+"""The stack machine that a pickle is a program for: every step that an opcode can ask of it, and none that runs code.
+
+The bytes come from a `ByteSource`; which opcode asks for which step is said in `symbolic_tables`. What does not fit
+raises ValueError, and the reader adds the place in the file.
+"""
+
+import struct
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+from .pickle_values import NAMESPACES, ByteSource, Call, Global, Limits, Name, Record, check_key, kind_of
+
+_LONGEST_NAME = 1024
+_LONGEST_CALL = 8  # torch._utils._rebuild_tensor_v3; also the longest tuple that is a key
+_WINDOW = 2**16
+
+
+class Machine:
+    """The stack, the marks into it, the memo and the place in the file. Misfits raise ValueError."""
+
+    def __init__(
+        self,
+        data: ByteSource,
+        offset: int,
+        calls: Mapping[Name, Call],
+        values: Mapping[Name, object],
+        persistent_id: Callable[[object], object] | None,
+        limits: Limits,
+    ) -> None:
+        self.data = data
+        self.position = self.opcode_offset = self.window_offset = offset
+        self.window: bytes | bytearray = b""
+        self.calls, self.values, self.persistent_id, self.limits = calls, values, persistent_id, limits
+        self.stack: list[object] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+        self.names: set[Name] = set()
+        self.copied_bytes = self.num_tuple_keys = 0
+
+    # Reading: a declared length is compared with the bytes that are there before memory is taken.
+
+    def take(self, length: int) -> bytes | bytearray:
+        """Read the next bytes."""
+        left = self.data.size - self.position
+        if length > left:
+            raise ValueError(f"{length} bytes expected, {max(0, left)} left; the file is cut off or damaged.")
+        begin = self.position - self.window_offset
+        if begin + length > len(self.window):
+            self.window_offset, begin = self.position, 0
+            self.window = self.data.read(self.position, max(length, min(_WINDOW, left)))
+        self.position += length
+        return self.window[begin : begin + length]
+
+    def number(self, layout: str) -> int:
+        """Read one number, laid out as `struct` says it."""
+        (number,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
+        return int(number)
+
+    def sized(self, layout: str, most: int) -> bytes:
+        """Read a length and as many bytes, at most `most`."""
+        length = self.number(layout)
+        if not 0 <= length <= most:
+            raise ValueError(f"a value of {length} bytes; at most {most} are read.")
+        return bytes(self.take(length))
+
+    def text(self, layout: str) -> bytes:
+        """Read a length and the bytes of a string."""
+        return self.sized(layout, self.limits.text_bytes)
+
+    def long(self, layout: str) -> int:
+        """Read a length and an integer of as many bytes."""
+        return int.from_bytes(self.sized(layout, self.limits.integer_bytes), "little", signed=True)
+
+    def line(self) -> bytes:
+        """Read up to the next line feed, which is dropped."""
+        line, end = bytearray(), b""
+        while not end:
+            piece = bytes(self.take(max(1, min(256, self.data.size - self.position))))
+            text, end, behind = piece.partition(b"\n")
+            self.position -= len(behind)  # still inside the window
+            line += text
+            if len(line) > self.limits.text_bytes:
+                raise ValueError(f"a line of more than {self.limits.text_bytes} bytes.")
+        return bytes(line)
+
+    # The stack
+
+    def pop(self) -> object:
+        """Take the value on top, which must lie above the last mark."""
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ValueError("a value is taken from an empty stack; the file is damaged.")
+        return self.stack.pop()
+
+    def pop_tuple(self, length: int) -> tuple[object, ...]:
+        """Take the topmost values, in the order in which they were pushed."""
+        return tuple([self.pop() for _ in range(length)][::-1])
+
+    def pop_to_mark(self) -> list[object]:
+        """Take the last mark and all values above it."""
+        if not self.marks:
+            raise ValueError("a mark is missing on the stack; the file is damaged.")
+        mark = self.marks.pop()
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
+
+    def pop_one_or_mark(self) -> None:
+        """Drop the value on top, or the mark if that is on top."""
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.pop()
+
+    def top(self) -> object:
+        """Return the value on top and leave it there."""
+        self.stack.append(value := self.pop())
+        return value
+
+    def put(self, index: int) -> None:
+        """Remember the value on top."""
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> object:
+        """Return a value that was remembered."""
+        if index not in self.memo:
+            raise ValueError(f"memo entry {index} is used but never stored; the file is damaged.")
+        return self.memo[index]
+
+    # Names and what is made from them
+
+    def find(self, module: object, name: object) -> object:
+        """Return what a name stands for: a value of the caller, or a Global."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError(f"a global is named by {kind_of(module)} and {kind_of(name)}, not by two strings.")
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise ValueError(f"the name of a global has {len(module) + len(name)} characters.")
+        self.names.add((module, name))
+        return self.values.get((module, name), Global(module, name))
+
+    def find_lines(self) -> object:
+        """Read a name as two lines."""
+        module = decode_text(self.line())
+        return self.find(module, decode_text(self.line()))
+
+    def call(self, callee: object, arguments: object, keywords: object = None) -> object:
+        """Return what our function behind a name gives, or a Record of the call."""
+        keywords = {} if keywords is None else keywords
+        if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
+            raise ValueError(f"a call with {kind_of(arguments)} and {kind_of(keywords)}, not a tuple and a dict.")
+        if isinstance(callee, Record):
+            return Record("", "<call>", (callee, arguments), keywords)
+        if not isinstance(callee, Global):
+            raise ValueError(f"{kind_of(callee)} is called, which is neither a class nor a function.")
+        ours = self.calls.get((callee.module, callee.name))
+        if ours is None or keywords:
+            return Record(callee.module, callee.name, arguments, keywords)
+        if len(arguments) > _LONGEST_CALL:
+            raise ValueError(f"{callee} is called with {len(arguments)} arguments.")
+        self.copied_bytes += sum(map(sys.getsizeof, arguments))
+        if self.copied_bytes > self.limits.copied_bytes:
+            raise ValueError(f"its calls copy more than {self.limits.copied_bytes} bytes, which no checkpoint needs.")
+        try:
+            return ours(arguments)
+        except ValueError as error:
+            raise ValueError(f"{callee}: {error}") from None
+
+    def call_marked(self) -> object:
+        """Call what lies above the mark with all that lies above it."""
+        callee, *arguments = self.pop_to_mark() or [None]
+        return self.call(callee, tuple(arguments))
+
+    def refer(self, identity: object) -> object:
+        """Ask the caller for an object outside the pickle."""
+        if self.persistent_id is None:
+            raise ValueError("it refers to an object outside the pickle, and there is none here.")
+        return self.persistent_id(identity)
+
+    # Changes to a value
+
+    def key(self, value: object) -> object:
+        """Let through what may be a key or an item of a set."""
+        if not isinstance(value, tuple):
+            return check_key(value)
+        self.num_tuple_keys += 1
+        if len(value) > _LONGEST_CALL or self.num_tuple_keys > self.limits.tuple_keys:
+            raise ValueError(f"a key that is a tuple of {len(value)} items is too long, or one of too many.")
+        return tuple(map(check_key, value))
+
+    def set_items(self, flat: list[object]) -> None:
+        """Set keys and values, in turns, in the value on top."""
+        target = self.top()
+        if len(flat) % 2:
+            raise ValueError("a key without a value; the file is damaged.")
+        if isinstance(target, Record):
+            target.entries.extend(zip(flat[::2], flat[1::2], strict=True))
+        elif isinstance(target, dict):
+            target.update(zip(map(self.key, flat[::2]), flat[1::2], strict=True))
+        else:
+            raise ValueError(f"items are set in {kind_of(target)}, which has no keys.")
+
+    def make_dict(self) -> None:
+        """Push a dict of the keys and values above the mark."""
+        flat = self.pop_to_mark()
+        self.stack.append({})
+        self.set_items(flat)
+
+    def extend(self, values: Iterable[object]) -> None:
+        """Add items to the list, set or Record on top."""
+        target = self.top()
+        if isinstance(target, set):
+            target.update(map(self.key, values))
+        elif isinstance(target, (list, Record)):
+            (target.items if isinstance(target, Record) else target).extend(values)
+        else:
+            raise ValueError(f"items are added to {kind_of(target)}, which is neither a list nor a set.")
+
+    def build(self) -> None:
+        """Give the value on top as state to the one below it."""
+        state, target = self.pop(), self.top()
+        if isinstance(target, Record):
+            if (target.module, target.name) in NAMESPACES and not isinstance(state, dict):
+                raise ValueError(f"the state of a Namespace is {kind_of(state)}, not a dict.")
+            target.state = state
+        elif target is None or isinstance(target, (int, float, str, bytes, tuple, Global)):
+            raise ValueError(f"a state is given to {kind_of(target)}, which has none.")
+        # Else a value of our own, such as a state dict with `_metadata`: that state is known and not kept.
+
+    def check_protocol(self) -> None:
+        """Read the version and refuse one that does not exist."""
+        if (version := self.number("<B")) > 5:
+            raise ValueError(f"pickle protocol {version}; 0 to 5 exist.")
+
+    def check_frame(self) -> None:
+        """Read the length of a frame, which only tells whether the file is cut off."""
+        if (length := self.number("<Q")) > self.data.size - self.position:
+            raise ValueError(f"a frame of {length} bytes is longer than the rest of the file; it is cut off.")
+
+    def refuse_buffer(self) -> None:
+        """Refuse the buffers of protocol 5 that lie outside the pickle."""
+        raise ValueError("it refers to buffers outside the file, which no checkpoint format has.")
+
+
+def decode_text(raw: bytes) -> str:
+    """Decode UTF-8 as pickle does: lone surrogates pass."""
+    return raw.decode("utf-8", "surrogatepass")

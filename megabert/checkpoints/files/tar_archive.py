@@ -1,0 +1,211 @@
+"""List the members of a tar archive and read them where they lie: nothing is ever extracted.
+
+A `Region` of a file goes in, a dict from name to the `Region` of each member comes out; an archive packed with gzip
+is decompressed into memory. Only regular files are given; folders are passed over, links and devices are refused.
+Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Format"; GNU tar's manual, "Basic Tar
+Format".
+"""
+
+import posixpath
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...errors import CheckpointError
+from .lazy_tensor import Region, decompressed
+
+_BLOCK = 512
+_CHUNK = 2**24
+_MOST_MEMBERS = 10_000
+_LARGEST_NOTE = 2**16  # a long name, or the records of a pax header
+_LONGEST_NAME = 1024
+# Weights hardly shrink; a cap of bytes beside it, since it all has to lie in memory.
+_LARGEST_RATIO = 100
+_LARGEST_UNPACKED = 2**36
+_ALWAYS_UNPACKED = 2**20  # an archive of some small files is mostly padding
+
+_REGULAR, _FOLDER = b"0\0", b"5"
+_GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+
+
+def is_tar(region: Region) -> bool:
+    """Whether a file is a tar archive, perhaps packed with gzip."""
+    if is_gzip(region):
+        head = bytes(_gunzip_start(region))
+    else:
+        head = bytes(region.read(0, min(region.size, _BLOCK)))
+    return len(head) == _BLOCK and head[257:262] == b"ustar"
+
+
+def is_gzip(region: Region) -> bool:
+    """Whether a file is packed with gzip."""
+    return bytes(region.read(0, min(region.size, 2))) == b"\x1f\x8b"
+
+
+def read_tar(region: Region) -> dict[str, Region]:
+    """List the regular files of an archive by name, without a leading `./`. Raises CheckpointError if it is damaged."""
+    if is_gzip(region):
+        region = _gunzip(region)
+    members: dict[str, Region] = {}
+    for entry in _entries(region):
+        name = _plain_name(region, entry)
+        if entry.kind == _FOLDER:
+            continue
+        if name in members:
+            raise region.error(f"it has two members {name!r}; which one counts is a guess.")
+        members[name] = region.part(entry.start, entry.size, f"member {name!r}")
+        if len(members) > _MOST_MEMBERS:
+            raise region.error(f"it has more than {_MOST_MEMBERS} members.")
+    return members
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    kind: bytes
+    start: int
+    size: int
+
+
+def _entries(region: Region) -> Iterator[_Entry]:
+    """Walk the headers; a name that does not fit into one stands in a member of its own before it."""
+    position, long_name = 0, None
+    size_before = None
+    while True:
+        if position + _BLOCK > region.size:
+            raise region.error(f"it ends at byte {region.size} without the end of an archive. Fetch it again.")
+        header = bytes(region.read(position, _BLOCK))
+        if not any(header):
+            return
+        start = position + _BLOCK
+        name, kind, size = _read_header(region, header, position)
+        if kind in (_GNU_NAME, _PAX):
+            note = _read_note(region, start, size)
+            if kind == _GNU_NAME:
+                long_name = _text(region, note.rstrip(b"\0"), position)
+            else:
+                records = _pax_records(region, note, position)
+                long_name = records.get("path", long_name)
+                if "size" in records:
+                    size_before = _decimal(region, records["size"], position)
+        elif kind == _PAX_GLOBAL:
+            _read_note(region, start, size)
+        elif kind in (b"0", b"\0", _FOLDER):
+            size = size if size_before is None else size_before
+            yield _Entry(long_name or name, kind if kind == _FOLDER else b"0", start, 0 if kind == _FOLDER else size)
+            long_name, size_before = None, None
+        else:
+            shown = long_name or name
+            raise region.error(
+                f"member {shown[:80]!r} at byte {position} is of kind {kind!r}: a link, a device or of an unknown kind."
+            )
+        position = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _read_header(region: Region, header: bytes, position: int) -> tuple[str, bytes, int]:
+    """Read name, kind and size of a header, and compare its checksum."""
+    if header[257:262] != b"ustar":
+        raise region.error(f"at byte {position} a member is expected and none is there. The file is damaged.")
+    told = _octal(region, header[148:156], position)
+    if told != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        raise region.error(f"the header at byte {position} does not match its checksum. The file is damaged.")
+    name = header[:100].rstrip(b"\0")
+    if header[257:263] == b"ustar\0" and (prefix := header[345:500].rstrip(b"\0")):
+        name = prefix + b"/" + name
+    size = _octal(region, header[124:136], position)
+    if size > region.size:
+        raise region.error(f"the member at byte {position} has {size} bytes; the archive has {region.size}.")
+    return _text(region, name, position), header[156:157], size
+
+
+def _octal(region: Region, field: bytes, position: int) -> int:
+    if field[:1] == b"\x80":  # GNU's binary numbers, for 8 GiB and more
+        return int.from_bytes(field[1:], "big")
+    digits = field.strip(b" \0")
+    if not re.fullmatch(rb"[0-7]{1,12}", digits):
+        raise region.error(f"the header at byte {position} has a number that is none: {field!r}.")
+    return int(digits, 8)
+
+
+def _decimal(region: Region, text: str, position: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise region.error(f"the pax header at byte {position} has a size that is none: {text[:40]!r}.")
+    return int(text)
+
+
+def _read_note(region: Region, start: int, size: int) -> bytes:
+    if size > _LARGEST_NOTE:
+        raise region.error(
+            f"the header at byte {start - _BLOCK} is followed by {size} bytes of notes, which is absurd."
+        )
+    return bytes(region.read(start, size))
+
+
+def _pax_records(region: Region, note: bytes, position: int) -> dict[str, str]:
+    """Read records: their length in digits, a space, key=value and the end of a line."""
+    records: dict[str, str] = {}
+    at = 0
+    while at < len(note):
+        found = re.match(rb"(\d{1,6}) ", note[at:])
+        length = int(found[1]) if found else 0
+        record = note[at : at + length]
+        if found is None or not found.end() < length == len(record) or not record.endswith(b"\n") or b"=" not in record:
+            raise region.error(f"the pax header at byte {position} is damaged.")
+        key, _, value = record[found.end() : -1].partition(b"=")
+        if key.startswith(b"GNU.sparse"):
+            raise region.error(f"the member behind byte {position} is sparse, which is not read.")
+        if key in (b"path", b"size"):
+            records[key.decode()] = _text(region, value, position)
+        at += length
+    return records
+
+
+def _text(region: Region, raw: bytes, position: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise region.error(f"the member at byte {position} has a name that is not UTF-8.") from None
+
+
+def _plain_name(region: Region, entry: _Entry) -> str:
+    """Normalize a name; one that leads out of the archive is refused, although nothing is extracted."""
+    name = posixpath.normpath(entry.name)
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or len(name) > _LONGEST_NAME:
+        raise region.error(f"member {entry.name[:80]!r} leads out of the archive.")
+    if entry.kind != _FOLDER and (name == "." or entry.name.endswith("/")):
+        raise region.error(f"member {entry.name[:80]!r} is a file with the name of a folder.")
+    return name
+
+
+def _gunzip_start(region: Region) -> bytes:
+    try:
+        inflater = zlib.decompressobj(wbits=31)
+        return inflater.decompress(bytes(region.read(0, min(region.size, 2**16))), _BLOCK)
+    except zlib.error:
+        return b""
+
+
+def _gunzip(region: Region) -> Region:
+    """Decompress a file into memory; its checksum is compared."""
+    most = min(max(region.size * _LARGEST_RATIO, _ALWAYS_UNPACKED), _LARGEST_UNPACKED)
+    inflater, result = zlib.decompressobj(wbits=31), bytearray()
+    try:
+        for start in range(0, region.size, _CHUNK):
+            pending = bytes(region.read(start, min(_CHUNK, region.size - start)))
+            while pending and not inflater.eof:
+                result += inflater.decompress(pending, _CHUNK)
+                pending = inflater.unconsumed_tail
+                if len(result) > most:
+                    raise region.error(
+                        f"it grows to more than {_LARGEST_RATIO} times its size, which is a bomb. If you trust it, "
+                        "unpack it and give the tar archive."
+                    )
+    except zlib.error as error:
+        raise region.error(f"it cannot be decompressed ({error}). Fetch it again.") from None
+    if not inflater.eof:
+        raise region.error("it is cut off. Fetch it again.")
+    if inflater.unused_data.strip(b"\0"):
+        raise CheckpointError(f"{region.label}: {len(inflater.unused_data)} bytes are left behind the gzip file.")
+    return decompressed(result, region.label)

@@ -1,0 +1,1 @@
+"""Megatron-LM and megatron.core checkpoints."""

@@ -1,0 +1,205 @@
+"""Write Megatron-LM's checkpoints: our tensors in, a folder of `release/mp_rank_*` files out.
+
+Two generations of names are written: those of v2.1 to v2.6 ("megatron"), which later versions read as well, and
+megatron.core's ("megatron-core"). One rank's file is in memory at a time.
+Source: Megatron-LM v2.6, megatron/checkpointing.py and megatron/model/; core_v0.9.0,
+megatron/training/checkpointing.py.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...model.config import EncoderConfig
+from ..files.lazy_tensor import Readable
+from ..mapping import Rule, Written, write_tensors
+from ..tensor_names import WORD
+from .megatron_names import ERAS, Era
+
+VOCABULARY_MULTIPLE = 128  # Megatron-LM's --make-vocab-size-divisible-by
+
+
+@dataclass(frozen=True)
+class ModelParallelLayout:
+    """In how many parts a network is cut: across its layers' matrices, and between its layers."""
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+    def padded(self, num_tokens: int) -> int:
+        """Round a vocabulary up so that its shards are whole, as Megatron-LM does."""
+        multiple = VOCABULARY_MULTIPLE * self.tensor_parallel
+        return -(-num_tokens // multiple) * multiple
+
+    def check(self, config: EncoderConfig) -> None:
+        """Raise ConfigError if the network cannot be cut so."""
+        for what, count, parts in (
+            ("attention heads", config.num_heads, self.tensor_parallel),
+            ("MLP columns", config.ffn_size, self.tensor_parallel),
+            ("layers", config.num_layers, self.pipeline_parallel),
+        ):
+            if parts < 1 or count % parts:
+                divisors = ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
+                raise ConfigError(f"{count} {what} cannot be cut into {parts} equal parts. Possible are {divisors}.")
+
+
+LEGACY, CORE_BERT, CORE_GPT = ERAS[1], ERAS[3], ERAS[4]
+
+
+def era_of(config: EncoderConfig, *, core: bool) -> Era:
+    """Choose the names to write. Raises ConfigError for a network that Megatron-LM does not have."""
+    if config.is_post_norm:
+        raise ConfigError(
+            "Megatron-LM has no network that normalizes behind the sum (the original BERT). "
+            "Convert it to huggingface or megabert."
+        )
+    if (config.gelu, config.head_gelu) == ("erf", "tanh"):
+        raise ConfigError("Megatron-LM has no network with erf in its MLPs and tanh in its language-model head.")
+    return LEGACY if not core else CORE_GPT if config.is_causal else CORE_BERT
+
+
+def rank_tensors(
+    tensors: Mapping[str, Readable], config: EncoderConfig, era: Era, layout: ModelParallelLayout
+) -> Iterator[tuple[int, int, Callable[[], dict[str, Tensor]]]]:
+    """Give (tensor rank, pipeline stage, function that makes the rank's tensors) for each rank of a layout."""
+    layout.check(config)
+    rules = era.rules("heads_3_dim")
+    stages = _cut_stages(tensors, config.num_layers, layout.pipeline_parallel)
+    copies = [rule for rule in rules if rule.copy_of is not None and not rule.read_only] if len(stages) > 1 else []
+    for stage, own in enumerate(stages):
+        written = list(write_tensors(own, rules, config.head_dim))
+        if stage == len(stages) - 1:
+            # The last stage computes logits with a copy of the word embedding.
+            written += [_copy(rule, tensors[WORD], config.head_dim) for rule in copies]
+        for rank in range(layout.tensor_parallel):
+            yield rank, stage, _rank_maker(written, rank, layout.tensor_parallel)
+
+
+def _rank_maker(written: Sequence[Written], rank: int, num_ranks: int) -> Callable[[], dict[str, Tensor]]:
+    return lambda: {item.names[0]: _cut(item, rank, num_ranks) for item in written}
+
+
+def _cut_stages(tensors: Mapping[str, Readable], num_layers: int, num_stages: int) -> list[dict[str, Readable]]:
+    """Deal the tensors to pipeline stages; each counts its layers from 0."""
+    stages: list[dict[str, Readable]] = [{} for _ in range(num_stages)]
+    per_stage = num_layers // num_stages
+    for name, tensor in tensors.items():
+        if name.startswith("encoder.layers."):
+            number, _, rest = name.removeprefix("encoder.layers.").partition(".")
+            stages[int(number) // per_stage][f"encoder.layers.{int(number) % per_stage}.{rest}"] = tensor
+        else:
+            stages[0 if name.startswith("encoder.embeddings.") else -1][name] = tensor
+    return stages
+
+
+def _copy(rule: Rule, original: Readable, head_dim: int) -> Written:
+    return Written(rule.sources, tuple(original.shape), original.dtype, rule, original, head_dim)
+
+
+def _cut(item: Written, rank: int, num_ranks: int) -> Tensor:
+    """Read a tensor and keep one rank's part, in memory of its own so that the rest is free."""
+    (tensor,) = item.read()
+    if item.rule.cut is None or num_ranks == 1:
+        return tensor.contiguous()
+    size = tensor.shape[item.rule.cut] // num_ranks
+    return tensor.narrow(item.rule.cut, rank * size, size).clone(memory_format=torch.contiguous_format)
+
+
+def write_folder(
+    folder: Path,
+    tensors: Mapping[str, Readable],
+    config: EncoderConfig,
+    layout: ModelParallelLayout,
+    *,
+    core: bool,
+    lower_case: bool | None,
+) -> None:
+    """Write an empty folder full: the tracker and `release/mp_rank_TT[_PPP]/model_optim_rng.pt` for every rank."""
+    era = era_of(config, core=core)
+    arguments = megatron_arguments(tensors, config, layout, core=core, lower_case=lower_case)
+    for rank, stage, make in rank_tensors(tensors, config, era, layout):
+        name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if layout.pipeline_parallel > 1 else "")
+        place = folder / "release" / name
+        place.mkdir(parents=True)
+        state = make()
+        content = {
+            "args": Namespace(**arguments),
+            "checkpoint_version": 3.0,
+            "iteration": 0,
+            "model": state if core else _nest(state),
+        }
+        torch.save(content, place / "model_optim_rng.pt")
+    (folder / "latest_checkpointed_iteration.txt").write_text("release", encoding="utf-8")
+
+
+def _nest(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Put dotted names into the dictionaries of megatron.model: three levels for the embeddings, two for the rest."""
+    tree: dict[str, Any] = {}
+    for name, tensor in flat.items():
+        parts = name.split(".")
+        if parts[0] != "language_model":
+            depth = 1
+        else:
+            depth = 3 if parts[1] == "embedding" else 2
+        node = tree
+        for part in parts[:depth]:
+            node = node.setdefault(part, {})
+        node[".".join(parts[depth:])] = tensor
+    return tree
+
+
+def megatron_arguments(
+    tensors: Mapping[str, Readable],
+    config: EncoderConfig,
+    layout: ModelParallelLayout,
+    *,
+    core: bool,
+    lower_case: bool | None,
+) -> dict[str, Any]:
+    """Give the arguments that a run of Megatron-LM with this network has, with those that it compares on loading."""
+    dtype = tensors[WORD].dtype
+    openai = (config.gelu, config.head_gelu) == ("tanh", "tanh")
+    tokenizer = (
+        "GPT2BPETokenizer" if config.is_causal else f"BertWordPiece{'Case' if lower_case is False else 'LowerCase'}"
+    )
+    arguments: dict[str, Any] = {
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.ffn_size,
+        "num_attention_heads": config.num_heads,
+        "kv_channels": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "seq_length": config.max_positions,
+        "encoder_seq_length": config.max_positions,
+        "layernorm_epsilon": config.norm_epsilon,
+        "apply_residual_connection_post_layernorm": config.norm_place == "pre_residual_normed",
+        "openai_gelu": openai,
+        "onnx_safe": None,
+        "bias_gelu_fusion": config.gelu == "tanh" and not openai,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "bert_binary_head": "sentence_order.out.weight" in tensors,
+        "make_vocab_size_divisible_by": VOCABULARY_MULTIPLE,
+        "padded_vocab_size": int(tensors[WORD].shape[0]),
+        "tokenizer_type": tokenizer,
+        "tensor_model_parallel_size": layout.tensor_parallel,
+        "pipeline_model_parallel_size": layout.pipeline_parallel,
+        "virtual_pipeline_model_parallel_size": None,
+        "params_dtype": dtype,
+        "fp16": dtype == torch.float16,
+        "bf16": dtype == torch.bfloat16,
+    }
+    if core:
+        arguments |= {
+            "use_mcore_models": True,
+            "transformer_impl": "local",
+            "position_embedding_type": "learned_absolute",
+            "norm_epsilon": config.norm_epsilon,
+        }
+    return arguments

@@ -1,0 +1,1 @@
+"""megabert's own checkpoint and run folders."""

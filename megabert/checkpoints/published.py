@@ -1,0 +1,292 @@
+"""The published checkpoints and what is known of each: a table, and nothing that acts on it.
+
+Source: names, architecture and the addresses of single files are those of NeMo 1.0.2 (MEGATRON_CONFIG_MAP in
+nemo/collections/nlp/modules/common/megatron/megatron_utils.py) and of NeMo 1.23 (MegatronBertModel's
+list_available_models), archives those of Megatron-LM's README, pages those of NeMo's documentation; GatorTron's are its
+model cards' on the Hugging Face hub, its sizes those of Yang et al. 2022 (arXiv:2203.03540).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["vocabulary", "merges", "config", "weights"]
+ROLES: tuple[Role, ...] = ("vocabulary", "merges", "config", "weights")  # small ones first: no network shows sooner
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """The numbers of an encoder, named as in the JSON configurations of Megatron-LM and NeMo."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    num_tokentypes: int = 2
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which words a model knows. `size` is the true number, without padding rows; None where it is not known."""
+
+    name: str
+    size: int | None
+    is_cased: bool
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a published model. `size` (bytes) and `sha256` are None where no source gives them."""
+
+    role: Role
+    name: str
+    format: Literal["torch", "zip", "nemo", "vocabulary", "json", "merges"]
+    url: str
+    mirrors: tuple[str, ...] = ()  # of the same bytes, which only a SHA-256 makes safe to try unasked
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published name. Several files of one role are alternatives: any will do, the first is downloaded."""
+
+    name: str
+    summary: str
+    vocabulary: Vocabulary
+    licence: str
+    files: tuple[File, ...]
+    page: str
+    note: str = ""
+    architecture: NetworkSizes | None = None
+    aliases: tuple[str, ...] = ()
+    size: int | None = None  # bytes of the weights, about: `note` says where the number is from
+    is_shipped: bool = False  # comes with the package, in encoders/<name>
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Count the encoder's parameters: embeddings, layers and final norm, but neither pooler nor heads."""
+        if self.architecture is None or self.vocabulary.size is None:
+            return None
+        shape, hidden = self.architecture, self.architecture.hidden_size
+        rows = self.vocabulary.size + shape.max_position_embeddings + shape.num_tokentypes
+        # A layer: qkv and out 4 h^2 + 4 h, an MLP of four times the width 8 h^2 + 5 h, two norms 4 h.
+        return rows * hidden + shape.num_layers * (12 * hidden**2 + 13 * hidden) + 2 * hidden
+
+
+_NGC = "https://api.ngc.nvidia.com/v2/models/nvidia"
+_PAGE = "https://ngc.nvidia.com/catalog/models/nvidia"
+_S3 = "https://s3.amazonaws.com/models.huggingface.co/bert"
+_HUB = "https://huggingface.co"
+
+_345M = NetworkSizes(num_layers=24, hidden_size=1024, num_attention_heads=16, max_position_embeddings=512)
+_UNCASED = Vocabulary("bert-large-uncased", 30_522, is_cased=False)
+_CASED = Vocabulary("bert-large-cased", 28_996, is_cased=True)
+
+_NGC_LICENCE = "not known here: read it on the page"
+_BERT_LICENCE = "Apache-2.0 (the vocabulary, from Google's BERT)"
+_GONE = (
+    "In January 2025 users reported that NGC answered 410 Gone for its archives of this model. If so, sign "
+    "in on the page or ask somebody who has the file. The size is an estimate: that of BioMegatron."
+)
+_BESIDE = (
+    "Published without heads. NeMo takes the vocab.txt beside the weights and names {} as the tokenizer. The "
+    "size is that of a conversion for transformers in half precision, EMBO/{}."
+)
+
+
+def _bert_vocabulary(name: str, size: int, sha256: str) -> File:
+    # Megatron-LM's README names the first address. Sizes and sums were taken from the files themselves.
+    first, mirror = f"{_S3}/{name}-vocab.txt", f"{_HUB}/google-bert/{name}/resolve/main/vocab.txt"
+    return File("vocabulary", "vocab.txt", "vocabulary", first, (mirror,), size, sha256)
+
+
+def _megatron_bert_345m(version: str, archive: str) -> tuple[File, File]:
+    # The single file comes first: NGC does not tell the length of the archive, so it could not be resumed.
+    folder, path = f"{_NGC}/megatron_bert_345m/versions", "files/release/mp_rank_00/model_optim_rng.pt"
+    return (
+        File("weights", "model_optim_rng.pt", "torch", f"{folder}/{version}/{path}"),
+        File("weights", f"megatron_bert_345m_{archive}.zip", "zip", f"{folder}/{archive}/zip"),
+    )
+
+
+def _biomegatron_345m(casing: str) -> tuple[File, File]:
+    folder = f"{_NGC}/biomegatron345m{casing}/versions/0/files"
+    return (
+        File("weights", "MegatronBERT.pt", "torch", f"{folder}/MegatronBERT.pt"),
+        File("vocabulary", "vocab.txt", "vocabulary", f"{folder}/vocab.txt"),
+    )
+
+
+_NEMO_PAGE = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/nemo/models"
+_IN_ARCHIVE = "One .nemo archive with its vocabulary in it. Its size and sum are not known here."
+
+
+def _nemo(model: str, file: str) -> File:
+    # The addresses of MegatronBertModel.list_available_models in NeMo 1.23.
+    return File("weights", f"{file}.nemo", "nemo", f"{_NGC}/nemo/{model}/versions/1/files/{file}.nemo")
+
+
+def _hub_folder(repository: str) -> tuple[File, ...]:
+    address = f"{_HUB}/{repository}/resolve/main"
+    return (
+        File("vocabulary", "vocab.txt", "vocabulary", f"{address}/vocab.txt"),
+        File("config", "config.json", "json", f"{address}/config.json"),
+        File("weights", "pytorch_model.bin", "torch", f"{address}/pytorch_model.bin"),
+    )
+
+
+_UNCASED_FILE = _bert_vocabulary(
+    "bert-large-uncased", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+)
+_CASED_FILE = _bert_vocabulary(
+    "bert-large-cased", 213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
+)
+
+_MINI = NetworkSizes(num_layers=6, hidden_size=320, num_attention_heads=5, max_position_embeddings=512)
+
+_ROWS = (
+    Published(
+        name="megatron-bert-345m-uncased",
+        summary="Megatron-BERT 345M, uncased: Wikipedia, RealNews, OpenWebText, CC-Stories",
+        architecture=_345M,
+        vocabulary=_UNCASED,
+        licence=_NGC_LICENCE,
+        size=668_000_000,
+        files=(*_megatron_bert_345m("v0.0", "v0.1_uncased"), _UNCASED_FILE),
+        page=f"{_PAGE}:megatron_bert_345m",
+        note=f"NeMo took version v0.0, Megatron-LM and transformers name v0.1_uncased. {_GONE}",
+    ),
+    Published(
+        name="megatron-bert-345m-cased",
+        summary="Megatron-BERT 345M, cased: Wikipedia, RealNews, OpenWebText, CC-Stories",
+        architecture=_345M,
+        vocabulary=_CASED,
+        licence=_NGC_LICENCE,
+        size=665_000_000,
+        files=(*_megatron_bert_345m("v0.1_cased", "v0.1_cased"), _CASED_FILE),
+        page=f"{_PAGE}:megatron_bert_345m",
+        note=_GONE,
+    ),
+    Published(
+        name="biomegatron-bert-345m-uncased",
+        summary="BioMegatron 345M, uncased: Megatron-BERT, trained on with PubMed",
+        architecture=_345M,
+        vocabulary=_UNCASED,
+        licence=_NGC_LICENCE,
+        size=668_000_000,
+        files=_biomegatron_345m("uncased"),
+        page=f"{_PAGE}:biomegatron345muncased",
+        note=_BESIDE.format("bert-large-uncased", "BioMegatron345mUncased"),
+    ),
+    Published(
+        name="biomegatron-bert-345m-cased",
+        summary="BioMegatron 345M, cased: Megatron-BERT, trained on with PubMed",
+        architecture=_345M,
+        vocabulary=_CASED,
+        licence=_NGC_LICENCE,
+        size=665_000_000,
+        files=_biomegatron_345m("cased"),
+        page=f"{_PAGE}:biomegatron345mcased",
+        note=_BESIDE.format("bert-large-cased", "BioMegatron345mCased"),
+    ),
+    *(
+        Published(
+            name=f"biomegatron-bert-345m-biovocab-{size}-{case}",
+            summary=f"BioMegatron 345M, {case}: pre-trained on PubMed with a biomedical vocabulary of {size} words",
+            architecture=_345M,
+            vocabulary=Vocabulary(f"biovocab-{size}-{case}", None, is_cased=case == "cased"),
+            licence=_NGC_LICENCE,
+            files=(_nemo(f"biomegatron345m_biovocab_{size}_{case}", f"BioMegatron345m-biovocab-{size}-{case}"),),
+            page=f"{_NEMO_PAGE}/biomegatron345m_biovocab_{size}_{case}",
+            note=_IN_ARCHIVE,
+            aliases=(f"biomegatron345m_biovocab_{size}_{case}",),
+        )
+        for size in ("30k", "50k")
+        for case in ("cased", "uncased")
+    ),
+    *(
+        Published(
+            name=f"megatron-bert-345m-{case}-nemo",
+            summary=f"Megatron-BERT 345M, {case}, as a .nemo archive of NeMo 1.6 and later",
+            architecture=_345M,
+            vocabulary=_CASED if case == "cased" else _UNCASED,
+            licence=_NGC_LICENCE,
+            files=(_nemo(f"megatron_bert_345m_{case}", f"megatron_bert_345m_{case}"),),
+            page=f"{_NEMO_PAGE}/megatron_bert_345m_{case}",
+            note=_IN_ARCHIVE,
+            aliases=(f"megatron_bert_345m_{case}",),
+        )
+        for case in ("cased", "uncased")
+    ),
+    Published(
+        name="megatron-gpt2-345m",
+        summary="Megatron-LM's GPT-2 345M: Wikipedia, RealNews, OpenWebText, CC-Stories",
+        architecture=NetworkSizes(24, 1024, 16, 1024, 0),
+        vocabulary=Vocabulary("gpt2", 50_257, is_cased=True),
+        licence=_NGC_LICENCE,
+        files=(
+            File("weights", "megatron_lm_345m_v0.0.zip", "zip", f"{_NGC}/megatron_lm_345m/versions/v0.0/zip"),
+            File("vocabulary", "vocab.json", "json", f"{_S3}/gpt2-vocab.json"),
+            File("merges", "merges.txt", "merges", f"{_S3}/gpt2-merges.txt"),
+        ),
+        page=f"{_PAGE}:megatron_lm_345m",
+        note="A causal network: for pre-training and for inspect and convert, not for the tasks of BERT.",
+        aliases=("megatron_lm_345m",),
+    ),
+    *(
+        Published(
+            name=name.lower(),
+            summary=f"GatorTron {size}, {text}",
+            architecture=architecture,
+            vocabulary=Vocabulary("gatortron", None, is_cased=False),
+            licence="Apache-2.0 (model card)",
+            files=_hub_folder(f"UFNLP/{name}") if size == "345M" else (),
+            page=f"{_HUB}/UFNLP/{name}",
+            note="transformers' layout, megatron-bert."
+            if size == "345M"
+            else "The names of its weight files are not known here: download the folder and give its path.",
+        )
+        for name, size, architecture, text in (
+            ("gatortron-base", "345M", _345M, "pre-trained on clinical notes, PubMed and Wikipedia"),
+            ("gatortronS", "345M", _345M, "pre-trained on synthetic clinical text, PubMed and Wikipedia"),
+            ("gatortron-medium", "3.9B", NetworkSizes(48, 2560, 40, 512), "pre-trained as gatortron-base"),
+            ("gatortron-large", "8.9B", NetworkSizes(56, 3584, 56, 512), "pre-trained as gatortron-base"),
+        )
+    ),
+    Published(
+        name="megatron-bert-uncased",
+        summary="Uncased weights of your own: give them with --bert_checkpoint and --bert_config",
+        vocabulary=_UNCASED,
+        licence=_BERT_LICENCE,
+        files=(_UNCASED_FILE,),
+        page=f"{_HUB}/google-bert/bert-large-uncased",
+    ),
+    Published(
+        name="megatron-bert-cased",
+        summary="Cased weights of your own: give them with --bert_checkpoint and --bert_config",
+        vocabulary=_CASED,
+        licence=_BERT_LICENCE,
+        files=(_CASED_FILE,),
+        page=f"{_HUB}/google-bert/bert-large-cased",
+    ),
+    *(
+        Published(
+            name=name,
+            summary=f"A small Megatron-BERT of our own, uncased, pre-trained on {text} text; comes with megabert",
+            architecture=_MINI,
+            vocabulary=Vocabulary("megabert-mini", 12_288, is_cased=False),
+            licence=licence,
+            files=(),
+            page="docs/pretraining.md",
+            note="Its card, with the texts and their licences, lies beside its weights.",
+            size=23_400_000,
+            is_shipped=True,
+        )
+        for name, text, licence in (
+            ("megabert-mini-uncased", "general", "Apache-2.0; its texts: CC BY-SA 3.0, CC BY 4.0, public domain"),
+            ("biomegabert-mini-uncased", "biomedical", "Apache-2.0; its texts: CC BY and others, see the card"),
+        )
+    ),
+)
+PUBLISHED: Mapping[str, Published] = {row.name: row for row in _ROWS}

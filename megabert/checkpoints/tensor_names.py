@@ -1,0 +1,119 @@
+"""Our names: the tensors of a network with their shapes, and what a set of them lacks.
+
+An `EncoderConfig` goes in. A head is there whole or not at all; an encoder is always there whole.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from ..errors import CheckpointError
+from ..model.config import EncoderConfig
+from .files.lazy_tensor import Readable
+
+WORD = "encoder.embeddings.word.weight"
+POSITION = "encoder.embeddings.position.weight"
+SEGMENT = "encoder.embeddings.segment.weight"
+VOCABULARY_BIAS = "language_model.vocabulary.bias"
+PER_TOKEN = (WORD, VOCABULARY_BIAS)
+
+Shape = tuple[int, ...]
+
+
+def encoder_shapes(config: EncoderConfig) -> dict[str, Shape]:
+    """List the tensors of an encoder."""
+    hidden, ffn = config.hidden_size, config.ffn_size
+    shapes: dict[str, Shape] = {WORD: (config.vocabulary_size, hidden), POSITION: (config.max_positions, hidden)}
+    if config.num_segments:
+        shapes[SEGMENT] = (config.num_segments, hidden)
+    if config.is_post_norm:
+        shapes |= _norm("encoder.embeddings.norm", hidden)
+    for number in range(config.num_layers):
+        layer = f"encoder.layers.{number}"
+        shapes |= _norm(f"{layer}.attention_norm", hidden)
+        shapes |= _linear(f"{layer}.attention.qkv", hidden, 3 * hidden)
+        shapes |= _linear(f"{layer}.attention.out", hidden, hidden)
+        shapes |= _norm(f"{layer}.mlp_norm", hidden)
+        shapes |= _linear(f"{layer}.mlp.up", hidden, ffn)
+        shapes |= _linear(f"{layer}.mlp.down", ffn, hidden)
+    if not config.is_post_norm:
+        shapes |= _norm("encoder.final_norm", hidden)
+    return shapes
+
+
+def head_shapes(config: EncoderConfig) -> dict[str, dict[str, Shape]]:
+    """List the tensors of the heads that a pre-trained network may have, by what people call them."""
+    hidden = config.hidden_size
+    heads = {
+        "pooler": _linear("sentence_order.pooler", hidden, hidden),
+        "sentence-order head": _linear("sentence_order.out", hidden, 2),
+    }
+    if not config.is_causal:
+        heads["language-model head"] = {
+            **_linear("language_model.dense", hidden, hidden),
+            **_norm("language_model.norm", hidden),
+            VOCABULARY_BIAS: (config.vocabulary_size,),
+        }
+    return heads
+
+
+def find_heads(tensors: Mapping[str, object], config: EncoderConfig) -> list[str]:
+    """Name the heads that a set of tensors has. A causal network always has its language-model head: the embedding."""
+    found = [name for name, head in head_shapes(config).items() if any(tensor in tensors for tensor in head)]
+    return ["language-model head", *found] if config.is_causal else found
+
+
+def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source: str) -> None:
+    """Raise CheckpointError that names every tensor that is missing, left over, or of another shape."""
+    for name, (count, shown) in _counts(tensors).items():
+        if getattr(config, name) != count:
+            raise CheckpointError(
+                f"{source}: its configuration says {name} {getattr(config, name)}, its tensors {count}{shown}."
+            )
+    expected = encoder_shapes(config)
+    for head in head_shapes(config).values():
+        if any(name in tensors for name in head):
+            expected |= head
+    problems = list(_problems(tensors, expected))
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"{source} is not a whole network of {config.num_layers} layers: {shown}.")
+
+
+def _counts(tensors: Mapping[str, Readable]) -> dict[str, tuple[int, str]]:
+    """Read the sizes that people know off the tensors; a whole wrong size is told by one number, not by 300 names."""
+    up = "encoder.layers.0.mlp.up.weight"
+    counts = {
+        "hidden_size": (WORD, 1),
+        "ffn_size": (up, 0),
+        "max_positions": (POSITION, 0),
+        "vocabulary_size": (WORD, 0),
+    }
+    found = {
+        key: (tensors[name].shape[dim], f" ({name} is {_dims(tensors, name)})")
+        for key, (name, dim) in counts.items()
+        if len(_dims(tensors, name)) == 2
+    }
+    num_layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})
+    return found | {"num_layers": (num_layers, "")}
+
+
+def _dims(tensors: Mapping[str, Readable], name: str) -> Shape:
+    return tuple(tensors[name].shape) if name in tensors else ()
+
+
+def _problems(tensors: Mapping[str, Readable], expected: Mapping[str, Shape]) -> Iterator[str]:
+    for name, shape in expected.items():
+        if name not in tensors:
+            yield f"{name} is missing"
+        elif tuple(tensors[name].shape) != shape:
+            yield f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+    for name in tensors:
+        if name not in expected:
+            yield f"{name} is left over"
+
+
+def _linear(name: str, num_inputs: int, num_outputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (num_outputs, num_inputs), f"{name}.bias": (num_outputs,)}
+
+
+def _norm(name: str, size: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}

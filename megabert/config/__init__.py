@@ -1,0 +1,1 @@
+"""Settings: typed schema, Hydra command-line words, NeMo's key names."""

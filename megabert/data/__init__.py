@@ -1,0 +1,1 @@
+"""Features, packing without padding, batch sampler, prefetch, feature cache."""

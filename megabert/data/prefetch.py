@@ -1,0 +1,30 @@
+"""Work done ahead in a thread, so that the device never waits for the next batch."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+ItemType = TypeVar("ItemType")
+ResultType = TypeVar("ResultType")
+
+
+def prefetch(
+    function: Callable[[ItemType], ResultType], items: Iterable[ItemType], depth: int = 3
+) -> Generator[ResultType, None, None]:
+    """Yield function(item) for each item, in order, computed in one thread up to `depth` items ahead.
+
+    An error in the function is raised here, at its item. Closing the iterator drops what was ahead.
+    """
+    waiting: deque[Future[ResultType]] = deque()
+    rest = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as executor:
+        try:
+            for item in rest:
+                waiting.append(executor.submit(function, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)

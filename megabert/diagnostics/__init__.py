@@ -1,0 +1,1 @@
+"""What a checkpoint holds and computes, and whether its query-key-value rows are read right."""

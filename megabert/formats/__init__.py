@@ -1,0 +1,1 @@
+"""File formats of people's data, read into plain values and written."""

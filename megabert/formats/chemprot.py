@@ -1,0 +1,140 @@
+"""BioCreative VI's ChemProt corpus: from its own three files to one chemical-gene pair a row.
+
+The files are tab-separated without header: abstracts (article, title, abstract), entities (article, T1, type, start,
+end, text; characters of title, one blank and abstract) and relations (article, CPR:3, Y or N, name, Arg1:T1, Arg2:T2).
+Source: Krallinger et al. 2017, "Overview of the BioCreative VI chemical-protein interaction track".
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..tokenizers.sentences import split_sentences
+from .tables import split_rows
+
+NEGATIVE = "false"
+
+
+@dataclass(frozen=True)
+class _Mention:
+    name: str
+    is_chemical: bool
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows, and what a person should know of how they were made."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+def read_chemprot(abstracts: Path, entities: Path, relations: Path | None) -> Corpus:
+    """Make a row of each chemical and gene in one sentence, and of each related pair wherever it stands.
+
+    A row has `text`, `head` (the chemical) and `tail` (the gene) as characters in it, and `label`: the group of an
+    evaluated relation (CPR:3, 4, 5, 6, 9), else "false"; without relations there is no label.
+    Raises InputError with the place for rows that do not fit the format, and for mentions whose text is another.
+    """
+    texts: dict[str, str] = {}
+    for (article, title, abstract), place in _rows(abstracts, 3):
+        if article in texts:
+            raise InputError(f"{place}: article {article} stands twice. Keep it once.")
+        texts[article] = f"{title} {abstract}"
+    mentions = _read_mentions(entities, texts)
+    labels = {} if relations is None else _read_relations(relations, mentions)
+    rows: list[dict[str, Any]] = []
+    num_distant = 0
+    for article, text in texts.items():
+        own = mentions.get(article, {})
+        sentences = _sentences_around(text, list(own.values()))
+        for chemical, gene in _pairs(list(own.values())):
+            label = labels.get((article, chemical.name, gene.name), [])
+            start, end = _sentences_of(sentences, chemical, gene)
+            is_distant = (start, end) not in sentences
+            num_distant += is_distant and bool(label)
+            if is_distant and not label:
+                continue
+            row = {
+                "id": f"{article}.{chemical.name}.{gene.name}",
+                "text": text[start:end],
+                "head": {"start": chemical.start - start, "end": chemical.end - start, "type": "CHEMICAL"},
+                "tail": {"start": gene.start - start, "end": gene.end - start, "type": "GENE"},
+            }
+            rows.append(row if relations is None else row | {"label": label[0] if label else NEGATIVE})
+    num_several = sum(len(set(groups)) > 1 for groups in labels.values())
+    notes = [f"{len(texts)} articles, {len(rows)} pairs of a chemical and a gene."]
+    if num_distant:
+        notes.append(
+            f"{num_distant} related pairs stand in different sentences; their texts reach from one to the other."
+        )
+    if num_several:
+        notes.append(f"{num_several} pairs have relations of several groups; the first of each is taken.")
+    return Corpus(rows, notes)
+
+
+def _rows(path: Path, width: int) -> Iterator[tuple[list[str], str]]:
+    for fields, place in split_rows(path):
+        if len(fields) != width:
+            raise InputError(f"{place}: {len(fields)} columns where ChemProt's file has {width}. Is it that file?")
+        yield fields, place
+
+
+def _read_mentions(path: Path, texts: Mapping[str, str]) -> dict[str, dict[str, _Mention]]:
+    found: dict[str, dict[str, _Mention]] = {}
+    for (article, name, kind, start, end, mention), place in _rows(path, 6):
+        if article not in texts:
+            raise InputError(f"{place}: article {article} is not among the abstracts. Give the files of one set.")
+        if not (start.isdecimal() and end.isdecimal()) or texts[article][int(start) : int(end)] != mention:
+            raise InputError(
+                f"{place}: {mention!r} does not stand at characters {start} to {end} of article {article}."
+            )
+        if name in found.setdefault(article, {}):
+            raise InputError(f"{place}: {name} stands twice in article {article}. Keep it once.")
+        if kind != "CHEMICAL" and not kind.startswith("GENE"):
+            raise InputError(f"{place}: the type {kind!r} is neither CHEMICAL nor GENE-Y or GENE-N.")
+        found[article][name] = _Mention(name, kind == "CHEMICAL", int(start), int(end))
+    return found
+
+
+def _read_relations(
+    path: Path, mentions: Mapping[str, Mapping[str, _Mention]]
+) -> dict[tuple[str, str, str], list[str]]:
+    """Give the evaluated groups of each related pair, by article, chemical and gene."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for (article, group, is_evaluated, _, first, second), place in _rows(path, 6):
+        names = [argument.partition(":")[2] for argument in (first, second)]
+        own = mentions.get(article, {})
+        unknown = [name for name in names if name not in own]
+        if unknown:
+            raise InputError(f"{place}: article {article} has no entity {unknown[0]!r}. Give the files of one set.")
+        if own[names[1]].is_chemical:
+            names.reverse()
+        if is_evaluated.strip() == "Y":
+            found.setdefault((article, names[0], names[1]), []).append(group)
+    return found
+
+
+def _pairs(mentions: Sequence[_Mention]) -> Iterator[tuple[_Mention, _Mention]]:
+    for chemical in mentions:
+        for gene in mentions:
+            if chemical.is_chemical and not gene.is_chemical:
+                yield chemical, gene
+
+
+def _sentences_around(text: str, mentions: Sequence[_Mention]) -> list[tuple[int, int]]:
+    """Cut a text into sentences; one whose end would cut a mention goes on to the next."""
+    sentences: list[tuple[int, int]] = []
+    for start, end in split_sentences(text):
+        cuts = sentences and any(item.start < sentences[-1][1] and item.end > start for item in mentions)
+        sentences[-1:] = [(sentences[-1][0], end)] if cuts else [*sentences[-1:], (start, end)]
+    return sentences
+
+
+def _sentences_of(sentences: Sequence[tuple[int, int]], first: _Mention, second: _Mention) -> tuple[int, int]:
+    held = [(start, end) for start, end in sentences if any(start <= item.start < end for item in (first, second))]
+    return held[0][0], held[-1][1]

@@ -1,0 +1,53 @@
+"""File formats that several tasks share: text lines, tab-separated tables, JSON lines, CoNLL's columns.
+
+Every reader raises InputError with file, line and remedy; no line is skipped unsaid.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from .rows import Row
+from .text_lines import read_lines
+
+
+def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: Sequence[str]) -> list[Row]:
+    """Take records from a file's lines, tab-separated with a header of known names, or without one.
+
+    `columns` are those of a table without header, in order; the last ones may be absent in all rows.
+    """
+    rows = split_lines(path, lines)
+    header = [name.strip().lower() for name in rows[0][0]]
+    names_all = len(header) > 1 and all(name in known for name in header)
+    # Of more columns than a table without header may have, others than the known ones are left unread.
+    if names_all or (len(header) > len(columns) and len(set(known) & set(header)) > 1):
+        names, rows = header, rows[1:]
+        if len(set(names)) < len(names):
+            raise InputError(f"{path}:1: a column's name stands twice: {', '.join(names)}. Give each its own.")
+    else:
+        width = len(rows[0][0])
+        if not 1 <= width <= len(columns):
+            raise InputError(
+                f"{path}:1: {width} columns; expected at most {len(columns)}: {', '.join(columns)}, separated by tabs, "
+                "or a header line with their names."
+            )
+        names = list(columns[:width])
+    if not rows:
+        raise InputError(f"{path} holds no rows but a header.")
+    for values, place in rows:
+        if len(values) != len(names):
+            raise InputError(
+                f"{place}: {len(values)} columns where {len(names)} are expected ({', '.join(names)}). "
+                "Is there a tab too many or too few?"
+            )
+    return [Row(dict(zip(names, values, strict=True)), place) for values, place in rows]
+
+
+def split_rows(path: Path) -> list[tuple[list[str], str]]:
+    """Read tab-separated rows, empty lines left out: their columns, and their places for messages."""
+    return split_lines(path, read_lines(path))
+
+
+def split_lines(path: Path, lines: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Cut a file's lines at tabs, as `split_rows` reads them."""
+    return [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]

@@ -1,0 +1,1 @@
+"""Triton kernels and CUDA graphs: tensors in, tensors out; nothing of the package is imported."""

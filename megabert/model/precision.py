@@ -1,0 +1,52 @@
+"""The precision a network computes in: names, dtypes, casting."""
+
+import torch
+from torch import nn
+
+from .attention import has_kernel
+from .config import EncoderConfig
+from .fp8 import Fp8Linear, check_hardware, use_fp8
+
+PRECISIONS = {
+    "32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16", "fp8": "fp8",
+}  # fmt: skip
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Settle what the network computes in: 32, bf16, 16 or fp8; auto is bf16 on a GPU that has it, else 32."""
+    if precision == "fp8":
+        check_hardware(device)
+    if precision != "auto":
+        return PRECISIONS[precision]
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
+
+
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "fp8": torch.bfloat16}
+
+
+def cast(model: nn.Module, precision: str) -> None:
+    """Let a network compute in the precision, all but a task's small head: weights and what flows between layers.
+
+    What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and
+    bfloat16 are those of Megatron-LM's --fp16 and --bf16; fp8 is bfloat16 with the layers' products in 8 bits.
+    """
+    for name, child in model.named_children():
+        if name != "head" or child.is_large:
+            child.to(DTYPES[precision])
+    if precision == "fp8":
+        use_fp8(model.get_submodule("encoder"))  # type: ignore[arg-type]
+
+
+def freeze(model: nn.Module) -> None:
+    """Do once what depends on weights alone, for they will not change any more."""
+    for module in model.modules():
+        if isinstance(module, Fp8Linear):
+            module.freeze()
+
+
+def resolve_static_batches(asked: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
+    """Settle whether batches have one static size: where that is asked for and a kernel of ours serves it, on a GPU.
+
+    Then the network can be recorded; where a layout does not allow that, it is at least compiled for one size only.
+    """
+    return asked and device.type == "cuda" and has_kernel(DTYPES[precision], config.head_dim)

@@ -1,0 +1,121 @@
+"""The texts of next-token training: a corpus's documents end to end, in a new order each pass, cut to one length.
+
+A text is `length` tokens and its targets are those tokens moved by one, so two texts share a token; a text may hold the
+end of one document and the start of the next.
+Source: Megatron-LM, megatron/data/gpt_dataset.py (doc_idx, sample_idx), with one epoch to an index.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import NO_TARGET, Features
+from .blend import SequenceCorpus, require_known
+from .indexed_dataset import TokenDataset
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Where the texts of a pass begin: in document `documents[n]` of the pass, `offsets[n]` tokens from its start."""
+
+    order: NDArray[np.int64]
+    """The documents of the pass, in its order."""
+    documents: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+def index_samples(document_lengths: NDArray[np.int64], order: NDArray[np.int64], length: int) -> SampleIndex:
+    """Cut documents, laid end to end in `order`, into texts of `length` + 1 tokens that overlap by one.
+
+    What is left at the end and is shorter is no text. Source: Megatron-LM, build_sample_idx in helpers.cpp.
+    """
+    ends = np.cumsum(document_lengths[order])
+    num_texts = max(int(ends[-1]) - 1, 0) // length if len(ends) else 0
+    starts = np.arange(num_texts + 1) * length
+    documents = np.searchsorted(ends, starts, side="right")
+    before = np.concatenate([[0], ends])
+    return SampleIndex(order, documents, starts - before[documents])
+
+
+def next_token_text(ids: NDArray[np.int64], unasked: Sequence[int] = ()) -> Features:
+    """Make a text of L + 1 tokens: L tokens, and as targets those that follow; none follows a token of `unasked`."""
+    targets = ids[1:].copy()
+    targets[np.isin(ids[:-1], np.array(unasked, dtype=np.int64))] = NO_TARGET
+    num_asked = float((targets != NO_TARGET).sum())
+    return Features(ids[:-1], np.zeros_like(targets), token_targets={"token": targets}, weight=num_asked)
+
+
+class NextTokenCorpus(SequenceCorpus):
+    """A corpus as texts of one length; token_targets `token` is the next token at each place."""
+
+    def __init__(
+        self,
+        tokens: TokenDataset,
+        document_range: tuple[int, int],
+        length: int,
+        *,
+        vocabulary_size: int,
+        seed: int,
+        source: str,
+        unasked: Sequence[int] = (),
+    ) -> None:
+        """Take documents [first, end); where one of the tokens `unasked` stands, nothing is asked for."""
+        first, end = document_range
+        bounds = np.asarray(tokens.documents[first : end + 1])
+        sums = np.concatenate([[0], np.cumsum(tokens.lengths[bounds[0] : bounds[-1]], dtype=np.int64)])
+        self._lengths = np.diff(sums[bounds - bounds[0]])
+        self._tokens, self._first, self._length = tokens, first, length
+        self._size, self._seed, self._source = vocabulary_size, seed, source
+        self._unasked = unasked
+        self._num_texts = max(int(self._lengths.sum()) - 1, 0) // length
+        self._indices: dict[int, SampleIndex] = {}
+
+    def __len__(self) -> int:
+        """Count the texts."""
+        return self._num_texts
+
+    def lengths(self, number: int) -> NDArray[np.int64]:
+        """Count each text's tokens: all have as many."""
+        return np.full(len(self), self._length)
+
+    def fingerprint(self) -> str:
+        """Digest the tokens and how they are cut."""
+        facts = f"{self._tokens.fingerprint()} {self._first} {len(self._lengths)} {self._length} {self._seed}"
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    def text(self, index: int, number: int) -> Features:
+        """Make a text of a pass."""
+        return next_token_text(self._read(self._index(number), index), self._unasked)
+
+    def _index(self, number: int) -> SampleIndex:
+        if number not in self._indices:
+            if len(self._indices) > 1:  # this pass and the one before are all that is looked at
+                del self._indices[min(self._indices)]
+            order = np.arange(len(self._lengths))
+            np.random.RandomState((self._seed + number) % 2**32).shuffle(order)
+            self._indices[number] = index_samples(self._lengths, order, self._length)
+        return self._indices[number]
+
+    def _read(self, cut: SampleIndex, index: int) -> NDArray[np.int64]:
+        place, offset, rest = int(cut.documents[index]), int(cut.offsets[index]), self._length + 1
+        parts = []
+        while rest:
+            first, end = self._tokens.documents[self._first + cut.order[place] :][:2].tolist()
+            for sequence in range(first, end):
+                length = int(self._tokens.lengths[sequence])
+                if offset >= length:
+                    offset -= length
+                    continue
+                stop = min(length, offset + rest)
+                parts.append(self._tokens.part(sequence, offset, stop).astype(np.int64))
+                rest -= stop - offset
+                offset = 0
+                if not rest:
+                    break
+            place += 1
+        ids = np.concatenate(parts)
+        require_known(int(ids.max()), self._size, self._source)
+        return ids

@@ -1,0 +1,1 @@
+"""Text to token ids: WordPiece, byte-level BPE, word and sentence splitting."""

@@ -1,0 +1,72 @@
+"""GPT-2's byte-level byte-pair encoding, and how a tokenizer is made of the files that a checkpoint has.
+
+The work is done by Hugging Face's `tokenizers` (Rust).
+Source of the files' format: encoder.py of https://github.com/openai/gpt-2.
+"""
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ..errors import CheckpointError, ConfigError
+from .wordpiece import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+
+
+class BytePairTokenizer(Tokenizer):
+    """Text to ids by a vocab.json and a merges.txt; every text has ids, and they give it back.
+
+    There are no [CLS], [SEP] and [MASK]: a task that asks for them is answered with a ConfigError.
+    """
+
+    def __init__(self, vocabulary: bytes, merges: bytes, *, source: str = "vocab.json") -> None:
+        """Raise CheckpointError if the files' contents are none of GPT-2's make."""
+        try:
+            ids = {str(token): int(index) for token, index in json.loads(vocabulary).items()}
+            lines = merges.decode("utf-8").split("\n")
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"vocab.json or merges.txt is not of GPT-2's make: {error}") from None
+        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        wrong = next((pair for pair in pairs if len(pair) != 2 or not {*pair, "".join(pair)} <= ids.keys()), None)
+        if wrong is not None:
+            raise CheckpointError(
+                f"merges.txt joins {wrong}, of which not all are in vocab.json. Give a pair of files."
+            )
+        self.tokens = sorted(ids, key=lambda token: ids[token])
+        if [ids[token] for token in self.tokens] != list(range(len(ids))):
+            raise CheckpointError(f"{source} does not number its {len(ids)} tokens from 0 on, each once.")
+        self.source, self.lower_case, self.is_uncased = source, False, False
+        self._files = {VOCABULARY_FILE: vocabulary.decode("utf-8"), MERGES_FILE: merges.decode("utf-8")}
+        self.pad_id = ids.get(END_OF_TEXT, 0)
+        self._has_end = END_OF_TEXT in ids
+        self._rust = RustTokenizer(BPE(ids, [(pair[0], pair[1]) for pair in pairs]))
+        self._rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        self._rust.decoder = ByteLevelDecoder()
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for what only BERT's vocabularies have."""
+        if name in ("cls_id", "sep_id", "mask_id", "unknown_id"):
+            raise ConfigError(
+                f"{self.source} is GPT-2's kind of vocabulary, which has no {name.removesuffix('_id')} token. This "
+                "task needs a vocab.txt: model.tokenizer.vocab_file=FILE, and a network that was trained with it."
+            )
+        raise AttributeError(name)
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a document."""
+        if not self._has_end:
+            raise ConfigError(f"{self.source} has no {END_OF_TEXT}, with which documents end.")
+        return self.pad_id
+
+    def files(self) -> dict[str, str]:
+        """Give the vocabulary as files, name to content: vocab.json and merges.txt, as they were given."""
+        return dict(self._files)

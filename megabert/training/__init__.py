@@ -1,0 +1,1 @@
+"""Training: setup, loop, optimizer step, checkpoints, log."""

@@ -1,0 +1,230 @@
+"""How weights move: parameter groups, optimizers, learning rates, gradient clipping, the loss scale.
+
+Everything is a function of the settings and the step. The learning rate keeps no state, so a resumed run
+needs the step alone; the optimizer's own state goes to a checkpoint and back as tensors with readable names.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from ..config.schema import OptimizerSettings
+from ..errors import CheckpointError, ConfigError
+from .lr_schedules import check_schedule, refuse_unused_settings
+
+
+@dataclass(frozen=True)
+class OptimizerRow:
+    """One of PyTorch's optimizers: the settings it takes and the state that it keeps for each parameter."""
+
+    cls: Callable[..., Optimizer]
+    takes: tuple[str, ...]
+    state: tuple[str, ...]
+    has_fused: bool = False
+
+
+# The names are settings. Adagrad has a fused step too, but not on every device.
+OPTIMIZERS = {
+    "adamw": OptimizerRow(
+        torch.optim.AdamW, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
+    ),
+    "adam": OptimizerRow(
+        torch.optim.Adam, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
+    ),
+    "sgd": OptimizerRow(torch.optim.SGD, ("momentum", "weight_decay"), ("momentum_buffer",), has_fused=True),
+    "adamax": OptimizerRow(torch.optim.Adamax, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")),
+    "adagrad": OptimizerRow(torch.optim.Adagrad, ("eps", "weight_decay"), ("step", "sum")),
+    "adadelta": OptimizerRow(torch.optim.Adadelta, ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")),
+    "rmsprop": OptimizerRow(
+        torch.optim.RMSprop, ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")
+    ),
+    # Its steps grow and shrink by themselves: the learning rate is the size of the first one only.
+    "rprop": OptimizerRow(torch.optim.Rprop, (), ("step", "prev", "step_size")),
+}
+
+
+# Stands in a checkpoint for a parameter that has had no gradient yet: nothing is left out unsaid.
+UNTOUCHED = "untouched"
+
+
+# All other state has the parameter's shape.
+SHAPES = {"step": torch.Size([]), UNTOUCHED: torch.Size([0])}
+
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+"""A model's parameters by name, as named_parameters() gives them: one that two modules share is listed once."""
+
+
+def parameter_groups(named: Parameters, weight_decay: float, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into those that decay and those that do not, for an optimizer.
+
+    Raises ConfigError if all are frozen.
+    """
+    parameters = [parameter for parameter in named.values() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError("Nothing to train: every parameter of the model is frozen.")
+    # Decided by shape and not by name: the parameters with fewer than two dims are exactly the biases and the
+    # gains of norms, whatever a task's author calls them. Decay would pull a norm's gain from 1 to 0.
+    decayed = [parameter for parameter in parameters if decay_norm_and_bias or parameter.ndim >= 2]
+    kept = [parameter for parameter in parameters if not (decay_norm_and_bias or parameter.ndim >= 2)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(parameters: Parameters, settings: OptimizerSettings) -> Optimizer:
+    """Build the optimizer that the settings name, with its step in one kernel where it has such a one.
+
+    Raises ConfigError if a setting does not fit the optimizer or the schedule.
+    """
+    row = OPTIMIZERS[settings.name]
+    optional = {name for row in OPTIMIZERS.values() for name in row.takes}
+    refuse_unused_settings(settings, row.takes, optional, "model.optim")
+    check_schedule(settings)
+    arguments = {name: getattr(settings, name) for name in row.takes if name != "weight_decay"}
+    if "betas" in arguments:
+        arguments["betas"] = _two_betas(settings.betas)
+    if row.has_fused:
+        arguments["fused"] = True
+    groups = parameter_groups(parameters, settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
+    try:
+        return row.cls(groups, lr=settings.lr, **arguments)
+    except ValueError as error:  # PyTorch checks the ranges
+        raise ConfigError(f"model.optim: {error} (optimizer {settings.name}).") from None
+
+
+def _two_betas(betas: list[float]) -> tuple[float, float]:
+    if len(betas) != 2:
+        raise ConfigError(f"model.optim.betas={betas}: give two numbers, for example [0.9,0.999].")
+    return betas[0], betas[1]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give all parameter groups the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their 2-norm together is at most `max_norm`; 0: leave them.
+
+    Returns the norm before clipping, a tensor of no dims on the device (it may be infinite or NaN: then the
+    gradients are of no use and the caller decides). Parameters without a gradient do not count.
+    """
+    if max_norm < 0:
+        raise ConfigError(f"trainer.gradient_clip_val={max_norm:g} is negative. Give 0 for no clipping.")
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm > 0:
+        clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def build_loss_scaler(device_type: str, *, enabled: bool) -> torch.amp.GradScaler:
+    """Build the dynamic loss scale of float16 training; not enabled, it passes everything through.
+
+    It halves at each overflow, whose step is skipped, and doubles after 1,000 steps without one, as in
+    Megatron-LM. It starts at 2**16, where Megatron-LM starts at 2**32: the way down from there skips some 16
+    steps, which is nothing for pre-training and a good part of a fine-tuning's warm-up. Megatron-LM also
+    waits for a second overflow (hysteresis 2) and never goes below 1; PyTorch's scaler has neither.
+    """
+    return torch.amp.GradScaler(
+        device_type,
+        init_scale=2.0**16,
+        growth_factor=2.0,
+        backoff_factor=0.5,
+        growth_interval=1000,
+        enabled=enabled,
+    )
+
+
+def load_loss_scale(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    """Continue from `scaler.state_dict()`: plain numbers, or nothing if the scale was not enabled.
+
+    Raises CheckpointError if the state is that of another precision.
+    """
+    if set(state) != set(scaler.state_dict()):
+        raise CheckpointError(
+            "The checkpoint's loss scale does not fit trainer.precision: only precision 16 has one. "
+            "Resume with the precision that the run was started with."
+        )
+    if state:
+        scaler.load_state_dict(dict(state))
+
+
+def optimizer_tensors(optimizer: Optimizer, parameters: Parameters) -> dict[str, Tensor]:
+    """Name the optimizer's state "<parameter name>/<state name>", for a checkpoint.
+
+    The tensors are the live ones, not copies. A parameter that has had no gradient yet is stated as an empty
+    tensor, "<parameter name>/untouched".
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _optimized(optimizer, parameters).items():
+        state = {key: value for key, value in optimizer.state.get(parameter, {}).items() if value is not None}
+        for key, value in (state or {UNTOUCHED: torch.empty(0)}).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: Optimizer, named: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; the optimizer then goes on bit for bit as if never interrupted.
+
+    The order of the model's parameters does not matter. The tensors are copied.
+    Raises CheckpointError, and changes nothing, if a tensor is missing, unknown or of another shape.
+    """
+    parameters = _optimized(optimizer, named)
+    keys = _expected_keys(optimizer, parameters, tensors)
+    _check_tensors(keys, parameters, tensors)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {}
+    for index, parameter in enumerate(ordered):
+        name = names[id(parameter)]
+        if keys[name] != [UNTOUCHED]:
+            state[index] = {key: _placed(tensors[f"{name}/{key}"], key, parameter) for key in keys[name]}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _placed(tensor: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
+    # Step counts live on the CPU; where a fused step wants them on the device, load_state_dict moves them.
+    return tensor.to("cpu" if key == "step" else parameter.device, copy=True)
+
+
+def _optimized(optimizer: Optimizer, parameters: Parameters) -> dict[str, nn.Parameter]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    named = {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
+    assert len(named) == len(held), "the optimizer holds parameters that are not the model's"
+    return named
+
+
+def _expected_keys(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    row = next(row for row in OPTIMIZERS.values() if row.cls is type(optimizer))
+    has_momentum = bool(optimizer.defaults.get("momentum"))
+    keys = [key for key in row.state if has_momentum or key != "momentum_buffer"] or [UNTOUCHED]
+    return {name: [UNTOUCHED] if f"{name}/{UNTOUCHED}" in tensors else keys for name in names}
+
+
+def _check_tensors(
+    keys: Mapping[str, list[str]], parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    shapes = {f"{name}/{key}": SHAPES.get(key, parameters[name].shape) for name in keys for key in keys[name]}
+    faults = [f"{name} is missing" for name in shapes if name not in tensors]
+    faults += [f"{name} is not known" for name in tensors if name not in shapes]
+    faults += [
+        f"{name} has the shape {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
+        raise CheckpointError(
+            f"The checkpoint's optimizer state does not fit: {shown}. "
+            "Resume with the model and model.optim.name that the run was started with."
+        )

@@ -1,0 +1,222 @@
+"""Pictures: a run's loss, scores and learning rate from metrics.jsonl, and confusion matrices, as PNG."""
+
+import io
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from ..metrics.classification import Confusion
+from ..storage import write_whole
+from .log import read_metrics
+
+# Okabe and Ito's colours can be told apart with every kind of colour vision; scores differ in markers too.
+TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
+SCORES = ("#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#999999")
+MARKERS = "osD^vPX*"
+
+# Up to this many points on a curve, each gets a mark.
+FEW = 60
+
+Curve = tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
+
+
+def plot_curves(metrics_file: Path, destination: Path) -> bool:
+    """Draw the curves of a run; the PNG at `destination` appears whole.
+
+    Returns False, and does nothing, if matplotlib is not installed.
+    Raises CheckpointError if the file holds something else than figures.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = read_metrics(metrics_file)
+    scores = _score_names(lines)
+    # The object interface, not pyplot: it needs no window system and leaves no state outside this figure.
+    figure = Figure(figsize=(12, 6), dpi=120, layout="constrained")
+    figure.suptitle(_title(metrics_file.absolute().parent.name, lines), fontsize="x-large")
+    grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=(3, 1))
+    loss_axes = figure.add_subplot(grid[0, 0])
+    _draw_loss(loss_axes, lines)
+    _draw_rate(figure.add_subplot(grid[1, 0], sharex=loss_axes), lines)
+    if scores:
+        _draw_scores(figure.add_subplot(grid[:, 1], sharex=loss_axes), lines, scores)
+    _write(figure, destination)
+    return True
+
+
+# More labels than these do not fit a picture; the most frequent ones are shown.
+MOST_LABELS = 40
+
+
+def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
+    """Draw a confusion matrix: colours by the share of each gold label, counts in the fields.
+
+    Returns False, and does nothing, if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    labels = matrix.labels[:MOST_LABELS]
+    counts = numpy.array(matrix.counts)[: len(labels), : len(labels)]
+    totals = numpy.maximum(numpy.array([sum(row) for row in matrix.counts])[: len(labels)], 1)
+    shares = counts / totals[:, None]
+    size = 3 + 0.55 * max(len(labels), 3)
+    figure = Figure(figsize=(size + 1, size), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label=f"share of the gold {kind}", shrink=0.8)
+    axes.set_xticks(
+        range(len(labels)), labels, rotation=45 if len(labels) > 3 else 0, ha="right" if len(labels) > 3 else "center"
+    )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel(f"predicted {kind}")
+    axes.set_ylabel(f"gold {kind}")
+    left_out = len(matrix.labels) - len(labels)
+    axes.set_title(
+        f"{sum(map(sum, matrix.counts)):,} in all" + (f", {left_out} rare labels not shown" if left_out else "")
+    )
+    for row, column in itertools.product(range(len(labels)), repeat=2):
+        if counts[row, column]:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    _write(figure, destination)
+    return True
+
+
+def _write(figure: Any, destination: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)
+    write_whole(destination, image.getvalue())
+
+
+def _score_names(lines: list[dict[str, Any]]) -> list[str]:
+    """List the scores of the validations, those of single labels aside.
+
+    Whole numbers are counts; a threshold is on a scale of its own.
+    """
+    names = [
+        name
+        for line in lines
+        if line["split"] == "validation"
+        for name, figure in line.items()
+        if isinstance(figure, float) and not name.endswith("threshold") and "/" not in name
+    ]
+    return [name for name in dict.fromkeys(names) if name not in ("seconds", "epoch", "val_loss")]
+
+
+def _title(run: str, lines: list[dict[str, Any]]) -> str:
+    if not lines:
+        return f"{run}: no figures yet"
+    last = lines[-1]
+    words = [f"{last['step']:,} step{'s' * (last['step'] != 1)}"]
+    if last.get("epoch") is not None:
+        words.append(f"{last['epoch']:.3g} epoch{'s' * (last['epoch'] != 1)}")
+    return f"{run}: {', '.join(words)}, {_duration(last['seconds'])}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _curve(lines: list[dict[str, Any]], split: str, name: str) -> Curve:
+    """Pick one figure's steps and values; null becomes NaN."""
+    points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
+    values = [math.nan if value is None else value for _, value in points]
+    return numpy.array([step for step, _ in points], dtype=float), numpy.array(values, dtype=float)
+
+
+def _smooth(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """Average over a window of a fortieth of the curve on either side; NaN is left out."""
+    reach = len(values) // 40
+    positions = numpy.arange(len(values))
+    starts, ends = numpy.maximum(positions - reach, 0), numpy.minimum(positions + reach + 1, len(values))
+    is_finite = numpy.isfinite(values)
+    sums = numpy.concatenate([[0.0], numpy.cumsum(numpy.where(is_finite, values, 0.0))])
+    counts = numpy.concatenate([[0], numpy.cumsum(is_finite)])
+    with numpy.errstate(invalid="ignore"):  # 0 / 0 in a window without numbers is NaN: a gap
+        means: NDArray[numpy.float64] = (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])
+    return means
+
+
+def _draw_loss(axes: Any, lines: list[dict[str, Any]]) -> None:
+    steps, losses = _curve(lines, "train", "loss")
+    if len(steps) > FEW:
+        axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.8, label="training, as it came")
+        axes.plot(steps, _smooth(losses), color=TRAINING, linewidth=2, label="training, smoothed")
+    elif len(steps):
+        axes.plot(steps, losses, color=TRAINING, marker=".", label="training")
+    steps, losses = _curve(lines, "validation", "val_loss")
+    if numpy.isfinite(losses).any():
+        best = int(numpy.nanargmin(losses))
+        label = f"validation: lowest {losses[best]:.4g} (at step {steps[best]:,.0f})"
+        axes.plot(steps, losses, color=VALIDATION, marker="o" if len(steps) <= FEW else None, label=label)
+        _draw_ring(axes, steps[best], losses[best], VALIDATION)
+    _draw_not_finite(axes, lines)
+    _finish(axes, "Loss", "loss")
+    axes.tick_params(labelbottom=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _draw_scores(axes: Any, lines: list[dict[str, Any]], names: list[str]) -> None:
+    styles = itertools.cycle(zip(SCORES, MARKERS, strict=True))
+    for name, (color, marker) in zip(names, styles, strict=False):
+        steps, scores = _curve(lines, "validation", name)
+        label = name.replace("_", " ")
+        if numpy.isfinite(scores).any():
+            best = int(numpy.nanargmax(scores))
+            label += f": {scores[best]:.4g} ({steps[best]:,.0f})"
+            _draw_ring(axes, steps[best], scores[best], color)
+        axes.plot(steps, scores, color=color, marker=marker if len(steps) <= FEW else None, label=label)
+    _finish(axes, "Validation scores", "score")
+    axes.set_xlabel("optimizer steps")
+    axes.legend(
+        title="highest (at step)",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),  # below: there may be many curves, and they end where a legend would lie
+        ncols=2,
+        frameon=False,
+    )
+
+
+def _draw_rate(axes: Any, lines: list[dict[str, Any]]) -> None:
+    steps, rates = _curve(lines, "train", "lr")
+    axes.plot(steps, rates, color=GREY, marker="." if len(steps) <= FEW else None)
+    _finish(axes, "Learning rate", "rate")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("optimizer steps")
+
+
+def _draw_ring(axes: Any, step: float, value: float, color: str) -> None:
+    """Mark the best point of a curve."""
+    axes.plot(step, value, "o", markersize=14, fillstyle="none", color=color)
+
+
+def _draw_not_finite(axes: Any, lines: list[dict[str, Any]]) -> None:
+    """Mark the steps whose loss was no number, at the lower edge, so that a gap is not overlooked."""
+    curves = [_curve(lines, "train", "loss"), _curve(lines, "validation", "val_loss")]
+    steps = numpy.concatenate([steps[~numpy.isfinite(values)] for steps, values in curves])
+    if len(steps):
+        edge = axes.get_xaxis_transform()
+        axes.plot(steps, numpy.full(len(steps), 0.03), "kx", transform=edge, label="not finite")
+
+
+def _finish(axes: Any, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_ylabel(unit)
+    axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,163 @@
+"""Folders that transformers wrote give the logits that transformers gives."""
+
+import json
+
+import pytest
+import torch
+
+from megabert.checkpoints.files.lazy_tensor import Loaded
+from megabert.checkpoints.open import WORD, Checkpoint, fit_vocabulary, open_checkpoint
+from megabert.errors import CheckpointError
+from megabert.model.attention import PackedSequences
+from tests.checkpoints.test_genuine import build
+from tests.conftest import WORDS
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "hidden_act": "gelu",
+}
+CLASSES = {
+    "megatron-bert": (transformers.MegatronBertConfig, transformers.MegatronBertForPreTraining),
+    "bert": (transformers.BertConfig, transformers.BertForPreTraining),
+}
+
+
+def make(architecture, folder, **changes):
+    """Write a folder with weights far from their initial values; returns transformers' model."""
+    config_class, model_class = CLASSES[architecture]
+    torch.manual_seed(0)
+    model = model_class(config_class(**(SIZES | changes))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return model
+
+
+def inputs():
+    torch.manual_seed(1)
+    ids = torch.randint(5, len(WORDS), (2, 12))
+    segments = (torch.arange(12) > 5).long().expand(2, 12)
+    mask = torch.tensor([[1] * 12, [1] * 7 + [0] * 5])
+    return ids, segments, mask
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+@pytest.mark.parametrize("gelu", ["gelu", "gelu_new"])
+def test_logits_are_transformers_s(tmp_path, architecture, gelu):
+    theirs = make(architecture, tmp_path, hidden_act=gelu)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tokenizer_files == {"vocab.txt": (tmp_path / "vocab.txt").read_bytes()}
+    ours = build(checkpoint)
+    ids, segments, mask = inputs()
+    with torch.inference_mode():
+        expected = theirs(ids, token_type_ids=segments, attention_mask=mask)
+        lm_logits, order_logits = ours(ids, segment_ids_BL=segments, documents=PackedSequences.of_rows(mask))
+    is_real = mask.bool()
+    torch.testing.assert_close(lm_logits[is_real], expected.prediction_logits[is_real], atol=1e-5, rtol=0)
+    torch.testing.assert_close(order_logits, expected.seq_relationship_logits, atol=1e-5, rtol=0)
+
+
+def test_a_real_bert_gives_the_vectors_that_transformers_gives(minilm):
+    from megabert.build import load_encoder
+
+    theirs = transformers.AutoModel.from_pretrained(minilm).eval()
+    encoder, tokenizer = load_encoder(str(minilm), home=minilm)
+    text = "BRCA1 is a tumour suppressor gene; it was cloned in 1994."
+    ids = [tokenizer.cls_id, *tokenizer.encode([text])[0].token_ids.tolist(), tokenizer.sep_id]
+    token_ids = torch.tensor([ids])
+    with torch.inference_mode():
+        expected = theirs(token_ids).last_hidden_state
+        torch.testing.assert_close(encoder(token_ids), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["bin", "sharded safetensors", "sharded bin"])
+def test_every_layout_of_weight_files_is_read(tmp_path, kind):
+    theirs = make("bert", tmp_path)
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    (tmp_path / "model.safetensors").unlink()
+    if kind == "bin":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    elif kind == "sharded safetensors":
+        theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    else:
+        names = sorted(state)
+        halves = {"a.bin": names[::2], "b.bin": names[1::2]}
+        for file, part in halves.items():
+            torch.save({name: state[name] for name in part}, tmp_path / file)
+        places = {name: file for file, part in halves.items() for name in part}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    read = open_checkpoint(tmp_path)
+    word = read.tensors["encoder.embeddings.word.weight"].read()
+    assert torch.equal(word, state["bert.embeddings.word_embeddings.weight"])
+
+
+def test_a_fine_tuned_head_is_named_as_not_read(tmp_path):
+    theirs = transformers.BertForQuestionAnswering(transformers.BertConfig(**SIZES))
+    theirs.save_pretrained(tmp_path)
+    assert any("qa_outputs.weight" in note for note in open_checkpoint(tmp_path).notes)
+
+
+def rewrite(folder, **changes):
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"num_hidden_layers": 3}, "says num_layers 3, its tensors 2"),
+        ({"hidden_size": 64}, "says hidden_size 64, its tensors 32"),
+        ({"intermediate_size": 49}, "says ffn_size 49, its tensors 48"),
+        ({"vocab_size": 7}, "says vocabulary_size 7"),
+        ({"max_position_embeddings": 512}, "says max_positions 512, its tensors 20"),
+        ({"num_attention_heads": 5}, "hidden_size 32 does not divide by num_heads 5"),
+        ({"num_attention_heads": ...}, "lacks num_attention_heads"),
+        ({"is_decoder": True}, "is_decoder is True; only False"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message):
+    make("bert", tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_an_index_that_points_outside_its_folder_is_refused(tmp_path):
+    make("bert", tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    index = {"weight_map": {"x": "../secret.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="not a file beside it"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_without_weights_is_told(tmp_path):
+    make("bert", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fits"), [(512, True), (500, True), (504, True), (1024, True), (501, False), (499, False)]
+)
+def test_padded_vocabularies_fit_and_others_do_not(rows, fits):
+    checkpoint = Checkpoint("f", "source", {"vocabulary_size": rows}, {WORD: Loaded(torch.zeros(rows, 2))}, [])
+    if fits:
+        assert len(fit_vocabulary(checkpoint, 500, "vocab.txt")[WORD].read()) == 500
+    else:
+        with pytest.raises(CheckpointError, match=r"vocab\.txt has 500 tokens"):
+            fit_vocabulary(checkpoint, 500, "vocab.txt")

@@ -1,0 +1,183 @@
+import json
+import os
+import threading
+
+import pytest
+import torch
+
+from megabert.checkpoints.native import run_checkpoints as run
+from megabert.errors import CheckpointError
+
+
+def contents(value=1.0):
+    return run.Contents(
+        tensors={"model": {"w": torch.full((3,), value)}, "optimizer": {"w/step": torch.tensor(2.0)}},
+        documents={"run": {"mode": "max", "task": "question_answering"}},
+        texts={"vocab.txt": "[PAD]\nä\n"},
+    )
+
+
+def write(folder, step, figure=None, is_end=False, value=1.0):
+    return run.write(folder, step, contents(value), figure=figure, is_end=is_end)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    read = run.read(write(tmp_path, 5), groups=("model", "optimizer"))
+    assert torch.equal(read.tensors["model"]["w"], torch.ones(3))
+    assert read.documents["run"]["task"] == "question_answering"
+    assert read.texts["vocab.txt"] == "[PAD]\nä\n"
+
+
+def test_only_the_groups_asked_for_are_read(tmp_path):
+    assert set(run.read(write(tmp_path, 5), groups=("model",)).tensors) == {"model"}
+
+
+def test_every_flipped_bit_is_caught(tmp_path):
+    folder = write(tmp_path, 1)
+    for file in sorted(folder.iterdir()):
+        data = bytearray(file.read_bytes())
+        for place in range(0, len(data), max(1, len(data) // 40)):
+            data[place] ^= 1 << (place % 8)
+            file.write_bytes(data)
+            if file.name == run.MANIFEST:
+                # what a flip leaves readable is compared with the files; a figure or a step has no second witness
+                try:
+                    changed = run.read(folder, groups=("model", "optimizer"))
+                    assert torch.equal(changed.tensors["model"]["w"], torch.ones(3))
+                except CheckpointError:
+                    pass
+            else:
+                with pytest.raises(CheckpointError):
+                    run.read(folder, groups=("model", "optimizer"))
+            data[place] ^= 1 << (place % 8)
+        file.write_bytes(data)
+
+
+def test_the_last_the_best_and_the_end(tmp_path):
+    for step, figure in ((10, 50.0), (20, 70.0), (30, 70.0), (40, None)):
+        write(tmp_path, step, figure, is_end=step == 40)
+    assert run.find_last(tmp_path).step == 40
+    assert run.find_best(tmp_path, "max").step == 20  # of equal ones the earlier
+    assert run.find_best(tmp_path, "min").step == 10
+    assert run.find_last(tmp_path).is_end
+    assert run.find_checkpoint(tmp_path).name == "step-00000020"
+
+
+def test_pruning_keeps_the_best_and_the_last(tmp_path):
+    for step, figure in ((10, 50.0), (20, 70.0), (30, 60.0), (40, 10.0)):
+        write(tmp_path, step, figure)
+    run.prune(tmp_path, "max", keep_best=2)
+    assert [entry.step for entry in run.list_checkpoints(tmp_path)] == [20, 30, 40]
+
+
+def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path, monkeypatch):
+    write(tmp_path, 10)
+    calls = []
+
+    def full_disk(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path, 20)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+    (tmp_path / "checkpoints" / "step-00000030.tmp-abc").mkdir()  # a process that was killed
+    assert run.find_last(tmp_path).step == 10
+    monkeypatch.undo()
+    run.prune(tmp_path, "max", keep_best=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_a_step_written_again_is_replaced(tmp_path):
+    write(tmp_path, 10, value=1.0)
+    folder = write(tmp_path, 10, value=2.0)
+    assert torch.equal(run.read(folder, groups=("model",)).tensors["model"]["w"], torch.full((3,), 2.0))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_files_follow_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o644"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format 99"),
+        ({"files": {"../x": {}}}, "outside its folder"),
+        ({"files": 3}, "damaged"),
+        ({"step": None}, "damaged"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(tmp_path, change, message):
+    folder = write(tmp_path, 1)
+    file = folder / run.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        run.read(folder, groups=("model",))
+
+
+def test_places_without_a_run_are_told_apart(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run.find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        run.find_checkpoint(tmp_path)
+
+
+def together(folder, parts, *, step=5, spoil=None):
+    """Write a checkpoint in as many threads as there are parts, as processes do; returns what each raised."""
+    barrier = threading.Barrier(len(parts))
+    texts, raised = [""] * len(parts), [None] * len(parts)
+
+    def write_part(part):
+        def exchange(text):
+            texts[part] = text
+            barrier.wait(timeout=10)
+            answers = list(texts)
+            barrier.wait(timeout=10)
+            return answers
+
+        tensors = {"model": parts[part], "optimizer": {}}
+        own = run.Contents(tensors, {"run": {"mode": "max"}}, {"vocab.txt": "[PAD]\n"})
+        try:
+            run.write_together(
+                folder, step, own, figure=None, is_end=False, part=part, num_parts=len(parts), exchange=exchange
+            )
+        except OSError as error:
+            raised[part] = error
+
+    threads = [threading.Thread(target=write_part, args=(part,)) for part in range(len(parts))]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return raised
+
+
+def test_several_write_one_checkpoint_and_it_reads_as_one(tmp_path):
+    assert together(tmp_path, [{"a": torch.ones(2)}, {"b": torch.zeros(3, 2)}, {}]) == [None] * 3
+    read = run.read(run.find_last(tmp_path).path, groups=("model",))
+    assert torch.equal(read.tensors["model"]["a"], torch.ones(2))
+    assert torch.equal(read.tensors["model"]["b"], torch.zeros(3, 2))
+    files = sorted(file.name for file in run.find_last(tmp_path).path.glob("*.safetensors"))
+    assert files == ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"]
+
+
+class Unreadable:
+    """A tensor that cannot be written, as on a full disk."""
+
+    dtype, shape = torch.float32, (2,)
+
+    def read(self):
+        raise OSError(28, "No space left on device", "here")
+
+
+def test_where_one_cannot_write_all_hear_of_it_and_nothing_appears(tmp_path):
+    raised = together(tmp_path, [{"a": torch.ones(2)}, {"b": Unreadable()}])
+    assert [error.errno for error in raised] == [28, 28]
+    assert run.list_checkpoints(tmp_path) == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megabert.data.packing import BatchSize, Features, pack
+from megabert.errors import InputError
+
+
+def text(*token_ids, segment=0, **targets):
+    ids = np.array(token_ids, dtype=np.int64)
+    return Features(ids, np.full(len(ids), segment, dtype=np.int64), targets)
+
+
+def test_texts_are_laid_end_to_end():
+    batch = pack([text(1, 2), text(3, 4, 5, segment=1), text(6)], max_seqlen=4, pad_id=9)
+    assert batch.token_ids_T.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 0]
+    assert batch.segment_ids_T.tolist() == [0, 0, 1, 1, 1, 0]
+    assert batch.cu_seqlens_N1.tolist() == [0, 2, 5, 6]
+    assert batch.cu_seqlens_N1.dtype == torch.int32
+    assert (batch.num_tokens, batch.num_documents, batch.weight) == (6, 3, 3.0)
+    assert batch.size == BatchSize(6, 3)
+
+
+def test_a_batch_is_filled_up_with_documents_of_padding():
+    item = Features(
+        np.array([1, 2]),
+        np.array([1, 1]),
+        targets={"span": np.array([0, 1]), "value": 0.5},
+        token_targets={"label": np.array([7, 8])},
+    )
+    batch = pack([item], max_seqlen=4, pad_id=9, size=BatchSize(8, 5))
+    assert batch.token_ids_T.tolist() == [1, 2, 9, 9, 9, 9, 9, 9]
+    assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 3, 0, 1]
+    assert batch.segment_ids_T.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert batch.cu_seqlens_N1.tolist() == [0, 2, 6, 8, 8, 8]
+    assert batch.targets["span"].tolist() == [[0, 1]] + 4 * [[-100, -100]]
+    assert batch.targets["value"][0] == 0.5
+    assert batch.targets["value"][1:].isnan().all()
+    assert batch.token_targets["label"].tolist() == [7, 8, *6 * [-100]]
+    assert (batch.num_tokens, batch.num_documents, batch.size) == (2, 1, BatchSize(8, 5))
+
+
+def test_targets_are_stacked_in_the_order_given():
+    batch = pack([text(1, span=np.array([0, 0])), text(1, 2, span=np.array([1, 1]))], max_seqlen=9, pad_id=0)
+    assert batch.targets["span"].tolist() == [[0, 0], [1, 1]]
+
+
+def test_a_text_that_is_too_long_is_refused():
+    with pytest.raises(InputError, match="5 tokens is longer than 4"):
+        pack([text(1, 2, 3, 4, 5)], max_seqlen=4, pad_id=0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(0, 30))
+def test_every_text_is_found_again_whole(lengths, padding):
+    start = 1
+    texts = []
+    for length in lengths:
+        texts.append(text(*range(start, start + length)))
+        start += length
+    batch = pack(texts, max_seqlen=12, pad_id=0, size=BatchSize(sum(lengths) + padding, len(lengths) + 3))
+    ids_NL = batch.by_document(batch.token_ids_T, fill=-1, max_seqlen=12)
+    for row, item in zip(ids_NL, texts, strict=False):
+        assert row[: len(item)].tolist() == item.token_ids.tolist()
+        assert (row[len(item) :] == -1).all()
+    assert (batch.token_ids_T > 0).sum() == sum(lengths)
+    assert int(batch.cu_seqlens_N1.diff().max()) <= 12
+    assert batch.size == BatchSize(sum(lengths) + padding, len(lengths) + 3)
+
+
+def test_by_document_takes_further_dims_along():
+    batch = pack([text(1, 2), text(3)], max_seqlen=3, pad_id=0)
+    values_NLC = batch.by_document(torch.arange(6.0).reshape(3, 2), fill=-5.0, max_seqlen=2)
+    assert values_NLC.tolist() == [[[0, 1], [2, 3]], [[4, 5], [-5, -5]]]
+
+
+def test_a_batch_takes_over_another_in_place():
+    first, second = (
+        pack([text(1, 2, label=1)], 4, 0, BatchSize(4, 2)),
+        pack([text(3, label=0)], 4, 0, BatchSize(4, 2)),
+    )
+    places = [tensor.data_ptr() for tensor in first.tensors()]
+    first.copy_from(second)
+    assert first.token_ids_T.tolist() == [3, 0, 0, 0]
+    assert first.targets["label"].tolist() == [0, -100]
+    assert [tensor.data_ptr() for tensor in first.tensors()] == places
+    with pytest.raises(AssertionError, match="does not fit"):
+        first.copy_from(pack([text(3, label=0)], 4, 0))

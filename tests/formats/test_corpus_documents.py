@@ -1,0 +1,84 @@
+import gzip
+import lzma
+
+import pytest
+
+from megabert.errors import InputError
+from megabert.formats.corpus_documents import corpus_files, read_documents
+
+TEXT = "One line.\nTwo lines.\n\n\nA second.\r\n \nÉté.\n"
+EXPECTED = ["One line.\nTwo lines.", "A second.", "Été."]
+PUBMED = """<?xml version="1.0" encoding="utf-8"?>
+<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2023//EN" "http://dtd.example/pubmed.dtd">
+<PubmedArticleSet>
+<PubmedArticle><MedlineCitation Status="MEDLINE"><PMID>1</PMID><Article>
+<ArticleTitle>Effects of <i>BRCA1</i> &amp; p53.</ArticleTitle>
+<Abstract><AbstractText Label="BACKGROUND">One.</AbstractText><AbstractText>Two
+ lines.</AbstractText></Abstract></Article></MedlineCitation><PubmedData/></PubmedArticle>
+<PubmedArticle><MedlineCitation><Article><ArticleTitle>A title alone.</ArticleTitle></Article></MedlineCitation>
+</PubmedArticle>
+<PubmedArticle><MedlineCitation><Article><ArticleTitle/></Article></MedlineCitation></PubmedArticle>
+</PubmedArticleSet>"""
+
+
+def read(path):
+    return list(read_documents(path))
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
+def test_text_json_and_xml_compressed_or_not(suffix, pack, tmp_path):
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(TEXT.encode()))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(pack(b'{"text": "One."}\n\n{"text": " "}\n{"text": "Two\\nlines"}'))
+    (tmp_path / f"c.xml{suffix}").write_bytes(pack(PUBMED.encode()))
+    assert read(tmp_path / f"a.txt{suffix}") == EXPECTED
+    assert read(tmp_path / f"b.jsonl{suffix}") == ["One.", "Two\nlines"]
+    assert read(tmp_path / f"c.xml{suffix}") == ["Effects of BRCA1 & p53.\nOne.\nTwo lines.", "A title alone."]
+    assert [file.name for file in corpus_files([tmp_path])] == [f"a.txt{suffix}", f"b.jsonl{suffix}", f"c.xml{suffix}"]
+
+
+def test_medline_without_pubmed_around_it(tmp_path):
+    (tmp_path / "x.xml").write_text(
+        "<MedlineCitationSet><MedlineCitation><Article><ArticleTitle>T.</ArticleTitle></Article></MedlineCitation>"
+        "</MedlineCitationSet>"
+    )
+    assert read(tmp_path / "x.xml") == ["T."]
+
+
+BOMB = (
+    "<!DOCTYPE a ["
+    + "".join(f"<!ENTITY e{n} '{f'&e{n - 1};' * 10 if n else 'x' * 100}'>" for n in range(9))
+    + "]><PubmedArticleSet><PubmedArticle><ArticleTitle>&e8;</ArticleTitle></PubmedArticle></PubmedArticleSet>"
+)
+ENTITY = '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><PubmedArticleSet><PubmedArticle><ArticleTitle>&e;' \
+         "</ArticleTitle></PubmedArticle></PubmedArticleSet>"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"good\nb\xffd\n", r"x.txt:2: not UTF-8 text: byte 0xff"),
+        ("x.txt", b"good\nb\0d\n", r"x.txt:2: a NUL character"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x.jsonl:2: not JSON"),
+        ("x.jsonl", b'{"body": "a"}\n', r"x.jsonl:1: there is no text under 'text'"),
+        ("x.jsonl", b'["a"]\n', r"x.jsonl:1: there is no text"),
+        ("x.jsonl", b'{"text": 3}\n', r"x.jsonl:1: there is no text"),
+        ("x.xml", b"<PubmedArticleSet>\n<PubmedArticle>", r"x.xml:2: not XML"),
+        ("x.xml", BOMB.encode(), r"x.xml:1: not XML"),
+        ("x.xml", ENTITY.encode(), r"x.xml:1: not XML: undefined entity"),
+        ("x.txt.gz", gzip.compress(b"good\n" * 1000, mtime=0)[:-9], r"x.txt.gz is damaged or cut off"),
+        ("x.txt.gz", b"no gzip", r"x.txt.gz is damaged or cut off"),
+        ("x.txt.xz", lzma.compress(b"good\n" * 1000)[:-9], r"x.txt.xz is damaged or cut off"),
+        ("x.txt.xz", b"no xz", r"x.txt.xz is damaged or cut off"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_its_place(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name)
+
+
+def test_paths_that_hold_no_text(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        corpus_files([tmp_path / "none.txt"])
+    with pytest.raises(InputError, match=r"holds no .txt"):
+        corpus_files([tmp_path])

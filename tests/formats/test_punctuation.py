@@ -1,0 +1,49 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megabert.formats.punctuation import find_words, restore
+
+
+def found(text, marks=".,?"):
+    return [(text[word.start : word.end], word.mark, word.case) for word in find_words(text, marks)]
+
+
+def test_marks_and_cases_of_a_text():
+    assert found('Well, "IL-2" is from NATO... Is it? (Yes!)') == [
+        ("Well", ",", "U"), ("IL-2", "O", "A"), ("is", "O", "O"), ("from", "O", "O"), ("NATO", ".", "A"),
+        ("Is", "O", "U"), ("it", "?", "O"), ("Yes", "O", "U")]  # fmt: skip
+
+
+def test_dashes_part_words_and_marks_may_stand_alone():
+    assert found("peace--war , now") == [("peace", "O", "O"), ("war", ",", "O"), ("now", "O", "O")]
+
+
+def bare(text):
+    words = find_words(text, ".,?")
+    return " ".join(text[word.start : word.end].lower() for word in words), words
+
+
+@pytest.mark.parametrize("text", ["Hello, World. Is it NATO? Yes, it is.", "U.S. troops don't stop.", "A I, B?"])
+def test_what_was_taken_off_is_put_back(text):
+    lowered, words = bare(text)
+    again = find_words(lowered, ".,?")
+    assert len(again) == len(words)
+    assert restore(lowered, again, [word.mark for word in words], [word.case for word in words]) == text
+
+
+def test_what_a_text_has_already_stays():
+    text = 'NATO said: "hello!" and left.'
+    words = find_words(text, ".,?")
+    marks, cases = [","] * len(words), ["U"] * len(words)
+    assert restore(text, words, marks, cases) == 'NATO, Said: "Hello!" And, Left.'
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=80))
+def test_nothing_of_a_text_is_lost(text):
+    words = find_words(text, ".,?")
+    assert restore(text, words, ["O"] * len(words), ["O"] * len(words)) == text
+    letters = {letter for letter in text if letter.isalnum()}
+    covered = {letter for word in words for letter in text[word.start : word.end]}
+    assert letters <= covered

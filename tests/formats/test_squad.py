@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from megabert.errors import InputError
+from megabert.formats.squad import read_squad
+from tests.conftest import squad_document
+
+
+def write(tmp_path, content):
+    file = tmp_path / "data.json"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return file
+
+
+def qa(**changes):
+    question = {"id": "1", "question": "Where?", "answers": [{"text": "here", "answer_start": 6}]} | changes
+    question = {key: value for key, value in question.items() if value is not ...}
+    return {"data": [{"paragraphs": [{"context": "It is here.", "qas": [question]}]}]}
+
+
+def test_a_file_is_read(squad_file):
+    examples = read_squad(squad_file)
+    assert [example.id for example in examples] == ["0.0", "0.1", "1.0", "1.1"]
+    assert examples[0].answers[0].text == "Warsaw"
+    assert examples[0].context[examples[0].answers[0].start :].startswith("Warsaw")
+
+
+def test_answers_may_be_absent_or_impossible(tmp_path):
+    assert read_squad(write(tmp_path, qa(answers=...)))[0].answers is None
+    assert read_squad(write(tmp_path, qa(answers=[])))[0].answers == ()
+    assert read_squad(write(tmp_path, qa(answers=..., is_impossible=True)))[0].answers == ()
+
+
+def test_a_byte_order_mark_is_no_hindrance(tmp_path):
+    assert len(read_squad(write(tmp_path, b"\xef\xbb\xbf" + json.dumps(qa()).encode()))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("  \n", "is empty"),
+        ("{", "data.json:1:2: not JSON"),
+        ("[1, 2]", "not a SQuAD file"),
+        ("null", "not a SQuAD file"),
+        ("{}", "not a SQuAD file"),
+        (b"\xff\xfe{}", "not UTF-8"),
+        (b"\x00\x01\x02", "not JSON"),
+        ({"data": []}, "holds no questions"),
+        ({"data": {}}, "not a SQuAD file"),
+        ({"data": ["text"]}, r"data\[0\] has no 'paragraphs'"),
+        ({"data": [{"paragraphs": [{}]}]}, r"paragraphs\[0\] has no 'context'"),
+        ({"data": [{"paragraphs": [{"context": 5, "qas": []}]}]}, "context is a int; expected str"),
+        ({"data": [{"paragraphs": [{"context": "", "qas": [7]}]}]}, r"qas\[0\] has no 'id'"),
+        (qa(question=...), "has no 'question'"),
+        (qa(question="  "), "question is empty"),
+        (qa(question=None), "question is a NoneType"),
+        (qa(id=...), "has no 'id'"),
+        (qa(answers="here"), "answers is a str"),
+        (qa(answers=["here"]), "has no 'text'"),
+        (qa(answers=[{"text": "", "answer_start": 0}]), "an answer is empty"),
+        (qa(answers=[{"text": "here", "answer_start": "6"}]), "answer_start is a str"),
+        (qa(answers=[{"text": "here", "answer_start": True}]), "answer_start is a bool"),
+        (qa(answers=[{"text": "here", "answer_start": 5}]), "stands at 6: correct answer_start"),
+        (qa(answers=[{"text": "there", "answer_start": 6}]), "nor anywhere else: correct the answer"),
+        (qa(answers=[{"text": "here", "answer_start": -5}]), "is not at character -5"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_malformed_file_is_answered_with_place_and_remedy(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_squad(write(tmp_path, content))
+    assert "data.json" in str(caught.value)
+
+
+def test_two_questions_of_one_id_are_refused(tmp_path):
+    document = squad_document()
+    questions = document["data"][0]["paragraphs"][0]["qas"]
+    questions[1]["id"] = questions[0]["id"]
+    with pytest.raises(InputError, match=r"two questions have the id '0\.0'"):
+        read_squad(write(tmp_path, document))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):
+        read_squad(tmp_path / "nowhere.json")
+
+
+def test_real_files_are_read_whole(squad_v1, squad_v2):
+    assert len(read_squad(squad_v1 / "dev.json")) == 964
+    examples = read_squad(squad_v2 / "dev.json")
+    assert (len(examples), sum(not example.answers for example in examples)) == (902, 491)

@@ -1,0 +1,38 @@
+"""Starting the processes of a training: how many, and what comes of them."""
+
+import pytest
+
+from megabert.config.schema import ParallelSettings, Settings, TrainerSettings
+from megabert.errors import ConfigError
+from megabert.parallel.launch import ProcessesFailed, _exit_code, count_to_start, launch
+
+
+def settings(parallel=None, **trainer):
+    return Settings(trainer=TrainerSettings(accelerator="cpu", **trainer), parallel=parallel or ParallelSettings())
+
+
+def test_processes_are_started_where_nobody_did():
+    assert count_to_start(settings(), {}) == 0
+    assert count_to_start(settings(devices=3), {}) == 3
+    assert count_to_start(settings(devices=-1), {}) == 0  # one without GPUs
+    assert count_to_start(settings(devices=3), {"RANK": "0", "WORLD_SIZE": "3"}) == 0
+    assert count_to_start(settings(devices=3), {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "3"}) == 0
+
+
+def test_what_cannot_be_started_is_told_before():
+    with pytest.raises(ConfigError, match="torchrun"):
+        count_to_start(settings(num_nodes=2, devices=2), {})
+    with pytest.raises(ConfigError, match=r"parallel\.tensor=3"):
+        count_to_start(settings(ParallelSettings(tensor=3), devices=2), {})
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([0, 75], 75), ([76, -9], 76), ([-9, 0], 76), ([64, 64], 64)])
+def test_one_exit_code_stands_for_all(codes, code):
+    assert _exit_code(codes) == code
+
+
+def test_processes_that_fail_are_an_error_that_says_nothing_more(capfd):
+    with pytest.raises(ProcessesFailed) as caught:
+        launch(["no_such_command"], 2)
+    assert (caught.value.exit_code, caught.value.is_told) == (64, True)
+    assert "no_such_command" in capfd.readouterr().err

@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from megabert.config.schema import ParallelSettings, TrainerSettings
+from megabert.errors import ConfigError
+from megabert.model.precision import resolve_precision
+from megabert.parallel.process_group import connect, count_processes, resolve_device, resolve_mesh_axes, seed_step
+from megabert.parallel.rendezvous import LaunchEnvironment, first_host, read_launch_environment
+
+
+def test_precision_is_settled_by_the_device():
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == "32"
+    assert resolve_precision("bf16-mixed", cpu) == "bf16"
+    assert resolve_precision("16", cpu) == "16"
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "axes"),
+    [
+        (1, {}, (1, 1, 1)),
+        (8, {}, (8, 1, 1)),
+        (8, {"tensor": 2}, (4, 1, 2)),
+        (8, {"tensor": 2, "fsdp": 2}, (2, 2, 2)),
+        (8, {"tensor": 2, "fsdp": -1}, (1, 4, 2)),
+    ],
+)
+def test_processes_are_laid_out_on_three_axes(size, words, axes):
+    assert resolve_mesh_axes(size, ParallelSettings(**words)) == axes
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "message"),
+    [
+        (4, {"tensor": 3}, "parallel.tensor=3 does not divide the 4"),
+        (4, {"tensor": 2, "fsdp": 4}, "parallel.fsdp=4 does not divide the 2"),
+        (4, {"sequence": True}, "Set parallel.tensor to 2 or more"),
+        (4, {"tensor": 0}, "parallel.tensor=0"),
+    ],
+)
+def test_layouts_that_do_not_divide_are_told(size, words, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_mesh_axes(size, ParallelSettings(**words))
+
+
+def test_launchers_are_told_apart():
+    assert (
+        read_launch_environment({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
+    )  # a shell in a job
+    assert read_launch_environment({}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "5"}
+    assert read_launch_environment(torchrun) == LaunchEnvironment(3, 4, 1, "here", 5, has_store=False)
+    slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "2007",
+             "SLURM_STEP_NODELIST": "gpu[03-04,7]"}  # fmt: skip
+    assert read_launch_environment(slurm) == LaunchEnvironment(9, 16, 1, "gpu03", 29507, has_store=False)
+
+
+@pytest.mark.parametrize(("nodes", "first"), [("a", "a"), ("a,b", "a"), ("n[1-4]", "n1"), ("n[07,9],m", "n07")])
+def test_the_first_machine_of_a_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_as_many_processes_are_there_as_were_asked_for():
+    one = {"RANK": "0", "WORLD_SIZE": "1"}
+    four = connect(TrainerSettings(devices=2, num_nodes=2), ParallelSettings(), one)
+    with pytest.raises(ConfigError, match=r"asks for 4 processes, but 1 was started"), four:
+        pass
+    alone = connect(TrainerSettings(), ParallelSettings(), {"RANK": "0", "WORLD_SIZE": "2"})
+    with pytest.raises(ConfigError, match=r"asks for 1 processes, but 2 were started"), alone:
+        pass
+    with pytest.raises(ConfigError, match=r"trainer.devices=0"):
+        count_processes(TrainerSettings(devices=0))
+
+
+def test_one_process_is_a_world_of_its_own():
+    with connect(TrainerSettings(accelerator="cpu"), ParallelSettings(), {}) as world:
+        assert (world.size, world.is_rank_zero, world.any_rank(True), world.any_rank(False)) == (1, True, True, False)
+        assert world.all_gather_text("ä") == ["ä"]
+        assert world.broadcast_text("b") == "b"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_told():
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        resolve_device("gpu")
+
+
+def test_dropout_of_a_step_is_a_function_of_seed_and_number():
+    def initialize_weights(seed, number):
+        seed_step(seed, number)
+        return torch.rand(4).tolist()
+
+    assert initialize_weights(1, 2) == initialize_weights(1, 2)
+    assert len({tuple(initialize_weights(seed, number)) for seed in range(3) for number in range(20)}) == 60

@@ -1,0 +1,92 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megabert.data.packing import Features
+from megabert.errors import ConfigError
+from megabert.pretraining.blend import Blend, SequenceCorpus, parse_blend, share_out
+
+
+class Numbered(SequenceCorpus):
+    """A corpus whose text n is n + 1 tokens; the first says which corpus, text and pass it is of."""
+
+    def __init__(self, name, size):
+        self.name, self.size = name, size
+
+    def __len__(self):
+        return self.size
+
+    def lengths(self, number):
+        return np.arange(self.size) + 3
+
+    def text(self, index, number):
+        ids = np.array([self.name, index, number] + [0] * index)
+        return Features(ids, np.zeros_like(ids))
+
+    def fingerprint(self):
+        return f"{self.name} {self.size}"
+
+
+def seen(texts):
+    return [tuple(item.token_ids[:3].tolist()) for item in texts]
+
+
+def test_without_weights_an_epoch_is_each_text_once():
+    blend = Blend([Numbered(0, 3), Numbered(1, 2)], None, seed=5)
+    assert seen(blend) == [(0, 0, 0), (0, 1, 0), (0, 2, 0), (1, 0, 0), (1, 1, 0)]
+    assert seen(blend.resampled(4)) == [(0, 0, 4), (0, 1, 4), (0, 2, 4), (1, 0, 4), (1, 1, 4)]
+
+
+def test_weights_are_kept_and_every_text_has_its_turn():
+    blend = Blend([Numbered(0, 7), Numbered(1, 3)], [0.2, 0.8], seed=5)
+    counts = Counter(item[:2] for epoch in range(21) for item in seen(blend.resampled(epoch)))
+    assert len(blend) == 10
+    assert sum(count for (name, _), count in counts.items() if name == 0) == 2 * 21
+    assert {count for (name, _), count in counts.items() if name == 0} == {6}  # 42 draws of 7 texts
+    assert {count for (name, _), count in counts.items() if name == 1} == {56}  # 168 draws of 3 texts
+
+
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.data())
+def test_lengths_are_those_of_the_texts_and_an_epoch_needs_none_before_it(sizes, data):
+    weights = data.draw(st.none() | st.lists(st.floats(0.1, 5), min_size=len(sizes), max_size=len(sizes)))
+    blend = Blend(
+        [Numbered(name, size) for name, size in enumerate(sizes)],
+        weights,
+        seed=data.draw(st.integers(0, 9)),
+    )
+    prefetch = seen(blend.resampled(3))
+    for epoch in (0, 1, 3, 2):
+        texts = blend.resampled(epoch)
+        assert texts.lengths().tolist() == [len(item) for item in texts]
+        assert [item.notes for item in texts] == [name for name, _, _ in seen(texts)]
+    assert seen(blend.resampled(3)) == prefetch
+
+
+@given(st.integers(0, 1000), st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
+def test_shares_add_up_and_are_less_than_one_off(total, weights):
+    parts = share_out(total, weights)
+    assert sum(parts) == total
+    assert all(abs(part - total * weight / sum(weights)) < 1 for part, weight in zip(parts, weights, strict=True))
+
+
+def test_shares_by_hand():
+    assert share_out(10, [0.5, 0.3, 0.2]) == [5, 3, 2]
+    assert share_out(7, [1, 1, 1]) == [3, 2, 2]
+
+
+def test_blends_are_read_as_megatron_writes_them():
+    assert parse_blend(["a", "b/c"], "k") == (["a", "b/c"], None)
+    assert parse_blend([0.3, "a", "2", "b"], "k") == (["a", "b"], [0.3, 2.0])
+
+
+@pytest.mark.parametrize("items", [[0.3], [0.3, "a", "b"], ["a", 0.3], [0, "a"], [-1, "a"], [1, 2]])
+def test_other_blends_are_refused(items):
+    with pytest.raises(ConfigError, match=r"k=.*give"):
+        parse_blend(items, "k")

@@ -1,0 +1,110 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from megabert.build import load_language_model, new_task_model
+from megabert.config.parser import compose
+from megabert.errors import ConfigError
+from megabert.inference import Predictor
+from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from tests.training.test_loop import TINY
+
+
+@pytest.fixture
+def predictor(vocab_file):
+    words = [
+        "model.language_model.pretrained_model_name=null",
+        TINY.replace("num_attention_heads: 4", "num_attention_heads: 2"),  # for these there is a GPU kernel
+        f"model.tokenizer.vocab_file={vocab_file}",
+        "model.dataset.max_seq_length=64",
+        "model.dataset.max_query_length=24",
+        "model.dataset.doc_stride=16",
+    ]
+    settings = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
+    task = QuestionAnswering(settings)
+    language_model = load_language_model(settings.model, home=None, seed=1)
+    model = new_task_model(task, language_model, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+    return Predictor(task, model.eval(), language_model.tokenizer, torch.device("cpu"))
+
+
+def test_an_answer_does_not_depend_on_what_it_is_batched_with(predictor, squad_file):
+    examples = predictor.task.read(squad_file) * 3
+    together = predictor.predict_examples(examples)
+    alone = [dataclasses.replace(predictor, batch_size=1).predict_examples([example])[0] for example in examples]
+    for first, second in zip(together, alone, strict=True):
+        assert first.text == second.text
+        assert [c.score for c in first.n_best] == pytest.approx([c.score for c in second.n_best], abs=1e-5)
+
+
+def test_results_come_in_the_order_of_the_examples(predictor, squad_file):
+    examples = predictor.task.read(squad_file)
+    assert [item.id for item in predictor.predict_examples(examples[::-1])] == ["1.1", "1.0", "0.1", "0.0"]
+
+
+def test_nothing_in_gives_nothing_out(predictor):
+    assert predictor.predict_examples([]) == []
+
+
+def test_evaluation_is_prediction_and_score(predictor, squad_file):
+    examples = predictor.task.read(squad_file)
+    result = predictor.evaluate(examples, with_loss=True)
+    assert result.scores == predictor.task.score(examples, predictor.predict_examples(examples))
+    assert np.isfinite(result.loss)
+
+
+def test_more_tokens_than_positions_are_refused(predictor):
+    task = QuestionAnswering(compose(QuestionAnsweringSettings, [], owner="question_answering")[0])
+    language_model = dataclasses.make_dataclass("L", ["encoder", "source"])(predictor.model.encoder, "here")
+    with pytest.raises(ConfigError, match="max_seq_length=384 is more than the 64 positions"):
+        new_task_model(task, language_model, seed=0)
+
+
+def test_an_encoder_comes_with_its_tokenizer(minilm):
+    import megabert
+
+    encoder, tokenizer = megabert.load_encoder(minilm)
+    assert isinstance(encoder, torch.nn.Module)
+    assert not encoder.training
+    ids = [tokenizer.cls_id, *tokenizer.encode(["Hello there"])[0].token_ids.tolist(), tokenizer.sep_id]
+    assert encoder(torch.tensor([ids])).shape == (1, len(ids), 384)
+
+
+def test_the_compiler_is_not_imported_to_answer_a_question():
+    """It takes a second or more, and nothing of it is used."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch\n"
+        "from megabert.build import materialize\n"
+        "from megabert.model.heads import PretrainingModel\n"
+        "from megabert.model.config import EncoderConfig\n"
+        "with torch.device('meta'): model = PretrainingModel(EncoderConfig(50, 1, 16, 2, 16, 8))\n"
+        "materialize(model.eval())\n"
+        "assert model.language_model.vocabulary.weight is model.encoder.embeddings.word.weight\n"
+        "model(torch.tensor([[1, 2, 3]]))\n"
+        "print('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: batches are recorded there")
+def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad_file, tmp_path):
+    from megabert.model.precision import resolve_static_batches
+    from megabert.parallel.sharding import compile_layers
+
+    examples = predictor.task.read(squad_file) * 20
+    predictor.model.cuda()
+    plain = dataclasses.replace(predictor, device=torch.device("cuda"), batch_size=2)
+    expected = plain.predict_examples(examples)
+    compile_layers(plain.model)
+    has_size = resolve_static_batches(True, plain.device, plain.model.encoder.config, "32")
+    found = dataclasses.replace(plain, is_static=has_size).predict_examples(examples)
+    assert has_size
+    assert [item.text for item in found] == [item.text for item in expected]

@@ -1,0 +1,324 @@
+"""Training on four questions with a tiny network: learning, resuming, stopping, and what may not change the numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+import megabert
+from megabert.checkpoints.native import run_checkpoints as run
+from megabert.config.parser import compose
+from megabert.errors import CheckpointError, ConfigError, InputError
+from megabert.tasks.question_answering import QuestionAnsweringSettings
+from megabert.training import job
+from megabert.training.intervals import Schedule
+
+TINY = (
+    "model.language_model.config={hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64}"
+)
+
+
+def settings(squad_file, vocab_file, folder, *more):
+    words = [
+        f"model.train_ds.file={squad_file}",
+        f"model.validation_ds={squad_file}",
+        "model.language_model.pretrained_model_name=null",
+        TINY,
+        f"model.tokenizer.vocab_file={vocab_file}",
+        "model.dataset.max_seq_length=64",
+        "model.dataset.max_query_length=24",
+        "model.dataset.doc_stride=16",
+        "model.train_ds.batch_size=2",
+        "model.optim.lr=3e-3",
+        "model.optim.sched.name=WarmupPolicy",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=1",
+        "exp_manager.create_tensorboard_logger=false",
+        f"exp_manager.explicit_log_dir={folder}",
+        *more,
+    ]
+    return compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
+
+
+def train(*arguments):
+    said = []
+    outcome = job.train("question_answering", settings(*arguments), home=arguments[2].parent / "home", say=said.append)
+    return outcome, said
+
+
+def weights(folder):
+    last = run.find_last(folder)
+    return run.read(last.path, groups=("model", "optimizer")).tensors
+
+
+def assert_same(first, second):
+    for group in first:
+        assert first[group].keys() == second[group].keys()
+        for name in first[group]:
+            assert torch.equal(first[group][name], second[group][name]), name
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["split"] == "train"}
+
+
+def test_four_questions_are_learned_by_heart_and_answered_in_a_fresh_process(squad_file, vocab_file, tmp_path):
+    folder = tmp_path / "run"
+    more = (
+        TINY.replace("hidden_size: 32", "hidden_size: 64"),
+        "model.language_model.hidden_dropout=0", "model.language_model.attention_dropout=0",
+        "trainer.max_epochs=120", "trainer.val_check_interval=0", "trainer.gradient_clip_val=1.0",
+        "model.train_ds.batch_size=4", "model.optim.lr=3e-3", "model.optim.sched.name=WarmupAnnealing",
+        "model.optim.sched.warmup_ratio=0.1",
+    )  # fmt: skip
+    outcome, said = train(squad_file, vocab_file, folder, *more)
+    assert outcome.best.figure == 100.0
+    assert any("not pre-trained" in line for line in said)
+    squad_file.unlink()  # neither data nor base weights are needed any more
+    script = (
+        f"import megabert; reader = megabert.load({str(folder)!r}, accelerator='cpu'); "
+        "print(reader.predict(question='Where was Marie Curie born?', "
+        "context='Marie Curie was born in Warsaw. She found radium in the city of Paris.').text)"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "Warsaw"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["settings"]["model"]["optim"]["lr"] == 3e-3
+    assert facts["seed"] == 1234
+
+
+def test_the_same_settings_give_the_same_numbers(squad_file, vocab_file, tmp_path):
+    for name in ("a", "b"):
+        train(squad_file, vocab_file, tmp_path / name, "trainer.max_epochs=2")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    train(squad_file, vocab_file, tmp_path / "c", "trainer.max_epochs=2", "seed=5")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])  # mid-epoch, mid-epoch of the second, between epochs
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(squad_file, vocab_file, tmp_path, stop_at):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ("trainer.max_steps=7", "trainer.max_epochs=9", "model.optim.sched.name=CosineAnnealing")
+    train(squad_file, vocab_file, whole, *common)
+    # A checkpoint at every step; then the run is cut back to the one at stop_at, as if it had been killed there.
+    save = (
+        "exp_manager.checkpoint_callback_params.every_n_train_steps=1",
+        "exp_manager.checkpoint_callback_params.save_top_k=9",
+    )
+    copies = tmp_path / "copies"
+
+    original = run.prune
+    run.prune = lambda *arguments, **more: None
+    try:
+        train(squad_file, vocab_file, parts, *common, *save)
+    finally:
+        run.prune = original
+    for entry in run.list_checkpoints(parts):
+        if entry.step > stop_at:
+            copies.mkdir(exist_ok=True)
+            entry.path.rename(copies / entry.path.name)
+    assert run.find_last(parts).step == stop_at
+    train(squad_file, vocab_file, parts, *common, "exp_manager.resume_if_exists=true")
+    assert_same(weights(whole), weights(parts))
+    assert losses(whole) == losses(parts)
+
+
+def test_control_c_leaves_a_run_that_can_be_resumed(squad_file, vocab_file, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(squad_file, vocab_file, whole, "trainer.max_epochs=30")
+    words = [sys.executable, "-m", "megabert", "train", "question_answering"]
+    values = settings_words(squad_file, vocab_file, stopped)
+    process = subprocess.Popen([*words, *values, "trainer.max_epochs=30"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (stopped / "metrics.jsonl").exists() or len((stopped / "metrics.jsonl").read_text()) < 200:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    if run.find_last(stopped).is_end:
+        pytest.skip("the run came to its end before the signal did")
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert f"--resume {stopped}" in said
+    resumed = subprocess.run([*words, "--resume", str(stopped)], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(weights(whole), weights(stopped))
+
+
+def settings_words(squad_file, vocab_file, folder):
+    return [
+        f"model.train_ds.file={squad_file}", f"model.validation_ds={squad_file}",
+        "model.language_model.pretrained_model_name=null", TINY, f"model.tokenizer.vocab_file={vocab_file}",
+        "model.dataset.max_seq_length=64", "model.dataset.max_query_length=24", "model.dataset.doc_stride=16",
+        "model.train_ds.batch_size=2", "model.optim.lr=3e-3", "model.optim.sched.name=WarmupPolicy",
+        "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
+        "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}",
+    ]  # fmt: skip
+
+
+def test_texts_that_were_kept_train_alike(squad_file, vocab_file, tmp_path):
+    for name in ("first", "second"):
+        train(squad_file, vocab_file, tmp_path / name, "trainer.max_epochs=2")
+        assert len(list((tmp_path / "home" / "texts").iterdir())) == 1
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+    train(squad_file, vocab_file, tmp_path / "third", "trainer.max_epochs=1", "model.dataset.doc_stride=8")
+    assert len(list((tmp_path / "home" / "texts").iterdir())) == 2
+    train(squad_file, vocab_file, tmp_path / "4", "trainer.max_epochs=1", "model.train_ds.use_cache=false", "seed=3")
+    assert len(list((tmp_path / "home" / "texts").iterdir())) == 2
+
+
+def test_cutting_a_step_into_micro_batches_does_not_change_it(squad_file, vocab_file, tmp_path):
+    common = (
+        "trainer.max_epochs=3",
+        "model.language_model.hidden_dropout=0",
+        "model.language_model.attention_dropout=0",
+    )
+    train(squad_file, vocab_file, tmp_path / "one", *common, "model.train_ds.batch_size=4")
+    train(squad_file, vocab_file, tmp_path / "two", *common, "trainer.accumulate_grad_batches=2")
+    first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert first.keys() == second.keys()
+    for step, loss in first.items():
+        assert loss == pytest.approx(second[step], abs=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again_unless_asked(squad_file, vocab_file, tmp_path):
+    common = (squad_file, vocab_file, tmp_path / "run")
+    train(*common, "trainer.max_epochs=1")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(*common, "trainer.max_epochs=1")
+    with pytest.raises(ConfigError, match="came to its end at step 2"):
+        train(*common, "trainer.max_epochs=2", "exp_manager.resume_if_exists=true")
+    outcome, _ = train(
+        *common, "trainer.max_epochs=2", "exp_manager.resume_if_exists=true", "exp_manager.resume_past_end=true"
+    )
+    assert run.find_last(outcome.folder).step == 4
+
+
+def test_other_settings_or_data_do_not_go_on_silently(squad_file, vocab_file, tmp_path):
+    common = (squad_file, vocab_file, tmp_path / "run")
+    more = ("trainer.max_epochs=2", "exp_manager.resume_if_exists=true", "exp_manager.resume_past_end=true")
+    train(*common, "trainer.max_epochs=1")
+    with pytest.raises(ConfigError, match=r"model\.optim\.lr: 0\.003 -> 1\.0"):
+        train(*common, *more, "model.optim.lr=1.0")
+    with pytest.raises(ConfigError, match="accumulate_grad_batches"):
+        train(*common, *more, "trainer.accumulate_grad_batches=2")
+    squad_file.write_text(squad_file.read_text().replace("Seine", "Rhine"))
+    with pytest.raises(CheckpointError, match="training data is not what"):
+        train(*common, *more)
+
+
+def test_loss_that_is_not_finite_stops_before_the_update(squad_file, vocab_file, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="nothing was updated"):
+        train(squad_file, vocab_file, folder, "model.optim.lr=1e30", "model.optim.name=sgd", "trainer.max_epochs=9")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "16"])
+def test_lower_precision_learns_too(squad_file, vocab_file, tmp_path, precision):
+    outcome, _ = train(
+        squad_file, vocab_file, tmp_path / "run", f"trainer.precision={precision}", "trainer.max_epochs=8",
+        "trainer.val_check_interval=0", "trainer.gradient_clip_val=1.0",
+    )  # fmt: skip
+    seen = losses(outcome.folder)
+    assert seen[max(seen)] < 0.8 * seen[1]
+
+
+def test_starting_from_a_run_takes_its_head_along(squad_file, vocab_file, tmp_path):
+    train(squad_file, vocab_file, tmp_path / "first", "trainer.max_epochs=1")
+    outcome, said = train(
+        squad_file, vocab_file, tmp_path / "second", "trainer.max_steps=0", f"pretrained_model={tmp_path / 'first'}"
+    )
+    assert any("its head included" in line for line in said)
+    first, second = weights(tmp_path / "first")["model"], weights(outcome.folder)["model"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_test_data_is_scored_with_the_best_checkpoint(squad_file, vocab_file, tmp_path):
+    outcome, _ = train(squad_file, vocab_file, tmp_path / "run", "trainer.max_epochs=1", f"model.test_ds={squad_file}")
+    assert outcome.test["f1"] == pytest.approx(outcome.best.figure)
+    assert json.loads((outcome.folder / "test.json").read_text())["f1"] == outcome.test["f1"]
+
+
+def test_two_processes_do_not_train_in_one_folder(squad_file, vocab_file, tmp_path):
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ConfigError, match="Another process"):
+            train(squad_file, vocab_file, folder)
+    finally:
+        os.close(descriptor)
+
+
+def test_training_works_in_a_thread(squad_file, vocab_file, tmp_path):
+    # Notebooks and servers do this; signals cannot be caught there.
+    thread = threading.Thread(target=train, args=(squad_file, vocab_file, tmp_path / "run", "trainer.max_epochs=1"))
+    thread.start()
+    thread.join()
+    assert run.find_last(tmp_path / "run").is_end
+    assert megabert.load(tmp_path / "run", accelerator="cpu").task.name() == "question_answering"
+
+
+def schedule(**changes):
+    values = {
+        "total_steps": 10, "accumulate": 2, "validate_every": 0, "save_every": 0, "steps_per_epoch": 5,
+    } | changes  # fmt: skip
+    return Schedule(**values)
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [(0, [10]), (4, [2, 4, 6, 8, 10]), (5.0, [3, 5, 8, 10]), (1, list(range(1, 11))), (2.5, [2, 3, 4, 5, 7, 8, 9, 10])],
+)
+def test_validations_fall_on_the_first_step_after_their_time(every, expected):
+    due = [step for step in range(11) if schedule(validate_every=every).validates_after(step)]
+    assert due == expected
+
+
+def test_epochs_count_by_steps():
+    assert schedule().epoch(5) == 1.0
+    assert schedule().epoch(7) == 1.4
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "has_kernel", "expected"),
+    [
+        ([], "bf16", True, None),
+        ([], "bf16", False, "no attention kernel for heads of 48"),
+        ([], "16", True, "the loss scale decides"),
+        (["model.optim.name=sgd"], "bf16", True, "the optimizer sgd cannot be; adam, adamw can"),
+    ],
+)
+def test_what_keeps_steps_from_being_recorded_is_said(words, precision, has_kernel, expected):
+    composed = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
+    found = job._obstacle(composed, precision, 48, has_kernel=has_kernel)
+    assert found is None if expected is None else expected in found
+
+
+def test_another_batch_size_or_place_of_the_file_finds_the_texts_again(squad_file, vocab_file, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setenv("MEGABERT_HOME", str(home))
+    moved = tmp_path / "moved.json"
+    moved.write_bytes(squad_file.read_bytes())
+    for number, more in enumerate([(), ("model.train_ds.batch_size=1",), (f"model.train_ds.file={moved}",)]):
+        own = settings(squad_file, vocab_file, tmp_path / str(number), "trainer.max_epochs=1", *more)
+        job.train("question_answering", own, home=home, say=lambda line: None)
+    assert len(list((home / "texts").iterdir())) == 1
+    own = settings(squad_file, vocab_file, tmp_path / "3", "trainer.max_epochs=1", "model.dataset.doc_stride=15")
+    job.train("question_answering", own, home=home, say=lambda line: None)
+    assert len(list((home / "texts").iterdir())) == 2
