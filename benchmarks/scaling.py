@@ -310,7 +310,7 @@ def predict(task: Task, gpu: str) -> cost.Estimate | None:
     if task.kind == "check" or gpu not in GPUS or task.precision not in GPUS[gpu].matrix_rate:
         return None
     size, settings = parse_layout(task.layout)
-    layout = cost_model.ParallelLayout(
+    layout = cost.ParallelLayout(
         gpus=size,
         tensor=settings.tensor,
         fsdp=settings.fsdp,
@@ -318,7 +318,7 @@ def predict(task: Task, gpu: str) -> cost.Estimate | None:
         activation_checkpointing=settings.activation_checkpointing,
     )
     texts = Texts.alike(task.texts // layout.num_data, length_of(task))
-    return cost_model.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
+    return cost.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
 
 
 def find_gpu(device_name: str) -> str:

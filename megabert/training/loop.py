@@ -280,7 +280,11 @@ def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver, *, is_la
     is_end = progress.step >= job.schedule.total_steps and progress.validated_step == progress.step
     keep_best = job.settings.exp_manager.checkpoint_callback_params.save_top_k
     facts: dict[str, Any] = {"figure": progress.figure, "is_end": is_end}
-    shares: dict[str, Any] = {"part": world.rank, "num_parts": world.size, "exchange": world.all_gather_text_in_saver}
+    shares: dict[str, Any] = {
+        "part": world.rank,
+        "num_parts": world.size,
+        "all_gather_text": world.all_gather_text_in_saver,
+    }
 
     def write(contents: run.Contents) -> None:
         if world.size == 1:

@@ -71,9 +71,7 @@ def test_any_view_of_any_dtype_reads_as_torch_loads_it(tmp_path, data):
     dtype = data.draw(st.sampled_from(DTYPES + UNTYPED if kind == "torch-zip" else DTYPES))
     tensor = torch.randint(0, 2, shape).to(dtype).permute(data.draw(st.permutations(range(len(shape)))))
     if shape and tensor.shape[0]:
-        tensor = tensor[
-            data.draw(st.integers(0, tensor.shape[0] - 1)) :: data.draw(st.integers(1, 3))
-        ]
+        tensor = tensor[data.draw(st.integers(0, tensor.shape[0] - 1)) :: data.draw(st.integers(1, 3))]
     path = save([tensor, tensor], tmp_path / "x", kind=kind)
     assert_same(open_file(path).content, torch.load(path))
 
@@ -327,9 +325,7 @@ def test_any_mutation_opens_or_raises_a_checkpoint_error(tmp_path, small_files, 
     if data.draw(st.booleans()):
         changed = changed[: data.draw(st.integers(0, len(changed)))]
     for _ in range(data.draw(st.integers(0, 2)) if changed else 0):
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(
-            st.integers(0, 255)
-        )
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "x").write_bytes(changed)
     with contextlib.suppress(CheckpointError):
         read_all(tmp_path / "x")

@@ -147,7 +147,7 @@ def together(folder, parts, *, step=5, spoil=None):
         own = run.Contents(tensors, {"run": {"mode": "max"}}, {"vocab.txt": "[PAD]\n"})
         try:
             run.write_together(
-                folder, step, own, figure=None, is_end=False, part=part, num_parts=len(parts), exchange=exchange
+                folder, step, own, figure=None, is_end=False, part=part, num_parts=len(parts), all_gather_text=exchange
             )
         except OSError as error:
             raised[part] = error
