@@ -45,6 +45,7 @@ from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.precision import resolve_static_batches
+from megabert.parallel.execution import supports_sync_free
 from megabert.parallel.launch import environments
 from megabert.parallel.process_group import World, connect
 from megabert.parallel.sharding import Sharding, parallelize
@@ -189,7 +190,7 @@ def make_stepper(config: EncoderConfig, task: Task, world: World, settings: Para
     has_size = resolve_static_batches(True, world.device, config, task.precision)
     common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "sharding": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
-    if has_size and SyncFreeStepper.serves(optimizer, task.precision):
+    if has_size and supports_sync_free(optimizer.name, task.precision):
         return SyncFreeStepper(model, loss, optimizer, accumulate=1, **common)
     return Stepper(model, loss, optimizer, **common)
 

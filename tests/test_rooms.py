@@ -18,6 +18,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
+    {"torch_session"},
     {"build"},
     {"training", "diagnostics"},
     {"cli"},

@@ -104,17 +104,20 @@ def _train_once(task_name: str, overrides: Sequence[str], *, file: Path | None, 
         options = [("--config", file), ("--resume", resume)]
         given = [word for name, path in options if path is not None for word in (name, str(path))]
         launch(["train", task_name, *words, *given], count)
-        from ..training import job
+        from ..training.run import past_outcome
 
-        return job.past_outcome(settings, task_type.name())
-    from ..training import job
+        return past_outcome(settings, task_type.name())
 
     if not settings.do_training:
         if settings.pretrained_model is None:
             raise ConfigError("do_training=false evaluates a trained run: name it, pretrained_model=RUN.")
-        print(to_json(job.test(settings, Path(settings.pretrained_model)).scores))
+        from ..training.evaluation import evaluate_test_data
+
+        print(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
         return None
-    outcome = job.train(task_name, settings, home=cache_home(os.environ), say=say)
+    from ..training.run import train
+
+    outcome = train(task_name, settings, home=cache_home(os.environ), log=say)
     if outcome is not None:
         _report(outcome)
     return outcome
@@ -199,7 +202,7 @@ def evaluate(words: Sequence[str]) -> int:
     with progress_bar("evaluating") as progress:
         result = predictor.evaluate_file(Path(settings.file), progress=progress)
     if settings.output_dir is not None:
-        from ..training.reports import write_evaluation
+        from ..training.evaluation import write_evaluation
 
         names = write_evaluation(Path(settings.output_dir), predictor.task, result)
         say(f"Wrote {', '.join(names)} in {settings.output_dir}.")

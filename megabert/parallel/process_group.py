@@ -261,16 +261,3 @@ def resolve_device(accelerator: str, local_rank: int | None = None) -> torch.dev
     device = torch.device("cuda", local_rank if count > 1 else 0)
     torch.cuda.set_device(device)
     return device
-
-
-def seed_step(seed: int, micro_batch: int) -> None:
-    """Seed dropout for a micro-batch by its number, so that resuming needs no saved random state.
-
-    Processes with other texts have micro-batches of other numbers. The two numbers are mixed by SplitMix64's
-    finalizer (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195).
-    """
-    mask = (1 << 64) - 1
-    mixed = (seed * 0x9E3779B97F4A7C15 + micro_batch + 1) & mask
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-    torch.manual_seed((mixed ^ (mixed >> 31)) & mask)

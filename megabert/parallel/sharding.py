@@ -270,11 +270,6 @@ def _units(encoder: Encoder) -> list[list[nn.Module]]:
     return units
 
 
-def resolve_compile(asked: bool | None, device: torch.device) -> bool:
-    """Settle whether layers are compiled; None: on a GPU."""
-    return device.type == "cuda" if asked is None else asked
-
-
 def warm_up(device: torch.device) -> None:
     """Start a device in a thread, beside the reading of data: it takes a second or two.
 

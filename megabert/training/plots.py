@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..metrics.classification import Confusion
 from ..storage import write_whole
-from .log import read_metrics
+from .metrics_file import read_metrics
 
 # Okabe and Ito's colours can be told apart with every kind of colour vision; scores differ in markers too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"

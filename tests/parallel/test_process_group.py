@@ -4,8 +4,9 @@ import torch
 from megabert.config.schema import ParallelSettings, TrainerSettings
 from megabert.errors import ConfigError
 from megabert.model.precision import resolve_precision
-from megabert.parallel.process_group import connect, count_processes, resolve_device, resolve_mesh_axes, seed_step
+from megabert.parallel.process_group import connect, count_processes, resolve_device, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment, first_host, read_launch_environment
+from megabert.training.step import seed_step
 
 
 def test_precision_is_settled_by_the_device():

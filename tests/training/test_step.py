@@ -59,7 +59,7 @@ def losses(made, loader, steps):
 
 
 def loader(**changes):
-    return BatchSampler(features(), **({"batch_size": 6, "longest": 40, "pad_id": 0, "seed": 1} | changes))
+    return BatchSampler(features(), **({"batch_size": 6, "max_seqlen": 40, "pad_id": 0, "seed": 1} | changes))
 
 
 def test_a_step_is_that_of_plain_pytorch():
