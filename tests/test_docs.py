@@ -60,3 +60,10 @@ def test_the_readme_example_prints_what_the_readme_says(tmp_path):
         check=False,
     )
     assert run.stdout == printed, run.stderr
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT / "docs"], ids=lambda page: page.name)
+def test_files_named_on_a_page_exist(page):
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", without_code(page)):
+        is_theirs = name.startswith("nemo/")  # in NeMo's repository
+        assert is_theirs or (ROOT / name).is_file() or (ROOT / "megabert" / name).is_file(), name
