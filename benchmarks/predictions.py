@@ -41,7 +41,7 @@ def _fitting(points: Sequence[Point]) -> Iterator[tuple[Point, Estimate]]:
 
 def weak() -> list[str]:
     """Tell how networks scale with as many texts on each GPU: rows of a table."""
-    head = "| network | GPUs | layout | texts x micro-batches | GB | ms | ktok/s | model TFLOP/s a GPU | efficiency |"
+    head = "| model | GPUs | layout | sequences x micro-batches | GB | ms | ktok/s | model TFLOP/s a GPU | efficiency |"
     rows = [head, "|---|---|---|---|---|---|---|---|---|"]
     for name, texts in TEXTS.items():
         for point, best in _fitting(scale(_question(name, 1, texts), COUNTS, is_weak=True)):
@@ -54,7 +54,7 @@ def weak() -> list[str]:
 
 def strong() -> list[str]:
     """Tell how networks scale with as many texts on all GPUs together: rows of a table."""
-    rows = ["| network | GPUs | layout | texts x micro-batches | ktok/s | efficiency |", "|---|---|---|---|---|---|"]
+    rows = ["| model | GPUs | layout | sequences x micro-batches | ktok/s | efficiency |", "|---|---|---|---|---|---|"]
     for name in TEXTS:
         for point, best in _fitting(scale(_question(name, 1, BATCH), (1, 8, 64, 512), is_weak=False)):
             figures = f"{best.tokens_per_second / 1000:,.0f} | {100 * (point.efficiency or 0):.0f} %"
