@@ -4,17 +4,21 @@ On a device that wants static shapes a batch is filled up to a given number of t
 Shape legend: T tokens of a batch, N documents, L tokens of one text.
 """
 
+from __future__ import annotations  # the types of torch are named without importing it
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # Targets of tokens and documents that only fill a batch up: cross_entropy leaves -100 out.
 NO_TARGET = -100
@@ -62,7 +66,7 @@ class ResampledFeatures(Sequence[Features], ABC):
         return self.text(int(index))
 
     @abstractmethod
-    def resampled(self, epoch: int) -> "ResampledFeatures":
+    def resampled(self, epoch: int) -> ResampledFeatures:
         """Give the texts of an epoch; their number is always the same."""
 
     @abstractmethod
@@ -113,7 +117,7 @@ class Batch:
         texts = (self.token_ids_T, self.position_ids_T, self.segment_ids_T, self.cu_seqlens_N1)
         return *texts, self.max_seqlen, self.token_targets
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to each tensor."""
         return replace(
             self,
@@ -125,8 +129,10 @@ class Batch:
             token_targets={name: function(target) for name, target in self.token_targets.items()},
         )
 
-    def emptied(self, pad_id: int) -> "Batch":
+    def emptied(self, pad_id: int) -> Batch:
         """Make all of it padding, of the same size: it costs no loss and teaches nothing."""
+        import torch
+
         return replace(
             self,
             token_ids_T=torch.full_like(self.token_ids_T, pad_id),
@@ -143,18 +149,20 @@ class Batch:
         ids = [self.token_ids_T, self.position_ids_T, self.segment_ids_T, self.cu_seqlens_N1]
         return [*ids, *self.targets.values(), *self.token_targets.values()]
 
-    def copy_from(self, other: "Batch") -> None:
+    def copy_from(self, other: Batch) -> None:
         """Take another batch's tensors over into the places of these; sizes must agree."""
         assert self.size == other.size, f"{other.size} does not fit {self.size}"
         for place, tensor in zip(self.tensors(), other.tensors(), strict=True):
             place.copy_(tensor, non_blocking=True)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device; from pinned memory the copy does not wait."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def by_document(self, values_T: Tensor, fill: float, max_seqlen: int) -> Tensor:
         """Take per-token values [T, ...] apart into documents: [N, longest, ...], `fill` behind each end."""
+        import torch
+
         within_L = torch.arange(max_seqlen, device=values_T.device)
         is_inside_NL = within_L < self.cu_seqlens_N1.diff()[:, None]
         # index_select and not [...]: its gradient is a plain sum, where that of [...] sorts all places first. What is
@@ -171,6 +179,8 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     What fills up are documents of `max_seqlen` padding tokens (the last may be shorter), then empty ones.
     Raises InputError if a text is longer than `max_seqlen`.
     """
+    import torch
+
     assert features, "an empty batch has no tokens"
     lengths = np.array([len(item) for item in features])
     if lengths.max() > max_seqlen:
@@ -210,6 +220,8 @@ def _filler(target: Tensor) -> float:
 
 
 def _stack(targets: list[Any], num_fillers: int) -> Tensor:
+    import torch
+
     stacked = np.stack([np.asarray(target) for target in targets])
     filler = np.nan if stacked.dtype.kind == "f" else NO_TARGET
     return torch.from_numpy(
