@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage import whole_folder
+from ..storage import atomic_folder
 from .packing import Features
 
 # Stores that are kept; the ones that were used longest ago go first.
@@ -94,7 +94,7 @@ def keep(home: Path, name: str, features: Sequence[Features], meta: Mapping[str,
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with whole_folder(home / name) as partial:  # in the place of one that could not be read
+        with atomic_folder(home / name) as partial:  # in the place of one that could not be read
             _write(partial, features, meta)
         _prune(home)
     except OSError:

@@ -30,7 +30,7 @@ from ..model.heads import TaskModel
 from ..model.precision import resolve_precision, resolve_static_batches
 from ..parallel.process_group import World, connect
 from ..parallel.sharding import parallelize, resolve_compile, warm_up
-from ..storage import write_whole
+from ..storage import atomic_write
 from ..tasks import registry
 from ..tasks.task import Task
 from ..tokenizers.wordpiece import Tokenizer
@@ -407,7 +407,7 @@ def _write_facts(job: Job, command: list[str]) -> None:
         **job.facts,
         "settings": OmegaConf.to_container(OmegaConf.structured(job.settings)),
     }
-    write_whole(job.folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(job.folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _resume_command(task_name: str, folder: Path) -> str:
@@ -429,6 +429,6 @@ def test(settings: Settings, folder: Path) -> Evaluation:
         raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
     result = predictor.evaluate(predictor.task.read_data(data))
     target = folder if folder.is_dir() else folder.parent
-    write_whole(target / "test.json", json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
+    atomic_write(target / "test.json", json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
     write_evaluation(target / "test", predictor.task, result)
     return result

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..inference import Evaluation
 from ..metrics import classification
-from ..storage import write_whole
+from ..storage import atomic_write
 from ..tasks.task import Task
 from .plots import plot_confusion
 
@@ -26,7 +26,7 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
         files[f"report_{kind}.txt"] = classification.label_report(matrix)
         files[f"confusion_{kind}.tsv"] = _table(matrix)
     for name, content in files.items():
-        write_whole(folder / name, content)
+        atomic_write(folder / name, content)
     pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
     return [*files, *(name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind))]
 
