@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .data.packing import Batch, Features
 from .data.prefetch import prefetch
-from .data.sampler import EvaluationBatches, lengths_of
+from .data.sampler import EvaluationBatches, sequence_lengths
 from .errors import InputError
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.heads import TaskModel
@@ -95,8 +95,8 @@ class Predictor:
             self.task.row_length,
             self.tokenizer.pad_id,
             static_size=self.is_static,
-            share=self.world.data_rank,
-            num_shares=self.world.data_size,
+            data_rank=self.world.data_rank,
+            data_size=self.world.data_size,
         )
         width = 0
         was_training = self.model.training
@@ -118,7 +118,7 @@ class Predictor:
         finally:
             self.model.train(was_training)
         if self.world.size > 1 and len(batches):
-            logits = self._everyones(logits, lengths_of(features), width)
+            logits = self._everyones(logits, sequence_lengths(features), width)
             loss, weight = self._sum(np.array([loss, weight])).tolist()
         if any(not np.isfinite(item).all() for item in logits):
             raise InputError(

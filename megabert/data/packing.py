@@ -50,7 +50,7 @@ class ResampledFeatures(Sequence[Features], ABC):
     """Texts that are drawn anew each epoch, as a function of seed, epoch and index: nothing of them is kept."""
 
     @abstractmethod
-    def text(self, index: int) -> Features:
+    def sequence(self, index: int) -> Features:
         """Make one text, 0 to len."""
 
     @overload
@@ -60,10 +60,10 @@ class ResampledFeatures(Sequence[Features], ABC):
     def __getitem__(self, index: Any) -> Any:
         """Make a text, or those of a slice."""
         if isinstance(index, slice):
-            return [self.text(place) for place in range(*index.indices(len(self)))]
+            return [self.sequence(place) for place in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.text(int(index))
+        return self.sequence(int(index))
 
     @abstractmethod
     def resampled(self, epoch: int) -> ResampledFeatures:
@@ -83,7 +83,7 @@ class BatchSize:
     """How many tokens and documents a batch has room for."""
 
     num_tokens: int
-    num_documents: int
+    num_sequences: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Batch:
     Document n is the tokens [boundaries[n], boundaries[n + 1]), int32; `max_seqlen` bounds every batch's documents.
     targets are stacked over documents, [N, ...], token_targets laid end to end, [T]. Where the batch is filled up,
     further documents of padding tokens or of none follow; their targets are NO_TARGET, NaN in float targets.
-    num_tokens, num_documents and weight count the real ones.
+    num_tokens, num_sequences and weight count the real ones.
     """
 
     token_ids_T: Tensor
@@ -104,7 +104,7 @@ class Batch:
     targets: dict[str, Tensor]
     token_targets: dict[str, Tensor]
     num_tokens: int
-    num_documents: int
+    num_sequences: int
     weight: float
 
     @property
@@ -140,7 +140,7 @@ class Batch:
             targets={name: torch.full_like(target, _filler(target)) for name, target in self.targets.items()},
             token_targets={name: torch.full_like(target, NO_TARGET) for name, target in self.token_targets.items()},
             num_tokens=0,
-            num_documents=0,
+            num_sequences=0,
             weight=0.0,
         )
 
@@ -159,7 +159,7 @@ class Batch:
         """Copy the tensors to a device; from pinned memory the copy does not wait."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def by_document(self, values_T: Tensor, fill: float, max_seqlen: int) -> Tensor:
+    def by_sequence(self, values_T: Tensor, fill: float, max_seqlen: int) -> Tensor:
         """Take per-token values [T, ...] apart into documents: [N, longest, ...], `fill` behind each end."""
         import torch
 
@@ -190,7 +190,7 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     num_tokens = int(lengths.sum())
     size = size or BatchSize(num_tokens, len(features))
     padding = size.num_tokens - num_tokens
-    fillers = np.full(size.num_documents - len(features), max_seqlen)
+    fillers = np.full(size.num_sequences - len(features), max_seqlen)
     fillers = np.diff(np.minimum(np.cumsum(fillers), padding), prepend=0)
     assert padding >= 0 and fillers.sum() == padding, "the texts do not fit the size"
     lengths = np.concatenate([lengths, fillers])
@@ -210,7 +210,7 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
             name: lay([item.token_targets[name] for item in features], NO_TARGET) for name in features[0].token_targets
         },
         num_tokens=num_tokens,
-        num_documents=len(features),
+        num_sequences=len(features),
         weight=float(sum(item.weight for item in features)),
     )
 

@@ -28,8 +28,8 @@ class BatchSampler:
     """The steps of a training, addressed by number; step len(self) is the first of the second epoch.
 
     A step has `accumulate` micro-batches of at most `batch_size` texts. With `static_epochs` all are filled up to one
-    size, that of the largest in so many epochs; otherwise each is as large as its texts. Of `num_shares` processes each
-    has so many micro-batches a step, dealt in turn, and packs those of its `share` only.
+    size, that of the largest in so many epochs; otherwise each is as large as its texts. Of `data_size` processes each
+    has so many micro-batches a step, dealt in turn, and packs those of its `data_rank` only.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class BatchSampler:
         drop_last: bool = False,
         accumulate: int = 1,
         static_epochs: int = 0,
-        share: int = 0,
-        num_shares: int = 1,
+        data_rank: int = 0,
+        data_size: int = 1,
     ) -> None:
         self.features = features
         self.max_seqlen = max_seqlen
         self.pad_id = pad_id
         self.accumulate = accumulate
-        self.num_tokens = int(lengths_of(features).sum())
-        self.num_groups = accumulate * num_shares
+        self.num_tokens = int(sequence_lengths(features).sum())
+        self.micro_batches_per_step = accumulate * data_size
         """Micro-batches of a step, of all processes."""
-        self._share, self._num_shares = share, num_shares
-        self.sequences_per_step = batch_size * self.num_groups
+        self._data_rank, self._data_size = data_rank, data_size
+        self.sequences_per_step = batch_size * self.micro_batches_per_step
         self._seed = seed
         self._shuffle = shuffle
         self._drop_last = drop_last
@@ -76,15 +76,15 @@ class BatchSampler:
         epoch, place = divmod(step, len(self))
         if self._dealt[0] != epoch:
             self._dealt = (epoch, self._deal_fitting(epoch))
-            self._lengths = lengths_of(self._texts(epoch))
+            self._lengths = sequence_lengths(self._texts(epoch))
         return self._dealt[1][place]
 
     def step(self, step: int) -> list[Batch]:
         """Pack the own micro-batches of a step; all processes have as many, empty ones if there are no texts left."""
         groups, texts = self.indices(step), self._texts(step // len(self))
-        own = groups[self._share :: self._num_shares]
+        own = groups[self._data_rank :: self._data_size]
         batches = [pack([texts[index] for index in group], self.max_seqlen, self.pad_id, self.size) for group in own]
-        if len(own) < -(-len(groups) // self._num_shares):
+        if len(own) < -(-len(groups) // self._data_size):
             batches.append(pack([texts[groups[-1][-1]]], self.max_seqlen, self.pad_id, self.size).emptied(self.pad_id))
         return batches
 
@@ -102,7 +102,7 @@ class BatchSampler:
         )
 
     def _counts(self, epoch: int, dealt: list[list[Indices]]) -> Indices:
-        return count_groups((group for step in dealt for group in step), lengths_of(self._texts(epoch)))
+        return count_groups((group for step in dealt for group in step), sequence_lengths(self._texts(epoch)))
 
     def _deal_fitting(self, epoch: int) -> list[list[Indices]]:
         """Deal an epoch; one that was not looked through is dealt again where a step is beyond the size."""
@@ -118,12 +118,12 @@ class BatchSampler:
 
     def _deal(self, epoch: int, attempt: int = 0) -> list[list[Indices]]:
         """List the micro-batches of each step of an epoch."""
-        lengths = lengths_of(self._texts(epoch))
+        lengths = sequence_lengths(self._texts(epoch))
         num_steps = len(self)
         count = min(len(lengths), num_steps * self.sequences_per_step)
         if not self._shuffle:
             steps = np.array_split(np.arange(count), num_steps)
-            return [[part for part in np.array_split(step, self.num_groups) if len(part)] for step in steps]
+            return [[part for part in np.array_split(step, self.micro_batches_per_step) if len(part)] for step in steps]
         # Seeded by both numbers, so an epoch's order can be made without those before it.
         random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
         chosen = random.permutation(len(lengths))[:count]
@@ -133,10 +133,10 @@ class BatchSampler:
         step_of = np.argsort(random.random((rounds, num_steps)), axis=1).ravel()[:count]
         dealt = falling[np.argsort(step_of, kind="stable")]
         ends = np.cumsum(np.bincount(step_of, minlength=num_steps))
-        return [deal_evenly(step, self.num_groups) for step in np.split(dealt, ends[:-1])]
+        return [deal_evenly(step, self.micro_batches_per_step) for step in np.split(dealt, ends[:-1])]
 
 
-def lengths_of(features: Sequence[Features]) -> Indices:
+def sequence_lengths(features: Sequence[Features]) -> Indices:
     """Count each text's tokens; some know them without reading the texts."""
     if isinstance(features, CachedFeatures | ResampledFeatures):
         return features.lengths()
@@ -170,14 +170,14 @@ def common_size(counts_G2: Indices, max_seqlen: int) -> BatchSize:
 def fits(counts_G2: Indices, max_seqlen: int, size: BatchSize) -> bool:
     """Whether every group can be filled up to a size."""
     padding = size.num_tokens - counts_G2[:, 0]
-    return bool((padding >= 0).all() and (counts_G2[:, 1] + -(-padding // max_seqlen) <= size.num_documents).all())
+    return bool((padding >= 0).all() and (counts_G2[:, 1] + -(-padding // max_seqlen) <= size.num_sequences).all())
 
 
 class EvaluationBatches:
     """A set cut into batches of like size for evaluation; iterating packs them, each with its features' numbers.
 
     A batch has at most as many tokens as `batch_size` texts of `max_seqlen` tokens. `static_size` fills all up to one
-    size. Of `num_shares` processes each gets those of its `share`; all get as many, the last one may be empty.
+    size. Of `data_size` processes each gets those of its `data_rank`; all get as many, the last one may be empty.
     """
 
     def __init__(
@@ -188,28 +188,28 @@ class EvaluationBatches:
         pad_id: int,
         *,
         static_size: bool = False,
-        share: int = 0,
-        num_shares: int = 1,
+        data_rank: int = 0,
+        data_size: int = 1,
     ) -> None:
         self._features = features
         self._longest = max_seqlen
         self._pad_id = pad_id
-        lengths = lengths_of(features)
+        lengths = sequence_lengths(features)
         falling = np.argsort(-lengths, kind="stable")
         # Groups that are dealt there and back differ by less than one text, and that one must fit too.
         room = max((batch_size - 1) * max_seqlen, 1)
         count = min(-(-int(lengths.sum()) // room), len(lengths))
         self._groups = deal_evenly(falling, count) if count else []
         self._size = common_size(count_groups(self._groups, lengths), max_seqlen) if static_size and count else None
-        self._share, self._num_shares = share, num_shares
+        self._data_rank, self._data_size = data_rank, data_size
 
     def __len__(self) -> int:
         """Count the batches."""
-        return (len(self._groups) + self._num_shares - 1) // self._num_shares
+        return (len(self._groups) + self._data_size - 1) // self._data_size
 
     def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
         """Pack batch after batch."""
-        own = self._groups[self._share :: self._num_shares]
+        own = self._groups[self._data_rank :: self._data_size]
         for group in own:
             yield group.tolist(), self._pack(group)
         if len(own) < len(self):

@@ -246,8 +246,8 @@ def _prepare(
         drop_last=data.drop_last,
         accumulate=settings.trainer.accumulate_grad_batches,
         static_epochs=_epochs(settings, len(features), world) if asks_nothing else 0,
-        share=world.data_rank,
-        num_shares=world.data_size,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
     )
     validation_examples = task.read_data(validation) if task.files(validation) else []
     if not validation_examples:

@@ -144,7 +144,7 @@ def fit(job: Job, resumed: run.Contents | None) -> Evaluation | None:
                 max_steps=schedule.total_steps,
                 hidden_size=predictor.model.encoder.config.hidden_size,
             )
-            figures = stepper.step(batches, rate, number=step * job.train_sampler.num_groups)
+            figures = stepper.step(batches, rate, number=step * job.train_sampler.micro_batches_per_step)
             pending.append(_Done(step + 1, figures, rate, num_tokens))
             progress = replace(progress, step=step + 1, figure=None)
 

@@ -20,7 +20,7 @@ def test_texts_are_laid_end_to_end():
     assert batch.segment_ids_T.tolist() == [0, 0, 1, 1, 1, 0]
     assert batch.cu_seqlens_N1.tolist() == [0, 2, 5, 6]
     assert batch.cu_seqlens_N1.dtype == torch.int32
-    assert (batch.num_tokens, batch.num_documents, batch.weight) == (6, 3, 3.0)
+    assert (batch.num_tokens, batch.num_sequences, batch.weight) == (6, 3, 3.0)
     assert batch.size == BatchSize(6, 3)
 
 
@@ -40,7 +40,7 @@ def test_a_batch_is_filled_up_with_documents_of_padding():
     assert batch.targets["value"][0] == 0.5
     assert batch.targets["value"][1:].isnan().all()
     assert batch.token_targets["label"].tolist() == [7, 8, *6 * [-100]]
-    assert (batch.num_tokens, batch.num_documents, batch.size) == (2, 1, BatchSize(8, 5))
+    assert (batch.num_tokens, batch.num_sequences, batch.size) == (2, 1, BatchSize(8, 5))
 
 
 def test_targets_are_stacked_in_the_order_given():
@@ -62,7 +62,7 @@ def test_every_text_is_found_again_whole(lengths, padding):
         texts.append(text(*range(start, start + length)))
         start += length
     batch = pack(texts, max_seqlen=12, pad_id=0, size=BatchSize(sum(lengths) + padding, len(lengths) + 3))
-    ids_NL = batch.by_document(batch.token_ids_T, fill=-1, max_seqlen=12)
+    ids_NL = batch.by_sequence(batch.token_ids_T, fill=-1, max_seqlen=12)
     for row, item in zip(ids_NL, texts, strict=False):
         assert row[: len(item)].tolist() == item.token_ids.tolist()
         assert (row[len(item) :] == -1).all()
@@ -73,7 +73,7 @@ def test_every_text_is_found_again_whole(lengths, padding):
 
 def test_by_document_takes_further_dims_along():
     batch = pack([text(1, 2), text(3)], max_seqlen=3, pad_id=0)
-    values_NLC = batch.by_document(torch.arange(6.0).reshape(3, 2), fill=-5.0, max_seqlen=2)
+    values_NLC = batch.by_sequence(torch.arange(6.0).reshape(3, 2), fill=-5.0, max_seqlen=2)
     assert values_NLC.tolist() == [[[0, 1], [2, 3]], [[4, 5], [-5, -5]]]
 
 

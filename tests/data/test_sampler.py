@@ -115,14 +115,14 @@ def test_nothing_makes_no_batches():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.booleans())
-def test_processes_share_a_step_and_have_as_many_micro_batches(count, batch_size, accumulate, num_shares, is_static):
-    def part(share):
+def test_processes_share_a_step_and_have_as_many_micro_batches(count, batch_size, accumulate, data_size, is_static):
+    def part(rank):
         return loader(
-            count, batch_size, accumulate=accumulate, share=share, num_shares=num_shares, static_epochs=int(is_static)
+            count, batch_size, accumulate=accumulate, data_rank=rank, data_size=data_size, static_epochs=int(is_static)
         )
 
-    parts = [part(share) for share in range(num_shares)]
-    whole = loader(count, batch_size, accumulate=accumulate * num_shares)
+    parts = [part(rank) for rank in range(data_size)]
+    whole = loader(count, batch_size, accumulate=accumulate * data_size)
     assert len({len(of) for of in (*parts, whole)}) == 1
     for number in range(len(whole)):
         batches = [of.step(number) for of in parts]
@@ -138,10 +138,10 @@ def test_processes_share_a_step_and_have_as_many_micro_batches(count, batch_size
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 12), max_size=40), st.integers(1, 5), st.integers(1, 5))
-def test_processes_share_an_evaluation_and_have_as_many_batches(lengths, batch_size, num_shares):
+def test_processes_share_an_evaluation_and_have_as_many_batches(lengths, batch_size, data_size):
     items = [Features(np.full(n, 1), np.zeros(n, dtype=np.int64)) for n in lengths]
     shares = [
-        EvaluationBatches(items, batch_size, 12, 0, share=share, num_shares=num_shares) for share in range(num_shares)
+        EvaluationBatches(items, batch_size, 12, 0, data_rank=rank, data_size=data_size) for rank in range(data_size)
     ]
     found = [list(batches) for batches in shares]
     assert {len(batches) for batches in found} == {len(shares[0])}
