@@ -345,7 +345,7 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
             *(content.encode() for content in tokenizer.files().values()),
             *(Path(path).read_bytes() for path in [*task.files(data), *_code_files(task), *map(str, text_code)]),
         )
-        stored = store.find(stores, name)
+        stored = store.load(stores, name)
         if stored is not None:
             task.restore_state(stored.meta["state"])
             return stored, stored.meta["num_examples"]
@@ -359,7 +359,7 @@ def _training_texts(start: _Start, settings: Settings, home: Path) -> tuple[Sequ
         )
     features = task.features(examples, tokenizer, with_targets=True)
     if uses_cache and features:
-        store.keep(stores, name, features, {"num_examples": len(examples), "state": task.state()})
+        store.save(stores, name, features, {"num_examples": len(examples), "state": task.state()})
     return features, len(examples)
 
 
