@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .data.packing import Batch, Features
 from .data.prefetch import prefetch
-from .data.sampler import EvaluationBatches, lengths_of
+from .data.sampler import EvaluationBatches, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.heads import TaskModel
@@ -63,8 +63,8 @@ class TorchSession:
             max_length,
             pad_id,
             static_size=self.is_static,
-            share=self.world.data_rank,
-            num_shares=self.world.data_size,
+            data_rank=self.world.data_rank,
+            data_size=self.world.data_size,
         )
         width = 0
         was_training = self.model.training
@@ -88,7 +88,7 @@ class TorchSession:
         finally:
             self.model.train(was_training)
         if self.world.size > 1 and len(batches):
-            logits = self._all_gather_logits(logits, lengths_of(features), width)
+            logits = self._all_gather_logits(logits, sequence_lengths(features), width)
             loss, weight = self._all_reduce(np.array([loss, weight])).tolist()
         return SessionOutput(logits, loss / weight if with_loss and weight else None)
 

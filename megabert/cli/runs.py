@@ -14,7 +14,7 @@ from typing import Any
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..parallel.launch import count_to_start, launch
-from ..storage import write_whole
+from ..storage import atomic_write
 from .console import new_parser, progress_bar, quote, say, to_json
 
 
@@ -178,7 +178,7 @@ def _print_sweep(rows: Sequence[tuple[str, Any]]) -> None:
         if "/" not in name and name != "total":
             print(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
     parent = Path(done[0][1].folder).parent
-    write_whole(
+    atomic_write(
         parent / "sweep.json", to_json({"runs": [str(item.folder) for _, item in done], "scores": table}) + "\n"
     )
 
@@ -234,10 +234,10 @@ def predict(words: Sequence[str]) -> int:
         files = {"predictions.jsonl": "".join(lines)}
         files |= predictor.task.write_predictions(folder, examples, predictions)
         for name, content in files.items():
-            write_whole(folder / name, content)
+            atomic_write(folder / name, content)
         say(f"Wrote {', '.join(files)} in {folder}.")
     if settings.output is not None:
-        write_whole(Path(settings.output), "".join(lines))
+        atomic_write(Path(settings.output), "".join(lines))
         say(f"Wrote {len(lines)} predictions to {settings.output}.")
     elif settings.output_dir is None:
         sys.stdout.writelines(lines)

@@ -138,8 +138,8 @@ class Spread(ResampledFeatures):
         """Count the texts."""
         return len(self.indices)
 
-    def text(self, index: int) -> Features:
-        """Make a text."""
+    def sequence(self, index: int) -> Features:
+        """Make a sequence."""
         return self.texts[int(self.indices[index])]
 
     def lengths(self) -> NDArray[np.int64]:

@@ -74,7 +74,7 @@ def load_training_data(
             *(content.encode() for content in tokenizer.files().values()),
             *(path.read_bytes() for path in [*map(Path, task.files(data)), *_code_files(task)]),
         )
-        cached = feature_cache.find(cache_folder, key)
+        cached = feature_cache.load(cache_folder, key)
         if cached is not None:
             task.restore_state(cached.meta["state"])
             return TrainingData(cached, cached.meta["num_examples"])
@@ -88,7 +88,7 @@ def load_training_data(
         )
     features = task.features(examples, tokenizer, with_targets=True)
     if uses_cache and features:
-        feature_cache.keep(cache_folder, key, features, {"num_examples": len(examples), "state": task.state()})
+        feature_cache.save(cache_folder, key, features, {"num_examples": len(examples), "state": task.state()})
     return TrainingData(features, len(examples))
 
 

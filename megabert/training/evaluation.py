@@ -13,7 +13,7 @@ from ..config.schema import DataSettings, Settings
 from ..errors import ConfigError
 from ..inference import Evaluation, Predictor
 from ..metrics.classification import Confusion, confusion, label_report
-from ..storage import write_whole
+from ..storage import atomic_write
 from ..tasks.task import Task
 from .plots import plot_confusion
 
@@ -40,7 +40,7 @@ def evaluate_test_data(settings: Settings, run: Path) -> Evaluation:
     folder = run if run.is_dir() else run.parent
     result = evaluate_data(predictor, data, folder / "test")
     scores = {"file": predictor.task.files(data)[0], **result.scores}
-    write_whole(folder / "test.json", json.dumps(scores, indent=2) + "\n")
+    atomic_write(folder / "test.json", json.dumps(scores, indent=2) + "\n")
     return result
 
 
@@ -58,7 +58,7 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
         files[f"report_{kind}.txt"] = label_report(matrix)
         files[f"confusion_{kind}.tsv"] = _table(matrix)
     for name, content in files.items():
-        write_whole(folder / name, content)
+        atomic_write(folder / name, content)
     pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
     return [*files, *(name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind))]
 

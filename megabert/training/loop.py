@@ -84,7 +84,7 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
                 max_steps=intervals.total_steps,
                 hidden_size=setup.model.encoder.config.hidden_size,
             )
-            loss_norm_2 = stepper.step(batches, rate, number=step * sampler.num_groups)
+            loss_norm_2 = stepper.step(batches, rate, number=step * sampler.micro_batches_per_step)
             pending.append(_Done(step + 1, loss_norm_2, rate, num_tokens))
             progress = replace(progress, step=step + 1, figure=None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage import write_whole
+from ..storage import atomic_write
 
 METRICS = "metrics.jsonl"
 
@@ -40,5 +40,5 @@ def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

@@ -100,8 +100,8 @@ def set_up(
         drop_last=model_settings.train_ds.drop_last,
         accumulate=trainer.accumulate_grad_batches,
         static_epochs=count_epochs(settings, len(features), world.data_size) if execution.is_sync_free else 0,
-        share=world.data_rank,
-        num_shares=world.data_size,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
     )
     validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
     checkpoints = settings.exp_manager.checkpoint_callback_params

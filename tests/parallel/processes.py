@@ -105,14 +105,16 @@ def make(config, world, settings, *, precision="32", clip=0.0, count=26):
         model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, sharding=layout
     )  # fmt: skip
     source = BatchSampler(
-        texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, share=world.data_rank,
-        num_shares=world.data_size,
+        texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, data_rank=world.data_rank,
+        data_size=world.data_size,
     )  # fmt: skip
     return stepper, source
 
 
 def train(stepper, source, steps):
-    return [stepper.step(source.step(number), 1e-3, number * source.num_groups).tolist() for number in steps]
+    return [
+        stepper.step(source.step(number), 1e-3, number * source.micro_batches_per_step).tolist() for number in steps
+    ]
 
 
 def whole(layout, kind, tensors):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ...config.schema import ExperimentSettings, Settings
 from ...errors import CheckpointError, ConfigError
-from ...storage import write_whole
+from ...storage import atomic_write
 from .run_checkpoints import Entry, find_last
 
 
@@ -81,4 +81,4 @@ def write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, t
         "total_steps": total_steps,
         "settings": OmegaConf.to_container(OmegaConf.structured(settings)),
     }
-    write_whole(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
