@@ -24,7 +24,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "fp8": torch.bfloat16}
 
 
-def cast(model: nn.Module, precision: str) -> None:
+def cast_model(model: nn.Module, precision: str) -> None:
     """Let a network compute in the precision, all but a task's small head: weights and what flows between layers.
 
     What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and

@@ -32,52 +32,53 @@ class _Bucket:
     """Cut over the tensor axis."""
     is_partial: bool
     """Whole in each process, of which each sees some tokens only."""
-    masters: list[nn.Parameter]
+    master_weights: list[nn.Parameter]
     came: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     """Gradients of the backward pass at hand."""
     is_sent: bool = False
 
 
 class GradientReducer:
-    """The gradients of one process among several; `views` are where each is summed up, float32."""
+    """The gradients of one process among several; `gradients` are where each is summed up, float32."""
 
-    def __init__(self, masters: Mapping[str, nn.Parameter], sharding: Sharding) -> None:
+    def __init__(self, master_weights: Mapping[str, nn.Parameter], sharding: Sharding) -> None:
         self._layout, self._world = sharding, sharding.world
         kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, master in masters.items():
+        for name, master in master_weights.items():
             if master.requires_grad:
-                kinds.setdefault((name in sharding.cuts, name in sharding.partial), []).append(master)
-        self.views: dict[nn.Parameter, Tensor] = {}
+                kind = (name in sharding.tensor_sharded, name in sharding.sequence_parallel)
+                kinds.setdefault(kind, []).append(master)
+        self.gradients: dict[nn.Parameter, Tensor] = {}
         self._buckets = [
             self._make_bucket(group, *kind) for kind, parameters in kinds.items() for group in _grouped(parameters)
         ]
-        self._bucket_of = {master: bucket for bucket in self._buckets for master in bucket.masters}
+        self._bucket_of = {master: bucket for bucket in self._buckets for master in bucket.master_weights}
         self._is_first = self._is_last = False
         self._works: list[Any] = []
 
-    def _make_bucket(self, masters: list[nn.Parameter], is_cut: bool, is_partial: bool) -> _Bucket:
-        sizes = [_aligned(master.numel()) for master in masters]
-        numbers = torch.zeros(sum(sizes), device=masters[0].device)
-        for master, part in zip(masters, numbers.split(sizes), strict=True):
-            self.views[master] = part[: master.numel()].view(master.shape)
-        return _Bucket(numbers, is_cut, is_partial, masters)
+    def _make_bucket(self, master_weights: list[nn.Parameter], is_cut: bool, is_partial: bool) -> _Bucket:
+        sizes = [_aligned(master.numel()) for master in master_weights]
+        numbers = torch.zeros(sum(sizes), device=master_weights[0].device)
+        for master, part in zip(master_weights, numbers.split(sizes), strict=True):
+            self.gradients[master] = part[: master.numel()].view(master.shape)
+        return _Bucket(numbers, is_cut, is_partial, master_weights)
 
-    def watch(self, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    def register_hooks(self, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
         """Take the gradients of parameters for those of their masters, as soon as a backward pass has made them."""
         for parameter, master in pairs:
             parameter.register_hook(partial(self._take, master))
 
-    def begin(self, *, is_first: bool, is_last: bool) -> None:
+    def begin_backward(self, *, is_first: bool, is_last: bool) -> None:
         """Say which micro-batch the next backward pass is of: the first one's replace what is there."""
         self._is_first, self._is_last = is_first, is_last
 
     def _take(self, master: nn.Parameter, gradient: Tensor) -> None:
         bucket = self._bucket_of[master]
         bucket.came[master] = gradient.detach()
-        if len(bucket.came) == len(bucket.masters):
+        if len(bucket.came) == len(bucket.master_weights):
             self._add_up(bucket)
 
-    def end(self, fresh: Mapping[nn.Parameter, Tensor]) -> None:
+    def end_backward(self, fresh: Mapping[nn.Parameter, Tensor]) -> None:
         """Take what came otherwise. A parameter without a gradient must be without it in all processes."""
         for master, gradient in fresh.items():
             if not self._bucket_of[master].is_sent:
@@ -93,7 +94,7 @@ class GradientReducer:
 
     def _add_up(self, bucket: _Bucket) -> None:
         with torch.no_grad():
-            views = [self.views[master] for master in bucket.came]
+            views = [self.gradients[master] for master in bucket.came]
             if self._is_first:
                 torch._foreach_copy_(views, list(bucket.came.values()))
             else:
@@ -112,7 +113,7 @@ class GradientReducer:
                 if not bucket.is_partial:
                     bucket.numbers /= world.tensor_size
 
-    def figures(self, loss: Tensor) -> Tensor:
+    def loss_and_norm(self, loss: Tensor) -> Tensor:
         """Sum this process' share of the loss, and of the squares of all gradients, over processes: [2], loss and norm.
 
         All get the same bits, so that all decide alike.

@@ -49,11 +49,11 @@ class Sharding:
     """Where the parts of a network's parameters lie, by name; one that is cut nowhere is not listed."""
 
     world: World
-    cuts: Mapping[str, tuple[int, torch.Size]] = field(default_factory=dict)
+    tensor_sharded: Mapping[str, tuple[int, torch.Size]] = field(default_factory=dict)
     """Over the tensor axis: the dim, and the shape of the whole."""
-    spread: Mapping[str, Any] = field(default_factory=dict)
+    fsdp_sharded: Mapping[str, Any] = field(default_factory=dict)
     """Over the fsdp axis: the parameter as FSDP has it, a DTensor."""
-    partial: frozenset[str] = frozenset()
+    sequence_parallel: frozenset[str] = frozenset()
     """Those whose gradient is a sum over the tensor axis although they are not cut: they see only some tokens."""
     is_capturable: bool = True
     """Whether a CUDA graph can hold a step."""
@@ -61,39 +61,39 @@ class Sharding:
     @property
     def uses_fsdp(self) -> bool:
         """Whether FSDP reduces the gradients, and the backward pass must be PyTorch's plain one."""
-        return bool(self.spread)
+        return bool(self.fsdp_sharded)
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
+    def unshard(self, name: str, part: Tensor) -> Tensor:
         """Put a parameter, or what is shaped like it, together; all processes call this in the same order."""
         from torch.distributed.tensor import DTensor, Shard
 
-        if name in self.spread:
-            like = self.spread[name]
+        if name in self.fsdp_sharded:
+            like = self.fsdp_sharded[name]
             part = DTensor.from_local(
                 part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
             ).full_tensor()
-        if name in self.cuts:
-            dim, shape = self.cuts[name]
+        if name in self.tensor_sharded:
+            dim, shape = self.tensor_sharded[name]
             stride = torch.empty(shape, device="meta").stride()
             mesh = self.world.mesh["tensor"]
             part = DTensor.from_local(part, mesh, [Shard(dim)], shape=shape, stride=stride).full_tensor()
         return part
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
+    def shard(self, name: str, whole: Tensor) -> Tensor:
         """Take this process' part of a whole parameter, or of what is shaped like it."""
-        if name in self.cuts:
-            whole = _own(whole, self.cuts[name][0], self.world)
-        if name in self.spread:
-            like = self.spread[name]
+        if name in self.tensor_sharded:
+            whole = _own(whole, self.tensor_sharded[name][0], self.world)
+        if name in self.fsdp_sharded:
+            like = self.fsdp_sharded[name]
             mesh, size = like.device_mesh, self.world.fsdp_size
             whole = _chunk(whole, 0, size, mesh.get_local_rank("fsdp"))
         return whole
 
-    def shape(self, name: str, part: Tensor) -> torch.Size:
+    def full_shape(self, name: str, part: Tensor) -> torch.Size:
         """Give the shape of the whole."""
-        if name in self.cuts:
-            return self.cuts[name][1]
-        return self.spread[name].shape if name in self.spread else part.shape
+        if name in self.tensor_sharded:
+            return self.tensor_sharded[name][1]
+        return self.fsdp_sharded[name].shape if name in self.fsdp_sharded else part.shape
 
 
 def parallelize(

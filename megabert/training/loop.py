@@ -269,8 +269,8 @@ def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver, *, is_la
         "progress": asdict(progress) | {"scaler": stepper.scaler.state_dict()},
     }
     groups: dict[str, Mapping[str, Tensor]] = {
-        "model": stepper.masters,
-        "optimizer": optimizer_tensors(stepper.optimizer, stepper.masters),
+        "model": stepper.master_weights,
+        "optimizer": optimizer_tensors(stepper.optimizer, stepper.master_weights),
     }
     contents = run.Contents(
         tensors=groups if world.size == 1 else own_tensors(groups, stepper.sharding),

@@ -88,7 +88,7 @@ def own_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Sharding) 
     for group, tensors in groups.items():
         for key, part in tensors.items():
             name = parameter_of(key)
-            whole = part.detach() if name is None else sharding.whole(name, part.detach())
+            whole = part.detach() if name is None else sharding.unshard(name, part.detach())
             owner = filled.index(min(filled))
             filled[owner] += whole.numel()
             if owner == sharding.world.rank:

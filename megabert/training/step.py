@@ -20,7 +20,7 @@ from ..config.schema import OptimizerSettings
 from ..data.packing import Batch
 from ..errors import ConfigError
 from ..kernels.cuda_graph import CapturedGraph
-from ..model.precision import cast
+from ..model.precision import cast_model
 from ..parallel.gradient_reduction import GradientReducer
 from ..parallel.process_group import World, seed_step
 from ..parallel.sharding import Sharding
@@ -53,17 +53,17 @@ class Stepper:
         self._has_loss_scale = precision == "16"
         self.sharding = sharding or Sharding(World(next(model.parameters()).device))
         self._world = self.sharding.world
-        self.masters, self._copies = _make_masters(model, precision, self.sharding)
-        self._trained = [master for master in self.masters.values() if master.requires_grad]
+        self.master_weights, self._copies = _make_master_weights(model, precision, self.sharding)
+        self._trained = [master for master in self.master_weights.values() if master.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.masters, settings)
+        self.optimizer = build_optimizer(self.master_weights, settings)
         self.device = self._trained[0].device
         self.scaler = build_loss_scaler(self.device.type, enabled=self._has_loss_scale)
         self._weight = torch.ones((), device=self.device)
         self._loss_sum = torch.zeros((), device=self.device)
-        self._shared = GradientReducer(self.masters, self.sharding) if self._world.size > 1 else None
-        if self._shared is not None and not self.sharding.uses_fsdp:
-            self._shared.watch(zip(self._parameters, self._trained, strict=True))
+        self._reducer = GradientReducer(self.master_weights, self.sharding) if self._world.size > 1 else None
+        if self._reducer is not None and not self.sharding.uses_fsdp:
+            self._reducer.register_hooks(zip(self._parameters, self._trained, strict=True))
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step; dropout is a function of the seed and of `number`, that of the step's first micro-batch.
@@ -92,10 +92,12 @@ class Stepper:
         parts = {}
         for key, item in tensors.items():
             name, whole = parameter_of(key), read_whole(item)
-            fits = name in self.masters and whole.shape == self.sharding.shape(name, self.masters[name])
-            # What does not fit is left as it is, and refused.
-            parts[key] = self.sharding.part(name, whole).contiguous() if name is not None and fits else whole
-        load_optimizer_tensors(self.optimizer, self.masters, parts)
+            master = self.master_weights.get(name or "")
+            # A tensor of another shape stays as it is: load_optimizer_tensors refuses it.
+            if name is not None and master is not None and whole.shape == self.sharding.full_shape(name, master):
+                whole = self.sharding.shard(name, whole).contiguous()
+            parts[key] = whole
+        load_optimizer_tensors(self.optimizer, self.master_weights, parts)
 
     def _begin(self, batches: Sequence[Batch]) -> None:
         # The mean over the whole step, however it is cut into micro-batches.
@@ -108,11 +110,11 @@ class Stepper:
 
     def _finish_gradients(self) -> Tensor:
         """Sum over processes, take the loss scale out, clip; returns (loss, norm)."""
-        if self._shared is None:
+        if self._reducer is None:
             self.scaler.unscale_(self.optimizer)
             return torch.stack([self._loss_sum, clip_gradients(self._trained, self._clip)])
-        self._shared.reduce()
-        figures = self._shared.figures(self._loss_sum)
+        self._reducer.reduce()
+        figures = self._reducer.loss_and_norm(self._loss_sum)
         if self._has_loss_scale:
             scale = self.scaler.get_scale()
             if not figures[1].isfinite():
@@ -126,9 +128,9 @@ class Stepper:
 
     def _add(self, batch: Batch, *, is_first: bool, is_last: bool) -> None:
         fresh = self._backward(batch, is_first=is_first, is_last=is_last)
-        if self._shared is not None:
+        if self._reducer is not None:
             for master in fresh:
-                master.grad = self._shared.views[master]
+                master.grad = self._reducer.gradients[master]
             return
         for master, gradient in fresh.items():
             if is_first or master.grad is None:
@@ -139,14 +141,14 @@ class Stepper:
     def _backward(self, batch: Batch, *, is_first: bool, is_last: bool) -> dict[nn.Parameter, Tensor]:
         """Compute a micro-batch's share of the mean loss and of the masters' gradients."""
         loss = self._loss(self._model(*batch.inputs()), batch) / self._weight
-        if self._shared is not None:
-            self._shared.begin(is_first=is_first, is_last=is_last)
+        if self._reducer is not None:
+            self._reducer.begin_backward(is_first=is_first, is_last=is_last)
         gradients = self._differentiate(self.scaler.scale(loss))
         self._loss_sum.copy_(loss.detach() if is_first else self._loss_sum + loss.detach())
         pairs = zip(self._trained, gradients, strict=True)
         fresh = {master: gradient for master, gradient in pairs if gradient is not None}
-        if self._shared is not None:
-            self._shared.end(fresh)
+        if self._reducer is not None:
+            self._reducer.end_backward(fresh)
         return fresh
 
     def _differentiate(self, loss: Tensor) -> Sequence[Tensor | None]:
@@ -215,7 +217,7 @@ class SyncFreeStepper(Stepper):
             if self._static is None:
                 self._static = batch.to(self.device)
             self._static.copy_from(batch)
-            graph = self._graphs[place == 0, self._shared is None or place == len(batches) - 1]
+            graph = self._graphs[place == 0, self._reducer is None or place == len(batches) - 1]
             gradients = graph()
         if gradients is not self._gradients:
             self._gradients = gradients
@@ -229,9 +231,9 @@ class SyncFreeStepper(Stepper):
     def _add_static(self, *, is_first: bool, is_last: bool) -> Mapping[nn.Parameter, Tensor]:
         assert self._static is not None
         fresh = self._backward(self._static, is_first=is_first, is_last=is_last)
-        if self._shared is not None:
+        if self._reducer is not None:
             if not self._sums:
-                self._sums.update({master: self._shared.views[master] for master in fresh})
+                self._sums.update({master: self._reducer.gradients[master] for master in fresh})
             return self._sums
         if self._accumulate == 1:
             return {master: _placed(gradient) for master, gradient in fresh.items()}
@@ -247,9 +249,9 @@ class SyncFreeStepper(Stepper):
     def _update_on_device(self) -> None:
         from ..kernels.adam import total_norm
 
-        if self._shared is not None:
-            self._shared.reduce()
-            self._figures.copy_(self._shared.figures(self._loss_sum))
+        if self._reducer is not None:
+            self._reducer.reduce()
+            self._figures.copy_(self._reducer.loss_and_norm(self._loss_sum))
         else:
             norm = total_norm(list(self._gradients.values()))
             self._figures.copy_(torch.stack([self._loss_sum, norm]))
@@ -266,7 +268,7 @@ def _placed(gradient: Tensor) -> Tensor:
     return gradient.clone() if gradient.data_ptr() % 16 else gradient
 
 
-def _make_masters(
+def _make_master_weights(
     model: nn.Module, precision: str, sharding: Sharding
 ) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:
     """Give the float32 weights by name, and of each that the model has in lower precision that copy.
@@ -281,11 +283,11 @@ def _make_masters(
             name: nn.Parameter(item.detach().to_local(), requires_grad=item.requires_grad)  # type: ignore[attr-defined]
             for name, item in named
         }, {}
-    cast(model, precision)
-    masters, copies = {}, {}
+    cast_model(model, precision)
+    master_weights, copies = {}, {}
     for name, parameter in model.named_parameters():
-        masters[name] = parameter
+        master_weights[name] = parameter
         if parameter.dtype != torch.float32:
-            masters[name] = nn.Parameter(before[name], requires_grad=parameter.requires_grad)
-            copies[masters[name]] = parameter
-    return masters, copies
+            master_weights[name] = nn.Parameter(before[name], requires_grad=parameter.requires_grad)
+            copies[master_weights[name]] = parameter
+    return master_weights, copies

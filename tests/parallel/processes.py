@@ -116,23 +116,23 @@ def train(stepper, source, steps):
 
 
 def whole(layout, kind, tensors):
-    return {f"{kind}/{name}": layout.whole(name, item.detach()).numpy().copy() for name, item in tensors.items()}
+    return {f"{kind}/{name}": layout.unshard(name, item.detach()).numpy().copy() for name, item in tensors.items()}
 
 
 def learn(world, settings, config, **more):
     """Make a step, look at its loss and gradients; then what further steps make of the weights."""
     stepper, source = make(config, world, settings, **more)
     figures = train(stepper, source, [0])
-    found = whole(stepper.sharding, "gradient", {name: master.grad for name, master in stepper.masters.items()})
+    found = whole(stepper.sharding, "gradient", {name: master.grad for name, master in stepper.master_weights.items()})
     figures += train(stepper, source, range(1, STEPS))
-    return found | whole(stepper.sharding, "weight", stepper.masters) | {"figures": np.array(figures)}
+    return found | whole(stepper.sharding, "weight", stepper.master_weights) | {"figures": np.array(figures)}
 
 
 def copies(world, settings, config, **more):
     """Train with dropout; look whether what several processes hold is the same to the last bit."""
     stepper, source = make(replace(config, hidden_dropout=0.2, attention_dropout=0.2), world, settings, **more)
     figures = train(stepper, source, range(STEPS))
-    shared = [master for name, master in stepper.masters.items() if name not in stepper.sharding.cuts]
+    shared = [master for name, master in stepper.master_weights.items() if name not in stepper.sharding.tensor_sharded]
     sums = torch.stack([torch.stack([item.sum(), item.square().sum()]) for item in shared]).detach()
     everyone = [torch.empty_like(sums) for _ in range(world.size)]
     torch.distributed.all_gather(everyone, sums)
@@ -143,19 +143,19 @@ def overflow(world, settings, config):
     """Let a gradient that one process alone has overflow: all must skip the step, and halve the scale."""
     stepper, source = make(config, world, settings, precision="16")
     train(stepper, source, [0])
-    before = {name: master.detach().clone() for name, master in stepper.masters.items()}
-    reduce = stepper._shared.reduce
+    before = {name: master.detach().clone() for name, master in stepper.master_weights.items()}
+    reduce = stepper._reducer.reduce
 
     def overflowing():
         reduce()
         if world.rank == 1:
-            stepper._shared.views[stepper.masters["encoder.layers.0.mlp.up.weight"]].view(-1)[0] = torch.inf
+            stepper._reducer.gradients[stepper.master_weights["encoder.layers.0.mlp.up.weight"]].view(-1)[0] = torch.inf
 
-    stepper._shared.reduce = overflowing
+    stepper._reducer.reduce = overflowing
     train(stepper, source, [1])
-    is_same = all(torch.equal(master, before[name]) for name, master in stepper.masters.items())
+    is_same = all(torch.equal(master, before[name]) for name, master in stepper.master_weights.items())
     said = world.all_gather_text(f"{int(is_same)} {stepper.scaler.get_scale()}")
-    stepper._shared.reduce = reduce
+    stepper._reducer.reduce = reduce
     figures = train(stepper, source, [1])
     return {"said": np.array([text.split() for text in said], dtype=float), "figures": np.array(figures)}
 

@@ -49,7 +49,7 @@ def test_parts_of_any_vocabulary_make_the_whole(rows, size):
     whole = torch.arange(2 * rows).view(rows, 2)
     cuts = {"word": (0, whole.shape)}
     parts = [
-        Sharding(World(torch.device("cpu"), tensor_rank=rank, tensor_size=size), cuts).part("word", whole)
+        Sharding(World(torch.device("cpu"), tensor_rank=rank, tensor_size=size), cuts).shard("word", whole)
         for rank in range(size)
     ]
     assert torch.equal(torch.cat(parts), whole)
