@@ -178,7 +178,7 @@ def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
 def make_stepper(config: EncoderConfig, task: Task, world: World, settings: ParallelSettings) -> Stepper:
     """Make a network, laid out, and what trains it; weights are drawn on the device, where it is quick."""
     with torch.device("meta"):
-        model = TaskModel(Encoder(config), PretrainingHead(config, asked_share=MASKED, sentence_order=True))
+        model = TaskModel(Encoder(config), PretrainingHead(config, target_share=MASKED, sentence_order=True))
     materialize(model)
     if task.kind == "check":
         initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)

@@ -106,7 +106,7 @@ class Predictor:
                 run = _Pass(self, len(batches), with_loss=with_loss)
                 for number, (group, batch, array) in enumerate(run(batches), start=1):
                     width = array.shape[1]
-                    if self.model.head.is_per_text:
+                    if self.model.head.is_per_sequence:
                         parts = list(array[: len(group)])
                     else:
                         parts = np.split(array, batch.cu_seqlens_N1[1:].tolist())[: len(group)]
@@ -130,8 +130,8 @@ class Predictor:
         self, own: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
     ) -> list[NDArray[np.float32]]:
         """Put the answers of all processes together: each has filled in its own, and 0 is added to them."""
-        is_per_text = self.model.head.is_per_text
-        shapes = [(width,) if is_per_text else (int(length), width) for length in lengths]
+        is_per_sequence = self.model.head.is_per_sequence
+        shapes = [(width,) if is_per_sequence else (int(length), width) for length in lengths]
         filled = [item if item.size else np.zeros(shape) for item, shape in zip(own, shapes, strict=True)]
         laid = self._sum(np.concatenate([item.astype(np.float32).ravel() for item in filled]))
         ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]

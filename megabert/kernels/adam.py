@@ -97,12 +97,12 @@ class FusedAdam:
         self._places: list[int] = []
         self._blocks: dict[tuple[nn.Parameter, ...], Tensor] = {}
         device = next(iter(optimizer.param_groups[0]["params"])).device
-        self.rate = torch.zeros((), device=device)
+        self.learning_rate = torch.zeros((), device=device)
         """The learning rate."""
         self._count: Tensor = torch.zeros((), device=device)
         self._numbers = torch.zeros(5, device=device)
 
-    def take(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+    def set_gradients(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Say where the weights' gradients lie from now on; parameters without one stay as they are."""
         # Where steps are not recorded gradients are made anew, but mostly at the same places.
         places = [gradient.data_ptr() for gradient in gradients.values()]
@@ -132,7 +132,7 @@ class FusedAdam:
         beta1, beta2 = group["betas"]
         self._count += 1 - is_broken
         powers = [1 - beta ** self._count.double() for beta in (beta1, beta2)]
-        self._numbers.copy_(torch.stack([self.rate, clip, powers[0], powers[1].sqrt(), is_broken]))
+        self._numbers.copy_(torch.stack([self.learning_rate, clip, powers[0], powers[1].sqrt(), is_broken]))
         for launch in self._launches:
             _adam_kernel[(len(launch.blocks),)](
                 launch.blocks, launch.tensors, self._numbers, beta1, beta2, group["eps"],
@@ -158,9 +158,9 @@ class FusedAdam:
         return self._blocks[weights]
 
     def _to_device(self, numbers: NDArray[Any]) -> Tensor:
-        if self.rate.device.type != "cuda":
+        if self.learning_rate.device.type != "cuda":
             return torch.from_numpy(numbers)
-        return torch.from_numpy(numbers).pin_memory().to(self.rate.device, non_blocking=True)
+        return torch.from_numpy(numbers).pin_memory().to(self.learning_rate.device, non_blocking=True)
 
     def _state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         state = self._optimizer.state[weight]

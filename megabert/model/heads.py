@@ -20,9 +20,9 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, 
 class Head(nn.Module):
     """What a task puts on an encoder: hidden vectors of tokens laid end to end to its logits."""
 
-    is_per_text = False
+    is_per_sequence = False
     """Whether logits are those of texts, [N, C], or of tokens, [T, C]."""
-    is_large = False
+    uses_encoder_precision = False
     """Compute in the encoder's precision. Other heads stay float32: answers are told apart by their logits."""
     takes_targets = False
     """Whether `forward` takes the batch's token targets as a third argument: what nobody asks for is not computed."""
@@ -62,7 +62,7 @@ class SequenceHead(TokenHead):
     With two maps and tanh between them it is BERT's pooler and classifier. Source: NeMo 1.x's SequenceClassifier.
     """
 
-    is_per_text = True
+    is_per_sequence = True
 
     def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
         """Map [T, D] and the places of first tokens [N] to logits [N, C]."""
@@ -135,23 +135,23 @@ class SentenceOrderHead(nn.Module):
 
 
 # Columns of what a PretrainingHead gives a token.
-LOSS, IS_ASKED, IS_RIGHT, ORDER_LOSS, HAS_ORDER, IS_ORDER_RIGHT = range(6)
+LOSS, HAS_TARGET, IS_CORRECT, ORDER_LOSS, HAS_ORDER, IS_ORDER_CORRECT = range(6)
 # Tokens that it names where none is asked for.
-NUM_GUESSES = 5
+NUM_PREDICTIONS = 5
 
 
 class PretrainingHead(Head):
     """Losses instead of logits: a vocabulary's logits for all tokens would fill gigabytes.
 
-    At most `asked_share` of a batch's tokens, and one more a text, are asked for.
+    At most `target_share` of a batch's tokens, and one more a text, are asked for.
     """
 
-    is_large = True
+    uses_encoder_precision = True
     takes_targets = True
 
-    def __init__(self, config: EncoderConfig, *, asked_share: float, sentence_order: bool) -> None:
+    def __init__(self, config: EncoderConfig, *, target_share: float, sentence_order: bool) -> None:
         super().__init__()
-        self.asked_share = asked_share
+        self.target_share = target_share
         self.language_model = LanguageModelHead(config, nn.Embedding(config.vocabulary_size, config.hidden_size))
         self.sentence_order = SentenceOrderHead(config.hidden_size) if sentence_order else None
 
@@ -168,14 +168,14 @@ class PretrainingHead(Head):
         """Map [T, D] to the six columns above, float32 [T, 6].
 
         token_targets: `token` [T], what stands there; `order` [T], at a text's first token, 1 where its segments are
-        swapped. Without them the likeliest tokens of each place and their probabilities, [T, 2 * NUM_GUESSES].
+        swapped. Without them the likeliest tokens of each place and their probabilities, [T, 2 * NUM_PREDICTIONS].
         """
         if not token_targets:
             return self._guess(hidden_TD)
         targets_T = token_targets["token"]
         columns_T6 = hidden_TD.new_zeros((len(targets_T), 6), dtype=torch.float32)
         is_asked_T = targets_T != NO_TARGET
-        room = min(len(targets_T), int(self.asked_share * len(targets_T)) + len(starts_N))
+        room = min(len(targets_T), int(self.target_share * len(targets_T)) + len(starts_N))
         # Those asked for come first, in their order; their number is not known without asking the device.
         places_M = torch.sort(is_asked_T.byte(), descending=True, stable=True).indices[:room]
         hidden_MD = self.language_model.transform(hidden_TD.index_select(0, places_M))
@@ -195,7 +195,7 @@ class PretrainingHead(Head):
     def _guess(self, hidden_TD: Tensor) -> Tensor:
         guesses = []
         for hidden in hidden_TD.split(1024):
-            likeliest = self.language_model(hidden).float().softmax(-1).topk(NUM_GUESSES)
+            likeliest = self.language_model(hidden).float().softmax(-1).topk(NUM_PREDICTIONS)
             guesses.append(torch.cat([likeliest.indices.float(), likeliest.values], dim=1))
         return torch.cat(guesses)
 
@@ -255,7 +255,7 @@ class TaskModel(nn.Module):
         """
         documents = PackedSequences(cu_seqlens_N1, max_seqlen)
         hidden_TD = self.encoder(token_ids_T, position_ids_T, segment_ids_T, documents)
-        if not self.head.is_large:
+        if not self.head.uses_encoder_precision:
             hidden_TD = hidden_TD.float()
         if self.head.takes_targets:
             return self.head(hidden_TD, documents.starts(), token_targets or {})

@@ -31,7 +31,7 @@ def cast_model(model: nn.Module, precision: str) -> None:
     bfloat16 are those of Megatron-LM's --fp16 and --bf16; fp8 is bfloat16 with the layers' products in 8 bits.
     """
     for name, child in model.named_children():
-        if name != "head" or child.is_large:
+        if name != "head" or child.uses_encoder_precision:
             child.to(DTYPES[precision])
     if precision == "fp8":
         use_fp8(model.get_submodule("encoder"))  # type: ignore[arg-type]

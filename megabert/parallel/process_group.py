@@ -67,7 +67,7 @@ class World:
     watch: Any = None
     """The thread that notices when another process is gone."""
 
-    def advise(self, command: str) -> None:
+    def set_recovery_command(self, command: str) -> None:
         """Say what a person can do when another process is gone."""
         if self.watch is not None:
             self.watch.advice = command
@@ -132,7 +132,7 @@ class World:
         pairs = zip(rows, lengths.tolist(), strict=True)
         return [row[:length].numpy().tobytes().decode() for row, length in pairs]
 
-    def all_gather_text_in_saver(self, text: str) -> list[str]:
+    def all_gather_text_on_writer_thread(self, text: str) -> list[str]:
         """Do the same in the thread that writes checkpoints."""
         return self.all_gather_text(text, group=self.writing_group)
 

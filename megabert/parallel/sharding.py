@@ -246,7 +246,7 @@ def _spread(model: nn.Module, world: World, precision: str) -> dict[str, Any]:
         param_dtype=None if precision == "32" else DTYPES[precision], reduce_dtype=torch.float32
     )
     head: Any = model.get_submodule("head")
-    if not head.is_large and any(True for _ in head.parameters()):
+    if not head.uses_encoder_precision and any(True for _ in head.parameters()):
         fully_shard(head, mesh=mesh, mp_policy=exact)
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)

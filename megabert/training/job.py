@@ -74,7 +74,7 @@ def _train(task_name: str, settings: Settings, world: World, *, home: Path, say:
     task = registry.find(task_name)(settings)
     # By the first one's clock, where the folder is named by date and time.
     folder = Path(world.broadcast_text(str(run_folder(settings.exp_manager, task.name()))))
-    world.advise(_resume_command(task_name, folder))
+    world.set_recovery_command(_resume_command(task_name, folder))
     _check_files(task, settings)
     with _locked(folder) if world.is_rank_zero else nullcontext():
         world.barrier()

@@ -283,7 +283,7 @@ def _save(job: Job, progress: Progress, stepper: Stepper, saver: Saver, *, is_la
     shares: dict[str, Any] = {
         "part": world.rank,
         "num_parts": world.size,
-        "all_gather_text": world.all_gather_text_in_saver,
+        "all_gather_text": world.all_gather_text_on_writer_thread,
     }
 
     def write(contents: run.Contents) -> None:

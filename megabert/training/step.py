@@ -221,8 +221,8 @@ class SyncFreeStepper(Stepper):
             gradients = graph()
         if gradients is not self._gradients:
             self._gradients = gradients
-            self._adam.take(gradients)
-        self._adam.rate.fill_(rate)
+            self._adam.set_gradients(gradients)
+        self._adam.learning_rate.fill_(rate)
         self._update()
         if not graph.is_captured:
             self._gradients = {}  # else they would still take up memory while others are made or recorded

@@ -88,7 +88,7 @@ def loss(columns_T6, batch):
 
 
 def network(config):
-    head = PretrainingHead(config, asked_share=1.0, sentence_order=not config.is_causal)
+    head = PretrainingHead(config, target_share=1.0, sentence_order=not config.is_causal)
     model = TaskModel(Encoder(config), head)
     initialize(model, torch.Generator().manual_seed(1), num_layers=config.num_layers)
     with torch.no_grad():  # else biases are 0, and one that is added twice is not noticed

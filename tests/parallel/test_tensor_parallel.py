@@ -85,7 +85,7 @@ def test_heads_in_parts_drop_differently_and_leave_the_generator_alike():
 
 
 def test_the_language_model_head_computes_losses_by_its_vocabulary():
-    head = PretrainingHead(BERT, asked_share=1.0, sentence_order=False)
+    head = PretrainingHead(BERT, target_share=1.0, sentence_order=False)
     hidden, targets = torch.randn(7, 32), torch.arange(7)
     losses, is_right = head.language_model.vocabulary.losses(hidden, targets)
     logits = head.language_model.vocabulary(hidden)

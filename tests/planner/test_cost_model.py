@@ -33,7 +33,7 @@ def test_parameters_are_those_of_the_real_modules(name):
         if config.is_causal:
             head = LanguageModelHead(config, encoder.embeddings.word)
         else:
-            head = PretrainingHead(config, asked_share=0.15, sentence_order=True)
+            head = PretrainingHead(config, target_share=0.15, sentence_order=True)
             head.tie(encoder.embeddings.word)
         assert count_parameters(Work(config)).total == count(torch.nn.ModuleList([encoder, head]))
 

@@ -59,7 +59,7 @@ def losses(made, loader, steps):
 
 
 def loader(**changes):
-    return BatchSampler(features(), **({"batch_size": 6, "longest": 40, "pad_id": 0, "seed": 1} | changes))
+    return BatchSampler(features(), **({"batch_size": 6, "max_seqlen": 40, "pad_id": 0, "seed": 1} | changes))
 
 
 def test_a_step_is_that_of_plain_pytorch():
@@ -231,10 +231,10 @@ def test_the_fused_step_is_pytorch_s(name, dtype):
     copies = {weight: torch.nn.Parameter(weight.detach().bfloat16()) for weight in weights.values()}
     optimizer, expected = build_optimizer(weights, settings), build_optimizer(plain, settings)
     fused = FusedAdam(optimizer, copies)
-    fused.rate.fill_(1e-2)
+    fused.learning_rate.fill_(1e-2)
     for _ in range(5):
         gradients = {weight: torch.randn_like(weight).to(dtype) for weight in weights.values()}
-        fused.take(gradients)
+        fused.set_gradients(gradients)
         norm = total_norm(list(gradients.values()))
         for weight, same in zip(weights.values(), plain.values(), strict=True):
             same.grad = gradients[weight].float().clone()
