@@ -12,7 +12,7 @@ from functools import cached_property
 
 from ..errors import ConfigError
 from .hardware import MEGABERT, Gpu, Program
-from .workload import TILE, UNIT, Parameters, Texts, Work, count_parameters, forward_flops
+from .workload import FSDP_UNIT_SIZE, TILE, Parameters, Texts, Work, count_parameters, forward_flops
 
 # Tokens whose logits are there at once (model/vocabulary_loss.py).
 CHUNK = 2048
@@ -230,7 +230,7 @@ class Estimate:
     def _gathered_at_once(self) -> float:
         """Weights of the layers that FSDP takes as one."""
         layer = self.parameters.layer
-        return layer * min(self.parameters.num_layers, -(-UNIT // layer))
+        return layer * min(self.parameters.num_layers, -(-FSDP_UNIT_SIZE // layer))
 
     def _activations(self) -> tuple[float, float]:
         """Count what layers keep until the backward pass, and what there is of one of them on the way back."""

@@ -14,7 +14,7 @@ TILE = 64
 # Pre-training asks for so many of a text's tokens, and one more a text; a causal network's for all.
 ASKED_SHARE = 0.15
 # Weights that FSDP gathers at once: four layers of Megatron-BERT 345M, less than one of the 3.9B.
-UNIT = 50_000_000
+FSDP_UNIT_SIZE = 50_000_000
 WIDTHS = {"bf16": 2, "16": 2, "32": 4}
 
 

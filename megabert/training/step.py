@@ -194,14 +194,14 @@ class SyncFreeStepper(Stepper):
         self._figures = torch.zeros(2, device=self.device)
         self._is_broken = torch.zeros((), device=self.device)
         pool = torch.cuda.graph_pool_handle()
-        records = self.sharding.is_capturable
+        capture = self.sharding.is_capturable
         # By whether the micro-batch is the step's first, and its last.
         self._graphs = {
-            (first, last): CapturedGraph(partial(self._add_static, is_first=first, is_last=last), pool, records=records)
+            (first, last): CapturedGraph(partial(self._add_static, is_first=first, is_last=last), pool, capture=capture)
             for first in (True, False)
             for last in (True, False)
         }
-        self._update = CapturedGraph(self._update_on_device, pool, records=records)
+        self._update = CapturedGraph(self._update_on_device, pool, capture=capture)
 
     @staticmethod
     def serves(settings: OptimizerSettings, precision: str) -> bool:

@@ -28,7 +28,7 @@ from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.parallel import gradient_reduction as gradients
 from megabert.parallel import sharding as plan
-from megabert.parallel.process_group import World, lay_out, resolve_mesh_axes, start
+from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize
 from megabert.training.step import Stepper
@@ -45,8 +45,8 @@ NETWORKS = {
     "five_words": replace(BERT, vocabulary_size=5),  # for four processes: two rows, two, one, none
 }
 # So that even small networks fill several.
-gradients.BUCKET = 5000
-plan.UNIT = 5000
+gradients.BUCKET_SIZE = 5000
+plan.FSDP_UNIT_SIZE = 5000
 # Texts of a micro-batch, and micro-batches of a step in all processes together.
 BATCH, GROUPS = 2, 4
 STEPS = 3
@@ -203,13 +203,13 @@ def run(size, rank, port, folder):
     """Run the checks of one size in one process."""
     worlds = {(1, 1, 1): World(torch.device("cpu"))}
     launch = LaunchEnvironment(rank, size, rank, "127.0.0.1", port, has_store=False)
-    device = start(launch, "cpu", timeout=60) if size > 1 else None
+    device = init_process_group(launch, "cpu", timeout=60) if size > 1 else None
     for name, (number, settings, check, arguments) in CHECKS.items():
         if number != size:
             continue
         axes = resolve_mesh_axes(size, ParallelSettings(**settings))
         if axes not in worlds:
-            worlds[axes] = lay_out(launch, device, axes)
+            worlds[axes] = init_mesh(launch, device, axes)
         found = check(worlds[axes], settings, **arguments)
         if rank == 0:
             np.savez(folder / f"{name}.npz", **found)

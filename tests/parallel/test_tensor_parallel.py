@@ -38,9 +38,9 @@ def test_sizes_that_cannot_be_shared_are_told():
         lay_out(network(BERT), world, ParallelSettings(tensor=3), precision="32", is_compiled=False)
 
 
-def test_eight_bits_take_whole_layers():
+def test_fp8_needs_unsharded_layers():
     world = World(torch.device("cpu"), size=2, tensor_size=2)
-    with pytest.raises(ConfigError, match=r"precision=fp8 takes whole layers"):
+    with pytest.raises(ConfigError, match=r"precision=fp8 needs unsharded layers"):
         lay_out(network(BERT), world, ParallelSettings(tensor=2), precision="fp8", is_compiled=False)
 
 
