@@ -23,7 +23,7 @@ from .inference import Predictor
 from .model.config import EncoderConfig
 from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
-from .model.precision import cast, freeze, resolve_precision, resolve_static_batches
+from .model.precision import cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
 from .parallel.sharding import compile_layers
 from .tasks import registry
@@ -312,7 +312,7 @@ def load_run(
     device = resolve_device(accelerator)
     precision = resolve_precision(precision, device)
     model.to(device).eval()
-    cast(model, precision)
+    cast_model(model, precision)
     freeze(model)
     if compiled:
         compile_layers(model)

@@ -74,7 +74,7 @@ class TorchSession:
                 forward = _ForwardPasses(self, len(batches), with_loss=with_loss)
                 for number, (indices, batch, array) in enumerate(forward(batches), start=1):
                     width = array.shape[1]
-                    if self.model.head.is_per_text:
+                    if self.model.head.is_per_sequence:
                         parts = list(array[: len(indices)])
                     else:
                         parts = np.split(array, batch.cu_seqlens_N1[1:].tolist())[: len(indices)]
@@ -96,8 +96,8 @@ class TorchSession:
         self, own: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
     ) -> list[NDArray[np.float32]]:
         """Gather the logits of all ranks: each fills in its own, zeros elsewhere, and they are summed."""
-        is_per_text = self.model.head.is_per_text
-        shapes = [(width,) if is_per_text else (int(length), width) for length in lengths]
+        is_per_sequence = self.model.head.is_per_sequence
+        shapes = [(width,) if is_per_sequence else (int(length), width) for length in lengths]
         filled = [item if item.size else np.zeros(shape) for item, shape in zip(own, shapes, strict=True)]
         flat = self._all_reduce(np.concatenate([item.astype(np.float32).ravel() for item in filled]))
         ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,33 @@ def test_a_module_imports_from_lower_lines_only(file):
     own = part_of(file)
     for other in imported_parts(file):
         assert other == own or HEIGHT[other] < HEIGHT[own], f"{file.name} imports {other}"
+
+
+def module_name(file):
+    return ".".join(("megabert", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_modules(file, modules):
+    """List the package's modules that a file imports, also inside functions and for type checking."""
+    package = ["megabert", *file.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, node.module or ""]).removesuffix(".")
+            # `from .room import file` imports the file, `from .file import name` the file that has the name.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from {name if name in modules else module for name in names} & modules
+        elif isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & modules
+
+
+def test_modules_do_not_import_each_other_in_cycles():
+    files = {module_name(file): file for file in FILES}
+    graph = {name: set(imported_modules(file, set(files))) - {name} for name, file in files.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
 def test_the_model_knows_nothing_of_processes():

@@ -95,7 +95,7 @@ class CausalLanguageModel(PretrainingTask):
         """Make the head that has the word embedding for its matrix."""
         if not config.is_causal:
             raise ConfigError("The network sees what comes next (BERT). Use masked_language_model.")
-        return PretrainingHead(config, asked_share=1.0, sentence_order=False)
+        return PretrainingHead(config, target_share=1.0, sentence_order=False)
 
     def corpus(self, part: Part, tokenizer: Tokenizer) -> NextTokenCorpus:
         """Cut a part of a corpus into texts of one length."""

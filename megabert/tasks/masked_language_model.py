@@ -125,7 +125,7 @@ class MaskedLanguageModel(PretrainingTask):
         dataset = self.settings.model.dataset
         if config.is_causal:
             raise ConfigError("A causal network (GPT) cannot guess masked tokens. Use causal_language_model.")
-        return PretrainingHead(config, asked_share=dataset.masked_lm_prob, sentence_order=dataset.sentence_order)
+        return PretrainingHead(config, target_share=dataset.masked_lm_prob, sentence_order=dataset.sentence_order)
 
     def corpus(self, part: Part, tokenizer: Tokenizer) -> MaskedCorpus:
         """Cut a part of a corpus into runs of sentences."""

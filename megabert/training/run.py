@@ -55,7 +55,7 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
         # By rank 0's clock, where it is named by date and time; no other rank looks into it before it is locked.
         folder = Path(world.broadcast_text(str(folder)))
         resume_command = f"megabert train {task_name} --resume {folder}"
-        world.advise(resume_command)
+        world.set_recovery_command(resume_command)
         checkpoint = find_resume_checkpoint(settings.exp_manager, folder)
         resumed = None
         if checkpoint is not None:

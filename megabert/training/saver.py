@@ -89,8 +89,8 @@ def save_checkpoint(
     """Save model, optimizer and progress; afterwards only the last and the save_top_k best checkpoints are kept."""
     world, folder = setup.world, setup.folder
     groups: dict[str, Mapping[str, Tensor]] = {
-        "model": stepper.masters,
-        "optimizer": optimizer_tensors(stepper.optimizer, stepper.masters),
+        "model": stepper.master_weights,
+        "optimizer": optimizer_tensors(stepper.optimizer, stepper.master_weights),
     }
     contents = Contents(
         tensors=groups if world.size == 1 else gather_tensors(groups, stepper.sharding),
@@ -105,9 +105,8 @@ def save_checkpoint(
         if world.size == 1:
             write(folder, progress.step, contents, **facts)
         else:
-            write_together(
-                folder, progress.step, contents, **facts, **ranks, all_gather_text=world.all_gather_text_in_saver
-            )
+            gather = world.all_gather_text_on_writer_thread
+            write_together(folder, progress.step, contents, **facts, **ranks, all_gather_text=gather)
         if world.is_rank_zero:
             prune(folder, setup.mode, setup.settings.exp_manager.checkpoint_callback_params.save_top_k)
 
@@ -124,7 +123,7 @@ def gather_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Shardin
     for group, tensors in groups.items():
         for key, shard in tensors.items():
             name = parameter_of(key)
-            whole = shard.detach() if name is None else sharding.whole(name, shard.detach())
+            whole = shard.detach() if name is None else sharding.unshard(name, shard.detach())
             owner = filled.index(min(filled))
             filled[owner] += whole.numel()
             if owner == sharding.world.rank:

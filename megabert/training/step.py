@@ -21,7 +21,7 @@ from ..config.schema import OptimizerSettings
 from ..data.packing import Batch
 from ..errors import ConfigError
 from ..kernels.cuda_graph import CapturedGraph
-from ..model.precision import cast
+from ..model.precision import cast_model
 from ..parallel.execution import supports_sync_free
 from ..parallel.gradient_reduction import GradientReducer
 from ..parallel.process_group import World
@@ -56,17 +56,17 @@ class Stepper:
         self._has_loss_scale = precision == "16"
         self.sharding = sharding or Sharding(World(next(model.parameters()).device))
         self._world = self.sharding.world
-        self.masters, self._copies = _make_masters(model, precision, self.sharding)
-        self._trained = [master for master in self.masters.values() if master.requires_grad]
+        self.master_weights, self._copies = _make_master_weights(model, precision, self.sharding)
+        self._trained = [master for master in self.master_weights.values() if master.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.masters, settings)
+        self.optimizer = build_optimizer(self.master_weights, settings)
         self.device = self._trained[0].device
         self.scaler = build_loss_scaler(self.device.type, enabled=self._has_loss_scale)
         self._weight = torch.ones((), device=self.device)
         self._loss_sum = torch.zeros((), device=self.device)
-        self._shared = GradientReducer(self.masters, self.sharding) if self._world.size > 1 else None
-        if self._shared is not None and not self.sharding.uses_fsdp:
-            self._shared.watch(zip(self._parameters, self._trained, strict=True))
+        self._reducer = GradientReducer(self.master_weights, self.sharding) if self._world.size > 1 else None
+        if self._reducer is not None and not self.sharding.uses_fsdp:
+            self._reducer.register_hooks(zip(self._parameters, self._trained, strict=True))
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step; dropout is a function of the seed and of `number`, that of the step's first micro-batch.
@@ -91,10 +91,12 @@ class Stepper:
         shards = {}
         for key, item in tensors.items():
             name, whole = parameter_of(key), read_whole(item)
-            fits = name in self.masters and whole.shape == self.sharding.shape(name, self.masters[name])
+            fits = name in self.master_weights and whole.shape == self.sharding.full_shape(
+                name, self.master_weights[name]
+            )
             # A tensor that does not fit stays as it is, and load_optimizer_tensors refuses it.
-            shards[key] = self.sharding.part(name, whole).contiguous() if name is not None and fits else whole
-        load_optimizer_tensors(self.optimizer, self.masters, shards)
+            shards[key] = self.sharding.shard(name, whole).contiguous() if name is not None and fits else whole
+        load_optimizer_tensors(self.optimizer, self.master_weights, shards)
 
     def _accumulate_gradients(self, batches: Sequence[Batch], number: int) -> None:
         """Accumulate the micro-batches' gradients of the mean loss over the whole step."""
@@ -103,9 +105,9 @@ class Stepper:
             self._seed_dropout(number, index)
             is_first = index == 0
             fresh = self._backward(batch, is_first=is_first, is_last=index == len(batches) - 1)
-            if self._shared is not None:
+            if self._reducer is not None:
                 for master in fresh:
-                    master.grad = self._shared.views[master]
+                    master.grad = self._reducer.gradients[master]
                 continue
             for master, gradient in fresh.items():
                 if is_first or master.grad is None:
@@ -125,11 +127,11 @@ class Stepper:
 
     def _finish_gradients(self) -> Tensor:
         """All-reduce, unscale and clip; returns (loss, norm)."""
-        if self._shared is None:
+        if self._reducer is None:
             self.scaler.unscale_(self.optimizer)
             return torch.stack([self._loss_sum, clip_gradients(self._trained, self._clip)])
-        self._shared.reduce()
-        loss_norm_2 = self._shared.figures(self._loss_sum)
+        self._reducer.reduce()
+        loss_norm_2 = self._reducer.loss_and_norm(self._loss_sum)
         if self._has_loss_scale:
             scale = self.scaler.get_scale()
             if not loss_norm_2[1].isfinite():
@@ -145,14 +147,14 @@ class Stepper:
         """Compute a micro-batch's contribution to the mean loss and to the masters' gradients."""
         batch = batch.to(self.device)
         loss = self._loss(self._model(*batch.inputs()), batch) / self._weight
-        if self._shared is not None:
-            self._shared.begin(is_first=is_first, is_last=is_last)
+        if self._reducer is not None:
+            self._reducer.begin_backward(is_first=is_first, is_last=is_last)
         gradients = self._differentiate(self.scaler.scale(loss))
         self._loss_sum.copy_(loss.detach() if is_first else self._loss_sum + loss.detach())
         pairs = zip(self._trained, gradients, strict=True)
         fresh = {master: gradient for master, gradient in pairs if gradient is not None}
-        if self._shared is not None:
-            self._shared.end(fresh)
+        if self._reducer is not None:
+            self._reducer.end_backward(fresh)
         return fresh
 
     def _differentiate(self, loss: Tensor) -> Sequence[Tensor | None]:
@@ -198,14 +200,14 @@ class SyncFreeStepper(Stepper):
         self._loss_norm_2 = torch.zeros(2, device=self.device)
         self._has_failed = torch.zeros((), device=self.device)
         pool = torch.cuda.graph_pool_handle()
-        records = self.sharding.is_capturable
+        capture = self.sharding.is_capturable
         # Keys: whether the micro-batch is the step's first, and its last.
         self._graphs = {
-            (first, last): CapturedGraph(partial(self._add_static, is_first=first, is_last=last), pool, records=records)
+            (first, last): CapturedGraph(partial(self._add_static, is_first=first, is_last=last), pool, capture=capture)
             for first in (True, False)
             for last in (True, False)
         }
-        self._update = CapturedGraph(self._update_on_device, pool, records=records)
+        self._update = CapturedGraph(self._update_on_device, pool, capture=capture)
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step, as Stepper does; (loss, norm) stays on the device."""
@@ -216,12 +218,12 @@ class SyncFreeStepper(Stepper):
             if self._static is None:
                 self._static = batch.to(self.device)
             self._static.copy_from(batch)
-            graph = self._graphs[index == 0, self._shared is None or index == len(batches) - 1]
+            graph = self._graphs[index == 0, self._reducer is None or index == len(batches) - 1]
             gradients = graph()
         if gradients is not self._gradients:
             self._gradients = gradients
-            self._adam.take(gradients)
-        self._adam.rate.fill_(rate)
+            self._adam.set_gradients(gradients)
+        self._adam.learning_rate.fill_(rate)
         self._update()
         if not graph.is_captured:
             self._gradients = {}  # frees their memory for the next backward pass or capture
@@ -230,9 +232,9 @@ class SyncFreeStepper(Stepper):
     def _add_static(self, *, is_first: bool, is_last: bool) -> Mapping[nn.Parameter, Tensor]:
         assert self._static is not None
         fresh = self._backward(self._static, is_first=is_first, is_last=is_last)
-        if self._shared is not None:
+        if self._reducer is not None:
             if not self._sums:
-                self._sums.update({master: self._shared.views[master] for master in fresh})
+                self._sums.update({master: self._reducer.gradients[master] for master in fresh})
             return self._sums
         if self._num_micro_batches == 1:
             return {master: _aligned(gradient) for master, gradient in fresh.items()}
@@ -248,9 +250,9 @@ class SyncFreeStepper(Stepper):
     def _update_on_device(self) -> None:
         from ..kernels.adam import total_norm
 
-        if self._shared is not None:
-            self._shared.reduce()
-            self._loss_norm_2.copy_(self._shared.figures(self._loss_sum))
+        if self._reducer is not None:
+            self._reducer.reduce()
+            self._loss_norm_2.copy_(self._reducer.loss_and_norm(self._loss_sum))
         else:
             norm = total_norm(list(self._gradients.values()))
             self._loss_norm_2.copy_(torch.stack([self._loss_sum, norm]))
@@ -267,7 +269,7 @@ def _aligned(gradient: Tensor) -> Tensor:
     return gradient.clone() if gradient.data_ptr() % 16 else gradient
 
 
-def _make_masters(
+def _make_master_weights(
     model: nn.Module, precision: str, sharding: Sharding
 ) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:
     """Return the float32 master weights by name, and for each that the model holds in lower precision its copy.
@@ -282,21 +284,21 @@ def _make_masters(
             name: nn.Parameter(item.detach().to_local(), requires_grad=item.requires_grad)  # type: ignore[attr-defined]
             for name, item in named
         }, {}
-    cast(model, precision)
-    masters, copies = {}, {}
+    cast_model(model, precision)
+    master_weights, copies = {}, {}
     for name, parameter in model.named_parameters():
-        masters[name] = parameter
+        master_weights[name] = parameter
         if parameter.dtype != torch.float32:
-            masters[name] = nn.Parameter(before[name], requires_grad=parameter.requires_grad)
-            copies[masters[name]] = parameter
-    return masters, copies
+            master_weights[name] = nn.Parameter(before[name], requires_grad=parameter.requires_grad)
+            copies[master_weights[name]] = parameter
+    return master_weights, copies
 
 
 def seed_step(seed: int, micro_batch: int) -> None:
-    """Seed dropout for a micro-batch by its number, so that resuming needs no saved random state.
+    """Seed dropout from the run's seed and the global number of a micro-batch; resuming needs no saved random state.
 
-    Data-parallel ranks have micro-batches of different numbers. The two numbers are mixed by SplitMix64's
-    finalizer (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195).
+    Data-parallel ranks have different micro-batch numbers. Hash: SplitMix64's finalizer (Steele, Lea and Flood
+    2014, doi:10.1145/2714064.2660195).
     """
     mask = (1 << 64) - 1
     mixed = (seed * 0x9E3779B97F4A7C15 + micro_batch + 1) & mask

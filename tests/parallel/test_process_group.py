@@ -83,7 +83,7 @@ def test_one_process_is_a_world_of_its_own():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_told():
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="sees no GPU"):
+    with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("gpu")
 
 
