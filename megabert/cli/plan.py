@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.parser import quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import new_parser, quote, say, to_json
+from .console import new_parser, say, to_json
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
