@@ -56,7 +56,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Print a line to stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 

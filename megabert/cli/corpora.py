@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, InputError
 from ..storage import write_whole
-from .console import add_subcommand, new_parser, progress_bar, say, to_json
+from .console import add_subcommand, new_parser, progress_bar, log, to_json
 
 _INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
 
@@ -73,7 +73,7 @@ def _build(arguments: argparse.Namespace) -> None:
     with progress_bar("tokenizing") as progress:
         report = build(arguments.inputs, arguments.output, settings, workers=arguments.workers, progress=progress)
     print(to_json(dataclasses.asdict(report)))
-    say(f"Wrote {arguments.output}.bin and {arguments.output}.idx.")
+    log(f"Wrote {arguments.output}.bin and {arguments.output}.idx.")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -139,4 +139,4 @@ def _train_vocabulary(arguments: argparse.Namespace) -> None:
         documents, arguments.size, lower_case=arguments.case == "lower", show_progress=sys.stderr.isatty()
     )
     write_whole(arguments.output, "".join(f"{token}\n" for token in tokens))
-    say(f"Wrote {len(tokens)} tokens to {arguments.output}.")
+    log(f"Wrote {len(tokens)} tokens to {arguments.output}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..storage import write_whole
-from .console import add_subcommand, new_parser, say
+from .console import add_subcommand, new_parser, log
 
 
 def import_data(words: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def _import_iob(arguments: argparse.Namespace) -> None:
     _write_pairs(arguments, arguments.data_file, pairs)
     num_truncated = sum(len(item.words) > (limit or len(item.words)) for item in sentences)
     if num_truncated:
-        say(f"{num_truncated} sentences were truncated to {limit} words.")
+        log(f"{num_truncated} sentences were truncated to {limit} words.")
 
 
 def _import_punctuation(arguments: argparse.Namespace) -> None:
@@ -82,7 +82,7 @@ def _write_pairs(arguments: argparse.Namespace, source: Path, pairs: Sequence[tu
     for kind, column in (("text", 0), ("labels", 1)):
         write_whole(folder / f"{kind}_{name}.txt", "".join(f"{pair[column]}\n" for pair in pairs))
     num_words = sum(len(line.split()) for line, _ in pairs)
-    say(f"Wrote {len(pairs)} lines of {num_words} words: {folder}/text_{name}.txt and {folder}/labels_{name}.txt.")
+    log(f"Wrote {len(pairs)} lines of {num_words} words: {folder}/text_{name}.txt and {folder}/labels_{name}.txt.")
 
 
 def _import_chemprot(arguments: argparse.Namespace) -> None:
@@ -91,5 +91,5 @@ def _import_chemprot(arguments: argparse.Namespace) -> None:
     corpus = read_chemprot(arguments.abstracts, arguments.entities, arguments.relations)
     write_whole(arguments.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in corpus.rows))
     for note in corpus.notes:
-        say(note)
-    say(f"Wrote {arguments.output}.")
+        log(note)
+    log(f"Wrote {arguments.output}.")

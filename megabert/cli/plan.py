@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import new_parser, say, to_json
+from .console import new_parser, log, to_json
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
@@ -162,7 +162,7 @@ def _published_shape(name: str) -> "EncoderConfig":
     if numbers is None:
         raise ConfigError(f"model={name}: its sizes are not known here. Give its config.json or its checkpoint.")
     if published.vocabulary.size is None:
-        say(f"note: how many tokens {name} knows is not known here; {BERT_VOCABULARY} are assumed.")
+        log(f"note: how many tokens {name} knows is not known here; {BERT_VOCABULARY} are assumed.")
     return EncoderConfig(
         published.vocabulary.size or BERT_VOCABULARY,
         numbers.num_layers,

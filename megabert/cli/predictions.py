@@ -13,7 +13,7 @@ from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..storage import write_whole
-from .console import new_parser, new_settings_parser, progress_bar, say, to_json
+from .console import new_parser, new_settings_parser, progress_bar, log, to_json
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -66,7 +66,7 @@ def evaluate(words: Sequence[str]) -> int:
         from ..training.reports import write_evaluation
 
         names = write_evaluation(Path(settings.output_dir), predictor.task, evaluation)
-        say(f"Wrote {', '.join(names)} in {settings.output_dir}.")
+        log(f"Wrote {', '.join(names)} in {settings.output_dir}.")
     print(to_json(evaluation.scores))
     return 0
 
@@ -101,10 +101,10 @@ def _predict_file(predictor: "Predictor", file: Path, settings: PredictSettings)
         files |= predictor.task.write_predictions(folder, examples, predictions)
         for name, content in files.items():
             write_whole(folder / name, content)
-        say(f"Wrote {', '.join(files)} in {folder}.")
+        log(f"Wrote {', '.join(files)} in {folder}.")
     if settings.output is not None:
         write_whole(Path(settings.output), "".join(lines))
-        say(f"Wrote {len(lines)} predictions to {settings.output}.")
+        log(f"Wrote {len(lines)} predictions to {settings.output}.")
     elif settings.output_dir is None:
         sys.stdout.writelines(lines)
 

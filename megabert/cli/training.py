@@ -11,7 +11,7 @@ from ..config.parser import compose, expand_sweep, quote
 from ..errors import ConfigError
 from ..parallel.launch import count_to_start, launch
 from ..storage import write_whole
-from .console import new_parser, say, to_json
+from .console import new_parser, log, to_json
 
 if TYPE_CHECKING:
     from ..training.job import Outcome
@@ -56,7 +56,7 @@ def _train_once(
     settings, notices = compose(task_type.settings_type, overrides, owner=task_name, file=file, base=base)
     if os.environ.get("RANK", "0") == "0":
         for notice in notices:
-            say(f"note: {notice}")
+            log(f"note: {notice}")
     num_processes = count_to_start(settings, os.environ) if settings.do_training else 0
     if num_processes:
         options = [("--config", file), ("--resume", resume)]
@@ -71,7 +71,7 @@ def _train_once(
             raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
         print(to_json(job.test(settings, Path(settings.pretrained_model)).scores))
         return None
-    outcome = job.train(task_name, settings, home=cache_home(os.environ), say=say)
+    outcome = job.train(task_name, settings, home=cache_home(os.environ), say=log)
     if outcome is not None:
         _report(outcome)
     return outcome
@@ -88,10 +88,10 @@ def _settings_of_run(folder: Path) -> dict[str, Any]:
 def _report(outcome: "Outcome") -> None:
     best = outcome.best
     metric = "" if best.figure is None else f", validation {outcome.monitor} {best.figure:.4g}"
-    say(f"Done. Best checkpoint: step {best.step}{metric}.")
+    log(f"Done. Best checkpoint: step {best.step}{metric}.")
     if outcome.test is not None:
         print(to_json(outcome.test))
-    say(f"Next: megabert evaluate {outcome.folder} file=FILE   or   megabert predict {outcome.folder} ...")
+    log(f"Next: megabert evaluate {outcome.folder} file=FILE   or   megabert predict {outcome.folder} ...")
 
 
 def _train_sweep(task_name: str, overrides: Sequence[str], *, file: Path | None) -> None:
@@ -103,7 +103,7 @@ def _train_sweep(task_name: str, overrides: Sequence[str], *, file: Path | None)
     runs = []
     for number, combination in enumerate(combinations):
         label = ", ".join(combination[index] for index in swept)
-        say(f"Run {number + 1} of {len(combinations)}: {label}")
+        log(f"Run {number + 1} of {len(combinations)}: {label}")
         name = f"{number}_{''.join(c if c.isalnum() or c in '=._-' else '_' for c in label)}"[:100]
         if explicit is None:
             folder = f"exp_manager.version={quote(f'{stamp}/{name}')}"
