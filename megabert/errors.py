@@ -10,7 +10,7 @@ class MegabertError(Exception):
     """Base class of the errors that the command line prints as one message."""
 
     exit_code = 70
-    is_told = False
+    is_reported = False
     """Whether another process of the same run already prints this error."""
 
 

@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
         return COMMANDS[words[0]](words[1:])
     except MegabertError as error:
-        if not error.is_told:
+        if not error.is_reported:
             print(f"megabert: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:

@@ -35,7 +35,7 @@ def heartbeat_thread(launch: LaunchEnvironment) -> Iterator["Watch"]:
     try:
         yield watch
     except MegabertError as error:
-        error.is_told = launch.rank != 0
+        error.is_reported = launch.rank != 0
         watch.tell(str(error), error.exit_code)
         raise
     except Exception as error:
@@ -80,7 +80,7 @@ class Watch:
         self._main_waits = True
         self._decided.wait(timeout=SILENT_AFTER)
         lost = PeerLost(self._verdict or f"a message between processes failed, though all are there: {error}")
-        lost.is_told = bool(self._verdict) and not self._speaks
+        lost.is_reported = bool(self._verdict) and not self._speaks
         return lost
 
     def stop(self) -> None:

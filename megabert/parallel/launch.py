@@ -47,7 +47,7 @@ def count_to_start(settings: Settings, environ: Mapping[str, str]) -> int:
 class ProcessesFailed(MegabertError):  # noqa: N818  (they said themselves why)
     """The processes of a training ended with an exit code, which is this one's too."""
 
-    is_told = True
+    is_reported = True
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the processes ended with {exit_code}")
