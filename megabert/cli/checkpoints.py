@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from .console import new_parser, log, to_json
+from .console import log, new_parser, to_json
 
 
 def models(words: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .console import new_parser, progress_bar, log
+from .console import log, new_parser, progress_bar
 
 
 def convert(words: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, InputError
 from ..storage import write_whole
-from .console import add_subcommand, new_parser, progress_bar, log, to_json
+from .console import add_subcommand, log, new_parser, progress_bar, to_json
 
 _INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..storage import write_whole
-from .console import add_subcommand, new_parser, log
+from .console import add_subcommand, log, new_parser
 
 
 def import_data(words: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .console import new_parser, progress_bar, log, to_json
+from .console import log, new_parser, progress_bar, to_json
 
 _SAMPLE = "-"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import new_parser, log, to_json
+from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig

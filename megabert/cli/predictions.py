@@ -13,7 +13,7 @@ from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..storage import write_whole
-from .console import new_parser, new_settings_parser, progress_bar, log, to_json
+from .console import log, new_parser, new_settings_parser, progress_bar, to_json
 
 if TYPE_CHECKING:
     from ..inference import Predictor

@@ -11,7 +11,7 @@ from ..config.parser import compose, expand_sweep, quote
 from ..errors import ConfigError
 from ..parallel.launch import count_to_start, launch
 from ..storage import write_whole
-from .console import new_parser, log, to_json
+from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
     from ..training.job import Outcome

@@ -63,7 +63,7 @@ def main() -> None:
     run("predict", str(folder), f"question={example.question}", f"context={example.context}", "accelerator=cpu")
     assert example.answers, "every question of the sample has an answer"
     print(f"\nThe gold answer is {json.dumps(example.answers[0].text)}.")
-    print(f"Done in {time.monotonic() - started:.0f} s. Run folder: {folder}. Training curves: {folder / 'curves.png'}.")
+    print(f"Done in {time.monotonic() - started:.0f} s. Run folder: {folder}. Curves: {folder / 'curves.png'}.")
 
 
 if __name__ == "__main__":
