@@ -10,10 +10,9 @@ from pathlib import Path
 
 from ..cli import main as megabert
 from ..formats.squad import read_squad
+from . import squad_file
 
-HERE = Path(__file__).parent
-TRAIN, DEV = HERE / "squad_train.json", HERE / "squad_dev.json"
-
+TRAIN, DEV = squad_file("train"), squad_file("dev")
 ENCODER = "megabert-mini-uncased"
 
 
