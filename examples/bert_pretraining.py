@@ -1,4 +1,4 @@
-r"""Pre-train BERT: the same as `megabert train masked_language_model`.
+r"""Pre-train BERT by masked-language modeling: same as `megabert train masked_language_model`.
 
 python examples/bert_pretraining.py "model.data.data_prefix=[CORPUS]" trainer.max_steps=100000 \
     model.language_model.pretrained_model_name=null model.tokenizer.vocab_file=vocab.txt \

@@ -1,4 +1,4 @@
-r"""Fine-tune on a task of GLUE: the same as `megabert train glue`.
+r"""Fine-tune on a GLUE task: same as `megabert train glue`.
 
 python examples/glue_benchmark.py model.task_name=mrpc model.dataset.data_dir=MRPC \
     model.language_model.pretrained_model_name=megatron-bert-345m-uncased

@@ -1,4 +1,4 @@
-"""Turn columns of words and tags into NeMo's two files: the same as `megabert import iob`.
+"""Convert CoNLL columns to NeMo's text and labels files: same as `megabert import iob`.
 
 python examples/import_from_iob_format.py --data_file train.conll
 """

@@ -1,4 +1,4 @@
-r"""Fine-tune on intents and slots: the same as `megabert train intent_slot`.
+r"""Fine-tune an intent and slot classifier: same as `megabert train intent_slot`.
 
 python examples/intent_slot_classification.py model.data_dir=atis model.validation_ds.prefix=dev \
     model.language_model.pretrained_model_name=megatron-bert-345m-uncased

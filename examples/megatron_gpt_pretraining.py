@@ -1,4 +1,4 @@
-r"""Pre-train GPT-2's network: the same as `megabert train causal_language_model`.
+r"""Pre-train GPT-2 by next-token prediction: same as `megabert train causal_language_model`.
 
 python examples/megatron_gpt_pretraining.py "model.data.data_prefix=[CORPUS]" trainer.max_steps=100000 \
     model.tokenizer.vocab_file=vocab.json model.tokenizer.merge_file=merges.txt \

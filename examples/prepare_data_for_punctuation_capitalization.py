@@ -1,4 +1,4 @@
-"""Take marks and capitals off plain text: the same as `megabert import punctuation`.
+"""Make punctuation and capitalization labels of plain text: same as `megabert import punctuation`.
 
 python examples/prepare_data_for_punctuation_capitalization.py -s train.txt -o FOLDER
 """

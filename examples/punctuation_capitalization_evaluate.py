@@ -1,4 +1,4 @@
-"""Score a trained run on punctuation: the same as `megabert train punctuation_capitalization do_training=false`.
+"""Evaluate a punctuation run: same as `megabert train punctuation_capitalization do_training=false`.
 
 python examples/punctuation_capitalization_evaluate.py pretrained_model=RUN model.test_ds.file=test.txt
 """

@@ -1,4 +1,4 @@
-r"""Fine-tune on punctuation: the same as `megabert train punctuation_capitalization`.
+r"""Fine-tune a punctuation and capitalization model: same as `megabert train punctuation_capitalization`.
 
 python examples/punctuation_capitalization_train.py model.train_ds.file=train.txt model.validation_ds.file=dev.txt \
     model.language_model.pretrained_model_name=megatron-bert-345m-uncased

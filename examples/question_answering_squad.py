@@ -1,4 +1,4 @@
-"""Fine-tune on SQuAD: the same as `megabert train question_answering`.
+"""Fine-tune on SQuAD: same as `megabert train question_answering`.
 
 python examples/question_answering_squad.py model.train_ds.file=TRAIN.json model.validation_ds=DEV.json \
     model.language_model.pretrained_model_name=megatron-bert-345m-uncased

@@ -1,4 +1,4 @@
-r"""Fine-tune on relations between entities: the same as `megabert train relation_extraction`.
+r"""Fine-tune a relation classifier: same as `megabert train relation_extraction`.
 
 python examples/relation_extraction.py model.train_ds.file=train.tsv model.validation_ds.file=dev.tsv \
     model.language_model.pretrained_model_name=biomegatron-bert-345m-uncased

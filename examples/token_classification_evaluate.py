@@ -1,4 +1,4 @@
-"""Score a trained run on named entities: the same as `megabert train token_classification do_training=false`.
+"""Evaluate a named-entity run: same as `megabert train token_classification do_training=false`.
 
 python examples/token_classification_evaluate.py pretrained_model=RUN model.test_ds.file=test.conll
 """

@@ -1,4 +1,4 @@
-"""Fine-tune on named entities: the same as `megabert train token_classification`.
+"""Fine-tune a named-entity tagger: same as `megabert train token_classification`.
 
 python examples/token_classification_train.py model.train_ds.file=train.conll model.validation_ds.file=dev.conll \
     model.language_model.pretrained_model_name=biomegatron-bert-345m-cased

@@ -1,4 +1,4 @@
-r"""Fine-tune on natural-language inference for zero-shot answers: the same as `megabert train zero_shot`.
+r"""Fine-tune on natural-language inference for zero-shot classification: same as `megabert train zero_shot`.
 
 python examples/zero_shot_intent_train.py model.train_ds.file=MNLI/train.tsv \
     model.validation_ds.file=MNLI/dev_matched.tsv \

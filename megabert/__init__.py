@@ -1,4 +1,4 @@
-"""Megatron-LM's BERT family in PyTorch: open a checkpoint, fine-tune it, evaluate it, ask it.
+"""Megatron-LM's BERT family in PyTorch: load checkpoints, fine-tune, evaluate, predict.
 
 >>> import megabert
 >>> reader = megabert.load("runs/question_answering/2026-01-31_12-00-00")   # doctest: +SKIP
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def load(
     run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None
 ) -> "Predictor":
-    """Load a run folder that training wrote, ready to predict; its best checkpoint is taken.
+    """Load the best checkpoint of a run folder for inference.
 
-    Needs no network and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16, 16 or fp8;
-    `task` is the file of a task of your own. Raises CheckpointError if the folder is not a run or is damaged.
+    Needs no network access and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16, 16 or fp8;
+    `task` is the Python file of your own task. Raises CheckpointError if the folder is not a run or is damaged.
     """
     from pathlib import Path
 
@@ -35,7 +35,7 @@ def load(
 
 
 def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":
-    """Load the plain nn.Module of an encoder, and its tokenizer: for embeddings, and for heads of your own.
+    """Load an encoder as a plain nn.Module, with its tokenizer: for embeddings, or for a head of your own.
 
     Takes a published name (`megabert models`), a Megatron-LM checkpoint, a Hugging Face folder, or a run folder.
     """
@@ -48,7 +48,7 @@ def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":
 
 
 def __getattr__(name: str) -> Any:
-    # Task is imported when it is asked for: `import megabert` must not wait for torch.
+    # Lazy: `import megabert` must not import torch.
     if name == "Task":
         from .tasks.task import Task
 

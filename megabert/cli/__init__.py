@@ -1,6 +1,6 @@
-"""The command `megabert`: words in, one of the functions of COMMANDS, text and JSON out, an exit code.
+"""The command `megabert`: dispatch to one of COMMANDS, print errors, return an exit code.
 
-Imports stand inside the functions so that `megabert --help` answers at once.
+Commands import torch and hydra inside their functions, so that `megabert --help` is fast.
 """
 
 import errno
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from .. import __version__
+from ..config.parser import did_you_mean
 from ..errors import ConfigError, MegabertError
 from .checkpoints import fetch, models
 from .conversion import convert
@@ -17,7 +18,9 @@ from .corpora import corpus, vocabulary
 from .imports import import_data
 from .inspection import inspect
 from .plan import plan
-from .runs import config, evaluate, predict, score, train
+from .predictions import evaluate, predict, score
+from .settings import config
+from .training import train
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
@@ -34,15 +37,21 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "convert": convert,
     "plan": plan,
 }
-EXIT_CODES = (
-    "exit codes: 0 done, 64 a setting is wrong, 65 a data file or the numbers are, 66 a checkpoint is, "
-    "70 a defect of megabert, 73 a file cannot be written, 74 the disk is full, 75 stopped, can be taken up again, "
-    "76 another process of a training is gone"
-)
+EXIT_CODES = {
+    0: "success",
+    64: "a setting or an argument is invalid",
+    65: "a data file is invalid, or a loss is not finite",
+    66: "a checkpoint is missing or invalid",
+    70: "an internal error: a bug of megabert",
+    73: "a file cannot be written",
+    74: "the disk is full",
+    75: "interrupted; the work can be resumed",
+    76: "another process of the training was lost",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; errors that speak to people are printed without a traceback."""
+    """Run a command and return its exit code; a MegabertError is printed without a traceback."""
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -52,34 +61,32 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     try:
         if words[0] not in COMMANDS:
-            from ..config.parser import nearest
-
-            guess = nearest(words[0], COMMANDS)
-            raise ConfigError(
-                f"{words[0]!r} is not a command.{f' Did you mean {guess}?' if guess else ''} See megabert --help."
-            )
-        return COMMANDS[words[0]](words[1:]) or 0
+            hint = did_you_mean(words[0], COMMANDS)
+            raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
+        return COMMANDS[words[0]](words[1:])
     except MegabertError as error:
-        if not error.is_told:
+        if not error.is_reported:
             print(f"megabert: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away; that is its right.
+        # The reader of the pipe (head, less) has exited, which is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         print(f"megabert: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 74 if error.errno == errno.ENOSPC else 73
     except KeyboardInterrupt:
-        print("megabert: stopped.", file=sys.stderr)
+        print("megabert: interrupted.", file=sys.stderr)
         return 75
     except Exception:
-        # The outermost frame: a defect of ours keeps its traceback and gets its own exit code.
+        # The outermost frame: a bug keeps its traceback and has an exit code of its own.
         traceback.print_exc()
         return 70
 
 
 def _overview() -> str:
-    lines = [f"megabert {__version__}: Megatron-LM's BERT family, from checkpoint to answers.", ""]
-    lines += [f"  megabert {name:<10} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
-    return "\n".join([*lines, "", "megabert COMMAND --help says more of each.", EXIT_CODES])
+    lines = [f"megabert {__version__}: train, evaluate, convert and run models of Megatron-LM's BERT family.", ""]
+    lines += [f"  megabert {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines += ["", "`megabert COMMAND --help` describes the options of a command.", "", "exit codes:"]
+    lines += [f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES.items()]
+    return "\n".join(lines)

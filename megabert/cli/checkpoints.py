@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from .console import new_parser, say, to_json
+from .console import log, new_parser, to_json
 
 
 def models(words: Sequence[str]) -> int:
@@ -65,7 +65,7 @@ def fetch(words: Sequence[str]) -> int:
             "sha256": resolved.sha256,
         }
         place = resolved.weights or resolved.vocabulary
-        say(f"{name} is at hand: {place if resolved.published.is_shipped else home / resolved.published.name}")
+        log(f"{name} is at hand: {place if resolved.published.is_shipped else home / resolved.published.name}")
     if arguments.json:
         print(to_json(found))
     return 0

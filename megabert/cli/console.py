@@ -1,4 +1,4 @@
-"""What all commands share: parsers of words, lines and bars on the terminal, JSON."""
+"""What all commands share: argument parsers, log lines and progress bars on the terminal, JSON output."""
 
 import argparse
 import json
@@ -7,24 +7,44 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..config.listing import list_settings
 from ..errors import ConfigError
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes exit like all others, with 64."""
+    """An ArgumentParser whose errors exit with 64, like those of settings."""
 
     def error(self, message: str) -> Any:
         raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
 def new_parser(name: str, command: Callable[[Sequence[str]], int], epilog: str) -> argparse.ArgumentParser:
-    """Make the parser of a command; its docstring is the help text's first line."""
+    """Create the parser of a command; the command's docstring is the description in its help."""
     return _Parser(prog=f"megabert {name}", description=command.__doc__, epilog=epilog, allow_abbrev=False)
+
+
+def add_subcommand(
+    subparsers: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, details: str = ""
+) -> argparse.ArgumentParser:
+    """Add a subcommand that `arguments.run(arguments)` runs; its own help shows the details, or else the summary."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=details or f"{summary}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def new_settings_parser(
+    name: str, command: Callable[[Sequence[str]], int], schema: type, note: str
+) -> argparse.ArgumentParser:
+    """Create the parser of a command with settings; its help lists them, followed by a note."""
+    settings = "\n".join(f"  {setting.heading()}\n      {setting.help}" for setting in list_settings(schema))
+    parser = new_parser(name, command, f"settings:\n{settings}\n\n{note}")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on the terminal; nothing where there is none."""
+    """Show a progress bar on stderr if it is a terminal; yields its update function (done, total), or None."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -36,17 +56,11 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def say(line: str) -> None:
-    """Print a line for people, on stderr: stdout is for results."""
+def log(line: str) -> None:
+    """Print a line to stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
-def quote(value: str) -> str:
-    """Quote a value for Hydra's grammar, whatever characters it holds."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 def to_json(document: Any) -> str:
-    """Write a document as JSON that people can read too."""
+    """Format a document as indented JSON."""
     return json.dumps(document, indent=2, ensure_ascii=False)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .console import new_parser, progress_bar, say
+from .console import log, new_parser, progress_bar
 
 
 def convert(words: Sequence[str]) -> int:
@@ -46,9 +46,9 @@ def convert(words: Sequence[str]) -> int:
     )
     source = opened.checkpoint
     for line in (f"format: {source.format}", *source.notes):
-        say(line)
+        log(line)
     if opened.num_tokens is None:
-        say("vocabulary: its true size is not known (--vocab-file FILE), so all rows are kept")
+        log("vocabulary: its true size is not known (--vocab-file FILE), so all rows are kept")
     target = conversion.Target(
         arguments.to,
         ModelParallelLayout(arguments.tensor_parallel, arguments.pipeline_parallel),
@@ -57,8 +57,8 @@ def convert(words: Sequence[str]) -> int:
     with progress_bar("converting") as progress:
         notes = conversion.convert(source, arguments.dest, target, num_tokens=opened.num_tokens, progress=progress)
     for note in notes:
-        say(note)
-    say(f"Wrote {arguments.dest}: every tensor reads back bit for bit.")
+        log(note)
+    log(f"Wrote {arguments.dest}: every tensor reads back bit for bit.")
     return 0
 
 

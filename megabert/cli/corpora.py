@@ -1,54 +1,58 @@
-"""The commands that make what pre-training needs of text: corpus and vocabulary."""
+"""The commands that prepare pre-training data from raw text: corpus and vocabulary."""
 
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, InputError
 from ..storage import atomic_write
-from .console import new_parser, progress_bar, say, to_json
+from .console import add_subcommand, log, new_parser, progress_bar, to_json
+
+_INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
 
 
 def corpus(words: Sequence[str]) -> int:
-    """Make Megatron-LM's token files of text, or look into them: megabert corpus build|info ...."""
-    parser = new_parser("corpus", corpus, "`megabert corpus build --help` says more.")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=type(parser))
-    builder = verbs.add_parser(
+    """Tokenize documents into Megatron-LM's .bin and .idx files: megabert corpus build INPUT -o PREFIX ..."""
+    parser = new_parser("corpus", corpus, "`megabert corpus VERB --help` describes the options.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    builder = add_subcommand(
+        verbs,
         "build",
-        help="text, JSON lines or PubMed XML to PREFIX.bin and PREFIX.idx",
-        description="Cut documents into sentences, tokenize them and write Megatron-LM's files; documents whose text "
-        "came before are left out. A build that was stopped goes on where it was with the same command.",
+        _build,
+        "Text, JSON lines or PubMed XML -> PREFIX.bin and PREFIX.idx",
+        "Split documents into sentences, tokenize them and write Megatron-LM's token files. Duplicate documents are "
+        "dropped. Repeat the same command to resume an interrupted build.",
     )
-    builder.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders: *.txt (a blank line "
-                         "between documents), *.jsonl, *.xml of PubMed; also .gz and .xz")  # fmt: skip
-    builder.add_argument("-o", "--output", type=Path, required=True, metavar="PREFIX")
+    builder.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=_INPUTS)
     builder.add_argument(
-        "--vocab_file", required=True, help="WordPiece vocabulary, a token a line, or GPT-2's vocab.json"
+        "-o", "--output", type=Path, required=True, metavar="PREFIX", help="path without .bin and .idx"
+    )
+    builder.add_argument(
+        "--vocab_file", required=True, help="WordPiece vocabulary, one token per line, or GPT-2's vocab.json"
     )
     builder.add_argument("--merges_file", help="GPT-2's merges.txt (default: the one beside vocab.json)")
-    builder.add_argument("--case", choices=("lower", "keep"), help="default: as the vocabulary says")
+    builder.add_argument("--case", choices=("lower", "keep"), help="default: according to the vocabulary")
     builder.add_argument(
         "--by",
         choices=("sentence", "document"),
-        help="what a sequence is: sentences for BERT (default), documents for GPT (default with vocab.json)",
+        help="what becomes a sequence: sentences for BERT (default), documents for GPT (default with vocab.json)",
     )
     builder.add_argument(
         "--append_end",
         action="store_true",
         default=None,
-        help="end each document with the end-of-text token, as GPT is trained (default with vocab.json)",
+        help="append the end-of-text token to each document, for GPT (default with vocab.json)",
     )
-    builder.add_argument("--json_key", default="text", help="where JSON lines have the text (default: text)")
-    builder.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    builder.set_defaults(function=_build)
-    viewer = verbs.add_parser("info", help="what a pair of files holds", description="Say what a pair of files holds.")
-    viewer.add_argument("prefix", type=Path, help="the files' path without .bin and .idx")
-    viewer.add_argument("--vocab_file", type=Path, help="show the first document as text")
-    viewer.set_defaults(function=_info)
+    builder.add_argument("--json_key", default="text", help="key of the text in JSON lines (default: text)")
+    builder.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    viewer = add_subcommand(verbs, "info", _info, "Count documents, sequences and tokens of a corpus")
+    viewer.add_argument("prefix", type=Path, help="path without .bin and .idx")
+    viewer.add_argument("--vocab_file", type=Path, help="also print the first document, decoded")
     arguments = parser.parse_args(list(words))
-    arguments.function(arguments)
+    arguments.run(arguments)
     return 0
 
 
@@ -66,10 +70,10 @@ def _build(arguments: argparse.Namespace) -> None:
         append_end=is_gpt if arguments.append_end is None else arguments.append_end,
         json_key=arguments.json_key,
     )
-    with progress_bar("tokenizing") as show:
-        report = build(arguments.inputs, arguments.output, settings, workers=arguments.workers, progress=show)
+    with progress_bar("tokenizing") as progress:
+        report = build(arguments.inputs, arguments.output, settings, workers=arguments.workers, progress=progress)
     print(to_json(dataclasses.asdict(report)))
-    say(f"Wrote {arguments.output}.bin and {arguments.output}.idx.")
+    log(f"Wrote {arguments.output}.bin and {arguments.output}.idx.")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -78,66 +82,61 @@ def _info(arguments: argparse.Namespace) -> None:
     from ..pretraining.indexed_dataset import IndexedDataset
     from ..tokenizers.load import read_tokenizer
 
-    tokens = IndexedDataset(arguments.prefix)
-    lengths = np.diff(np.concatenate([[0], np.cumsum(tokens.lengths, dtype=np.int64)])[tokens.documents])
-    print(
-        to_json(
-            {
-                "documents": tokens.num_documents,
-                "sequences": len(tokens),
-                "tokens": tokens.num_tokens,
-                "token_type": str(tokens.dtype),
-                "tokens_of_a_document": {"median": float(np.median(lengths)), "largest": int(lengths.max())},
-                "tokens_of_a_sequence": {
-                    "median": float(np.median(tokens.lengths)),
-                    "largest": int(tokens.lengths.max()),
-                },
-            }
-        )
-    )
+    dataset = IndexedDataset(arguments.prefix)
+    ends = np.concatenate([[0], np.cumsum(dataset.lengths, dtype=np.int64)])
+    lengths = {"document": np.diff(ends[dataset.documents]), "sequence": dataset.lengths}
+    counts = {
+        "documents": dataset.num_documents,
+        "sequences": len(dataset),
+        "tokens": dataset.num_tokens,
+        "token_type": str(dataset.dtype),
+    }
+    spread = {
+        f"tokens_of_a_{unit}": {"median": float(np.median(values)), "largest": int(values.max())}
+        for unit, values in lengths.items()
+    }
+    print(to_json(counts | spread))
     if arguments.vocab_file is not None:
         tokenizer = read_tokenizer(arguments.vocab_file, None, lower_case=None)
-        for sequence in tokens.document(0):
+        for sequence in dataset.document(0):
             if len(sequence) and int(sequence.max()) >= len(tokenizer):
                 raise InputError(
-                    f"{arguments.prefix} has tokens beyond the {len(tokenizer)} of {arguments.vocab_file}."
+                    f"{arguments.prefix} has token ids beyond the {len(tokenizer)} tokens of {arguments.vocab_file}. "
+                    "Give the vocabulary that it was built with."
                 )
             print(tokenizer.decode(sequence.tolist()))
 
 
 def vocabulary(words: Sequence[str]) -> int:
-    """Make a WordPiece vocabulary of text: megabert vocabulary train INPUT --size 30000 --output vocab.txt."""
-    parser = new_parser("vocabulary", vocabulary, "")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=type(parser))
-    trainer = verbs.add_parser(
+    """Train a WordPiece vocabulary: megabert vocabulary train INPUT --size 30000 -o vocab.txt."""
+    parser = new_parser("vocabulary", vocabulary, "`megabert vocabulary train --help` describes the options.")
+    trainer = add_subcommand(
+        parser.add_subparsers(metavar="VERB", required=True),
         "train",
-        help="learn the pieces that words are made of",
-        description="Learn a WordPiece vocabulary as BERT's: special tokens first, then letters, then pieces of words.",
+        _train_vocabulary,
+        "Train a vocabulary on documents",
+        "Train a WordPiece vocabulary as BERT's: special tokens first, then characters, then subwords.",
     )
-    trainer.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="as those of `megabert corpus build`")
-    trainer.add_argument("--size", type=int, required=True, help="tokens of the vocabulary, for example 30000")
+    trainer.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=_INPUTS)
+    trainer.add_argument("--size", type=int, required=True, help="number of tokens, for example 30000")
     trainer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="vocab.txt to write")
-    trainer.add_argument(
-        "--case", choices=("lower", "keep"), default="lower", help="lower-case the text (default) or not"
-    )
-    trainer.add_argument("--json_key", default="text", help="where JSON lines have the text (default: text)")
+    trainer.add_argument("--case", choices=("lower", "keep"), default="lower", help="default: lower")
+    trainer.add_argument("--json_key", default="text", help="key of the text in JSON lines (default: text)")
     arguments = parser.parse_args(list(words))
-    _train_vocabulary(arguments)
+    arguments.run(arguments)
     return 0
 
 
 def _train_vocabulary(arguments: argparse.Namespace) -> None:
-    import sys
-
     from ..formats.corpus_documents import corpus_files, read_documents
     from ..tokenizers.train import train_wordpiece
 
     if arguments.size < 100:
         raise ConfigError(f"--size {arguments.size}: a vocabulary has at least 100 tokens.")
     files = corpus_files(arguments.inputs)
-    documents = (text for file in files for text in read_documents(file, arguments.json_key))
+    documents = (document for file in files for document in read_documents(file, arguments.json_key))
     tokens = train_wordpiece(
         documents, arguments.size, lower_case=arguments.case == "lower", show_progress=sys.stderr.isatty()
     )
     atomic_write(arguments.output, "".join(f"{token}\n" for token in tokens))
-    say(f"Wrote {len(tokens)} tokens to {arguments.output}.")
+    log(f"Wrote {len(tokens)} tokens to {arguments.output}.")

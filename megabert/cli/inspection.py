@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .console import new_parser, progress_bar, say, to_json
+from .console import log, new_parser, progress_bar, to_json
 
 _SAMPLE = "-"
 
@@ -49,7 +49,7 @@ def inspect(words: Sequence[str]) -> int:
         shapes = write_logits(opened.checkpoint, *arguments.logits)
         if arguments.json:
             print(to_json({name: list(shape) for name, shape in shapes.items()}))
-        say(f"Wrote {', '.join(f'{name} {shape}' for name, shape in shapes.items())} to {arguments.logits[1]}.")
+        log(f"Wrote {', '.join(f'{name} {shape}' for name, shape in shapes.items())} to {arguments.logits[1]}.")
         return 0
     with progress_bar("reading") as progress:
         report = describe(
@@ -88,5 +88,5 @@ def _check(arguments: Any, checkpoint: Any) -> dict[str, Any]:
             raise InputError(f"{given} is not text in UTF-8: {error}. Give another.") from None
     result = check(checkpoint, lambda layout: _open(arguments, layout).checkpoint, text)
     if result.agrees is False:
-        say(f"megabert: {result.verdict}")
+        log(f"megabert: {result.verdict}")
     return result.to_dict()

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.parser import quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import new_parser, quote, say, to_json
+from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
@@ -162,7 +163,7 @@ def _published_shape(name: str) -> "EncoderConfig":
             f"model={name}: its architecture is not in the catalog. Give its config.json or its checkpoint."
         )
     if published.vocabulary.size is None:
-        say(f"note: the catalog lacks the vocabulary size of {name}; {BERT_VOCABULARY} tokens are assumed.")
+        log(f"note: the catalog lacks the vocabulary size of {name}; {BERT_VOCABULARY} tokens are assumed.")
     return EncoderConfig(
         published.vocabulary.size or BERT_VOCABULARY,
         architecture.num_layers,

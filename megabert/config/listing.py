@@ -1,4 +1,4 @@
-"""List the settings of a schema with type, default, choices and help text, for `megabert config` and docs."""
+"""List the settings of a schema with type, default, choices and help text, for `megabert config` and the docs."""
 
 import ast
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a settings schema, as `megabert config` prints it."""
+    """One key of a settings schema."""
 
     key: str
     type_name: str
@@ -21,29 +21,27 @@ class Setting:
     help: str
     choices: tuple[str, ...] = ()
 
+    def heading(self) -> str:
+        """Format key, default and type or choices in one line, as `megabert config` and --help print them."""
+        return f"{self.key}={show(self.default)} ({' | '.join(self.choices) or self.type_name})"
 
-def list_settings(schema: type, prefix: str = "") -> Iterator[Setting]:
-    """List the leaves of a settings dataclass in the order in which they are written."""
-    hints = typing.get_type_hints(schema)
-    helps = _help_strings(schema)
-    default = schema()
-    for field in dataclasses.fields(schema):
-        key = f"{prefix}{field.name}"
-        value = getattr(default, field.name)
+
+def list_settings(schema: type) -> Iterator[Setting]:
+    """List the leaves of a settings dataclass in the order of their definition."""
+    return _leaves(schema(), "")
+
+
+def _leaves(block: Any, prefix: str) -> Iterator[Setting]:
+    # Values and types come from the instance, not from the annotation: a subclass may override a block or its defaults.
+    hints = typing.get_type_hints(type(block))
+    helps = _help_strings(type(block))
+    for field in dataclasses.fields(block):
+        key, value = f"{prefix}{field.name}", getattr(block, field.name)
         if dataclasses.is_dataclass(value):
-            # The instance, not the annotation: a subclass may put its own block or other defaults in place.
-            yield from _with_defaults(value, f"{key}.")
+            yield from _leaves(value, f"{key}.")
         else:
             choices = field.metadata.get("choices", ())
             yield Setting(key, _type_name(hints[field.name]), value, helps.get(field.name, ""), choices)
-
-
-def _with_defaults(block: Any, prefix: str) -> Iterator[Setting]:
-    for setting in list_settings(type(block), prefix):
-        value = block
-        for name in setting.key.removeprefix(prefix).split("."):
-            value = getattr(value, name)
-        yield dataclasses.replace(setting, default=value)
 
 
 def _type_name(hint: Any) -> str:
@@ -52,7 +50,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _help_strings(schema: type) -> dict[str, str]:
-    """Collect the string under each field, those of base classes included."""
+    """Collect the string under each field, base classes included."""
     helps: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(cls):
@@ -68,7 +66,7 @@ def _help_strings(schema: type) -> dict[str, str]:
 
 
 def show(value: Any) -> str:
-    """Write a value as one would on the command line."""
+    """Format a value as it is written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""From command-line words such as `trainer.max_epochs=2` to a checked instance of a settings dataclass.
+"""Parse command-line overrides such as `trainer.max_epochs=2` into an instance of a settings dataclass.
 
-The grammar of the overrides is Hydra's, the type checks are OmegaConf's; what this module adds is that every
-mistake is answered with the key, the reason and the nearest right name, and that keys which NeMo 1.x had and
-megabert has no use for are named in a notice and not rejected.
+The grammar of the overrides is Hydra's, the type checks are OmegaConf's. This module adds error messages with the key,
+the reason and the closest valid name, and accepts the keys of NeMo 1.x: it translates them, or ignores those without
+effect, with a notice.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .listing import Setting, list_settings, show
-from .nemo_keys import FILE_BLOCKS, NEEDLESS, RENAMED
+from .nemo_keys import FILE_BLOCKS, IGNORED, RENAMED
 
 SettingsType = TypeVar("SettingsType")
 
@@ -26,28 +26,35 @@ def compose(
     owner: str,
     file: Path | None = None,
     base: dict[str, Any] | None = None,
+    list_command: str | None = None,
 ) -> tuple[SettingsType, list[str]]:
     """Build an instance of `schema` from its defaults, then `base` (a run's settings), `file` (YAML), `overrides`.
 
-    Returns the instance and the notices to print (keys of NeMo 1.x that are renamed or needless).
-    `owner` is the task's or command's name for messages.
-    Raises ConfigError at the first key that does not exist or value that does not fit.
+    Returns the instance and the notices to print (NeMo 1.x keys that are renamed or ignored). For messages: `owner` is
+    the name of the task or command, `list_command` the command that lists the settings (default: megabert config).
+    Raises ConfigError for the first unknown key or invalid value.
     """
-    from omegaconf import OmegaConf  # here: `megabert --help` must not wait for it
+    from omegaconf import OmegaConf  # lazy: keeps `megabert --help` fast
 
     settings = {setting.key: setting for setting in list_settings(schema)}
     tree = OmegaConf.structured(schema)
     notices: list[str] = []
-    given = itertools.chain(_flatten(base or {}, ""), _read_file(file), _parse(overrides))
-    for key, value in given:
-        new_key = _settle_key(key, value, settings, owner, notices)
-        if new_key is not None:
-            _assign(tree, new_key, value, settings)
+    for key, value in itertools.chain(_flatten(base or {}), _read_file(file), _parse(overrides)):
+        resolved, notice = _resolve_key(key, value, settings)
+        if notice is not None:
+            notices.append(notice)
+        if resolved is not None:
+            _assign(tree, resolved, value, settings.get(resolved))
+        elif notice is None:
+            raise ConfigError(
+                f"{key} is not a setting of {owner}.{did_you_mean(key, settings)} "
+                f"`{list_command or f'megabert config {owner}'}` lists them all."
+            )
     return typing.cast(SettingsType, OmegaConf.to_object(tree)), notices
 
 
 def expand_sweep(overrides: Iterable[str]) -> list[list[str]]:
-    """Expand Hydra's sweeps (`seed=1,2,3`, `lr=choice(1e-5,3e-5)`, `seed=range(1,4)`): every combination, in order."""
+    """Expand Hydra sweeps (`seed=1,2,3`, `lr=choice(1e-5,3e-5)`, `seed=range(1,4)`): all combinations, in order."""
     alternatives = []
     for word, override in _parse_words(overrides):
         if override.is_sweep_override():
@@ -55,6 +62,32 @@ def expand_sweep(overrides: Iterable[str]) -> list[list[str]]:
         else:
             alternatives.append([word])
     return [list(combination) for combination in itertools.product(*alternatives)]
+
+
+def quote(value: str) -> str:
+    """Quote a string for Hydra's grammar, whatever characters it contains."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggest the closest known name as a sentence with a leading space; empty if none is close."""
+    name = nearest(word, known)
+    return f" Did you mean {name}?" if name else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Find the known name closest to a misspelt one; if no whole key is close, compare the last parts of the keys."""
+    known = list(known)
+    whole = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    if whole:
+        return whole[0]
+    by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    last = difflib.get_close_matches(word.rpartition(".")[2], by_last, n=1, cutoff=0.75)
+    if last:
+        return by_last[last[0]]
+    loose = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return loose[0] if loose else None
 
 
 def _parse_words(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -70,7 +103,7 @@ def _parse_words(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
         except HydraException as error:
             key, _, value = word.partition("=")
             raise ConfigError(
-                f"{word} cannot be read: {str(error).splitlines()[0]}. "
+                f"{word} cannot be parsed: {str(error).splitlines()[0]}. "
                 f"Quote a value with special characters twice: '{key}=\"{value}\"'."
             ) from None
 
@@ -81,7 +114,7 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
             raise ConfigError(f"{word}: a setting cannot be removed. Give it another value, for example null.")
         if override.is_sweep_override():
             raise ConfigError(
-                f"{word} names several values. Add -m to run once for each, or quote it: "
+                f"{word} has several values. Add -m to run once for each, or quote it: "
                 f"'{override.key_or_group}=\"{word.partition('=')[2]}\"'."
             )
         yield override.key_or_group, override.value()
@@ -99,11 +132,11 @@ def _read_file(file: Path | None) -> Iterator[tuple[str, Any]]:
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read as YAML settings: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds no settings: write nested keys, such as 'trainer: {{max_epochs: 2}}'.")
-    yield from _flatten(content, "")
+        raise ConfigError(f"{file} contains no settings. Write nested keys, such as 'trainer: {{max_epochs: 2}}'.")
+    yield from _flatten(content)
 
 
-def _flatten(tree: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
@@ -111,60 +144,33 @@ def _flatten(tree: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _settle_key(key: str, value: Any, settings: dict[str, Setting], owner: str, notices: list[str]) -> str | None:
-    """Find the schema's key for a written one; None if the key is known and needless."""
-    if key in settings or any(key.startswith(f"{known}.") and _is_mapping(settings[known]) for known in settings):
-        return key
+def _resolve_key(key: str, value: Any, settings: dict[str, Setting]) -> tuple[str | None, str | None]:
+    """Map a written key to the schema's; returns (key, notice), (None, notice) if ignored, (None, None) if unknown."""
+    mappings = [known for known, setting in settings.items() if isinstance(setting.default, dict)]
+    if key in settings or any(key.startswith(f"{mapping}.") for mapping in mappings):
+        return key, None
     if key in FILE_BLOCKS and (value is None or isinstance(value, str)):
-        return f"{key}.file"
-    if key in RENAMED and RENAMED[key] in settings:
-        notices.append(f"{key} is called {RENAMED[key]} here.")
-        return RENAMED[key]
-    if key in NEEDLESS:
-        notices.append(f"{key} has no effect: {NEEDLESS[key]}.")
-        return None
-    inside = [known for known in settings if known.startswith(f"{key}.")]
-    if inside:
-        raise ConfigError(f"{key} is a group of settings and takes no value of its own. Set for example {inside[0]}.")
-    raise ConfigError(
-        f"{key} is not a setting of {owner}.{_did_you_mean(key, settings)} `megabert config {owner}` lists them all."
-    )
+        return f"{key}.file", None
+    if RENAMED.get(key) in settings:
+        return RENAMED[key], f"{key} is named {RENAMED[key]} here."
+    if key in IGNORED:
+        return None, f"{key} has no effect: {IGNORED[key]}."
+    inside = next((known for known in settings if known.startswith(f"{key}.")), None)
+    if inside is not None:
+        raise ConfigError(f"{key} is a group of settings and has no value itself. Set, for example, {inside}.")
+    return None, None
 
 
-def _is_mapping(setting: Setting) -> bool:
-    return isinstance(setting.default, dict)
-
-
-def _did_you_mean(key: str, known: Iterable[str]) -> str:
-    name = nearest(key, known)
-    return f" Did you mean {name}?" if name else ""
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Find the known name that is closest to a misspelt one; a key's last part counts if the whole is far off."""
-    known = list(known)
-    whole = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-    if whole:
-        return whole[0]
-    by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
-    last = difflib.get_close_matches(word.rpartition(".")[2], by_last, n=1, cutoff=0.75)
-    if last:
-        return by_last[last[0]]
-    loose = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return loose[0] if loose else None
-
-
-def _assign(tree: Any, key: str, value: Any, settings: dict[str, Setting]) -> None:
+def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    setting = settings.get(key)
     if key == "trainer.devices":
         value = _device_count(value)
     if setting is not None and setting.choices and value is not None and str(value) not in setting.choices:
         raise ConfigError(
             f"{key}={value} is not possible. Choose one of {', '.join(setting.choices)}."
-            + _did_you_mean(str(value), setting.choices)
+            + did_you_mean(str(value), setting.choices)
         )
     try:
         OmegaConf.update(tree, key, value, force_add=setting is None)
@@ -175,7 +181,7 @@ def _assign(tree: Any, key: str, value: Any, settings: dict[str, Setting]) -> No
 
 
 def _device_count(value: Any) -> Any:
-    """Read the ways in which devices are written: 2, a list of device numbers, -1 or auto for all."""
+    """Convert the notations for devices to a number: a number, a list of device numbers, -1 or auto for all."""
     if isinstance(value, list):
         return len(value)
     return -1 if value == "auto" else value

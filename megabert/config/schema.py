@@ -1,8 +1,8 @@
-"""The settings that every task shares: one dataclass per block, each key with its default, unit and help.
+"""The settings that all tasks share: one dataclass per block, each key with its type, default, unit and help.
 
-The names are NVIDIA NeMo 1.x's, so that its users' command lines work as written. The string under a field is
-its help; `megabert config TASK` prints it. A task adds its own blocks in its own file by subclassing `Settings`
-and `ModelSettings`. How a command line becomes an instance of these is in `config.py`.
+The names are those of NVIDIA NeMo 1.x, so that its users' command lines work as written. The string under a field is
+its help text; `megabert config TASK` prints it. A task adds its own blocks in its own file by subclassing `Settings`
+and `ModelSettings`. `parser.compose` turns a command line into an instance.
 """
 
 from collections.abc import Callable
@@ -11,58 +11,57 @@ from typing import Any
 
 
 def choice(default: str | None, *options: str) -> Any:
-    """Declare a field whose value is one of `options` (or None where that is the default)."""
+    """Declare a field whose value is one of `options`, or None if that is the default."""
     return field(default=default, metadata={"choices": options})
 
 
 @dataclass
 class TrainerSettings:
-    """How long, how precisely and on what to train."""
+    """How long, at which precision and on which devices to train."""
 
     max_epochs: int = 3
-    """Passes over the training data; -1: as many as max_steps takes."""
+    """Number of epochs (passes over the training data); -1: no limit, max_steps decides."""
     max_steps: int = -1
-    """Stop after this many optimizer steps, whatever max_epochs says; -1: no such limit."""
+    """Stop after this many optimizer steps, whatever max_epochs is; -1: no limit."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
-    """Where to compute: auto takes a GPU where there is one."""
+    """Device type; auto: a GPU if there is one, else the CPU."""
     devices: int = 1
-    """Processes on each machine, one a device; -1: one for each GPU that is there. More than one are started by the
-    command itself, unless torchrun or SLURM did."""
+    """Processes per machine, one per device; -1: one per GPU. The command starts them, unless torchrun or SLURM did."""
     num_nodes: int = 1
-    """Machines; for more than one start the command with torchrun or srun on each."""
+    """Number of machines. For more than one, start the command on each with torchrun or srun."""
     precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8", "bf16-mixed", "16-mixed", "32-true")
-    """What the encoder computes in; the weights that are trained stay float32. auto: bf16 on a GPU that has it,
-    else 32. 16 scales the loss. fp8: bf16, with the layers' matrix products in 8 bits (Hopper, Ada)."""
+    """Compute precision of the encoder; the trained weights stay float32. auto: bf16 on a GPU that supports it, else
+    32. 16: float16 with loss scaling. fp8: bf16 with the layers' matmuls in 8 bits (Hopper and Ada GPUs)."""
     compile: bool | None = None
-    """Compile the encoder's layers with torch.compile: some seconds at the start, faster steps; null: on a GPU."""
+    """Compile the encoder's layers with torch.compile: seconds at the start, then faster steps; null: on a GPU only."""
     cuda_graph: bool = True
-    """On a GPU record each step once and launch it as a whole, with all micro-batches filled up to one size."""
+    """Capture each training step in a CUDA graph and replay it; micro-batches are padded to one size. GPU only."""
     accumulate_grad_batches: int = 1
-    """Micro-batches whose gradients make one optimizer step."""
+    """Gradient accumulation: micro-batches per optimizer step."""
     gradient_clip_val: float = 0.0
-    """Largest 2-norm of all gradients together; 0: no clipping."""
+    """Gradient clipping: maximum 2-norm of all gradients together; 0: no clipping."""
     val_check_interval: int | float = 1.0
-    """When to validate. A fraction (0.25) counts in epochs, a whole number in micro-batches; 0: only at the end."""
+    """Validation interval: a fraction (0.25) counts epochs, an integer counts micro-batches; 0: only at the end."""
     log_every_n_steps: int = 10
-    """Write a line to metrics.jsonl and TensorBoard every so many optimizer steps."""
+    """Optimizer steps between two log entries in metrics.jsonl and TensorBoard."""
     enable_progress_bar: bool = True
-    """Show loss, rate, tokens/s and time left on the terminal."""
+    """Show loss, learning rate, tokens/s and time left on the terminal."""
 
 
 @dataclass
 class ParallelSettings:
-    """How trainer.devices x trainer.num_nodes processes share the work; what is left of them shares the texts."""
+    """How trainer.devices x trainer.num_nodes processes are divided; what remains is data parallelism."""
 
     tensor: int = 1
-    """Processes that share each layer and the vocabulary; heads and MLP width must divide by it."""
+    """Tensor parallelism: processes that shard each layer and the vocabulary; must divide heads and MLP width."""
     fsdp: int = 1
-    """Processes among which weights, gradients and optimizer state are spread (FSDP); -1: all that tensor leaves."""
+    """FSDP: processes over which weights, gradients and optimizer state are sharded; -1: all processes / tensor."""
     sequence: bool = False
-    """With tensor > 1: also share norms and dropout between layers, token by token, which saves memory."""
+    """Sequence parallelism, with tensor > 1: also shard layer norms and dropout over the tokens, which saves memory."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more work."""
+    """Keep only each layer's input and recompute the rest in the backward pass: less memory, a third more compute."""
     timeout: int = 1800
-    """Seconds that a process waits for the others before it gives up. One that dies is noticed within 30 seconds."""
+    """Seconds that a process waits for the others before it fails; one that dies is detected within 30 seconds."""
 
 
 @dataclass
@@ -70,37 +69,37 @@ class CheckpointSettings:
     """Which checkpoints of a run are kept."""
 
     monitor: str | None = None
-    """The validation figure that says which checkpoint is best; null: the task's main score."""
+    """Validation metric that selects the best checkpoint; null: the task's main score."""
     mode: str | None = choice(None, "max", "min")
-    """Whether a larger (max) or a smaller (min) figure is better; null: min for a loss, max for all else."""
+    """Whether a larger (max) or a smaller (min) metric is better; null: min for a loss, max for everything else."""
     save_top_k: int = 1
-    """How many of the best checkpoints to keep, besides the last."""
+    """Number of best checkpoints to keep, besides the last one."""
     every_n_train_steps: int = 0
-    """Also save after every so many optimizer steps; 0: at each validation and at the end only."""
+    """Also save a checkpoint every so many optimizer steps; 0: only at each validation and at the end."""
 
 
 @dataclass
 class ExperimentSettings:
-    """Where a run is kept, and whether to take it up again."""
+    """Where a run is written, and whether to resume it."""
 
     exp_dir: str = "runs"
-    """Folder of all runs."""
+    """Parent folder of all runs."""
     name: str | None = None
-    """The run's name, a folder in exp_dir; null: the task's name."""
+    """Name of the run, a folder in exp_dir; null: the task's name."""
     version: str | None = None
-    """A folder in exp_dir/name; null: date and time, none where resume_if_exists is set."""
+    """Folder of the run in exp_dir/name; null: date and time, or exp_dir/name itself with resume_if_exists."""
     explicit_log_dir: str | None = None
-    """The run folder itself, instead of exp_dir/name/version."""
+    """Run folder, instead of exp_dir/name/version."""
     resume_if_exists: bool = False
-    """Take up the run in the folder at its last checkpoint; without one, start."""
+    """Resume from the last checkpoint in the run folder; without one, start from scratch."""
     resume_past_end: bool = False
-    """Let resume_if_exists go on from a run that came to its end (with larger max_epochs or max_steps)."""
+    """With resume_if_exists: continue a run that has finished, with larger max_epochs or max_steps."""
     resume_ignore_no_checkpoint: bool = True
-    """With resume_if_exists and no checkpoint there: start anew (true) or stop with an error (false)."""
+    """With resume_if_exists but no checkpoint: start from scratch (true) or stop with an error (false)."""
     create_tensorboard_logger: bool = True
-    """Write TensorBoard event files where the package is installed."""
+    """Write TensorBoard event files, if the package tensorboard is installed."""
     create_checkpoint_callback: bool = True
-    """Write checkpoints while training; false: only at the end."""
+    """Write checkpoints during training; false: only at the end."""
     checkpoint_callback_params: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
@@ -109,11 +108,11 @@ class TokenizerSettings:
     """How text becomes token ids."""
 
     vocab_file: str | None = None
-    """WordPiece vocabulary, one token a line, or GPT-2's vocab.json; null: the one that comes with the checkpoint."""
+    """WordPiece vocabulary, one token per line, or GPT-2's vocab.json; null: the checkpoint's own."""
     merges_file: str | None = None
     """GPT-2's merges.txt; null: the one beside vocab_file."""
     do_lower_case: bool | None = None
-    """Lower-case the text and strip accents; null: as the checkpoint's files, its name or the vocabulary say."""
+    """Lower-case the input and strip accents; null: according to the checkpoint's files, its name or the vocabulary."""
 
 
 @dataclass
@@ -121,25 +120,25 @@ class LanguageModelSettings:
     """The encoder to start from."""
 
     pretrained_model_name: str | None = "megatron-bert-345m-uncased"
-    """A published name (`megabert models` lists them), or a checkpoint file or folder; null: random weights
-    of the shape in config."""
+    """Published name (`megabert models` lists them), or checkpoint file or folder; null: random weights, with the
+    architecture in config."""
     lm_checkpoint: str | None = None
-    """Checkpoint file or folder, instead of the one that the name stands for (--bert_checkpoint)."""
+    """Checkpoint file or folder that replaces the published weights (--bert_checkpoint)."""
     config_file: str | None = None
-    """JSON file with the network's shape, for checkpoints that do not hold it (--bert_config)."""
+    """JSON file with the architecture, for checkpoints that do not contain it (--bert_config)."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The same, given here: hidden_size, num_layers, num_attention_heads, ...; config_file wins over it."""
+    """The architecture itself: hidden_size, num_layers, num_attention_heads, ...; config_file takes precedence."""
     qkv_layout: str | None = choice(None, "3_heads_dim", "heads_dim_3", "heads_3_dim")
-    """Order of the fused query-key-value rows in a Megatron-LM file; null: as the file's version and arguments say."""
+    """Row order of a Megatron-LM checkpoint's fused query-key-value weights; null: by its version and arguments."""
     hidden_dropout: float | None = None
-    """Dropout after embeddings, attention and MLP; null: as a Hugging Face config.json says, else 0.1."""
+    """Dropout probability after embeddings, attention and MLP; null: that of a Hugging Face config.json, else 0.1."""
     attention_dropout: float | None = None
-    """Dropout on attention weights; null: as a Hugging Face config.json says, else 0.1."""
+    """Dropout probability of attention weights; null: that of a Hugging Face config.json, else 0.1."""
 
 
 @dataclass
 class ScheduleSettings:
-    """How the learning rate moves; NeMo 1.x's names and formulas."""
+    """Learning rate schedule; names and formulas of NeMo 1.x."""
 
     name: str = choice(
         "WarmupAnnealing",
@@ -154,42 +153,42 @@ class ScheduleSettings:
         "WarmupPolicy",
         "WarmupHoldPolicy",
     )
-    """Shape of the curve after the warm-up. WarmupAnnealing falls linearly to 0, WarmupPolicy stays."""
+    """Curve after the warm-up. WarmupAnnealing decays linearly to 0, WarmupPolicy stays constant."""
     warmup_steps: int | None = None
-    """Optimizer steps of linear warm-up; give this or warmup_ratio."""
+    """Optimizer steps of linear warm-up; set this or warmup_ratio."""
     warmup_ratio: float | None = None
-    """The same as a fraction of all steps."""
+    """Warm-up as a fraction of all optimizer steps."""
     hold_steps: int = 0
-    """Steps at the full rate after the warm-up (the two Hold schedules)."""
+    """Optimizer steps at the peak learning rate after the warm-up (the two Hold schedules)."""
     min_lr: float = 0.0
-    """Lowest rate."""
+    """Minimum learning rate."""
     power: float = 1.0
     """Exponent of the two Polynomial schedules."""
 
 
 @dataclass
 class OptimizerSettings:
-    """How gradients move weights."""
+    """Optimizer and its hyperparameters."""
 
     name: str = choice("adamw", "adamw", "adam", "sgd", "adamax", "adagrad", "adadelta", "rmsprop", "rprop")
-    """PyTorch's optimizer of that name."""
+    """Optimizer, as PyTorch implements it."""
     lr: float = 3e-5
-    """Largest learning rate."""
+    """Peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay of the two moment averages (adam, adamw, adamax)."""
+    """Decay rates of the first and second moment estimates (adam, adamw, adamax)."""
     eps: float = 1e-8
-    """Added to the root of the second moment (adam, adamw, adamax, adagrad, adadelta, rmsprop)."""
+    """Term added to the denominator for numerical stability (adam, adamw, adamax, adagrad, adadelta, rmsprop)."""
     momentum: float = 0.0
-    """Momentum of sgd and rmsprop."""
+    """Momentum (sgd, rmsprop)."""
     weight_decay: float = 0.01
-    """Decay of weight matrices."""
+    """Weight decay of the weight matrices."""
     decay_norm_and_bias: bool = False
-    """Also decay biases and layer norms, as NeMo 1.x does."""
+    """Also apply weight decay to biases and layer norms, as NeMo 1.x does."""
     sched: ScheduleSettings = field(default_factory=ScheduleSettings)
 
 
 def linear_decay(lr: float) -> Callable[[], OptimizerSettings]:
-    """Make the default of an optimizer block: a linear warm-up over a tenth of the steps, then a linear fall."""
+    """Make the default of an optimizer block: linear warm-up over a tenth of the steps, then linear decay to 0."""
     return lambda: OptimizerSettings(
         lr=lr, weight_decay=0.01, sched=ScheduleSettings(name="WarmupAnnealing", warmup_ratio=0.1)
     )
@@ -197,13 +196,13 @@ def linear_decay(lr: float) -> Callable[[], OptimizerSettings]:
 
 @dataclass
 class DataSettings:
-    """One set of data."""
+    """One data set."""
 
     file: str | None = None
     """Path of the data file."""
     batch_size: int = 24
-    """Texts (windows of long texts count singly) in a micro-batch; to evaluate, as many tokens as so many of the
-    longest texts."""
+    """Sequences per micro-batch; each window of a long example is a sequence. In evaluation, the token budget of a
+    batch: the tokens of this many sequences of maximum length."""
     num_samples: int = -1
     """Use only the first so many examples; -1: all."""
 
@@ -213,24 +212,24 @@ class TrainDataSettings(DataSettings):
     """The training data."""
 
     shuffle: bool = True
-    """A new order each epoch, a function of the seed, the epoch and nothing else."""
+    """Shuffle the examples in each epoch, in an order that depends on the seed and the epoch only."""
     drop_last: bool = False
-    """Leave out an epoch's last step where it has not all its texts; false: share them out among all steps."""
+    """Drop an epoch's last step if it is incomplete; false: distribute the sequences evenly over all steps."""
     use_cache: bool = True
-    """Keep the tokenized texts in megabert's cache folder, under a name made of all that they depend on."""
+    """Cache the tokenized sequences in megabert's cache folder, under a hash of everything that they depend on."""
 
 
 @dataclass
 class HeadSettings:
-    """What every task's head has."""
+    """What the heads of all tasks share."""
 
     reset: bool = False
-    """With pretrained_model: keep its encoder only, and make a new head, for the labels of the training data."""
+    """With pretrained_model: keep only its encoder, and initialize a new head for the labels of the training data."""
 
 
 @dataclass
 class ModelSettings:
-    """The network, its data and its optimizer. Tasks add `dataset` and their head."""
+    """Model, data and optimizer. Tasks add `dataset` and their head."""
 
     head: HeadSettings = field(default_factory=HeadSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
@@ -246,11 +245,11 @@ class Settings:
     """All settings of a run."""
 
     seed: int = 1234
-    """Seeds weights of new parts, data order and dropout."""
+    """Random seed of new weights, data order and dropout."""
     do_training: bool = True
     """false: do not train, only evaluate pretrained_model on model.test_ds."""
     pretrained_model: str | None = None
-    """A run folder to start from, its head included; null: a new head on the language model."""
+    """Run folder to start from, including its head; null: a new head on the language model."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -35,7 +35,7 @@ def heartbeat_thread(launch: LaunchEnvironment) -> Iterator["Heartbeat"]:
     try:
         yield heartbeat
     except MegabertError as error:
-        error.is_told = launch.rank != 0
+        error.is_reported = launch.rank != 0
         heartbeat.publish_error(str(error), error.exit_code)
         raise
     except Exception as error:
@@ -80,7 +80,7 @@ class Heartbeat:
         self._main_thread_waits = True
         self._has_cause.wait(timeout=TIMEOUT)
         lost = PeerLost(self._cause or f"communication between processes failed, though all are running: {error}")
-        lost.is_told = bool(self._cause) and not self._is_reporter
+        lost.is_reported = bool(self._cause) and not self._is_reporter
         return lost
 
     def stop(self) -> None:

@@ -45,7 +45,7 @@ def count_to_start(settings: Settings, environ: Mapping[str, str]) -> int:
 class ProcessesFailed(MegabertError):  # noqa: N818  (the processes have printed their errors)
     """Launched processes failed; `exit_code` is theirs."""
 
-    is_told = True
+    is_reported = True
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the processes ended with {exit_code}")

@@ -1,6 +1,6 @@
-"""A small question answering data set that comes with the package: something to run before you have data.
+"""A small question answering data set in SQuAD's format, shipped with the package for demos and tests.
 
-`README.md` in this folder says what it holds and under which licence.
+`README.md` in this folder describes its contents and licence.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The demo: fine-tune on the shipped sample, evaluate, ask a question; minutes on two cores, nothing to download.
+"""Demo: fine-tune on the shipped sample, evaluate, answer a question; 2 minutes on two cores, no downloads.
 
-It runs the package's own commands and shows each before it runs.
+Prints and runs the commands train, evaluate and predict.
 """
 
 import json
@@ -10,15 +10,14 @@ from pathlib import Path
 
 from ..cli import main as megabert
 from ..formats.squad import read_squad
+from . import squad_file
 
-HERE = Path(__file__).parent
-TRAIN, DEV = HERE / "squad_train.json", HERE / "squad_dev.json"
-
+TRAIN, DEV = squad_file("train"), squad_file("dev")
 ENCODER = "megabert-mini-uncased"
 
 
 def run(*words: str) -> None:
-    """Show a command and run it."""
+    """Print a command and run it."""
     print(f"\n$ megabert {shlex.join(words)}", flush=True)
     code = megabert(words)
     if code:
@@ -31,10 +30,10 @@ def main() -> None:
     folder = Path("runs") / "demo" / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True)
     print(
-        f"This demo shows the way from a SQuAD file to an answer. It starts from {ENCODER}, the small\n"
-        "Megatron-BERT that comes with megabert: 11.7M parameters, pre-trained in nine minutes. The sample's 44\n"
-        "paragraphs and 104 notes are much alike, so it scores well on those that it has not seen, too; real answers\n"
-        "need a published checkpoint and more data (see the README)."
+        f"This demo fine-tunes {ENCODER} on question answering, evaluates it and answers a question.\n"
+        "The encoder is a small Megatron-BERT shipped with megabert: 11.7M parameters, pre-trained in nine minutes.\n"
+        "The sample is small and uniform, so scores are high on unseen paragraphs, too; real questions need a\n"
+        "published checkpoint and more data (see the README)."
     )
     run(
         "train",
@@ -55,15 +54,15 @@ def main() -> None:
         "trainer.accelerator=cpu",
         f"exp_manager.explicit_log_dir={folder}",
     )
-    print("\nOn the paragraphs that it learned from:")
+    print("\nOn the training paragraphs:")
     run("evaluate", str(folder), f"file={TRAIN}", "accelerator=cpu")
-    print("\nOn paragraphs that it has not seen:")
+    print("\nOn unseen paragraphs:")
     run("evaluate", str(folder), f"file={DEV}", "accelerator=cpu")
     example = read_squad(TRAIN)[0]
     run("predict", str(folder), f"question={example.question}", f"context={example.context}", "accelerator=cpu")
     assert example.answers, "every question of the sample has an answer"
-    print(f"\nThe sample's own answer is {json.dumps(example.answers[0].text)}.")
-    print(f"Done in {time.monotonic() - started:.0f} s. The run is in {folder}; look at {folder / 'curves.png'}.")
+    print(f"\nThe gold answer is {json.dumps(example.answers[0].text)}.")
+    print(f"Done in {time.monotonic() - started:.0f} s. Run folder: {folder}. Curves: {folder / 'curves.png'}.")
 
 
 if __name__ == "__main__":

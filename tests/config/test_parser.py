@@ -10,7 +10,7 @@ def qa(*overrides, **more):
     return compose(QuestionAnsweringSettings, overrides, owner="question_answering", **more)[0]
 
 
-def test_defaults_are_nemo_s():
+def test_defaults_are_those_of_nemo():
     settings = qa()
     assert (settings.model.dataset.max_seq_length, settings.model.dataset.doc_stride) == (384, 128)
     assert (settings.model.optim.lr, settings.model.optim.sched.name) == (3e-5, "SquareRootAnnealing")
@@ -25,12 +25,12 @@ def test_overrides_are_typed():
     assert settings.model.optim.lr == 1e-4
 
 
-def test_a_data_block_takes_its_file_as_nemo_s_documentation_writes_it():
+def test_a_data_block_can_be_set_to_its_file_as_in_nemo_s_documentation():
     assert qa("model.validation_ds=dev.json").model.validation_ds.file == "dev.json"
     assert qa("model.validation_ds.file=dev.json").model.validation_ds.file == "dev.json"
 
 
-def test_whole_numbers_and_fractions_of_val_check_interval_stay_what_they_are():
+def test_val_check_interval_keeps_integers_and_fractions_apart():
     assert type(qa("trainer.val_check_interval=100").trainer.val_check_interval) is int
     assert type(qa("trainer.val_check_interval=0.5").trainer.val_check_interval) is float
 
@@ -55,14 +55,14 @@ def test_whole_numbers_and_fractions_of_val_check_interval_stay_what_they_are():
         ("zzzzzzz=1", "is not a setting of question_answering"),
     ],
 )
-def test_a_mistake_is_answered_with_the_remedy(word, message):
+def test_an_error_message_has_the_remedy(word, message):
     with pytest.raises(ConfigError) as caught:
         qa(word)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_keys_of_nemo_that_have_no_use_are_named_in_a_notice():
+def test_renamed_and_ignored_keys_of_nemo_give_a_notice():
     settings, notices = compose(
         QuestionAnsweringSettings,
         ["trainer.gpus=1", "trainer.amp_level=O1", "model.dataset.do_lower_case=true"],
@@ -77,7 +77,7 @@ def test_keys_of_nemo_that_have_no_use_are_named_in_a_notice():
     ]
 
 
-def test_a_file_of_settings_is_checked_like_words_and_words_win(tmp_path):
+def test_a_file_of_settings_is_checked_like_overrides_which_take_precedence(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("trainer: {max_epochs: 7}\nmodel:\n  optim:\n    lr: 1e-4\n  validation_ds: dev.json\n")
     settings = qa("trainer.max_epochs=8", file=file)
@@ -91,14 +91,14 @@ def test_a_file_of_settings_is_checked_like_words_and_words_win(tmp_path):
         qa(file=file)
 
 
-def test_a_network_s_configuration_is_free_in_its_keys():
+def test_the_architecture_accepts_any_key():
     settings = qa(
         "model.language_model.config={hidden_size: 64, num_layers: 2}", "+model.language_model.config.gelu=tanh"
     )
     assert settings.model.language_model.config == {"hidden_size": 64, "num_layers": 2, "gelu": "tanh"}
 
 
-def test_sweeps_are_every_combination():
+def test_a_sweep_expands_to_all_combinations():
     assert expand_sweep(["seed=1,2", "trainer.max_epochs=3", "model.optim.lr=choice(1e-5,3e-5)"]) == [
         ["seed=1", "trainer.max_epochs=3", "model.optim.lr=1e-05"],
         ["seed=1", "trainer.max_epochs=3", "model.optim.lr=3e-05"],
@@ -107,7 +107,7 @@ def test_sweeps_are_every_combination():
     ]
 
 
-def test_every_setting_has_help_that_ends():
+def test_every_setting_has_a_type_and_a_help_sentence():
     for setting in list_settings(QuestionAnsweringSettings):
         assert setting.help.endswith("."), setting.key
         assert setting.type_name

@@ -34,5 +34,5 @@ def test_one_exit_code_stands_for_all(codes, code):
 def test_processes_that_fail_are_an_error_that_says_nothing_more(capfd):
     with pytest.raises(ProcessesFailed) as caught:
         launch(["no_such_command"], 2)
-    assert (caught.value.exit_code, caught.value.is_told) == (64, True)
+    assert (caught.value.exit_code, caught.value.is_reported) == (64, True)
     assert "no_such_command" in capfd.readouterr().err

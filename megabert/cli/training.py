@@ -1,0 +1,142 @@
+"""The command `train`: one run, or a sweep of runs."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.parser import compose, expand_sweep, quote
+from ..errors import ConfigError
+from ..parallel.launch import count_to_start, launch
+from ..storage import atomic_write
+from .console import log, new_parser, to_json
+
+if TYPE_CHECKING:
+    from ..training.run import Outcome
+
+
+def train(words: Sequence[str]) -> int:
+    """Fine-tune a checkpoint on a task, or pre-train: megabert train TASK key=value ..."""
+    parser = new_parser("train", train, "`megabert config TASK` lists all settings.")
+    parser.add_argument("task", help="task name, for example question_answering, or Python file of your own task")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
+    parser.add_argument("-m", "--multirun", action="store_true", help="sweep: train once per value of seed=1,2,3")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; key=value takes precedence")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="resume an interrupted run, with its settings")
+    parser.add_argument("--bert_config", metavar="FILE", help="same as model.language_model.config_file=FILE")
+    parser.add_argument("--bert_checkpoint", metavar="PATH", help="same as model.language_model.lm_checkpoint=PATH")
+    arguments = parser.parse_intermixed_args(list(words))
+    overrides = list(arguments.overrides)
+    for option, key in (("bert_config", "config_file"), ("bert_checkpoint", "lm_checkpoint")):
+        if getattr(arguments, option) is not None:
+            overrides.append(f"model.language_model.{key}={quote(getattr(arguments, option))}")
+    if not arguments.multirun:
+        _train_once(arguments.task, overrides, file=arguments.config, resume=arguments.resume)
+    elif arguments.resume is None:
+        _train_sweep(arguments.task, overrides, file=arguments.config)
+    else:
+        raise ConfigError("--resume continues one run, -m starts several. Remove one of them.")
+    return 0
+
+
+def _train_once(
+    task_name: str, words: Sequence[str], *, file: Path | None, resume: Path | None = None
+) -> "Outcome | None":
+    """Train one run, in this process or in several that are started here; returns its outcome on rank zero."""
+    from ..checkpoints.catalog import cache_home
+    from ..tasks import registry
+
+    task_type = registry.find(task_name)
+    base, overrides = None, list(words)
+    if resume is not None:
+        base = _settings_of_run(resume)
+        overrides += [f"exp_manager.explicit_log_dir={quote(str(resume))}", "exp_manager.resume_if_exists=true"]
+    settings, notices = compose(task_type.settings_type, overrides, owner=task_name, file=file, base=base)
+    if os.environ.get("RANK", "0") == "0":
+        for notice in notices:
+            log(f"note: {notice}")
+    num_processes = count_to_start(settings, os.environ) if settings.do_training else 0
+    if num_processes:
+        options = [("--config", file), ("--resume", resume)]
+        given = [word for name, path in options if path is not None for word in (name, str(path))]
+        launch(["train", task_name, *words, *given], num_processes)
+    from ..training.evaluation import evaluate_test_data
+    from ..training.run import past_outcome, train
+
+    if num_processes:
+        return past_outcome(settings, task_type.name())
+    if not settings.do_training:
+        if settings.pretrained_model is None:
+            raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
+        print(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
+        return None
+    outcome = train(task_name, settings, home=cache_home(os.environ), log=log)
+    if outcome is not None:
+        _report(outcome)
+    return outcome
+
+
+def _settings_of_run(folder: Path) -> dict[str, Any]:
+    file = folder / "run.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}). Give the run folder of a training.") from None
+
+
+def _report(outcome: "Outcome") -> None:
+    best = outcome.best
+    metric = "" if best.figure is None else f", validation {outcome.monitor} {best.figure:.4g}"
+    log(f"Done. Best checkpoint: step {best.step}{metric}.")
+    if outcome.test is not None:
+        print(to_json(outcome.test))
+    log(f"Next: megabert evaluate {outcome.folder} file=FILE   or   megabert predict {outcome.folder} ...")
+
+
+def _train_sweep(task_name: str, overrides: Sequence[str], *, file: Path | None) -> None:
+    """Train once per combination of a sweep, each in its own run folder; print a table of all runs at the end."""
+    combinations = expand_sweep(overrides)
+    swept = [index for index in range(len(overrides)) if len({words[index] for words in combinations}) > 1]
+    explicit = next((word for word in overrides if word.startswith("exp_manager.explicit_log_dir=")), None)
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    runs = []
+    for number, combination in enumerate(combinations):
+        label = ", ".join(combination[index] for index in swept)
+        log(f"Run {number + 1} of {len(combinations)}: {label}")
+        name = f"{number}_{''.join(c if c.isalnum() or c in '=._-' else '_' for c in label)}"[:100]
+        if explicit is None:
+            folder = f"exp_manager.version={quote(f'{stamp}/{name}')}"
+        else:
+            parent = explicit.partition("=")[2].strip("'\"")
+            folder = f"exp_manager.explicit_log_dir={quote(f'{parent}/{name}')}"
+        outcome = _train_once(task_name, [*combination, folder], file=file)
+        if outcome is not None:
+            runs.append((label, outcome))
+    width = max((len(label) for label, _ in runs), default=0)
+    for label, outcome in runs:
+        metric = "" if outcome.best.figure is None else f"{outcome.monitor} {outcome.best.figure:.2f}"
+        print(f"{label:<{width}}  {metric}  {outcome.folder}")
+    if len(runs) > 1:
+        _summarize_scores([outcome for _, outcome in runs])
+
+
+def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
+    """Print mean and sample standard deviation of each score over the runs, and write them to sweep.json."""
+    import statistics
+
+    scores = [outcome.validation for outcome in outcomes]
+    names = [name for name in scores[0] if all(name in others for others in scores)]
+    table = {
+        name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+        for name in names
+        for values in [[run_scores[name] for run_scores in scores]]
+    }
+    if table:
+        print(f"\nlast validation, mean ± sample deviation of {len(outcomes)} runs")
+    for name, row in table.items():
+        if "/" not in name and name != "total":
+            print(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
+    document = {"runs": [str(outcome.folder) for outcome in outcomes], "scores": table}
+    atomic_write(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")
