@@ -43,9 +43,6 @@ class StepStatus:
 class Display:
     """Progress display. This base class shows messages only."""
 
-    def start(self) -> None:
-        """Start to draw."""
-
     def step(self, status: StepStatus) -> None:
         """Show the metrics after a step."""
 
@@ -130,9 +127,6 @@ class BarDisplay(Display):
         )
         self._training = self._progress.add_task("training", total=total_steps, completed=first_step)
         self._validation: TaskID | None = None
-
-    def start(self) -> None:
-        """Start to draw."""
         self._progress.start()
 
     def step(self, status: StepStatus) -> None:

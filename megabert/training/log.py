@@ -6,10 +6,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..checkpoints.native.run_folder import write_run_json
 from .display import BarDisplay, Display, LineDisplay, StepStatus
 from .event_file import EventFile
 from .metrics_file import METRICS, keep_until
@@ -107,23 +108,21 @@ class RunLog:
         kept = keep_until(folder / METRICS, first_step)
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
         self._file = (folder / METRICS).open("a", encoding="utf-8", newline="\n")
-        self._loss = _RunningMean()
+        self._events: EventFile | None = None
+        with suppress(ImportError):
+            self._events = EventFile(folder / "tensorboard", first_step) if tensorboard else None
         self._shows_progress = progress_bar
         self._display = Display()
         if progress_bar and sys.stderr.isatty():
             self._display = BarDisplay(total_steps, first_step)
         elif progress_bar:
             self._display = LineDisplay(total_steps, first_step, clock)
-        self._events: EventFile | None = None
-        if tensorboard:
-            try:
-                self._events = EventFile(folder / "tensorboard", first_step)
-            except ImportError:
-                self.say('No TensorBoard curves: tensorboard is not installed (pip install "megabert[track]").')
+        if tensorboard and self._events is None:
+            self.say('No TensorBoard curves: tensorboard is not installed (pip install "megabert[track]").')
+        self._loss = _RunningMean()
         self._meter = _Meter(clock)  # last, to leave out the time to import tensorboard
 
     def __enter__(self) -> Self:
-        self._display.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -188,18 +187,22 @@ class RunLog:
         self._display.say(text)
 
 
-def open_log(setup: "TrainingSetup", first_step: int) -> RunLog:
-    """Open the log of a training: of rank 0, or one that writes nothing."""
+@contextmanager
+def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[RunLog]":
+    """Open the log of a training and write run.json; on ranks other than 0 yield a log that writes nothing."""
     if not setup.world.is_rank_zero:
-        return SilentLog()
-    settings = setup.settings
-    return RunLog(
+        yield SilentLog()
+        return
+    settings, total_steps = setup.settings, setup.intervals.total_steps
+    with RunLog(
         setup.folder,
-        total_steps=setup.intervals.total_steps,
+        total_steps=total_steps,
         first_step=first_step,
         progress_bar=settings.trainer.enable_progress_bar,
         tensorboard=settings.exp_manager.create_tensorboard_logger,
-    )
+    ) as log:
+        write_run_json(setup.folder, setup.documents["run"], settings, total_steps)
+        yield log
 
 
 class SilentLog(RunLog):

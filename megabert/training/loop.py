@@ -39,12 +39,13 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     if resumed is not None:
         progress = resumed_progress(progress, resumed.documents["progress"])
     with (
-        open_log(setup, progress.step) as log,
         Saver(in_background=device.type == "cuda") as saver,
+        open_log(setup, progress.step) as log,
         side_stream(device),
         stop_signals() as stop,
         closing(prefetch(setup.load_step, range(progress.step, intervals.total_steps))) as steps,
     ):
+        upcoming = next(steps, None)
         stepper = make_stepper(setup)
         if resumed is not None:
             stepper.load_optimizer(resumed.tensors["optimizer"])
@@ -74,9 +75,9 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             if is_stopping:
                 saver.wait()
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {setup.folder}.")
-            if is_last:
+            if is_last or upcoming is None:
                 return last_validation
-            batches, num_tokens = next(steps)
+            batches, num_tokens = upcoming
             rate = learning_rate(
                 step,
                 settings.model.optim.sched,
@@ -86,6 +87,7 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             )
             loss_norm_2 = stepper.step(batches, rate, number=step * sampler.micro_batches_per_step)
             pending.append(_Done(step + 1, loss_norm_2, rate, num_tokens))
+            upcoming = next(steps, None)  # while a GPU still computes this step
             progress = replace(progress, step=step + 1, figure=None)
 
 

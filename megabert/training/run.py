@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.native.run_checkpoints import Entry, find_best, find_last, open_lazily
-from ..checkpoints.native.run_folder import find_resume_checkpoint, lock_run_folder, run_folder_path, write_run_json
+from ..checkpoints.native.run_folder import find_resume_checkpoint, lock_run_folder, run_folder_path
 from ..config.schema import Settings
 from ..errors import Interrupted
 from ..parallel.execution import resolve_compile
@@ -64,8 +64,6 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
             check_unchanged(settings, resumed.documents["settings"])
             keep_sequences_per_step(settings, resumed.documents, world, log)
         setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
-        if world.is_rank_zero:
-            write_run_json(folder, setup.documents["run"], settings, setup.intervals.total_steps)
         log_setup(setup, log)
         try:
             last = fit(setup, resumed)

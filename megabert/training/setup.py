@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..build import load_initial_model, model_documents
 from ..checkpoints.native.run_checkpoints import Contents
-from ..config.intervals import Intervals, count_epochs, count_intervals
 from ..config.schema import Settings
 from ..data.packing import Batch
 from ..data.sampler import BatchSampler
@@ -27,6 +26,7 @@ from ..tasks.task_data import (
     software_versions,
 )
 from ..torch_session import TorchSession
+from .intervals import Intervals, count_epochs, count_intervals
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import torch
 
 import megabert
 from megabert.checkpoints.native import run_checkpoints as run
-from megabert.config.intervals import Intervals
 from megabert.config.parser import compose
 from megabert.errors import CheckpointError, ConfigError, InputError
 from megabert.parallel.execution import find_obstacle
 from megabert.tasks.question_answering import QuestionAnsweringSettings
 from megabert.training import run as training_run
 from megabert.training import saver
+from megabert.training.intervals import Intervals
 
 TINY = (
     "model.language_model.config={hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64}"

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from ..config.schema import Settings
 from ..errors import ConfigError
-from .schema import Settings
 
 
 @dataclass(frozen=True)
