@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..build import load_weights
-from ..checkpoints.download import file_sha256
-from ..checkpoints.files.containers import open_file
+from ..checkpoints.cache_files import file_sha256
 from ..checkpoints.files.lazy_tensor import LazyTensor, Readable
+from ..checkpoints.files.weight_files import open_file
 from ..checkpoints.open import Checkpoint
 from ..checkpoints.tensor_names import PER_TOKEN, WORD
 from ..errors import CheckpointError, InputError
