@@ -124,13 +124,20 @@ def _biomegatron_345m(casing: str) -> tuple[File, File]:
     )
 
 
-_NEMO_PAGE = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/nemo/models"
-_IN_ARCHIVE = "One .nemo archive with its vocabulary in it. Its size and hash are not known here."
-
-
-def _nemo(model: str, file: str) -> File:
+def _nemo_archive(model: str, file: str, *, name: str, summary: str, vocabulary: Vocabulary) -> Published:
     # The addresses of MegatronBertModel.list_available_models in NeMo 1.23.
-    return File("weights", f"{file}.nemo", "nemo", f"{_NGC}/nemo/{model}/versions/1/files/{file}.nemo")
+    url = f"{_NGC}/nemo/{model}/versions/1/files/{file}.nemo"
+    return Published(
+        name=name,
+        summary=summary,
+        architecture=_345M,
+        vocabulary=vocabulary,
+        licence=_NGC_LICENCE,
+        files=(File("weights", f"{file}.nemo", "nemo", url),),
+        page=f"https://catalog.ngc.nvidia.com/orgs/nvidia/teams/nemo/models/{model}",
+        note="One .nemo archive with its vocabulary in it. Its size and hash are not known here.",
+        aliases=(model,),
+    )
 
 
 def _hub_folder(repository: str) -> tuple[File, ...]:
@@ -184,33 +191,25 @@ _ROWS = (
         for case, vocabulary, size in (("uncased", _UNCASED, 668_000_000), ("cased", _CASED, 665_000_000))
     ),
     *(
-        Published(
+        _nemo_archive(
+            f"biomegatron345m_biovocab_{size}_{case}",
+            f"BioMegatron345m-biovocab-{size}-{case}",
             name=f"biomegatron-bert-345m-biovocab-{size}-{case}",
             summary=f"BioMegatron 345M, {case}: pre-trained on PubMed with a biomedical vocabulary of {size} words",
-            architecture=_345M,
             vocabulary=Vocabulary(f"biovocab-{size}-{case}", None, is_cased=case == "cased"),
-            licence=_NGC_LICENCE,
-            files=(_nemo(f"biomegatron345m_biovocab_{size}_{case}", f"BioMegatron345m-biovocab-{size}-{case}"),),
-            page=f"{_NEMO_PAGE}/biomegatron345m_biovocab_{size}_{case}",
-            note=_IN_ARCHIVE,
-            aliases=(f"biomegatron345m_biovocab_{size}_{case}",),
         )
         for size in ("30k", "50k")
         for case in ("cased", "uncased")
     ),
     *(
-        Published(
+        _nemo_archive(
+            f"megatron_bert_345m_{case}",
+            f"megatron_bert_345m_{case}",
             name=f"megatron-bert-345m-{case}-nemo",
             summary=f"Megatron-BERT 345M, {case}, as a .nemo archive of NeMo 1.6 and later",
-            architecture=_345M,
-            vocabulary=_CASED if case == "cased" else _UNCASED,
-            licence=_NGC_LICENCE,
-            files=(_nemo(f"megatron_bert_345m_{case}", f"megatron_bert_345m_{case}"),),
-            page=f"{_NEMO_PAGE}/megatron_bert_345m_{case}",
-            note=_IN_ARCHIVE,
-            aliases=(f"megatron_bert_345m_{case}",),
+            vocabulary=vocabulary,
         )
-        for case in ("cased", "uncased")
+        for case, vocabulary in (("cased", _CASED), ("uncased", _UNCASED))
     ),
     Published(
         name="megatron-gpt2-345m",

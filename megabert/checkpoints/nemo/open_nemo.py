@@ -119,9 +119,7 @@ def _split_names(weights: Mapping[str, LazyTensor], path: Path) -> tuple[dict[st
 
 def _read_yaml(region: Region) -> dict[str, Any]:
     """Read plain values. Aliases are refused: a few of them expand to any size, and NeMo writes none."""
-    if region.size > _LARGEST_CONFIG:
-        raise region.error(f"{region.size} bytes; at most {_LARGEST_CONFIG} are read.")
-    document = bytes(region.read(0, region.size))
+    document = _read_member(region, _LARGEST_CONFIG)
     try:
         _check_yaml(region, document)
         config = yaml.safe_load(document)
@@ -143,9 +141,9 @@ def _check_yaml(region: Region, document: bytes) -> None:
             raise region.error("it has YAML aliases, which NeMo does not write.")
 
 
-def _read_member(region: Region) -> bytes:
-    if region.size > _LARGEST_MEMBER:
-        raise region.error(f"{region.size} bytes; at most {_LARGEST_MEMBER} are read.")
+def _read_member(region: Region, most: int = _LARGEST_MEMBER) -> bytes:
+    if region.size > most:
+        raise region.error(f"{region.size} bytes; at most {most} are read.")
     return bytes(region.read(0, region.size))
 
 
@@ -222,6 +220,10 @@ _COPIED = (
 )
 
 
+# Keys whose other values mean another network
+_REQUIRED = {"transformer_block_type": "pre_ln", "normalization": "layernorm", "activation": "gelu"}
+
+
 def _megatron_arguments(nemo_config: Mapping[str, Any], encoder_config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert NeMo's configuration to the arguments of Megatron-LM that shape a network.
 
@@ -229,17 +231,13 @@ def _megatron_arguments(nemo_config: Mapping[str, Any], encoder_config: Mapping[
     """
     config = {**encoder_config, **nemo_config}
     arguments = {name: config[name] for name in _COPIED if config.get(name) is not None}
-    block = config.get("transformer_block_type", "pre_ln")
-    if block != "pre_ln":
-        raise CheckpointError(f"{CONFIG}: transformer_block_type is {block!r}; only 'pre_ln' is read.")
-    for key, allowed in (("normalization", "layernorm"), ("activation", "gelu")):
+    for key, allowed in _REQUIRED.items():
         if config.get(key, allowed) != allowed:
             raise CheckpointError(f"{CONFIG}: {key} is {config[key]!r}; only {allowed!r} is read.")
     if config.get("bias") is False:
         arguments["add_bias_linear"] = False
     # The fused kernel is off by default in NeMo 1.0, and on in later versions, whose configuration has num_layers.
-    default = "num_layers" in nemo_config
-    fused = config.get("bias_gelu_fusion", config.get("bias_activation_fusion", default))
+    fused = config.get("bias_gelu_fusion", config.get("bias_activation_fusion", "num_layers" in nemo_config))
     arguments["bias_gelu_fusion"] = bool(fused)
     arguments["apply_residual_connection_post_layernorm"] = bool(config.get("apply_residual_connection_post_layernorm"))
     return arguments
