@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .checkpoints.files.lazy_tensor import Readable
+from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
 from .checkpoints.open import fit_vocabulary, shape_of_config
-from .checkpoints.source import ModelSource, find_source, open_source
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError

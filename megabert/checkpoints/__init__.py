@@ -1,1 +1,1 @@
-"""Checkpoints of Megatron-LM, NeMo, Hugging Face and our own, read and written."""
+"""Read, write and convert checkpoints of Megatron-LM, NeMo, Hugging Face and megabert."""

@@ -1,9 +1,8 @@
-"""The published names, what is known of each, and the way from a name to files on this machine.
+"""Resolve published names to files in the cache, downloading them where needed.
 
-A name such as `megatron-bert-345m-uncased` and a cache folder go in; the paths of its weights and vocabulary
-and the numbers of its architecture come out. Files are looked for in `<home>/<name>/`, where a person may put
-them, and else downloaded. `<home>/<name>/files.json` remembers the SHA-256 of each: the publisher gives none
-for the weights, so the first file seen is what a later download has to match.
+`resolve` returns the paths of a name's weights and vocabulary. The files are in `<home>/<name>/`, where a user may also
+put them by hand. `<home>/<name>/files.json` records the SHA-256 of each: the publisher gives none for the weights, so
+later downloads must match the first file.
 """
 
 import difflib
@@ -19,20 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from .download import DownloadError, file_sha256, locked, writing
-from .download import download as fetch
+from ..storage import atomic_write
+from .cache_files import explain_write_errors, file_sha256, locked
+from .download import download
+from .partial_download import DownloadError
 from .published import PUBLISHED, ROLES, File, Published, Role
 
 RECORD_NAME = "files.json"
-# The encoders that come with the package, a folder of our own format each.
+# The encoders included in the package, one megabert folder each
 SHIPPED = Path(__file__).parent.parent / "encoders"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Where the files of a name are; `sha256` is by file name.
+    """The files of a name; `sha256` is by file name.
 
-    `weights` is None if there are none, `vocabulary` if it lies in the archive of the weights.
+    `weights` is None if the name has none, `vocabulary` if it is in the archive of the weights.
     """
 
     published: Published
@@ -40,15 +41,10 @@ class Resolved:
     weights: Path | None
     sha256: dict[str, str]
 
-    @property
-    def is_cased(self) -> bool:
-        """Tell whether text keeps its capital letters."""
-        return self.published.vocabulary.is_cased
-
 
 @dataclass(frozen=True)
 class _Record:
-    """What is remembered of a file in files.json. `mtime_ns` is its time of change, in nanoseconds."""
+    """The record of a file in files.json. `mtime_ns` is its modification time, in nanoseconds."""
 
     size: int
     mtime_ns: int
@@ -64,32 +60,27 @@ def cache_home(environment: Mapping[str, str]) -> Path:
     """
     user = environment.get("HOME") or environment.get("USERPROFILE") or ""
     if chosen := environment.get("MEGABERT_HOME"):
-        # Only a shell replaces ~; a service file or a notebook hands it on as it is.
+        # Only a shell expands ~; a service file or a notebook passes it unchanged.
         return Path(user + chosen[1:] if user and chosen[:2] in ("~", "~/") else chosen).absolute()
-    if Path(caches := environment.get("XDG_CACHE_HOME", "")).is_absolute():  # others are to be ignored
+    if Path(caches := environment.get("XDG_CACHE_HOME", "")).is_absolute():  # the specification ignores relative paths
         return Path(caches) / "megabert"
     if user:
         return Path(user) / ".cache" / "megabert"
-    raise ConfigError("HOME is not set. Say where published files are kept with MEGABERT_HOME.")
-
-
-def unknown_name(name: str) -> ConfigError:
-    """Make the error for a name that is not published, with the nearest right ones."""
-    near = difflib.get_close_matches(name.lower(), list(PUBLISHED), n=3, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(PUBLISHED)}."
-    return ConfigError(f"{name!r} is not the name of a published model. {hint} `megabert models` lists them.")
+    raise ConfigError("HOME is not set. Set MEGABERT_HOME to the folder for published files.")
 
 
 def find(name: str) -> Published:
-    """Look a name or an alias up. Raises ConfigError, with the nearest names, if it is not there."""
-    found = PUBLISHED.get(name) or next((row for row in PUBLISHED.values() if name in row.aliases), None)
-    if found is None:
-        raise unknown_name(name)
-    return found
+    """Look up a name or an alias. Raises ConfigError with the nearest names if it is unknown."""
+    published = PUBLISHED.get(name) or next((row for row in PUBLISHED.values() if name in row.aliases), None)
+    if published is None:
+        near = difflib.get_close_matches(name.lower(), list(PUBLISHED), n=3, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(PUBLISHED)}."
+        raise ConfigError(f"{name!r} is not the name of a published model. {hint} `megabert models` lists them.")
+    return published
 
 
 def in_cache(name: str, home: Path) -> bool:
-    """Tell whether every file that `resolve` would give is there, without looking into them."""
+    """Whether every file that `resolve` would return exists, without checking the content."""
     published = find(name)
     if published.is_shipped:
         return True
@@ -97,7 +88,7 @@ def in_cache(name: str, home: Path) -> bool:
 
 
 def describe(home: Path) -> list[dict[str, Any]]:
-    """List what is known of each name, as plain values for a table or JSON. `size` is in bytes, about."""
+    """List the published names with their properties, as plain values for a table or JSON. `size` is approximate."""
     rows = [
         asdict(row) | {"aliases": list(row.aliases), "parameters": row.num_parameters, "in_cache": in_cache(name, home)}
         for name, row in PUBLISHED.items()
@@ -106,14 +97,14 @@ def describe(home: Path) -> list[dict[str, Any]]:
 
 
 def resolve(name: str, *, home: Path, weights: bool = True, download: bool = True) -> Resolved:
-    """Find the files of a name in `home`, or download them there; without `weights` the vocabulary alone.
+    """Find the files of a name in `home`, or download them; without `weights` only the vocabulary.
 
-    Raises ConfigError for an unknown name, and CheckpointError if a file is not the right one or if it is not
-    there and cannot be downloaded (without `download`: may not be), with the places to get it and to put it.
+    Raises ConfigError for an unknown name, and CheckpointError if a file has the wrong content or is missing and cannot
+    be downloaded (without `download`: must not be); the message says where to get it and where to put it.
     """
     published = find(name)
     if published.is_shipped:
-        from .native.manifest_folder import MANIFEST  # here: `megabert models` must not wait for torch
+        from .native.manifest_folder import MANIFEST  # imported here since it imports torch
 
         folder = SHIPPED / published.name
         return Resolved(published, None, folder, {folder.name: file_sha256(folder / MANIFEST)})
@@ -121,11 +112,11 @@ def resolve(name: str, *, home: Path, weights: bool = True, download: bool = Tru
     roles = ROLES if weights else ROLES[:1]
     missing = _missing(published, roles, folder)
     if missing and not download:
-        raise CheckpointError(_by_hand(published, missing, folder, ["Nothing is downloaded in this run."]))
+        raise CheckpointError(_missing_message(published, missing, folder, ["Downloads are off in this run."]))
     for role in missing:
         _fetch(published, role, folder, missing)
     present = {role: _present(published, role, folder) for role in roles}
-    sums = {file.name: _accept(published, file, folder) for file in present.values() if file is not None}
+    sums = {file.name: _verify(published, file, folder) for file in present.values() if file is not None}
     paths = {role: folder / file.name for role, file in present.items() if file is not None}
     return Resolved(published, paths.get("vocabulary"), paths.get("weights"), sums)
 
@@ -143,10 +134,10 @@ def _missing(published: Published, roles: Iterable[Role], folder: Path) -> list[
     return [role for role in needed if _present(published, role, folder) is None]
 
 
-def _by_hand(published: Published, roles: Iterable[Role], folder: Path, reasons: Iterable[str]) -> str:
-    """Say what is missing, why, where a person gets it and where it belongs."""
-    by_hand = f"Where you have the file: megabert fetch {published.name} --from FILE_OR_FOLDER. Or put these in place:"
-    lines = [f"{published.name} is not in the cache.", *reasons, by_hand]
+def _missing_message(published: Published, roles: Iterable[Role], folder: Path, reasons: Iterable[str]) -> str:
+    """Describe which files are missing, why, where to get them and where to put them."""
+    remedy = f"If you have the file: megabert fetch {published.name} --from FILE_OR_FOLDER. Or put these in place:"
+    lines = [f"{published.name} is not in the cache.", *reasons, remedy]
     for role in roles:
         lines.append(f"  {role}, one of:" if len(_alternatives(published, role)) > 1 else f"  {role}:")
         for file in _alternatives(published, role):
@@ -155,61 +146,61 @@ def _by_hand(published: Published, roles: Iterable[Role], folder: Path, reasons:
 
 
 def _fetch(published: Published, role: Role, folder: Path, missing: Iterable[Role]) -> None:
-    """Download the file of one role from the first of its addresses that gives it, and record it."""
+    """Download the file of one role from the first address that provides it, and record it."""
     file, reasons = _alternatives(published, role)[0], []
-    known = _records(folder).get(file.name)
-    sha256 = file.sha256 or (known.sha256 if known else None)
+    recorded = _read_records(folder).get(file.name)
+    sha256 = file.sha256 or (recorded.sha256 if recorded else None)
 
     def check(path: Path) -> None:
-        if problem := _problem(published, file, path):
+        if problem := _find_problem(published, file, path):
             raise DownloadError(f"{file.url}: {problem}")
 
     for url in (file.url, *file.mirrors):
         path = folder / file.name
         try:
-            found = fetch(url, path, expected_size=file.size, expected_sha256=sha256, check=check)
-            return _record(folder, file.name, found.sha256, source=url)
+            downloaded = download(url, path, expected_size=file.size, expected_sha256=sha256, check=check)
+            return _record(folder, file.name, downloaded.sha256, source=url)
         except DownloadError as error:
             reasons.append(str(error))
-    if known is not None and file.sha256 is None and known.sha256 in "".join(reasons):
+    if recorded is not None and file.sha256 is None and recorded.sha256 in "".join(reasons):
         entry = f"the entry {file.name!r} of {folder / RECORD_NAME}"
-        reasons.append(f"That sum was recorded on {known.date}. To take another file, remove {entry}.")
-    raise CheckpointError(_by_hand(published, _missing(published, missing, folder), folder, reasons))
+        reasons.append(f"That sum was recorded on {recorded.date}. To take another file, remove {entry}.")
+    raise CheckpointError(_missing_message(published, _missing(published, missing, folder), folder, reasons))
 
 
-def _accept(published: Published, file: File, folder: Path) -> str:
-    """See that a file in the cache is the recorded one, or record it, and return its SHA-256.
+def _verify(published: Published, file: File, folder: Path) -> str:
+    """Check that a file in the cache matches its record, or record it; returns its SHA-256.
 
-    A file whose size and time of change are the recorded ones is not read again: that would cost a second of
-    every start. It guards against accidents; who can write to the folder can change the record as well.
+    A file with the recorded size and modification time is not read again, which would take a second at every start.
+    This guards against accidents; whoever can write to the folder can also change the record.
     """
-    path, known, status = folder / file.name, _records(folder).get(file.name), (folder / file.name).stat()
-    if known is not None and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
-        return known.sha256
+    path, recorded, status = folder / file.name, _read_records(folder).get(file.name), (folder / file.name).stat()
+    if recorded is not None and (recorded.size, recorded.mtime_ns) == (status.st_size, status.st_mtime_ns):
+        return recorded.sha256
     sha256 = file_sha256(path)
-    problem = _problem(published, file, path)
+    problem = _find_problem(published, file, path)
     if problem or file.sha256 not in (None, sha256):
         problem = problem or f"it has SHA-256 {sha256}, but {file.sha256} is expected"
         raise CheckpointError(f"{path}: {problem}. Put the right file there, or remove it for a new one.")
-    if known is not None and known.sha256 != sha256:
+    if recorded is not None and recorded.sha256 != sha256:
         raise CheckpointError(
-            f"{path}: it has SHA-256 {sha256}, but {known.sha256} was recorded on {known.date}. "
+            f"{path}: it has SHA-256 {sha256}, but {recorded.sha256} was recorded on {recorded.date}. "
             f"If that is on purpose, remove the entry {file.name!r} of {folder / RECORD_NAME}."
         )
-    _record(folder, file.name, sha256, source=known.source if known else "found in the cache")
+    _record(folder, file.name, sha256, source=recorded.source if recorded else "found in the cache")
     return sha256
 
 
-def _problem(published: Published, file: File, path: Path) -> str:
-    """Say why a file cannot be what it should, or return ''. It is told by what the file holds, not by its name."""
+def _find_problem(published: Published, file: File, path: Path) -> str:
+    """Check the content of a file, whatever its name; returns the reason why it is not the expected one, or ''."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"it has {size:,} bytes, but {file.size:,} are expected"
     if file.role == "weights" and published.architecture is None:
-        seen = _check_start(file, path)
+        problem = _check_start(file, path)
     else:
-        seen = _CHECKS[file.format](published, path)
-    return f"it is no {file.format} file of this model: {seen}" if seen else ""
+        problem = _CHECKS[file.format](published, path)
+    return f"it is no {file.format} file of this model: {problem}" if problem else ""
 
 
 def _check_start(file: File, path: Path) -> str:
@@ -221,27 +212,28 @@ def _check_start(file: File, path: Path) -> str:
 
 
 def _check_weights(published: Published, path: Path) -> str:
-    """Open the checkpoint and compare its network with the published one; no tensor is read."""
-    # torch takes a second to import, and what only asks for names or finds a known file does not need it.
-    from ..checkpoints import open as foreign
+    """Open the checkpoint and compare its network with the published one, without reading tensors."""
+    from .open import is_padded, open_checkpoint  # imports torch, which takes a second
 
-    assert published.architecture is not None, "what is not known of a network is not compared"
+    assert published.architecture is not None, "_find_problem checks networks of known architecture"
     try:
-        told = asdict(published.architecture)
-        rows = foreign.open_checkpoint(path, config=told, config_source="the catalog").config.vocabulary_size
+        config = asdict(published.architecture)
+        rows = open_checkpoint(path, config=config, config_source="the catalog").config.vocabulary_size
     except CheckpointError as error:
         return str(error)
-    words = published.vocabulary.size
-    return "" if words is None or foreign.is_padded(words, rows) else f"it has {rows:,} rows for {words:,} words"
+    num_tokens = published.vocabulary.size
+    if num_tokens is None or is_padded(num_tokens, rows):
+        return ""
+    return f"it has {rows:,} rows for {num_tokens:,} tokens"
 
 
 def _check_vocabulary(published: Published, path: Path) -> str:
     with path.open("rb") as handle:
         num_lines = sum(1 for _ in handle)
-    words = published.vocabulary.size
-    if words is None:
+    num_tokens = published.vocabulary.size
+    if num_tokens is None:
         return "" if b"[MASK]" in path.read_bytes()[: 2**26] else "it has no [MASK]"
-    return "" if num_lines == words else f"it has {num_lines:,} lines instead of {words:,}"
+    return "" if num_lines == num_tokens else f"it has {num_lines:,} lines instead of {num_tokens:,}"
 
 
 def _check_json(published: Published, path: Path) -> str:
@@ -267,9 +259,9 @@ _CHECKS: Mapping[str, Callable[[Published, Path], str]] = {
 
 
 def put(name: str, source: Path, home: Path) -> Resolved:
-    """Copy files that a person has into the cache, each checked by what it holds, and resolve the name.
+    """Copy a user's files into the cache, each checked by its content, and resolve the name.
 
-    `source` is a file or a folder of files. Raises CheckpointError if none of them is one of this name's.
+    `source` is a file or a folder of files. Raises CheckpointError if none of them belongs to the name.
     """
     published = find(name)
     if published.is_shipped:
@@ -282,10 +274,10 @@ def put(name: str, source: Path, home: Path) -> Resolved:
     reasons = []
     for role in ROLES:
         for path in files:
-            fitting, problems = _fitting(published, role, path)
-            if fitting is not None and role not in taken:
-                _copy(path, folder / fitting.name)
-                _record(folder, fitting.name, file_sha256(folder / fitting.name), source=f"by hand, {path.name}")
+            file, problems = _match_role(published, role, path)
+            if file is not None and role not in taken:
+                _copy(path, folder / file.name)
+                _record(folder, file.name, file_sha256(folder / file.name), source=f"by hand, {path.name}")
                 taken[role] = path
             reasons += problems
     if not taken:
@@ -293,11 +285,11 @@ def put(name: str, source: Path, home: Path) -> Resolved:
     return resolve(name, home=home)
 
 
-def _fitting(published: Published, role: Role, path: Path) -> tuple[File | None, list[str]]:
-    """Find the file of a role that a path's content is; returns it, or the reasons why it is none."""
+def _match_role(published: Published, role: Role, path: Path) -> tuple[File | None, list[str]]:
+    """Match a path's content with the files of a role; returns the match, or the reasons why there is none."""
     problems = []
     for file in _alternatives(published, role):
-        problem = _problem(published, file, path)
+        problem = _find_problem(published, file, path)
         if not problem and file.sha256 in (None, file_sha256(path)):
             return file, []
         problems.append(f"{path.name} as {file.name}: {problem or 'it has another SHA-256 than the published file'}")
@@ -305,7 +297,7 @@ def _fitting(published: Published, role: Role, path: Path) -> tuple[File | None,
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file so that it is there whole or not at all."""
+    """Copy a file atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
@@ -315,23 +307,21 @@ def _copy(source: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _records(folder: Path) -> dict[str, _Record]:
+def _read_records(folder: Path) -> dict[str, _Record]:
     path = folder / RECORD_NAME
     if not path.exists():
         return {}
     try:
         return {name: _Record(**entry) for name, entry in json.loads(path.read_bytes()).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Remove it; it will be written anew.") from error
+        raise CheckpointError(f"{path} is damaged ({error}). Remove it; it will be written again.") from error
 
 
 def _record(folder: Path, name: str, sha256: str, *, source: str) -> None:
-    """Remember a file, and tell its SHA-256."""
+    """Write the record of a file, and print its SHA-256."""
     path, status = folder / RECORD_NAME, (folder / name).stat()
-    entry = _Record(status.st_size, status.st_mtime_ns, sha256, source, str(datetime.now(UTC)))
-    unfinished = folder / f".{RECORD_NAME}.new"
-    with locked(path), writing(path):
-        records = _records(folder) | {name: entry}
-        unfinished.write_text(json.dumps(records, default=asdict, indent=2))
-        unfinished.replace(path)
-    print(f"{folder / name}: {entry.size:,} bytes, SHA-256 {sha256}", file=sys.stderr)
+    record = _Record(status.st_size, status.st_mtime_ns, sha256, source, str(datetime.now(UTC)))
+    with locked(path), explain_write_errors(path):
+        records = _read_records(folder) | {name: record}
+        atomic_write(path, json.dumps(records, default=asdict, indent=2))
+    print(f"{folder / name}: {record.size:,} bytes, SHA-256 {sha256}", file=sys.stderr)

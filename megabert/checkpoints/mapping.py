@@ -1,9 +1,9 @@
-"""Rename and reshape tensors by a table that reads like the format's specification, in both directions.
+"""Rename and reshape tensors by tables of rules, in both directions.
 
-A table is a list of `Rule`s. `read_tensors` turns a foreign file's tensors (of one or several tensor-parallel
-shards) into ours, `write_tensors` ours into theirs. Both give tensors that are not read yet, so that a checkpoint
-larger than memory can be converted. Nothing is left over in silence: every tensor of a file is consumed by one rule,
-and an unknown one is an error.
+A table is a list of `Rule`s that reads like the format's specification. `read_tensors` turns the tensors of a foreign
+file (of one or several tensor-parallel shards) into megabert's, `write_tensors` does the reverse. Both return lazy
+tensors, so that a checkpoint larger than memory can be converted. Every tensor of a file must match one rule; a tensor
+that matches none is an error.
 """
 
 import re
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files.lazy_tensor import Readable, check_numbers, check_weights
+from .files.lazy_tensor import Readable, check_finite, check_floating_point
 
 
 @dataclass(frozen=True)
 class Op:
-    """How the numbers of their tensors become one of ours, and back. Both take the width of an attention head."""
+    """A conversion of foreign tensors into one of megabert's, and back. Both functions also take the head's width."""
 
     read: Callable[[Sequence[Tensor], int], Tensor]
     write: Callable[[Tensor, int], list[Tensor]]
@@ -28,15 +28,15 @@ class Op:
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: their name (or names, where several tensors make one of ours), our name, and how the numbers move.
+    """One row of a table: a foreign name (or several, whose tensors form one), megabert's name, and the conversion.
 
-    `*` matches one dotted part and is carried across. `ours` None means: known, and not kept. `cut` is the dim
-    along which tensor parallelism splits the tensor; None: every shard holds the whole. `read_only` marks an
-    old spelling, read and never written. `copy_of` is the tensor of ours that this one must equal, if it is there.
+    `*` matches one dotted part and is copied. A `target` of None: the tensor is known and dropped. `cut` is the dim
+    that tensor parallelism splits; None: every shard holds the whole tensor. `read_only` marks an alternative name that
+    is never written. `copy_of` is the megabert tensor that this one must equal, where both are there.
     """
 
-    theirs: str | tuple[str, ...]
-    ours: str | None
+    source: str | tuple[str, ...]
+    target: str | None
     op: Op | None = None
     cut: int | None = None
     read_only: bool = False
@@ -44,13 +44,13 @@ class Rule:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Their names, always as a tuple."""
-        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+        """The foreign names, always as a tuple."""
+        return (self.source,) if isinstance(self.source, str) else self.source
 
 
 @dataclass(frozen=True)
-class Joined:
-    """One of our tensors, made from theirs when it is read. Raises CheckpointError if its numbers cannot be right."""
+class JoinedTensor:
+    """A lazy megabert tensor, joined from the shards when it is read. Raises CheckpointError for invalid numbers."""
 
     name: str
     rule: Rule
@@ -63,14 +63,14 @@ class Joined:
     copies: tuple[str, ...] = ()
 
     def read(self) -> Tensor:
-        """Read its parts from all shards, in our order, and join them."""
+        """Read and convert the parts of all shards, and join them."""
         parts = [
             _apply(self.rule, [shard[name].read() for name in self.sources], self.head_dim) for shard in self.shards
         ]
         if self.rule.cut is None and any(not torch.equal(parts[0], part) for part in parts[1:]):
             raise CheckpointError(f"{self.file}: {_list(self.sources)} should be equal in all shards and is not.")
         tensor = parts[0] if self.rule.cut is None or len(parts) == 1 else torch.cat(parts, dim=self.rule.cut)
-        check_numbers(tensor, self.file, _list(self.sources))
+        check_finite(tensor, self.file, _list(self.sources))
         for copy in self.copies:
             if not torch.equal(replace(self, sources=(copy,), copies=()).read(), tensor):
                 raise CheckpointError(
@@ -81,85 +81,76 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Written:
-    """One or several of their tensors, made from one of ours. All of `read` is made at once."""
+class ForeignTensors:
+    """One or several foreign tensors of equal shape, converted from one of megabert's when they are read."""
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
     rule: Rule
-    ours: Readable
+    tensor: Readable
     head_dim: int
 
     def read(self) -> list[Tensor]:
-        """Read our tensor and make theirs of it, in the order of `names`."""
-        tensor = self.ours.read()
+        """Read and convert the tensor; returns the results in the order of `names`."""
+        tensor = self.tensor.read()
         return self.rule.op.write(tensor, self.head_dim) if self.rule.op else [tensor]
 
 
 def read_tensors(
     shards: Sequence[Mapping[str, Readable]], rules: Sequence[Rule], head_dim: int, source: str
-) -> tuple[dict[str, Joined], list[str]]:
-    """Translate a file's tensors to our names and layouts; shards stand in tensor-parallel order.
+) -> tuple[dict[str, JoinedTensor], list[str]]:
+    """Convert a file's tensors to megabert's names and layouts; `shards` are in tensor-parallel order.
 
-    Returns ours, not read yet, and the names of those that are known and not kept.
-    Raises CheckpointError that lists the tensors which no rule knows, those whose partners are missing, and those
-    whose shapes do not fit together.
+    Returns lazy tensors, and the names of the tensors that are dropped.
+    Raises CheckpointError that lists tensors that match no rule, lack a partner, or have inconsistent shapes.
     """
-    groups, unknown = _assign(sorted({name for shard in shards for name in shard}), rules)
+    groups, unknown = _match_rules(sorted({name for shard in shards for name in shard}), rules)
     if unknown:
-        raise CheckpointError(f"{source}: tensors of unknown meaning: {_list(unknown)}.")
-    ours: dict[str, Joined] = {}
+        raise CheckpointError(f"{source}: unknown tensors: {_list(unknown)}.")
+    tensors: dict[str, JoinedTensor] = {}
     for (rule, name), sources in groups.items():
         if name is None:
             continue
-        missing = [their for their in sources if any(their not in shard for shard in shards)]
+        missing = [source_name for source_name in sources if any(source_name not in shard for shard in shards)]
         if missing:
             raise CheckpointError(f"{source}: {name} needs {_list(missing)}, which is not in every shard.")
-        if name in ours:
-            raise CheckpointError(f"{source}: {_list(ours[name].sources)} and {_list(sources)} are the same tensor.")
-        ours[name] = _join(name, rule, sources, shards, head_dim, source)
+        if name in tensors:
+            raise CheckpointError(f"{source}: {_list(tensors[name].sources)} and {_list(sources)} are the same tensor.")
+        tensors[name] = _join(name, rule, sources, shards, head_dim, source)
     dropped = [(rule, names[0]) for (rule, name), names in groups.items() if name is None]
     for rule, name in dropped:
-        if rule.copy_of in ours and all(name in shard for shard in shards):
-            original = ours[rule.copy_of]
-            if _shape_of(name, shards) != _shape_of(original.sources[0], shards):
+        if rule.copy_of in tensors and all(name in shard for shard in shards):
+            original = tensors[rule.copy_of]
+            if tuple(shards[0][name].shape) != tuple(shards[0][original.sources[0]].shape):
                 raise CheckpointError(f"{source}: {name} is not of the shape of {original.sources[0]}, its original.")
-            ours[rule.copy_of] = replace(original, copies=(*original.copies, name))
-    return ours, sorted(name for rule, name in dropped if rule.copy_of is None)
+            tensors[rule.copy_of] = replace(original, copies=(*original.copies, name))
+    return tensors, sorted(name for rule, name in dropped if rule.copy_of is None)
 
 
-def _shape_of(name: str, shards: Sequence[Mapping[str, Readable]]) -> tuple[int, ...]:
-    return tuple(shards[0][name].shape)
-
-
-def write_tensors(ours: Mapping[str, Readable], rules: Sequence[Rule], head_dim: int) -> Iterator[Written]:
-    """Translate our tensors to their names and layouts, unsharded, in our order. One that no rule writes is a defect.
-
-    Their shapes are equal where one of ours becomes several.
-    """
-    for name, tensor in ours.items():
+def write_tensors(tensors: Mapping[str, Readable], rules: Sequence[Rule], head_dim: int) -> Iterator[ForeignTensors]:
+    """Convert megabert's tensors to a format's names and layouts, unsharded. Every tensor needs a writing rule."""
+    for name, tensor in tensors.items():
         rule, stars = _writing_rule(name, rules)
         names = tuple(_fill(source, stars) for source in rule.sources)
         shape = tuple(tensor.shape)
         if rule.op:
             shape = tuple(rule.op.write(torch.empty(shape, device="meta"), head_dim)[0].shape)
-        yield Written(names, shape, tensor.dtype, rule, tensor, head_dim)
+        yield ForeignTensors(names, shape, tensor.dtype, rule, tensor, head_dim)
 
 
-def _assign(
+def _match_rules(
     names: Iterable[str], rules: Sequence[Rule]
 ) -> tuple[dict[tuple[Rule, str | None], tuple[str, ...]], list[str]]:
-    """Find each name's rule: (rule, our name) -> their names in the rule's order; and the names without one."""
+    """Find each name's rule: (rule, megabert's name) to foreign names in the rule's order; and the unmatched names."""
     groups: dict[tuple[Rule, str | None], tuple[str, ...]] = {}
     unknown = []
     for name in names:
         for rule in rules:
-            stars = next((found for source in rule.sources if (found := _match(source, name)) is not None), None)
+            stars = next((match for source in rule.sources if (match := _match(source, name)) is not None), None)
             if stars is not None:
-                ours = name if rule.ours is None else _fill(rule.ours, stars)
-                # A tensor that is not kept forms a group of its own under its own name.
-                key = (rule, ours) if rule.ours is not None else (replace(rule, theirs=name), None)
+                # A tensor that is dropped forms a group of its own.
+                key = (replace(rule, source=name), None) if rule.target is None else (rule, _fill(rule.target, stars))
                 groups.setdefault(key, tuple(_fill(source, stars) for source in rule.sources))
                 break
         else:
@@ -174,24 +165,24 @@ def _join(
     shards: Sequence[Mapping[str, Readable]],
     head_dim: int,
     file: str,
-) -> Joined:
-    """Say what one of our tensors will be: its shape is computed without reading a number."""
+) -> JoinedTensor:
+    """Make the lazy tensor; its shape is computed on the meta device, without reading a number."""
     shapes = [tuple(tuple(shard[source].shape) for source in sources) for shard in shards]
     dtypes = {shard[source].dtype for shard in shards for source in sources}
     if len(set(shapes)) > 1 or len(dtypes) > 1:
-        found = ", ".join(
+        shown = ", ".join(
             f"{shape} {dtype}" for shape, dtype in sorted((str(s), str(d)) for s in shapes for d in dtypes)
         )
-        raise CheckpointError(f"{file}: {_list(sources)} differs between shards in shape or dtype: {found}.")
+        raise CheckpointError(f"{file}: {_list(sources)} differs between shards in shape or dtype: {shown}.")
     dtype = dtypes.pop()
-    check_weights(dtype, file, _list(sources))
+    check_floating_point(dtype, file, _list(sources))
     try:
         part = _apply(rule, [torch.empty(shape, device="meta") for shape in shapes[0]], head_dim)
-        whole = part if rule.cut is None else torch.cat([part] * len(shards), dim=rule.cut)
+        joined = part if rule.cut is None else torch.cat([part] * len(shards), dim=rule.cut)
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{file}: {_list(sources)} of shape {shapes[0]} does not fit: {reason}") from None
-    return Joined(name, rule, sources, shards, head_dim, file, tuple(whole.shape), dtype)
+    return JoinedTensor(name, rule, sources, shards, head_dim, file, tuple(joined.shape), dtype)
 
 
 def _apply(rule: Rule, tensors: Sequence[Tensor], head_dim: int) -> Tensor:
@@ -200,8 +191,8 @@ def _apply(rule: Rule, tensors: Sequence[Tensor], head_dim: int) -> Tensor:
 
 def _writing_rule(name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str, ...]]:
     for rule in rules:
-        if rule.ours is not None and not rule.read_only:
-            stars = _match(rule.ours, name)
+        if rule.target is not None and not rule.read_only:
+            stars = _match(rule.target, name)
             if stars is not None:
                 return rule, stars
     raise AssertionError(f"no rule writes {name}")
@@ -213,8 +204,8 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _match(template: str, name: str) -> tuple[str, ...] | None:
-    found = _pattern(template).fullmatch(name)
-    return found.groups() if found else None
+    match = _pattern(template).fullmatch(name)
+    return match.groups() if match else None
 
 
 def _fill(template: str, stars: tuple[str, ...]) -> str:
@@ -227,7 +218,7 @@ def _list(names: Sequence[str], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-# The fused query-key-value rows. Ours are [heads, 3, dim]; each Op works on the heads of one shard.
+# The rows of the fused query-key-value projection. megabert's are [heads, 3, dim]; each Op converts one shard's heads.
 # Source: Megatron-LM's megatron/checkpointing.py, fix_query_key_value_ordering, and its history.
 
 
@@ -275,6 +266,6 @@ QKV_LAYOUTS = {
     "heads_3_dim": Op(lambda tensors, _: tensors[0], lambda tensor, _: [tensor]),
 }
 SEPARATE_QKV = Op(_from_separate, _to_separate)
-# transformers' GPT-2 has the matrices of a Conv1D, [in, out].
+# transformers' GPT-2 stores the matrices of a Conv1D, [in, out].
 TRANSPOSED = Op(lambda tensors, _: _transposed(tensors[0]), lambda tensor, _: [_transposed(tensor)])
 CONV1D_QKV = Op(_from_conv1d_3_heads_dim, _to_conv1d_3_heads_dim)

@@ -1,9 +1,9 @@
-"""The published checkpoints and what is known of each: a table, and nothing that acts on it.
+"""The table of published checkpoints: names, addresses, sizes and licences.
 
-Source: names, architecture and the addresses of single files are those of NeMo 1.0.2 (MEGATRON_CONFIG_MAP in
+Source: names, architectures and addresses of single files are those of NeMo 1.0.2 (MEGATRON_CONFIG_MAP in
 nemo/collections/nlp/modules/common/megatron/megatron_utils.py) and of NeMo 1.23 (MegatronBertModel's
-list_available_models), archives those of Megatron-LM's README, pages those of NeMo's documentation; GatorTron's are its
-model cards' on the Hugging Face hub, its sizes those of Yang et al. 2022 (arXiv:2203.03540).
+list_available_models), archives those of Megatron-LM's README, pages those of NeMo's documentation; GatorTron's are
+from its model cards on the Hugging Face hub, its sizes from Yang et al. 2022 (arXiv:2203.03540).
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["vocabulary", "merges", "config", "weights"]
-ROLES: tuple[Role, ...] = ("vocabulary", "merges", "config", "weights")  # small ones first: no network shows sooner
+ROLES: tuple[Role, ...] = (
+    "vocabulary",
+    "merges",
+    "config",
+    "weights",
+)  # small ones first
 
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The numbers of an encoder, named as in the JSON configurations of Megatron-LM and NeMo."""
+    """The sizes of an encoder, named as in the JSON configurations of Megatron-LM and NeMo."""
 
     num_layers: int
     hidden_size: int
@@ -27,7 +32,7 @@ class NetworkSizes:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which words a model knows. `size` is the true number, without padding rows; None where it is not known."""
+    """A model's vocabulary. `size` is the number of tokens without padding; None where it is unknown."""
 
     name: str
     size: int | None
@@ -42,14 +47,14 @@ class File:
     name: str
     format: Literal["torch", "zip", "nemo", "vocabulary", "json", "merges"]
     url: str
-    mirrors: tuple[str, ...] = ()  # of the same bytes, which only a SHA-256 makes safe to try unasked
+    mirrors: tuple[str, ...] = ()  # of the same bytes, verified by the SHA-256
     size: int | None = None
     sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published name. Several files of one role are alternatives: any will do, the first is downloaded."""
+    """A published name. Several files of one role are alternatives, of which the first is downloaded."""
 
     name: str
     summary: str
@@ -60,8 +65,8 @@ class Published:
     note: str = ""
     architecture: NetworkSizes | None = None
     aliases: tuple[str, ...] = ()
-    size: int | None = None  # bytes of the weights, about: `note` says where the number is from
-    is_shipped: bool = False  # comes with the package, in encoders/<name>
+    size: int | None = None  # approximate bytes of the weights; `note` gives the source
+    is_shipped: bool = False  # included in the package, in encoders/<name>
 
     @property
     def num_parameters(self) -> int | None:
@@ -85,24 +90,25 @@ _CASED = Vocabulary("bert-large-cased", 28_996, is_cased=True)
 
 _NGC_LICENCE = "not known here: read it on the page"
 _BERT_LICENCE = "Apache-2.0 (the vocabulary, from Google's BERT)"
-_GONE = (
+_MAYBE_GONE = (
     "In January 2025 users reported that NGC answered 410 Gone for its archives of this model. If so, sign "
-    "in on the page or ask somebody who has the file. The size is an estimate: that of BioMegatron."
+    "in on the page or ask someone who has the file. The size is an estimate: that of BioMegatron."
 )
-_BESIDE = (
+_UNCASED_VERSIONS = "NeMo took version v0.0, Megatron-LM and transformers name v0.1_uncased. "
+_VOCABULARY_BESIDE = (
     "Published without heads. NeMo takes the vocab.txt beside the weights and names {} as the tokenizer. The "
     "size is that of a conversion for transformers in half precision, EMBO/{}."
 )
 
 
 def _bert_vocabulary(name: str, size: int, sha256: str) -> File:
-    # Megatron-LM's README names the first address. Sizes and sums were taken from the files themselves.
+    # The first address is from Megatron-LM's README. Sizes and hashes were computed from the files.
     first, mirror = f"{_S3}/{name}-vocab.txt", f"{_HUB}/google-bert/{name}/resolve/main/vocab.txt"
     return File("vocabulary", "vocab.txt", "vocabulary", first, (mirror,), size, sha256)
 
 
 def _megatron_bert_345m(version: str, archive: str) -> tuple[File, File]:
-    # The single file comes first: NGC does not tell the length of the archive, so it could not be resumed.
+    # The single file comes first: NGC does not send the length of the archive, which therefore cannot be resumed.
     folder, path = f"{_NGC}/megatron_bert_345m/versions", "files/release/mp_rank_00/model_optim_rng.pt"
     return (
         File("weights", "model_optim_rng.pt", "torch", f"{folder}/{version}/{path}"),
@@ -118,13 +124,20 @@ def _biomegatron_345m(casing: str) -> tuple[File, File]:
     )
 
 
-_NEMO_PAGE = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/nemo/models"
-_IN_ARCHIVE = "One .nemo archive with its vocabulary in it. Its size and sum are not known here."
-
-
-def _nemo(model: str, file: str) -> File:
+def _nemo_archive(model: str, file: str, *, name: str, summary: str, vocabulary: Vocabulary) -> Published:
     # The addresses of MegatronBertModel.list_available_models in NeMo 1.23.
-    return File("weights", f"{file}.nemo", "nemo", f"{_NGC}/nemo/{model}/versions/1/files/{file}.nemo")
+    url = f"{_NGC}/nemo/{model}/versions/1/files/{file}.nemo"
+    return Published(
+        name=name,
+        summary=summary,
+        architecture=_345M,
+        vocabulary=vocabulary,
+        licence=_NGC_LICENCE,
+        files=(File("weights", f"{file}.nemo", "nemo", url),),
+        page=f"https://catalog.ngc.nvidia.com/orgs/nvidia/teams/nemo/models/{model}",
+        note="One .nemo archive with its vocabulary in it. Its size and hash are not known here.",
+        aliases=(model,),
+    )
 
 
 def _hub_folder(repository: str) -> tuple[File, ...]:
@@ -146,78 +159,57 @@ _CASED_FILE = _bert_vocabulary(
 _MINI = NetworkSizes(num_layers=6, hidden_size=320, num_attention_heads=5, max_position_embeddings=512)
 
 _ROWS = (
-    Published(
-        name="megatron-bert-345m-uncased",
-        summary="Megatron-BERT 345M, uncased: Wikipedia, RealNews, OpenWebText, CC-Stories",
-        architecture=_345M,
-        vocabulary=_UNCASED,
-        licence=_NGC_LICENCE,
-        size=668_000_000,
-        files=(*_megatron_bert_345m("v0.0", "v0.1_uncased"), _UNCASED_FILE),
-        page=f"{_PAGE}:megatron_bert_345m",
-        note=f"NeMo took version v0.0, Megatron-LM and transformers name v0.1_uncased. {_GONE}",
-    ),
-    Published(
-        name="megatron-bert-345m-cased",
-        summary="Megatron-BERT 345M, cased: Wikipedia, RealNews, OpenWebText, CC-Stories",
-        architecture=_345M,
-        vocabulary=_CASED,
-        licence=_NGC_LICENCE,
-        size=665_000_000,
-        files=(*_megatron_bert_345m("v0.1_cased", "v0.1_cased"), _CASED_FILE),
-        page=f"{_PAGE}:megatron_bert_345m",
-        note=_GONE,
-    ),
-    Published(
-        name="biomegatron-bert-345m-uncased",
-        summary="BioMegatron 345M, uncased: Megatron-BERT, trained on with PubMed",
-        architecture=_345M,
-        vocabulary=_UNCASED,
-        licence=_NGC_LICENCE,
-        size=668_000_000,
-        files=_biomegatron_345m("uncased"),
-        page=f"{_PAGE}:biomegatron345muncased",
-        note=_BESIDE.format("bert-large-uncased", "BioMegatron345mUncased"),
-    ),
-    Published(
-        name="biomegatron-bert-345m-cased",
-        summary="BioMegatron 345M, cased: Megatron-BERT, trained on with PubMed",
-        architecture=_345M,
-        vocabulary=_CASED,
-        licence=_NGC_LICENCE,
-        size=665_000_000,
-        files=_biomegatron_345m("cased"),
-        page=f"{_PAGE}:biomegatron345mcased",
-        note=_BESIDE.format("bert-large-cased", "BioMegatron345mCased"),
+    *(
+        Published(
+            name=f"megatron-bert-345m-{case}",
+            summary=f"Megatron-BERT 345M, {case}: Wikipedia, RealNews, OpenWebText, CC-Stories",
+            architecture=_345M,
+            vocabulary=vocabulary,
+            licence=_NGC_LICENCE,
+            size=size,
+            files=(*_megatron_bert_345m(version, f"v0.1_{case}"), vocabulary_file),
+            page=f"{_PAGE}:megatron_bert_345m",
+            note=f"{note}{_MAYBE_GONE}",
+        )
+        for case, vocabulary, vocabulary_file, size, version, note in (
+            ("uncased", _UNCASED, _UNCASED_FILE, 668_000_000, "v0.0", _UNCASED_VERSIONS),
+            ("cased", _CASED, _CASED_FILE, 665_000_000, "v0.1_cased", ""),
+        )
     ),
     *(
         Published(
+            name=f"biomegatron-bert-345m-{case}",
+            summary=f"BioMegatron 345M, {case}: Megatron-BERT, further pre-trained on PubMed",
+            architecture=_345M,
+            vocabulary=vocabulary,
+            licence=_NGC_LICENCE,
+            size=size,
+            files=_biomegatron_345m(case),
+            page=f"{_PAGE}:biomegatron345m{case}",
+            note=_VOCABULARY_BESIDE.format(f"bert-large-{case}", f"BioMegatron345m{case.title()}"),
+        )
+        for case, vocabulary, size in (("uncased", _UNCASED, 668_000_000), ("cased", _CASED, 665_000_000))
+    ),
+    *(
+        _nemo_archive(
+            f"biomegatron345m_biovocab_{size}_{case}",
+            f"BioMegatron345m-biovocab-{size}-{case}",
             name=f"biomegatron-bert-345m-biovocab-{size}-{case}",
             summary=f"BioMegatron 345M, {case}: pre-trained on PubMed with a biomedical vocabulary of {size} words",
-            architecture=_345M,
             vocabulary=Vocabulary(f"biovocab-{size}-{case}", None, is_cased=case == "cased"),
-            licence=_NGC_LICENCE,
-            files=(_nemo(f"biomegatron345m_biovocab_{size}_{case}", f"BioMegatron345m-biovocab-{size}-{case}"),),
-            page=f"{_NEMO_PAGE}/biomegatron345m_biovocab_{size}_{case}",
-            note=_IN_ARCHIVE,
-            aliases=(f"biomegatron345m_biovocab_{size}_{case}",),
         )
         for size in ("30k", "50k")
         for case in ("cased", "uncased")
     ),
     *(
-        Published(
+        _nemo_archive(
+            f"megatron_bert_345m_{case}",
+            f"megatron_bert_345m_{case}",
             name=f"megatron-bert-345m-{case}-nemo",
             summary=f"Megatron-BERT 345M, {case}, as a .nemo archive of NeMo 1.6 and later",
-            architecture=_345M,
-            vocabulary=_CASED if case == "cased" else _UNCASED,
-            licence=_NGC_LICENCE,
-            files=(_nemo(f"megatron_bert_345m_{case}", f"megatron_bert_345m_{case}"),),
-            page=f"{_NEMO_PAGE}/megatron_bert_345m_{case}",
-            note=_IN_ARCHIVE,
-            aliases=(f"megatron_bert_345m_{case}",),
+            vocabulary=vocabulary,
         )
-        for case in ("cased", "uncased")
+        for case, vocabulary in (("cased", _CASED), ("uncased", _UNCASED))
     ),
     Published(
         name="megatron-gpt2-345m",
@@ -254,32 +246,30 @@ _ROWS = (
             ("gatortron-large", "8.9B", NetworkSizes(56, 3584, 56, 512), "pre-trained as gatortron-base"),
         )
     ),
-    Published(
-        name="megatron-bert-uncased",
-        summary="Uncased weights of your own: give them with --bert_checkpoint and --bert_config",
-        vocabulary=_UNCASED,
-        licence=_BERT_LICENCE,
-        files=(_UNCASED_FILE,),
-        page=f"{_HUB}/google-bert/bert-large-uncased",
-    ),
-    Published(
-        name="megatron-bert-cased",
-        summary="Cased weights of your own: give them with --bert_checkpoint and --bert_config",
-        vocabulary=_CASED,
-        licence=_BERT_LICENCE,
-        files=(_CASED_FILE,),
-        page=f"{_HUB}/google-bert/bert-large-cased",
+    *(
+        Published(
+            name=f"megatron-bert-{case}",
+            summary=f"{case.title()} weights of your own: give them with --bert_checkpoint and --bert_config",
+            vocabulary=vocabulary,
+            licence=_BERT_LICENCE,
+            files=(vocabulary_file,),
+            page=f"{_HUB}/google-bert/bert-large-{case}",
+        )
+        for case, vocabulary, vocabulary_file in (
+            ("uncased", _UNCASED, _UNCASED_FILE),
+            ("cased", _CASED, _CASED_FILE),
+        )
     ),
     *(
         Published(
             name=name,
-            summary=f"A small Megatron-BERT of our own, uncased, pre-trained on {text} text; comes with megabert",
+            summary=f"A small Megatron-BERT of megabert, uncased, pre-trained on {text} text; included in the package",
             architecture=_MINI,
             vocabulary=Vocabulary("megabert-mini", 12_288, is_cased=False),
             licence=licence,
             files=(),
             page="docs/pretraining.md",
-            note="Its card, with the texts and their licences, lies beside its weights.",
+            note="Its card, with the corpora and their licences, is beside its weights.",
             size=23_400_000,
             is_shipped=True,
         )

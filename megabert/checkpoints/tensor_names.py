@@ -1,6 +1,6 @@
-"""Our names: the tensors of a network with their shapes, and what a set of them lacks.
+"""megabert's tensor names and shapes for an `EncoderConfig`, and a check that a checkpoint has exactly these.
 
-An `EncoderConfig` goes in. A head is there whole or not at all; an encoder is always there whole.
+A checkpoint must hold the complete encoder, and each head either completely or not at all.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, Shape]:
-    """List the tensors of an encoder."""
+    """Return the names and shapes of an encoder's tensors."""
     hidden, ffn = config.hidden_size, config.ffn_size
     shapes: dict[str, Shape] = {WORD: (config.vocabulary_size, hidden), POSITION: (config.max_positions, hidden)}
     if config.num_segments:
@@ -40,7 +40,7 @@ def encoder_shapes(config: EncoderConfig) -> dict[str, Shape]:
 
 
 def head_shapes(config: EncoderConfig) -> dict[str, dict[str, Shape]]:
-    """List the tensors of the heads that a pre-trained network may have, by what people call them."""
+    """Return the names and shapes of the pre-training heads' tensors, by head."""
     hidden = config.hidden_size
     heads = {
         "pooler": _linear("sentence_order.pooler", hidden, hidden),
@@ -56,13 +56,13 @@ def head_shapes(config: EncoderConfig) -> dict[str, dict[str, Shape]]:
 
 
 def find_heads(tensors: Mapping[str, object], config: EncoderConfig) -> list[str]:
-    """Name the heads that a set of tensors has. A causal network always has its language-model head: the embedding."""
-    found = [name for name, head in head_shapes(config).items() if any(tensor in tensors for tensor in head)]
-    return ["language-model head", *found] if config.is_causal else found
+    """Return the heads in a checkpoint. The language-model head of a causal network is its embedding, always there."""
+    heads = [name for name, head in head_shapes(config).items() if any(tensor in tensors for tensor in head)]
+    return ["language-model head", *heads] if config.is_causal else heads
 
 
 def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source: str) -> None:
-    """Raise CheckpointError that names every tensor that is missing, left over, or of another shape."""
+    """Raise CheckpointError that lists missing tensors, unexpected ones, and those of another shape."""
     for name, (count, shown) in _counts(tensors).items():
         if getattr(config, name) != count:
             raise CheckpointError(
@@ -75,11 +75,11 @@ def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source
     problems = list(_problems(tensors, expected))
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(f"{source} is not a whole network of {config.num_layers} layers: {shown}.")
+        raise CheckpointError(f"{source} is not a complete network of {config.num_layers} layers: {shown}.")
 
 
 def _counts(tensors: Mapping[str, Readable]) -> dict[str, tuple[int, str]]:
-    """Read the sizes that people know off the tensors; a whole wrong size is told by one number, not by 300 names."""
+    """Read the sizes from the tensors, so that a wrong one is reported as one number instead of 300 names."""
     up = "encoder.layers.0.mlp.up.weight"
     counts = {
         "hidden_size": (WORD, 1),
@@ -87,13 +87,13 @@ def _counts(tensors: Mapping[str, Readable]) -> dict[str, tuple[int, str]]:
         "max_positions": (POSITION, 0),
         "vocabulary_size": (WORD, 0),
     }
-    found = {
+    sizes = {
         key: (tensors[name].shape[dim], f" ({name} is {_dims(tensors, name)})")
         for key, (name, dim) in counts.items()
         if len(_dims(tensors, name)) == 2
     }
     num_layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})
-    return found | {"num_layers": (num_layers, "")}
+    return sizes | {"num_layers": (num_layers, "")}
 
 
 def _dims(tensors: Mapping[str, Readable], name: str) -> Shape:
@@ -108,7 +108,7 @@ def _problems(tensors: Mapping[str, Readable], expected: Mapping[str, Shape]) ->
             yield f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
     for name in tensors:
         if name not in expected:
-            yield f"{name} is left over"
+            yield f"{name} is unexpected"
 
 
 def _linear(name: str, num_inputs: int, num_outputs: int) -> dict[str, Shape]:

@@ -10,7 +10,7 @@ from .console import log, new_parser, to_json
 
 
 def models(words: Sequence[str]) -> int:
-    """List the published checkpoints that are known by name: megabert models."""
+    """List the published checkpoints: megabert models."""
     from ..checkpoints.catalog import cache_home, describe
 
     parser = new_parser("models", models, "Files are kept in $MEGABERT_HOME, by default in the user's cache folder.")
@@ -22,15 +22,15 @@ def models(words: Sequence[str]) -> int:
         print(to_json(rows))
         return 0
     for row in rows:
-        print("\n    ".join(_lines_of_model(row)))
+        print("\n    ".join(_describe_model(row)))
     print(f"\nCache folder: {home}")
     return 0
 
 
 def fetch(words: Sequence[str]) -> int:
-    """Put a published checkpoint into the cache, ahead of time: megabert fetch NAME."""
+    """Download a published checkpoint into the cache: megabert fetch NAME."""
     parser = new_parser(
-        "fetch", fetch, "What is there already is not downloaded again. `megabert models` lists the names."
+        "fetch", fetch, "Files in the cache are not downloaded again. `megabert models` lists the names."
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="a name of `megabert models`")
     parser.add_argument(
@@ -38,7 +38,7 @@ def fetch(words: Sequence[str]) -> int:
         dest="source",
         type=Path,
         metavar="FILE_OR_FOLDER",
-        help="take files that you have, under any names; they are checked by what they hold",
+        help="copy your own files, under any names; they are checked by their content",
     )
     parser.add_argument("--sha256", metavar="SUM", help="the SHA-256 that the weights must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -46,9 +46,9 @@ def fetch(words: Sequence[str]) -> int:
     from ..checkpoints import catalog
 
     if len(arguments.names) > 1 and (arguments.source is not None or arguments.sha256 is not None):
-        raise ConfigError("--from and --sha256 are of one model. Give one name.")
+        raise ConfigError("--from and --sha256 apply to one model. Give one name.")
     home = catalog.cache_home(os.environ)
-    found = {}
+    files = {}
     for name in arguments.names:
         if arguments.source is not None:
             resolved = catalog.put(name, arguments.source, home)
@@ -59,19 +59,19 @@ def fetch(words: Sequence[str]) -> int:
             raise CheckpointError(
                 f"{resolved.weights} has SHA-256 {sha256}; {arguments.sha256} is expected. Do not use this file."
             )
-        found[name] = {
+        files[name] = {
             "weights": None if resolved.weights is None else str(resolved.weights),
             "vocabulary": None if resolved.vocabulary is None else str(resolved.vocabulary),
             "sha256": resolved.sha256,
         }
-        place = resolved.weights or resolved.vocabulary
-        log(f"{name} is at hand: {place if resolved.published.is_shipped else home / resolved.published.name}")
+        location = resolved.weights if resolved.published.is_shipped else home / resolved.published.name
+        log(f"{name} is available: {location}")
     if arguments.json:
-        print(to_json(found))
+        print(to_json(files))
     return 0
 
 
-def _lines_of_model(row: Mapping[str, Any]) -> Iterator[str]:
+def _describe_model(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["name"]
     yield row["summary"]
     if shape := row["architecture"]:
@@ -79,13 +79,13 @@ def _lines_of_model(row: Mapping[str, Any]) -> Iterator[str]:
             f"{shape['num_layers']} layers x {shape['hidden_size']} x {shape['num_attention_heads']} heads, "
             f"{shape['max_position_embeddings']} positions, {_parameters(row)}"
         )
-    words = row["vocabulary"]
-    size = "size not known here" if words["size"] is None else f"{words['size']:,} tokens"
-    yield f"vocabulary {words['name']}: {size}, {'cased' if words['is_cased'] else 'uncased'}"
+    vocabulary = row["vocabulary"]
+    size = "size unknown" if vocabulary["size"] is None else f"{vocabulary['size']:,} tokens"
+    yield f"vocabulary {vocabulary['name']}: {size}, {'cased' if vocabulary['is_cased'] else 'uncased'}"
     yield f"licence: {row['licence']}"
-    weights = "size not known here" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
-    place = "comes with megabert" if row["is_shipped"] else "in the cache" if row["in_cache"] else "not in the cache"
-    yield f"{weights}, {place}; {row['page']}"
+    weights = "size unknown" if row["size"] is None else f"about {row['size'] / 1e6:.0f} MB"
+    location = "included" if row["is_shipped"] else "in the cache" if row["in_cache"] else "not in the cache"
+    yield f"{weights}, {location}; {row['page']}"
     if row["aliases"]:
         yield f"also called {', '.join(row['aliases'])}"
     if row["note"]:

@@ -1,1 +1,1 @@
-"""What a checkpoint holds and computes, and whether its query-key-value rows are read right."""
+"""Reports on checkpoints, their networks' logits, and a check of the query-key-value layout."""

@@ -1,13 +1,13 @@
-"""Tell by meaning in which order the query-key-value rows of a checkpoint lie.
+"""Check the query-key-value layout of a checkpoint by its language-model loss and by the biases of the keys.
 
-A wrong order loads without an error and costs accuracy. Two things show it. With a language-model head: only in the
-order that the weights were trained in does the network know its language, so the loss on plain text is compared
-under each order. Without one: the biases of the keys, see `checkpoint.qkv`.
+A wrong layout loads without an error and costs accuracy. With a language-model head, the loss on plain text is computed
+under each layout: it is low only under the one that the weights were trained in. Without a head, the biases of the keys
+give evidence (see `checkpoints.megatron.qkv_layout`).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from ..errors import ConfigError
 from ..model.heads import PretrainingModel
 from ..tokenizers.bpe import BytePairTokenizer
 from ..tokenizers.wordpiece import Tokenizer
-from .checkpoint_report import build
+from .checkpoint_logits import load_pretraining_model
 
-# Plain sentences of daily life, science and medicine, written for this check.
+# General, scientific and medical sentences, written for this check
 SAMPLE_TEXT = """\
 The old bridge across the river was closed for three weeks while workers replaced the wooden planks. People who lived \
 on the other side had to drive an extra ten miles to reach the market, and many of them complained to the town \
@@ -44,17 +44,15 @@ that he was proud of his players, but that there was still a lot of work to do b
 """
 
 MASK_EVERY = 7  # tokens: about 15 %
-# A difference that is neither chance nor a trifle: standard errors, and nats a token.
+# The least significant difference in loss: standard errors, and nats per token
 _LEAST_ERRORS, _LEAST_NATS = 4.0, 0.05
-# The keys' share of the bias in the right order must be this much smaller than in the next one.
-_LEAST_RATIO = 0.5
-
-OpenAs = Callable[[str], Checkpoint]
+# The keys' share of the bias under the best layout must be less than this fraction of that under the second
+_LARGEST_RATIO = 0.5
 
 
 @dataclass(frozen=True)
-class Check:
-    """What was found. `by_loss` and `by_bias` are None where that way says nothing."""
+class QkvCheck:
+    """The result. `by_loss` and `by_bias` are the layouts that each test favors, None where it is undecided."""
 
     read: str | None
     claimed: str | None
@@ -66,21 +64,21 @@ class Check:
 
     @property
     def found(self) -> str | None:
-        """The order that the weights were trained in, as far as it can be told: the loss counts more."""
+        """The layout that the weights were trained in; the loss takes precedence. None if undecided."""
         return self.by_loss or self.by_bias
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it is what the file claims; None if it cannot be told."""
+        """Whether this is the layout that the file claims; None if undecided."""
         return None if self.found is None or self.claimed is None else self.found == self.claimed
 
     @property
     def verdict(self) -> str:
-        """The result in a sentence."""
+        """The result as a sentence."""
         if self.claimed is None:
-            return "this format stores query, key and value in one order only: there is nothing to choose"
+            return "this format has only one layout of query, key and value: there is nothing to choose"
         if self.found is None:
-            return f"undecided: the file is read as {self.read}, and neither way below says more"
+            return f"undecided: the file is read as {self.read}, and neither test below is conclusive"
         if self.found != self.read:
             return (
                 f"WARNING: the weights were trained as {self.found}, but the file is read as {self.read}. "
@@ -90,26 +88,15 @@ class Check:
             return (
                 f"WARNING: the weights were trained as {self.found} and are read so, but the file claims {self.claimed}"
             )
-        return f"{self.found}, as the file says and is read"
+        return f"{self.found}, as the file claims and as it is read"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON."""
-        return {
-            "read": self.read,
-            "claimed": self.claimed,
-            "found": self.found,
-            "agrees": self.agrees,
-            "by_loss": self.by_loss,
-            "by_bias": self.by_bias,
-            "losses": dict(self.losses),
-            "key_bias_shares": dict(self.key_bias_shares),
-            "verdict": self.verdict,
-            "evidence": list(self.evidence),
-        }
+        """Return plain values, for JSON."""
+        return asdict(self) | {"found": self.found, "agrees": self.agrees, "verdict": self.verdict}
 
 
-def check(checkpoint: Checkpoint, open_as: OpenAs, text: str) -> Check:
-    """Compare the orders; `open_as` opens the same file with a given one."""
+def check_qkv_layout(checkpoint: Checkpoint, open_as: Callable[[str], Checkpoint], text: str) -> QkvCheck:
+    """Compare the layouts on `text`; `open_as` opens the same file with a given layout."""
     read, claimed = checkpoint.facts.get("qkv_layout"), checkpoint.facts.get("qkv_claimed")
     others = [layout for layout in QKV_LAYOUTS if layout != read] if read else []
     opened = {read or "as stored": checkpoint} | {layout: open_as(layout) for layout in others}
@@ -117,10 +104,10 @@ def check(checkpoint: Checkpoint, open_as: OpenAs, text: str) -> Check:
     losses = _losses(checkpoint, opened, text, evidence)
     means = {layout: float(values.mean()) for layout, values in losses.items()}
     if read is None:
-        return Check(None, None, None, None, means, {}, evidence)
+        return QkvCheck(None, None, None, None, means, {}, evidence)
     shares = checkpoint.facts["key_bias_shares"]
     by_bias = _smallest_share(shares, evidence)
-    return Check(read, claimed, _smallest_loss(losses, evidence), by_bias, means, shares, evidence)
+    return QkvCheck(read, claimed, _smallest_loss(losses, evidence), by_bias, means, shares, evidence)
 
 
 def _losses(
@@ -131,14 +118,14 @@ def _losses(
         return {}
     try:
         batches = _batches(checkpoint, text)
-    except ConfigError as error:  # the biases can still tell
+    except ConfigError as error:  # the biases remain as evidence
         evidence.append(f"loss: not computed. {error}")
         return {}
-    losses = {layout: _loss(build(item), batches) for layout, item in opened.items()}
+    losses = {layout: _token_losses(load_pretraining_model(item), batches) for layout, item in opened.items()}
     chance = math.log(checkpoint.config.vocabulary_size)
     shown = ", ".join(f"{layout} {float(values.mean()):.3f}" for layout, values in losses.items())
     count = len(next(iter(losses.values())))
-    evidence.append(f"loss on {count} tokens, in nats (by chance {chance:.2f}): {shown}")
+    evidence.append(f"loss on {count} tokens, in nats (at random {chance:.2f}): {shown}")
     return losses
 
 
@@ -151,7 +138,7 @@ def _smallest_loss(losses: Mapping[str, Tensor], evidence: list[str]) -> str | N
     decides = mean > _LEAST_NATS and mean > _LEAST_ERRORS * error
     evidence.append(
         f"loss: {best} is better than {second} by {mean:.3f} ± {error:.3f}"
-        + ("" if decides else ", too little to decide: the network is hardly trained, or the text is not of its kind")
+        + ("" if decides else ", not significant: the network is hardly trained, or the text is from another domain")
     )
     return best if decides else None
 
@@ -161,23 +148,23 @@ def _smallest_share(shares: Mapping[str, float], evidence: list[str]) -> str | N
         evidence.append("keys' bias: all biases are 0, as in an untrained network")
         return None
     best, second = sorted(shares, key=lambda layout: shares[layout])[:2]
-    decides = shares[best] < _LEAST_RATIO * shares[second]
+    decides = shares[best] < _LARGEST_RATIO * shares[second]
     shown = ", ".join(f"{layout} {share:.1%}" for layout, share in shares.items())
     evidence.append(
-        f"keys' share of the bias (the trained order has much the smallest): {shown}"
-        + ("" if decides else "; too alike to decide")
+        f"keys' share of the bias (by far the smallest under the right layout): {shown}"
+        + ("" if decides else "; not significant")
     )
     return best if decides else None
 
 
 def _batches(checkpoint: Checkpoint, text: str) -> list[tuple[Tensor, Tensor]]:
-    """Make (token ids [1, L], targets [1, L], -100 where none is asked) of a text, cut where positions end."""
+    """Split a text into windows: (token ids [1, L], targets [1, L]), where -100 is no target."""
     config, files = checkpoint.config, checkpoint.tokenizer_files
     if config.is_causal:
         if "merges.txt" not in files:
             raise ConfigError("The text needs GPT-2's vocab.json and merges.txt; put them beside the checkpoint.")
         ids = BytePairTokenizer(files["vocab.json"], files["merges.txt"]).encode_ids([text])[0].tolist()
-        return [_next_tokens(torch.tensor(part)) for part in _cut(ids, config.max_positions)]
+        return [_next_tokens(torch.tensor(part)) for part in _split(ids, config.max_positions)]
     if "vocab.txt" not in files:
         raise ConfigError("The text needs the vocabulary that the checkpoint was trained with: --vocab-file FILE.")
     tokenizer = Tokenizer.from_bytes(
@@ -186,20 +173,20 @@ def _batches(checkpoint: Checkpoint, text: str) -> list[tuple[Tensor, Tensor]]:
     parts = [
         part
         for encoded in tokenizer.encode([line for line in text.splitlines() if line.strip()])
-        for part in _cut(encoded.token_ids.tolist(), config.max_positions - 2)
+        for part in _split(encoded.token_ids.tolist(), config.max_positions - 2)
     ]
     return [_masked(torch.tensor([tokenizer.cls_id, *part, tokenizer.sep_id]), tokenizer.mask_id) for part in parts]
 
 
-def _cut(ids: list[int], length: int) -> list[list[int]]:
+def _split(ids: list[int], length: int) -> list[list[int]]:
     parts = [ids[start : start + length] for start in range(0, len(ids), length)]
     return [part for part in parts if len(part) > MASK_EVERY]
 
 
 def _masked(ids: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    places = torch.arange(MASK_EVERY // 2, len(ids) - 1, MASK_EVERY)
+    positions = torch.arange(MASK_EVERY // 2, len(ids) - 1, MASK_EVERY)
     targets, masked = torch.full_like(ids, -100), ids.clone()
-    targets[places], masked[places] = ids[places], mask_id
+    targets[positions], masked[positions] = ids[positions], mask_id
     return masked[None], targets[None]
 
 
@@ -209,13 +196,13 @@ def _next_tokens(ids: Tensor) -> tuple[Tensor, Tensor]:
     return ids[None], targets[None]
 
 
-def _loss(model: PretrainingModel, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Compute the loss of every token asked for, in nats."""
+def _token_losses(model: PretrainingModel, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Compute the loss of every target token, in nats."""
     losses = []
     for ids_BL, targets_BL in batches:
         with torch.inference_mode():
             lm_logits, _ = model(ids_BL)
-        assert lm_logits is not None, "the head was looked for"
-        asked = targets_BL != -100
-        losses.append(F.cross_entropy(lm_logits[asked], targets_BL[asked], reduction="none"))
+        assert lm_logits is not None, "the checkpoint has a language-model head"
+        is_target = targets_BL != -100
+        losses.append(F.cross_entropy(lm_logits[is_target], targets_BL[is_target], reduction="none"))
     return torch.cat(losses)

@@ -1,7 +1,7 @@
-"""Damage checkpoints at random and see that every reader says so, or reads, in bounded time and memory.
+"""Mutate checkpoints at random: every reader must refuse or read them in bounded time and memory.
 
-`python -m tests.checkpoint.fuzz [FACTOR] [SEED]` makes FACTOR times the mutations of the test and prints counts.
-It runs by itself, with little memory to be had, since a reader that believes a size in a file must fail here.
+`python -m tests.checkpoints.fuzz [FACTOR] [SEED]` makes FACTOR times the mutations of the test and prints counts.
+It runs in a process of its own with limited memory, so that a reader that trusts a size in a file fails.
 """
 
 import collections
@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 NUM_FLIPS, NUM_MUTATIONS = 2_000, 2_000
-SECONDS = 20  # for one file; a sound one takes hundredths
-MEMORY = 2**30  # bytes that a reader may take beyond what the interpreter has
+SECONDS = 20  # for one file; an intact one takes hundredths
+MEMORY = 2**30  # bytes that a reader may use beyond the interpreter's
 
 
 def make_files(folder):
-    """Write a small network in every format; returns what opens each, by name."""
+    """Write a small network in every format; returns the path of each, by name."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import FileSystemWriter
 
@@ -53,7 +53,7 @@ def make_files(folder):
 
 
 def read_all(path):
-    """Open a checkpoint and read all that is in it."""
+    """Open a checkpoint and read all its tensors."""
     from megabert.checkpoints.open import open_checkpoint
 
     checkpoint = open_checkpoint(path)
@@ -106,7 +106,7 @@ MUTATIONS = (flip, overwrite, cut, insert, remove, repeat, huge)
 
 
 class TooLongError(Exception):
-    """A reader that hangs."""
+    """A reader takes too long."""
 
 
 def _stop(*_):
@@ -114,7 +114,7 @@ def _stop(*_):
 
 
 def change_and_read(file, path, change, random_):
-    """Damage a file, read the checkpoint, mend the file; returns "read" or "refused" or raises what is a defect."""
+    """Damage a file, read the checkpoint, restore the file; returns "read" or "refused"; raises for a defect."""
     from megabert.errors import MegabertError
 
     original = file.read_bytes()
@@ -135,7 +135,7 @@ def change_and_read(file, path, change, random_):
 
 
 def main(factor=1, seed=0):
-    """Do it; returns the number of defects."""
+    """Run all mutations; returns the number of defects."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _stop)
     random_, started, defects = random.Random(seed), time.monotonic(), []
@@ -143,7 +143,7 @@ def main(factor=1, seed=0):
     try:
         paths, ours = make_files(folder)
         for path in (*paths.values(), ours):
-            read_all(path)  # all that is imported on the way is there before memory is measured
+            read_all(path)  # imports happen before memory is measured
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         flips = collections.Counter()
@@ -156,7 +156,7 @@ def main(factor=1, seed=0):
             file, change = random_.choice(files_of(path)), random_.choice(MUTATIONS)
             try:
                 counts[name][change_and_read(file, path, change, random_)] += 1
-            except (Exception, TooLongError) as error:  # any of these is what is looked for
+            except (Exception, TooLongError) as error:  # any of these is a defect
                 counts[name]["DEFECT"] += 1
                 defects.append(f"{number}: {change.__name__} of {file.relative_to(folder)}: {error!r}"[:400])
     finally:

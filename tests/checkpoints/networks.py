@@ -1,10 +1,10 @@
-"""Small networks of every architecture, as checkpoints of ours, for tests that convert them."""
+"""Small networks of every architecture, written as megabert checkpoints, for conversion tests."""
 
 from dataclasses import replace
 
 import torch
 
-from megabert.checkpoints.native import manifest_folder as folders
+from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 from megabert.model.config import EncoderConfig
 from megabert.model.heads import PretrainingModel
 
@@ -44,10 +44,10 @@ def network(name, dtype=torch.float32):
 
 
 def write(folder, name, dtype=torch.float32, vocabulary=None):
-    """Write the network as a checkpoint of ours; returns its tensors."""
+    """Write the network as a megabert checkpoint; returns its tensors."""
     config, _ = ARCHITECTURES[name]
     tensors = {key: item.detach().to(dtype) for key, item in network(name, dtype).named_parameters()}
     texts = {} if vocabulary is None else {"vocab.txt": vocabulary}
     documents = {"encoder": config.to_dict()} | ({"tokenizer": {"lower_case": True}} if texts else {})
-    folders.write(folder, {"model": tensors}, documents, texts, {})
+    write_manifest_folder(folder, Contents({"model": tensors}, documents, texts), {})
     return tensors

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from megabert import cli
-from megabert.checkpoints.convert import FORMATS, Target, convert
+from megabert.checkpoints.convert import WRITERS, Target, convert
 from megabert.checkpoints.megatron.write_megatron import ModelParallelLayout
 from megabert.checkpoints.open import fit_vocabulary, open_checkpoint
 from megabert.errors import CheckpointError, ConfigError
@@ -46,7 +46,7 @@ def can_hold(name, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_round_trip_through_every_format_is_exact(tmp_path, architecture, name):
     tensors = write(tmp_path / "ours", architecture)
     if not can_hold(name, architecture):
@@ -75,7 +75,7 @@ def test_every_layout_is_written_read_and_rewritten(tmp_path, architecture, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_every_dtype_keeps_its_bits(tmp_path, name, dtype):
     tensors = write(tmp_path / "ours", "megatron-bert", dtype)
     assert_same(to(tmp_path / "ours", tmp_path / "theirs", name, num_tokens=50), tensors, num_tokens=50)
@@ -89,7 +89,7 @@ def test_another_dtype_is_rounded_once(tmp_path):
 
 
 @pytest.mark.parametrize("source", NAMES)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_genuine_checkpoints_keep_their_tensors_and_logits(genuine_checkpoints, tmp_path, source, name):
     layouts = [ModelParallelLayout(), ModelParallelLayout(4, 2)] if name in PARALLEL else [ModelParallelLayout()]
     original = open_checkpoint(genuine_checkpoints / source)
@@ -103,7 +103,7 @@ def test_genuine_checkpoints_keep_their_tensors_and_logits(genuine_checkpoints, 
     torch.testing.assert_close(ours[is_real], oracle["lm_logits"][is_real], atol=1e-6, rtol=0)
 
 
-def test_a_vocabulary_loses_its_padding_and_gets_that_of_the_new_layout(tmp_path):
+def test_vocabulary_padding_is_replaced_by_that_of_the_new_layout(tmp_path):
     write(tmp_path / "ours", "megatron-bert")
     wide = to(tmp_path / "ours", tmp_path / "wide", "megatron", ModelParallelLayout(4, 1), num_tokens=50)
     assert open_checkpoint(wide).shape["vocabulary_size"] == 512
@@ -114,17 +114,17 @@ def test_a_vocabulary_loses_its_padding_and_gets_that_of_the_new_layout(tmp_path
         to(narrow, tmp_path / "wrong", "huggingface", num_tokens=300)
 
 
-def test_rows_of_padding_that_have_room_are_kept(tmp_path, genuine_checkpoints):
+def test_padding_rows_that_fit_are_kept(tmp_path, genuine_checkpoints):
     source = genuine_checkpoints / "v2.6_tp2"
     same = to(source, tmp_path / "same", "megatron", ModelParallelLayout(2, 1), num_tokens=500)
     word = "encoder.embeddings.word.weight"
     assert torch.equal(open_checkpoint(same).tensors[word].read(), open_checkpoint(source).tensors[word].read())
 
 
-# --- What other programs see ---
+# --- Other programs ---
 
 
-def test_megatron_s_own_way_of_loading_finds_what_it_wants(tmp_path):
+def test_the_files_have_the_structure_that_megatron_loads(tmp_path):
     tensors = write(tmp_path / "ours", "megatron-bert")
     folder = to(tmp_path / "ours", tmp_path / "theirs", "megatron", ModelParallelLayout(2, 2), num_tokens=50)
     assert (folder / "latest_checkpointed_iteration.txt").read_text() == "release"
@@ -200,12 +200,12 @@ def test_a_normed_residual_is_not_loaded_as_something_else(tmp_path):
     write(tmp_path / "ours", "normed residual")
     source = open_checkpoint(tmp_path / "ours")
     notes = convert(source, tmp_path / "hub", Target("huggingface"), num_tokens=None, progress=None)
-    assert any("takes its residuals behind the layer norm" in note for note in notes)
+    assert any("takes its residuals after the layer norm" in note for note in notes)
     with pytest.raises(ValueError, match="residual-post-layernorm"):
         transformers.AutoModel.from_pretrained(tmp_path / "hub")
 
 
-def test_large_weights_are_cut_into_shards_with_an_index(tmp_path, monkeypatch):
+def test_large_weights_are_split_into_shards_with_an_index(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr("megabert.checkpoints.huggingface.write_huggingface.LARGEST_SHARD", 10_000)
     tensors = write(tmp_path / "ours", "megatron-bert")
@@ -219,7 +219,7 @@ def test_large_weights_are_cut_into_shards_with_an_index(tmp_path, monkeypatch):
 # --- The command ---
 
 
-def test_the_command_converts_and_says_so(tmp_path, capsys):
+def test_the_command_converts_and_reports(tmp_path, capsys):
     tensors = write(tmp_path / "ours", "megatron-bert", vocabulary=VOCABULARY)
     words = [str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to", "megatron", "--tensor-parallel", "2"]
     assert cli.main(["convert", *words]) == 0
@@ -236,13 +236,13 @@ def test_the_command_converts_and_says_so(tmp_path, capsys):
         (["--to", "megatron", "--tensor-parallel", "3"], "4 attention heads cannot be cut into 3 equal parts"),
         (["--to", "megatron", "--pipeline-parallel", "3"], "4 layers cannot be cut into 3"),
         (["--to", "megatron", "--tensor-parallel", "0"], "cannot be cut into 0"),
-        (["--to", "huggingface", "--tensor-parallel", "2"], "has no parallel parts"),
+        (["--to", "huggingface", "--tensor-parallel", "2"], "has no parallel layout"),
         (["--to", "onnx"], "invalid choice"),
         (["--to", "megatron", "--dtype", "int8"], "invalid choice"),
         (["--to", "megatron", "--qkv-layout", "qkv"], "is unknown. Choose one of"),
     ],
 )
-def test_wrong_words_are_told_and_leave_nothing(tmp_path, capsys, words, message):
+def test_wrong_options_are_reported_and_nothing_is_written(tmp_path, capsys, words, message):
     write(tmp_path / "ours", "megatron-bert", vocabulary=VOCABULARY)
     assert cli.main(["convert", str(tmp_path / "ours"), str(tmp_path / "theirs"), *words]) == 64
     assert message in capsys.readouterr().err
@@ -265,11 +265,11 @@ import resource, sys
 from pathlib import Path
 from megabert.checkpoints.convert import Target, convert
 from megabert.checkpoints.open import open_checkpoint
-from megabert.checkpoints.megatron.write_megatron import Layout
+from megabert.checkpoints.megatron.write_megatron import ModelParallelLayout
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 source, dest, name, tensor_parallel = sys.argv[1:]
 before = peak()
-target = Target(name, Layout(int(tensor_parallel)))
+target = Target(name, ModelParallelLayout(int(tensor_parallel)))
 convert(open_checkpoint(Path(source)), Path(dest), target, num_tokens=None, progress=None)
 print(peak() - before)
 """
@@ -279,17 +279,17 @@ print(peak() - before)
 def test_memory_is_one_file_of_the_target_and_no_more(tmp_path, name, parts):
     from dataclasses import replace
 
-    from megabert.checkpoints.native import manifest_folder as folders
+    from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
     from tests.checkpoints.networks import MEGATRON
 
     # 24 layers of 512 in float32: 302 MB, of which no tensor has more than 4.2 MB.
     config = replace(MEGATRON, num_layers=24, hidden_size=512, num_heads=8, ffn_size=2048, vocabulary_size=1024)
-    from megabert.checkpoints.files.lazy_tensor import Loaded
+    from megabert.checkpoints.files.lazy_tensor import in_memory, num_bytes
     from megabert.checkpoints.tensor_names import encoder_shapes
 
-    tensors = {key: Loaded(torch.full(shape, 0.5)) for key, shape in encoder_shapes(config).items()}
-    total = sum(item.tensor.nbytes for item in tensors.values())
-    folders.write(tmp_path / "ours", {"model": tensors}, {"encoder": config.to_dict()}, {}, {})
+    tensors = {key: in_memory(torch.full(shape, 0.5)) for key, shape in encoder_shapes(config).items()}
+    total = sum(map(num_bytes, tensors.values()))
+    write_manifest_folder(tmp_path / "ours", Contents({"model": tensors}, {"encoder": config.to_dict()}), {})
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "ours"), str(tmp_path / "theirs"), name, str(parts)],
         capture_output=True,
@@ -305,14 +305,14 @@ def test_memory_is_one_file_of_the_target_and_no_more(tmp_path, name, parts):
 
 def write_run(folder, task, head, architecture="megatron-bert"):
     """Write a checkpoint of training as `megabert train` does, with a head of random numbers."""
-    from megabert.checkpoints.native import manifest_folder as folders
+    from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 
     config, _ = ARCHITECTURES[architecture]
     tensors = {f"encoder.{name}": item.detach() for name, item in network(architecture).encoder.named_parameters()}
     torch.manual_seed(3)
     tensors |= {f"head.{name}": torch.randn(shape) for name, shape in head.items()}
     documents = {"encoder": config.to_dict(), "tokenizer": {"lower_case": True}, "run": {"task": task, "mode": "max"}}
-    folders.write(folder, {"model": tensors}, documents, {"vocab.txt": VOCABULARY}, {"step": 3})
+    write_manifest_folder(folder, Contents({"model": tensors}, documents, {"vocab.txt": VOCABULARY}), {"step": 3})
     return tensors
 
 
@@ -327,7 +327,7 @@ HEADS = {
 
 @pytest.mark.parametrize("architecture", ["megatron-bert", "bert"])
 @pytest.mark.parametrize("task", HEADS)
-def test_heads_of_fine_tuned_runs_become_transformers_own(tmp_path, task, architecture):
+def test_heads_of_fine_tuned_runs_become_transformers_heads(tmp_path, task, architecture):
     transformers = pytest.importorskip("transformers")
     head, class_end = HEADS[task]
     tensors = write_run(tmp_path / "run", task, head, architecture)
@@ -358,7 +358,7 @@ def test_a_head_that_transformers_does_not_have_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_the_encoder_of_a_run_goes_into_every_other_format(tmp_path):
+def test_the_encoder_of_a_run_converts_to_every_other_format(tmp_path):
     tensors = write_run(tmp_path / "run", "question_answering", ONE_LAYER)
     encoder = {name: item for name, item in tensors.items() if name.startswith("encoder.")}
     for name in ("megatron", "megatron-core", "nemo", "megabert"):

@@ -1,4 +1,4 @@
-"""Tensors that are wrong, missing, of another shape or no numbers are refused by their name, in every format."""
+"""Damaged tensors (missing, of another shape or dtype, NaN) are refused by name, in every format."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from megabert.checkpoints.native import manifest_folder as folders
+from megabert.checkpoints.native.manifest_folder import Contents, open_manifest_folder, write_manifest_folder
 from megabert.checkpoints.open import open_checkpoint
 from megabert.errors import CheckpointError
 from tests.checkpoints.networks import ARCHITECTURES, write
@@ -42,19 +42,19 @@ class HuggingFace:
 
 
 class Ours:
-    """A folder with a true manifest: what SHA-256 cannot see must be seen by name."""
+    """A folder with a correct manifest: damage that SHA-256 cannot detect must be reported by name."""
 
     def __init__(self, folder):
         self.folder = folder
-        opened = folders.open_folder(folder, groups=("model",))
+        opened = open_manifest_folder(folder, groups=("model",))
         self.documents = opened.documents
         self.tensors = {name: item.read() for name, item in opened.tensors["model"].items()}
 
     def save(self):
-        folders.write(self.folder, {"model": self.tensors}, self.documents, {}, {})
+        write_manifest_folder(self.folder, Contents({"model": self.tensors}, self.documents), {})
 
 
-# format: architecture, what opens it, and the names of an embedding, an MLP matrix, a square one, a norm, a bias
+# format: architecture, adapter, and the names of an embedding, an MLP matrix, a square one, a norm, a bias
 FORMATS = {
     "megatron": (
         "megatron-bert",
@@ -209,7 +209,7 @@ def test_swapped_tensors_are_refused_by_name(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["megatron", "huggingface", "megabert"])
-def test_a_layer_that_is_missing_altogether_is_told(tmp_path, form):
+def test_a_missing_layer_is_reported(tmp_path, form):
     opened, names = prepared(tmp_path, form)
     layer = names[MATRIX].split("1.")[0] + "1."
     for name in [name for name in opened.tensors if name.startswith(layer)]:
@@ -268,7 +268,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", [*CONFIGS, *TEXTS])
-def test_a_crooked_config_json_is_refused(tmp_path, case):
+def test_an_invalid_config_json_is_refused(tmp_path, case):
     write(tmp_path / "ours", "megatron-bert")
     file = to(tmp_path / "ours", tmp_path / "theirs", "huggingface") / "config.json"
     if case in CONFIGS:

@@ -1,4 +1,4 @@
-"""Every test talks to a real server on this machine that can be told to misbehave."""
+"""Downloads from a real local server whose misbehaviour is scripted."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
-        self.server.num_bytes_sent += len(body)  # before they go: the client may be done before this thread runs on
+        self.server.num_bytes_sent += len(body)  # before sending: the client may finish before this thread continues
         with suppress(OSError):  # the client may hang up in a test
             self.wfile.write(body)
 
@@ -58,7 +58,7 @@ Behaviour = Callable[[Handler], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`; each request takes the next behaviour of `script`, or else the honest one."""
+    """Serves `content`; each request takes the next behaviour of `script`, or else the default."""
 
     daemon_threads = True
 
@@ -76,7 +76,7 @@ class Server(ThreadingHTTPServer):
 
 
 def honest(handler: Handler, *, keep: int | None = None) -> None:
-    """Answer as RFC 9110 says, but break off after `keep` bytes of the body."""
+    """Respond as RFC 9110 defines, but close the connection after `keep` bytes of the body."""
     server, asked = handler.server, handler.server.seen[-1]
     match = re.fullmatch(r"bytes=(\d+)-", asked.get("range", ""))
     if match is None or asked.get("if-range") not in (None, *server.versions.values()):
@@ -157,10 +157,10 @@ def client(tmp_path: Path) -> Client:
     return Client(tmp_path / "folder" / "file.bin")
 
 
-# --- a good server ---
+# --- A correct server ---
 
 
-def test_a_file_arrives_whole_with_its_size_and_sha256(server: Server, client: Client) -> None:
+def test_a_complete_file_is_returned_with_size_and_sha256(server: Server, client: Client) -> None:
     reports: list[tuple[int, int | None]] = []
     found = client.get(server, progress=lambda *report: reports.append(report))
     assert found == Downloaded(len(CONTENT), SHA256)
@@ -180,14 +180,14 @@ def test_permissions_are_those_of_the_umask(server: Server, client: Client) -> N
     assert client.path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_file_that_is_there_is_not_fetched_but_checked(server: Server, client: Client) -> None:
+def test_an_existing_file_is_verified_instead_of_downloaded(server: Server, client: Client) -> None:
     client.path.parent.mkdir()
     client.path.write_bytes(CONTENT)
     assert client.get(server, expected_sha256=SHA256) == Downloaded(len(CONTENT), SHA256)
     with pytest.raises(DownloadError, match=f"SHA-256 {SHA256}, but {'0' * 64} is expected"):
         client.get(server, expected_sha256="0" * 64)
     assert server.seen == []
-    assert client.path.exists()  # not ours to remove
+    assert client.path.exists()  # not to be removed
 
 
 def test_redirections_are_followed(server: Server, client: Client) -> None:
@@ -196,7 +196,7 @@ def test_redirections_are_followed(server: Server, client: Client) -> None:
     assert len(server.seen) == 3
 
 
-def test_a_body_of_unknown_length_is_taken(server: Server, client: Client) -> None:
+def test_a_body_of_unknown_length_is_accepted(server: Server, client: Client) -> None:
     server.script = [lambda handler: handler.answer(200, {}, CONTENT)]
     assert client.get(server).sha256 == SHA256
 
@@ -217,7 +217,7 @@ def test_a_broken_download_fetches_only_the_rest(server: Server, client: Client)
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 3000), max_size=ATTEMPTS - 1), content=st.binary(min_size=1, max_size=4000))
-def test_wherever_it_breaks_the_same_bytes_arrive_once(
+def test_a_break_at_any_byte_resumes_without_loss_or_duplicates(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], content: bytes
 ) -> None:
     client = Client(tmp_path_factory.mktemp("cuts") / "file.bin")
@@ -229,7 +229,7 @@ def test_wherever_it_breaks_the_same_bytes_arrive_once(
     assert server.num_bytes_sent == len(content)
 
 
-def test_after_ctrl_c_the_next_call_goes_on(server: Server, client: Client) -> None:
+def test_after_ctrl_c_the_next_call_resumes(server: Server, client: Client) -> None:
     def interrupt(received: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
@@ -243,7 +243,7 @@ def test_after_ctrl_c_the_next_call_goes_on(server: Server, client: Client) -> N
     assert client.path.read_bytes() == CONTENT
 
 
-def test_a_part_that_was_complete_when_the_process_died_is_only_put_in_place(server: Server, client: Client) -> None:
+def test_a_complete_part_of_a_killed_process_is_only_renamed(server: Server, client: Client) -> None:
     client.path.parent.mkdir()
     client.path.with_name("file.bin.part").write_bytes(CONTENT)
     version = {"url": server.url, "etag": '"one"', "total": len(CONTENT)}
@@ -265,13 +265,13 @@ def test_a_part_of_unknown_origin_is_not_used(server: Server, client: Client, no
     assert "range" not in server.seen[0]
 
 
-def test_a_note_without_its_part_is_not_used(server: Server, client: Client) -> None:
+def test_a_version_file_without_its_part_is_not_used(server: Server, client: Client) -> None:
     client.path.parent.mkdir()
     client.path.with_name("file.bin.part.json").write_text(json.dumps({"url": server.url, "etag": '"one"'}))
     assert client.get(server).sha256 == SHA256
 
 
-def test_a_chunked_body_cut_short_is_noticed(server: Server, client: Client) -> None:
+def test_a_truncated_chunked_body_is_detected(server: Server, client: Client) -> None:
     def cut(handler: Handler) -> None:
         handler.protocol_version = "HTTP/1.1"
         handler.close_connection = True
@@ -282,7 +282,7 @@ def test_a_chunked_body_cut_short_is_noticed(server: Server, client: Client) -> 
     assert len(server.seen) == 2
 
 
-def test_a_server_that_says_nothing_times_out_and_is_asked_again(server: Server, client: Client) -> None:
+def test_a_silent_server_times_out_and_is_retried(server: Server, client: Client) -> None:
     server.script = [lambda handler: time.sleep(0.5)]
     assert client.get(server, timeout=0.1).sha256 == SHA256
     assert client.waits == [1.0]
@@ -298,7 +298,7 @@ def test_no_connection_fails_at_once(client: Client) -> None:
     assert client.leftovers() == set()
 
 
-def test_long_downloads_may_break_often_if_they_get_on(client: Client) -> None:
+def test_long_downloads_may_break_often_if_they_progress(client: Client) -> None:
     content = random.Random(1).randbytes(9 << 20)
     with serving(content) as server:
         server.script = [breaks_off((1 << 20) + 1)] * 8
@@ -306,7 +306,7 @@ def test_long_downloads_may_break_often_if_they_get_on(client: Client) -> None:
     assert client.waits == [1.0] * 8
 
 
-# --- servers that do not know ranges, and files that change ---
+# --- Servers without ranges, and files that change ---
 
 
 def test_a_server_without_ranges_is_read_from_the_start(server: Server, client: Client) -> None:
@@ -329,7 +329,7 @@ def test_a_file_that_has_become_shorter_is_read_from_the_start(server: Server, c
     assert client.path.read_bytes() == b"short"
 
 
-def test_an_answer_that_goes_on_elsewhere_is_not_appended(server: Server, client: Client) -> None:
+def test_a_response_at_another_offset_is_not_appended(server: Server, client: Client) -> None:
     elsewhere = answers(206, CONTENT[:100], ETag='"one"', Content_Range=f"bytes 0-99/{len(CONTENT)}")
     server.script = [breaks_off(300_000), elsewhere]
     assert client.get(server).sha256 == SHA256
@@ -359,7 +359,7 @@ def test_without_etag_and_date_a_broken_download_starts_over(server: Server, cli
     assert "range" not in server.seen[1]
 
 
-# --- refusals and lies: nothing may lie at the destination ---
+# --- Errors and inconsistent responses: nothing may be at the destination ---
 
 
 def refused(server: Server, client: Client, message: str, **options: Any) -> None:
@@ -369,7 +369,7 @@ def refused(server: Server, client: Client, message: str, **options: Any) -> Non
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_refusal_is_final(server: Server, client: Client, status: int) -> None:
+def test_a_client_error_is_final(server: Server, client: Client, status: int) -> None:
     server.script = [answers(status, b"<html>no</html>")]
     refused(server, client, f"the server answers {status}")
     assert len(server.seen) == 1
@@ -377,13 +377,13 @@ def test_a_refusal_is_final(server: Server, client: Client, status: int) -> None
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_an_overloaded_server_is_asked_again(server: Server, client: Client, status: int) -> None:
+def test_an_overloaded_server_is_retried(server: Server, client: Client, status: int) -> None:
     server.script = [answers(status)]
     assert client.get(server).sha256 == SHA256
     assert client.waits == [1.0]
 
 
-def test_retry_after_is_heeded_within_reason(server: Server, client: Client) -> None:
+def test_retry_after_is_respected_up_to_a_limit(server: Server, client: Client) -> None:
     server.script = [
         answers(503, Retry_After="7"),
         answers(503, Retry_After="86400"),
@@ -416,7 +416,7 @@ def test_a_length_that_is_too_small_is_an_error_where_the_size_is_known(server: 
     assert client.leftovers() == set()
 
 
-def test_more_bytes_than_a_part_was_promised_are_an_error(server: Server, client: Client) -> None:
+def test_more_bytes_than_announced_are_an_error(server: Server, client: Client) -> None:
     server.script = [
         breaks_off(700_000),
         answers(206, b"xx", ETag='"one"', Content_Range=f"bytes 700000-700000/{len(CONTENT)}"),
@@ -437,7 +437,7 @@ def test_an_empty_file_is_refused(server: Server, client: Client) -> None:
     refused(server, client, "the file is empty")
 
 
-def test_a_check_can_refuse_the_file_before_it_has_its_place(server: Server, client: Client) -> None:
+def test_a_check_can_refuse_the_file_before_it_is_moved(server: Server, client: Client) -> None:
     def check(path: Path) -> None:
         assert path.read_bytes() == CONTENT
         assert not client.path.exists()
@@ -484,7 +484,7 @@ def test_only_encrypted_addresses_are_opened(client: Client, url: str) -> None:
 # --- the disk ---
 
 
-def test_a_place_that_cannot_be_written_is_named(server: Server, client: Client) -> None:
+def test_a_folder_that_is_not_writable_is_named(server: Server, client: Client) -> None:
     client.path.parent.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match=f"Cannot write {client.path}.*MEGABERT_HOME"):
         client.get(server)
@@ -532,7 +532,7 @@ def test_two_processes_fetch_the_file_once(server: Server, client: Client) -> No
     processes = [context.Process(target=get_in_a_process, args=(server.url, client.path, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    time.sleep(1.0)  # the second is at the lock by now; if it is late, the test is only weaker
+    time.sleep(1.0)  # the second waits for the lock by now; if it is late, the test is only weaker
     both_run.set()
     assert [results.get(timeout=20) for _ in processes] == [SHA256, SHA256]
     for process in processes:
@@ -560,7 +560,7 @@ def test_a_lock_excludes_and_ends_with_its_block(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.count("Waiting for another process") == 1
 
 
-# --- what a person sees ---
+# --- Output ---
 
 
 class Terminal(io.StringIO):
@@ -568,7 +568,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_a_bar(server: Server, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_progress_bar(server: Server, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "200")
@@ -576,7 +576,7 @@ def test_a_terminal_sees_a_bar(server: Server, client: Client, monkeypatch: pyte
     assert "700.0/700.0 kB" in terminal.getvalue()
 
 
-def test_a_log_sees_one_line(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_one_line(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     client.get(server, progress=None)
     assert capsys.readouterr() == ("", f"Downloading {server.url} to {client.path}\n")
 

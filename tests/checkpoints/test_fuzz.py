@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from tests.checkpoints.files.test_tar_archive import HOSTILE
-from tests.checkpoints.nemo.test_nemo_archive import CONFIG, pack, saved
-from tests.checkpoints.nemo.test_nemo_archive import CONFIGS as YAML
+from tests.checkpoints.nemo.test_open_nemo import CONFIG, pack, saved
+from tests.checkpoints.nemo.test_open_nemo import CONFIGS as YAML
 from tests.checkpoints.test_damage import CONFIGS as JSON
 from tests.checkpoints.test_damage import TEXTS
 from tests.checkpoints.weight_files import write_zip
@@ -18,7 +18,7 @@ SIZES = {"model_type": "megatron-bert", "vocab_size": 50, "num_hidden_layers": 4
          "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 12}  # fmt: skip
 
 
-def test_no_damage_passes_for_a_checkpoint_and_none_breaks_a_reader():
+def test_random_damage_is_refused_or_read_within_bounds():
     done = subprocess.run(
         [sys.executable, "-m", "tests.checkpoint.fuzz"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
@@ -64,7 +64,7 @@ NAMES = [
 
 
 def write_hostile(folder, evil, weights):
-    """Fill a folder with archives and configurations that should do harm; returns their number."""
+    """Fill a folder with archives and configurations that try to do harm; returns their number."""
     for number, data in enumerate(HOSTILE.values()):
         (folder / f"tar-{number}").write_bytes(data)
     for number, name in enumerate(NAMES):
@@ -92,7 +92,7 @@ def test_hostile_archives_and_configurations_run_import_and_write_nothing(tmp_pa
     for name in ("warm", "hostile"):
         (tmp_path / name).mkdir()
     weights = saved({"model.x": 1})
-    # What our own code imports on the way is imported before anything is watched.
+    # Imports of megabert itself happen before the audit begins.
     pack(tmp_path / "warm" / "a", {"model_config.yaml": yaml.dump(CONFIG), "model_weights.ckpt": weights})
     pack(tmp_path / "warm" / "b", {"model_config.yaml": "[", "model_weights.ckpt": weights})
     (tmp_path / "warm" / "c").write_bytes(HOSTILE["a bomb"])

@@ -55,7 +55,7 @@ def test_logits_are_megatron_s(genuine_checkpoints, name):
     model = build(open_checkpoint(genuine_checkpoints / name))
     lm_logits, order_logits = logits(model, oracle)
     is_real = oracle["attention_mask"].bool()
-    # What Megatron-LM computes on padding differs by version, and means nothing.
+    # Logits of padding differ between versions of Megatron-LM and have no meaning.
     torch.testing.assert_close(lm_logits[is_real], oracle["lm_logits"][is_real], atol=1e-6, rtol=0)
     assert ("binary_logits" in oracle) == (order_logits is not None)
     if order_logits is not None:
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_found_from_any_of_its_folders(genuine_checkpoints, part
     assert open_checkpoint(genuine_checkpoints / "v1.0_tp1" / part).shape["num_layers"] == 2
 
 
-def test_assumptions_are_said(genuine_checkpoints):
+def test_assumptions_are_reported(genuine_checkpoints):
     notes = open_checkpoint(genuine_checkpoints / "v2.0_tp2").notes
     assert "gelu: tanh (bias_gelu_fusion)" in notes
     assert "query-key-value rows: heads_3_dim (checkpoint_version 3.0)" in notes

@@ -1,4 +1,4 @@
-"""The encoders that come with the package: opened by name, small, with a card, the same in every format."""
+"""The encoders included in the package: opened by name, small, with a model card, equal in every format."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_a_shipped_encoder_opens_by_its_name_without_a_cache(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_encoder_is_small_and_says_where_it_is_from(name):
+def test_a_shipped_encoder_is_small_and_has_a_model_card(name):
     folder = catalog.SHIPPED / name
     assert (folder / "model.safetensors").stat().st_size <= 25e6
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_a_shipped_encoder_is_small_and_says_where_it_is_from(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["huggingface", "megatron", "megatron-core", "nemo"])
-def test_a_shipped_encoder_goes_to_every_format_and_back(name, form, tmp_path):
+def test_a_shipped_encoder_converts_to_every_format_and_back(name, form, tmp_path):
     there, back = tmp_path / f"there{'.nemo' if form == 'nemo' else ''}", tmp_path / "back"
     assert main(["convert", str(catalog.SHIPPED / name), str(there), "--to", form]) == 0
     assert main(["convert", str(there), str(back), "--to", "megabert"]) == 0
@@ -47,8 +47,8 @@ def test_a_shipped_encoder_goes_to_every_format_and_back(name, form, tmp_path):
         assert torch.equal(item.read(), after[key].read()), key
 
 
-def test_the_two_tell_texts_of_their_domains_apart(tmp_path):
-    """Each guesses masked words of its own kind of text better than the other does."""
+def test_each_encoder_has_the_lower_loss_in_its_domain(tmp_path):
+    """Each has the lower masked-language-model loss on a passage of its own domain."""
     from megabert.build import load_language_model, new_task_model
     from megabert.config.parser import compose
     from megabert.inference import Predictor
@@ -71,7 +71,7 @@ def test_the_two_tell_texts_of_their_domains_apart(tmp_path):
         session = TorchSession(model, task.loss, torch.device("cpu"))
         predictor = Predictor(task, language_model.tokenizer, session)
         for text_of, text in texts.items():
-            examples = [task.example(text=text, id=str(number)) for number in range(20)]  # other masks in each
+            examples = [task.example(text=text, id=str(number)) for number in range(20)]  # with different masks
             losses[name, text_of] = predictor.evaluate(examples).scores["lm_loss"]
     general, biomedical = NAMES
     assert losses[general, general] < losses[biomedical, general] - 0.5

@@ -1,4 +1,4 @@
-"""Write small weight files for the tests, and compare what is read from them with what torch reads."""
+"""Write small weight files for the tests, and compare megabert's reader with torch's."""
 
 import argparse
 import types
@@ -6,8 +6,8 @@ import zipfile
 
 import torch
 
-from megabert.checkpoints.files.containers import LazyTensor, open_file
 from megabert.checkpoints.files.pickle_reader import Record
+from megabert.checkpoints.files.weight_files import LazyTensor, open_file
 
 FORMATS = ("torch-zip", "torch-legacy")
 
@@ -18,7 +18,7 @@ def save(content, path, *, kind="torch-zip", protocol=2):
 
 
 def leaves(value, path=()):
-    """Give (path, leaf) for each leaf of nested dicts, lists, tuples and Namespaces."""
+    """Yield (path, leaf) for each leaf of nested dicts, lists, tuples and Namespaces."""
     if isinstance(value, (Record, argparse.Namespace, types.SimpleNamespace)):
         value = value.state if isinstance(value, Record) else vars(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What `megabert inspect` says is what the files hold, and its verdict on the weights is right."""
+"""`megabert inspect` reports the content of the files, and detects the layout of the weights."""
 
 import json
 from argparse import Namespace
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megabert import cli
 from megabert.checkpoints.mapping import QKV_LAYOUTS
 from megabert.checkpoints.open import open_checkpoint
-from megabert.diagnostics.qkv_check import check
+from megabert.diagnostics.qkv_check import check_qkv_layout
 from megabert.model.config import EncoderConfig
 from megabert.model.heads import new_pretraining_model
 from tests.checkpoints.networks import VOCABULARY, write
@@ -25,7 +25,7 @@ def inspect(capsys, *words):
     return code, printed.out, printed.err
 
 
-def test_a_report_has_all_that_is_known(genuine_checkpoints, capsys):
+def test_a_report_has_all_facts(genuine_checkpoints, capsys):
     folder = genuine_checkpoints / "v2.6_tp2_pp2"
     code, out, _ = inspect(capsys, folder, "--json", "--vocab-file", genuine_checkpoints / "vocab.txt")
     report = json.loads(out)
@@ -49,7 +49,7 @@ def test_a_report_has_all_that_is_known(genuine_checkpoints, capsys):
     assert "gelu: tanh (bias_gelu_fusion)" in report["assumptions"]
 
 
-def test_people_get_the_same(genuine_checkpoints, capsys):
+def test_the_text_report_has_the_same_facts(genuine_checkpoints, capsys):
     _, out, _ = inspect(capsys, genuine_checkpoints / "v1.0_gpt_tp1", "--quick", "--sha256")
     assert "GPT-2: 2 layers x 64 x 4 heads" in out
     assert "query-key-value rows: 3_heads_dim (no checkpoint_version: version 0)" in out
@@ -101,7 +101,7 @@ def test_a_headless_network_gives_its_vectors(tmp_path, capsys):
         ),
     ],
 )
-def test_wrong_inputs_are_told(tmp_path, capsys, tensors, message):
+def test_wrong_inputs_are_refused(tmp_path, capsys, tensors, message):
     write(tmp_path / "ours", "megatron-bert")
     safetensors.torch.save_file(tensors, tmp_path / "in.safetensors")
     out = tmp_path / "out.safetensors"
@@ -136,7 +136,7 @@ def test_surprises_are_all_listed(tmp_path, capsys):
     assert len(surprises) == 4
 
 
-# --- In which order the rows lie ---
+# --- The query-key-value layout ---
 
 WORDS = VOCABULARY.split()
 CONFIG = EncoderConfig(
@@ -147,12 +147,12 @@ TEXT = "\n".join(" ".join([word] * 24) for word in WORDS[5:])
 
 @pytest.fixture(scope="module")
 def trained():
-    """Learn that a line repeats one word; returns the tensors of the network."""
+    """Train a network on lines that repeat one word; returns its tensors."""
     model = new_pretraining_model(CONFIG, 0, language_model=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
     smooth = 9.0
-    while smooth > 0.3:  # until it is learnt, whatever the last bits of this machine
+    while smooth > 0.3:  # independent of rounding on this machine
         starts = torch.randint(0, 45, (16, 1), generator=generator)
         words = 5 + starts.expand(16, 24)
         is_masked = torch.rand(words.shape, generator=generator) < 0.15
@@ -180,7 +180,7 @@ PARTS = {
 
 
 def write_megatron(folder, tensors, layout, claim, *, head=True):
-    """Write in Megatron-LM's names with rows in one order, and a version that claims another."""
+    """Write a Megatron-LM file with one layout of the rows, and a version that claims another."""
     encoder = {}
     for number in range(CONFIG.num_layers):
         ours, theirs = f"encoder.layers.{number}", f"layers.{number}"
@@ -215,18 +215,18 @@ def write_megatron(folder, tensors, layout, claim, *, head=True):
 @pytest.mark.parametrize("head", [True, False], ids=["with head", "headless"])
 @pytest.mark.parametrize("claim", VERSIONS)
 @pytest.mark.parametrize("layout", VERSIONS)
-def test_the_order_is_found_whatever_the_file_claims(tmp_path, trained, layout, claim, head):
+def test_the_layout_is_detected_whatever_the_file_claims(tmp_path, trained, layout, claim, head):
     folder = write_megatron(tmp_path / "x", trained, layout, VERSIONS[claim], head=head)
     checkpoint = open_checkpoint(folder)
     assert checkpoint.facts["qkv_claimed"] == claim
-    # the weights overrule the claim already when the file is opened
+    # the weights override the claim already when the file is opened
     assert checkpoint.facts["qkv_layout"] == layout
     for name, expected in trained.items():
         if head or name.startswith("encoder."):
             assert torch.equal(checkpoint.tensors[name].read(), expected)
     for read_as in VERSIONS:
         opened = open_checkpoint(folder, qkv_layout=read_as)
-        result = check(opened, lambda wanted: open_checkpoint(folder, qkv_layout=wanted), TEXT)
+        result = check_qkv_layout(opened, lambda wanted: open_checkpoint(folder, qkv_layout=wanted), TEXT)
         assert result.by_bias == layout
         assert result.by_loss == (layout if head else None)
         assert result.agrees == (layout == claim)
@@ -245,18 +245,18 @@ def test_the_command_warns(tmp_path, trained, capsys):
     assert "WARNING: the weights were trained as heads_dim_3 and are read so, but the file claims heads_3_dim" in err
 
 
-def test_an_untrained_network_is_not_judged(tmp_path):
+def test_an_untrained_network_is_undecided(tmp_path):
     model = new_pretraining_model(CONFIG, 0, language_model=True)
     tensors = {name: item.detach() for name, item in model.named_parameters()}
     folder = write_megatron(tmp_path / "x", tensors, "heads_dim_3", 1.0)
-    result = check(open_checkpoint(folder), lambda wanted: open_checkpoint(folder, qkv_layout=wanted), TEXT)
+    result = check_qkv_layout(open_checkpoint(folder), lambda wanted: open_checkpoint(folder, qkv_layout=wanted), TEXT)
     assert result.found is None
     assert result.verdict.startswith("undecided")
     assert any("all biases are 0" in line for line in result.evidence)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_genuine_checkpoint_is_judged_wrong(genuine_checkpoints, capsys, name):
+def test_no_genuine_checkpoint_contradicts_its_metadata(genuine_checkpoints, capsys, name):
     words = ["--check-language-model", "--quick", "--json", "--vocab-file", genuine_checkpoints / "vocab.txt"]
     _, out, _ = inspect(capsys, genuine_checkpoints / name, *words)
     result = json.loads(out)["language_model_check"]

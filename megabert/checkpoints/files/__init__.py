@@ -1,1 +1,1 @@
-"""Weight files of others read as data: pickles, zip, tar, zarr, torch_dist, safetensors."""
+"""File formats of weights: pickles read as data, zip, tar, zarr, torch_dist and safetensors."""

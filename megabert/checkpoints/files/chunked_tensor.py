@@ -1,4 +1,4 @@
-"""Tensors that lie in blocks, in one file or many: put together when they are read, every number exactly once."""
+"""Tensors stored in blocks, in one file or many: every block is read and every number must be covered exactly once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .lazy_tensor import Derived
 
 
 class Block(Protocol):
-    """A part of a tensor: where it begins in each dim, and its dims."""
+    """A hyperrectangle of a tensor."""
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -27,7 +28,7 @@ class Block(Protocol):
 
 @dataclass(frozen=True)
 class _Moved:
-    """A block as part of a smaller tensor."""
+    """A block at other offsets, as a part of a smaller tensor."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -39,53 +40,39 @@ class _Moved:
 
 @dataclass(frozen=True)
 class Chunked:
-    """A tensor in blocks. Raises CheckpointError if they leave a gap or overlap."""
+    """A lazy tensor in blocks. Reading raises CheckpointError if the blocks overlap or leave a gap."""
 
     name: str
     source: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    chunks: Sequence[Block]
+    blocks: Sequence[Block]
 
     def read(self) -> Tensor:
-        """Put the blocks together."""
+        """Read all blocks into one tensor."""
         result = torch.empty(self.shape, dtype=self.dtype)
         covered = torch.zeros(self.shape, dtype=torch.bool)
-        for chunk in self.chunks:
-            place = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
-            if covered[place].any():
-                raise CheckpointError(f"{self.source}: two blocks of {self.name} overlap at {chunk.offsets}.")
-            result[place], covered[place] = chunk.read(self.dtype, self.source), True
+        for block in self.blocks:
+            index = tuple(slice(start, start + size) for start, size in zip(block.offsets, block.sizes, strict=True))
+            if covered[index].any():
+                raise CheckpointError(f"{self.source}: two blocks of {self.name} overlap at {block.offsets}.")
+            result[index], covered[index] = block.read(self.dtype, self.source), True
         if not covered.all():
             raise CheckpointError(f"{self.source}: {int((~covered).sum())} numbers of {self.name} are in no block.")
         return result
 
 
-@dataclass(frozen=True)
-class StackedLayer:
-    """One layer of a stacked tensor; only the blocks that hold a part of it are read."""
+def layer_of(stacked: Chunked, layer: int) -> Derived:
+    """Return one layer of a tensor whose first dim counts layers; only the blocks that overlap it are read."""
 
-    stacked: Chunked
-    number: int
+    def read() -> Tensor:
+        blocks = [block for block in stacked.blocks if block.offsets[0] <= layer < block.offsets[0] + block.sizes[0]]
+        if not blocks:
+            raise CheckpointError(f"{stacked.source}: layer {layer} of {stacked.name} is in no block.")
+        first = min(block.offsets[0] for block in blocks)
+        end = max(block.offsets[0] + block.sizes[0] for block in blocks)
+        moved = [_Moved((block.offsets[0] - first, *block.offsets[1:]), block.sizes, block) for block in blocks]
+        part = Chunked(stacked.name, stacked.source, (end - first, *stacked.shape[1:]), stacked.dtype, moved)
+        return part.read()[layer - first].clone()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dims, without that of the layers."""
-        return self.stacked.shape[1:]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its numbers are."""
-        return self.stacked.dtype
-
-    def read(self) -> Tensor:
-        """Put the layer's blocks together."""
-        whole = self.stacked
-        own = [chunk for chunk in whole.chunks if chunk.offsets[0] <= self.number < chunk.offsets[0] + chunk.sizes[0]]
-        if not own:
-            raise CheckpointError(f"{whole.source}: layer {self.number} of {whole.name} is in no block.")
-        first = min(chunk.offsets[0] for chunk in own)
-        end = max(chunk.offsets[0] + chunk.sizes[0] for chunk in own)
-        moved = [_Moved((chunk.offsets[0] - first, *chunk.offsets[1:]), chunk.sizes, chunk) for chunk in own]
-        part = Chunked(whole.name, whole.source, (end - first, *whole.shape[1:]), whole.dtype, moved)
-        return part.read()[self.number - first].clone()
+    return Derived(stacked.shape[1:], stacked.dtype, read)

@@ -1,14 +1,14 @@
-"""Read a file in bounded pieces, and its tensors only when they are asked for.
+"""Lazy tensors: shape and dtype are known at once, the numbers are read from the file on demand.
 
-A `Region` is a part of a file that is never read beyond; a `LazyTensor` knows its dtype, shape and place in the bytes
-of a `Storage`, and reads its own numbers and no others.
+A `Region` is a part of a file with bounded reads; a `LazyTensor` refers to items of a `Storage` and reads only the
+bytes of its own items. `in_memory`, `checked`, `cast_on_read` and `resize_rows` derive lazy tensors from others.
 """
 
 import math
 import os
 import stat
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,27 +19,27 @@ from ...errors import CheckpointError
 from .pickle_values import ByteSource
 
 MOST_DIMS = 64
-# A tensor may repeat its elements (stride 0). One that pretends to more than its storage stays this small.
+# Stride 0 repeats elements. A tensor larger than its storage must stay below this many bytes.
 _LARGEST_REPEATED = 2**26
 
 
-class Readable(Protocol):
-    """A tensor that still lies in its file, whole or in parts."""
+class _Described(Protocol):
+    @property
+    def shape(self) -> Sequence[int]: ...
 
     @property
-    def shape(self) -> Sequence[int]:
-        """Its dims."""
+    def dtype(self) -> torch.dtype: ...
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its numbers are."""
+
+class Readable(_Described, Protocol):
+    """A lazy tensor, with its shape and dtype."""
 
     def read(self) -> torch.Tensor:
-        """Read it into memory of its own. Raises CheckpointError if its numbers are damaged."""
+        """Read it into memory of its own. Raises CheckpointError if its bytes are damaged."""
 
 
 class _File:
-    """An open file that closes when nothing refers to it any more."""
+    """An open file that is closed when the last reference to it goes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class _File:
 
 
 class _Memory:
-    """Bytes that were decompressed. What is read of them is a copy, as it is of a file."""
+    """Decompressed bytes. A read returns a copy, as a read of a file does."""
 
     def __init__(self, data: bytearray) -> None:
         self.data = data
@@ -76,7 +76,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a file, read with bounded reads. A memory map would follow a change by others, or crash."""
+    """A part of a file with bounded reads. A memory map would show changes by other processes, or crash."""
 
     file: _File | _Memory
     start: int
@@ -85,35 +85,35 @@ class Region:
 
     @property
     def is_decompressed(self) -> bool:
-        """Whether the bytes lie in memory because the file holds them compressed."""
+        """Whether the bytes are a decompressed copy in memory."""
         return isinstance(self.file, _Memory)
 
-    def error(self, what: str) -> CheckpointError:
-        """Say what is wrong with this part of the file."""
-        return CheckpointError(f"{self.label}: {what}")
+    def error(self, problem: str) -> CheckpointError:
+        """Return an error that names this part of the file."""
+        return CheckpointError(f"{self.label}: {problem}")
 
     def part(self, offset: int, length: int, label: str) -> "Region":
-        """Return a part of this part. Raises CheckpointError if it is not all there."""
+        """Return a part of this region. Raises CheckpointError if it exceeds the region."""
         if not (0 <= offset <= self.size and 0 <= length <= self.size - offset):
             raise self.error(
-                f"{label} lies at byte {offset} with {length} bytes, outside of the {self.size} "
-                "bytes that are there. The file is cut off or damaged; fetch it again."
+                f"{label} of {length} bytes at byte {offset} exceeds the {self.size} bytes that are there. "
+                "The file is cut off or damaged; fetch it again."
             )
         return Region(self.file, self.start + offset, length, f"{self.label}: {label}")
 
     def read(self, offset: int, length: int) -> bytearray:
-        """Read exactly `length` bytes. Raises CheckpointError if they are not there or changed."""
+        """Read exactly `length` bytes. Raises CheckpointError if they are missing or the file was changed."""
         part = self.part(offset, length, "data")
         return self.file.read(part.start, length)
 
 
 def decompressed(data: bytearray, label: str) -> Region:
-    """Return bytes in memory as a part of the file that holds them compressed."""
+    """Return decompressed bytes as a region, labelled by the file that contains them compressed."""
     return Region(_Memory(data), 0, len(data), label)
 
 
 def open_regular(path: Path) -> Region:
-    """Open a file, and no folder, device or pipe. Raises CheckpointError if that is not possible."""
+    """Open a regular file. Raises CheckpointError for a folder, a device, a pipe, or an unreadable file."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -129,7 +129,7 @@ def open_regular(path: Path) -> Region:
 
 @dataclass(eq=False)
 class Storage:
-    """The memory that tensors share: items of one dtype. Where its bytes lie is known only later."""
+    """Items of one dtype that several tensors may share. `source` is set when the location of its bytes is known."""
 
     key: str
     dtype: torch.dtype
@@ -144,7 +144,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoragePart:
-    """A run of items of a storage, as the pickle refers to it."""
+    """A range of items of a storage, as a pickle refers to it."""
 
     storage: Storage
     start: int
@@ -153,7 +153,7 @@ class StoragePart:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose numbers are still in the file.
+    """A strided view of a storage, not read yet.
 
     `start` is its first byte in the storage; strides count items.
     Raises ValueError if any of its items lies outside the storage.
@@ -177,16 +177,16 @@ class LazyTensor:
             )
         largest = max(self.storage.nbytes, _LARGEST_REPEATED)
         if self.nbytes > largest or math.prod(max(dim, 1) for dim in self.shape) >= 2**62:
-            raise ValueError(f"a tensor of shape {self.shape} pretends to more than its storage holds.")
+            raise ValueError(f"a tensor of shape {self.shape} is larger than its storage.")
 
     @property
     def nbytes(self) -> int:
-        """Size of its numbers once they are read; items that a stride repeats count each time."""
+        """Size of the tensor in memory; items that a stride repeats count each time."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def end(self) -> int:
-        """The byte of the storage behind its last item; 0 if it has no items, since it may begin anywhere."""
+        """The byte of the storage after its last item; 0 for an empty tensor, which may begin anywhere."""
         if 0 in self.shape:
             return 0
         last = sum((dim - 1) * step for dim, step in zip(self.shape, self.stride, strict=True))
@@ -201,8 +201,13 @@ class LazyTensor:
         return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.stride)
 
 
-def check_numbers(tensor: torch.Tensor, source: str, name: str) -> None:
-    """Raise CheckpointError if a tensor of weights holds what is no number."""
+def num_bytes(tensor: _Described) -> int:
+    """Compute the size of a tensor in memory."""
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def check_finite(tensor: torch.Tensor, source: str, name: str) -> None:
+    """Raise CheckpointError if weights are NaN or infinite."""
     if not torch.isfinite(tensor).all():
         num_bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
@@ -211,100 +216,50 @@ def check_numbers(tensor: torch.Tensor, source: str, name: str) -> None:
         )
 
 
-def check_weights(dtype: torch.dtype, source: str, name: str) -> None:
-    """Raise CheckpointError for a dtype that no weights have."""
+def check_floating_point(dtype: torch.dtype, source: str, name: str) -> None:
+    """Raise CheckpointError for a dtype that weights cannot have."""
     if not dtype.is_floating_point:
         raise CheckpointError(f"{source}: {name} holds {dtype}; weights are floating-point numbers.")
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A tensor of weights as it lies in a file; what is no number is refused when it is read."""
+class Derived:
+    """A lazy tensor that a function computes."""
 
-    stored: LazyTensor
-    source: str
-    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
 
-    def __post_init__(self) -> None:
-        """Refuse dtypes that no weights have."""
-        check_weights(self.stored.dtype, self.source, self.name)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dims."""
-        return self.stored.shape
+def in_memory(tensor: torch.Tensor) -> Derived:
+    """Wrap a tensor in memory; reading it copies it to the CPU where needed."""
+    return Derived(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its numbers are."""
-        return self.stored.dtype
 
-    def read(self) -> torch.Tensor:
-        """Read it."""
-        tensor = self.stored.read()
-        check_numbers(tensor, self.source, self.name)
+def checked(stored: Readable, source: str, name: str) -> Derived:
+    """Check weights: their dtype at once, their values when they are read."""
+    check_floating_point(stored.dtype, source, name)
+
+    def read() -> torch.Tensor:
+        tensor = stored.read()
+        check_finite(tensor, source, name)
         return tensor
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """A tensor in memory, for those who take tensors that are not read yet."""
-
-    tensor: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dims."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its numbers are."""
-        return self.tensor.dtype
-
-    def read(self) -> torch.Tensor:
-        """Return it, on the CPU."""
-        return self.tensor.detach().cpu()
+    return Derived(tuple(stored.shape), stored.dtype, read)
 
 
-@dataclass(frozen=True)
-class Cast:
-    """A tensor that becomes another dtype when it is read."""
-
-    source: Readable
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dims."""
-        return tuple(self.source.shape)
-
-    def read(self) -> torch.Tensor:
-        """Read and convert it."""
-        return self.source.read().to(self.dtype)
+def cast_on_read(source: Readable, dtype: torch.dtype) -> Derived:
+    """Convert a tensor to another dtype when it is read."""
+    return Derived(tuple(source.shape), dtype, lambda: source.read().to(dtype))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The first rows of a tensor; rows beyond its own are 0."""
+def resize_rows(source: Readable, num_rows: int) -> Derived:
+    """Cut a tensor to its first rows, or pad it with rows of zeros, when it is read."""
 
-    source: Readable
-    num_rows: int
+    def read() -> torch.Tensor:
+        tensor = source.read()
+        if len(tensor) >= num_rows:
+            return tensor[:num_rows].clone()  # a copy, so that the memory of the other rows is freed
+        return torch.cat([tensor, tensor.new_zeros(num_rows - len(tensor), *tensor.shape[1:])])
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dims."""
-        return (self.num_rows, *self.source.shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its numbers are."""
-        return self.source.dtype
-
-    def read(self) -> torch.Tensor:
-        """Read it, cut or filled up."""
-        tensor = self.source.read()
-        if len(tensor) >= self.num_rows:
-            # A copy, so that the memory of the rows that go is free.
-            return tensor[: self.num_rows].clone()
-        return torch.cat([tensor, tensor.new_zeros(self.num_rows - len(tensor), *tensor.shape[1:])])
+    return Derived((num_rows, *source.shape[1:]), source.dtype, read)

@@ -1,7 +1,7 @@
-"""The stack machine that a pickle is a program for: every step that an opcode can ask of it, and none that runs code.
+"""The pickle stack machine: the operations of all opcodes, none of which runs code of the file.
 
-The bytes come from a `ByteSource`; which opcode asks for which step is said in `symbolic_tables`. What does not fit
-raises ValueError, and the reader adds the place in the file.
+The bytes come from a `ByteSource`; `pickle_opcodes` maps opcodes to operations. Invalid input raises ValueError, to
+which the reader adds the byte offset.
 """
 
 import struct
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from .pickle_values import NAMESPACES, ByteSource, Call, Global, Limits, Name, Record, check_key, kind_of
 
 _LONGEST_NAME = 1024
-_LONGEST_CALL = 8  # torch._utils._rebuild_tensor_v3; also the longest tuple that is a key
+_LONGEST_CALL = 8  # torch._utils._rebuild_tensor_v3; also the longest tuple accepted as a key
 _WINDOW = 2**16
 
 
 class Machine:
-    """The stack, the marks into it, the memo and the place in the file. Misfits raise ValueError."""
+    """The stack, its marks, the memo and the position in the file. Invalid operations raise ValueError."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Machine:
         self.names: set[Name] = set()
         self.copied_bytes = self.num_tuple_keys = 0
 
-    # Reading: a declared length is compared with the bytes that are there before memory is taken.
+    # Reading: a declared length is compared with the remaining bytes before memory is allocated.
 
     def take(self, length: int) -> bytes | bytearray:
         """Read the next bytes."""
@@ -52,7 +52,7 @@ class Machine:
         return self.window[begin : begin + length]
 
     def number(self, layout: str) -> int:
-        """Read one number, laid out as `struct` says it."""
+        """Read one number in a `struct` format."""
         (number,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
         return int(number)
 
@@ -72,12 +72,12 @@ class Machine:
         return int.from_bytes(self.sized(layout, self.limits.integer_bytes), "little", signed=True)
 
     def line(self) -> bytes:
-        """Read up to the next line feed, which is dropped."""
+        """Read up to the next line feed, excluding it."""
         line, end = bytearray(), b""
         while not end:
             piece = bytes(self.take(max(1, min(256, self.data.size - self.position))))
-            text, end, behind = piece.partition(b"\n")
-            self.position -= len(behind)  # still inside the window
+            text, end, rest = piece.partition(b"\n")
+            self.position -= len(rest)  # still inside the window
             line += text
             if len(line) > self.limits.text_bytes:
                 raise ValueError(f"a line of more than {self.limits.text_bytes} bytes.")
@@ -86,17 +86,17 @@ class Machine:
     # The stack
 
     def pop(self) -> object:
-        """Take the value on top, which must lie above the last mark."""
+        """Pop the top value, which must be above the last mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError("a value is taken from an empty stack; the file is damaged.")
+            raise ValueError("a value is popped from an empty stack; the file is damaged.")
         return self.stack.pop()
 
     def pop_tuple(self, length: int) -> tuple[object, ...]:
-        """Take the topmost values, in the order in which they were pushed."""
+        """Pop several values, in the order in which they were pushed."""
         return tuple([self.pop() for _ in range(length)][::-1])
 
     def pop_to_mark(self) -> list[object]:
-        """Take the last mark and all values above it."""
+        """Pop the last mark and all values above it."""
         if not self.marks:
             raise ValueError("a mark is missing on the stack; the file is damaged.")
         mark = self.marks.pop()
@@ -105,31 +105,31 @@ class Machine:
         return values
 
     def pop_one_or_mark(self) -> None:
-        """Drop the value on top, or the mark if that is on top."""
+        """Pop the top value, or the mark if that is on top."""
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
             self.pop()
 
     def top(self) -> object:
-        """Return the value on top and leave it there."""
+        """Return the top value without popping it."""
         self.stack.append(value := self.pop())
         return value
 
     def put(self, index: int) -> None:
-        """Remember the value on top."""
+        """Store the top value in the memo."""
         self.memo[index] = self.top()
 
     def get(self, index: int) -> object:
-        """Return a value that was remembered."""
+        """Return a value of the memo."""
         if index not in self.memo:
             raise ValueError(f"memo entry {index} is used but never stored; the file is damaged.")
         return self.memo[index]
 
-    # Names and what is made from them
+    # Names and calls
 
     def find(self, module: object, name: object) -> object:
-        """Return what a name stands for: a value of the caller, or a Global."""
+        """Resolve a name to a value of the caller or a Global."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError(f"a global is named by {kind_of(module)} and {kind_of(name)}, not by two strings.")
         if len(module) + len(name) > _LONGEST_NAME:
@@ -138,12 +138,12 @@ class Machine:
         return self.values.get((module, name), Global(module, name))
 
     def find_lines(self) -> object:
-        """Read a name as two lines."""
+        """Read and resolve a name written as two lines."""
         module = decode_text(self.line())
         return self.find(module, decode_text(self.line()))
 
     def call(self, callee: object, arguments: object, keywords: object = None) -> object:
-        """Return what our function behind a name gives, or a Record of the call."""
+        """Call the function that the tables map a name to, or return a Record of the call."""
         keywords = {} if keywords is None else keywords
         if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
             raise ValueError(f"a call with {kind_of(arguments)} and {kind_of(keywords)}, not a tuple and a dict.")
@@ -151,8 +151,8 @@ class Machine:
             return Record("", "<call>", (callee, arguments), keywords)
         if not isinstance(callee, Global):
             raise ValueError(f"{kind_of(callee)} is called, which is neither a class nor a function.")
-        ours = self.calls.get((callee.module, callee.name))
-        if ours is None or keywords:
+        function = self.calls.get((callee.module, callee.name))
+        if function is None or keywords:
             return Record(callee.module, callee.name, arguments, keywords)
         if len(arguments) > _LONGEST_CALL:
             raise ValueError(f"{callee} is called with {len(arguments)} arguments.")
@@ -160,25 +160,25 @@ class Machine:
         if self.copied_bytes > self.limits.copied_bytes:
             raise ValueError(f"its calls copy more than {self.limits.copied_bytes} bytes, which no checkpoint needs.")
         try:
-            return ours(arguments)
+            return function(arguments)
         except ValueError as error:
             raise ValueError(f"{callee}: {error}") from None
 
     def call_marked(self) -> object:
-        """Call what lies above the mark with all that lies above it."""
+        """Call the first value above the mark with the values after it."""
         callee, *arguments = self.pop_to_mark() or [None]
         return self.call(callee, tuple(arguments))
 
     def refer(self, identity: object) -> object:
-        """Ask the caller for an object outside the pickle."""
+        """Resolve an object outside the pickle through the caller."""
         if self.persistent_id is None:
             raise ValueError("it refers to an object outside the pickle, and there is none here.")
         return self.persistent_id(identity)
 
-    # Changes to a value
+    # Changes to the top value
 
     def key(self, value: object) -> object:
-        """Let through what may be a key or an item of a set."""
+        """Check a dict key or an item of a set."""
         if not isinstance(value, tuple):
             return check_key(value)
         self.num_tuple_keys += 1
@@ -187,7 +187,7 @@ class Machine:
         return tuple(map(check_key, value))
 
     def set_items(self, flat: list[object]) -> None:
-        """Set keys and values, in turns, in the value on top."""
+        """Set alternating keys and values in the value on top."""
         target = self.top()
         if len(flat) % 2:
             raise ValueError("a key without a value; the file is damaged.")
@@ -215,15 +215,15 @@ class Machine:
             raise ValueError(f"items are added to {kind_of(target)}, which is neither a list nor a set.")
 
     def build(self) -> None:
-        """Give the value on top as state to the one below it."""
+        """Set the top value as the state of the one below it."""
         state, target = self.pop(), self.top()
         if isinstance(target, Record):
             if (target.module, target.name) in NAMESPACES and not isinstance(state, dict):
                 raise ValueError(f"the state of a Namespace is {kind_of(state)}, not a dict.")
             target.state = state
         elif target is None or isinstance(target, (int, float, str, bytes, tuple, Global)):
-            raise ValueError(f"a state is given to {kind_of(target)}, which has none.")
-        # Else a value of our own, such as a state dict with `_metadata`: that state is known and not kept.
+            raise ValueError(f"a state is set in {kind_of(target)}, which has none.")
+        # Else a value made by this package, such as a state dict, whose `_metadata` is dropped.
 
     def check_protocol(self) -> None:
         """Read the version and refuse one that does not exist."""
@@ -231,15 +231,15 @@ class Machine:
             raise ValueError(f"pickle protocol {version}; 0 to 5 exist.")
 
     def check_frame(self) -> None:
-        """Read the length of a frame, which only tells whether the file is cut off."""
+        """Read the length of a frame, which is used only to detect a file that is cut off."""
         if (length := self.number("<Q")) > self.data.size - self.position:
             raise ValueError(f"a frame of {length} bytes is longer than the rest of the file; it is cut off.")
 
     def refuse_buffer(self) -> None:
-        """Refuse the buffers of protocol 5 that lie outside the pickle."""
+        """Refuse the out-of-band buffers of protocol 5."""
         raise ValueError("it refers to buffers outside the file, which no checkpoint format has.")
 
 
 def decode_text(raw: bytes) -> str:
-    """Decode UTF-8 as pickle does: lone surrogates pass."""
+    """Decode UTF-8 with lone surrogates, as pickle does."""
     return raw.decode("utf-8", "surrogatepass")

@@ -1,6 +1,6 @@
-"""Say in tables what the opcodes of a pickle do and which names in it lead to a function of ours.
+"""Tables of pickle opcodes, and of the harmless names that resolve to functions of this module.
 
-`PUSHES` and `CHANGES` hold every opcode of protocols 0 to 5 but the last, STOP; `CALLS` holds the harmless names.
+`PUSHES` and `CHANGES` hold all opcodes of protocols 0 to 5 except STOP; `CALLS` holds the names.
 Source: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
@@ -14,15 +14,15 @@ from .pickle_values import NAMESPACES, Call, Global, Name, Record, check_key
 
 
 def _python2_text(raw: bytes) -> str | bytes:
-    """Decode a string of Python 2, which was text and bytes alike: names are ASCII, arrays are not."""
+    """Decode a str of Python 2, which held text and bytes: names are ASCII, arrays are not."""
     return raw.decode("ascii") if raw.isascii() else raw
 
 
 def _quoted(line: bytes) -> str | bytes:
-    """Read a string as Python 2's repr wrote it."""
+    """Parse the repr of a Python 2 string."""
     match = re.fullmatch(rb"""(['"])((?:[^\\]|\\x[0-9a-f]{2}|\\[\\'"nrt])*)\1""", line, re.DOTALL)
     if not match:
-        raise ValueError("a string without its quotes or with an escape that Python does not write.")
+        raise ValueError("a string without quotes or with an escape that Python does not write.")
     return _python2_text(re.sub(rb"\\(x..|.)", _unescape, match[2], flags=re.DOTALL))
 
 
@@ -61,7 +61,7 @@ def _namespace(name: Name) -> Call:
 
 
 def _reconstruct(arguments: tuple[object, ...]) -> object:
-    """Make an object as protocols 0 and 1 write it: its class, `object` and None."""
+    """Rebuild an object of protocols 0 and 1 from its class, `object` and None."""
     match arguments:
         case (Global(module, name), Global(_, "object"), None):
             return _MAKE_NAMESPACE[module, name](()) if (module, name) in _MAKE_NAMESPACE else Record(module, name)
@@ -156,7 +156,7 @@ PUSHES: dict[bytes, Callable[[Machine], object]] = {
     b"Q": lambda m: m.refer(m.pop()),
     b"c": lambda m: m.find_lines(),
     b"\x93": lambda m: m.find(*m.pop_tuple(2)),
-    # Numbers of copyreg's registry, which only the process that wrote the file knew.
+    # Codes of copyreg's extension registry, which exists only in the process that wrote the file.
     b"\x82": lambda m: m.find("copyreg", f"<extension {m.number('<B')}>"),
     b"\x83": lambda m: m.find("copyreg", f"<extension {m.number('<H')}>"),
     b"\x84": lambda m: m.find("copyreg", f"<extension {m.number('<i')}>"),

@@ -1,9 +1,9 @@
-"""Read a Python pickle as data: its bytes go in, plain values and inert records come out, and nothing runs.
+"""Read a Python pickle as data: bytes in, plain values and inert records out; no code of the file is run.
 
-A pickle is a program for a small stack machine. Python's own `pickle` imports the names in it and calls them,
-so whoever wrote the file runs code in our process. This machine follows the same opcodes but knows only the
-names in its tables, and each of those leads to a function of ours. Any other name becomes a `Global`, and any
-object made from it a `Record`.
+A pickle is a program for a small stack machine. Python's own `pickle` imports and calls the names in it, so the
+author of a file can run code in our process. This machine interprets the same opcodes but resolves only the
+names in its tables, each to a function of this package. Any other name becomes a `Global`, and any object made from
+it a `Record`.
 Source: protocols 0 to 5 in https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
@@ -15,12 +15,12 @@ from .pickle_machine import Machine
 from .pickle_opcodes import CALLS, CHANGES, PUSHES
 from .pickle_values import DEFAULT_LIMITS, ByteSource, Call, Global, Limits, Name, Record, check_nesting
 
-__all__ = ["DEFAULT_LIMITS", "Call", "Global", "Limits", "Name", "Pickle", "Record", "load"]
+__all__ = ["DEFAULT_LIMITS", "Call", "Global", "Limits", "Name", "Pickle", "Record", "read_pickle"]
 
 
 @dataclass(frozen=True)
 class Pickle:
-    """What one pickle holds; `end` is the offset of the first byte behind it."""
+    """The content of one pickle; `end` is the offset of the first byte after it."""
 
     value: object
     globals: frozenset[str]
@@ -28,7 +28,7 @@ class Pickle:
     end: int
 
 
-def load(
+def read_pickle(
     data: bytes | ByteSource,
     *,
     source: str,
@@ -40,10 +40,9 @@ def load(
 ) -> Pickle:
     """Read the one pickle that begins at `offset`.
 
-    `calls` adds to `CALLS`: exact (module, name) -> our function of the arguments. `values` holds names that
-    stand for a value. `persistent_id` turns the identity of an object outside the pickle into a value. All of
-    them raise ValueError for what does not fit. `limits` also bounds how
-    much a recursive reader of the result meets, and any cycle in it goes through a Record.
+    `calls` adds to `CALLS`: exact (module, name) to a function of the arguments. `values` maps names to values.
+    `persistent_id` resolves the identity of an object outside the pickle. All of them raise ValueError for invalid
+    arguments. `limits` also bounds recursive traversals of the result, in which every cycle contains a Record.
     Raises CheckpointError, with `source` and the byte offset, for anything but a complete pickle.
     """
     readable = _Bytes(data) if isinstance(data, bytes) else data
@@ -81,5 +80,5 @@ def _run(machine: Machine) -> object:
         elif code in CHANGES:
             CHANGES[code](machine)
         else:
-            raise ValueError(f"0x{code.hex()} is no opcode of pickle; the file is damaged.")
+            raise ValueError(f"0x{code.hex()} is no pickle opcode; the file is damaged.")
     raise ValueError(f"it has more than {machine.limits.opcodes} opcodes, which no checkpoint needs.")

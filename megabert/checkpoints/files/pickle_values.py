@@ -1,7 +1,7 @@
-"""Hold what a pickle read as data consists of, and how far it may go.
+"""The inert values of a pickle read as data, and the limits on its size.
 
-`Global` is a name that is never looked up, `Record` an object that was never made; `Limits` and the checks keep every
-reader of the result from running out of time, memory or stack.
+A `Global` is a name that is never looked up, a `Record` an object that is never created; `Limits` and the checks keep
+every reader of the result from exhausting time, memory or stack.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ Name = tuple[str, str]
 
 
 class ByteSource(Protocol):
-    """Bytes that can be read in pieces: a file, a part of one, a member of an archive."""
+    """Bytes read in pieces: a file, a part of one, or a member of an archive."""
 
     @property
     def size(self) -> int:
@@ -25,20 +25,20 @@ class ByteSource(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a pickle may go: far above what genuine checkpoints need, far below what harms a computer."""
+    """Bounds on a pickle: far above the needs of genuine checkpoints, far below what harms a computer."""
 
     # A 24-layer model with its optimizer takes about 50,000; two million run for seconds and fill 500 MB.
     opcodes: int = 2_000_000
     # A recursive reader of the result stays below Python's 1,000 frames with up to three of them for a level.
     nesting: int = 256
-    # Values in the result, each counted as often as a recursive reader meets it: a list that holds ten times
-    # a list that holds ten times a list and so on is small here and endless there.
+    # Values in the result, each counted as often as a recursive reader visits it: a list of ten references to a
+    # list of ten references to a list and so on is small in the file and endless for the reader.
     values: int = 20_000_000
     # One string or bytes object. Tensors lie outside the pickle, so the largest here are numpy arrays.
     text_bytes: int = 2**28
     # The magic number of torch takes 10 bytes, numpy's 128-bit generators 17. Time grows with the square.
     integer_bytes: int = 256
-    # What our own functions may copy in all: a few opcodes can name one long string again and again.
+    # Total bytes copied by the functions of the tables: a few opcodes can pass one long string many times.
     copied_bytes: int = 2**27
     # Keys that are tuples: their hashes can be made to collide, and then n of them cost n * n comparisons.
     tuple_keys: int = 10_000
@@ -62,10 +62,10 @@ class Global:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Record:
-    """One object of a class that we do not know, or a Namespace: its parts as they stand in the file.
+    """An object of an unknown class, or a Namespace, with its parts as stored.
 
-    It compares by identity and prints as its name, since it may contain itself. What the file gets by calling
-    another Record has the name `<call>` and (callee, arguments) as its `arguments`.
+    It compares by identity and prints as its name, since it may contain itself. The result of calling another Record
+    has the name `<call>` and (callee, arguments) as its `arguments`.
     """
 
     module: str
@@ -80,17 +80,17 @@ class Record:
         return f"<Record {self.module}.{self.name}>"
 
 
-# The two classes whose objects are nothing but their attributes: a Record of them has a dict as its state.
+# Classes whose objects are only attributes: a Record of them has a dict as its state.
 NAMESPACES: tuple[Name, ...] = (("argparse", "Namespace"), ("types", "SimpleNamespace"))
 
 
 def kind_of(value: object) -> str:
-    """Say in a message what a value is."""
+    """Describe a value in a message."""
     return f"an object of type {type(value).__name__}"
 
 
 def check_key(value: object) -> object:
-    """Let through what is hashed and compared in bounded time. Deeply nested tuples would crash Python."""
+    """Return a key that is hashed and compared in bounded time. Deeply nested tuples would crash Python."""
     if isinstance(value, (list, dict, set, frozenset, bytearray, tuple)):
         raise ValueError(f"{kind_of(value)} cannot be a key or an item of a set here.")
     if isinstance(value, (str, bytes)) and len(value) > _LARGEST_KEY:
@@ -101,8 +101,8 @@ def check_key(value: object) -> object:
 
 
 def check_nesting(root: object, limits: Limits) -> None:
-    """Refuse what a recursive reader cannot walk, and cycles without a Record. Does not recurse itself."""
-    measured: dict[int, tuple[int, int]] = {}  # depth and number of values of what is done, leaves first
+    """Refuse values too deep for a recursive reader, and cycles without a Record. Does not recurse itself."""
+    measured: dict[int, tuple[int, int]] = {}  # depth and number of values, leaves first
     num_records_above: dict[int, int] = {id(root): 0}  # of the values on the path from the root to here
     path = [(root, iter(_parts(root)), 0)]
     while path:

@@ -1,7 +1,7 @@
-"""List the members of a tar archive and read them where they lie: nothing is ever extracted.
+"""List the members of a tar archive and read them in place: nothing is ever extracted.
 
-A `Region` of a file goes in, a dict from name to the `Region` of each member comes out; an archive packed with gzip
-is decompressed into memory. Only regular files are given; folders are passed over, links and devices are refused.
+Each member is a `Region` of the archive; an archive compressed with gzip is decompressed into memory. Only regular
+files are listed; folders are skipped, links and devices are refused.
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Format"; GNU tar's manual, "Basic Tar
 Format".
 """
@@ -18,9 +18,9 @@ from .lazy_tensor import Region, decompressed
 _BLOCK = 512
 _CHUNK = 2**24
 _MOST_MEMBERS = 10_000
-_LARGEST_NOTE = 2**16  # a long name, or the records of a pax header
+_LARGEST_EXTENSION = 2**16  # a long name, or the records of a pax header
 _LONGEST_NAME = 1024
-# Weights hardly shrink; a cap of bytes beside it, since it all has to lie in memory.
+# Weights hardly compress; the cap in bytes is there because the archive has to fit in memory.
 _LARGEST_RATIO = 100
 _LARGEST_UNPACKED = 2**36
 _ALWAYS_UNPACKED = 2**20  # an archive of some small files is mostly padding
@@ -30,7 +30,7 @@ _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
 def is_tar(region: Region) -> bool:
-    """Whether a file is a tar archive, perhaps packed with gzip."""
+    """Whether a file is a tar archive, compressed with gzip or not."""
     if is_gzip(region):
         head = bytes(_gunzip_start(region))
     else:
@@ -39,7 +39,7 @@ def is_tar(region: Region) -> bool:
 
 
 def is_gzip(region: Region) -> bool:
-    """Whether a file is packed with gzip."""
+    """Whether a file is compressed with gzip."""
     return bytes(region.read(0, min(region.size, 2))) == b"\x1f\x8b"
 
 
@@ -53,7 +53,7 @@ def read_tar(region: Region) -> dict[str, Region]:
         if entry.kind == _FOLDER:
             continue
         if name in members:
-            raise region.error(f"it has two members {name!r}; which one counts is a guess.")
+            raise region.error(f"it has two members {name!r}, so that its content is ambiguous.")
         members[name] = region.part(entry.start, entry.size, f"member {name!r}")
         if len(members) > _MOST_MEMBERS:
             raise region.error(f"it has more than {_MOST_MEMBERS} members.")
@@ -69,7 +69,7 @@ class _Entry:
 
 
 def _entries(region: Region) -> Iterator[_Entry]:
-    """Walk the headers; a name that does not fit into one stands in a member of its own before it."""
+    """Iterate over the headers; a name too long for a header is in a member of its own before it."""
     position, long_name = 0, None
     size_before = None
     while True:
@@ -81,16 +81,16 @@ def _entries(region: Region) -> Iterator[_Entry]:
         start = position + _BLOCK
         name, kind, size = _read_header(region, header, position)
         if kind in (_GNU_NAME, _PAX):
-            note = _read_note(region, start, size)
+            extension = _read_extension(region, start, size)
             if kind == _GNU_NAME:
-                long_name = _text(region, note.rstrip(b"\0"), position)
+                long_name = _text(region, extension.rstrip(b"\0"), position)
             else:
-                records = _pax_records(region, note, position)
+                records = _pax_records(region, extension, position)
                 long_name = records.get("path", long_name)
                 if "size" in records:
                     size_before = _decimal(region, records["size"], position)
         elif kind == _PAX_GLOBAL:
-            _read_note(region, start, size)
+            _read_extension(region, start, size)
         elif kind in (b"0", b"\0", _FOLDER):
             size = size if size_before is None else size_before
             yield _Entry(long_name or name, kind if kind == _FOLDER else b"0", start, 0 if kind == _FOLDER else size)
@@ -104,11 +104,11 @@ def _entries(region: Region) -> Iterator[_Entry]:
 
 
 def _read_header(region: Region, header: bytes, position: int) -> tuple[str, bytes, int]:
-    """Read name, kind and size of a header, and compare its checksum."""
+    """Read name, kind and size of a header, verified by its checksum."""
     if header[257:262] != b"ustar":
-        raise region.error(f"at byte {position} a member is expected and none is there. The file is damaged.")
-    told = _octal(region, header[148:156], position)
-    if told != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        raise region.error(f"there is no member at byte {position}, where one is expected. The file is damaged.")
+    checksum = _octal(region, header[148:156], position)
+    if checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         raise region.error(f"the header at byte {position} does not match its checksum. The file is damaged.")
     name = header[:100].rstrip(b"\0")
     if header[257:263] == b"ustar\0" and (prefix := header[345:500].rstrip(b"\0")):
@@ -124,37 +124,38 @@ def _octal(region: Region, field: bytes, position: int) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
     if not re.fullmatch(rb"[0-7]{1,12}", digits):
-        raise region.error(f"the header at byte {position} has a number that is none: {field!r}.")
+        raise region.error(f"the header at byte {position} has an invalid number: {field!r}.")
     return int(digits, 8)
 
 
 def _decimal(region: Region, text: str, position: int) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise region.error(f"the pax header at byte {position} has a size that is none: {text[:40]!r}.")
+        raise region.error(f"the pax header at byte {position} has an invalid size: {text[:40]!r}.")
     return int(text)
 
 
-def _read_note(region: Region, start: int, size: int) -> bytes:
-    if size > _LARGEST_NOTE:
+def _read_extension(region: Region, start: int, size: int) -> bytes:
+    if size > _LARGEST_EXTENSION:
         raise region.error(
-            f"the header at byte {start - _BLOCK} is followed by {size} bytes of notes, which is absurd."
+            f"the header at byte {start - _BLOCK} has an extension of {size} bytes; at most {_LARGEST_EXTENSION} "
+            "are read."
         )
     return bytes(region.read(start, size))
 
 
-def _pax_records(region: Region, note: bytes, position: int) -> dict[str, str]:
-    """Read records: their length in digits, a space, key=value and the end of a line."""
+def _pax_records(region: Region, extension: bytes, position: int) -> dict[str, str]:
+    """Parse records: the length in digits, a space, key=value, and a line feed."""
     records: dict[str, str] = {}
     at = 0
-    while at < len(note):
-        found = re.match(rb"(\d{1,6}) ", note[at:])
-        length = int(found[1]) if found else 0
-        record = note[at : at + length]
-        if found is None or not found.end() < length == len(record) or not record.endswith(b"\n") or b"=" not in record:
+    while at < len(extension):
+        prefix = re.match(rb"(\d{1,6}) ", extension[at:])
+        length = int(prefix[1]) if prefix else 0
+        record = extension[at : at + length]
+        if not (prefix and prefix.end() < length == len(record) and record.endswith(b"\n") and b"=" in record):
             raise region.error(f"the pax header at byte {position} is damaged.")
-        key, _, value = record[found.end() : -1].partition(b"=")
+        key, _, value = record[prefix.end() : -1].partition(b"=")
         if key.startswith(b"GNU.sparse"):
-            raise region.error(f"the member behind byte {position} is sparse, which is not read.")
+            raise region.error(f"the member after byte {position} is sparse, which is not read.")
         if key in (b"path", b"size"):
             records[key.decode()] = _text(region, value, position)
         at += length
@@ -169,7 +170,7 @@ def _text(region: Region, raw: bytes, position: int) -> str:
 
 
 def _plain_name(region: Region, entry: _Entry) -> str:
-    """Normalize a name; one that leads out of the archive is refused, although nothing is extracted."""
+    """Normalize a name and refuse one that leads out of the archive, although nothing is extracted."""
     name = posixpath.normpath(entry.name)
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or len(name) > _LONGEST_NAME:
@@ -188,7 +189,7 @@ def _gunzip_start(region: Region) -> bytes:
 
 
 def _gunzip(region: Region) -> Region:
-    """Decompress a file into memory; its checksum is compared."""
+    """Decompress a file into memory, verified by its checksum."""
     most = min(max(region.size * _LARGEST_RATIO, _ALWAYS_UNPACKED), _LARGEST_UNPACKED)
     inflater, result = zlib.decompressobj(wbits=31), bytearray()
     try:
@@ -199,13 +200,13 @@ def _gunzip(region: Region) -> Region:
                 pending = inflater.unconsumed_tail
                 if len(result) > most:
                     raise region.error(
-                        f"it grows to more than {_LARGEST_RATIO} times its size, which is a bomb. If you trust it, "
-                        "unpack it and give the tar archive."
+                        f"it grows to more than {_LARGEST_RATIO} times its size, which is a decompression bomb. If you "
+                        "trust it, unpack it and give the tar archive."
                     )
     except zlib.error as error:
         raise region.error(f"it cannot be decompressed ({error}). Fetch it again.") from None
     if not inflater.eof:
         raise region.error("it is cut off. Fetch it again.")
     if inflater.unused_data.strip(b"\0"):
-        raise CheckpointError(f"{region.label}: {len(inflater.unused_data)} bytes are left behind the gzip file.")
+        raise CheckpointError(f"{region.label}: {len(inflater.unused_data)} bytes follow the gzip data.")
     return decompressed(result, region.label)

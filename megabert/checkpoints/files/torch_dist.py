@@ -1,13 +1,12 @@
 """Read megatron.core's distributed checkpoints: `torch_dist` folders, and `zarr` ones of its first versions.
 
-A folder goes in; out come the content of common.pt and the model's tensors by megatron.core's names, not read yet.
-`.metadata` is a pickle of PyTorch's distributed checkpoints, read as data; it says which chunk of which tensor lies at
-which byte of which file. Equal layers are stacked in one tensor, whose first dim counts them; here they come apart.
+Returns the content of common.pt and the model's tensors by megatron.core's names, not read yet. `.metadata` is a
+pickle of PyTorch's distributed checkpoints, read as data; it locates each block of each tensor (file, offset, length).
+megatron.core stacks equal layers in one tensor, whose first dim counts them; they are unstacked here.
 Sources: torch/distributed/checkpoint/{metadata,filesystem}.py in https://github.com/pytorch/pytorch;
 megatron/core/dist_checkpointing/strategies/{torch,zarr}.py in https://github.com/NVIDIA/Megatron-LM.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from .chunked_tensor import Chunked, StackedLayer
-from .containers import open_file, open_region
+from .chunked_tensor import Chunked, layer_of
+from .json_object import read_json_object
 from .lazy_tensor import LazyTensor, Readable, Region, open_regular
-from .pickle_reader import DEFAULT_LIMITS, Record
+from .pickle_reader import Record
 from .torch_pickle import Storages, load_pickle
+from .weight_files import open_file, open_region
 from .zarr_arrays import open_zarr
 
 _LARGEST_METADATA = 2**26
@@ -30,7 +30,7 @@ _LARGEST_METADATA = 2**26
 
 @dataclass(frozen=True)
 class Distributed:
-    """An open distributed checkpoint: what is common to all ranks, and the model's tensors."""
+    """An open distributed checkpoint: the values common to all ranks, and the model's tensors."""
 
     backend: str
     common: Mapping[str, Any]
@@ -40,14 +40,14 @@ class Distributed:
 
 @dataclass(frozen=True)
 class TorchBlock:
-    """A block of a tensor: where it begins in each dim, its dims, and the bytes of the file that hold it."""
+    """A block of a tensor: its first index in each dim, its dims, and its bytes in a file."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     region: Region
 
     def read(self, dtype: torch.dtype, source: str) -> Tensor:
-        """Read the block, which torch.save wrote by itself."""
+        """Read the block, a tensor in a file of torch.save."""
         content = open_region(self.region).content
         if not isinstance(content, LazyTensor) or content.dtype != dtype:
             raise CheckpointError(f"{source}: {self.region.label} holds no tensor of {dtype}.")
@@ -59,7 +59,7 @@ class TorchBlock:
 
 
 def is_torch_dist(folder: Path) -> bool:
-    """Whether a folder is a distributed checkpoint: it has .metadata, or a metadata.json that names a backend."""
+    """Whether a folder has a .metadata file, or a metadata.json that names a backend."""
     return (folder / ".metadata").is_file() or _backend(folder) is not None
 
 
@@ -67,26 +67,22 @@ def _backend(folder: Path) -> str | None:
     file = folder / "metadata.json"
     if not file.is_file():
         return None
-    try:
-        backend = json.loads(file.read_text(encoding="utf-8")).get("sharded_backend")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
+    backend = read_json_object(file).get("sharded_backend")
     return backend if isinstance(backend, str) else None
 
 
 def open_torch_dist(folder: Path) -> Distributed:
-    """Open a distributed checkpoint, none of its tensors yet. Raises CheckpointError if it is not whole."""
+    """Open a distributed checkpoint, none of its tensors yet. Raises CheckpointError if it is incomplete."""
     common, unknown = _open_common(folder)
     backend = _backend(folder) or "torch_dist"
-    found: Mapping[str, Readable]
+    stored: Mapping[str, Readable]
     if backend == "torch_dist":
-        metadata = _open_metadata(folder)
-        found = _open_tensors(folder, metadata)
+        stored = _open_tensors(folder, _open_metadata(folder))
     elif backend == "zarr":
-        found = {name: item for name, item in open_zarr(folder).items() if not _NOT_THE_MODEL.search(name)}
+        stored = {name: item for name, item in open_zarr(folder).items() if not _NOT_THE_MODEL.search(name)}
     else:
         raise CheckpointError(f"{folder}: backend {backend[:40]!r} is not read; torch_dist and zarr are.")
-    tensors = dict(_unstack(found))
+    tensors = dict(_unstack(stored))
     if not tensors:
         raise CheckpointError(f"{folder} holds no tensors of a model.")
     return Distributed(backend, common, tensors, unknown)
@@ -106,19 +102,19 @@ def _open_metadata(folder: Path) -> Mapping[str, Any]:
     if region.size > _LARGEST_METADATA:
         raise region.error(f"{region.size} bytes; at most {_LARGEST_METADATA} are read.")
     data = bytes(region.read(0, region.size))
-    value = load_pickle(data, region.label, 0, Storages(), DEFAULT_LIMITS).value
+    value = load_pickle(data, region.label, 0, Storages()).value
     match value:
         case Record(state={"state_dict_metadata": dict(), "storage_data": dict()} as state):
             return cast(Mapping[str, Any], state)
     raise region.error("it is not the metadata of a distributed checkpoint of PyTorch.")
 
 
-# What lies beside the model: optimizers, random states, the training's own objects.
+# Names of other parts than the model: optimizers, random states, objects of the training loop.
 _NOT_THE_MODEL = re.compile(r"^(optimizer|chained_\d+|rng_state|rerun_state|opt_param_scheduler)\b|_extra_state")
 
 
 def _open_tensors(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Readable]:
-    places = _places(folder, metadata["storage_data"])
+    locations = _locations(folder, metadata["storage_data"])
     files: dict[str, Region] = {}
     tensors: dict[str, Readable] = {}
     for name, entry in metadata["state_dict_metadata"].items():
@@ -130,34 +126,34 @@ def _open_tensors(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Readab
             case Record(state={"properties": properties, "size": tuple() as size, "chunks": list() as chunks}):
                 pass
             case _:
-                raise CheckpointError(f"{folder}/.metadata: {name[:80]} is described in an unknown way.")
+                raise CheckpointError(f"{folder}/.metadata: {name[:80]} has metadata of an unknown type.")
         shape, dtype = _dims(size, name, folder), _dtype(properties, name, folder)
-        blocks = [_chunk(folder, name, shape, chunk, places, files) for chunk in chunks]
+        blocks = [_open_block(folder, name, shape, chunk, locations, files) for chunk in chunks]
         tensors[name] = Chunked(name, str(folder), shape, dtype, blocks)
     return tensors
 
 
 def _dims(value: object, name: str, folder: Path) -> tuple[int, ...]:
     if not isinstance(value, tuple) or any(type(dim) is not int or not 0 <= dim < 2**40 for dim in value):
-        raise CheckpointError(f"{folder}/.metadata: {name[:80]} has a shape or an offset that is none.")
+        raise CheckpointError(f"{folder}/.metadata: {name[:80]} has an invalid shape or offset.")
     return value
 
 
 def _dtype(properties: object, name: str, folder: Path) -> torch.dtype:
     state = properties.state if isinstance(properties, Record) else None
-    # TensorProperties gives its state as a tuple that begins with the dtype.
-    found = state[0] if isinstance(state, tuple) and state else state.get("dtype") if isinstance(state, dict) else None
-    if not isinstance(found, torch.dtype):
+    # The state of TensorProperties is a tuple that begins with the dtype.
+    dtype = state[0] if isinstance(state, tuple) and state else state.get("dtype") if isinstance(state, dict) else None
+    if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{folder}/.metadata: {name[:80]} has no dtype.")
-    return found
+    return dtype
 
 
-_Places = Mapping[tuple[str, tuple[int, ...]], tuple[str, int, int]]
+_Locations = Mapping[tuple[str, tuple[int, ...]], tuple[str, int, int]]
 
 
-def _places(folder: Path, storage_data: Mapping[object, object]) -> _Places:
-    """List where each block lies: (tensor, offsets) -> (file, first byte, length)."""
-    places: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
+def _locations(folder: Path, storage_data: Mapping[object, object]) -> _Locations:
+    """Map each block to its bytes: (tensor, offsets) to (file, first byte, length)."""
+    locations: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
     for index, info in storage_data.items():
         match index, info:
             case (
@@ -165,29 +161,29 @@ def _places(folder: Path, storage_data: Mapping[object, object]) -> _Places:
                 Record(state={"relative_path": str() as file, "offset": int() as start, "length": int() as length}),
             ):
                 key = (name, _dims(offset, name, folder))
-                if key in places:
+                if key in locations:
                     raise CheckpointError(f"{folder}/.metadata: {name[:80]} has two blocks at {offset}.")
-                places[key] = (file, start, length)
-    return places
+                locations[key] = (file, start, length)
+    return locations
 
 
-def _chunk(
-    folder: Path, name: str, shape: tuple[int, ...], chunk: object, places: _Places, files: dict[str, Region]
+def _open_block(
+    folder: Path, name: str, shape: tuple[int, ...], chunk: object, locations: _Locations, files: dict[str, Region]
 ) -> TorchBlock:
     state = chunk.state if isinstance(chunk, Record) else None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{folder}/.metadata: {name[:80]} has a block that is none.")
+        raise CheckpointError(f"{folder}/.metadata: {name[:80]} has an invalid block.")
     offsets = _dims(state.get("offsets"), name, folder)
     sizes = _dims(state.get("sizes"), name, folder)
-    inside = len(offsets) == len(sizes) == len(shape) and all(
+    is_inside = len(offsets) == len(sizes) == len(shape) and all(
         start + size <= dim for start, size, dim in zip(offsets, sizes, shape, strict=True)
     )
-    if not inside:
-        raise CheckpointError(f"{folder}/.metadata: a block of {name[:80]} at {offsets} lies outside of {shape}.")
-    if (name, offsets) not in places:
-        raise CheckpointError(f"{folder}/.metadata does not say where the block of {name[:80]} at {offsets} lies.")
-    file, start, length = places[name, offsets]
-    # A name in the metadata chooses a file in this folder and nothing else.
+    if not is_inside:
+        raise CheckpointError(f"{folder}/.metadata: a block of {name[:80]} at {offsets} is outside of {shape}.")
+    if (name, offsets) not in locations:
+        raise CheckpointError(f"{folder}/.metadata does not locate the block of {name[:80]} at {offsets}.")
+    file, start, length = locations[name, offsets]
+    # A name in the metadata may only select a file of this folder.
     if Path(file).name != file or file in ("", ".", ".."):
         raise CheckpointError(f"{folder}/.metadata names {file[:80]!r}, which is not a file beside it.")
     if file not in files:
@@ -201,9 +197,9 @@ _STACKED = re.compile(r"(.*\.layers)\.(?!\d+\.)(.*)")
 def _unstack(tensors: Mapping[str, Readable]) -> Iterator[tuple[str, Readable]]:
     for name, tensor in tensors.items():
         plain = re.sub(r"^((module|model)\.)+", "", name)
-        found = _STACKED.fullmatch(plain)
-        if found is None:
+        stacked = _STACKED.fullmatch(plain)
+        if stacked is None:
             yield plain, tensor
         elif isinstance(tensor, Chunked) and tensor.shape:
-            for number in range(tensor.shape[0]):
-                yield f"{found[1]}.{number}.{found[2]}", StackedLayer(tensor, number)
+            for layer in range(tensor.shape[0]):
+                yield f"{stacked[1]}.{layer}.{stacked[2]}", layer_of(tensor, layer)

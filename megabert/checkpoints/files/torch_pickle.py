@@ -1,7 +1,7 @@
-"""Tell which names in a pickle of torch.save make tensors, and make `LazyTensor`s of their arguments.
+"""Read pickles of `torch.save` as data: calls that rebuild tensors become `LazyTensor`s.
 
-The bytes of a pickle go in; what was saved comes out, with tensors whose storages are still without their bytes:
-`Storages` lists those by key, and whoever knows the file format sets the source of each.
+The tensors' storages have no bytes yet: `Storages` lists them by key, and the reader of the file format sets the source
+of each.
 Source: torch/serialization.py and torch/_utils.py in https://github.com/pytorch/pytorch
 """
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..files import pickle_reader as symbolic_pickle
 from .lazy_tensor import LazyTensor, Region, Storage, StoragePart
-from .pickle_reader import Call, Global, Limits, Name, Pickle, Record
+from .pickle_reader import Call, Global, Name, Pickle, Record, read_pickle
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,6 @@ class _StorageType:
 
 
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
-
-
 _STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -38,7 +35,7 @@ _STORAGE_TYPES = {
     "UntypedStorage": torch.uint8,
     "_UntypedStorage": torch.uint8,
 }
-# The first twelve, and those whose storages are untyped
+# Those of typed storages, and newer ones, whose storages are untyped
 _DTYPES = {
     *_STORAGE_TYPES.values(),
     torch.uint16,
@@ -51,14 +48,14 @@ _VALUES: dict[Name, object] = {
     **{(module, name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items() for module in _STORAGE_MODULES},
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},
     ("torch", "half"): torch.float16,
-    # Classes that only say of which kind a tensor is
+    # Classes without data of their own
     ("torch", "Tensor"): Global("torch", "Tensor"),
     ("torch.nn.parameter", "Parameter"): Global("torch.nn.parameter", "Parameter"),
 }
 
 
 def _rebuild_tensor(arguments: tuple[object, ...]) -> object:
-    """Make a tensor from (storage, offset, shape, stride[, requires_grad, hooks[, metadata]])."""
+    """Rebuild a tensor from (storage, offset, shape, stride[, requires_grad, hooks[, metadata]])."""
     match arguments:
         case (part, offset, shape, stride, *rest) if not any(rest[2:]):
             return _tensor(part, None, offset, shape, stride)
@@ -66,7 +63,7 @@ def _rebuild_tensor(arguments: tuple[object, ...]) -> object:
 
 
 def _rebuild_tensor_v3(arguments: tuple[object, ...]) -> object:
-    """Make a tensor of a dtype that its storage does not tell, which is the argument after the hooks."""
+    """Rebuild a tensor of an untyped storage: its dtype is the argument after the hooks."""
     match arguments:
         case (part, offset, shape, stride, _, _, torch.dtype() as dtype, *metadata) if not any(metadata):
             return _tensor(part, dtype, offset, shape, stride)
@@ -87,7 +84,7 @@ def _tensor(part: object, dtype: torch.dtype | None, offset: object, shape: obje
 
 
 def _rebuild_with_type(arguments: tuple[object, ...]) -> object:
-    """Make a tensor from (function, class, arguments, attributes). Its attributes are not kept."""
+    """Rebuild a tensor from (function, class, arguments, attributes). The attributes are dropped."""
     match arguments:
         case (Global(module, name), _, tuple() as inner, _) if (module, name) in _TENSOR_CALLS:
             return _TENSOR_CALLS[module, name](inner)
@@ -123,50 +120,42 @@ _CALLS: dict[Name, Call] = {
 }
 
 
+_UNKNOWN_REFERENCE = "it refers to an object outside the pickle in a way that torch.save does not."
+
+
+def _view(storage: Storage, view: list[object]) -> Storage | StoragePart:
+    match view:
+        case [] | [None]:
+            return storage
+        case [(_, int() as start, int() as length)]:
+            if not 0 <= start <= start + length <= storage.num_items:
+                raise ValueError(f"a view of items {start} to {start + length} in a storage of {storage.num_items}.")
+            return StoragePart(storage, start, length)
+    raise ValueError(_UNKNOWN_REFERENCE)
+
+
 class Storages:
-    """The storages that a pickle refers to, by key; their bytes are found when the pickle has been read."""
+    """The storages that a pickle refers to, by key; their bytes are located after the pickle has been read."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, Storage] = {}
 
-    def refer(self, identity: object) -> object:
-        """Turn a persistent id of torch into a storage, a part of one, or the name of a module's class."""
+    def resolve(self, identity: object) -> object:
+        """Resolve a persistent id of torch to a storage, a part of one, or the name of a module's class."""
         match identity:
-            case ("storage", _StorageType(dtype), str() as key, str(), int() as num_items):
-                return self._storage(key, dtype, num_items)
-            case ("storage", _StorageType(dtype), str() as key, str(), int() as num_items, None):
-                return self._storage(key, dtype, num_items)
-            case (
-                "storage",
-                _StorageType(dtype),
-                str() as key,
-                str(),
-                int() as num_items,
-                (_, int() as start, int() as num),
-            ):
-                storage = self._storage(key, dtype, num_items)
-                if not 0 <= start <= start + num <= num_items:
-                    raise ValueError(f"a view of items {start} to {start + num} in a storage of {num_items}.")
-                return StoragePart(storage, start, num)
+            case ("storage", _StorageType(dtype), str() as key, str(), int() as num_items, *view):
+                return _view(self._storage(key, dtype, num_items), view)
             case ("module", Global() as module, _, _):
                 return module
-        raise ValueError("it refers to an object outside the pickle in a way that torch.save does not.")
+        raise ValueError(_UNKNOWN_REFERENCE)
 
     def _storage(self, key: str, dtype: torch.dtype, num_items: int) -> Storage:
         storage = self.by_key.setdefault(key, Storage(key, dtype, num_items))
         if (storage.dtype, storage.num_items) != (dtype, num_items) or not 0 <= num_items < 2**60:
-            raise ValueError(f"storage {key[:40]!r} is referred to with two dtypes or sizes, or an absurd one.")
+            raise ValueError(f"storage {key[:40]!r} has conflicting dtypes or sizes, or an impossible size.")
         return storage
 
 
-def load_pickle(data: bytes | Region, source: str, offset: int, storages: Storages, limits: Limits) -> Pickle:
-    """Read the one pickle that begins at `offset`; `storages` collects what its tensors refer to."""
-    return symbolic_pickle.load(
-        data,
-        source=source,
-        offset=offset,
-        calls=_CALLS,
-        values=_VALUES,
-        persistent_id=storages.refer,
-        limits=limits,
-    )
+def load_pickle(data: bytes | Region, source: str, offset: int, storages: Storages) -> Pickle:
+    """Read the one pickle that begins at `offset`; `storages` collects the storages of its tensors."""
+    return read_pickle(data, source=source, offset=offset, calls=_CALLS, values=_VALUES, persistent_id=storages.resolve)

@@ -1,7 +1,7 @@
-"""List the members of a zip archive and read them where they lie: nothing is ever extracted.
+"""List the members of a zip archive and read them in place: nothing is ever extracted.
 
-A `Region` of a file goes in, a dict from name to `Member` comes out. The two places where a zip archive describes a
-member must agree, members may not overlap, and none may grow absurdly when it is decompressed.
+The central directory and the local header of a member must agree, members may not overlap, and their decompressed size
+is bounded.
 Source: PKWARE's APPNOTE.TXT; caffe2/serialize/inline_container.cc in https://github.com/pytorch/pytorch
 """
 
@@ -17,7 +17,7 @@ from ...errors import CheckpointError
 from .lazy_tensor import Region, decompressed
 
 _CHUNK = 2**24  # bytes read at a time while a checksum is computed
-# Weights hardly shrink and the text of a pickle shrinks tenfold; deflate itself reaches 1,032.
+# Weights hardly compress and pickles compress tenfold; deflate itself reaches a ratio of 1,032.
 _LARGEST_RATIO = 100
 _LARGEST_DIRECTORY = 2**26
 
@@ -27,13 +27,13 @@ _ENTRY = struct.Struct("<4s6H3I5H2I")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
-_FULL_16, _FULL_32 = 2**16 - 1, 2**32 - 1  # "the number stands in the 64-bit record"
+_SATURATED_16, _SATURATED_32 = 2**16 - 1, 2**32 - 1  # "see the 64-bit record"
 _ENCRYPTED = 0b10_0000_0100_0001  # bits 0, 6 and 13 of the flags
 
 
 @dataclass(eq=False)
 class Member:
-    """One file in a zip archive. Its checksum is compared when it is read for the first time."""
+    """One file in a zip archive. Its checksum is verified when it is read for the first time."""
 
     region: Region
     size: int
@@ -42,11 +42,11 @@ class Member:
     is_checked: bool = False
 
     def read(self, offset: int, length: int) -> bytearray:
-        """Read a part, and all of the member if it was not checked yet or is compressed."""
+        """Read a part; reads the whole member if it was not verified yet or is compressed."""
         if self.is_checked and not self.is_deflated:
             return self.region.read(offset, length)
         if not 0 <= offset <= offset + length <= self.size:
-            self._fail(f"bytes {offset} to {offset + length} are wanted of {self.size}")
+            self._fail(f"bytes {offset} to {offset + length} are requested of {self.size}")
         result, position, checksum = bytearray(length), 0, 0
         for chunk in self._inflated() if self.is_deflated else self._chunks():
             checksum = zlib.crc32(chunk, checksum)
@@ -60,12 +60,12 @@ class Member:
         return result
 
     def check(self) -> None:
-        """Compare the checksum, in one pass that keeps nothing. Raises CheckpointError if it differs."""
+        """Verify the checksum in one pass without keeping the data. Raises CheckpointError if it differs."""
         if not self.is_checked:
             self.read(0, 0)
 
     def open(self) -> Region:
-        """Return the bytes of the member as a file of their own: where they lie, or in memory if compressed."""
+        """Return the content of the member as a region: in place, or in memory if compressed."""
         if not self.is_deflated:
             return self.region
         return decompressed(self.read(0, self.size), self.region.label)
@@ -88,18 +88,18 @@ class Member:
                 pending, left = inflater.unconsumed_tail, left - len(piece)
                 more = bool(pending) or len(piece) == most
                 if left < 0:
-                    self._fail("it is longer than the archive says")
+                    self._fail("it is longer than the archive declares")
                 yield piece
 
-    def _fail(self, what: str) -> NoReturn:
-        raise CheckpointError(f"{self.region.label}: {what}. The file is damaged; fetch it again.")
+    def _fail(self, problem: str) -> NoReturn:
+        raise CheckpointError(f"{self.region.label}: {problem}. The file is damaged; fetch it again.")
 
 
 def read_zip(region: Region) -> dict[str, Member]:
-    """List the members of a zip archive: stored or deflated, none twice, none over another."""
+    """List the members of a zip archive: stored or deflated, without duplicates or overlaps."""
     count, start, length = _find_directory(region)
     if length > _LARGEST_DIRECTORY:
-        raise region.error(f"its list of members has {length} bytes, which is absurd.")
+        raise region.error(f"its list of members has {length} bytes; at most {_LARGEST_DIRECTORY} are read.")
     directory = bytes(region.part(start, length, "list of members").read(0, length))
     members: dict[str, Member] = {}
     position, spans = 0, [(start, region.size)]
@@ -109,25 +109,25 @@ def read_zip(region: Region) -> dict[str, Member]:
         except (struct.error, ValueError) as error:
             raise region.error(f"member at byte {start + position} of the list: {error}") from None
         if name in members:
-            raise region.error(f"it has two members {name!r}; which one counts is a guess.")
+            raise region.error(f"it has two members {name!r}, so that its content is ambiguous.")
         members[name] = member
         spans.append(span)
     spans.sort()
     if position != length or any(end > begin for (_, end), (begin, _) in pairwise(spans)):
-        raise region.error("its members overlap, or are not as many as it says.")
+        raise region.error("its members overlap, or their number differs from the declared one.")
     return members
 
 
 def _find_directory(region: Region) -> tuple[int, int, int]:
-    """Return the number of members, and where the list of them begins and how long it is."""
-    tail_start = max(0, region.size - _END.size - _FULL_16)
+    """Return the number of members, and the first byte and the length of the central directory."""
+    tail_start = max(0, region.size - _END.size - _SATURATED_16)
     tail = bytes(region.read(tail_start, region.size - tail_start))
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < _END.size or len(tail) - at - _END.size != _END.unpack_from(tail, at)[-1]:
-        raise region.error("this zip archive has no end; it is cut off. Fetch it again.")
+        raise region.error("this zip archive has no end record; it is cut off. Fetch it again.")
     _, disk, first_disk, here, count, length, start, _ = _END.unpack_from(tail, at)
     end = tail_start + at
-    short, full = (disk, first_disk, here, count, length, start), (_FULL_16,) * 4 + (_FULL_32,) * 2
+    short, full = (disk, first_disk, here, count, length, start), (_SATURATED_16,) * 4 + (_SATURATED_32,) * 2
     if at >= _LOCATOR.size and tail[at - _LOCATOR.size :].startswith(b"PK\6\7"):
         end, wide = _read_end64(region, _LOCATOR.unpack_from(tail, at - _LOCATOR.size), end)
         if any(a not in (b, most) for a, b, most in zip(short, wide, full, strict=True)):
@@ -148,7 +148,7 @@ def _read_end64(region: Region, locator: tuple[int, ...], end: int) -> tuple[int
 
 
 def _read_entry(region: Region, directory: bytes, position: int) -> tuple[str, Member, int, tuple[int, int]]:
-    """Read one entry of the list, and the header of the member itself, which must agree.
+    """Read one entry of the central directory and the local header of the member, which must agree.
 
     Returns the name, the member, the position of the next entry, and the first and last byte of the member.
     """
@@ -168,7 +168,7 @@ def _read_entry(region: Region, directory: bytes, position: int) -> tuple[str, M
         raise ValueError(f"{name[:80]!r} has {packed} bytes for {size} bytes of content.")
     if size > packed * _LARGEST_RATIO:
         raise ValueError(
-            f"{name[:80]!r} would grow from {packed} to {size} bytes, which is a bomb unless "
+            f"{name[:80]!r} would grow from {packed} to {size} bytes, which is a decompression bomb unless "
             "the content is all zeros. If you trust the file, pack it again without compression."
         )
     local = _LOCAL.unpack(region.part(start, _LOCAL.size, repr(name[:80])).read(0, _LOCAL.size))
@@ -178,20 +178,20 @@ def _read_entry(region: Region, directory: bytes, position: int) -> tuple[str, M
         or local[-2] != num_name
         or (region.read(start + _LOCAL.size, num_name) != raw_name)
     ):
-        raise ValueError(f"{name[:80]!r} is another member where its data lie.")
+        raise ValueError(f"{name[:80]!r} has another local header than directory entry.")
     contents = region.part(data, packed, f"member {name[:80]!r}")
     return name, Member(contents, size, checksum, method == 8), end, (start, data + packed)
 
 
 def _widen(numbers: tuple[int, int, int], extra: bytes) -> tuple[int, int, int]:
-    """Replace each full 32-bit number by the next 64-bit number of the extra field 1."""
+    """Replace each saturated 32-bit number by the next 64-bit number of the extra field 1."""
     fields, position = b"", 0
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, position)
         fields = extra[position + 4 : position + 4 + length] if kind == 1 else fields
         position += 4 + length
     wide = iter(struct.unpack(f"<{len(fields) // 8}Q", fields[: len(fields) // 8 * 8]))
-    size, packed, start = (next(wide, -1) if number == _FULL_32 else number for number in numbers)
+    size, packed, start = (next(wide, -1) if number == _SATURATED_32 else number for number in numbers)
     if -1 in (size, packed, start):
         raise ValueError("its 64-bit sizes are missing.")
     return size, packed, start

@@ -1,6 +1,6 @@
 """Write Hugging Face's folders: config.json, safetensors (in shards where they are large), tokenizer files.
 
-Our tensors go in; out comes what `transformers` loads by `from_pretrained`, heads of fine-tuned runs included.
+`transformers` loads the folder by `from_pretrained`, with the heads of fine-tuned runs.
 Source: transformers' configuration and modeling files of megatron_bert, bert and gpt2.
 """
 
@@ -11,22 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...errors import ConfigError
 from ...model.config import EncoderConfig
-from ..files.lazy_tensor import Loaded, Readable
-from ..mapping import Rule, Written, write_tensors
-from ..native.manifest_folder import safetensors_pieces, write_file
+from ..files.lazy_tensor import Readable, in_memory, num_bytes
+from ..files.safetensors_file import safetensors_pieces
+from ..mapping import ForeignTensors, Rule, write_tensors
+from ..native.manifest_folder import write_file
 from ..tensor_names import SEGMENT, WORD
-from .open_huggingface import ARCHITECTURES, GELUS, HEAD_ACTIVATION, NUM_SEGMENTS, HuggingFaceArchitecture
+from .huggingface_names import (
+    ARCHITECTURES,
+    GELUS,
+    HEAD_ACTIVATION,
+    NUM_SEGMENTS,
+    RESIDUAL_POST_NORM,
+    HuggingFaceArchitecture,
+)
 
-LARGEST_SHARD = 5 * 10**9  # bytes, as transformers cuts
+LARGEST_SHARD = 5 * 10**9  # bytes, transformers' limit
 
 
 @dataclass(frozen=True)
 class TaskHead:
-    """How transformers names a head of ours: the end of its class, and its tensors."""
+    """transformers' names of a task head: the end of the class name, and the tensors."""
 
     class_end: str
     rules: Sequence[Rule]
@@ -34,10 +41,10 @@ class TaskHead:
 
 _SEQUENCE = TaskHead(
     "ForSequenceClassification",
-    # transformers' pooler is our head's hidden layer: dense, then tanh.
+    # transformers' pooler corresponds to the head's hidden layer: dense, then tanh.
     [Rule("bert.pooler.dense.*", "head.hidden.0.*"), Rule("classifier.*", "head.out.*")],
 )
-# By the names of our tasks.
+# By task name
 TASK_HEADS = {
     "question_answering": TaskHead("ForQuestionAnswering", [Rule("qa_outputs.*", "head.out.*")]),
     "token_classification": TaskHead("ForTokenClassification", [Rule("classifier.*", "head.out.*")]),
@@ -46,23 +53,17 @@ TASK_HEADS = {
     "glue": _SEQUENCE,
     "zero_shot": _SEQUENCE,
 }
-_CLASS_STARTS = {
-    "megatron-bert": "MegatronBert",
-    "megatron-bert-residual-post-layernorm": "MegatronBert",
-    "bert": "Bert",
-    "gpt2": "GPT2",
-}
 
 
 def architecture_of(config: EncoderConfig) -> HuggingFaceArchitecture:
-    """Choose the architecture of a network."""
+    """Return the architecture of a network."""
     for row in ARCHITECTURES.values():
         if (row.norm_place, row.is_causal) == (config.norm_place, config.is_causal):
             return row
     raise ConfigError(f"transformers has no causal network with norm_place {config.norm_place}.")
 
 
-def write_folder(
+def write_huggingface(
     folder: Path,
     tensors: Mapping[str, Readable],
     config: EncoderConfig,
@@ -73,23 +74,19 @@ def write_folder(
     task: str | None,
     task_config: Mapping[str, Any],
 ) -> list[str]:
-    """Write an empty folder full; returns what a user should know of it.
+    """Write all files into an empty folder; returns notes for the user.
 
-    `head` are the tensors of a fine-tuned run's head and `task` its task; `task_config` goes into config.json
+    `head` and `task` are the head's tensors and the task of a fine-tuned run; `task_config` is added to config.json
     (id2label and the like).
     """
     architecture = architecture_of(config)
     task_head = _task_head(task, head) if head else None
-    documents = {"config.json": config_of(config, architecture, tensors, task_head) | dict(task_config)}
-    if "vocab.txt" in tokenizer_files:
+    documents = {"config.json": huggingface_config(config, architecture, tensors, task_head) | dict(task_config)}
+    if tokenizer_files:
+        is_bert = "vocab.txt" in tokenizer_files
         documents["tokenizer_config.json"] = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": bool(lower_case),
-            "model_max_length": config.max_positions,
-        }
-    elif tokenizer_files:
-        documents["tokenizer_config.json"] = {
-            "tokenizer_class": "GPT2Tokenizer",
+            "tokenizer_class": "BertTokenizer" if is_bert else "GPT2Tokenizer",
+            **({"do_lower_case": bool(lower_case)} if is_bert else {}),
             "model_max_length": config.max_positions,
         }
     for name, document in documents.items():
@@ -97,20 +94,20 @@ def write_folder(
     for name, data in tokenizer_files.items():
         write_file(folder / name, [data])
     if config.num_segments == 0 and not config.is_causal:
-        tensors = {**tensors, SEGMENT: Loaded(torch.zeros(2, config.hidden_size, dtype=tensors[WORD].dtype))}
-    written = list(_named(tensors, architecture, config))
+        tensors = {**tensors, SEGMENT: in_memory(torch.zeros(2, config.hidden_size, dtype=tensors[WORD].dtype))}
+    converted = list(_with_prefix(tensors, architecture, config))
     if task_head is not None:
-        written += write_tensors(head, task_head.rules, config.head_dim)
-    _write_weights(folder, written)
+        converted += write_tensors(head, task_head.rules, config.head_dim)
+    _write_weights(folder, converted)
     return list(_notes(architecture, config, tokenizer_files))
 
 
 def _notes(
     architecture: HuggingFaceArchitecture, config: EncoderConfig, tokenizer_files: Mapping[str, bytes]
 ) -> Iterator[str]:
-    if architecture.name not in _OF_TRANSFORMERS:
+    if architecture.name == RESIDUAL_POST_NORM:
         yield (
-            f"WARNING: transformers has no network that takes its residuals behind the layer norm. config.json says "
+            f"WARNING: transformers has no network that takes its residuals after the layer norm. config.json says "
             f"model_type {architecture.name}, which its Auto classes refuse; MegatronBert classes would compute "
             "something else. megabert reads the folder as it is."
         )
@@ -121,24 +118,21 @@ def _notes(
             "in about three digits. megabert reads both from config.json."
         )
     if not tokenizer_files:
-        yield "no vocabulary was given or lies beside the source: the folder has no tokenizer (--vocab-file FILE)."
+        yield "no vocabulary was given or found beside the source: the folder has no tokenizer (--vocab-file FILE)."
 
 
-_OF_TRANSFORMERS = ("megatron-bert", "bert", "gpt2")
-
-
-def config_of(
+def huggingface_config(
     config: EncoderConfig,
     architecture: HuggingFaceArchitecture,
     tensors: Mapping[str, Readable],
     task_head: TaskHead | None,
 ) -> dict[str, Any]:
-    """Give config.json for a network."""
+    """Return the content of config.json."""
     values = config.to_dict()
     document: dict[str, Any] = {
         "architectures": [_class_name(architecture, tensors, task_head)],
         "model_type": architecture.name,
-        **{theirs: values[ours] for theirs, ours in architecture.config_keys.items()},
+        **{key: values[name] for key, name in architecture.config_keys.items()},
         architecture.activation_key: GELUS[config.gelu][0],
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
@@ -157,7 +151,7 @@ def config_of(
 def _class_name(
     architecture: HuggingFaceArchitecture, tensors: Mapping[str, Readable], task_head: TaskHead | None
 ) -> str:
-    start = _CLASS_STARTS[architecture.name]
+    start = architecture.class_prefix
     if task_head is not None:
         return start + task_head.class_end
     if architecture.is_causal:
@@ -175,54 +169,49 @@ def _class_name(
 def _task_head(task: str | None, head: Mapping[str, Readable]) -> TaskHead:
     if task not in TASK_HEADS:
         raise ConfigError(f"transformers has no class for the head of {task}; known are {', '.join(TASK_HEADS)}.")
-    found = TASK_HEADS[task]
-    patterns = {rule.ours.removesuffix(".*") for rule in found.rules if rule.ours}
-    own = {name.rpartition(".")[0] for name in head}
-    if own != patterns:
+    task_head = TASK_HEADS[task]
+    expected = {rule.target.removesuffix(".*") for rule in task_head.rules if rule.target}
+    layers = {name.rpartition(".")[0] for name in head}
+    if layers != expected:
         raise ConfigError(
-            f"transformers' {found.class_end} has a head of {', '.join(sorted(patterns))} only; this run's has "
-            f"{', '.join(sorted(own))}. Train with the number of layers that it has, or convert the encoder alone."
+            f"transformers' {task_head.class_end} has a head of {', '.join(sorted(expected))} only; this run's has "
+            f"{', '.join(sorted(layers))}. Train with the number of layers that it has, or convert the encoder alone."
         )
-    return found
+    return task_head
 
 
-def _named(
+def _with_prefix(
     tensors: Mapping[str, Readable], architecture: HuggingFaceArchitecture, config: EncoderConfig
-) -> Iterator[Written]:
-    for written in write_tensors(tensors, architecture.rules, config.head_dim):
-        names = tuple(name if name.startswith("cls.") else architecture.prefix + name for name in written.names)
-        yield replace(written, names=names)
+) -> Iterator[ForeignTensors]:
+    for item in write_tensors(tensors, architecture.rules, config.head_dim):
+        names = tuple(name if name.startswith("cls.") else architecture.prefix + name for name in item.names)
+        yield replace(item, names=names)
 
 
-def _write_weights(folder: Path, written: Sequence[Written]) -> None:
+def _write_weights(folder: Path, converted: Sequence[ForeignTensors]) -> None:
     """Write one file, or several of at most LARGEST_SHARD bytes with an index."""
-    shards: list[list[Written]] = [[]]
-    size = 0
-    for item in written:
-        num_bytes = torch.Size(item.shape).numel() * item.dtype.itemsize * len(item.names)
-        if shards[-1] and size + num_bytes > LARGEST_SHARD:
+    shards: list[list[ForeignTensors]] = [[]]
+    size = total = 0
+    for item in converted:
+        item_size = num_bytes(item) * len(item.names)
+        if shards[-1] and size + item_size > LARGEST_SHARD:
             shards.append([])
             size = 0
         shards[-1].append(item)
-        size += num_bytes
+        size, total = size + item_size, total + item_size
     if len(shards) == 1:
         _write_shard(folder / "model.safetensors", shards[0])
         return
-    places: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, shard)
-        places |= {their: name for item in shard for their in item.names}
-    total = sum(torch.Size(item.shape).numel() * item.dtype.itemsize * len(item.names) for item in written)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(folder / file, shard)
+        weight_map |= {name: file for item in shard for name in item.names}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_file(folder / "model.safetensors.index.json", [(json.dumps(index, indent=2) + "\n").encode()])
 
 
-def _write_shard(file: Path, written: Sequence[Written]) -> None:
-    entries = {name: (item.dtype, item.shape) for item in written for name in item.names}
-    write_file(file, safetensors_pieces(entries, _parts(written), {"format": "pt"}))
-
-
-def _parts(written: Sequence[Written]) -> Iterator[Tensor]:
-    for item in written:
-        yield from item.read()
+def _write_shard(file: Path, converted: Sequence[ForeignTensors]) -> None:
+    entries = {name: (item.dtype, item.shape) for item in converted for name in item.names}
+    tensors = (tensor for item in converted for tensor in item.read())
+    write_file(file, safetensors_pieces(entries, tensors, {"format": "pt"}))

@@ -1,7 +1,6 @@
-"""The names of Megatron-LM's tensors: one table for each generation of its code, read and written.
+"""Tables of Megatron-LM's tensor names, one for each generation of its code.
 
-What this module knows was read in Megatron-LM's history (github.com/NVIDIA/Megatron-LM, tags v1.0 to core_v0.9) and
-holds for files that its code of those tags wrote.
+Source: the history of https://github.com/NVIDIA/Megatron-LM, tags v1.0 to core_v0.9.
 """
 
 import re
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from ..mapping import QKV_LAYOUTS, Op, Rule
 from ..tensor_names import WORD
 
-# Heads of Megatron-LM's fine-tuned models and retrievers: the encoder is read, they are not.
+# Heads of Megatron-LM's fine-tuned models and retrievers, which are dropped
 FINE_TUNED = [
     Rule(f"{head}.{kind}", None)
     for head in ("classification_head", "multichoice_head", "ict_head", "projection_enc")
@@ -19,25 +18,25 @@ FINE_TUNED = [
 
 
 def legacy_rules(qkv: Op, *, trunk: str, attention: str, norm: str) -> list[Rule]:
-    """List the names of megatron.model, which differ by era in three words."""
+    """Return the rules of megatron.model, whose names differ by era in three words."""
     embedding, encoder = "language_model.embedding", f"language_model.{trunk}"
-    layer, ours = f"{encoder}.layers.*", "encoder.layers.*"
+    layer, target = f"{encoder}.layers.*", "encoder.layers.*"
     return [
         Rule(f"{embedding}.word_embeddings.weight", "encoder.embeddings.word.weight", cut=0),
         Rule(f"{embedding}.position_embeddings.weight", "encoder.embeddings.position.weight"),
         Rule(f"{embedding}.tokentype_embeddings.weight", "encoder.embeddings.segment.weight"),
-        Rule(f"{layer}.input_{norm}.weight", f"{ours}.attention_norm.weight"),
-        Rule(f"{layer}.input_{norm}.bias", f"{ours}.attention_norm.bias"),
-        Rule(f"{layer}.{attention}.query_key_value.weight", f"{ours}.attention.qkv.weight", qkv, cut=0),
-        Rule(f"{layer}.{attention}.query_key_value.bias", f"{ours}.attention.qkv.bias", qkv, cut=0),
-        Rule(f"{layer}.{attention}.dense.weight", f"{ours}.attention.out.weight", cut=1),
-        Rule(f"{layer}.{attention}.dense.bias", f"{ours}.attention.out.bias"),
-        Rule(f"{layer}.post_attention_{norm}.weight", f"{ours}.mlp_norm.weight"),
-        Rule(f"{layer}.post_attention_{norm}.bias", f"{ours}.mlp_norm.bias"),
-        Rule(f"{layer}.mlp.dense_h_to_4h.weight", f"{ours}.mlp.up.weight", cut=0),
-        Rule(f"{layer}.mlp.dense_h_to_4h.bias", f"{ours}.mlp.up.bias", cut=0),
-        Rule(f"{layer}.mlp.dense_4h_to_h.weight", f"{ours}.mlp.down.weight", cut=1),
-        Rule(f"{layer}.mlp.dense_4h_to_h.bias", f"{ours}.mlp.down.bias"),
+        Rule(f"{layer}.input_{norm}.weight", f"{target}.attention_norm.weight"),
+        Rule(f"{layer}.input_{norm}.bias", f"{target}.attention_norm.bias"),
+        Rule(f"{layer}.{attention}.query_key_value.weight", f"{target}.attention.qkv.weight", qkv, cut=0),
+        Rule(f"{layer}.{attention}.query_key_value.bias", f"{target}.attention.qkv.bias", qkv, cut=0),
+        Rule(f"{layer}.{attention}.dense.weight", f"{target}.attention.out.weight", cut=1),
+        Rule(f"{layer}.{attention}.dense.bias", f"{target}.attention.out.bias"),
+        Rule(f"{layer}.post_attention_{norm}.weight", f"{target}.mlp_norm.weight"),
+        Rule(f"{layer}.post_attention_{norm}.bias", f"{target}.mlp_norm.bias"),
+        Rule(f"{layer}.mlp.dense_h_to_4h.weight", f"{target}.mlp.up.weight", cut=0),
+        Rule(f"{layer}.mlp.dense_h_to_4h.bias", f"{target}.mlp.up.bias", cut=0),
+        Rule(f"{layer}.mlp.dense_4h_to_h.weight", f"{target}.mlp.down.weight", cut=1),
+        Rule(f"{layer}.mlp.dense_4h_to_h.bias", f"{target}.mlp.down.bias"),
         Rule(f"{encoder}.final_{norm}.weight", "encoder.final_norm.weight"),
         Rule(f"{encoder}.final_{norm}.bias", "encoder.final_norm.bias"),
         Rule("language_model.pooler.dense.weight", "sentence_order.pooler.weight"),
@@ -50,34 +49,34 @@ def legacy_rules(qkv: Op, *, trunk: str, attention: str, norm: str) -> list[Rule
         Rule("binary_head.weight", "sentence_order.out.weight"),
         Rule("binary_head.bias", "sentence_order.out.bias"),
         Rule("word_embeddings_for_head.weight", None, cut=0, copy_of=WORD),  # in the last of several pipeline stages
-        Rule("word_embeddings.weight", None, cut=0, copy_of=WORD, read_only=True),  # NeMo's name of the same
+        Rule("word_embeddings.weight", None, cut=0, copy_of=WORD, read_only=True),  # NeMo's name for it
         *FINE_TUNED,
     ]
 
 
 def core_rules(qkv: Op, *, trunk: str) -> list[Rule]:
-    """List the names of megatron.core; where Transformer Engine fuses a norm into a linear, the norm's name moves."""
-    layer, ours = f"{trunk}.layers.*", "encoder.layers.*"
+    """Return the rules of megatron.core; norms that Transformer Engine fuses into a linear layer have its name."""
+    layer, target = f"{trunk}.layers.*", "encoder.layers.*"
     return [
         Rule("embedding.word_embeddings.weight", "encoder.embeddings.word.weight", cut=0),
         Rule("embedding.position_embeddings.weight", "encoder.embeddings.position.weight"),
         Rule("embedding.tokentype_embeddings.weight", "encoder.embeddings.segment.weight"),
-        Rule(f"{layer}.input_layernorm.weight", f"{ours}.attention_norm.weight"),
-        Rule(f"{layer}.input_layernorm.bias", f"{ours}.attention_norm.bias"),
-        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_weight", f"{ours}.attention_norm.weight", read_only=True),
-        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_bias", f"{ours}.attention_norm.bias", read_only=True),
-        Rule(f"{layer}.self_attention.linear_qkv.weight", f"{ours}.attention.qkv.weight", qkv, cut=0),
-        Rule(f"{layer}.self_attention.linear_qkv.bias", f"{ours}.attention.qkv.bias", qkv, cut=0),
-        Rule(f"{layer}.self_attention.linear_proj.weight", f"{ours}.attention.out.weight", cut=1),
-        Rule(f"{layer}.self_attention.linear_proj.bias", f"{ours}.attention.out.bias"),
-        Rule(f"{layer}.pre_mlp_layernorm.weight", f"{ours}.mlp_norm.weight"),
-        Rule(f"{layer}.pre_mlp_layernorm.bias", f"{ours}.mlp_norm.bias"),
-        Rule(f"{layer}.mlp.linear_fc1.layer_norm_weight", f"{ours}.mlp_norm.weight", read_only=True),
-        Rule(f"{layer}.mlp.linear_fc1.layer_norm_bias", f"{ours}.mlp_norm.bias", read_only=True),
-        Rule(f"{layer}.mlp.linear_fc1.weight", f"{ours}.mlp.up.weight", cut=0),
-        Rule(f"{layer}.mlp.linear_fc1.bias", f"{ours}.mlp.up.bias", cut=0),
-        Rule(f"{layer}.mlp.linear_fc2.weight", f"{ours}.mlp.down.weight", cut=1),
-        Rule(f"{layer}.mlp.linear_fc2.bias", f"{ours}.mlp.down.bias"),
+        Rule(f"{layer}.input_layernorm.weight", f"{target}.attention_norm.weight"),
+        Rule(f"{layer}.input_layernorm.bias", f"{target}.attention_norm.bias"),
+        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_weight", f"{target}.attention_norm.weight", read_only=True),
+        Rule(f"{layer}.self_attention.linear_qkv.layer_norm_bias", f"{target}.attention_norm.bias", read_only=True),
+        Rule(f"{layer}.self_attention.linear_qkv.weight", f"{target}.attention.qkv.weight", qkv, cut=0),
+        Rule(f"{layer}.self_attention.linear_qkv.bias", f"{target}.attention.qkv.bias", qkv, cut=0),
+        Rule(f"{layer}.self_attention.linear_proj.weight", f"{target}.attention.out.weight", cut=1),
+        Rule(f"{layer}.self_attention.linear_proj.bias", f"{target}.attention.out.bias"),
+        Rule(f"{layer}.pre_mlp_layernorm.weight", f"{target}.mlp_norm.weight"),
+        Rule(f"{layer}.pre_mlp_layernorm.bias", f"{target}.mlp_norm.bias"),
+        Rule(f"{layer}.mlp.linear_fc1.layer_norm_weight", f"{target}.mlp_norm.weight", read_only=True),
+        Rule(f"{layer}.mlp.linear_fc1.layer_norm_bias", f"{target}.mlp_norm.bias", read_only=True),
+        Rule(f"{layer}.mlp.linear_fc1.weight", f"{target}.mlp.up.weight", cut=0),
+        Rule(f"{layer}.mlp.linear_fc1.bias", f"{target}.mlp.up.bias", cut=0),
+        Rule(f"{layer}.mlp.linear_fc2.weight", f"{target}.mlp.down.weight", cut=1),
+        Rule(f"{layer}.mlp.linear_fc2.bias", f"{target}.mlp.down.bias"),
         Rule(f"{trunk}.final_layernorm.weight", "encoder.final_norm.weight"),
         Rule(f"{trunk}.final_layernorm.bias", "encoder.final_norm.bias"),
         Rule("pooler.dense.weight", "sentence_order.pooler.weight"),
@@ -96,7 +95,7 @@ def core_rules(qkv: Op, *, trunk: str) -> list[Rule]:
 
 @dataclass(frozen=True)
 class Era:
-    """One generation of names, told by a pattern that only its files have."""
+    """One generation of names, identified by a pattern that only its files match."""
 
     name: str
     evidence: re.Pattern[str]
@@ -104,7 +103,7 @@ class Era:
     is_core: bool = False
 
     def rules(self, qkv_layout: str) -> list[Rule]:
-        """List the era's rules for a QKV layout."""
+        """Return the rules for a QKV layout."""
         op = QKV_LAYOUTS[qkv_layout]
         return core_rules(op, **self.words) if self.is_core else legacy_rules(op, **self.words)
 

@@ -1,6 +1,6 @@
-"""Write Megatron-LM's checkpoints: our tensors in, a folder of `release/mp_rank_*` files out.
+"""Write Megatron-LM's checkpoints: a folder with the file `release/mp_rank_*/model_optim_rng.pt` of each rank.
 
-Two generations of names are written: those of v2.1 to v2.6 ("megatron"), which later versions read as well, and
+Two generations of names are written: those of v2.1 to v2.6 ("megatron"), which later versions also read, and
 megatron.core's ("megatron-core"). One rank's file is in memory at a time.
 Source: Megatron-LM v2.6, megatron/checkpointing.py and megatron/model/; core_v0.9.0,
 megatron/training/checkpointing.py.
@@ -9,6 +9,7 @@ megatron/training/checkpointing.py.
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...model.config import EncoderConfig
 from ..files.lazy_tensor import Readable
-from ..mapping import Rule, Written, write_tensors
+from ..mapping import ForeignTensors, write_tensors
 from ..tensor_names import WORD
 from .megatron_names import ERAS, Era
 
@@ -27,37 +28,36 @@ VOCABULARY_MULTIPLE = 128  # Megatron-LM's --make-vocab-size-divisible-by
 
 @dataclass(frozen=True)
 class ModelParallelLayout:
-    """In how many parts a network is cut: across its layers' matrices, and between its layers."""
+    """The tensor-parallel and pipeline-parallel sizes of a checkpoint."""
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
 
     def padded(self, num_tokens: int) -> int:
-        """Round a vocabulary up so that its shards are whole, as Megatron-LM does."""
+        """Pad a vocabulary to a multiple that the shards divide, as Megatron-LM does."""
         multiple = VOCABULARY_MULTIPLE * self.tensor_parallel
         return -(-num_tokens // multiple) * multiple
 
     def check(self, config: EncoderConfig) -> None:
-        """Raise ConfigError if the network cannot be cut so."""
-        for what, count, parts in (
+        """Raise ConfigError if the sizes do not divide the network."""
+        for name, count, parts in (
             ("attention heads", config.num_heads, self.tensor_parallel),
             ("MLP columns", config.ffn_size, self.tensor_parallel),
             ("layers", config.num_layers, self.pipeline_parallel),
         ):
             if parts < 1 or count % parts:
                 divisors = ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
-                raise ConfigError(f"{count} {what} cannot be cut into {parts} equal parts. Possible are {divisors}.")
+                raise ConfigError(f"{count} {name} cannot be cut into {parts} equal parts. Possible are {divisors}.")
 
 
 LEGACY, CORE_BERT, CORE_GPT = ERAS[1], ERAS[3], ERAS[4]
 
 
 def era_of(config: EncoderConfig, *, core: bool) -> Era:
-    """Choose the names to write. Raises ConfigError for a network that Megatron-LM does not have."""
+    """Choose the era of names to write. Raises ConfigError for a network that Megatron-LM does not have."""
     if config.is_post_norm:
         raise ConfigError(
-            "Megatron-LM has no network that normalizes behind the sum (the original BERT). "
-            "Convert it to huggingface or megabert."
+            "Megatron-LM has no post-norm network (the original BERT). Convert it to huggingface or megabert."
         )
     if (config.gelu, config.head_gelu) == ("erf", "tanh"):
         raise ConfigError("Megatron-LM has no network with erf in its MLPs and tanh in its language-model head.")
@@ -67,26 +67,30 @@ def era_of(config: EncoderConfig, *, core: bool) -> Era:
 def rank_tensors(
     tensors: Mapping[str, Readable], config: EncoderConfig, era: Era, layout: ModelParallelLayout
 ) -> Iterator[tuple[int, int, Callable[[], dict[str, Tensor]]]]:
-    """Give (tensor rank, pipeline stage, function that makes the rank's tensors) for each rank of a layout."""
+    """Yield (tensor-parallel rank, pipeline stage, function that makes the rank's tensors) for every rank."""
     layout.check(config)
     rules = era.rules("heads_3_dim")
-    stages = _cut_stages(tensors, config.num_layers, layout.pipeline_parallel)
+    stages = _split_stages(tensors, config.num_layers, layout.pipeline_parallel)
     copies = [rule for rule in rules if rule.copy_of is not None and not rule.read_only] if len(stages) > 1 else []
-    for stage, own in enumerate(stages):
-        written = list(write_tensors(own, rules, config.head_dim))
+    for stage, tensors_of_stage in enumerate(stages):
+        converted = list(write_tensors(tensors_of_stage, rules, config.head_dim))
         if stage == len(stages) - 1:
             # The last stage computes logits with a copy of the word embedding.
-            written += [_copy(rule, tensors[WORD], config.head_dim) for rule in copies]
+            word, head_dim = tensors[WORD], config.head_dim
+            converted += [
+                ForeignTensors(rule.sources, tuple(word.shape), word.dtype, rule, word, head_dim) for rule in copies
+            ]
         for rank in range(layout.tensor_parallel):
-            yield rank, stage, _rank_maker(written, rank, layout.tensor_parallel)
+            yield rank, stage, partial(_shard, converted, rank, layout.tensor_parallel)
 
 
-def _rank_maker(written: Sequence[Written], rank: int, num_ranks: int) -> Callable[[], dict[str, Tensor]]:
-    return lambda: {item.names[0]: _cut(item, rank, num_ranks) for item in written}
+def _shard(converted: Sequence[ForeignTensors], rank: int, num_ranks: int) -> dict[str, Tensor]:
+    """Read one rank's part of all tensors."""
+    return {item.names[0]: _shard_tensor(item, rank, num_ranks) for item in converted}
 
 
-def _cut_stages(tensors: Mapping[str, Readable], num_layers: int, num_stages: int) -> list[dict[str, Readable]]:
-    """Deal the tensors to pipeline stages; each counts its layers from 0."""
+def _split_stages(tensors: Mapping[str, Readable], num_layers: int, num_stages: int) -> list[dict[str, Readable]]:
+    """Split the tensors into pipeline stages, each of which numbers its layers from 0."""
     stages: list[dict[str, Readable]] = [{} for _ in range(num_stages)]
     per_stage = num_layers // num_stages
     for name, tensor in tensors.items():
@@ -98,12 +102,8 @@ def _cut_stages(tensors: Mapping[str, Readable], num_layers: int, num_stages: in
     return stages
 
 
-def _copy(rule: Rule, original: Readable, head_dim: int) -> Written:
-    return Written(rule.sources, tuple(original.shape), original.dtype, rule, original, head_dim)
-
-
-def _cut(item: Written, rank: int, num_ranks: int) -> Tensor:
-    """Read a tensor and keep one rank's part, in memory of its own so that the rest is free."""
+def _shard_tensor(item: ForeignTensors, rank: int, num_ranks: int) -> Tensor:
+    """Read one rank's part, copied so that the memory of the rest is freed."""
     (tensor,) = item.read()
     if item.rule.cut is None or num_ranks == 1:
         return tensor.contiguous()
@@ -111,7 +111,7 @@ def _cut(item: Written, rank: int, num_ranks: int) -> Tensor:
     return tensor.narrow(item.rule.cut, rank * size, size).clone(memory_format=torch.contiguous_format)
 
 
-def write_folder(
+def write_megatron(
     folder: Path,
     tensors: Mapping[str, Readable],
     config: EncoderConfig,
@@ -120,13 +120,13 @@ def write_folder(
     core: bool,
     lower_case: bool | None,
 ) -> None:
-    """Write an empty folder full: the tracker and `release/mp_rank_TT[_PPP]/model_optim_rng.pt` for every rank."""
+    """Write the tracker and `release/mp_rank_TT[_PPP]/model_optim_rng.pt` of every rank into an empty folder."""
     era = era_of(config, core=core)
     arguments = megatron_arguments(tensors, config, layout, core=core, lower_case=lower_case)
     for rank, stage, make in rank_tensors(tensors, config, era, layout):
         name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if layout.pipeline_parallel > 1 else "")
-        place = folder / "release" / name
-        place.mkdir(parents=True)
+        rank_folder = folder / "release" / name
+        rank_folder.mkdir(parents=True)
         state = make()
         content = {
             "args": Namespace(**arguments),
@@ -134,12 +134,12 @@ def write_folder(
             "iteration": 0,
             "model": state if core else _nest(state),
         }
-        torch.save(content, place / "model_optim_rng.pt")
+        torch.save(content, rank_folder / "model_optim_rng.pt")
     (folder / "latest_checkpointed_iteration.txt").write_text("release", encoding="utf-8")
 
 
 def _nest(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Put dotted names into the dictionaries of megatron.model: three levels for the embeddings, two for the rest."""
+    """Nest dotted names into the dictionaries of megatron.model: three levels for the embeddings, two for the rest."""
     tree: dict[str, Any] = {}
     for name, tensor in flat.items():
         parts = name.split(".")
@@ -154,6 +154,31 @@ def _nest(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
+def network_arguments(
+    tensors: Mapping[str, Readable], config: EncoderConfig, layout: ModelParallelLayout
+) -> dict[str, Any]:
+    """Return the arguments of a network that Megatron-LM and NeMo name alike."""
+    openai = (config.gelu, config.head_gelu) == ("tanh", "tanh")
+    return {
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.ffn_size,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": config.max_positions,
+        "encoder_seq_length": config.max_positions,
+        "layernorm_epsilon": config.norm_epsilon,
+        "apply_residual_connection_post_layernorm": config.norm_place == "pre_residual_normed",
+        "openai_gelu": openai,
+        "bias_gelu_fusion": config.gelu == "tanh" and not openai,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "bert_binary_head": "sentence_order.out.weight" in tensors,
+        "make_vocab_size_divisible_by": VOCABULARY_MULTIPLE,
+        "tensor_model_parallel_size": layout.tensor_parallel,
+        "pipeline_model_parallel_size": layout.pipeline_parallel,
+    }
+
+
 def megatron_arguments(
     tensors: Mapping[str, Readable],
     config: EncoderConfig,
@@ -162,34 +187,15 @@ def megatron_arguments(
     core: bool,
     lower_case: bool | None,
 ) -> dict[str, Any]:
-    """Give the arguments that a run of Megatron-LM with this network has, with those that it compares on loading."""
+    """Return the arguments of a Megatron-LM run with this network, including those that it verifies on loading."""
     dtype = tensors[WORD].dtype
-    openai = (config.gelu, config.head_gelu) == ("tanh", "tanh")
-    tokenizer = (
-        "GPT2BPETokenizer" if config.is_causal else f"BertWordPiece{'Case' if lower_case is False else 'LowerCase'}"
-    )
-    arguments: dict[str, Any] = {
-        "num_layers": config.num_layers,
-        "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.ffn_size,
-        "num_attention_heads": config.num_heads,
+    bert_tokenizer = f"BertWordPiece{'Case' if lower_case is False else 'LowerCase'}"
+    arguments = network_arguments(tensors, config, layout) | {
         "kv_channels": config.head_dim,
-        "max_position_embeddings": config.max_positions,
         "seq_length": config.max_positions,
-        "encoder_seq_length": config.max_positions,
-        "layernorm_epsilon": config.norm_epsilon,
-        "apply_residual_connection_post_layernorm": config.norm_place == "pre_residual_normed",
-        "openai_gelu": openai,
         "onnx_safe": None,
-        "bias_gelu_fusion": config.gelu == "tanh" and not openai,
-        "hidden_dropout": config.hidden_dropout,
-        "attention_dropout": config.attention_dropout,
-        "bert_binary_head": "sentence_order.out.weight" in tensors,
-        "make_vocab_size_divisible_by": VOCABULARY_MULTIPLE,
         "padded_vocab_size": int(tensors[WORD].shape[0]),
-        "tokenizer_type": tokenizer,
-        "tensor_model_parallel_size": layout.tensor_parallel,
-        "pipeline_model_parallel_size": layout.pipeline_parallel,
+        "tokenizer_type": "GPT2BPETokenizer" if config.is_causal else bert_tokenizer,
         "virtual_pipeline_model_parallel_size": None,
         "params_dtype": dtype,
         "fp16": dtype == torch.float16,

@@ -1,8 +1,8 @@
-"""The checkpoints of a training run: which there are, which is last, which is best.
+"""The checkpoints of a training run: write, list, prune, and find the last and the best.
 
-A run folder holds `checkpoints/step-00000123/` (each a `folder` of our format) and what people read (settings,
-metrics, plot). Each checkpoint is complete in itself: weights, settings, vocabulary, and where training goes on from.
-Which one is last or best is found by listing them; there is no pointer that could be wrong.
+A run folder holds `checkpoints/step-00000123/` (each a `manifest_folder`) and files for people (settings, metrics,
+plot). Each checkpoint is self-contained: weights, settings, vocabulary, and the state to resume training from.
+The last and the best are found by listing; there is no pointer that could be wrong.
 """
 
 import json
@@ -17,8 +17,14 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...storage import rename_aside
 from ..files.lazy_tensor import Readable
-from ..native import manifest_folder as folders
-from .manifest_folder import MANIFEST, Contents, OpenFolder
+from .manifest_folder import (
+    MANIFEST,
+    Contents,
+    open_manifest_folder,
+    read_manifest,
+    write_manifest_folder,
+    write_sharded_folder,
+)
 
 __all__ = ["CHECKPOINTS", "MANIFEST", "Contents", "Entry", "read", "write"]
 
@@ -27,7 +33,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete checkpoint in a run folder. `figure` is the validation figure that it is judged by, or None."""
+    """A complete checkpoint in a run folder. `figure` is its validation metric, or None."""
 
     path: Path
     step: int
@@ -36,12 +42,9 @@ class Entry:
 
 
 def write(run: Path, step: int, contents: Contents, *, figure: float | None, is_end: bool) -> Path:
-    """Write a checkpoint as run/checkpoints/step-NNNNNNNN; it appears by a rename when all of it is on the disk.
-
-    A checkpoint of the same step is replaced.
-    """
-    final, facts = _place(run, step), {"step": step, "figure": figure, "is_end": is_end}
-    folders.write(final, contents.tensors, contents.documents, contents.texts, facts)
+    """Write a checkpoint atomically as run/checkpoints/step-NNNNNNNN, replacing one of the same step."""
+    final = _folder_of(run, step)
+    write_manifest_folder(final, contents, {"step": step, "figure": figure, "is_end": is_end})
     return final
 
 
@@ -56,31 +59,22 @@ def write_together(
     num_parts: int,
     all_gather_text: Callable[[str], list[str]],
 ) -> Path:
-    """Write a checkpoint as `write` does, with other processes: each the tensors of its own (folder.write_together)."""
-    final, facts = _place(run, step), {"step": step, "figure": figure, "is_end": is_end}
-    folders.write_together(
-        final,
-        own.tensors,
-        own.documents,
-        own.texts,
-        facts,
-        part=part,
-        num_parts=num_parts,
-        all_gather_text=all_gather_text,
-    )
+    """Write a checkpoint from several processes, each with its own tensors (see write_sharded_folder)."""
+    final, facts = _folder_of(run, step), {"step": step, "figure": figure, "is_end": is_end}
+    write_sharded_folder(final, own, facts, part=part, num_parts=num_parts, all_gather_text=all_gather_text)
     return final
 
 
-def _place(run: Path, step: int) -> Path:
+def _folder_of(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def list_checkpoints(run: Path) -> list[Entry]:
-    """List the complete checkpoints of a run, by step. Half-written ones have another name and do not count."""
+    """List the complete checkpoints of a run, by step. Incomplete ones have a temporary name and are skipped."""
     entries = []
     for folder in sorted((run / CHECKPOINTS).glob("step-*")):
         if re.fullmatch(r"step-\d{8,}", folder.name) and (folder / MANIFEST).is_file():
-            manifest = folders.read_manifest(folder)
+            manifest = read_manifest(folder)
             try:
                 entries.append(Entry(folder, manifest["step"], manifest["figure"], manifest["is_end"]))
             except KeyError as error:
@@ -91,24 +85,24 @@ def list_checkpoints(run: Path) -> list[Entry]:
 
 
 def find_last(run: Path) -> Entry | None:
-    """Find the checkpoint that training goes on from."""
+    """Find the checkpoint that training resumes from."""
     return max(list_checkpoints(run), key=lambda entry: entry.step, default=None)
 
 
 def find_best(run: Path, mode: str) -> Entry | None:
-    """Find the checkpoint to use: the best validated one (`mode` max or min), the last where none was validated."""
+    """Find the checkpoint with the best metric (`mode` max or min); the last if none was validated."""
     return next(iter(_ranked(list_checkpoints(run), mode)), None) or find_last(run)
 
 
 def _ranked(entries: list[Entry], mode: str) -> list[Entry]:
-    judged = [entry for entry in entries if entry.figure is not None]
+    validated = [entry for entry in entries if entry.figure is not None]
     sign = -1.0 if mode == "max" else 1.0
-    # Of equal ones the earlier: it took less training to get there.
-    return sorted(judged, key=lambda entry: (sign * (entry.figure or 0.0), entry.step))
+    # Among equals the earliest, which took the least training.
+    return sorted(validated, key=lambda entry: (sign * (entry.figure or 0.0), entry.step))
 
 
 def prune(run: Path, mode: str, keep_best: int) -> None:
-    """Delete all but the `keep_best` best checkpoints and the last one, and what broken-off writes left."""
+    """Delete all but the `keep_best` best checkpoints and the last one, and the remains of interrupted writes."""
     entries = list_checkpoints(run)
     last = find_last(run)
     kept = {entry.path for entry in _ranked(entries, mode)[:keep_best]} | ({last.path} if last else set())
@@ -120,9 +114,9 @@ def prune(run: Path, mode: str, keep_best: int) -> None:
 
 
 def find_checkpoint(path: Path, mode: str | None = None) -> Path:
-    """Find the checkpoint that a path means: itself, or the best of a run folder.
+    """Find the checkpoint that a path refers to: itself, or the best of a run folder.
 
-    `mode` None takes the run's own (its settings say whether its figure is to be large or small).
+    `mode` None takes the run's own mode (whether its metric is to be maximized or minimized).
     """
     if (path / MANIFEST).is_file():
         return path
@@ -139,23 +133,21 @@ def find_checkpoint(path: Path, mode: str | None = None) -> Path:
 
 
 def read(path: Path, *, groups: tuple[str, ...]) -> Contents:
-    """Read a checkpoint's documents, texts and the named groups of tensors, each verified against the manifest.
+    """Read a checkpoint's documents, text files and the named groups of tensors, verified by the manifest's sums.
 
-    Raises CheckpointError if a file is missing, damaged or not in the manifest.
+    Raises CheckpointError if a file is missing or damaged.
     """
-    opened = open_lazily(path, groups=groups)
-    tensors = {
-        group: {name: read_whole(item) for name, item in items.items()} for group, items in opened.tensors.items()
-    }
+    opened = open_manifest_folder(path, groups=groups)
+    tensors = {group: {name: item.read() for name, item in items.items()} for group, items in opened.tensors.items()}
     return Contents(tensors, opened.documents, opened.texts)
 
 
 def open_lazily(path: Path, *, groups: tuple[str, ...]) -> Contents:
-    """Do as `read`, but leave the tensors in the files: who has a part of each reads one after another."""
-    opened: OpenFolder = folders.open_folder(path, groups=groups)
+    """Open a checkpoint as `read` does, with lazy tensors, so that each can be read and sharded by itself."""
+    opened = open_manifest_folder(path, groups=groups)
     return Contents(opened.tensors, opened.documents, opened.texts)
 
 
 def read_whole(item: Readable | Tensor) -> Tensor:
-    """Give a tensor, from its file where it still is there."""
+    """Return a tensor, reading it if it is lazy."""
     return item if isinstance(item, Tensor) else item.read()

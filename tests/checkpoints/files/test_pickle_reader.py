@@ -1,4 +1,4 @@
-"""The symbolic reader gives the values of `pickle` for plain data, and records or an error for all else."""
+"""The pickle reader returns the values of `pickle` for plain data, and records or an error for all else."""
 
 import argparse
 import collections
@@ -15,14 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megabert.checkpoints.files.pickle_opcodes import CHANGES, PUSHES
-from megabert.checkpoints.files.pickle_reader import Global, Limits, Record, load
+from megabert.checkpoints.files.pickle_reader import Global, Limits, Record, read_pickle
 from megabert.errors import CheckpointError
 
 PROTOCOLS = range(6)
 
 
 def read(data, **settings):
-    return load(data, source="test.pt", **settings).value
+    return read_pickle(data, source="test.pt", **settings).value
 
 
 # --- The same values as pickle ---
@@ -67,7 +67,7 @@ def test_every_opcode_of_the_protocols_has_an_entry_and_only_those():
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_namespaces_become_records_whose_state_is_a_dict(protocol):
     args = argparse.Namespace(num_layers=2, nested=types.SimpleNamespace(fp16=True), empty=argparse.Namespace())
-    result = load(pickle.dumps(args, protocol), source="test.pt")
+    result = read_pickle(pickle.dumps(args, protocol), source="test.pt")
     assert (result.value.module, result.value.name) == ("argparse", "Namespace")
     assert result.value.state["num_layers"] == 2
     assert result.value.state["nested"].state == {"fp16": True}
@@ -92,12 +92,12 @@ def test_shared_values_stay_shared():
 
 def test_several_pickles_are_read_one_after_the_other():
     data = b"junk" + pickle.dumps([1], 2) + pickle.dumps("two", 4) + b"more"
-    first = load(data, source="test.pt", offset=4)
-    second = load(data, source="test.pt", offset=first.end)
+    first = read_pickle(data, source="test.pt", offset=4)
+    second = read_pickle(data, source="test.pt", offset=first.end)
     assert (first.value, second.value, data[second.end :]) == ([1], "two", b"more")
 
 
-def test_persistent_ids_go_to_the_caller_and_come_back_as_its_values():
+def test_persistent_ids_are_resolved_by_the_caller():
     assert read(b"Pkey 7\n.", persistent_id=lambda identity: (identity, "!")) == ("key 7", "!")
     assert read(b"\x80\x02K\x05Q.", persistent_id=lambda identity: identity + 1) == 6
 
@@ -138,7 +138,7 @@ def test_objects_of_unknown_classes_become_records_of_their_parts(protocol):
     table = Table(a=1)
     table.note = "n"
     parts = [Scaler(), Stack([1, 2]), table, Era.OLD, Point(1, y=2), Scaler]
-    result = load(pickle.dumps(parts, protocol), source="test.pt")
+    result = read_pickle(pickle.dumps(parts, protocol), source="test.pt")
     scaler, stack, table, era, point, cls = result.value
     assert scaler.state == {"scale": 2.0} and repr(scaler) == f"<Record {__name__}.Scaler>"
     assert stack.items == [1, 2] and stack.entries == []
@@ -151,7 +151,7 @@ def test_objects_of_unknown_classes_become_records_of_their_parts(protocol):
     assert result.unknown_globals <= result.globals
 
 
-def test_names_lead_to_our_own_functions_only_if_they_match_exactly():
+def test_names_resolve_to_functions_only_if_they_match_exactly():
     def calls(arguments):
         return sum(arguments)
 
@@ -160,8 +160,8 @@ def test_names_lead_to_our_own_functions_only_if_they_match_exactly():
     assert three == 3 and all(isinstance(other, Record) for other in others)
 
 
-def test_values_of_the_caller_stand_for_their_names():
-    result = load(b"ctorch\nfloat32\n.", source="test.pt", values={("torch", "float32"): "f32"})
+def test_names_resolve_to_the_caller_s_values():
+    result = read_pickle(b"ctorch\nfloat32\n.", source="test.pt", values={("torch", "float32"): "f32"})
     assert (result.value, result.globals, result.unknown_globals) == ("f32", {"torch.float32"}, frozenset())
 
 
@@ -184,7 +184,7 @@ HOSTILE = {
 @pytest.mark.parametrize("technique", HOSTILE)
 def test_a_call_in_a_pickle_stays_a_record_of_it(technique):
     data, name = HOSTILE[technique]
-    result = load(data, source="test.pt")
+    result = read_pickle(data, source="test.pt")
     assert isinstance(result.value, Record) and result.value.name == name
     assert result.unknown_globals
 
@@ -202,7 +202,7 @@ DAMAGED = {
     b"\x80\x02": "cut off",
     b"\x80\x06N.": "protocol 6",
     b"\x80\x04\x95\xff\x00\x00\x00\x00\x00\x00\x00N.": "frame of 255 bytes",
-    b"\xffN.": "0xff is no opcode",
+    b"\xffN.": "0xff is no pickle opcode",
     b".": "empty stack",
     b"(.": "empty stack",
     b"0.": "empty stack",
@@ -246,14 +246,14 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("data", DAMAGED, ids=lambda data: repr(data[:12]))
-def test_damage_is_reported_with_its_place(data):
+def test_damage_is_reported_with_its_offset(data):
     with pytest.raises(CheckpointError) as error:
         read(data)
     assert str(error.value).startswith("test.pt: opcode at byte ")
     assert DAMAGED[data] in str(error.value)
 
 
-def test_the_place_is_the_offset_in_the_file():
+def test_the_reported_offset_is_that_in_the_file():
     with pytest.raises(CheckpointError, match="opcode at byte 6: memo entry 5"):
         read(b"junk" + b"\x80\x02h\x05.", offset=4)
 
@@ -356,7 +356,7 @@ def test_each_limit_holds(limits, data, reason):
     read(data, persistent_id=str)
 
 
-def test_what_is_just_within_the_nesting_can_be_walked_recursively():
+def test_the_deepest_allowed_nesting_can_be_traversed_recursively():
     def depth(value):
         return 1 + max(map(depth, value), default=0)
 

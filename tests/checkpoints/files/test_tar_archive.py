@@ -1,4 +1,4 @@
-"""Tar archives, written by Python's tarfile, are listed and read in place; crooked ones are refused."""
+"""Tar archives, written by Python's tarfile, are listed and read in place; invalid ones are refused."""
 
 import gzip
 import io
@@ -50,7 +50,7 @@ def test_what_tarfile_writes_is_read(tmp_path_factory, files, form, is_packed):
     assert read(path) == plain
 
 
-def test_folders_are_passed_over_and_leading_dots_go(tmp_path):
+def test_folders_are_skipped_and_leading_dots_removed(tmp_path):
     (tmp_path / "source" / "mp_rank_00").mkdir(parents=True)
     (tmp_path / "source" / "mp_rank_00" / "x").write_bytes(b"1")
     with tarfile.open(tmp_path / "archive", "w") as archive:
@@ -72,7 +72,7 @@ END = bytes(1024)
 
 
 def patched(header, start, value):
-    """Change bytes of a header and make its checksum right again."""
+    """Change bytes of a header and update its checksum."""
     data = bytearray(header)
     data[start : start + len(value)] = value
     data[148:156] = b" " * 8
@@ -116,7 +116,7 @@ HOSTILE = {
     "a long name that leads out": entry(b"L", "././@LongLink", size=3).replace(b"abc", b"../") + entry() + END,
     "a pax path that leads out": pax([b"18 path=../../x.pt\n"]) + entry() + END,
     "a pax path that is absolute": pax([b"21 path=/etc/passwd1\n"]) + entry() + END,
-    "a pax size that is none": pax([b"14 size=-1000\n"]) + entry() + END,
+    "an invalid pax size": pax([b"14 size=-1000\n"]) + entry() + END,
     "a pax size beyond the archive": pax([b"19 size=99999999999\n"]) + entry() + END,
     "a pax record without length": pax([b"path=x\n"]) + entry() + END,
     "a pax record too long": pax([b"99 path=x\n"]) + entry() + END,
@@ -134,14 +134,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_crooked_archive_is_refused(tmp_path, case):
+def test_an_invalid_archive_is_refused(tmp_path, case):
     (tmp_path / "archive").write_bytes(HOSTILE[case])
     with pytest.raises(CheckpointError):
         print(read(tmp_path / "archive"))
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
 
-def test_there_are_enough_crooked_archives():
+def test_there_are_enough_invalid_archives():
     assert len(HOSTILE) >= 60
 
 
@@ -151,7 +151,7 @@ def test_too_many_members_are_refused(tmp_path):
         read(tmp_path / "archive")
 
 
-def test_messages_say_where(tmp_path):
+def test_messages_name_the_position(tmp_path):
     (tmp_path / "archive").write_bytes(entry() + entry(b"2", "link", linkname="x", size=0) + END)
     with pytest.raises(CheckpointError, match=r"archive: member 'link' at byte 1024 is of kind b'2'"):
         read(tmp_path / "archive")

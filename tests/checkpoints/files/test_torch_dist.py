@@ -55,7 +55,7 @@ def write_blocks(folder, tensors, cuts):
 
 
 def core_tensors(tmp_path, name="megatron-bert"):
-    """Give the tensors of a network by megatron.core's names, ours, and the arguments of the run."""
+    """Return the tensors of a network by megatron.core's names, by megabert's, and the arguments of the run."""
     ours = write(tmp_path / "ours", name)
     file = to(tmp_path / "ours", tmp_path / "core", "megatron-core") / "release" / "mp_rank_00" / "model_optim_rng.pt"
     content = torch.load(file, weights_only=False)
@@ -81,7 +81,7 @@ def stack(model, trunk="encoder"):
 
 
 def halves(shape, dim):
-    """Cut a stacked tensor as 2 pipeline stages x 2 tensor-parallel ranks do."""
+    """Split a stacked tensor as 2 pipeline stages x 2 tensor-parallel ranks do."""
     blocks = []
     for stage in range(2):
         for rank in range(2):
@@ -149,7 +149,7 @@ def cut_tensors(initialize_weights):
 
 @given(cut_tensors())
 @settings(max_examples=30, deadline=None)
-def test_any_cut_is_put_together(tmp_path_factory, cut):
+def test_any_partition_into_blocks_is_joined(tmp_path_factory, cut):
     shape, blocks = cut
     folder = tmp_path_factory.mktemp("dist")
     tensors = {"a.x": torch.randn(shape), "encoder.layers.y": torch.randn(shape)}
@@ -192,19 +192,19 @@ def overlap(metadata, _):
 CASES = {
     "a gap": (lambda m, _: m.state_dict_metadata["x"].chunks.pop(), "4 numbers of x are in no block"),
     "an overlap": (overlap, "two blocks of x overlap"),
-    "outside": (lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([7])), r"lies outside of \(7,\)"),
+    "outside": (lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([7])), r"is outside of \(7,\)"),
     "another shape": (swap_sizes, r"has shape \(4,\); its metadata says \(3,\)"),
     "another dtype": (
         lambda m, _: setattr(m.state_dict_metadata["x"].properties, "dtype", torch.float16),
         "holds no tensor of torch.float16",
     ),
-    "no place": (lambda m, _: m.storage_data.popitem(), "does not say where the block of x"),
-    "beyond the file": (lambda m, _: setattr(place(m, 0), "length", 10**9), "outside of the"),
-    "a negative place": (lambda m, _: setattr(place(m, 0), "offset", -4), "outside of the"),
+    "no place": (lambda m, _: m.storage_data.popitem(), "does not locate the block of x"),
+    "beyond the file": (lambda m, _: setattr(place(m, 0), "length", 10**9), "exceeds the"),
+    "a negative place": (lambda m, _: setattr(place(m, 0), "offset", -4), "exceeds the"),
     "another folder": (lambda m, _: setattr(place(m, 0), "relative_path", "../x.distcp"), "not a file beside it"),
     "an absolute path": (lambda m, _: setattr(place(m, 0), "relative_path", "/etc/passwd"), "not a file beside it"),
     "a missing file": (lambda m, _: setattr(place(m, 0), "relative_path", "__9_9.distcp"), "cannot be opened"),
-    "a cut file": (lambda _, f: os.truncate(f / "__0_0.distcp", 1500), "outside of the"),
+    "a cut file": (lambda _, f: os.truncate(f / "__0_0.distcp", 1500), "exceeds the"),
     "no tensors": (lambda m, _: m.state_dict_metadata.clear(), "holds no tensors of a model"),
     "no metadata": (lambda _, f: (f / ".metadata").unlink(), "cannot be opened"),
     "another backend": (
@@ -213,13 +213,13 @@ CASES = {
     ),
     "a huge shape": (
         lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([2**50])),
-        "has a shape or an offset that is none",
+        "has an invalid shape or offset",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damage_is_told(tmp_path, case):
+def test_damage_is_reported(tmp_path, case):
     change, message = CASES[case]
     with pytest.raises(CheckpointError, match=message):
         damaged(tmp_path, change)
@@ -240,8 +240,8 @@ def test_a_hostile_metadata_runs_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "evil-was-here").exists()
 
 
-def test_arguments_that_lack_are_asked_for(tmp_path):
+def test_missing_arguments_are_requested(tmp_path):
     model, _, _ = core_tensors(tmp_path)
     dcp.save(model, storage_writer=FileSystemWriter(tmp_path / "dist"), no_dist=True)
-    with pytest.raises(CheckpointError, match="does not say its number of attention heads"):
+    with pytest.raises(CheckpointError, match="does not hold its number of attention heads"):
         open_checkpoint(tmp_path / "dist")

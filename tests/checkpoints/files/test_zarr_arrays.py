@@ -11,7 +11,7 @@ CODES = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "bfloat16"}
 
 
 def write_array(folder, tensor, blocks, **changes):
-    """Write an array as the specification of zarr 2 says: edge blocks are filled up."""
+    """Write an array by the specification of zarr 2: edge blocks are padded."""
     folder.mkdir(parents=True)
     note = {"zarr_format": 2, "shape": list(tensor.shape), "chunks": list(blocks), "dtype": CODES[tensor.dtype],
             "compressor": None, "filters": None, "fill_value": None, "order": "C"}  # fmt: skip
@@ -42,10 +42,10 @@ def test_arrays_are_read_whatever_their_blocks(tmp_path, dtype, blocks):
         ({"dtype": ">f4"}, "dtype '>f4'"),
         ({"order": "F"}, "in order 'F'"),
         ({"zarr_format": 3}, "zarr format 2"),
-        ({"shape": [4, -6]}, "is none"),
+        ({"shape": [4, -6]}, "is invalid"),
         ({"shape": [2**30, 2**30]}, "at most 65536"),
         ({"shape": [4]}, "is not read"),
-        ({"chunks": [0, 3]}, "is none"),
+        ({"chunks": [0, 3]}, "is invalid"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, changes, message):
@@ -54,7 +54,7 @@ def test_other_arrays_are_refused(tmp_path, changes, message):
         open_zarr(tmp_path)
 
 
-def test_a_missing_or_cut_block_is_named(tmp_path):
+def test_a_missing_or_truncated_block_is_named(tmp_path):
     write_array(tmp_path / "x", torch.ones(4, 6), (2, 3))
     (tmp_path / "x" / "1.0").write_bytes(b"1234")
     with pytest.raises(CheckpointError, match=r"1\.0 has 4 bytes; 24 are expected"):

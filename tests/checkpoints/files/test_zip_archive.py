@@ -1,4 +1,4 @@
-"""Zip archives open if they are what torch.save writes, or hold one weight file; lies, bombs and damage are refused."""
+"""Zip archives of torch.save or with weight files are read; inconsistent, damaged ones and bombs are refused."""
 
 import os
 import struct
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megabert.checkpoints.files.containers import open_file, open_files
+from megabert.checkpoints.files.weight_files import open_file, open_files
 from megabert.errors import CheckpointError
 from tests.checkpoints.weight_files import FORMATS, assert_same, read_all, save, write_zip
 
@@ -35,11 +35,11 @@ def test_compressed_members_and_folders_of_other_zip_tools_are_read(tmp_path):
         ({"../data.pkl": b"N."}, "not one of torch.save"),
         ({"/data.pkl": b"N."}, "not one of torch.save"),
         ({"..\\a/data.pkl": b"N."}, "not one of torch.save"),
-        ({**PLAIN, "a/../../x": b""}, "none that torch.save writes"),
-        ({**PLAIN, "a/data/../../x": b""}, "none that torch.save writes"),
-        ({**PLAIN, "a/data/0/1": b""}, "none that torch.save writes"),
-        ({**PLAIN, "/etc/passwd": b""}, "none that torch.save writes"),
-        ({**PLAIN, "b/version": b""}, "none that torch.save writes"),
+        ({**PLAIN, "a/../../x": b""}, "not one that torch.save writes"),
+        ({**PLAIN, "a/data/../../x": b""}, "not one that torch.save writes"),
+        ({**PLAIN, "a/data/0/1": b""}, "not one that torch.save writes"),
+        ({**PLAIN, "/etc/passwd": b""}, "not one that torch.save writes"),
+        ({**PLAIN, "b/version": b""}, "not one that torch.save writes"),
         ({**PLAIN, "a/code/x.py": b""}, "TorchScript"),
         ({**PLAIN, "a/constants.pkl": b""}, "TorchScript"),
         ({**PLAIN, "a/byteorder": b"big"}, "'big' endian"),
@@ -65,7 +65,7 @@ def test_links_and_rare_compressions_are_refused(tmp_path, changes, reason):
         open_file(write_zip(tmp_path / "x", PLAIN, **changes))
 
 
-# Where numbers stand in the first entry of the list of members, and in the end of the archive
+# Offsets of numbers in the first entry of the central directory, and in the end record
 FLAGS, CHECKSUM, PACKED, SIZE, START, COUNT, LENGTH = 8, 16, 20, 24, 42, 10, 12
 
 
@@ -78,21 +78,21 @@ def lie(data, record, offset, layout, value):
     ("record", "offset", "layout", "value", "reason"),
     [
         (b"PK\1\2", FLAGS, "<H", 1, "encrypted"),
-        (b"PK\3\4", FLAGS - 2, "<H", 1, "another member"),
+        (b"PK\3\4", FLAGS - 2, "<H", 1, "another local header"),
         (b"PK\1\2", CHECKSUM, "<I", 1, "checksum does not match"),
         (b"PK\1\2", SIZE, "<I", 10, "7 bytes for 10"),
         (b"PK\1\2", PACKED, "<I", 5, "5 bytes for 7"),
         (b"PK\1\2", SIZE, "<I", 2**32 - 1, "64-bit sizes are missing"),
-        (b"PK\1\2", START, "<I", 2**32 - 2, "outside"),
-        (b"PK\1\2", START, "<I", 10, "another member"),
+        (b"PK\1\2", START, "<I", 2**32 - 2, "exceeds"),
+        (b"PK\1\2", START, "<I", 10, "another local header"),
         (b"PK\5\6", COUNT, "<H", 2, "several parts"),
         (b"PK\5\6", LENGTH, "<I", 2**31, "several parts"),
-        (b"PK\5\6", 20, "<H", 5, "has no end"),
+        (b"PK\5\6", 20, "<H", 5, "has no end record"),
         (b"PK\1\2", 34, "<H", 1, "damaged"),
         (b"PK\1\2", 28, "<H", 2**16 - 1, "damaged"),
     ],
 )
-def test_a_zip_archive_that_lies_about_itself_is_refused(tmp_path, record, offset, layout, value, reason):
+def test_an_inconsistent_zip_archive_is_refused(tmp_path, record, offset, layout, value, reason):
     path = write_zip(tmp_path / "x", PLAIN)
     data = bytearray(path.read_bytes())
     lie(data, record, offset, layout, value)
@@ -109,12 +109,12 @@ def test_a_zip_archive_that_lies_about_itself_is_refused(tmp_path, record, offse
         (b"PK\6\6", 24, "<Q", 2**63, "contradict"),
         (b"PK\6\6", 40, "<Q", 2**63, "contradict"),
         (b"PK\6\6", 48, "<Q", 0, "contradict"),
-        (b"PK\6\7", 8, "<Q", 2**63, "outside"),
+        (b"PK\6\7", 8, "<Q", 2**63, "exceeds"),
         (b"PK\6\7", 16, "<I", 9, "64-bit end"),
         (b"PK\5\6", COUNT, "<H", 9, "contradict"),
     ],
 )
-def test_a_64_bit_end_that_lies_is_refused(tmp_path, record, offset, layout, value, reason):
+def test_an_inconsistent_64_bit_end_record_is_refused(tmp_path, record, offset, layout, value, reason):
     path = save([1], tmp_path / "x")
     data = bytearray(path.read_bytes())
     lie(data, record, offset, layout, value)
@@ -142,16 +142,16 @@ def test_a_member_inside_another_is_refused(tmp_path):
 
 def test_a_zip_bomb_is_refused_before_it_grows(tmp_path):
     path = write_zip(tmp_path / "x", {**PLAIN, "a/data/0": bytes(10**6)}, method=zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match=r"would grow from .* to 1000000 bytes, which is a bomb"):
+    with pytest.raises(CheckpointError, match=r"would grow from .* to 1000000 bytes, which is a decompression bomb"):
         open_file(path)
 
 
-def test_a_member_longer_than_it_says_is_not_inflated(tmp_path):
+def test_a_member_longer_than_declared_is_not_inflated(tmp_path):
     path = write_zip(tmp_path / "x", {"a/data.pkl": bytes(10**5)}, method=zipfile.ZIP_DEFLATED)
     data = bytearray(path.read_bytes())
     lie(data, b"PK\1\2", SIZE, "<I", 2000)
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="longer than the archive says"):
+    with pytest.raises(CheckpointError, match="longer than the archive declares"):
         open_file(path)
 
 
@@ -162,7 +162,7 @@ METHODS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
 
 
 def pack(path, weights, *, method="stored", name=INNER):
-    """Write an archive as NGC has them: one weight file, and a note that says which iteration it is."""
+    """Write an archive like NGC's: one weight file, and the tracker of its iteration."""
     note = name.split("/", maxsplit=1)[0] + "/latest_checkpointed_iteration.txt"
     return write_zip(path, {note: b"release", name: weights}, method=METHODS[method])
 
@@ -198,7 +198,7 @@ def test_an_archive_of_safetensors_opens_as_that_file(tmp_path, method):
 def test_tensors_in_a_stored_weight_file_stay_on_disk_until_they_are_read(tmp_path, kind):
     path = save({"small": torch.ones(2), "large": torch.zeros(4_000_000)}, tmp_path / "weights", kind=kind)
     path = pack(tmp_path / "x", path.read_bytes())
-    open_file(path)  # what is made once, at the first file, does not count
+    open_file(path)  # caches are filled by the first file
     tracemalloc.start()
     content = open_file(path).content
     assert content["small"].read().tolist() == [1.0, 1.0]
@@ -242,7 +242,7 @@ def test_an_archive_of_several_weight_files_is_read_by_its_members(tmp_path):
         (b"\x80\x04N.", "without torch's magic number"),
     ],
 )
-def test_what_is_no_weight_file_in_an_archive_is_said(tmp_path, weights, reason):
+def test_other_files_in_an_archive_are_reported(tmp_path, weights, reason):
     with pytest.raises(CheckpointError, match=reason):
         open_file(pack(tmp_path / "x", weights))
 
@@ -257,9 +257,9 @@ def test_an_archive_in_an_archive_is_refused(tmp_path, method):
 @pytest.mark.parametrize(
     ("zeros", "inner", "outer", "reason"),
     [
-        (10**6, "stored", "deflated", "would grow from .* to 100.* bytes, which is a bomb"),
-        (10**6, "deflated", "stored", "would grow from .* to 1000000 bytes, which is a bomb"),
-        (10**6, "deflated", "deflated", "would grow from .* to 1000000 bytes, which is a bomb"),
+        (10**6, "stored", "deflated", "would grow from .* to 100.* bytes, which is a decompression bomb"),
+        (10**6, "deflated", "stored", "would grow from .* to 1000000 bytes, which is a decompression bomb"),
+        (10**6, "deflated", "deflated", "would grow from .* to 1000000 bytes, which is a decompression bomb"),
         (10**3, "deflated", "deflated", "it is compressed, and so is the archive around it"),
     ],
 )
@@ -269,10 +269,10 @@ def test_a_bomb_in_an_archive_is_refused(tmp_path, zeros, inner, outer, reason):
         open_file(pack(tmp_path / "x", bomb.read_bytes(), method=outer))
 
 
-def test_a_weight_file_longer_than_its_archive_says_is_not_inflated(tmp_path):
+def test_a_weight_file_longer_than_declared_is_not_inflated(tmp_path):
     path = pack(tmp_path / "x", b"a" * 10**5, method="deflated")
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.rindex(b"PK\1\2") + SIZE, 2000)
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="longer than the archive says"):
+    with pytest.raises(CheckpointError, match="longer than the archive declares"):
         open_file(path)

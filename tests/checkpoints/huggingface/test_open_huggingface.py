@@ -1,11 +1,11 @@
-"""Folders that transformers wrote give the logits that transformers gives."""
+"""Folders written by transformers give transformers' logits."""
 
 import json
 
 import pytest
 import torch
 
-from megabert.checkpoints.files.lazy_tensor import Loaded
+from megabert.checkpoints.files.lazy_tensor import in_memory
 from megabert.checkpoints.open import WORD, Checkpoint, fit_vocabulary, open_checkpoint
 from megabert.errors import CheckpointError
 from megabert.model.attention import PackedSequences
@@ -144,7 +144,7 @@ def test_an_index_that_points_outside_its_folder_is_refused(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_a_folder_without_weights_is_told(tmp_path):
+def test_a_folder_without_weights_is_refused(tmp_path):
     make("bert", tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
@@ -155,7 +155,7 @@ def test_a_folder_without_weights_is_told(tmp_path):
     ("rows", "fits"), [(512, True), (500, True), (504, True), (1024, True), (501, False), (499, False)]
 )
 def test_padded_vocabularies_fit_and_others_do_not(rows, fits):
-    checkpoint = Checkpoint("f", "source", {"vocabulary_size": rows}, {WORD: Loaded(torch.zeros(rows, 2))}, [])
+    checkpoint = Checkpoint("f", "source", {"vocabulary_size": rows}, {WORD: in_memory(torch.zeros(rows, 2))}, [])
     if fits:
         assert len(fit_vocabulary(checkpoint, 500, "vocab.txt")[WORD].read()) == 500
     else:

@@ -1,4 +1,4 @@
-"""Folders and files in every shape that Megatron-LM's users have them."""
+"""Folders and files in all layouts that Megatron-LM's users have."""
 
 import shutil
 import zipfile
@@ -60,7 +60,7 @@ def test_gpt_2_of_2019_has_flat_names_and_no_arguments(tmp_path):
         assert torch.equal(read.tensors[name].read()[:rows], expected), name
 
 
-def test_the_wrappers_of_distributed_training_are_taken_off(tmp_path):
+def test_the_prefixes_of_distributed_wrappers_are_removed(tmp_path):
     tensors = write(tmp_path / "ours", "megatron-bert")
     opened = Megatron(to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50))
     opened.tensors = {f"module.module.{name}": item for name, item in opened.tensors.items()}
@@ -70,7 +70,7 @@ def test_the_wrappers_of_distributed_training_are_taken_off(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["language_model", ""])
-def test_an_encoder_saved_by_itself_is_read(tmp_path, part):
+def test_a_lone_encoder_is_read(tmp_path, part):
     tensors = write(tmp_path / "ours", "headless")
     opened = Megatron(to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50))
     opened.tensors = {name.removeprefix("language_model."): item for name, item in opened.tensors.items()}
@@ -90,7 +90,7 @@ def test_a_fine_tuned_model_gives_its_encoder_and_names_its_head(tmp_path, head)
     assert any(f"{head}.weight" in note for note in open_checkpoint(tmp_path / "theirs").notes)
 
 
-def test_of_a_retriever_the_side_of_the_questions_is_taken(tmp_path):
+def test_the_query_encoder_of_a_retriever_is_read(tmp_path):
     tensors = write(tmp_path / "ours", "headless")
     opened = Megatron(to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50))
     towers = {f"query_model.{name}": item for name, item in opened.tensors.items()}
@@ -107,12 +107,12 @@ def test_an_archive_of_all_ranks_is_read_as_it_is(tmp_path):
     with zipfile.ZipFile(tmp_path / "download", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("latest_checkpointed_iteration.txt", "release")
         for file in ranks(folder):
-            # torch.save's zip must not be packed twice
+            # torch.save's zip must not be compressed twice
             archive.write(file, str(file.relative_to(folder)), zipfile.ZIP_STORED)
     assert_same(tmp_path / "download", tensors, num_tokens=50)
 
 
-def test_any_name_will_do(tmp_path):
+def test_any_file_name_is_accepted(tmp_path):
     tensors = write(tmp_path / "ours", "megatron-bert")
     file = ranks(to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50))[0]
     (tmp_path / "a").mkdir()
@@ -138,7 +138,7 @@ def test_hugging_face_s_weights_without_a_configuration_need_the_number_of_heads
     )
 
 
-def test_the_optimizer_s_own_files_are_passed_over(tmp_path):
+def test_separate_optimizer_files_are_skipped(tmp_path):
     tensors = write(tmp_path / "ours", "megatron-bert")
     folder = to(tmp_path / "ours", tmp_path / "theirs", "megatron", ModelParallelLayout(2, 1), num_tokens=50)
     for rank in range(2):
@@ -173,10 +173,10 @@ def test_another_network_is_refused(tmp_path, argument, value):
         open_checkpoint(tmp_path / "theirs")
 
 
-def test_names_of_early_2019_and_of_nobody_are_told_apart(tmp_path):
+def test_unknown_names_and_those_of_early_2019_are_distinguished(tmp_path):
     torch.save({"model": {"bert.embeddings.LayerNorm.weight": torch.ones(3)}}, tmp_path / "old")
     with pytest.raises(CheckpointError, match="before 29 October 2019"):
         open_checkpoint(tmp_path / "old")
     torch.save({"model": {"conv1.weight": torch.ones(3)}}, tmp_path / "other")
-    with pytest.raises(CheckpointError, match="of no Megatron-LM version known here"):
+    with pytest.raises(CheckpointError, match="to no known version of Megatron-LM"):
         open_checkpoint(tmp_path / "other")

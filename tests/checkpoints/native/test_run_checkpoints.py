@@ -5,12 +5,12 @@ import threading
 import pytest
 import torch
 
-from megabert.checkpoints.native import run_checkpoints as run
+from megabert.checkpoints.native import run_checkpoints
 from megabert.errors import CheckpointError
 
 
 def contents(value=1.0):
-    return run.Contents(
+    return run_checkpoints.Contents(
         tensors={"model": {"w": torch.full((3,), value)}, "optimizer": {"w/step": torch.tensor(2.0)}},
         documents={"run": {"mode": "max", "task": "question_answering"}},
         texts={"vocab.txt": "[PAD]\nä\n"},
@@ -18,37 +18,37 @@ def contents(value=1.0):
 
 
 def write(folder, step, figure=None, is_end=False, value=1.0):
-    return run.write(folder, step, contents(value), figure=figure, is_end=is_end)
+    return run_checkpoints.write(folder, step, contents(value), figure=figure, is_end=is_end)
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    read = run.read(write(tmp_path, 5), groups=("model", "optimizer"))
+    read = run_checkpoints.read(write(tmp_path, 5), groups=("model", "optimizer"))
     assert torch.equal(read.tensors["model"]["w"], torch.ones(3))
     assert read.documents["run"]["task"] == "question_answering"
     assert read.texts["vocab.txt"] == "[PAD]\nä\n"
 
 
-def test_only_the_groups_asked_for_are_read(tmp_path):
-    assert set(run.read(write(tmp_path, 5), groups=("model",)).tensors) == {"model"}
+def test_only_the_requested_groups_are_read(tmp_path):
+    assert set(run_checkpoints.read(write(tmp_path, 5), groups=("model",)).tensors) == {"model"}
 
 
-def test_every_flipped_bit_is_caught(tmp_path):
+def test_every_flipped_bit_is_detected(tmp_path):
     folder = write(tmp_path, 1)
     for file in sorted(folder.iterdir()):
         data = bytearray(file.read_bytes())
         for place in range(0, len(data), max(1, len(data) // 40)):
             data[place] ^= 1 << (place % 8)
             file.write_bytes(data)
-            if file.name == run.MANIFEST:
-                # what a flip leaves readable is compared with the files; a figure or a step has no second witness
+            if file.name == run_checkpoints.MANIFEST:
+                # a readable manifest is compared with the files; metric and step have no second copy
                 try:
-                    changed = run.read(folder, groups=("model", "optimizer"))
+                    changed = run_checkpoints.read(folder, groups=("model", "optimizer"))
                     assert torch.equal(changed.tensors["model"]["w"], torch.ones(3))
                 except CheckpointError:
                     pass
             else:
                 with pytest.raises(CheckpointError):
-                    run.read(folder, groups=("model", "optimizer"))
+                    run_checkpoints.read(folder, groups=("model", "optimizer"))
             data[place] ^= 1 << (place % 8)
         file.write_bytes(data)
 
@@ -56,21 +56,21 @@ def test_every_flipped_bit_is_caught(tmp_path):
 def test_the_last_the_best_and_the_end(tmp_path):
     for step, figure in ((10, 50.0), (20, 70.0), (30, 70.0), (40, None)):
         write(tmp_path, step, figure, is_end=step == 40)
-    assert run.find_last(tmp_path).step == 40
-    assert run.find_best(tmp_path, "max").step == 20  # of equal ones the earlier
-    assert run.find_best(tmp_path, "min").step == 10
-    assert run.find_last(tmp_path).is_end
-    assert run.find_checkpoint(tmp_path).name == "step-00000020"
+    assert run_checkpoints.find_last(tmp_path).step == 40
+    assert run_checkpoints.find_best(tmp_path, "max").step == 20  # the earliest of equals
+    assert run_checkpoints.find_best(tmp_path, "min").step == 10
+    assert run_checkpoints.find_last(tmp_path).is_end
+    assert run_checkpoints.find_checkpoint(tmp_path).name == "step-00000020"
 
 
 def test_pruning_keeps_the_best_and_the_last(tmp_path):
     for step, figure in ((10, 50.0), (20, 70.0), (30, 60.0), (40, 10.0)):
         write(tmp_path, step, figure)
-    run.prune(tmp_path, "max", keep_best=2)
-    assert [entry.step for entry in run.list_checkpoints(tmp_path)] == [20, 30, 40]
+    run_checkpoints.prune(tmp_path, "max", keep_best=2)
+    assert [entry.step for entry in run_checkpoints.list_checkpoints(tmp_path)] == [20, 30, 40]
 
 
-def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path, monkeypatch):
+def test_an_incomplete_checkpoint_is_ignored_and_removed(tmp_path, monkeypatch):
     write(tmp_path, 10)
     calls = []
 
@@ -84,16 +84,16 @@ def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path, mo
         write(tmp_path, 20)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
     (tmp_path / "checkpoints" / "step-00000030.tmp-abc").mkdir()  # a process that was killed
-    assert run.find_last(tmp_path).step == 10
+    assert run_checkpoints.find_last(tmp_path).step == 10
     monkeypatch.undo()
-    run.prune(tmp_path, "max", keep_best=1)
+    run_checkpoints.prune(tmp_path, "max", keep_best=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
 def test_a_step_written_again_is_replaced(tmp_path):
     write(tmp_path, 10, value=1.0)
     folder = write(tmp_path, 10, value=2.0)
-    assert torch.equal(run.read(folder, groups=("model",)).tensors["model"]["w"], torch.full((3,), 2.0))
+    assert torch.equal(run_checkpoints.read(folder, groups=("model",)).tensors["model"]["w"], torch.full((3,), 2.0))
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
@@ -115,19 +115,19 @@ def test_files_follow_the_umask(tmp_path):
         ({"step": None}, "damaged"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(tmp_path, change, message):
+def test_an_invalid_manifest_is_refused(tmp_path, change, message):
     folder = write(tmp_path, 1)
-    file = folder / run.MANIFEST
+    file = folder / run_checkpoints.MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
-        run.read(folder, groups=("model",))
+        run_checkpoints.read(folder, groups=("model",))
 
 
-def test_places_without_a_run_are_told_apart(tmp_path):
+def test_missing_and_empty_folders_are_distinguished(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
-        run.find_checkpoint(tmp_path / "nowhere")
+        run_checkpoints.find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        run.find_checkpoint(tmp_path)
+        run_checkpoints.find_checkpoint(tmp_path)
 
 
 def together(folder, parts, *, step=5, spoil=None):
@@ -144,9 +144,9 @@ def together(folder, parts, *, step=5, spoil=None):
             return answers
 
         tensors = {"model": parts[part], "optimizer": {}}
-        own = run.Contents(tensors, {"run": {"mode": "max"}}, {"vocab.txt": "[PAD]\n"})
+        own = run_checkpoints.Contents(tensors, {"run": {"mode": "max"}}, {"vocab.txt": "[PAD]\n"})
         try:
-            run.write_together(
+            run_checkpoints.write_together(
                 folder, step, own, figure=None, is_end=False, part=part, num_parts=len(parts), all_gather_text=exchange
             )
         except OSError as error:
@@ -158,12 +158,12 @@ def together(folder, parts, *, step=5, spoil=None):
     return raised
 
 
-def test_several_write_one_checkpoint_and_it_reads_as_one(tmp_path):
+def test_several_processes_write_one_checkpoint(tmp_path):
     assert together(tmp_path, [{"a": torch.ones(2)}, {"b": torch.zeros(3, 2)}, {}]) == [None] * 3
-    read = run.read(run.find_last(tmp_path).path, groups=("model",))
+    read = run_checkpoints.read(run_checkpoints.find_last(tmp_path).path, groups=("model",))
     assert torch.equal(read.tensors["model"]["a"], torch.ones(2))
     assert torch.equal(read.tensors["model"]["b"], torch.zeros(3, 2))
-    files = sorted(file.name for file in run.find_last(tmp_path).path.glob("*.safetensors"))
+    files = sorted(file.name for file in run_checkpoints.find_last(tmp_path).path.glob("*.safetensors"))
     assert files == ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"]
 
 
@@ -176,8 +176,8 @@ class Unreadable:
         raise OSError(28, "No space left on device", "here")
 
 
-def test_where_one_cannot_write_all_hear_of_it_and_nothing_appears(tmp_path):
+def test_a_failed_write_raises_on_all_processes_and_leaves_nothing(tmp_path):
     raised = together(tmp_path, [{"a": torch.ones(2)}, {"b": Unreadable()}])
     assert [error.errno for error in raised] == [28, 28]
-    assert run.list_checkpoints(tmp_path) == []
+    assert run_checkpoints.list_checkpoints(tmp_path) == []
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,4 +1,4 @@
-"""What torch and safetensors wrote reads as they read it; damage is refused; hostile files do nothing."""
+"""Files of torch and safetensors read as in these libraries; damage is refused; hostile files run nothing."""
 
 import argparse
 import collections
@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megabert.checkpoints.files.containers import LazyTensor, open_file
 from megabert.checkpoints.files.pickle_reader import Record
+from megabert.checkpoints.files.weight_files import LazyTensor, open_file
 from megabert.errors import CheckpointError
 from tests.checkpoints.weight_files import FORMATS, assert_same, leaves, read_all, save, write_zip
 
@@ -29,7 +29,7 @@ from tests.checkpoints.weight_files import FORMATS, assert_same, leaves, read_al
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
-# Newer dtypes lie in storages without a type, which torch itself cannot load from legacy files.
+# Newer dtypes have untyped storages, which torch itself cannot load from legacy files.
 UNTYPED = [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
@@ -143,7 +143,7 @@ def test_files_close_with_their_last_tensor(tmp_path):
         os.fstat(descriptor)
 
 
-def test_a_file_that_changes_or_shrinks_after_opening_is_noticed(tmp_path):
+def test_a_file_changed_or_truncated_after_opening_is_detected(tmp_path):
     for change in (
         lambda path: path.write_bytes(b"\0" * path.stat().st_size),
         lambda path: os.truncate(path, 100),
@@ -178,10 +178,10 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, kind):
         (b"little_endianq\x02\x88", b"little_endianq\x02\x89", "protocol 1001 with little endian"),
         (struct.pack("<q", 9), struct.pack("<q", 8), "has 8 items; 9 are expected"),
         (struct.pack("<q", 9), struct.pack("<q", 2**62), "items; 9 are expected"),
-        (struct.pack("<f", 8.0), struct.pack("<f", 8.0) + b"x", "1 bytes are left"),
+        (struct.pack("<f", 8.0), struct.pack("<f", 8.0) + b"x", "1 bytes follow"),
     ],
 )
-def test_a_legacy_file_that_contradicts_itself_is_refused(tmp_path, old, new, reason):
+def test_an_inconsistent_legacy_file_is_refused(tmp_path, old, new, reason):
     path = save(torch.arange(9.0), tmp_path / "x", kind="torch-legacy")
     data = path.read_bytes()
     assert data.count(old) == 1
@@ -216,7 +216,7 @@ def entry(begin, end, dtype="U8", **more):
         ({"a": entry(0, 2), "b": entry(3, 4)}, "leave gaps"),
         ({"a": entry(0, 3), "b": entry(2, 4)}, "overlap"),
         ({"a": entry(0, 4), "b": entry(0, 4)}, "overlap"),
-        ({"a": entry(0, 5)}, "outside"),
+        ({"a": entry(0, 5)}, "exceeds"),
         ({"a": entry(0, 4, "F8_E4M3")}, "'a': dtype 'F8_E4M3' is not read; F64, F32"),
         ({"a": entry(0, 4, "F32")}, "bytes 0 to 4 for shape"),
         ({"a": entry(0, 4, note=1)}, "is not read"),
@@ -229,14 +229,14 @@ def entry(begin, end, dtype="U8", **more):
         ({"a": {"dtype": "U8"}}, "dtype, shape and data_offsets"),
         ({"a": 5}, "dtype, shape and data_offsets"),
         ({"__metadata__": {"a": 1}, "a": entry(0, 4)}, "__metadata__"),
-        ('{"a": 1, "a": 2}', "stands in it twice"),
+        ('{"a": 1, "a": 2}', "duplicate name"),
         ('{"a": ' + "[" * 10**5, "not JSON"),
         ('{"a": NaN}', "dtype, shape"),
         ('{"a": "\xff"}', "not JSON"),
         ("{", "not JSON"),
     ],
 )
-def test_a_safetensors_file_that_contradicts_itself_is_refused(tmp_path, header, reason):
+def test_an_inconsistent_safetensors_file_is_refused(tmp_path, header, reason):
     text = (header if isinstance(header, str) else json.dumps(header)).encode("latin1")
     (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text + b"1234")
     with pytest.raises(CheckpointError, match=reason):
@@ -244,13 +244,13 @@ def test_a_safetensors_file_that_contradicts_itself_is_refused(tmp_path, header,
 
 
 def test_a_huge_safetensors_header_is_not_read(tmp_path):
-    for length, reason in ((2**25, "at most 16777216"), (10**6, "outside")):
+    for length, reason in ((2**25, "at most 16777216"), (10**6, "exceeds")):
         (tmp_path / "x").write_bytes(struct.pack("<Q", length) + b"{}")
         with pytest.raises(CheckpointError, match=reason):
             open_file(tmp_path / "x")
 
 
-# --- What is no weight file ---
+# --- Other files ---
 
 
 @pytest.mark.parametrize(
@@ -276,14 +276,14 @@ def test_a_huge_safetensors_header_is_not_read(tmp_path):
         (b"PK", "no end"),
     ],
 )
-def test_what_a_file_is_that_holds_no_weights_is_said(tmp_path, data, reason):
+def test_other_file_formats_are_named(tmp_path, data, reason):
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match=reason) as error:
         open_file(tmp_path / "x.pt")
     assert str(tmp_path / "x.pt") in str(error.value)
 
 
-def test_what_is_no_file_is_said(tmp_path):
+def test_folders_and_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, reason in (
         (tmp_path, "is a folder"),
@@ -337,8 +337,8 @@ CHILD = """
 import copyreg, json, pickle, sys
 sys.path.insert(0, ".")  # evil_marker.py lies here
 from pathlib import Path
-from megabert.checkpoints.files.containers import open_file
-from megabert.checkpoints.files.pickle_reader import load
+from megabert.checkpoints.files.weight_files import open_file
+from megabert.checkpoints.files.pickle_reader import read_pickle
 from megabert.errors import CheckpointError
 
 for code in (5, 0x105, 0x10005):
@@ -356,7 +356,7 @@ def watch(event, arguments):
 def outcome(path):
     try:
         if path.suffix == ".pickle":
-            load(path.read_bytes(), source=str(path))
+            read_pickle(path.read_bytes(), source=str(path))
         else:
             open_file(path)
     except CheckpointError as error:
@@ -369,7 +369,7 @@ sys.addaudithook(watch)
 outcomes = {path: outcome(Path(path)) for path in paths}
 seen, modules = list(events), sorted(set(sys.modules) - before)
 if Path("control.pickle").exists():
-    pickle.loads(Path("control.pickle").read_bytes())  # what a reader that runs pickles does
+    pickle.loads(Path("control.pickle").read_bytes())  # a reader that runs pickles
 print(json.dumps({"outcomes": outcomes, "events": seen, "modules": modules, "control": events[len(seen):]}))
 """
 
@@ -476,7 +476,7 @@ def test_a_hostile_file_runs_imports_and_writes_nothing(tmp_path):
     assert len(result["outcomes"]) == len(paths) == 4 * 5 * len(techniques(2))
     opened = [path for path, outcome in result["outcomes"].items() if outcome == "opened"]
     assert len(opened) > len(paths) / 2, result["outcomes"]
-    # The same call does harm, and is seen, where a pickle is run.
+    # The same call is harmful, and detected, where a pickle is run.
     assert any("system" in event for event in result["control"]) and (tmp_path / "marker").exists()
     assert not any(path.exists() for path in (tmp_path / "true", tmp_path / "touch"))
 
@@ -491,7 +491,7 @@ def test_a_genuine_file_imports_nothing(genuine_checkpoints, tmp_path):
 # --- Genuine files ---
 
 
-def test_every_genuine_file_reads_as_its_bytes_say(genuine_checkpoints):
+def test_every_genuine_file_reads_as_its_raw_bytes(genuine_checkpoints):
     num_tensors = 0
     for path in sorted(genuine_checkpoints.rglob("*.pt")):
         opened = open_file(path)

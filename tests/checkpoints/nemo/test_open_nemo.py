@@ -1,4 +1,4 @@
-"""NeMo's archives of every generation, written by tarfile and torch.save as NeMo does, are read; ours are NeMo's."""
+"""NeMo archives of every generation, packed as NeMo does, are read; written archives have NeMo's structure."""
 
 import io
 import json
@@ -29,7 +29,7 @@ CONFIG = {
 
 
 def weights_of(tmp_path, layout=None, name="megatron"):
-    """Give the ranks' state dictionaries as Megatron-LM has them, and our tensors."""
+    """Return the ranks' state dictionaries with Megatron-LM's names, and megabert's tensors."""
     ours = write(tmp_path / "ours", "megatron-bert")
     folder = to(tmp_path / "ours", tmp_path / "theirs", name, layout or ModelParallelLayout(), num_tokens=50)
     files = sorted(folder.glob("release/*/model_optim_rng.pt"))
@@ -80,7 +80,7 @@ def test_a_pre_trained_model_of_1_6_is_read(tmp_path, mode, prefix):
     assert checkpoint.facts["qkv_layout"] == "heads_3_dim"
 
 
-def test_the_parts_of_tensor_parallel_ranks_are_joined(tmp_path):
+def test_tensor_parallel_shards_are_joined(tmp_path):
     states, ours = weights_of(tmp_path, ModelParallelLayout(2, 1))
     members = {"model_config.yaml": yaml.dump(CONFIG | {"tensor_model_parallel_size": 2})}
     members |= {f"mp_rank_0{rank}/model_weights.ckpt": prefixed(state, "model.") for rank, state in enumerate(states)}
@@ -98,7 +98,7 @@ def test_an_unpacked_archive_is_read(tmp_path):
     assert_same(tmp_path / "unpacked", ours, num_tokens=50)
 
 
-def test_a_converted_old_file_keeps_its_order_and_says_so(tmp_path):
+def test_a_converted_old_file_keeps_its_layout_with_a_note(tmp_path):
     # NeMo's converter renames; with megatron_legacy the attention reads rows as [3, heads, dim].
     (state,), ours = weights_of(tmp_path)
     for name, item in state.items():
@@ -214,7 +214,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_a_crooked_configuration_is_refused_and_runs_nothing(tmp_path, case, monkeypatch):
+def test_an_invalid_configuration_is_refused_and_runs_nothing(tmp_path, case, monkeypatch):
     (state,), _ = weights_of(tmp_path)
     monkeypatch.chdir(tmp_path)
     members = {"model_config.yaml": CONFIGS[case], "model_weights.ckpt": prefixed(state, "model.")}
@@ -224,7 +224,7 @@ def test_a_crooked_configuration_is_refused_and_runs_nothing(tmp_path, case, mon
     assert sorted(item.name for item in tmp_path.iterdir()) == ["ours", "theirs", "x.nemo"]
 
 
-def test_archives_that_are_not_nemo_s_are_told(tmp_path):
+def test_other_archives_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"without model_config\.yaml"):
         open_checkpoint(pack(tmp_path / "a", {"x": b"1"}))
     with pytest.raises(CheckpointError, match=r"holds no model_weights\.ckpt"):

@@ -1,0 +1,108 @@
+"""Write `.nemo` archives for MegatronBertModel and MegatronGPTModel of NeMo 1.6 to 1.23.
+
+Source: https://github.com/NVIDIA/NeMo, r1.23.0, as in `open_nemo`.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ...model.config import EncoderConfig
+from ..files.lazy_tensor import Readable
+from ..megatron.write_megatron import ModelParallelLayout, network_arguments
+from .open_nemo import CONFIG, WEIGHTS
+
+
+def nemo_config(tensors: Mapping[str, Readable], config: EncoderConfig, layout: ModelParallelLayout) -> dict[str, Any]:
+    """Return the model_config.yaml of a network, without its tokenizer."""
+    name = "gpt_model.MegatronGPTModel" if config.is_causal else "bert_model.MegatronBertModel"
+    return {
+        "target": f"nemo.collections.nlp.models.language_modeling.megatron_{name}",
+        "nemo_version": "1.23.0",
+        "micro_batch_size": 4,
+        **network_arguments(tensors, config, layout),
+        "kv_channels": None,
+        "onnx_safe": False,
+        "megatron_legacy": False,
+        "pre_process": True,
+        "post_process": True,
+    }
+
+
+def write_nemo(
+    dest: Path,
+    ranks: Mapping[tuple[int, int], Callable[[], Mapping[str, Tensor]]],
+    config: Mapping[str, Any],
+    tokenizer_files: Mapping[str, bytes],
+    *,
+    lower_case: bool | None,
+) -> None:
+    """Write an archive atomically.
+
+    `ranks` maps (tensor-parallel rank, pipeline stage) to a function that makes its tensors under the names of
+    Megatron-LM v2.6; one rank is in memory at a time.
+    """
+    partial = dest.with_name(f".{dest.name}.tmp-{uuid.uuid4().hex[:8]}")
+    weights = partial.with_suffix(".ckpt")
+    try:
+        with tarfile.open(partial, "x", format=tarfile.GNU_FORMAT) as archive:
+            artifacts = {f"{hashlib.md5(data).hexdigest()}_{name}": data for name, data in tokenizer_files.items()}  # noqa: S324
+            tokenizer = _tokenizer_config(artifacts, lower_case)
+            _add(archive, CONFIG, yaml.safe_dump({**config, "tokenizer": tokenizer}, sort_keys=False).encode())
+            for name, data in artifacts.items():
+                _add(archive, name, data)
+            for rank, make in ranks.items():
+                torch.save({_nemo_name(name): tensor for name, tensor in make().items()}, weights)
+                archive.add(weights, f"./{_folder_of(rank, ranks)}{WEIGHTS}", filter=_anonymous)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(dest)
+    finally:
+        weights.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def _tokenizer_config(artifacts: Mapping[str, bytes], lower_case: bool | None) -> dict[str, Any]:
+    files = {name.partition("_")[2]: f"nemo:{name}" for name in artifacts}
+    bert = "BertWordPieceCase" if lower_case is False else "BertWordPieceLowerCase"
+    return {
+        "library": "megatron",
+        "type": "GPT2BPETokenizer" if "merges.txt" in files else bert,
+        "model": None,
+        "vocab_file": files.get("vocab.json", files.get("vocab.txt")),
+        "merge_file": files.get("merges.txt"),
+    }
+
+
+def _nemo_name(name: str) -> str:
+    # The module of the last stage's embedding copy has this name; Megatron-LM renames it on saving.
+    return f"model.{name.replace('word_embeddings_for_head.', 'word_embeddings.')}"
+
+
+def _folder_of(rank: tuple[int, int], ranks: Mapping[tuple[int, int], object]) -> str:
+    shard, stage = rank
+    if max(stage for _, stage in ranks):
+        return f"tp_rank_{shard:02d}_pp_rank_{stage:03d}/"
+    return f"mp_rank_{shard:02d}/" if len(ranks) > 1 else ""
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(f"./{name}")
+    entry.size, entry.mode = len(data), 0o644
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Remove owner and time."""
+    entry.uid = entry.gid = entry.mtime = 0
+    entry.uname = entry.gname = ""
+    return entry

@@ -1,0 +1,115 @@
+"""An unfinished download beside its destination, with the version of the remote file that it belongs to.
+
+The bytes are in `<destination>.part`, the version (ETag, date, length) in `<destination>.part.json`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from email.message import Message
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .cache_files import explain_write_errors
+
+# Called with the number of bytes that have arrived, resumed ones included, and the length (None: unknown).
+Progress = Callable[[int, int | None], None]
+
+BLOCK = 1 << 18  # bytes per read; at most this many are lost when a connection is reset
+
+
+class DownloadError(CheckpointError):
+    """One address failed to provide the file, but another may succeed. A full disk is not of this kind."""
+
+
+@dataclass
+class Version:
+    """The properties that distinguish versions of a remote file."""
+
+    url: str
+    etag: str | None = None
+    last_modified: str | None = None
+    total: int | None = None
+
+    @classmethod
+    def of_headers(cls, url: str, headers: Message, total: int | None) -> "Version":
+        """Read the version from the headers of a response."""
+        return cls(url, headers.get("ETag"), headers.get("Last-Modified"), total)
+
+    @property
+    def validator(self) -> str | None:
+        """The value for If-Range: a strong ETag, else the date."""
+        is_strong = self.etag is not None and not self.etag.startswith("W/")
+        return self.etag if is_strong else self.last_modified
+
+
+class PartialDownload:
+    """The bytes downloaded so far, their SHA-256 and their version."""
+
+    def __init__(self, destination: Path, url: str, expected_size: int | None) -> None:
+        self.url = url
+        self.expected_size = expected_size
+        self.path = destination.with_name(f"{destination.name}.part")
+        self.version_path = destination.with_name(f"{destination.name}.part.json")
+        self.version, self.sha256, self.size = Version(url), hashlib.sha256(), 0
+        with explain_write_errors(self.path):
+            self._resume()
+
+    def _resume(self) -> None:
+        """Resume an earlier download if it has the same address and a version that the server can compare."""
+        try:
+            version = Version(**json.loads(self.version_path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):  # missing, or truncated while it was written
+            return
+        if version.url != self.url or version.validator is None or not self.path.is_file():
+            return
+        self.version = version
+        with self.path.open("rb") as handle:
+            while block := handle.read(BLOCK):
+                self.sha256.update(block)
+                self.size += len(block)
+
+    def start_over(self, version: Version) -> None:
+        """Start an empty download of `version`. Raises DownloadError if it has the wrong length."""
+        self.discard()
+        if self.expected_size is not None and version.total not in (None, self.expected_size):
+            raise DownloadError(f"{self.url}: it offers {version.total:,} bytes, not {self.expected_size:,}")
+        self.version = version
+        with explain_write_errors(self.path):
+            self.path.touch()
+            self.version_path.write_text(json.dumps(asdict(version)))
+
+    def append(self, blocks: Iterator[bytes], report: Progress) -> None:
+        """Write the blocks as they arrive. Written bytes are kept when the transfer is interrupted."""
+        total = self.version.total
+        with explain_write_errors(self.path):
+            handle = self.path.open("ab", buffering=0)  # so that a full disk fails here and not on closing
+        with handle:
+            for block in blocks:
+                rest = memoryview(block)
+                with explain_write_errors(self.path):
+                    while rest:
+                        rest = rest[handle.write(rest) :]
+                self.sha256.update(block)
+                self.size += len(block)
+                report(self.size, total)
+        if total is not None and self.size > total:
+            self.discard()
+            raise DownloadError(f"{self.url}: it sends more than the {total:,} bytes that it announced")
+
+    def discard(self) -> None:
+        """Delete the downloaded bytes and the version."""
+        with explain_write_errors(self.path):
+            self.version_path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+        self.version, self.sha256, self.size = Version(self.url), hashlib.sha256(), 0
+
+    def move_to(self, destination: Path) -> None:
+        """Rename the complete file to its destination, after an fsync."""
+        with explain_write_errors(destination):
+            with self.path.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            self.path.replace(destination)
+            self.version_path.unlink(missing_ok=True)
