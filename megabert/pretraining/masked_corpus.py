@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,19 +66,10 @@ class MaskedCorpus(SequenceCorpus):
 
     def fingerprint(self) -> str:
         """Digest the tokens, the runs and the masking settings."""
-        runs, settings, masking = self._runs, self._settings, self._settings.masking
-        # Run folders hold the fingerprint, so these names stay.
-        facts = {
-            "masking": {
-                "share": masking.masked_lm_prob,
-                "largest_ngram": masking.max_ngram,
-                "whole_words": masking.whole_words,
-                "mask_share": masking.mask_share,
-                "random_share": masking.random_share,
-            },
-            "sentence_order": settings.sentence_order,
-            "seed": settings.seed,
-        }
+        runs, facts = self._runs, asdict(self._settings)
+        # Run folders hold the fingerprint, so the names in it are those of its first version.
+        names = {"masked_lm_prob": "share", "max_ngram": "largest_ngram"}
+        facts["masking"] = {names.get(name, name): value for name, value in facts["masking"].items()}
         digest = hashlib.sha256(f"{self._tokens.fingerprint()} {facts}".encode())
         for array in (runs.firsts, runs.ends, runs.offsets, runs.num_tokens):
             digest.update(array.tobytes())
