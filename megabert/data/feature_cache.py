@@ -11,20 +11,20 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..storage import atomic_folder
-from .packing import Features
+from .packing import Features, LazyFeatures
 
 # The least recently used entries beyond these are deleted.
 MAX_ENTRIES = 20
 META = "meta.json"
 
 
-class CachedFeatures(Sequence[Features]):
+class CachedFeatures(LazyFeatures):
     """Features read from a cache entry's memory-mapped arrays on access."""
 
     def __init__(self, folder: Path) -> None:
@@ -44,15 +44,8 @@ class CachedFeatures(Sequence[Features]):
         """Count the tokens of each sequence."""
         return np.diff(self._arrays["ends"], prepend=0)
 
-    @overload
-    def __getitem__(self, index: int) -> Features: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Features]: ...
-    def __getitem__(self, index: int | slice) -> Features | list[Features]:
-        """Read the features of one sequence, or of several."""
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def sequence(self, index: int) -> Features:
+        """Read the features of one sequence."""
         tokens = slice(self._ends[index - 1] if index else 0, self._ends[index])
         targets: dict[str, dict[str, Any]] = {"targets": {}, "token_targets": {}}
         for name, array in self._arrays.items():

@@ -45,32 +45,33 @@ class Features:
         return len(self.token_ids)
 
 
-class ResampledFeatures(Sequence[Features], ABC):
-    """Sequences resampled each epoch, computed on access as a function of seed, epoch and index."""
+class LazyFeatures(Sequence[Features], ABC):
+    """Sequences that are read or computed on access, of known lengths."""
 
     @abstractmethod
     def sequence(self, index: int) -> Features:
-        """Make the sequence of an index, 0 to len."""
+        """Return the sequence of an index, 0 to len."""
+
+    @abstractmethod
+    def lengths(self) -> NDArray[np.int64]:
+        """Count the tokens of each sequence without reading or computing the sequences."""
 
     @overload
     def __getitem__(self, index: int) -> Features: ...
     @overload
     def __getitem__(self, index: slice) -> list[Features]: ...
     def __getitem__(self, index: Any) -> Any:
-        """Make a sequence, or those of a slice."""
-        if isinstance(index, slice):
-            return [self.sequence(number) for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.sequence(int(index))
+        """Return a sequence, or those of a slice."""
+        selected = range(len(self))[index]
+        return [self.sequence(number) for number in selected] if isinstance(index, slice) else self.sequence(selected)
+
+
+class ResampledFeatures(LazyFeatures):
+    """Sequences resampled each epoch, computed on access as a function of seed, epoch and index."""
 
     @abstractmethod
     def resampled(self, epoch: int) -> ResampledFeatures:
         """Return the sequences of an epoch; every epoch has the same number."""
-
-    @abstractmethod
-    def lengths(self) -> NDArray[np.int64]:
-        """Count the tokens of each sequence without making the sequences."""
 
     @abstractmethod
     def fingerprint(self) -> str:

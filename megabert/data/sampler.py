@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .feature_cache import CachedFeatures
-from .packing import Batch, BatchSize, Features, ResampledFeatures, pack
+from .packing import Batch, BatchSize, Features, LazyFeatures, ResampledFeatures, pack
 
 # A static size is rounded up to a multiple of so many tokens.
 SIZE_MULTIPLE = 64
@@ -141,9 +140,7 @@ class BatchSampler:
 
 def sequence_lengths(features: Sequence[Features]) -> Indices:
     """Count the tokens of each sequence, without reading the sequences where possible."""
-    if isinstance(features, CachedFeatures | ResampledFeatures):
-        return features.lengths()
-    return np.array([len(item) for item in features])
+    return features.lengths() if isinstance(features, LazyFeatures) else np.array([len(item) for item in features])
 
 
 def _group_by(items: Indices, groups: Indices, num_groups: int) -> list[Indices]:

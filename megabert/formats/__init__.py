@@ -1,1 +1,1 @@
-"""File formats of people's data, read into plain values and written."""
+"""Readers and writers of data files, one module per format: files to plain values and back."""

@@ -1,4 +1,4 @@
-"""BioCreative VI's ChemProt corpus: from its own three files to one chemical-gene pair a row.
+"""BioCreative VI's ChemProt corpus: its three files to one row per chemical-gene pair.
 
 The files are tab-separated without header: abstracts (article, title, abstract), entities (article, T1, type, start,
 end, text; characters of title, one blank and abstract) and relations (article, CPR:3, Y or N, name, Arg1:T1, Arg2:T2).
@@ -27,34 +27,34 @@ class _Mention:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows, and what a person should know of how they were made."""
+    """The rows, and notes for the user on how they were made."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
 
 
 def read_chemprot(abstracts: Path, entities: Path, relations: Path | None) -> Corpus:
-    """Make a row of each chemical and gene in one sentence, and of each related pair wherever it stands.
+    """Make a row of each chemical and gene in one sentence, and of each related pair in any sentences.
 
     A row has `text`, `head` (the chemical) and `tail` (the gene) as characters in it, and `label`: the group of an
     evaluated relation (CPR:3, 4, 5, 6, 9), else "false"; without relations there is no label.
-    Raises InputError with the place for rows that do not fit the format, and for mentions whose text is another.
+    Raises InputError with file and line for rows that do not fit the format, and for mentions whose text differs.
     """
     texts: dict[str, str] = {}
     for (article, title, abstract), place in _rows(abstracts, 3):
         if article in texts:
-            raise InputError(f"{place}: article {article} stands twice. Keep it once.")
+            raise InputError(f"{place}: article {article} appears twice. Keep it once.")
         texts[article] = f"{title} {abstract}"
     mentions = _read_mentions(entities, texts)
     labels = {} if relations is None else _read_relations(relations, mentions)
     rows: list[dict[str, Any]] = []
     num_distant = 0
     for article, text in texts.items():
-        own = mentions.get(article, {})
-        sentences = _sentences_around(text, list(own.values()))
-        for chemical, gene in _pairs(list(own.values())):
+        in_article = list(mentions.get(article, {}).values())
+        sentences = _split_around_mentions(text, in_article)
+        for chemical, gene in _pairs(in_article):
             label = labels.get((article, chemical.name, gene.name), [])
-            start, end = _sentences_of(sentences, chemical, gene)
+            start, end = _enclosing_sentences(sentences, chemical, gene)
             is_distant = (start, end) not in sentences
             num_distant += is_distant and bool(label)
             if is_distant and not label:
@@ -66,14 +66,12 @@ def read_chemprot(abstracts: Path, entities: Path, relations: Path | None) -> Co
                 "tail": {"start": gene.start - start, "end": gene.end - start, "type": "GENE"},
             }
             rows.append(row if relations is None else row | {"label": label[0] if label else NEGATIVE})
-    num_several = sum(len(set(groups)) > 1 for groups in labels.values())
+    num_ambiguous = sum(len(set(groups)) > 1 for groups in labels.values())
     notes = [f"{len(texts)} articles, {len(rows)} pairs of a chemical and a gene."]
     if num_distant:
-        notes.append(
-            f"{num_distant} related pairs stand in different sentences; their texts reach from one to the other."
-        )
-    if num_several:
-        notes.append(f"{num_several} pairs have relations of several groups; the first of each is taken.")
+        notes.append(f"{num_distant} related pairs are in different sentences; their texts include those between.")
+    if num_ambiguous:
+        notes.append(f"{num_ambiguous} pairs have relations of several groups; the first of each is used.")
     return Corpus(rows, notes)
 
 
@@ -85,38 +83,36 @@ def _rows(path: Path, width: int) -> Iterator[tuple[list[str], str]]:
 
 
 def _read_mentions(path: Path, texts: Mapping[str, str]) -> dict[str, dict[str, _Mention]]:
-    found: dict[str, dict[str, _Mention]] = {}
+    mentions: dict[str, dict[str, _Mention]] = {}
     for (article, name, kind, start, end, mention), place in _rows(path, 6):
         if article not in texts:
             raise InputError(f"{place}: article {article} is not among the abstracts. Give the files of one set.")
         if not (start.isdecimal() and end.isdecimal()) or texts[article][int(start) : int(end)] != mention:
-            raise InputError(
-                f"{place}: {mention!r} does not stand at characters {start} to {end} of article {article}."
-            )
-        if name in found.setdefault(article, {}):
-            raise InputError(f"{place}: {name} stands twice in article {article}. Keep it once.")
+            raise InputError(f"{place}: {mention!r} is not at characters {start} to {end} of article {article}.")
+        if name in mentions.setdefault(article, {}):
+            raise InputError(f"{place}: {name} appears twice in article {article}. Keep it once.")
         if kind != "CHEMICAL" and not kind.startswith("GENE"):
             raise InputError(f"{place}: the type {kind!r} is neither CHEMICAL nor GENE-Y or GENE-N.")
-        found[article][name] = _Mention(name, kind == "CHEMICAL", int(start), int(end))
-    return found
+        mentions[article][name] = _Mention(name, kind == "CHEMICAL", int(start), int(end))
+    return mentions
 
 
 def _read_relations(
     path: Path, mentions: Mapping[str, Mapping[str, _Mention]]
 ) -> dict[tuple[str, str, str], list[str]]:
-    """Give the evaluated groups of each related pair, by article, chemical and gene."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """Map article, chemical and gene to the evaluated groups of their relations."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for (article, group, is_evaluated, _, first, second), place in _rows(path, 6):
         names = [argument.partition(":")[2] for argument in (first, second)]
-        own = mentions.get(article, {})
-        unknown = [name for name in names if name not in own]
+        in_article = mentions.get(article, {})
+        unknown = [name for name in names if name not in in_article]
         if unknown:
             raise InputError(f"{place}: article {article} has no entity {unknown[0]!r}. Give the files of one set.")
-        if own[names[1]].is_chemical:
+        if in_article[names[1]].is_chemical:
             names.reverse()
         if is_evaluated.strip() == "Y":
-            found.setdefault((article, names[0], names[1]), []).append(group)
-    return found
+            groups.setdefault((article, names[0], names[1]), []).append(group)
+    return groups
 
 
 def _pairs(mentions: Sequence[_Mention]) -> Iterator[tuple[_Mention, _Mention]]:
@@ -126,8 +122,8 @@ def _pairs(mentions: Sequence[_Mention]) -> Iterator[tuple[_Mention, _Mention]]:
                 yield chemical, gene
 
 
-def _sentences_around(text: str, mentions: Sequence[_Mention]) -> list[tuple[int, int]]:
-    """Cut a text into sentences; one whose end would cut a mention goes on to the next."""
+def _split_around_mentions(text: str, mentions: Sequence[_Mention]) -> list[tuple[int, int]]:
+    """Split a text into sentences, joining two whose boundary would be inside a mention."""
     sentences: list[tuple[int, int]] = []
     for start, end in split_sentences(text):
         cuts = sentences and any(item.start < sentences[-1][1] and item.end > start for item in mentions)
@@ -135,6 +131,6 @@ def _sentences_around(text: str, mentions: Sequence[_Mention]) -> list[tuple[int
     return sentences
 
 
-def _sentences_of(sentences: Sequence[tuple[int, int]], first: _Mention, second: _Mention) -> tuple[int, int]:
-    held = [(start, end) for start, end in sentences if any(start <= item.start < end for item in (first, second))]
-    return held[0][0], held[-1][1]
+def _enclosing_sentences(sentences: Sequence[tuple[int, int]], first: _Mention, second: _Mention) -> tuple[int, int]:
+    inside = [(start, end) for start, end in sentences if any(start <= item.start < end for item in (first, second))]
+    return inside[0][0], inside[-1][1]

@@ -1,6 +1,10 @@
-"""Read sentences of tagged words: CoNLL columns, JSON tokens, and NeMo's parallel text and label files."""
+"""Sentences of tagged words in three formats: CoNLL columns, JSON objects, and NeMo's parallel files.
 
-from collections.abc import Iterator, Sequence
+CoNLL: a word a line with its tag in the last column, an empty line after each sentence. JSON: `tokens` (or `words`)
+and `tags`, recognized by the suffix of JSON lines. NeMo: a file of sentences and a file of their tags, line by line.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from .text_lines import blank_split, read_lines
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words with their tags, and the line on which they start."""
+    """Words, their tags if the data have any, and file and first line."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
@@ -19,7 +23,7 @@ class Sentence:
 
 
 def sentence_of(row: Row) -> Sentence:
-    """Take a sentence from JSON: its words as `tokens` and, where they are known, their `tags`."""
+    """Take a sentence from a JSON object."""
     words = row.texts("tokens" if "tokens" in row.values else "words")
     tags = row.texts("tags") if "tags" in row.values else None
     if tags is not None and len(tags) != len(words):
@@ -28,14 +32,14 @@ def sentence_of(row: Row) -> Sentence:
 
 
 def read_columns(path: Path) -> list[Sentence]:
-    """Read CoNLL's format, as `column_sentences` takes it."""
+    """Read CoNLL's format from a file."""
     return column_sentences(path, read_lines(path))
 
 
 def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
-    """Take sentences from lines: a word each, its tag in the last column (tab or blanks), then an empty line.
+    """Parse CoNLL's format; columns are separated by a tab or blanks.
 
-    Files of words alone have no tags. Lines of -DOCSTART- are left out, as CoNLL's own scorer leaves them.
+    With one column there are no tags. Lines of -DOCSTART- are left out, as in CoNLL's own scorer.
     """
     sentences: list[Sentence] = []
     rows: list[list[str]] = []
@@ -44,7 +48,8 @@ def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
         fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else blank_split(line)
         if not any(fields):
             if rows:
-                sentences.append(_sentence(rows, f"{path}:{first}"))
+                tags = tuple(row[-1] for row in rows) if width > 1 else None
+                sentences.append(Sentence(tuple(row[0] for row in rows), tags, f"{path}:{first}"))
             rows, first = [], number + 1
             continue
         if fields[0] == "-DOCSTART-":
@@ -63,29 +68,23 @@ def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
     return sentences
 
 
-def _sentence(rows: list[list[str]], place: str) -> Sentence:
-    tags = tuple(row[-1] for row in rows) if len(rows[0]) > 1 else None
-    return Sentence(tuple(row[0] for row in rows), tags, place)
-
-
 def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:
-    """Read NeMo's two files: a sentence a line, and its words' tags on the same line of the other."""
-    texts = read_lines(text)
-    tags = read_lines(labels) if labels is not None else None
-    if tags is not None and len(tags) != len(texts):
+    """Read NeMo's two files; empty lines are left out."""
+    lines = read_lines(text)
+    tag_lines = read_lines(labels) if labels is not None else None
+    if tag_lines is not None and len(tag_lines) != len(lines):
         raise InputError(
-            f"{text} has {len(texts)} lines, {labels} has {len(tags)}. Each sentence needs its line of tags."
+            f"{text} has {len(lines)} lines, {labels} has {len(tag_lines)}. Each sentence needs its line of tags."
         )
-    return list(_paired(texts, tags, text, labels))
-
-
-def _paired(texts: list[str], tags: list[str] | None, text: Path, labels: Path | None) -> Iterator[Sentence]:
-    for number, line in enumerate(texts, start=1):
+    sentences = []
+    for number, line in enumerate(lines, start=1):
         words = tuple(blank_split(line))
-        own = None if tags is None else tuple(blank_split(tags[number - 1]))
-        if own is not None and len(own) != len(words):
+        tags = None if tag_lines is None else tuple(blank_split(tag_lines[number - 1]))
+        if tags is not None and len(tags) != len(words):
             raise InputError(
-                f"{labels}:{number}: {len(own)} tags for the {len(words)} words of {text}:{number}. Give each word one."
+                f"{labels}:{number}: {len(tags)} tags for the {len(words)} words of {text}:{number}. Give each word "
+                "one."
             )
         if words:
-            yield Sentence(words, own, f"{text}:{number}")
+            sentences.append(Sentence(words, tags, f"{text}:{number}"))
+    return sentences

@@ -1,6 +1,7 @@
-"""Documents of a corpus, one after the other, from text, JSON lines or PubMed's XML, compressed or not.
+"""Stream the documents of pre-training corpora from text, JSON lines or PubMed XML, gzip- or xz-compressed or not.
 
-Memory stays flat: no file is read whole. Raises InputError with file and line for what cannot be read.
+Recognized by suffix: .jsonl and .json, .xml, all else is text; .gz and .xz for compression. No file is read into memory
+as a whole. Raises InputError with file and line.
 """
 
 import gzip
@@ -19,19 +20,19 @@ KINDS = (".txt", ".jsonl", ".json", ".xml")
 
 
 def corpus_files(paths: Sequence[Path]) -> list[Path]:
-    """List the files that paths mean: themselves, or what of these kinds is in a folder, in the order of names."""
-    found: list[Path] = []
+    """List files and, sorted by name, the supported files in folders."""
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in KINDS)
             if not inside:
                 raise InputError(f"{path} holds no {', '.join(KINDS)} file, compressed (.gz, .xz) or not.")
-            found += inside
+            files += inside
         elif not path.exists():
             raise InputError(f"{path} does not exist. Give a text file, JSON lines, PubMed XML or a folder of them.")
         else:
-            found.append(path)
-    return found
+            files.append(path)
+    return files
 
 
 def _kind(path: Path) -> str:
@@ -39,10 +40,10 @@ def _kind(path: Path) -> str:
 
 
 def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
-    """Read a file's documents.
+    """Stream a file's documents.
 
-    Text: a blank line between documents. JSON lines: the text under `json_key`. XML of PubMed or MEDLINE: title and
-    abstract of each article.
+    Text: documents separated by blank lines. JSON lines: the string under `json_key` of each object. PubMed or MEDLINE
+    XML: title and abstract of each article.
     """
     reader: Callable[[Path, IO[bytes], str], Iterator[str]] = {
         ".jsonl": _read_json,
@@ -53,7 +54,7 @@ def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:  # type: ignore[operator]
             yield from reader(path, file, json_key)
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is damaged or cut off: {error}. Get it again.") from None
+        raise InputError(f"{path} is damaged or truncated: {error}. Download it again.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder.") from None
     except OSError as error:
@@ -93,7 +94,7 @@ def _read_json(path: Path, file: IO[bytes], key: str) -> Iterator[str]:
             raise InputError(f"{path}:{number}: not JSON. Write one JSON object a line.") from None
         text = row.get(key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            raise InputError(f"{path}:{number}: there is no text under {key!r}. Name its key: --json_key.")
+            raise InputError(f"{path}:{number}: there is no string under {key!r}. Name its key: --json_key.")
         if text.strip():
             yield text.strip()
 
@@ -106,11 +107,11 @@ def _read_pubmed(path: Path, file: IO[bytes], _: str) -> Iterator[str]:
             root = element if root is None else root
             if event == "end" and element.tag in ("PubmedArticle", "MedlineCitation") and element is not root:
                 if element.tag == "MedlineCitation" and root.tag == "PubmedArticleSet":
-                    continue  # inside of its PubmedArticle, which comes next
+                    continue  # part of a PubmedArticle, whose end comes later
                 parts = [*element.iterfind(".//ArticleTitle"), *element.iterfind(".//Abstract/AbstractText")]
-                texts = [" ".join("".join(part.itertext()).split()) for part in parts]
-                if any(texts):
-                    yield "\n".join(filter(None, texts))
-                root.clear()  # else the tree would grow
+                paragraphs = [" ".join("".join(part.itertext()).split()) for part in parts]
+                if any(paragraphs):
+                    yield "\n".join(filter(None, paragraphs))
+                root.clear()  # keeps memory flat
     except ElementTree.ParseError as error:
-        raise InputError(f"{path}:{error.position[0]}: not XML: {error}. Get the file again.") from None
+        raise InputError(f"{path}:{error.position[0]}: not XML: {error}. Download the file again.") from None

@@ -1,4 +1,4 @@
-"""Read JSON lines: one object a line."""
+"""JSON lines: one object a line, in UTF-8. Recognized by its suffix: .jsonl, .json or .ndjson."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
 def read_json_lines(path: Path) -> list[Row]:
-    """Read one JSON object a line; empty lines are left out."""
+    """Read a row from each line; empty lines are left out."""
     lines = enumerate(read_lines(path), start=1)
     return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
 def json_row(line: str, place: str) -> Row:
-    """Read a JSON object from a line."""
+    """Parse a line's JSON object."""
     try:
         values = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""Text without its marks and capitals, and with them again.
+"""Punctuation and capitalization labels of words: read from a text, and restored in one without.
 
-A word is what stands between blanks or dashes, without the punctuation at its ends. Each has a mark (the first of the
-known marks behind it, O for none) and a case: U, its first letter is a capital; A, it is all capitals; O, else.
+A word is a maximal run without blanks and dashes, less the punctuation at its ends. Its label is a mark (the first of
+the known marks after it, O for none) and a case: U for a capital first letter, A for all capitals, O else.
 """
 
 import re
@@ -17,7 +17,7 @@ _PIECES = re.compile(r"(?:(?!--|—|–)\S)+")
 
 @dataclass(frozen=True)
 class Word:
-    """Characters [start, end) of a text, with the mark behind them and the case that they are written in."""
+    """Characters [start, end) of a text, with the mark after them and their case."""
 
     start: int
     end: int
@@ -26,7 +26,7 @@ class Word:
 
 
 def find_words(text: str, marks: str) -> list[Word]:
-    """Find a text's words and what would be lost if they were lower-cased and without punctuation."""
+    """Find the words of a text with their marks and cases."""
     words = []
     for match in _PIECES.finditer(text):
         start, end = match.span()
@@ -36,32 +36,31 @@ def find_words(text: str, marks: str) -> list[Word]:
             end -= 1
         if start < end:
             mark = next((letter for letter in text[end : match.end()] if letter in marks), NONE)
-            words.append(Word(start, end, mark, case_of(text[start:end])))
+            words.append(Word(start, end, mark, _case_of(text[start:end])))
         elif words and words[-1].mark == NONE and text[match.start()] in marks:
-            words[-1] = replace(words[-1], mark=text[match.start()])  # a mark that stands by itself
+            words[-1] = replace(words[-1], mark=text[match.start()])  # a mark between blanks
     return words
 
 
-def case_of(word: str) -> str:
-    """Tell how a word is written."""
+def _case_of(word: str) -> str:
     letters = [letter for letter in word if letter.isupper() or letter.islower()]
     if len(letters) > 1 and all(letter.isupper() for letter in letters):
         return ALL_CAPITALS
     return CAPITALIZED if word[:1].isupper() else NONE
 
 
-def in_case(word: str, case: str) -> str:
-    """Write a word in a case; one that has capitals already keeps them."""
+def _in_case(word: str, case: str) -> str:
+    # A word that has capitals already keeps them.
     if case == NONE or word != word.lower():
         return word
     return word.upper() if case == ALL_CAPITALS else word[:1].upper() + word[1:]
 
 
 def restore(text: str, words: Sequence[Word], marks: Sequence[str], cases: Sequence[str]) -> str:
-    """Write a text with the marks and cases given for its words; what it has of them already stays."""
+    """Add the marks and capitals given for each word of a text, keeping those that are there."""
     parts, done = [], 0
     for word, mark, case in zip(words, marks, cases, strict=True):
-        parts += [text[done : word.start], in_case(text[word.start : word.end], case)]
+        parts += [text[done : word.start], _in_case(text[word.start : word.end], case)]
         if mark != NONE and word.mark == NONE and text[word.end : word.end + 1] not in _SENTENCE_MARKS:
             parts.append(mark)
         done = word.end

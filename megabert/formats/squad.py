@@ -1,7 +1,7 @@
-"""SQuAD's JSON files, versions 1.1 and 2.0: read, checked, flattened to one example a question.
+"""SQuAD's JSON files, versions 1.1 and 2.0, flattened to one example per question.
 
-Source: https://rajpurkar.github.io/SQuAD-explorer/. A file is
-{"version": ..., "data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [{"id", "question", "answers"}]}]}]}.
+Format: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers",
+"is_impossible"}]}]}]}; an answer is {"text", "answer_start"}. Source: https://rajpurkar.github.io/SQuAD-explorer/.
 """
 
 import json
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .text_lines import read_text
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A text, and the character of the context at which it starts (None where the file does not say)."""
+    """An answer's text, and the character of the context at which it starts (None where the file has no start)."""
 
     text: str
     start: int | None
@@ -23,7 +24,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """A question about a context. `answers` is empty if it has none in the context, None if the file gives none."""
+    """A question about a context; `answers` is empty if the context has no answer, None if the file has no answers."""
 
     id: str
     question: str
@@ -32,8 +33,14 @@ class Example:
 
 
 def read_squad(path: Path) -> list[Example]:
-    """Read a file; raises InputError with the place in it if it is not SQuAD JSON or contradicts itself."""
-    content = _read_json(path)
+    """Read a file. Raises InputError with the location in it if it is not SQuAD JSON or contradicts itself."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply for a SQuAD file.") from None
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         raise InputError(f'{path} is not a SQuAD file: expected {{"data": [{{"paragraphs": [...]}}, ...]}}.')
@@ -43,26 +50,9 @@ def read_squad(path: Path) -> list[Example]:
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
-            raise InputError(f"{path}: two questions have the id {example.id!r}. Give each its own.")
+            raise InputError(f"{path}: two questions have the id {example.id!r}. Make each id unique.")
         seen.add(example.id)
     return examples
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Give the path of a SQuAD JSON file.") from None
-    if not text.strip():
-        raise InputError(f"{path} is empty. Give a SQuAD JSON file.")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply for a SQuAD file.") from None
 
 
 def _examples(data: list[Any], path: Path) -> Iterator[Example]:
@@ -98,10 +88,9 @@ def _answer(item: Any, context: str, place: str) -> Answer:
     start = _get(item, "answer_start", int, f"{place}.answers")
     if start < 0 or context[start : start + len(text)] != text:
         real = context.find(text)
-        remedy = f"it stands at {real}: correct answer_start" if real >= 0 else "nor anywhere else: correct the answer"
-        raise InputError(
-            f"{place}: the answer {_shorten(text)!r} is not at character {start} of its context; {remedy}."
-        )
+        remedy = f"it starts at {real}: correct answer_start" if real >= 0 else "nor anywhere else: correct the answer"
+        shown = text if len(text) <= 60 else f"{text[:60]}..."
+        raise InputError(f"{place}: the answer {shown!r} is not at character {start} of its context; {remedy}.")
     return Answer(text, start)
 
 
@@ -113,7 +102,3 @@ def _get(owner: Any, key: str, expected: type | tuple[type, ...], place: str) ->
         wanted = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
         raise InputError(f"{place}: {key} is a {type(value).__name__}; expected {wanted}.")
     return value
-
-
-def _shorten(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,6 +1,7 @@
-"""File formats that several tasks share: text lines, tab-separated tables, JSON lines, CoNLL's columns.
+"""Tab-separated tables, with or without a header.
 
-Every reader raises InputError with file, line and remedy; no line is skipped unsaid.
+A first line is a header if it has two columns or more, all of known names, or if it has more columns than a table
+without header and at least two known names. Tabs cannot be quoted. Raises InputError with file, line and remedy.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,17 @@ from .text_lines import read_lines
 
 
 def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: Sequence[str]) -> list[Row]:
-    """Take records from a file's lines, tab-separated with a header of known names, or without one.
+    """Parse a file's lines as a table; `known` are the names of a header.
 
-    `columns` are those of a table without header, in order; the last ones may be absent in all rows.
+    `columns` names the columns of a table without header, in order; the last ones may be absent in all rows.
     """
     rows = split_lines(path, lines)
     header = [name.strip().lower() for name in rows[0][0]]
-    names_all = len(header) > 1 and all(name in known for name in header)
-    # Of more columns than a table without header may have, others than the known ones are left unread.
-    if names_all or (len(header) > len(columns) and len(set(known) & set(header)) > 1):
+    is_known = len(header) > 1 and all(name in known for name in header)
+    if is_known or (len(header) > len(columns) and len(set(known) & set(header)) > 1):
         names, rows = header, rows[1:]
         if len(set(names)) < len(names):
-            raise InputError(f"{path}:1: a column's name stands twice: {', '.join(names)}. Give each its own.")
+            raise InputError(f"{path}:1: a column's name appears twice: {', '.join(names)}. Make each name unique.")
     else:
         width = len(rows[0][0])
         if not 1 <= width <= len(columns):
@@ -44,10 +44,10 @@ def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: 
 
 
 def split_rows(path: Path) -> list[tuple[list[str], str]]:
-    """Read tab-separated rows, empty lines left out: their columns, and their places for messages."""
+    """Read tab-separated rows, without empty lines: the columns and the location of each."""
     return split_lines(path, read_lines(path))
 
 
 def split_lines(path: Path, lines: Sequence[str]) -> list[tuple[list[str], str]]:
-    """Cut a file's lines at tabs, as `split_rows` reads them."""
+    """Split a file's lines at tabs, as `split_rows` does."""
     return [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]

@@ -1,12 +1,12 @@
-"""Read a UTF-8 text file as lines, with file, line and remedy in every error."""
+"""UTF-8 text files as lines; every error names file, line and remedy."""
 
 from pathlib import Path
 
 from ..errors import InputError
 
 
-def read_lines(path: Path) -> list[str]:
-    """Read a text file's lines without their ends (LF or CRLF); a byte-order mark at the start is dropped."""
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file; a byte-order mark at the start is dropped. Raises InputError if it is empty."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -20,6 +20,12 @@ def read_lines(path: Path) -> list[str]:
         ) from None
     if not text.strip():
         raise InputError(f"{path} is empty.")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a text file's lines without their ends (LF, CRLF, or CR alone)."""
+    text = read_text(path)
     if "\0" in text:
         raise InputError(
             f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character. Is this a text file?"
@@ -30,5 +36,5 @@ def read_lines(path: Path) -> list[str]:
 
 
 def blank_split(line: str) -> list[str]:
-    """Cut a line at blanks and tabs; other white space, such as U+00A0, is part of a word."""
+    """Split a line at blanks and tabs; other white space, such as U+00A0, is part of a word."""
     return [word for word in line.replace("\t", " ").split(" ") if word]

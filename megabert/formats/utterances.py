@@ -1,4 +1,8 @@
-"""Utterances with an intent and a slot for each word, in the formats that they are passed around in."""
+"""Utterances with an intent and a slot tag for each word.
+
+Formats: a folder with the seq.in, seq.out and label of ATIS and SNIPS; NeMo's PREFIX.tsv and PREFIX_slots.tsv with
+the dictionaries of intents and slots beside them; JSON lines; lines of plain text. Recognized by `utterance_files`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
 
 @dataclass(frozen=True)
 class Utterance:
-    """Words (or a text that is not cut into words) with slots and intents, None where the data have none."""
+    """Words (or a string not yet split into words) with slot tags and intents, None where the data have none."""
 
     words: tuple[str, ...] | str
     tags: tuple[str, ...] | None
@@ -27,7 +31,7 @@ class Utterance:
 
 
 def utterance_files(path: Path) -> list[str]:
-    """List the files that belong together: of a folder, of NeMo's PREFIX.tsv or PREFIX, or the one file itself."""
+    """List the files that make up a set: those of a folder, of NeMo's PREFIX.tsv or PREFIX, or the one file itself."""
     if path.is_dir():
         return [str(path / name) for name in SEQUENCE_FILES]
     if path.is_file() and path.suffix != ".tsv":
@@ -38,22 +42,22 @@ def utterance_files(path: Path) -> list[str]:
 
 
 def read_utterances(paths: Sequence[Path]) -> list[Utterance]:
-    """Read the files that `utterance_files` listed. Raises InputError with the place of what does not fit."""
+    """Read the files that `utterance_files` listed. Raises InputError with the location of an error."""
     if len(paths) == 1:
-        return _read_one(paths[0])
+        return _read_file(paths[0])
     if len(paths) == len(SEQUENCE_FILES):
         return _read_folder(paths)
     return _read_nemo(*paths)
 
 
-def _read_one(path: Path) -> list[Utterance]:
+def _read_file(path: Path) -> list[Utterance]:
     if path.suffix in JSON_SUFFIXES:
-        return [_of_json(row) for row in read_json_lines(path)]
+        return [_from_json(row) for row in read_json_lines(path)]
     lines = enumerate(read_lines(path), start=1)
     return [Utterance(line, None, None, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
-def _of_json(row: Row) -> Utterance:
+def _from_json(row: Row) -> Utterance:
     name = str(row.values.get("id", ""))
     if "tokens" not in row.values:
         return Utterance(row.text("text"), None, None, row.place, name)
@@ -67,40 +71,39 @@ def _of_json(row: Row) -> Utterance:
 
 
 def _read_folder(paths: Sequence[Path]) -> list[Utterance]:
-    texts, tags, labels = (read_lines(path) for path in paths)
-    if not len(texts) == len(tags) == len(labels):
+    sentences, slots, labels = (read_lines(path) for path in paths)
+    if not len(sentences) == len(slots) == len(labels):
         raise InputError(
-            f"{paths[0].parent}: seq.in has {len(texts)} lines, seq.out {len(tags)}, label {len(labels)}. Each "
+            f"{paths[0].parent}: seq.in has {len(sentences)} lines, seq.out {len(slots)}, label {len(labels)}. Each "
             "utterance needs its line in all three."
         )
-    found = []
-    for number, (text, own, label) in enumerate(zip(texts, tags, labels, strict=True), start=1):
-        if not text.strip() or not label.strip():
-            empty = paths[2] if text.strip() else paths[0]
+    utterances = []
+    for number, (sentence, tags, label) in enumerate(zip(sentences, slots, labels, strict=True), start=1):
+        if not sentence.strip() or not label.strip():
+            empty = paths[2] if sentence.strip() else paths[0]
             raise InputError(f"{empty}:{number}: the line is empty. Fill it, or remove it from all three files.")
-        found.append(
-            Utterance(tuple(blank_split(text)), tuple(blank_split(own)), (label.strip(),), f"{paths[0]}:{number}")
-        )
-    return found
+        words = tuple(blank_split(sentence))
+        utterances.append(Utterance(words, tuple(blank_split(tags)), (label.strip(),), f"{paths[0]}:{number}"))
+    return utterances
 
 
-def _read_nemo(texts: Path, slots: Path, intents_file: Path, slots_file: Path) -> list[Utterance]:
-    rows = split_rows(texts)[1:]
-    tags = [(line, number) for number, line in enumerate(read_lines(slots), start=1) if line.strip()]
+def _read_nemo(table: Path, slots: Path, intents_file: Path, slots_file: Path) -> list[Utterance]:
+    rows = split_rows(table)[1:]
+    tag_lines = [(line, number) for number, line in enumerate(read_lines(slots), start=1) if line.strip()]
     intents, names = ([line.strip() for line in read_lines(file)] for file in (intents_file, slots_file))
-    if len(rows) != len(tags):
-        raise InputError(f"{texts} has {len(rows)} utterances below its header, {slots} has {len(tags)} lines.")
-    found = []
-    for (columns, place), (line, number) in zip(rows, tags, strict=True):
+    if len(rows) != len(tag_lines):
+        raise InputError(f"{table} has {len(rows)} utterances below its header, {slots} has {len(tag_lines)} lines.")
+    utterances = []
+    for (columns, place), (line, number) in zip(rows, tag_lines, strict=True):
         if len(columns) != 2 or not columns[0].strip():
             raise InputError(f"{place}: expected a sentence, a tab and the number of its intent.")
-        own = tuple(_named(intents, item, place, intents_file) for item in columns[1].split(","))
-        filled = tuple(_named(names, item, f"{slots}:{number}", slots_file) for item in blank_split(line))
-        found.append(Utterance(tuple(blank_split(columns[0])), filled, own, place))
-    return found
+        own = tuple(_look_up(intents, item, place, intents_file) for item in columns[1].split(","))
+        tags = tuple(_look_up(names, item, f"{slots}:{number}", slots_file) for item in blank_split(line))
+        utterances.append(Utterance(tuple(blank_split(columns[0])), tags, own, place))
+    return utterances
 
 
-def _named(names: Sequence[str], item: str, place: str, source: Path) -> str:
+def _look_up(names: Sequence[str], item: str, place: str, source: Path) -> str:
     if not item.strip().isdecimal() or int(item) >= len(names):
         raise InputError(f"{place}: {item.strip()!r} is no number of the {len(names)} lines of {source}, from 0 on.")
     return names[int(item)]

@@ -1,4 +1,8 @@
-"""SQuAD 1.1 and 2.0: exact match and F1 of answers, and the best no-answer threshold."""
+"""Exact match and F1 of SQuAD 1.1 and 2.0, and the best no-answer threshold.
+
+As the authors' scripts `evaluate-v1.1.py` and `evaluate-v2.0.py` compute them (Rajpurkar et al. 2016, arXiv:1606.05250;
+Rajpurkar et al. 2018, arXiv:1806.03822).
+"""
 
 import math
 import re
@@ -10,15 +14,13 @@ from itertools import groupby
 from ..errors import InputError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower the case, drop ASCII punctuation, drop the articles a, an and the, and tidy white space.
+    """Lower-case, drop ASCII punctuation, drop the articles a, an and the, and collapse white space.
 
-    The order is that of both official scripts and matters: "a-b" becomes "ab", "A. b" becomes "b".
+    The order is that of both official scripts, and it matters: "a-b" becomes "ab", "A. b" becomes "b".
     Punctuation outside ASCII stays; white space and word boundaries are those of Unicode.
     """
     without_punctuation = text.lower().translate(WITHOUT_PUNCTUATION)
@@ -53,7 +55,7 @@ def squad_v1(gold: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) 
 
     Both arguments map question ids: to all gold answers, and to the predicted text. A question without a
     prediction counts as 0 and stays in `total`; a prediction for an unknown id changes nothing. `missing`
-    and `unknown` say how many there were.
+    and `unknown` are their numbers.
     Raises InputError if there is no question, or one without gold answers; the official script fails
     there too.
     Source: evaluate-v1.1.py.
@@ -87,9 +89,9 @@ def squad_v2(
 
     A question without a prediction counts as 0, in its group and over all. The official script has no
     result for such a file: it leaves the question out of the mean over all, then stops with a KeyError in
-    its group. The mean that it was about to print is `exact_match * total / (total - missing)`, and the
-    same for F1. A prediction for an unknown id changes nothing. `missing` and `unknown` say how many
-    there were.
+    its group. The mean that it would have printed is `exact_match * total / (total - missing)`, and the
+    same for F1. A prediction for an unknown id changes nothing. `missing` and `unknown` are their
+    numbers.
     Raises InputError if there is no question, or if `null_scores` lacks one that was predicted.
     Source: evaluate-v2.0.py.
     """
@@ -122,9 +124,9 @@ def squad_best_threshold(
 
     It differs from the sweep of the official script in three cases, to report what a threshold can really
     reach. Questions with equal null scores are answered together; the official sweep may stop between two
-    of them, and so report a score out of reach. If it is best to answer nothing, the threshold is below
+    of them, and so report a score out of reach. If it is best to answer no question, the threshold is below
     all null scores, which the official 0 need not be. And "the" as the answer to a question that has none
-    counts as "", as it does in the official score, while the official sweep takes it for a wrong answer.
+    counts as "", as in the official score, while the official sweep counts it as a wrong answer.
     Raises InputError as `squad_v2` does, and for null scores that are not finite.
     Source: evaluate-v2.0.py, find_best_thresh.
     """
@@ -166,7 +168,7 @@ def _squad_v2_scores(
 def _best_scores(
     gold: Mapping[str, Sequence[str]], predictions: Mapping[str, str], score: Callable[[str, str], float]
 ) -> dict[str, float]:
-    """Score each predicted question by the gold answer that suits it best, in the order of `gold`."""
+    """Score each predicted question by its best gold answer, in the order of `gold`."""
     return {
         question_id: max(score(predictions[question_id], answer) for answer in answers)
         for question_id, answers in gold.items()

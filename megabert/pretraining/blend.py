@@ -1,8 +1,8 @@
-"""Several corpora as one: how many texts of each make an epoch, and which.
+"""Blending of corpora with weights: which sequences of each corpus make up an epoch.
 
-Without weights an epoch is every text of every corpus once. With weights it is as many texts, of each corpus its
-share; each corpus goes through its own texts in passes, in a new order each time, so that none is seen more often than
-another of the same corpus.
+Without weights, an epoch has every sequence of every corpus once. With weights, it has the same number of sequences,
+each corpus by its weight. A corpus is sampled in passes over all its sequences, each pass shuffled anew, so that no
+sequence is sampled more often than another of the same corpus.
 """
 
 import hashlib
@@ -18,39 +18,39 @@ from numpy.typing import NDArray
 from ..data.packing import Features, ResampledFeatures
 from ..errors import ConfigError, InputError
 
-# What keeps the orders of passes apart from other numbers that come from the same seed.
+# Separates the shuffling of passes from other random streams of the same seed.
 ORDER_STREAM = 11
 
 
 class SequenceCorpus(ABC):
-    """A corpus that is cut into texts; what is drawn in them (masks, order) is another in each pass."""
+    """A corpus divided into sequences; what is random in them (masks, order) is resampled in each pass."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Count the texts; as many in each pass."""
+        """Count the sequences of a pass; every pass has the same number."""
 
     @abstractmethod
     def lengths(self, number: int) -> NDArray[np.int64]:
-        """Count the tokens of each text of a pass."""
+        """Count the tokens of each sequence of a pass."""
 
     @abstractmethod
     def sequence(self, index: int, number: int) -> Features:
-        """Make one text of a pass."""
+        """Make one sequence of a pass."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Digest what the texts are made from."""
+        """Digest the data and settings that determine the sequences."""
 
 
 @dataclass(frozen=True)
 class Blend(ResampledFeatures):
-    """The texts of one epoch of one corpus or several; the notes of each are the number of its corpus."""
+    """The sequences of one epoch of one corpus or several; the notes of each are the index of its corpus."""
 
     corpora: Sequence[SequenceCorpus]
     weights: Sequence[float] | None
     seed: int
     epoch: int = 0
-    _passes: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict, compare=False, repr=False)
+    _orders: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def _quotas(self) -> list[int]:
@@ -62,58 +62,53 @@ class Blend(ResampledFeatures):
         return np.cumsum(self._quotas)
 
     def resampled(self, epoch: int) -> "Blend":
-        """Give the texts of an epoch."""
+        """Return the sequences of an epoch."""
         return self if epoch == self.epoch else replace(self, epoch=epoch)
 
     def __len__(self) -> int:
-        """Count the texts of an epoch."""
+        """Count the sequences of an epoch."""
         return int(self._ends[-1])
 
     def sequence(self, index: int) -> Features:
-        """Make a text."""
+        """Make a sequence."""
         source = int(np.searchsorted(self._ends, index, side="right"))
-        number, place = divmod(self._drawn_before(source) + index - self._start(source), len(self.corpora[source]))
-        return replace(self.corpora[source].sequence(int(self._order(source, number)[place]), number), notes=source)
+        within = index - int(self._ends[source]) + self._quotas[source]
+        number, position = divmod(self.epoch * self._quotas[source] + within, len(self.corpora[source]))
+        return replace(self.corpora[source].sequence(int(self._order(source, number)[position]), number), notes=source)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Count each text's tokens."""
+        """Count the tokens of each sequence."""
         return np.concatenate([self._lengths_of(source) for source in range(len(self.corpora))])
 
     def fingerprint(self) -> str:
-        """Digest the corpora and how they are mixed."""
+        """Digest the corpora and how they are blended."""
         facts = [*(corpus.fingerprint() for corpus in self.corpora), str(self.weights), str(self.seed)]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
-    def _start(self, source: int) -> int:
-        return int(self._ends[source]) - self._quotas[source]
-
-    def _drawn_before(self, source: int) -> int:
-        return self.epoch * self._quotas[source]
-
     def _lengths_of(self, source: int) -> NDArray[np.int64]:
-        corpus, first = self.corpora[source], self._drawn_before(source)
-        numbers, places = np.divmod(np.arange(first, first + self._quotas[source]), max(len(corpus), 1))
+        corpus, first = self.corpora[source], self.epoch * self._quotas[source]
+        numbers, positions = np.divmod(np.arange(first, first + self._quotas[source]), max(len(corpus), 1))
         parts = [
-            corpus.lengths(int(number))[self._order(source, int(number))[places[numbers == number]]]
+            corpus.lengths(int(number))[self._order(source, int(number))[positions[numbers == number]]]
             for number in np.unique(numbers)
         ]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def _order(self, source: int, number: int) -> NDArray[np.int64]:
-        """Order a corpus's texts for a pass; where an epoch is a pass, the loader's own order will do."""
+        """Shuffle a corpus for a pass; not needed where an epoch is a pass, because the batch sampler shuffles it."""
         size = len(self.corpora[source])
         if size == self._quotas[source]:
             return np.arange(size)
-        if (source, number) not in self._passes:
-            for old in [key for key in self._passes if key[0] == source and key[1] < number - 1]:
-                del self._passes[old]
+        if (source, number) not in self._orders:
+            for old in [key for key in self._orders if key[0] == source and key[1] < number - 1]:
+                del self._orders[old]
             random = np.random.default_rng([self.seed, ORDER_STREAM, source, number])
-            self._passes[source, number] = random.permutation(size)
-        return self._passes[source, number]
+            self._orders[source, number] = random.permutation(size)
+        return self._orders[source, number]
 
 
 def check_vocabulary(largest: int, vocabulary_size: int, source: str) -> None:
-    """Refuse token files that hold tokens beyond the vocabulary. Raises InputError."""
+    """Raise InputError if the largest token of a corpus is not in the vocabulary."""
     if largest >= vocabulary_size:
         raise InputError(
             f"{source} holds the token {largest}; the vocabulary has {vocabulary_size}. "
@@ -122,16 +117,15 @@ def check_vocabulary(largest: int, vocabulary_size: int, source: str) -> None:
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """Cut a number into whole parts in proportion to weights, by largest remainders."""
+    """Divide a number into integers proportional to weights, by the largest-remainder method."""
     exact = np.array(weights, dtype=float) / sum(weights) * total
-    parts = np.floor(exact).astype(np.int64)
-    for place in np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]:
-        parts[place] += 1
-    return [int(part) for part in parts]
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]] += 1
+    return [int(count) for count in counts]
 
 
 def parse_blend(items: Sequence[Any], key: str) -> tuple[list[str], list[float] | None]:
-    """Read [PREFIX, ...] or Megatron-LM's [WEIGHT, PREFIX, WEIGHT, PREFIX, ...]: prefixes, and weights if given.
+    """Parse [PREFIX, ...] or Megatron-LM's [WEIGHT, PREFIX, WEIGHT, PREFIX, ...] to prefixes, and weights if given.
 
     Raises ConfigError for anything else.
     """

@@ -1,9 +1,8 @@
-"""A corpus for pre-training: documents to Megatron-LM's token files, in parallel, without duplicates, resumable.
+"""Resumable, parallel building of pre-training corpora: documents to Megatron-LM's token files, deduplicated.
 
-Documents are handed in units of about a megabyte to processes that cut them into sentences and tokenize them; each
-unit becomes a file in PREFIX.work, whole or not there, so that a build that was stopped goes on where it was. At the
-end the units are joined, and documents whose text came before are left out. Memory holds a few units, 8 bytes a
-document and 4 a sequence.
+Worker processes split units of about a megabyte into sentences and tokenize them; each unit is written atomically to
+PREFIX.work, so that an interrupted build resumes. At the end the units are merged without duplicate documents. Memory
+holds a few units, 8 bytes per document and 4 per sequence.
 """
 
 import hashlib
@@ -33,25 +32,25 @@ UNIT_CHARACTERS = 1_000_000
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How a corpus is made."""
+    """Settings of a corpus build; an interrupted build resumes only with equal settings."""
 
     vocab_file: str
     """WordPiece vocabulary, or GPT-2's vocab.json."""
     merges_file: str | None = None
     """GPT-2's merges.txt; None: the one beside vocab.json."""
     lower_case: bool | None = None
-    """Lower-case the text and strip accents; None: as the vocabulary says."""
+    """Lower-case the text and strip accents; None: if the vocabulary has no capitals."""
     by_sentence: bool = True
-    """A sequence is a sentence (BERT with sentence order); false: a whole document."""
+    """A sequence is a sentence (BERT with sentence-order prediction); false: a whole document."""
     append_end: bool = False
     """End each document with the end-of-text token (GPT)."""
     json_key: str = "text"
-    """Where JSON lines have the text."""
+    """The key of the text in JSON lines."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made of its input."""
+    """Counts of a finished build; `num_documents` leaves out duplicates and empty documents."""
 
     num_documents: int
     num_duplicates: int
@@ -68,33 +67,35 @@ def build(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> BuildReport:
-    """Build PREFIX.bin and PREFIX.idx; `progress` is told the units that are done and the documents read so far.
+    """Build PREFIX.bin and PREFIX.idx; `progress` receives the numbers of finished units and of documents read.
 
-    Raises InputError for input that cannot be read, and where the files are there already.
+    Raises InputError for input that cannot be read, and if the files exist already.
     """
     for file in files_of(prefix):
         if file.exists():
             raise InputError(f"{file} exists already. Remove it, or choose another prefix.")
     files = corpus_files(inputs)
-    work = _open_work(prefix, files, settings)
+    work = _open_work_folder(prefix, files, settings)
     num_units = _tokenize_all(files, work, settings, workers, progress)
-    report = _join(work, num_units, prefix, token_dtype(len(_tokenizer(settings))))
+    report = _merge(work, num_units, prefix, token_dtype(len(_tokenizer(settings))))
     shutil.rmtree(work)
     return report
 
 
-def _open_work(prefix: Path, files: Sequence[Path], settings: BuildSettings) -> Path:
-    """Make the folder of units, or take up one that was made of the same input with the same settings."""
+def _open_work_folder(prefix: Path, files: Sequence[Path], settings: BuildSettings) -> Path:
+    """Create the folder of units, or reuse one of the same input and settings."""
     work = prefix.with_name(f"{prefix.name}.work")
     stamps = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     contents = "".join(_tokenizer(settings).files().values())
     vocabulary = hashlib.sha256(contents.encode()).hexdigest()
-    facts = json.dumps({"settings": asdict(settings), "vocabulary": vocabulary, "files": stamps}, indent=1)
+    description = json.dumps({"settings": asdict(settings), "vocabulary": vocabulary, "files": stamps}, indent=1)
     made_of = work / "made_of.json"
-    if made_of.is_file() and made_of.read_text(encoding="utf-8") != facts:
-        raise InputError(f"{work} is of a build with other input or settings. Remove it, or choose another prefix.")
+    if made_of.is_file() and made_of.read_text(encoding="utf-8") != description:
+        raise InputError(
+            f"{work} belongs to a build with other input or settings. Remove it, or choose another prefix."
+        )
     work.mkdir(parents=True, exist_ok=True)
-    atomic_write(made_of, facts)
+    atomic_write(made_of, description)
     return work
 
 
@@ -146,7 +147,7 @@ def _tokenize_all(
             pool.shutdown(cancel_futures=True)
             raise
     if not num_units:
-        raise InputError(f"{', '.join(map(str, files[:3]))} hold no text.")
+        raise InputError(f"{', '.join(map(str, files[:3]))} contain no text.")
     return num_units
 
 
@@ -154,7 +155,7 @@ _worker: dict[str, Tokenizer] = {}
 
 
 def _start_worker(settings: BuildSettings) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallel part
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the worker processes are parallel already
     _worker["tokenizer"] = _tokenizer(settings)
 
 
@@ -167,21 +168,25 @@ def _tokenizer(settings: BuildSettings) -> Tokenizer:
 
 def _tokenize_unit(documents: Sequence[str], target: Path, settings: BuildSettings) -> None:
     tokenizer = _worker["tokenizer"]
-    texts: list[str] = []
-    owners: list[int] = []
+    pieces: list[str] = []
+    owners: list[int] = []  # the document of each piece
     for number, document in enumerate(documents):
-        paragraphs = document.split("\n")
         if settings.by_sentence:
-            pieces = [part[start:end] for part in paragraphs for start, end in split_sentences(part)]
+            paragraphs = document.split("\n")
+            split = [part[start:end] for part in paragraphs for start, end in split_sentences(part)]
         else:
-            pieces = [document]
-        texts += pieces
-        owners += [number] * len(pieces)
-    encoded = tokenizer.encode_ids(texts)
+            split = [document]
+        pieces += split
+        owners += [number] * len(split)
+    encoded = tokenizer.encode_ids(pieces)
     kept = [(ids, owner) for ids, owner in zip(encoded, owners, strict=True) if len(ids)]
     if settings.append_end:
-        kept = _with_ends(kept, tokenizer.end_id)
-    digests = [hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest() for text in documents]
+        is_last = [n + 1 == len(kept) or kept[n + 1][1] != owner for n, (_, owner) in enumerate(kept)]
+        kept = [
+            (np.append(ids, tokenizer.end_id) if last else ids, owner)
+            for (ids, owner), last in zip(kept, is_last, strict=True)
+        ]
+    digests = [hashlib.blake2b(" ".join(document.split()).encode(), digest_size=8).digest() for document in documents]
     arrays = {
         "tokens": np.concatenate([ids for ids, _ in kept]) if kept else np.zeros(0, dtype=np.int64),
         "lengths": np.array([len(ids) for ids, _ in kept], dtype=np.int32),
@@ -194,16 +199,10 @@ def _tokenize_unit(documents: Sequence[str], target: Path, settings: BuildSettin
     atomic_write(target, content.getvalue())
 
 
-def _with_ends(kept: Sequence[tuple[NDArray[np.int64], int]], end_id: int) -> list[tuple[NDArray[np.int64], int]]:
-    """Put the end-of-text token behind the last sequence of each document."""
-    is_last = [at + 1 == len(kept) or kept[at + 1][1] != owner for at, (_, owner) in enumerate(kept)]
-    return [(np.append(ids, end_id) if ends else ids, owner) for (ids, owner), ends in zip(kept, is_last, strict=True)]
-
-
-def _join(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]) -> BuildReport:
-    """Join the units, without documents that came before and those without a token."""
+def _merge(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]) -> BuildReport:
+    """Merge the units without duplicates of earlier documents and documents without a token."""
     units = [work / f"{number:08d}.npz" for number in range(num_units)]
-    digests = np.concatenate([_read_array(unit, "digests") for unit in units])
+    digests = np.concatenate([_read_digests(unit) for unit in units])
     is_first = np.zeros(len(digests), dtype=np.bool_)
     is_first[np.unique(digests, return_index=True)[1]] = True
     num_documents = num_empty = num_sequences = num_tokens = done = 0
@@ -223,6 +222,6 @@ def _join(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic])
     return BuildReport(num_documents, int((~is_first).sum()), num_empty, num_sequences, num_tokens)
 
 
-def _read_array(unit: Path, name: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def _read_digests(unit: Path) -> NDArray[np.uint64]:
     with np.load(unit, allow_pickle=False) as arrays:
-        return arrays[name]
+        return np.asarray(arrays["digests"])

@@ -1,1 +1,1 @@
-"""Text to token ids: WordPiece, byte-level BPE, word and sentence splitting."""
+"""Strings to token ids: WordPiece, byte-level BPE; splitting into words and sentences."""

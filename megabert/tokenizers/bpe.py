@@ -1,7 +1,6 @@
-"""GPT-2's byte-level byte-pair encoding, and how a tokenizer is made of the files that a checkpoint has.
+"""GPT-2's byte-level byte-pair encoding, on Hugging Face's `tokenizers` (Rust).
 
-The work is done by Hugging Face's `tokenizers` (Rust).
-Source of the files' format: encoder.py of https://github.com/openai/gpt-2.
+Source of the format of vocab.json and merges.txt: encoder.py of https://github.com/openai/gpt-2.
 """
 
 import json
@@ -16,33 +15,31 @@ from ..errors import CheckpointError, ConfigError
 from .wordpiece import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-
-
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
 
 class BytePairTokenizer(Tokenizer):
-    """Text to ids by a vocab.json and a merges.txt; every text has ids, and they give it back.
+    """Byte-level BPE by a vocab.json and a merges.txt: every string has token ids, and decoding them restores it.
 
-    There are no [CLS], [SEP] and [MASK]: a task that asks for them is answered with a ConfigError.
+    It has no [CLS], [SEP] and [MASK]: their ids raise ConfigError.
     """
 
     def __init__(self, vocabulary: bytes, merges: bytes, *, source: str = "vocab.json") -> None:
-        """Raise CheckpointError if the files' contents are none of GPT-2's make."""
+        """Raise CheckpointError if the files do not have GPT-2's format."""
         try:
             ids = {str(token): int(index) for token, index in json.loads(vocabulary).items()}
             lines = merges.decode("utf-8").split("\n")
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"vocab.json or merges.txt is not of GPT-2's make: {error}") from None
+            raise CheckpointError(f"vocab.json or merges.txt does not have GPT-2's format: {error}") from None
         pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         wrong = next((pair for pair in pairs if len(pair) != 2 or not {*pair, "".join(pair)} <= ids.keys()), None)
         if wrong is not None:
             raise CheckpointError(
-                f"merges.txt joins {wrong}, of which not all are in vocab.json. Give a pair of files."
+                f"merges.txt merges {wrong}, which are not all in vocab.json. Give two files of one tokenizer."
             )
         self.tokens = sorted(ids, key=lambda token: ids[token])
         if [ids[token] for token in self.tokens] != list(range(len(ids))):
-            raise CheckpointError(f"{source} does not number its {len(ids)} tokens from 0 on, each once.")
+            raise CheckpointError(f"{source} does not number its {len(ids)} tokens from 0 on without gaps.")
         self.source, self.lower_case, self.is_uncased = source, False, False
         self._files = {VOCABULARY_FILE: vocabulary.decode("utf-8"), MERGES_FILE: merges.decode("utf-8")}
         self.pad_id = ids.get(END_OF_TEXT, 0)
@@ -52,11 +49,11 @@ class BytePairTokenizer(Tokenizer):
         self._rust.decoder = ByteLevelDecoder()
 
     def __getattr__(self, name: str) -> Any:
-        """Answer for what only BERT's vocabularies have."""
+        """Raise ConfigError for the special tokens that only BERT's vocabularies have."""
         if name in ("cls_id", "sep_id", "mask_id", "unknown_id"):
             raise ConfigError(
-                f"{self.source} is GPT-2's kind of vocabulary, which has no {name.removesuffix('_id')} token. This "
-                "task needs a vocab.txt: model.tokenizer.vocab_file=FILE, and a network that was trained with it."
+                f"{self.source} is a vocabulary of GPT-2, which has no {name.removesuffix('_id')} token. This "
+                "task needs a vocab.txt: model.tokenizer.vocab_file=FILE, and a model that was trained with it."
             )
         raise AttributeError(name)
 
@@ -64,9 +61,9 @@ class BytePairTokenizer(Tokenizer):
     def end_id(self) -> int:
         """The token that ends a document."""
         if not self._has_end:
-            raise ConfigError(f"{self.source} has no {END_OF_TEXT}, with which documents end.")
+            raise ConfigError(f"{self.source} has no {END_OF_TEXT}, which must end documents.")
         return self.pad_id
 
     def files(self) -> dict[str, str]:
-        """Give the vocabulary as files, name to content: vocab.json and merges.txt, as they were given."""
+        """Return vocab.json and merges.txt unchanged, content by file name."""
         return dict(self._files)

@@ -1,4 +1,4 @@
-"""Make the tokenizer of a checkpoint's vocabulary files."""
+"""Load a tokenizer from vocabulary files: WordPiece from vocab.txt, byte-level BPE from vocab.json and merges.txt."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +9,9 @@ from .wordpiece import Tokenizer
 
 
 def load_tokenizer(files: Mapping[str, bytes], *, lower_case: bool | None, source: str) -> Tokenizer | None:
-    """Make the tokenizer of a checkpoint's files; None if there is none among them.
+    """Load the tokenizer of a checkpoint's files, content by name; None if there is no vocabulary among them.
 
-    Raises CheckpointError if they are no vocabulary.
+    Raises CheckpointError if a vocabulary is malformed.
     """
     if "vocab.txt" in files:
         return Tokenizer.from_bytes(files["vocab.txt"], lower_case=lower_case, source=source)
@@ -21,7 +21,7 @@ def load_tokenizer(files: Mapping[str, bytes], *, lower_case: bool | None, sourc
 
 
 def read_tokenizer(vocabulary: Path, merges: Path | None, *, lower_case: bool | None) -> Tokenizer:
-    """Read a vocabulary that a person names: a vocab.txt, or a vocab.json with its merges.txt (None: beside it)."""
+    """Read a vocabulary from a path: vocab.txt, or vocab.json with its merges.txt (None: beside it)."""
     if vocabulary.suffix != ".json":
         return Tokenizer.from_file(vocabulary, lower_case=lower_case)
     merges = merges or vocabulary.with_name(MERGES_FILE)

@@ -1,4 +1,4 @@
-"""Where sentences end: rules for English prose and scientific text, no model."""
+"""Rule-based sentence splitting for English prose and scientific text."""
 
 import re
 
@@ -9,15 +9,15 @@ ABBREVIATIONS = frozenset(
     no nos nr op p ph.d pp prof ref refs resp rev sec sen sgt sp spp sr st subsp suppl tab u.k u.s u.s.a var viz vol vs
     """.split()  # noqa: SIM905  (a list to be read and added to)
 )
-# Marks, closing quotes and brackets behind them, blanks, and what a sentence may begin with.
+# Sentence-final marks, closing quotes and brackets, blanks, and the first characters of a sentence.
 _BOUNDARY = re.compile(r"""(?P<mark>[.!?]+["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9À-ÖØ-Þ@])""")
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
-    """Cut text into sentences, as [start, end) characters without the blanks around them.
+    """Split text into sentences, as [start, end) characters without surrounding blanks.
 
     A sentence ends at a full stop, question or exclamation mark before a blank and a capital letter or digit, but not
-    behind an abbreviation or an initial. Lines are not boundaries.
+    after an abbreviation or an initial. Line ends are not boundaries.
     """
     starts = [0]
     for match in _BOUNDARY.finditer(text):

@@ -1,4 +1,4 @@
-"""WordPiece vocabularies made of text, such as BioMegatron's of PubMed."""
+"""Training of WordPiece vocabularies on Hugging Face's `tokenizers` (Rust)."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,14 @@ from tokenizers.trainers import WordPieceTrainer
 from ..errors import InputError
 from .wordpiece import SPECIAL_TOKENS
 
-# As many letters as a language's text has, and not each sign that occurs once in a corpus.
-MOST_LETTERS = 1000
+# Enough letters for a language, without every character that is rare in a corpus.
+MAX_LETTERS = 1000
 
 
 def train_wordpiece(texts: Iterable[str], size: int, *, lower_case: bool, show_progress: bool) -> list[str]:
-    """Learn a vocabulary of `size` tokens, [PAD] [UNK] [CLS] [SEP] [MASK] first.
+    """Train a vocabulary of `size` tokens, [PAD] [UNK] [CLS] [SEP] [MASK] first.
 
-    The work is done by Hugging Face's `tokenizers` (Rust): pieces are merged by frequency. Raises InputError where the
-    text has too few words for the size.
+    Raises InputError if the texts have too few words for the size.
     """
     tokenizer = RustTokenizer(WordPiece(unk_token="[UNK]"))  # noqa: S106  (a token, no password)
     tokenizer.normalizer = BertNormalizer(lowercase=lower_case)
@@ -28,12 +27,12 @@ def train_wordpiece(texts: Iterable[str], size: int, *, lower_case: bool, show_p
         vocab_size=size,
         min_frequency=2,
         special_tokens=list(SPECIAL_TOKENS),
-        limit_alphabet=MOST_LETTERS,
+        limit_alphabet=MAX_LETTERS,
         show_progress=show_progress,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    numbers = tokenizer.get_vocab()
-    tokens = sorted(numbers, key=lambda token: numbers[token])
+    ids = tokenizer.get_vocab()
+    tokens = sorted(ids, key=lambda token: ids[token])
     if len(tokens) != size:
         raise InputError(
             f"The text gives {len(tokens)} tokens, not {size}: it has too few words, or more letters than fit. "

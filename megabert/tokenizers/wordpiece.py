@@ -1,7 +1,6 @@
-"""Text to token ids with character offsets, and back, by BERT's WordPiece vocabularies.
+"""BERT's WordPiece tokenizer with character offsets, on Hugging Face's `tokenizers` (Rust).
 
-The work is done by Hugging Face's `tokenizers` (Rust). Offsets count characters of the text as it was given, never
-of a normalized copy, so an answer can be cut out of the original.
+Offsets count characters of the original string, never of a normalized copy, so an answer is a slice of the original.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text's tokens: ids [T], and start and end character of each, offsets [T, 2]."""
+    """A tokenized string: token ids [L], and offsets [L, 2], the start and end character of each token."""
 
     token_ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -32,8 +31,7 @@ class Encoded:
 class Tokenizer:
     """WordPiece with BERT's rules for white space, punctuation, Chinese characters and accents.
 
-    `lower_case` also strips accents, as Google's BERT does; None decides by the vocabulary: one without a single
-    capital letter is uncased.
+    `lower_case` also strips accents, as Google's BERT does; None: if the vocabulary has no capital letter.
     """
 
     def __init__(self, tokens: Sequence[str], *, lower_case: bool | None = None, source: str = "vocabulary") -> None:
@@ -53,7 +51,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path, *, lower_case: bool | None = None) -> "Tokenizer":
-        """Read a vocabulary of one token a line. Raises CheckpointError if it is none."""
+        """Read a vocabulary of one token a line. Raises CheckpointError if it is malformed."""
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -62,12 +60,12 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, lower_case: bool | None = None, source: str) -> "Tokenizer":
-        """Take a vocabulary file's content. Raises CheckpointError if it is none."""
+        """Parse a vocabulary file's content. Raises CheckpointError if it is malformed."""
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{source} cannot be read as a vocabulary: {error}") from None
-        # split, not splitlines: a vocabulary may hold U+2028 and its like as tokens.
+        # split, not splitlines: U+2028 and its like may be tokens.
         tokens = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
         return cls(tokens, lower_case=lower_case, source=source)
 
@@ -76,49 +74,42 @@ class Tokenizer:
         return len(self.tokens)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Tokenize texts in parallel, without special tokens."""
+        """Tokenize strings in parallel, without special tokens."""
         encodings = self._rust.encode_batch(list(texts), add_special_tokens=False)
         return [
-            Encoded(
-                np.array(encoding.ids, dtype=np.int64),
-                np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),
-            )
-            for encoding in encodings
+            Encoded(np.array(item.ids, dtype=np.int64), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
+            for item in encodings
         ]
 
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Tokenize texts whose tokens' places are of no matter: faster than `encode`, the same ids."""
+        """Tokenize strings to the ids of `encode`, faster because without offsets."""
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Tokenize sentences that are cut into words: (token ids [T], number of the word of each token [T])."""
-        # Not the fast form: it does not number the words.
+        """Tokenize sentences given as words, to token ids [L] and the index of each token's word [L]."""
+        # Not encode_batch_fast: it has no word ids.
         encodings = self._rust.encode_batch(
             [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
         )
-        return [
-            (np.array(encoding.ids, dtype=np.int64), np.array(encoding.word_ids, dtype=np.int64))
-            for encoding in encodings
-        ]
+        return [(np.array(item.ids, dtype=np.int64), np.array(item.word_ids, dtype=np.int64)) for item in encodings]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Join tokens to readable text, for looking at; answers are cut from the original text instead."""
+        """Join tokens to a readable string. For display only: answers are slices of the original."""
         return str(self._rust.decode(list(token_ids), skip_special_tokens=False))
 
     @property
     def end_id(self) -> int:
-        """The token that ends a document where a causal network is trained."""
+        """The token that ends a document in causal language modeling."""
         return self.sep_id
 
     def files(self) -> dict[str, str]:
-        """Give the vocabulary as files, name to content: vocab.txt, one token a line."""
+        """Return the vocabulary file, content by name: vocab.txt, one token a line."""
         return {"vocab.txt": "".join(f"{token}\n" for token in self.tokens)}
 
 
 def _has_capital(token: str) -> bool:
-    # [CLS] and [unused1] are names, not text.
-    # Greek capitals do stand in uncased vocabularies (SciBERT).
+    # [CLS] and [unused1] do not count; uncased vocabularies may have Greek capitals (SciBERT).
     return not (token.startswith("[") and token.endswith("]")) and any("A" <= letter <= "Z" for letter in token)
 
 
@@ -133,4 +124,4 @@ def _check(tokens: list[str], vocabulary: dict[str, int], source: str) -> None:
         seen: set[str] = set()
         double = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
         lines = [index + 1 for index, token in enumerate(tokens) if token == double]
-        raise CheckpointError(f"{source}: the token {double!r} stands on lines {lines}. Keep each token once.")
+        raise CheckpointError(f"{source}: the token {double!r} is on lines {lines}. Keep each token once.")

@@ -36,7 +36,7 @@ def test_text_json_and_xml_compressed_or_not(suffix, pack, tmp_path):
     assert [file.name for file in corpus_files([tmp_path])] == [f"a.txt{suffix}", f"b.jsonl{suffix}", f"c.xml{suffix}"]
 
 
-def test_medline_without_pubmed_around_it(tmp_path):
+def test_medline_xml(tmp_path):
     (tmp_path / "x.xml").write_text(
         "<MedlineCitationSet><MedlineCitation><Article><ArticleTitle>T.</ArticleTitle></Article></MedlineCitation>"
         "</MedlineCitationSet>"
@@ -59,25 +59,25 @@ ENTITY = '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><PubmedArticleSe
         ("x.txt", b"good\nb\xffd\n", r"x.txt:2: not UTF-8 text: byte 0xff"),
         ("x.txt", b"good\nb\0d\n", r"x.txt:2: a NUL character"),
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x.jsonl:2: not JSON"),
-        ("x.jsonl", b'{"body": "a"}\n', r"x.jsonl:1: there is no text under 'text'"),
-        ("x.jsonl", b'["a"]\n', r"x.jsonl:1: there is no text"),
-        ("x.jsonl", b'{"text": 3}\n', r"x.jsonl:1: there is no text"),
+        ("x.jsonl", b'{"body": "a"}\n', r"x.jsonl:1: there is no string under 'text'"),
+        ("x.jsonl", b'["a"]\n', r"x.jsonl:1: there is no string"),
+        ("x.jsonl", b'{"text": 3}\n', r"x.jsonl:1: there is no string"),
         ("x.xml", b"<PubmedArticleSet>\n<PubmedArticle>", r"x.xml:2: not XML"),
         ("x.xml", BOMB.encode(), r"x.xml:1: not XML"),
         ("x.xml", ENTITY.encode(), r"x.xml:1: not XML: undefined entity"),
-        ("x.txt.gz", gzip.compress(b"good\n" * 1000, mtime=0)[:-9], r"x.txt.gz is damaged or cut off"),
-        ("x.txt.gz", b"no gzip", r"x.txt.gz is damaged or cut off"),
-        ("x.txt.xz", lzma.compress(b"good\n" * 1000)[:-9], r"x.txt.xz is damaged or cut off"),
-        ("x.txt.xz", b"no xz", r"x.txt.xz is damaged or cut off"),
+        ("x.txt.gz", gzip.compress(b"good\n" * 1000, mtime=0)[:-9], r"x.txt.gz is damaged or truncated"),
+        ("x.txt.gz", b"no gzip", r"x.txt.gz is damaged or truncated"),
+        ("x.txt.xz", lzma.compress(b"good\n" * 1000)[:-9], r"x.txt.xz is damaged or truncated"),
+        ("x.txt.xz", b"no xz", r"x.txt.xz is damaged or truncated"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_place(name, content, message, tmp_path):
+def test_errors_name_file_and_line(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path / name)
 
 
-def test_paths_that_hold_no_text(tmp_path):
+def test_paths_without_documents(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         corpus_files([tmp_path / "none.txt"])
     with pytest.raises(InputError, match=r"holds no .txt"):

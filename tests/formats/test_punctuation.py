@@ -15,7 +15,7 @@ def test_marks_and_cases_of_a_text():
         ("Is", "O", "U"), ("it", "?", "O"), ("Yes", "O", "U")]  # fmt: skip
 
 
-def test_dashes_part_words_and_marks_may_stand_alone():
+def test_dashes_separate_words_and_a_mark_may_be_between_blanks():
     assert found("peace--war , now") == [("peace", "O", "O"), ("war", ",", "O"), ("now", "O", "O")]
 
 
@@ -25,14 +25,14 @@ def bare(text):
 
 
 @pytest.mark.parametrize("text", ["Hello, World. Is it NATO? Yes, it is.", "U.S. troops don't stop.", "A I, B?"])
-def test_what_was_taken_off_is_put_back(text):
+def test_removed_marks_and_capitals_are_restored(text):
     lowered, words = bare(text)
     again = find_words(lowered, ".,?")
     assert len(again) == len(words)
     assert restore(lowered, again, [word.mark for word in words], [word.case for word in words]) == text
 
 
-def test_what_a_text_has_already_stays():
+def test_marks_and_capitals_of_the_text_are_kept():
     text = 'NATO said: "hello!" and left.'
     words = find_words(text, ".,?")
     marks, cases = [","] * len(words), ["U"] * len(words)
@@ -41,7 +41,7 @@ def test_what_a_text_has_already_stays():
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80))
-def test_nothing_of_a_text_is_lost(text):
+def test_no_character_of_a_text_is_lost(text):
     words = find_words(text, ".,?")
     assert restore(text, words, ["O"] * len(words), ["O"] * len(words)) == text
     letters = {letter for letter in text if letter.isalnum()}

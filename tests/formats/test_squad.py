@@ -35,7 +35,7 @@ def test_answers_may_be_absent_or_impossible(tmp_path):
     assert read_squad(write(tmp_path, qa(answers=..., is_impossible=True)))[0].answers == ()
 
 
-def test_a_byte_order_mark_is_no_hindrance(tmp_path):
+def test_a_byte_order_mark_is_dropped(tmp_path):
     assert len(read_squad(write(tmp_path, b"\xef\xbb\xbf" + json.dumps(qa()).encode()))) == 1
 
 
@@ -65,19 +65,19 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path):
         (qa(answers=[{"text": "", "answer_start": 0}]), "an answer is empty"),
         (qa(answers=[{"text": "here", "answer_start": "6"}]), "answer_start is a str"),
         (qa(answers=[{"text": "here", "answer_start": True}]), "answer_start is a bool"),
-        (qa(answers=[{"text": "here", "answer_start": 5}]), "stands at 6: correct answer_start"),
+        (qa(answers=[{"text": "here", "answer_start": 5}]), "starts at 6: correct answer_start"),
         (qa(answers=[{"text": "there", "answer_start": 6}]), "nor anywhere else: correct the answer"),
         (qa(answers=[{"text": "here", "answer_start": -5}]), "is not at character -5"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_malformed_file_is_answered_with_place_and_remedy(tmp_path, content, message):
+def test_errors_name_location_and_remedy(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         read_squad(write(tmp_path, content))
     assert "data.json" in str(caught.value)
 
 
-def test_two_questions_of_one_id_are_refused(tmp_path):
+def test_duplicate_ids_are_refused(tmp_path):
     document = squad_document()
     questions = document["data"][0]["paragraphs"][0]["qas"]
     questions[1]["id"] = questions[0]["id"]
@@ -85,12 +85,12 @@ def test_two_questions_of_one_id_are_refused(tmp_path):
         read_squad(write(tmp_path, document))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):
         read_squad(tmp_path / "nowhere.json")
 
 
-def test_real_files_are_read_whole(squad_v1, squad_v2):
+def test_real_files_are_read(squad_v1, squad_v2):
     assert len(read_squad(squad_v1 / "dev.json")) == 964
     examples = read_squad(squad_v2 / "dev.json")
     assert (len(examples), sum(not example.answers for example in examples)) == (902, 491)

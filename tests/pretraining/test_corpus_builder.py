@@ -89,7 +89,7 @@ def test_text_without_words_is_left_out_and_counted(tmp_path, vocab_file):
     report = build([write(tmp_path, ["\u200b", "Paris."])], tmp_path / "a", BuildSettings(str(vocab_file)), workers=1)
     assert (report.num_documents, report.num_empty) == (1, 1)
     (tmp_path / "y.txt").write_text("\n\n \n")
-    with pytest.raises(InputError, match="hold no text"):
+    with pytest.raises(InputError, match="contain no text"):
         build([tmp_path / "y.txt"], tmp_path / "b", BuildSettings(str(vocab_file)), workers=1)
 
 

@@ -73,7 +73,7 @@ def test_token_types_are_megatron_s(size, dtype):
 
 def test_parts_of_sequences(tmp_path):
     write(tmp_path / "x", DOCUMENTS)
-    assert IndexedDataset(tmp_path / "x").part(0, 1, 3).tolist() == [6, 7]
+    assert IndexedDataset(tmp_path / "x").read(0, 1, 3).tolist() == [6, 7]
 
 
 def test_an_error_leaves_nothing(tmp_path):

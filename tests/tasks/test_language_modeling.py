@@ -197,4 +197,4 @@ def test_a_text_without_a_mask_cannot_be_filled_in(tmp_path, corpus, vocab_file,
 
 def test_gpt_s_vocabulary_does_not_serve_bert_s_tasks(tmp_path, corpus, files, capsys):  # noqa: F811
     assert train(tmp_path / "run", corpus, files / "vocab.json", "trainer.max_steps=1") == 64
-    assert "GPT-2's kind of vocabulary" in capsys.readouterr().err
+    assert "a vocabulary of GPT-2" in capsys.readouterr().err

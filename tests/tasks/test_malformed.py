@@ -160,7 +160,7 @@ PLACED = [
     ("table", "\ta\n", ":1: there is no text"),
     ("table", "good\t \n", ":1: the label is ' '"),
     ("table", "text\tlabel\n", "no rows but a header"),
-    ("table", "text\ttext\tlabel\na\tb\tc\n", "a column's name stands twice"),
+    ("table", "text\ttext\tlabel\na\tb\tc\n", "a column's name appears twice"),
     ("table", "id\tlabel\n1\ta\n", ":2: there is no text"),
     ("header", "id\ttext\tlabel\n1\ta\tx\n1\tb\ty\n", ":3: the id '1' is that of .*:2 too"),
     ("blanks", "good 1\nbad\n", ":2: no label at the end"),
@@ -183,8 +183,8 @@ PLACED = [
     ("tabs", "a\tO\n\tB-X\n", ":2: a word or a tag is missing"),
     ("tags in json", '{"tokens": ["a", "b"], "tags": ["O"]}\n', ":1: 1 tags for 2 words"),
     ("tags in json", '{"tokens": [], "tags": []}\n', ":1: 'tokens' is '\\[\\]'; expected a list"),
-    ("tags in json", '{"tokens": "a b", "tags": ["O"]}\n', "expected a list of texts"),
-    ("tags in json", '{"tokens": [1], "tags": ["O"]}\n', "expected a list of texts"),
+    ("tags in json", '{"tokens": "a b", "tags": ["O"]}\n', "expected a list of strings"),
+    ("tags in json", '{"tokens": [1], "tags": ["O"]}\n', "expected a list of strings"),
     ("tags in json", '{"words": ["a"]}\n{"x": 1}\n', ":2: there is no 'words'"),
     ("two files, text", "Marie\nParis\n", "labels.txt:1: 2 tags for the 1 words of .*text.txt:1"),
     ("two files, text", "Marie is\n", "text.txt has 1 lines, .*labels.txt has 2"),
@@ -276,19 +276,19 @@ def test_related_pairs_of_different_sentences_are_not_lost(tmp_path):
     corpus = chemprot(tmp_path, relations="1\tCPR:3\tY\tACTIVATOR\tArg1:T3\tArg2:T5\n")
     (row,) = [row for row in corpus.rows if row["label"] == "CPR:3"]
     assert row["text"].endswith("It does not bind p53.")
-    assert "1 related pairs stand in different sentences" in " ".join(corpus.notes)
+    assert "1 related pairs are in different sentences" in " ".join(corpus.notes)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"abstracts": "1\ta\n"}, "abstracts:1: 2 columns where ChemProt's file has 3"),
-        ({"abstracts": CHEMPROT["abstracts"] * 2}, "abstracts:2: article 1 stands twice"),
+        ({"abstracts": CHEMPROT["abstracts"] * 2}, "abstracts:2: article 1 appears twice"),
         ({"entities": "2\tT1\tCHEMICAL\t0\t7\tAspirin\n"}, "entities:1: article 2 is not among the abstracts"),
-        ({"entities": "1\tT1\tCHEMICAL\t1\t7\tAspirin\n"}, "entities:1: 'Aspirin' does not stand at characters 1 to 7"),
-        ({"entities": "1\tT1\tCHEMICAL\tx\t7\tAspirin\n"}, "entities:1: 'Aspirin' does not stand"),
+        ({"entities": "1\tT1\tCHEMICAL\t1\t7\tAspirin\n"}, "entities:1: 'Aspirin' is not at characters 1 to 7"),
+        ({"entities": "1\tT1\tCHEMICAL\tx\t7\tAspirin\n"}, "entities:1: 'Aspirin' is not at"),
         ({"entities": "1\tT1\tDRUG\t0\t7\tAspirin\n"}, "entities:1: the type 'DRUG'"),
-        ({"entities": "1\tT1\tCHEMICAL\t0\t7\tAspirin\n" * 2}, "entities:2: T1 stands twice"),
+        ({"entities": "1\tT1\tCHEMICAL\t0\t7\tAspirin\n" * 2}, "entities:2: T1 appears twice"),
         ({"relations": "1\tCPR:4\tY\tINHIBITOR\tArg1:T9\tArg2:T4\n"}, "relations:1: article 1 has no entity 'T9'"),
         ({"relations": "1\tCPR:4\n"}, "relations:1: 2 columns"),
     ],

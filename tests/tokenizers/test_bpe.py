@@ -15,7 +15,7 @@ TEXTS = ["Radium was found by Marie Curie.", "  naïve\n\nΔG‡ → 日本 🙂
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A small vocab.json and merges.txt of GPT-2's make."""
+    """A small vocab.json and merges.txt in GPT-2's format."""
     folder = tmp_path_factory.mktemp("bpe")
     made = RustTokenizer(BPE())
     made.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -39,7 +39,7 @@ def test_ids_are_those_of_transformers_gpt2(files, tokenizer):
         assert tokenizer.encode_ids([text])[0].tolist() == theirs(text)["input_ids"]
 
 
-def test_every_text_comes_back(tokenizer):
+def test_decoding_restores_every_string(tokenizer):
     for text, ids in zip(TEXTS, tokenizer.encode_ids(TEXTS), strict=True):
         assert tokenizer.decode(ids.tolist()) == text
 
@@ -57,23 +57,23 @@ def test_no_vocabulary_among_the_files_is_none():
     assert load_tokenizer({"vocab.json": b"{}"}, lower_case=None, source="x") is None
 
 
-def test_tasks_that_ask_for_bert_s_tokens_are_answered(tokenizer):
+def test_special_tokens_of_bert_raise_a_config_error(tokenizer):
     for name in ("cls_id", "sep_id", "mask_id"):
-        with pytest.raises(ConfigError, match="GPT-2's kind of vocabulary, which has no"):
+        with pytest.raises(ConfigError, match="a vocabulary of GPT-2, which has no"):
             getattr(tokenizer, name)
 
 
 @pytest.mark.parametrize(
     ("vocabulary", "merges", "message"),
     [
-        ("[1]", "", "not of GPT-2's make"),
-        ("{", "", "not of GPT-2's make"),
-        ('{"a": 0, "b": 1}', "a b\n", "joins"),
-        ('{"a": 0, "b": 1, "ab": 2}', "a b c\n", "joins"),
+        ("[1]", "", "does not have GPT-2's format"),
+        ("{", "", "does not have GPT-2's format"),
+        ('{"a": 0, "b": 1}', "a b\n", "merges"),
+        ('{"a": 0, "b": 1, "ab": 2}', "a b c\n", "merges"),
         ('{"a": 0, "b": 2}', "", "does not number its 2 tokens"),
     ],
 )
-def test_other_files_are_refused(vocabulary, merges, message):
+def test_malformed_files_are_refused(vocabulary, merges, message):
     with pytest.raises(CheckpointError, match=message):
         BytePairTokenizer(vocabulary.encode(), merges.encode())
 

@@ -7,21 +7,21 @@ from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS
 
 
-def test_words_are_cut_into_pieces_with_their_characters():
+def test_words_are_split_into_pieces_with_offsets():
     tokenizer = Tokenizer([*SPECIAL_TOKENS, "new", "##ton", "was", "born", "."])
     (encoded,) = tokenizer.encode(["Newton  was born."])
     assert [tokenizer.tokens[index] for index in encoded.token_ids] == ["new", "##ton", "was", "born", "."]
     assert encoded.offsets.tolist() == [[0, 3], [3, 6], [8, 11], [12, 16], [16, 17]]
 
 
-def test_offsets_count_characters_of_the_untouched_text():
+def test_offsets_count_characters_of_the_original_string():
     tokenizer = Tokenizer([*SPECIAL_TOKENS, "naive", "β", "cell", "##s"])
     text = "Naïve β\u00a0cells"
     (encoded,) = tokenizer.encode([text])
     assert [text[start:end] for start, end in encoded.offsets] == ["Naïve", "β", "cell", "s"]
 
 
-def test_case_is_told_by_the_vocabulary():
+def test_case_is_inferred_from_the_vocabulary():
     assert Tokenizer([*SPECIAL_TOKENS, "a", "Γ"]).lower_case  # Greek capitals stand in uncased vocabularies
     assert not Tokenizer([*SPECIAL_TOKENS, "a", "The"]).lower_case
     assert Tokenizer([*SPECIAL_TOKENS, "a", "The"], lower_case=True).lower_case
@@ -37,7 +37,7 @@ def test_a_file_without_special_tokens_is_no_vocabulary(tmp_path):
 def test_a_token_on_two_lines_is_named(tmp_path):
     file = tmp_path / "vocab.txt"
     file.write_text("\n".join([*SPECIAL_TOKENS, "a", "b", "a"]))
-    with pytest.raises(CheckpointError, match=r"'a' stands on lines \[6, 8\]"):
+    with pytest.raises(CheckpointError, match=r"'a' is on lines \[6, 8\]"):
         Tokenizer.from_file(file)
 
 
@@ -58,7 +58,7 @@ def test_every_token_has_characters_in_order(text):
         last = start
 
 
-def test_it_agrees_with_transformers(minilm):
+def test_ids_equal_those_of_transformers(minilm):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(minilm)
     ours = Tokenizer.from_file(minilm / "vocab.txt")

@@ -1,4 +1,4 @@
-"""The SQuAD scores against hand-computed answers, an oracle written another way, and properties."""
+"""SQuAD scores against hand-computed answers, an independent oracle, and properties."""
 
 import math
 from fractions import Fraction
@@ -19,8 +19,8 @@ from megabert.metrics.squad import (
 )
 
 NO_BREAK_SPACE = "\u00a0"
-# Few words, so that answers overlap, and every trap of the normalisation: articles whole and inside words,
-# punctuation in and outside ASCII, white space of Unicode, letters that grow in lower case.
+# Few words, so that answers overlap, and every trap of the normalisation: articles as words and inside words,
+# punctuation in and outside ASCII, white space of Unicode, letters that are longer in lower case.
 PIECES = ["the", "The ", "a", "an ", "A.", "theory", "ant", "p53", "1,480", "IL-2", "mg", "ein", "ß", "7"]
 PIECES += ["É", "İ", "μ", "$", ".", ",", "-", "–", "'", "’", "_"]
 PIECES += [" ", NO_BREAK_SPACE, "\u3000", "\t", "\n", "a\u0301"]
@@ -122,7 +122,7 @@ def test_normalisation_agrees_with_the_oracle(text):
 
 
 @given(texts)
-def test_normalised_text_holds_no_needless_white_space(text):
+def test_normalised_text_has_single_blanks(text):
     assert normalize_answer(text) == " ".join(normalize_answer(text).split())
 
 
@@ -137,7 +137,7 @@ def test_normalised_text_holds_no_needless_white_space(text):
         ("in 1953", "1953", 0, 2 / 3),
         ("red red blood", "red blood blood", 0, 2 / 3),  # two of three words in common, with multiplicity
         ("red red", "red", 0, 2 / 3),
-        ("blood red", "red blood", 0, 1),  # F1 knows no order
+        ("blood red", "red blood", 0, 1),  # F1 ignores the order
         ("lungs", "liver", 0, 0),
         ("", "liver", 0, 0),
         ("liver", "", 0, 0),
