@@ -1,1 +1,1 @@
-"""Speed, measured beside the alternative in the same run."""
+"""Benchmarks of speed, each against an alternative in the same run."""

@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic texts of real lengths, networks, counting of work, timing."""
+"""Shared by the benchmarks: random sequences with SQuAD's lengths, models, FLOP counts, timing."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead
 
-LONGEST = 384
+MAX_LENGTH = 384
 VOCABULARY = 30_592  # BERT's 30,522 rounded up to a multiple of 128, as Megatron-LM pads it
 
 MEGATRON_345M = EncoderConfig(
@@ -26,7 +26,7 @@ BASE_CPU = EncoderConfig(VOCABULARY, num_layers=12, hidden_size=768, num_heads=1
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table. `tokens_per_second` counts real tokens only."""
+    """One row of the table; `tokens_per_second` counts tokens without padding."""
 
     what: str
     tokens_per_second: float
@@ -36,14 +36,14 @@ class Result:
     note: str = ""
 
 
-def lengths_like_squad(count: int, seed: int = 0) -> np.ndarray:
-    """Draw lengths of windows as SQuAD's: lognormal, mean about 165 tokens, at most 384."""
-    drawn = np.random.default_rng(seed).lognormal(5.0, 0.45, count)
-    return np.clip(drawn, 16, LONGEST).astype(int)
+def squad_like_lengths(count: int, seed: int = 0) -> np.ndarray:
+    """Sample lengths like those of SQuAD's windows: lognormal, mean about 165 tokens, at most 384."""
+    lengths = np.random.default_rng(seed).lognormal(5.0, 0.45, count)
+    return np.clip(lengths, 16, MAX_LENGTH).astype(int)
 
 
-def texts(lengths: np.ndarray, seed: int = 0) -> list[Features]:
-    """Make texts of random tokens with a span to find in each."""
+def random_features(lengths: np.ndarray, seed: int = 0) -> list[Features]:
+    """Generate sequences of random tokens with an answer span each."""
     random = np.random.default_rng(seed)
     return [
         Features(
@@ -56,7 +56,7 @@ def texts(lengths: np.ndarray, seed: int = 0) -> list[Features]:
 
 
 def question_answering_model(config: EncoderConfig) -> TaskModel:
-    """Make a network with random weights and the head of question answering."""
+    """Build a randomly initialized model with a question-answering head."""
     generator = torch.Generator().manual_seed(0)
     encoder = Encoder(config)
     initialize(encoder, generator, num_layers=config.num_layers)
@@ -66,9 +66,9 @@ def question_answering_model(config: EncoderConfig) -> TaskModel:
 
 
 def forward_flops(config: EncoderConfig, lengths: np.ndarray, num_predictions: int = 0) -> float:
-    """Count the multiply-adds, twice, of a forward pass over real tokens: products with weights and attention.
+    """Count FLOP of a forward pass over tokens without padding: matmuls with weights and attention.
 
-    A step does three times as much. Embeddings, norms and heads other than the language model's are not counted.
+    A step is three times as much. Embeddings, norms and heads other than the language model's are not counted.
     """
     weights = config.num_layers * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.ffn_size)
     attention = 4 * config.num_layers * config.hidden_size * float((lengths.astype(float) ** 2).sum())
@@ -77,8 +77,8 @@ def forward_flops(config: EncoderConfig, lengths: np.ndarray, num_predictions: i
 
 
 def seconds_per_call(function: Callable[[], object], *, calls: int, rounds: int = 5, device: str = "cuda") -> float:
-    """Time a function that is warm: the median over rounds of the mean over calls, by the device's own clock."""
-    found = []
+    """Time a warmed-up function: the median over rounds of the mean over calls, by CUDA events on a GPU."""
+    seconds = []
     for _ in range(rounds):
         if device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -88,16 +88,16 @@ def seconds_per_call(function: Callable[[], object], *, calls: int, rounds: int 
                 function()
             end.record()
             torch.cuda.synchronize()
-            found.append(start.elapsed_time(end) / 1000 / calls)
+            seconds.append(start.elapsed_time(end) / 1000 / calls)
         else:
             begin = time.perf_counter()
             for _ in range(calls):
                 function()
-            found.append((time.perf_counter() - begin) / calls)
-    return statistics.median(found)
+            seconds.append((time.perf_counter() - begin) / calls)
+    return statistics.median(seconds)
 
 
-def model_documents(lengths: np.ndarray, device: str) -> PackedSequences:
-    """Lay documents end to end."""
-    boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return PackedSequences(torch.from_numpy(boundaries).to(device), int(lengths.max()))
+def pack_documents(lengths: np.ndarray, device: str) -> PackedSequences:
+    """Build the cu_seqlens of packed documents."""
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return PackedSequences(torch.from_numpy(cu_seqlens).to(device), int(lengths.max()))

@@ -1,11 +1,11 @@
-"""Speed on a CPU beside transformers' MegatronBert in the same run: training, inference, SQuAD features, start-up.
+"""CPU benchmark against transformers' MegatronBert in the same run: training, inference, SQuAD features, start-up.
 
     python -m benchmarks.cpu --out FOLDER [--squad TRAIN_JSON --vocab VOCAB_TXT] [--run RUN_FOLDER]
 
-Writes cpu.json and cpu.md. Weights and tokens are random, lengths are SQuAD's, float32, dropout on, batches of 16
-texts. The two take turns, so that a busy machine is as busy for one as for the other; compare the ratios.
-transformers pads to 384 tokens, or with dynamic padding to the longest text of the batch. Features are compared with
-datasets.map and the fast tokenizer, start-up with the time that importing torch takes.
+Writes cpu.json and cpu.md. Random weights and tokens, SQuAD's lengths, float32, dropout, batches of 16 sequences.
+Measurements of both alternate, so that other load on the machine affects both; compare the ratios. transformers pads
+to 384 tokens, or with dynamic padding to the longest sequence of the batch. Features are compared with datasets.map and
+the fast tokenizer, start-up with the time to import torch.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from megabert.data.sampler import BatchSampler
 from megabert.model.config import EncoderConfig
 from megabert.training.step import Stepper
 
-from .common import BASE_CPU, LONGEST, SMALL_CPU, lengths_like_squad, question_answering_model, texts
+from .common import BASE_CPU, MAX_LENGTH, SMALL_CPU, question_answering_model, random_features, squad_like_lengths
 from .gpu import span_loss
 
-NUM_TEXTS = 16
+NUM_SEQUENCES = 16
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of the table: ours beside theirs, in the unit named."""
+    """One row of the table: megabert and the alternative, in the given unit."""
 
     what: str
     unit: str
@@ -46,25 +46,25 @@ class Ratio:
     ratio: float
 
 
-def in_turns(functions: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Call each function once a round; returns the median of what they give, by name."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+def interleaved_medians(functions: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Call each function once a round; returns the median of its values, by name."""
+    values: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(ROUNDS + 1):
         for name, function in functions.items():
             value = function()
-            if number:  # the first round warms up
-                found[name].append(value)
-    return {name: statistics.median(values) for name, values in found.items()}
+            if number:  # the first round is the warm-up
+                values[name].append(value)
+    return {name: statistics.median(items) for name, items in values.items()}
 
 
 def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
-    """Compare training steps and inference."""
+    """Benchmark training steps and inference."""
     from transformers import MegatronBertConfig, MegatronBertForQuestionAnswering
 
-    lengths = lengths_like_squad(NUM_TEXTS)
+    lengths = squad_like_lengths(NUM_SEQUENCES)
     tokens = int(lengths.sum())
-    items = texts(lengths)
-    loader = BatchSampler(items, NUM_TEXTS, LONGEST, 0, seed=0)
+    items = random_features(lengths)
+    loader = BatchSampler(items, NUM_SEQUENCES, MAX_LENGTH, 0, seed=0)
     model = question_answering_model(config).train()
     stepper = Stepper(model, span_loss, OptimizerSettings(), precision="32", clip=1.0, seed=0)
     theirs = MegatronBertForQuestionAnswering(
@@ -100,8 +100,8 @@ def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
         optimizer.step()
         optimizer.zero_grad()
 
-    full, dynamic = padded(LONGEST), padded(int(lengths.max()))
-    found = in_turns(
+    full, dynamic = padded(MAX_LENGTH), padded(int(lengths.max()))
+    rates = interleaved_medians(
         {
             "ours": timed(lambda: stepper.step(loader.step(0), 1e-5, 0)),
             "padded to 384": timed(lambda: train_theirs(full)),
@@ -109,14 +109,12 @@ def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
         }
     )
     for kind in ("padded to 384", "dynamic padding"):
-        yield Ratio(
-            f"training, {name}, {kind}", "real tokens/s", found["ours"], found[kind], found["ours"] / found[kind]
-        )
+        yield Ratio(f"training, {name}, {kind}", "tokens/s", rates["ours"], rates[kind], rates["ours"] / rates[kind])
     model.eval()
     theirs.eval()
-    packed = pack(items, LONGEST, 0)
+    packed = pack(items, MAX_LENGTH, 0)
     with torch.inference_mode():
-        found = in_turns(
+        rates = interleaved_medians(
             {
                 "ours": timed(lambda: model(*packed.inputs())),
                 "padded to 384": timed(lambda: theirs(**full)),
@@ -124,13 +122,11 @@ def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
             }
         )
     for kind in ("padded to 384", "dynamic padding"):
-        yield Ratio(
-            f"inference, {name}, {kind}", "real tokens/s", found["ours"], found[kind], found["ours"] / found[kind]
-        )
+        yield Ratio(f"inference, {name}, {kind}", "tokens/s", rates["ours"], rates[kind], rates["ours"] / rates[kind])
 
 
 def features(train: Path, vocabulary: Path) -> Iterator[Ratio]:
-    """Compare making SQuAD's training features with datasets.map as transformers' example script does it."""
+    """Benchmark SQuAD's training features against datasets.map as in transformers' example script."""
     import datasets
     from transformers import BertTokenizerFast
 
@@ -138,7 +134,7 @@ def features(train: Path, vocabulary: Path) -> Iterator[Ratio]:
     from megabert.tokenizers.wordpiece import Tokenizer
 
     task = QuestionAnswering(QuestionAnsweringSettings())
-    own = Tokenizer.from_file(vocabulary)
+    tokenizer = Tokenizer.from_file(vocabulary)
     fast = BertTokenizerFast(str(vocabulary))
     examples = task.read(train)
     rows = datasets.Dataset.from_list(
@@ -195,17 +191,17 @@ def features(train: Path, vocabulary: Path) -> Iterator[Ratio]:
 
         return run
 
-    found = in_turns(
+    rates = interleaved_medians(
         {
-            "ours": timed(lambda: task.features(examples, own, with_targets=True)),
+            "ours": timed(lambda: task.features(examples, tokenizer, with_targets=True)),
             "theirs": timed(lambda: rows.map(prepare, batched=True, remove_columns=rows.column_names)),
         }
     )
-    yield Ratio("SQuAD features", "questions/s", found["ours"], found["theirs"], found["ours"] / found["theirs"])
+    yield Ratio("SQuAD features", "questions/s", rates["ours"], rates["theirs"], rates["ours"] / rates["theirs"])
 
 
 def start_up(run: Path | None) -> Iterator[Ratio]:
-    """Time --help, and an answer to one question, in new processes."""
+    """Time --help and a single prediction in new processes."""
 
     def timed(*command: str) -> Callable[[], float]:
         def call() -> float:
@@ -219,22 +215,22 @@ def start_up(run: Path | None) -> Iterator[Ratio]:
     if run is not None:
         question = ("question=Who wrote it?", "context=Ada Lovelace wrote the first program.")
         commands["predict"] = timed("-m", "megabert", "predict", str(run), *question)
-    found = in_turns(commands)
+    rates = interleaved_medians(commands)
     yield Ratio(
-        "megabert --help, beside importing torch", "s", found["help"], found["torch"], found["help"] / found["torch"]
+        "megabert --help, against importing torch", "s", rates["help"], rates["torch"], rates["help"] / rates["torch"]
     )
     if run is not None:
         yield Ratio(
-            "megabert predict, one question, beside importing torch",
+            "megabert predict, one question, against importing torch",
             "s",
-            found["predict"],
-            found["torch"],
-            found["predict"] / found["torch"],
+            rates["predict"],
+            rates["torch"],
+            rates["predict"] / rates["torch"],
         )
 
 
 def main() -> None:
-    """Measure and write the tables."""
+    """Run the benchmarks and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for cpu.json and cpu.md")
     parser.add_argument("--squad", type=Path, help="SQuAD training file, for the features")
@@ -245,28 +241,28 @@ def main() -> None:
     sections = arguments.only.split(",")
     results: list[Ratio] = []
 
-    def take(found: Iterator[Ratio]) -> None:
-        for item in found:
+    def run(section: Iterator[Ratio]) -> None:
+        for item in section:
             print(line(item), flush=True)
             results.append(item)
 
     if "networks" in sections:
-        take(networks("6 x 384", SMALL_CPU))
-        take(networks("12 x 768", BASE_CPU))
+        run(networks("6 x 384", SMALL_CPU))
+        run(networks("12 x 768", BASE_CPU))
     if "features" in sections and arguments.squad and arguments.vocab:
-        take(features(arguments.squad, arguments.vocab))
+        run(features(arguments.squad, arguments.vocab))
     if "start_up" in sections:
-        take(start_up(arguments.run))
+        run(start_up(arguments.run))
     device = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     table = {"device": device, "results": [asdict(item) for item in results]}
     (arguments.out / "cpu.json").write_text(json.dumps(table, indent=1) + "\n")
-    head = "| what | unit | megabert | beside it | ratio |\n|---|---|---|---|---|\n"
+    head = "| what | unit | megabert | alternative | ratio |\n|---|---|---|---|---|\n"
     (arguments.out / "cpu.md").write_text(f"{device}\n\n{head}" + "\n".join(map(line, results)) + "\n")
 
 
 def line(item: Ratio) -> str:
-    """Write a result as a row of the Markdown table."""
+    """Format a result as a row of the Markdown table."""
     digits = 2 if item.unit == "s" else 0
     return f"| {item.what} | {item.unit} | {item.ours:,.{digits}f} | {item.theirs:,.{digits}f} | {item.ratio:.2f} |"
 

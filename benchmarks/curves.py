@@ -1,9 +1,9 @@
-"""Loss curves of masked language modelling in bf16 and fp8, beside the difference that another dropout seed makes.
+"""Loss curves of masked language modelling in bf16 and fp8, compared with the effect of another dropout seed.
 
-    python -m benchmarks.curves --text FILE --vocabulary VOCAB.txt --out FOLDER [--steps 500] [--texts 16]
+    python -m benchmarks.curves --text FILE --vocabulary VOCAB.txt --out FOLDER [--steps 500] [--sequences 16]
 
-Megatron-BERT 345M from random weights on windows of 512 tokens of a plain text, 15 % of them asked for. All runs see
-the same windows in the same order and start from the same weights. Writes curves.json, prints means over 50 steps.
+Megatron-BERT 345M from random weights on windows of 512 tokens of a text file, 15 % of them masked. All runs have the
+same initial weights and the same windows in the same order. Writes curves.json, prints means over 50 steps.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from megabert.training.step import SyncFreeStepper
 from .common import MEGATRON_345M
 
 LENGTH = 512
-WARM_UP, RATE = 100, 1e-4
+WARM_UP, LEARNING_RATE = 100, 1e-4
 RUNS = {"bf16": ("bf16", 0), "bf16, other dropout": ("bf16", 1), "fp8": ("fp8", 0)}
 
 
 def windows(text: Path, tokenizer: Tokenizer, count: int) -> list[Features]:
-    """Cut a text into windows and mask them; a short text is gone through again, with other masks."""
+    """Split a text into windows and mask them; a short text is repeated with other masks."""
     lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
     ids = np.concatenate(tokenizer.encode_ids(lines))
     starts = np.arange(0, len(ids) - LENGTH, LENGTH)
@@ -42,25 +42,28 @@ def windows(text: Path, tokenizer: Tokenizer, count: int) -> list[Features]:
     random = np.random.default_rng(0)
     order = np.concatenate([random.permutation(starts) for _ in range(-(-count // len(starts)))])[:count]
     mask_id = tokenizer.tokens.index("[MASK]")
-    made = []
+    features = []
     for start in order:
         token_ids = ids[start : start + LENGTH]
-        places = choose_masked_positions(is_piece[token_ids], np.ones(LENGTH, dtype=bool), Masking(), random)
-        seen = apply_mask(token_ids, places, Masking(), random, mask_id=mask_id, vocabulary_size=len(tokenizer))
+        positions = choose_masked_positions(is_piece[token_ids], np.ones(LENGTH, dtype=bool), Masking(), random)
+        options = {"mask_id": mask_id, "vocabulary_size": len(tokenizer)}
+        masked_ids = apply_mask(token_ids, positions, Masking(), random, **options)
         targets = np.full(LENGTH, NO_TARGET, dtype=np.int64)
-        targets[places] = token_ids[places]
-        token_targets = {"token": targets}
-        made.append(Features(seen, np.zeros(LENGTH, np.int64), token_targets=token_targets, weight=float(len(places))))
-    return made
+        targets[positions] = token_ids[positions]
+        segment_ids = np.zeros(LENGTH, np.int64)
+        features.append(
+            Features(masked_ids, segment_ids, token_targets={"token": targets}, weight=float(len(positions)))
+        )
+    return features
 
 
 def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
-    """Sum the losses of the tokens that are asked for."""
+    """Sum the losses of the masked tokens."""
     return columns_T6[:, LOSS].sum()
 
 
 def curve(batches: list[Batch], vocabulary_size: int, precision: str, seed: int) -> list[float]:
-    """Train, a step a batch; gives the losses."""
+    """Train with one step for each batch; returns the losses."""
     config = replace(MEGATRON_345M, vocabulary_size=vocabulary_size)
     model = TaskModel(Encoder(config), PretrainingHead(config, target_share=0.15, sentence_order=False))
     initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
@@ -68,25 +71,26 @@ def curve(batches: list[Batch], vocabulary_size: int, precision: str, seed: int)
     compile_layers(model)
     settings = OptimizerSettings()
     stepper = SyncFreeStepper(model, loss, settings, precision=precision, clip=1.0, seed=seed, accumulate=1)
-    figures = [
-        stepper.step([batch], RATE * min(1.0, (number + 1) / WARM_UP), number) for number, batch in enumerate(batches)
+    metrics = [
+        stepper.step([batch], LEARNING_RATE * min(1.0, (number + 1) / WARM_UP), number)
+        for number, batch in enumerate(batches)
     ]
-    return torch.stack(figures)[:, 0].tolist()
+    return torch.stack(metrics)[:, 0].tolist()
 
 
 def main() -> None:
-    """Train three times and compare."""
+    """Train three times and compare the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("text", "vocabulary", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--texts", type=int, default=16, help="windows a step")
+    parser.add_argument("--sequences", type=int, default=16, help="windows of a step")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(arguments.vocabulary)
-    made = windows(arguments.text, tokenizer, arguments.steps * arguments.texts)
+    features = windows(arguments.text, tokenizer, arguments.steps * arguments.sequences)
     batches = [
-        pack(made[at : at + arguments.texts], LENGTH, tokenizer.pad_id).map(Tensor.pin_memory)
-        for at in range(0, len(made), arguments.texts)
+        pack(features[at : at + arguments.sequences], LENGTH, tokenizer.pad_id).map(Tensor.pin_memory)
+        for at in range(0, len(features), arguments.sequences)
     ]
     curves = {}
     for name, (precision, seed) in RUNS.items():
@@ -104,8 +108,10 @@ def main() -> None:
         print(f"| {first + 1} to {first + 50} | {' | '.join(cells)} |")
     base = np.array(curves["bf16"])
     for name in list(curves)[1:]:
-        apart = np.array(curves[name]) - base
-        print(f"{name}: mean distance from bf16 a step {np.abs(apart).mean():.4f}, mean difference {apart.mean():+.4f}")
+        differences = np.array(curves[name]) - base
+        print(
+            f"{name}: difference from bf16: mean {differences.mean():+.4f}, absolute {np.abs(differences).mean():.4f}"
+        )
 
 
 if __name__ == "__main__":

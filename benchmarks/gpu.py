@@ -1,9 +1,9 @@
-"""Speed on one GPU: attention kernels, training steps, pre-training, inference; transformers beside them.
+"""Benchmark on one GPU: attention kernels, fine-tuning, pre-training and inference against transformers.
 
     python -m benchmarks.gpu --out FOLDER [--only finetune,pretrain,...] [--profile]
 
-Writes gpu.json and gpu.md. Weights are random, tokens too; lengths are SQuAD's. Times are medians by CUDA events after
-warm-up. Left out: reading data, tokenization, evaluation (see benchmarks.job).
+Writes gpu.json and gpu.md. Random weights and tokens, SQuAD's lengths. Times are medians by CUDA events after warm-up.
+Reading data, tokenization and evaluation are not included (see benchmarks.job).
 """
 
 import argparse
@@ -34,16 +34,16 @@ from megabert.parallel.sharding import compile_layers
 from megabert.training.step import Stepper, SyncFreeStepper
 
 from .common import (
-    LONGEST,
+    MAX_LENGTH,
     MEGATRON_345M,
     VOCABULARY,
     Result,
     forward_flops,
-    lengths_like_squad,
-    model_documents,
+    pack_documents,
     question_answering_model,
+    random_features,
     seconds_per_call,
-    texts,
+    squad_like_lengths,
 )
 
 DEVICE = torch.device("cuda")
@@ -51,20 +51,20 @@ CONFIG = MEGATRON_345M
 
 
 def span_loss(logits_TC: Tensor, batch: Batch) -> Tensor:
-    """Question answering's loss."""
+    """Loss of question answering."""
     lowest = torch.finfo(torch.float32).min
     logits_NLC = batch.by_document(logits_TC, fill=lowest, max_seqlen=batch.max_seqlen)
     return F.cross_entropy(logits_NLC, batch.targets["span"], reduction="sum") / 2
 
 
 def attention() -> Iterator[Result]:
-    """Forward and backward of attention alone: ours with dropout, PyTorch's varlen_attn and padded SDPA without."""
+    """Time attention, forward and backward: ours with and without dropout, PyTorch's varlen_attn without."""
     from torch.nn.attention.varlen import varlen_attn
 
-    for name, lengths in (("32 texts", lengths_like_squad(32)), ("64 x 512", np.full(64, 512))):
+    for name, lengths in (("32 sequences", squad_like_lengths(32)), ("64 x 512", np.full(64, 512))):
         tokens = int(lengths.sum())
         qkv = torch.randn(tokens, 16, 3, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
-        documents = model_documents(lengths, "cuda")
+        documents = pack_documents(lengths, "cuda")
         grad = torch.randn(tokens, 16, 64, device=DEVICE, dtype=torch.bfloat16)
 
         def ours(dropout: float, qkv: Tensor = qkv, documents=documents, grad=grad) -> None:
@@ -72,9 +72,9 @@ def attention() -> Iterator[Result]:
 
         def varlen(qkv: Tensor = qkv, documents=documents, grad=grad) -> None:
             query, key, value = (item.contiguous() for item in qkv.unbind(2))
-            boundaries, max_seqlen = documents
-            mixed = varlen_attn(query, key, value, boundaries, boundaries, max_seqlen, max_seqlen)
-            torch.autograd.grad(mixed, qkv, grad)
+            cu_seqlens, max_seqlen = documents
+            context = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+            torch.autograd.grad(context, qkv, grad)
 
         for what, function in (
             ("megabert, dropout 0.1", partial(ours, 0.1)),
@@ -105,17 +105,17 @@ def attention() -> Iterator[Result]:
                 yield measured(f"attention forward, {name}: {what}", graph.replay, tokens, None, calls=20)
 
 
-def finetune(num_texts: int, precision: str = "bf16") -> Iterator[Result]:
+def finetune(num_sequences: int, precision: str = "bf16") -> Iterator[Result]:
     """Time the fine-tuning step."""
-    lengths = lengths_like_squad(num_texts * 12)
-    loader = BatchSampler(texts(lengths), num_texts, LONGEST, 0, seed=0, static_epochs=1)
+    lengths = squad_like_lengths(num_sequences * 12)
+    loader = BatchSampler(random_features(lengths), num_sequences, MAX_LENGTH, 0, seed=0, static_epochs=1)
     model = question_answering_model(CONFIG).to(DEVICE).train()
     compile_layers(model)
     settings = OptimizerSettings()
     stepper = SyncFreeStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
     torch.cuda.reset_peak_memory_stats()
-    yield from _steps(f"fine-tuning step, {num_texts} texts, {precision}", stepper, steps, lengths)
+    yield from _steps(f"fine-tuning step, {num_sequences} sequences, {precision}", stepper, steps, lengths)
 
 
 def _steps(
@@ -133,13 +133,13 @@ def _steps(
     tokens = int(lengths.sum())
     result = measured(what, epoch, tokens, flops, calls=1, per=len(steps))
     fill = tokens / sum(batch.size.num_tokens for batches in steps for batch in batches)
-    yield replace(result, note=f"{tokens / len(steps):,.0f} real tokens a step, {fill:.1%} of the static size")
+    yield replace(result, note=f"{tokens / len(steps):,.0f} tokens a step, {fill:.1%} of the static size")
     if PROFILE:
         profile(what, epoch, len(steps))
 
 
 class PretrainingNetwork(nn.Module):
-    """An encoder and its language-model head, which reads only the masked positions."""
+    """An encoder with a language-model head that is applied to the masked positions only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,18 +148,17 @@ class PretrainingNetwork(nn.Module):
         initialize(self, torch.Generator().manual_seed(0), num_layers=CONFIG.num_layers)
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, *documents: object) -> Tensor:
-        """Give the hidden vectors."""
+        """Compute the last hidden states."""
         return self.encoder(ids, positions, segments, PackedSequences(*documents[:2]))
 
 
 def pretrain(precision: str = "bf16") -> Iterator[Result]:
-    """Time the pre-training step: 64 texts of 512 tokens, 15 % masked."""
+    """Time the pre-training step: 64 sequences of 512 tokens, 15 % masked."""
     lengths = np.full(64, 512)
     model = PretrainingNetwork().to(DEVICE).train()
     compile_layers(model)
     num_predictions = int(0.15 * lengths.sum())
     random = np.random.default_rng(0)
-    places = np.sort(random.permutation(int(lengths.sum()))[:num_predictions])
 
     def head_loss(hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
         return F.cross_entropy(model.language_model(hidden_MD).float(), targets_M, reduction="sum")
@@ -167,29 +166,28 @@ def pretrain(precision: str = "bf16") -> Iterator[Result]:
     compiled = torch.compile(head_loss)
 
     def loss(hidden_TD: Tensor, batch: Batch) -> Tensor:
-        return compiled(hidden_TD[batch.targets["places"].flatten()], batch.targets["words"].flatten())
+        return compiled(hidden_TD[batch.targets["positions"].flatten()], batch.targets["token_ids"].flatten())
 
-    items = texts(lengths)
-    per_text = num_predictions // 64
+    items = random_features(lengths)
+    per_sequence = num_predictions // 64
     for number, item in enumerate(items):
-        item.targets["places"] = np.sort(random.permutation(512)[:per_text]) + 512 * number
-        item.targets["words"] = random.integers(1000, 30_000, per_text)
-    del places
+        item.targets["positions"] = np.sort(random.permutation(512)[:per_sequence]) + 512 * number
+        item.targets["token_ids"] = random.integers(1000, 30_000, per_sequence)
     settings = OptimizerSettings()
     stepper = SyncFreeStepper(model, loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     batch = pack(items, 512, 0)
     what = f"pre-training step, 64 x 512, {precision}"
-    yield from _steps(what, stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_text * 64)
+    yield from _steps(what, stepper, [[batch]] * 5, np.tile(lengths, 5), 5 * per_sequence * 64)
 
 
 def inference(precision: str = "bf16") -> Iterator[Result]:
-    """Time the network's outputs for batches of about 16 thousand tokens."""
-    lengths = lengths_like_squad(96)
+    """Time the model's forward pass for batches of about 16 thousand tokens."""
+    lengths = squad_like_lengths(96)
     model = question_answering_model(CONFIG).to(DEVICE).eval()
     cast_model(model, precision)
     freeze(model)
     compile_layers(model)
-    batch = pack(texts(lengths), LONGEST, 0).to(DEVICE)
+    batch = pack(random_features(lengths), MAX_LENGTH, 0).to(DEVICE)
     with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
         for graphs in (False, True):
             run: Callable[[], object] = lambda: model(*batch.inputs())  # noqa: E731
@@ -206,10 +204,10 @@ def inference(precision: str = "bf16") -> Iterator[Result]:
 
 
 def transformers() -> Iterator[Result]:
-    """Time transformers' MegatronBert as it is used: padded to 384, autocast, fused AdamW."""
+    """Time transformers' MegatronBert in its usual form: padded to 384, autocast, fused AdamW."""
     from transformers import MegatronBertConfig, MegatronBertForQuestionAnswering
 
-    lengths = lengths_like_squad(32)
+    lengths = squad_like_lengths(32)
     theirs = MegatronBertConfig(
         vocab_size=VOCABULARY, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     )
@@ -217,7 +215,7 @@ def transformers() -> Iterator[Result]:
         model = MegatronBertForQuestionAnswering(theirs).to(DEVICE).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         forward = torch.compile(model) if compiled else model
-        mask = (torch.arange(LONGEST) < torch.tensor(lengths)[:, None]).long().to(DEVICE)
+        mask = (torch.arange(MAX_LENGTH) < torch.tensor(lengths)[:, None]).long().to(DEVICE)
         ids = torch.randint(1000, 30_000, mask.shape, device=DEVICE)
         span = torch.zeros(32, dtype=torch.long, device=DEVICE)
 
@@ -233,14 +231,14 @@ def transformers() -> Iterator[Result]:
             step()
         torch.cuda.reset_peak_memory_stats()
         flops = 3 * forward_flops(CONFIG, lengths)
-        what = f"transformers, 32 texts padded to 384{', compiled' if compiled else ''}"
+        what = f"transformers, 32 sequences padded to 384{', compiled' if compiled else ''}"
         yield measured(what, step, int(lengths.sum()), flops, calls=3, rounds=3)
     model.eval()
     with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16):
         run = lambda: model(input_ids=ids, attention_mask=mask)  # noqa: E731
         run()
         yield measured(
-            "transformers, inference, 32 texts padded to 384", run, int(lengths.sum()), None, calls=5, rounds=3
+            "transformers, inference, 32 sequences padded to 384", run, int(lengths.sum()), None, calls=5, rounds=3
         )
 
 
@@ -254,7 +252,7 @@ def measured(
     per: int = 1,
     rounds: int = 5,
 ) -> Result:
-    """Time a warm function; `per` steps make one call."""
+    """Time a warmed-up function; one call is `per` steps."""
     seconds = seconds_per_call(function, calls=calls, rounds=rounds)
     memory = torch.cuda.max_memory_allocated() / 1e9
     result = Result(what, tokens / seconds, 1000 * seconds / per, flops / seconds / 1e12 if flops else None, memory)
@@ -263,12 +261,12 @@ def measured(
 
 
 def profile(what: str, function: Callable[[], object], per: int) -> None:
-    """Print where a step's time on the GPU goes, by kernel."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+    """Print the GPU time of a step by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         function()
         torch.cuda.synchronize()
     by_name: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-    for event in found.events():
+    for event in profiler.events():
         by_name[event.name[:110]][0] += event.device_time_total / 1000 / per
         by_name[event.name[:110]][1] += 1 / per
     total = sum(item[0] for item in by_name.values())
@@ -278,7 +276,7 @@ def profile(what: str, function: Callable[[], object], per: int) -> None:
 
 
 def line(result: Result) -> str:
-    """Write a result as a row of the Markdown table."""
+    """Format a result as a row of the Markdown table."""
     flops = f"{result.tflops:.0f}" if result.tflops else ""
     memory = f"{result.memory_gb:.1f}" if result.memory_gb else ""
     cells = [result.what, f"{result.tokens_per_second / 1000:,.0f}", f"{result.milliseconds:.2f}", flops, memory]
@@ -312,12 +310,12 @@ def _clean() -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure and write the tables."""
+    """Run the benchmarks and write the tables."""
     global PROFILE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
-    parser.add_argument("--profile", action="store_true", help="also print where the time goes")
+    parser.add_argument("--profile", action="store_true", help="also print the time of each kernel")
     arguments = parser.parse_args()
     PROFILE = arguments.profile
     results = []
@@ -326,9 +324,9 @@ def main() -> None:
             with _clean():
                 try:
                     results += list(SECTIONS[name]())
-                except Exception:  # the other sections are still worth their time
+                except Exception:  # the other sections still run
                     traceback.print_exc()
-    head = "| what | real ktok/s | ms | model TFLOP/s | GB | |\n|---|---|---|---|---|---|\n"
+    head = "| what | ktok/s | ms | model TFLOP/s | GB | |\n|---|---|---|---|---|---|\n"
     device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     table = {"device": device, "results": [asdict(result) for result in results]}

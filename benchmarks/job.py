@@ -1,12 +1,12 @@
-"""A whole job by the command, 345M from random weights: seconds to the first step and to the end, how busy the GPU was.
+"""Benchmark of a complete training job, 345M from random weights: seconds to the first step and the end, GPU use.
 
     python -m benchmarks.job --out FOLDER --train SQUAD.json --validation SQUAD.json --vocabulary VOCAB.txt [--where]
     python -m benchmarks.job ... --devices 2 [--set parallel.fsdp=2]
 
-Runs `megabert train question_answering` three times: so that Python's bytecode is there (`bytecode`), with an empty
-compile cache (`cold`) and with the full one. Busy is the mean of
-nvidia-smi's figure from the first step to the end. --where also samples what the command does until the first step.
-Several processes, one a GPU, are started as torchrun would; the figures are the first one's.
+Runs `megabert train question_answering` three times: to write Python's bytecode (`bytecode`), with an empty compile
+cache (`cold`) and with a full one (`warm`). Utilization is nvidia-smi's mean from the first step to the end. --where
+also samples what the main thread executes. Several processes, one for each GPU, are started as torchrun would; the
+values are those of rank zero.
 """
 
 import argparse
@@ -29,8 +29,8 @@ NETWORK = "{hidden_size: 1024, num_layers: 24, num_attention_heads: 16, max_posi
 PAUSE = 0.01
 
 
-def words(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """Give the command's words."""
+def command_line(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Build the arguments of the command."""
     return [
         "train",
         "question_answering",
@@ -50,65 +50,71 @@ def words(arguments: argparse.Namespace, folder: Path) -> list[str]:
     ]
 
 
-def child(given: list[str], report: Path) -> None:
-    """Run the command; write when the first and the last step were made, and where the time before went."""
+def child(words: list[str], report: Path) -> None:
+    """Run the command; write the times of the first and last step, and the sampled locations, to the report."""
     began = float(os.environ["BEGAN"])
     steps: list[float] = []
-    places: defaultdict[str, float] = defaultdict(float)
-    after: defaultdict[str, float] = defaultdict(float)
+    before_first: defaultdict[str, float] = defaultdict(float)
+    after_first: defaultdict[str, float] = defaultdict(float)
     main_thread = threading.get_ident()
 
     def watch() -> None:
-        """Look at the main thread; note the steps as soon as the module that makes them is there."""
-        is_noting = False
-        before = time.time()
+        """Sample the main thread; patch the steppers as soon as their module is imported."""
+        is_patched = False
+        last = time.time()
         while True:
             time.sleep(PAUSE)
             module = sys.modules.get("megabert.training.step")
-            if not is_noting and hasattr(module, "SyncFreeStepper"):
-                note_steps(module, steps)
-                is_noting = True
+            if not is_patched and hasattr(module, "SyncFreeStepper"):
+                record_steps(module, steps)
+                is_patched = True
             if "WHERE" in os.environ:
-                now = time.time()  # a thread that holds the interpreter makes the pause longer
-                (after if steps else places)[place(sys._current_frames()[main_thread])] += now - before
-                before = now
+                now = time.time()  # a thread that holds the interpreter lock makes the pause longer
+                seconds = after_first if steps else before_first
+                seconds[location(sys._current_frames()[main_thread])] += now - last
+                last = now
 
     threading.Thread(target=watch, daemon=True).start()
     from megabert.cli import main
 
-    code = main(given)
+    code = main(words)
     if code:
         raise SystemExit(code)
-    found = {"first": steps[0] - began, "last": steps[-1] - began, "end": time.time() - began, "num_steps": len(steps)}
+    metrics = {
+        "first": steps[0] - began,
+        "last": steps[-1] - began,
+        "end": time.time() - began,
+        "num_steps": len(steps),
+    }
     if os.environ.get("RANK", "0") == "0":
-        report.write_text(json.dumps(found | {"places": max_seqlen(places), "after": max_seqlen(after)}))
+        report.write_text(json.dumps(metrics | {"before_first": top(before_first), "after_first": top(after_first)}))
     raise SystemExit(0)
 
 
-def max_seqlen(places: dict[str, float]) -> list[tuple[str, float]]:
-    """Give where most time was spent."""
-    return sorted(places.items(), key=lambda item: -item[1])[:25]
+def top(seconds: dict[str, float]) -> list[tuple[str, float]]:
+    """Return the locations with the most time."""
+    return sorted(seconds.items(), key=lambda item: -item[1])[:25]
 
 
-def note_steps(module: Any, steps: list[float]) -> None:
-    """Note when each step's call returns; the first one waits for the device, to tell when it was made."""
+def record_steps(module: Any, steps: list[float]) -> None:
+    """Record when each step's call returns; the first waits for the device."""
     for kind in (module.Stepper, module.SyncFreeStepper):
-        kind.step = _noting(kind.step, steps)
+        kind.step = _recording(kind.step, steps)
 
 
-def _noting(original: Callable[..., Any], steps: list[float]) -> Callable[..., Any]:
-    def step(self: Any, *values: Any, **more: Any) -> Any:
-        found = original(self, *values, **more)
+def _recording(original: Callable[..., Any], steps: list[float]) -> Callable[..., Any]:
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
         if not steps:
-            found.tolist()
+            result.tolist()
         steps.append(time.time())
-        return found
+        return result
 
     return step
 
 
-def place(frame: FrameType | None) -> str:
-    """Name what the main thread does: the package that it imports, or megabert's innermost function."""
+def location(frame: FrameType | None) -> str:
+    """Name what a frame executes: the package that it imports, or megabert's innermost function."""
     importing, function, inner = "", "", ""
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
@@ -123,7 +129,7 @@ def place(frame: FrameType | None) -> str:
 
 
 def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Run the command in a process of its own, or several."""
+    """Run the command in one or several new processes."""
     folder, report = arguments.out / name, arguments.out / f"{name}.json"
     shutil.rmtree(folder, ignore_errors=True)
     if name == "cold":
@@ -132,32 +138,33 @@ def run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     common = {key: str(arguments.out / "cache" / value) for key, value in caches.items()}
     if arguments.where:
         common["WHERE"] = "1"
-    busy = subprocess.Popen(
+    nvidia_smi = subprocess.Popen(
         ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    shares: list[tuple[float, float]] = []
-    assert busy.stdout is not None
-    lines = busy.stdout
-    threading.Thread(target=lambda: shares.extend((time.time(), float(line)) for line in lines), daemon=True).start()
+    utilization: list[tuple[float, float]] = []
+    assert nvidia_smi.stdout is not None
+    lines = nvidia_smi.stdout
+    samples = ((time.time(), float(line)) for line in lines)
+    threading.Thread(target=lambda: utilization.extend(samples), daemon=True).start()
     began = time.time()
-    command = [sys.executable, "-m", "benchmarks.job", "--child", str(report), *words(arguments, folder)]
+    command = [sys.executable, "-m", "benchmarks.job", "--child", str(report), *command_line(arguments, folder)]
     common["BEGAN"] = str(began)
     processes = environments(arguments.devices) if arguments.devices > 1 else [dict(os.environ)]
     children = [subprocess.Popen(command, env=environment | common) for environment in processes]
     codes = [child.wait() for child in children]
-    busy.terminate()
+    nvidia_smi.terminate()
     if any(codes):
         raise SystemExit(f"{name}: the processes ended with {codes}.")
-    found: dict[str, Any] = json.loads(report.read_text())
-    after = [share for at, share in shares if found["first"] <= at - began <= found["end"]]
-    found["busy"] = sum(after) / max(len(after), 1)
+    metrics: dict[str, Any] = json.loads(report.read_text())
+    shares = [share for at, share in utilization if metrics["first"] <= at - began <= metrics["end"]]
+    metrics["busy"] = sum(shares) / max(len(shares), 1)
     shutil.rmtree(folder / "checkpoints")
-    return found
+    return metrics
 
 
 def main() -> None:
-    """Measure the runs and print them."""
+    """Run the jobs and print the measurements."""
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[3:], Path(sys.argv[2]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,19 +174,19 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--devices", type=int, default=1, help="GPUs, one process each")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; can be repeated")
-    parser.add_argument("--runs", default="bytecode,cold,warm", help="a run for each name; cold empties the caches")
-    parser.add_argument("--where", action="store_true", help="sample what the command does")
+    parser.add_argument("--runs", default="bytecode,cold,warm", help="one run for each name; cold empties the caches")
+    parser.add_argument("--where", action="store_true", help="sample what the main thread executes")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.runs.split(","):
-        found = run(arguments, name)
+        metrics = run(arguments, name)
         print(
-            f"{name}: first step {found['first']:.1f} s, last of {found['num_steps']} {found['last']:.1f} s, "
-            f"end {found['end']:.1f} s, GPU busy {found['busy']:.0f} % from the first step to the end",
+            f"{name}: first step {metrics['first']:.1f} s, last of {metrics['num_steps']} {metrics['last']:.1f} s, "
+            f"end {metrics['end']:.1f} s, GPU busy {metrics['busy']:.0f} % from the first step to the end",
             flush=True,
         )
-        for title, places in (("before the first step", found["places"]), ("after it", found["after"])):
-            for where, seconds in places if arguments.where else []:
+        for title, key in (("before the first step", "before_first"), ("after it", "after_first")):
+            for where, seconds in metrics[key] if arguments.where else []:
                 print(f"  {title}: {seconds:6.2f} s  {where}", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""The tables of docs/scaling.md: what the cost model says of three sizes of Megatron-BERT on H100s.
+"""The tables of docs/scaling.md: predictions of the cost model for three sizes of Megatron-BERT on H100s.
 
     python -m benchmarks.predictions
 
-Prints them in Markdown; a test holds that the page has these very lines. Nothing is run, and no GPU is needed.
+Prints them in Markdown; a test verifies that the page contains the same lines. Nothing is run, and no GPU is needed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from megabert.planner.search import PlanRequest, ScalingPoint, scale
 from megabert.planner.workload import MicroBatch, Workload
 
 COUNTS = (1, 2, 4, 8, 64, 512)
-# Texts of a GPU in weak scaling.
-TEXTS = {"345m": 64, "1.3b": 64, "3.9b": 32}
+# Sequences of a GPU in weak scaling.
+SEQUENCES = {"345m": 64, "1.3b": 64, "3.9b": 32}
 LENGTH, BATCH = 512, 1024
-# Those of benchmarks/scaling.py, where a GPU without tensor parallelism has them; each kind has as many a GPU.
-TEXTS_OF_KINDS = {"345m": 64, "1.3b": 32, "3.9b": 16}
+# Sequences of a GPU as in benchmarks/scaling.py; tensor parallelism multiplies them by its size.
+SEQUENCES_OF_KINDS = {"345m": 64, "1.3b": 32, "3.9b": 16}
 KINDS = {"data parallel": (1, 1), "fsdp": (1, -1), "tensor 2": (2, -1), "tensor 4": (4, -1), "tensor 8": (8, -1)}
 
 
@@ -32,7 +32,7 @@ def _layout(estimate: Estimate) -> str:
     return layout.axes + flag
 
 
-def _texts(estimate: Estimate) -> str:
+def _batch(estimate: Estimate) -> str:
     return f"{estimate.micro_batch.num_sequences:.0f} x {estimate.layout.accumulate}"
 
 
@@ -41,45 +41,45 @@ def _fitting(points: Sequence[ScalingPoint]) -> Iterator[tuple[ScalingPoint, Est
 
 
 def weak() -> list[str]:
-    """Tell how networks scale with as many texts on each GPU: rows of a table."""
+    """Build the table of weak scaling, with a constant number of sequences for each GPU."""
     head = "| model | GPUs | layout | sequences x micro-batches | GB | ms | ktok/s | model TFLOP/s a GPU | efficiency |"
     rows = [head, "|---|---|---|---|---|---|---|---|---|"]
-    for name, texts in TEXTS.items():
-        for point, best in _fitting(scale(_request(name, 1, texts), COUNTS, is_weak=True)):
-            about = f"{name.upper()} | {point.gpus} | {_layout(best)} | {_texts(best)}"
+    for name, sequences in SEQUENCES.items():
+        for point, best in _fitting(scale(_request(name, 1, sequences), COUNTS, is_weak=True)):
+            columns = f"{name.upper()} | {point.gpus} | {_layout(best)} | {_batch(best)}"
             speed = f"{best.tokens_per_second / 1000:,.0f} | {best.model_flops_per_second / 1e12:.0f}"
             cost = f"{best.memory.total / 1e9:.1f} | {1000 * best.time.total:.0f}"
-            rows.append(f"| {about} | {cost} | {speed} | {100 * (point.efficiency or 0):.0f} % |")
+            rows.append(f"| {columns} | {cost} | {speed} | {100 * (point.efficiency or 0):.0f} % |")
     return rows
 
 
 def strong() -> list[str]:
-    """Tell how networks scale with as many texts on all GPUs together: rows of a table."""
+    """Build the table of strong scaling, with a constant global batch."""
     rows = ["| model | GPUs | layout | sequences x micro-batches | ktok/s | efficiency |", "|---|---|---|---|---|---|"]
-    for name in TEXTS:
+    for name in SEQUENCES:
         for point, best in _fitting(scale(_request(name, 1, BATCH), (1, 8, 64, 512), is_weak=False)):
-            figures = f"{best.tokens_per_second / 1000:,.0f} | {100 * (point.efficiency or 0):.0f} %"
-            rows.append(f"| {name.upper()} | {point.gpus} | {_layout(best)} | {_texts(best)} | {figures} |")
+            rates = f"{best.tokens_per_second / 1000:,.0f} | {100 * (point.efficiency or 0):.0f} %"
+            rows.append(f"| {name.upper()} | {point.gpus} | {_layout(best)} | {_batch(best)} | {rates} |")
     return rows
 
 
 def kinds() -> list[str]:
-    """Compare kinds of parallelism, thousand tokens a second and GPU: rows of a table. Empty: it does not fit."""
+    """Build the table that compares kinds of parallelism, ktok/s of each GPU; empty cells do not fit."""
     rows = [f"| | {' | '.join(map(str, COUNTS))} |", "|" + "---|" * (len(COUNTS) + 1)]
-    for name, texts in TEXTS_OF_KINDS.items():
+    for name, sequences in SEQUENCES_OF_KINDS.items():
         for kind, (tensor, fsdp) in KINDS.items():
-            cells = [_rate(name, gpus, texts, tensor, fsdp) for gpus in COUNTS]
+            cells = [_rate(name, gpus, sequences, tensor, fsdp) for gpus in COUNTS]
             rows.append(f"| {name.upper()}, {kind} | {' | '.join(cells)} |")
     return rows
 
 
-def _rate(name: str, gpus: int, texts: int, tensor: int, fsdp: int) -> str:
+def _rate(name: str, gpus: int, sequences: int, tensor: int, fsdp: int) -> str:
     if gpus % tensor:
         return ""
     layout = ParallelLayout(
         gpus=gpus, tensor=tensor, fsdp=gpus // tensor if fsdp == -1 else fsdp, sequence=tensor > 1,
     )  # fmt: skip
-    estimate = Estimate(Workload(NETWORKS[name]), MicroBatch.uniform(texts * tensor, LENGTH), layout, GPUS["h100"])
+    estimate = Estimate(Workload(NETWORKS[name]), MicroBatch.uniform(sequences * tensor, LENGTH), layout, GPUS["h100"])
     return f"{estimate.tokens_per_second / gpus / 1000:.1f}" if estimate.fits else ""
 
 

@@ -1,19 +1,18 @@
-"""Speed on 1 to 8 GPUs: the pre-training step of three sizes of Megatron-BERT in several layouts; beside them one GPU.
+"""Scaling benchmark on 1 to 8 GPUs: the pre-training step of three sizes of Megatron-BERT in several parallel layouts.
 
     python -m benchmarks.scaling --out FOLDER [--shapes 345M,1.3B] [--layouts 1,data8,tensor2xdata4] [--quick]
     python -m benchmarks.scaling --out FOLDER --check [--layouts ...]
     python -m benchmarks.scaling --out FOLDER --cpu --check --layouts 1,data2,tensor2     (a smoke test)
 
-Writes scaling.json and scaling.md, or check.json. Each row is measured in processes of its own, one a GPU, started
+Writes scaling.json and scaling.md, or check.json. Each row is measured in new processes, one for each GPU, started
 here; torchrun is not needed. A layout is data, fsdp and tensor with their sizes, joined by x; `sequence` and
-`recompute` switch these on: fsdp4xtensor2xsequence. Texts are random tokens, 512 long, 15 % of them masked; dropout is
-on.
+`recompute` enable these options: fsdp4xtensor2xsequence. Sequences are 512 random tokens, 15 % of them masked, with
+dropout.
 
-Weak scaling keeps the texts of a GPU, strong scaling those of a step; efficiency is against one GPU of the same run,
-with its own number of texts. Model FLOP count products with weights, attention and the masked tokens' vocabulary,
-three times the forward pass for a step; what activation checkpointing computes twice counts once. Beside each row
-stands what `megabert plan` says of the same step, where it knows the GPU. --profile tells of each row where the first
-GPU's time went.
+Weak scaling keeps the sequences of a GPU, strong scaling those of a step; efficiency is against one GPU of the same
+run. Model FLOP count matmuls with weights, attention and the logits of masked tokens, three times the forward pass for
+a step; recomputed activations count once. Each row includes the prediction of `megabert plan`, if it supports the GPU.
+--profile adds a breakdown of the first GPU's time.
 """
 
 import argparse
@@ -61,23 +60,23 @@ LENGTH, MASKED = 512, 0.15
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A network and how many texts a GPU gets."""
+class ModelSize:
+    """A model and the sequences of a GPU."""
 
     config: EncoderConfig
-    texts: int
+    num_sequences: int
 
 
-def _shape(layers: int, hidden: int, heads: int, texts: int) -> Shape:
-    return Shape(EncoderConfig(VOCABULARY, layers, hidden, heads, 4 * hidden, LENGTH), texts)
+def _model_size(layers: int, hidden: int, heads: int, num_sequences: int) -> ModelSize:
+    return ModelSize(EncoderConfig(VOCABULARY, layers, hidden, heads, 4 * hidden, LENGTH), num_sequences)
 
 
 # Megatron-LM's BERT: 345M, 1.3B and 3.9B parameters.
-SHAPES = {
-    "345M": _shape(24, 1024, 16, 64),
-    "1.3B": _shape(24, 2048, 32, 32),
-    "3.9B": _shape(48, 2560, 40, 16),
-    "tiny": _shape(2, 64, 4, 2),
+MODEL_SIZES = {
+    "345M": _model_size(24, 1024, 16, 64),
+    "1.3B": _model_size(24, 2048, 32, 32),
+    "3.9B": _model_size(48, 2560, 40, 16),
+    "tiny": _model_size(2, 64, 4, 2),
 }
 LAYOUTS = (
     "1", "1xrecompute", "data2", "fsdp2", "fsdp2xrecompute", "tensor2", "tensor2xsequence",
@@ -92,15 +91,15 @@ CHECKED = EncoderConfig(
 
 
 @dataclass(frozen=True)
-class Task:
-    """What some processes measure together."""
+class Case:
+    """One row to measure."""
 
     shape: str
     layout: str
     kind: str
     """weak, strong or check."""
-    texts: int
-    """Of a step, in all processes."""
+    num_sequences: int
+    """Global batch: sequences of a step in all processes."""
     precision: str
     steps: int
     accelerator: str
@@ -109,40 +108,40 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; an `error` has no figures."""
+    """A row of the table; with an `error` it has no cases."""
 
-    task: Task
+    case: Case
     num_devices: int
     milliseconds: float = 0.0
     tokens_per_second: float = 0.0
     tflops: float = 0.0
     """Of the model, for each device."""
     memory_gb: float = 0.0
-    """The most that one device held."""
+    """Largest peak memory of a device."""
     efficiency: float | None = None
     predicted_ms: float | None = None
     predicted_gb: float | None = None
     losses: tuple[float, ...] = ()
     parts: dict[str, float] = field(default_factory=dict)
-    """Milliseconds of a step on the first GPU, by what they went to."""
+    """Milliseconds of a step on the first GPU, by kind of kernel."""
     kernels: dict[str, float] = field(default_factory=dict)
-    """The same for the kernels that took most."""
+    """The same for the kernels with the most time."""
     error: str = ""
 
 
 def parse_layout(text: str) -> tuple[int, ParallelSettings]:
-    """Read fsdp4xtensor2xsequence: the number of processes and the settings."""
+    """Parse a layout such as fsdp4xtensor2xsequence into the number of processes and the settings."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     flags = set()
     for part in text.split("x"):
-        found = re.fullmatch(r"(data|fsdp|tensor)(\d+)", part)
-        if found:
-            sizes[found[1]] = int(found[2])
+        axis = re.fullmatch(r"(data|fsdp|tensor)(\d+)", part)
+        if axis:
+            sizes[axis[1]] = int(axis[2])
         elif part in ("sequence", "recompute"):
             flags.add(part)
         elif part != "1":
             raise SystemExit(
-                f"{part!r} in {text!r} is no part of a layout: data2, fsdp2, tensor2, sequence, recompute."
+                f"{part!r} in {text!r} is no part of a layout. Use data2, fsdp2, tensor2, sequence, recompute."
             )
     settings = ParallelSettings(
         tensor=sizes["tensor"],
@@ -153,73 +152,73 @@ def parse_layout(text: str) -> tuple[int, ParallelSettings]:
     return math.prod(sizes.values()), settings
 
 
-def texts_of(config: EncoderConfig, count: int, length: int) -> list[Features]:
-    """Make texts of random tokens, of which each has as many masked."""
+def random_features(config: EncoderConfig, count: int, length: int) -> list[Features]:
+    """Generate sequences of random tokens with equal numbers of masked ones."""
     random = np.random.default_rng(0)
-    made = []
+    features = []
     for number in range(count):
         ids = random.integers(5, config.vocabulary_size, length)
         targets = np.full(length, NO_TARGET)
-        places = random.permutation(length)[: int(MASKED * length)]
-        targets[places] = ids[places]
-        ids[places] = 4
+        masked = random.permutation(length)[: int(MASKED * length)]
+        targets[masked] = ids[masked]
+        ids[masked] = 4
         order = np.full(length, NO_TARGET)
         order[0] = number % 2
         segments = (np.arange(length) >= length // 2).astype(np.int64)
-        made.append(
-            Features(ids, segments, token_targets={"token": targets, "order": order}, weight=float(len(places)))
+        features.append(
+            Features(ids, segments, token_targets={"token": targets, "order": order}, weight=float(len(masked)))
         )
-    return made
+    return features
 
 
 def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
-    """Pre-training's: masked tokens and the order of segments."""
+    """Pre-training loss: masked language model and sentence order."""
     return columns_T6[:, LOSS].sum() + columns_T6[:, ORDER_LOSS].sum()
 
 
-def make_stepper(config: EncoderConfig, task: Task, world: World, settings: ParallelSettings) -> Stepper:
-    """Make a network, laid out, and what trains it; weights are drawn on the device, where it is quick."""
+def make_stepper(config: EncoderConfig, case: Case, world: World, settings: ParallelSettings) -> Stepper:
+    """Build a sharded model and its stepper; weights are initialized on the device, where it is fast."""
     with torch.device("meta"):
         model = TaskModel(Encoder(config), PretrainingHead(config, target_share=MASKED, sentence_order=True))
     materialize(model)
-    if task.kind == "check":
+    if case.kind == "check":
         initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
     is_gpu = world.device.type == "cuda"
-    layout = parallelize(model.train(), world, settings, precision=task.precision, is_compiled=is_gpu)
-    if task.kind != "check":
-        _draw(model, layout)
-    has_size = resolve_static_batches(True, world.device, config, task.precision)
-    common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "sharding": layout}
+    layout = parallelize(model.train(), world, settings, precision=case.precision, is_compiled=is_gpu)
+    if case.kind != "check":
+        _initialize_on_device(model, layout)
+    has_size = resolve_static_batches(True, world.device, config, case.precision)
+    common: dict[str, Any] = {"precision": case.precision, "clip": 1.0, "seed": 0, "sharding": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
-    if has_size and supports_sync_free(optimizer.name, task.precision):
+    if has_size and supports_sync_free(optimizer.name, case.precision):
         return SyncFreeStepper(model, loss, optimizer, accumulate=1, **common)
     return Stepper(model, loss, optimizer, **common)
 
 
-def _draw(model: TaskModel, layout: Sharding) -> None:
+def _initialize_on_device(model: TaskModel, layout: Sharding) -> None:
     torch.manual_seed(layout.world.rank)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            own: Any = parameter.to_local() if layout.uses_fsdp else parameter  # type: ignore[attr-defined]
+            local: Any = parameter.to_local() if layout.uses_fsdp else parameter  # type: ignore[attr-defined]
             if parameter.ndim > 1:
-                own.normal_(0.0, 0.02)
+                local.normal_(0.0, 0.02)
             else:
-                own.fill_(float("norm" in name and name.endswith("weight")))
+                local.fill_(float("norm" in name and name.endswith("weight")))
 
 
-def length_of(task: Task) -> int:
-    """Give the tokens of a text."""
-    return 64 if task.kind == "check" or task.shape == "tiny" else LENGTH
+def length_of(case: Case) -> int:
+    """Return the tokens of a sequence."""
+    return 64 if case.kind == "check" or case.shape == "tiny" else LENGTH
 
 
-def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
-    """Train in this process, one among those of a task, and time it."""
-    config = CHECKED if task.kind == "check" else SHAPES[task.shape].config
-    length = length_of(task)
-    stepper = make_stepper(config, task, world, settings)
+def measure(case: Case, world: World, settings: ParallelSettings) -> Row:
+    """Train in this process, one of those of a case, and time it."""
+    config = CHECKED if case.kind == "check" else MODEL_SIZES[case.shape].config
+    length = length_of(case)
+    stepper = make_stepper(config, case, world, settings)
     loader = BatchSampler(
-        texts_of(config, task.texts * (10 if task.kind == "check" else 2), length),
-        task.texts // world.data_size,
+        random_features(config, case.num_sequences * (10 if case.kind == "check" else 2), length),
+        case.num_sequences // world.data_size,
         length,
         0,
         seed=0,
@@ -228,7 +227,7 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
         num_shares=world.data_size,
     )
     steps = [loader.step(number) for number in range(len(loader))]
-    warm = 0 if task.kind == "check" else 4
+    warm = 0 if case.kind == "check" else 4
 
     def train(numbers: range) -> list[Tensor]:
         return [stepper.step(steps[number % len(steps)], 1e-4, number * world.data_size) for number in numbers]
@@ -236,20 +235,20 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
     train(range(warm))
     _synchronize(world)
     begin = time.perf_counter()
-    losses = train(range(warm, warm + task.steps))
+    losses = train(range(warm, warm + case.steps))
     _synchronize(world)
-    seconds = (time.perf_counter() - begin) / task.steps
-    after = range(warm + task.steps, warm + task.steps + PROFILED)
-    parts, kernels = profile(lambda: train(after)) if task.is_profiled else ({}, {})
+    seconds = (time.perf_counter() - begin) / case.steps
+    after = range(warm + case.steps, warm + case.steps + PROFILED)
+    parts, kernels = profile(lambda: train(after)) if case.is_profiled else ({}, {})
     memory = torch.tensor([torch.cuda.max_memory_allocated() if world.device.type == "cuda" else 0.0])
-    gathered = [float(text) for text in world.exchange(str(float(memory)))]
-    lengths = np.full(task.texts, length)
-    flops = 3 * forward_flops(config, lengths, int(MASKED * length) * task.texts)
+    gathered = [float(text) for text in world.all_gather_text(str(float(memory)))]
+    lengths = np.full(case.num_sequences, length)
+    flops = 3 * forward_flops(config, lengths, int(MASKED * length) * case.num_sequences)
     return Row(
-        task,
+        case,
         world.size,
         milliseconds=1000 * seconds,
-        tokens_per_second=task.texts * length / seconds,
+        tokens_per_second=case.num_sequences * length / seconds,
         tflops=flops / seconds / 1e12 / world.size,
         memory_gb=max(gathered) / 1e9,
         losses=tuple(torch.stack(losses)[:, 0].tolist()),
@@ -259,7 +258,7 @@ def measure(task: Task, world: World, settings: ParallelSettings) -> Row:
 
 
 PROFILED = 2
-# Parts of kernels' names; the first that fits counts, and what none fits is element-wise.
+# Parts of kernels' names, first match; kernels without a match are element-wise.
 KINDS = {
     "communication": ("nccl",),
     "products": ("gemm", "nvjet", "cutlass", "xmma"),
@@ -270,9 +269,9 @@ KINDS = {
 
 
 def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, float]]:
-    """Say where this GPU's time goes in PROFILED steps: milliseconds of a step by kind, and by kernel.
+    """Profile PROFILED steps on this GPU: milliseconds of a step by kind, and by kernel.
 
-    `exposed` is communication beside which nothing was computed, `idle` when nothing ran at all.
+    `exposed` is communication that does not overlap with compute, `idle` the time without any kernel.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         work()
@@ -286,20 +285,20 @@ def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, flo
         kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "elementwise")
         spans[kind].append((begin, end))
         kernels[event.name[:100]] += end - begin
-    computing = [span for kind, found in spans.items() if kind != "communication" for span in found]
-    everything = computing + spans["communication"]
+    compute = [span for kind, items in spans.items() if kind != "communication" for span in items]
+    everything = compute + spans["communication"]
     whole = max(end for _, end in everything) - min(begin for begin, _ in everything)
-    parts = {kind: sum(end - begin for begin, end in found) for kind, found in sorted(spans.items())}
-    parts["exposed"] = covered(everything) - covered(computing)
+    parts = {kind: sum(end - begin for begin, end in items) for kind, items in sorted(spans.items())}
+    parts["exposed"] = covered(everything) - covered(compute)
     parts["idle"] = whole - covered(everything)
     parts["total"] = whole
-    max_seqlen = sorted(kernels.items(), key=lambda item: -item[1])[:20]
+    slowest = sorted(kernels.items(), key=lambda item: -item[1])[:20]
     scale = 1e-3 / PROFILED
-    return {kind: scale * us for kind, us in parts.items()}, {name: scale * us for name, us in max_seqlen}
+    return {kind: scale * us for kind, us in parts.items()}, {name: scale * us for name, us in slowest}
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Measure what spans of time cover together."""
+    """Compute the length of the union of time spans."""
     total, reached = 0.0, -math.inf
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))
@@ -307,11 +306,11 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def predict(task: Task, gpu: str) -> cost.Estimate | None:
-    """Ask the cost model about a task; None where it knows no GPU or precision, or no time counts."""
-    if task.kind == "check" or gpu not in GPUS or task.precision not in GPUS[gpu].matmul_rate:
+def predict(case: Case, gpu: str) -> cost.Estimate | None:
+    """Predict a case; None for unsupported GPUs and precisions, and for checks."""
+    if case.kind == "check" or gpu not in GPUS or case.precision not in GPUS[gpu].matmul_rate:
         return None
-    size, settings = parse_layout(task.layout)
+    size, settings = parse_layout(case.layout)
     layout = ParallelLayout(
         gpus=size,
         tensor=settings.tensor,
@@ -319,12 +318,12 @@ def predict(task: Task, gpu: str) -> cost.Estimate | None:
         sequence=settings.sequence,
         activation_checkpointing=settings.activation_checkpointing,
     )
-    texts = MicroBatch.uniform(task.texts // layout.data_size, length_of(task))
-    return cost.Estimate(Workload(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
+    micro_batch = MicroBatch.uniform(case.num_sequences // layout.data_size, length_of(case))
+    return cost.Estimate(Workload(MODEL_SIZES[case.shape].config, case.precision), micro_batch, layout, GPUS[gpu])
 
 
 def find_gpu(device_name: str) -> str:
-    """Name a device as the cost model's table does; empty where it has none."""
+    """Find a device's name in the cost model's table; empty if absent."""
     return next((name for name in GPUS if name in device_name.lower()), "")
 
 
@@ -334,30 +333,30 @@ def _synchronize(world: World) -> None:
     world.barrier()
 
 
-def run_child(task: Task, result: Path, limit: float) -> None:
-    """Be one of the processes of a task, once its turn has come."""
-    import torch._dynamo  # noqa: F401  (takes seconds, as the imports above: while another row is measured)
+def run_child(case: Case, result: Path, limit: float) -> None:
+    """Run one process of a case, after a line on stdin starts it."""
+    import torch._dynamo  # noqa: F401  (takes seconds: import it while another row is measured)
 
-    size, settings = parse_layout(task.layout)
-    trainer = TrainerSettings(devices=size, accelerator=task.accelerator)
+    size, settings = parse_layout(case.layout)
+    trainer = TrainerSettings(devices=size, accelerator=case.accelerator)
     sys.stdin.readline()
     faulthandler.dump_traceback_later(limit)
     with connect(trainer, settings) as world, side_stream(world.device):
-        row = measure(task, world, settings)
+        row = measure(case, world, settings)
         if world.is_rank_zero:
             result.write_text(json.dumps(asdict(row)))
 
 
-class Measurement:
-    """A task's processes, which import what they need and then wait for their turn."""
+class CaseProcesses:
+    """The processes of a case, which import their modules and then wait for the start."""
 
-    def __init__(self, task: Task, folder: Path, number: int, limit: float) -> None:
-        self._task, self._limit = task, limit
-        size, _ = parse_layout(task.layout)
+    def __init__(self, case: Case, folder: Path, number: int, limit: float) -> None:
+        self._case, self._limit = case, limit
+        size, _ = parse_layout(case.layout)
         self._result = folder / f"row.{number}.json"
         self._result.unlink(missing_ok=True)
         self._logs = [folder / f"log.{number}.{rank}" for rank in range(size)]
-        words = ["--out", str(self._result), "--child", json.dumps(asdict(task)), "--limit", str(limit)]
+        words = ["--out", str(self._result), "--child", json.dumps(asdict(case)), "--limit", str(limit)]
         command = [sys.executable, "-m", "benchmarks.scaling", *words]
         self._children = []
         for path, environment in zip(self._logs, environments(size), strict=True):
@@ -367,7 +366,7 @@ class Measurement:
                 )
 
     def run(self) -> Row:
-        """Let them measure; what fails (it does not fit, for one) or takes too long is a row that says so."""
+        """Start the case and wait for it; failures (out of memory) and timeouts become rows with an error."""
         deadline = time.monotonic() + self._limit
         for child in self._children:
             assert child.stdin is not None
@@ -375,22 +374,22 @@ class Measurement:
         try:
             codes = [child.wait(max(deadline - time.monotonic(), 0.1)) for child in self._children]
         except subprocess.TimeoutExpired:
-            return Row(self._task, len(self._children), error=f"took longer than {self._limit:g} s")
+            return Row(self._case, len(self._children), error=f"took longer than {self._limit:g} s")
         finally:
             for child in self._children:
                 child.kill()
         if not any(codes) and self._result.is_file():
-            found = json.loads(self._result.read_text())
-            return Row(**(found | {"task": self._task, "losses": tuple(found["losses"])}))
-        # Those who only heard that another one is gone have nothing to tell.
+            row = json.loads(self._result.read_text())
+            return Row(**(row | {"case": self._case, "losses": tuple(row["losses"])}))
+        # Exit code 76 means that another process was lost; its log has the cause.
         failed = next((rank for rank, code in enumerate(codes) if code not in (0, 76)), 0)
         lines = [text for text in self._logs[failed].read_text().splitlines() if text.strip()]
         error = next((text for text in reversed(lines) if "Error" in text), (lines or ["?"])[-1])
-        return Row(self._task, len(self._children), error=error[:200])
+        return Row(self._case, len(self._children), error=error[:200])
 
 
-def tasks_of(arguments: argparse.Namespace) -> list[Task]:
-    """List what is to be measured; layouts that are too large are left out."""
+def list_cases(arguments: argparse.Namespace) -> list[Case]:
+    """List the cases, except for layouts that need more devices."""
     common = {
         "precision": arguments.precision,
         "accelerator": "cpu" if arguments.cpu else "gpu",
@@ -398,67 +397,67 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     }
     layouts = [layout for layout in arguments.layouts if parse_layout(layout)[0] <= arguments.devices]
     if arguments.check:
-        return [Task("tiny", layout, "check", 16, steps=50, **common) for layout in layouts]
-    found = []
+        return [Case("tiny", layout, "check", 16, steps=50, **common) for layout in layouts]
+    cases = []
     for name in arguments.shapes:
-        texts = SHAPES[name].texts
+        num_sequences = MODEL_SIZES[name].num_sequences
         for layout in layouts:
             size, _ = parse_layout(layout)
-            kinds = {"weak": texts * size, "strong": texts}
+            kinds = {"weak": num_sequences * size, "strong": num_sequences}
             for kind, count in kinds.items():
                 data = size // parse_layout(layout)[1].tensor
                 if count % data == 0 and not (kind == "strong" and (size == 1 or arguments.quick)):
-                    found.append(Task(name, layout, kind, count, steps=5 if arguments.quick else 15, **common))
-    return found
+                    cases.append(Case(name, layout, kind, count, steps=5 if arguments.quick else 15, **common))
+    return cases
 
 
 def with_efficiency(rows: Sequence[Row]) -> list[Row]:
-    """Compare each row with one GPU; that of weak scaling has as many texts as one GPU of the others."""
-    alone = {row.task.shape: row for row in reversed(rows) if row.num_devices == 1 and not row.error}
+    """Add the efficiency of each row against one GPU."""
+    alone = {row.case.shape: row for row in reversed(rows) if row.num_devices == 1 and not row.error}
     return [
-        replace(row, efficiency=row.tokens_per_second / row.num_devices / alone[row.task.shape].tokens_per_second)
-        if row.task.shape in alone and not row.error
+        replace(row, efficiency=row.tokens_per_second / row.num_devices / alone[row.case.shape].tokens_per_second)
+        if row.case.shape in alone and not row.error
         else row
         for row in rows
     ]
 
 
 def with_prediction(row: Row, gpu: str) -> Row:
-    """Put beside a row what the cost model says."""
-    estimate = None if row.error else predict(row.task, gpu)
+    """Add the cost model's prediction to a row."""
+    estimate = None if row.error else predict(row.case, gpu)
     if estimate is None:
         return row
     return replace(row, predicted_ms=1000 * estimate.time.total, predicted_gb=estimate.memory.total / 1e9)
 
 
 HEAD = (
-    "| network | layout | GPUs | scaling | texts a step | ms | predicted | ktok/s | model TFLOP/s a GPU | GB a GPU | "
+    "| model | layout | GPUs | scaling | sequences a step | ms | predicted | ktok/s | model TFLOP/s a GPU | GB a GPU | "
     "predicted | efficiency |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
 def line(row: Row) -> str:
-    """Write a row of the Markdown table."""
-    task = row.task
-    about = [task.shape, task.layout, str(row.num_devices), task.kind, str(task.texts)]
+    """Format a row of the Markdown table."""
+    case = row.case
+    columns = [case.shape, case.layout, str(row.num_devices), case.kind, str(case.num_sequences)]
     if row.error:
-        return f"| {' | '.join(about)} | {row.error} |"
+        return f"| {' | '.join(columns)} | {row.error} |"
     efficiency = "" if row.efficiency is None else f"{row.efficiency:.1%}"
     predicted_ms, predicted_gb = "", ""
     if row.predicted_ms is not None and row.predicted_gb is not None:
         predicted_ms = f"{row.predicted_ms:.1f} ({row.predicted_ms / row.milliseconds - 1:+.0%})"
         predicted_gb = f"{row.predicted_gb:.1f} ({row.predicted_gb / row.memory_gb - 1:+.0%})"
-    figures = [f"{row.milliseconds:.1f}", predicted_ms, f"{row.tokens_per_second / 1000:,.0f}", f"{row.tflops:.0f}"]
-    return f"| {' | '.join([*about, *figures, f'{row.memory_gb:.1f}', predicted_gb, efficiency])} |"
+    values = [f"{row.milliseconds:.1f}", predicted_ms, f"{row.tokens_per_second / 1000:,.0f}", f"{row.tflops:.0f}"]
+    return f"| {' | '.join([*columns, *values, f'{row.memory_gb:.1f}', predicted_gb, efficiency])} |"
 
 
 def parts_table(rows: Sequence[Row]) -> str:
-    """Write the parts of the profiled rows, milliseconds."""
+    """Format the table of the profiled rows, milliseconds."""
     profiled = [row for row in rows if row.parts]
     kinds = [*KINDS, "elementwise", "exposed", "idle", "total"]
     lines = [
-        f"| {row.task.shape}, {row.task.layout}, {row.task.texts} | "
+        f"| {row.case.shape}, {row.case.layout}, {row.case.num_sequences} | "
         + " | ".join(f"{row.parts.get(kind, 0.0):.1f}" for kind in kinds)
         + " |"
         for row in profiled
@@ -467,37 +466,37 @@ def parts_table(rows: Sequence[Row]) -> str:
 
 
 def check(rows: Sequence[Row], precision: str) -> int:
-    """Compare losses of 50 steps with those of one process."""
+    """Compare the losses of 50 steps with those of one process; returns the exit code."""
     tolerance = 1e-3 if precision == "32" else 3e-2
     one = next(row for row in rows if row.num_devices == 1)
     failures = 0
     for row in rows:
         pairs = zip(row.losses, one.losses, strict=True) if not row.error else ()
-        worst = max((abs(own - other) for own, other in pairs), default=math.inf)
-        is_right = worst <= tolerance and row.losses[-1] < 0.98 * row.losses[0]
-        failures += not is_right
-        about = row.error or f"largest difference of 50 losses {worst:.1e}, last loss {row.losses[-1]:.4f}"
-        print(f"{'ok    ' if is_right else 'FAILED'} {row.task.layout}: {about}", flush=True)
+        worst = max((abs(one_loss - other) for one_loss, other in pairs), default=math.inf)
+        is_close = worst <= tolerance and row.losses[-1] < 0.98 * row.losses[0]
+        failures += not is_close
+        result = row.error or f"largest difference of the 50 losses {worst:.1e}, last loss {row.losses[-1]:.4f}"
+        print(f"{'ok    ' if is_close else 'FAILED'} {row.case.layout}: {result}", flush=True)
     return 1 if failures else 0
 
 
 def main() -> int:
-    """Measure and write the tables."""
+    """Run the benchmark and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables and the processes' logs")
-    parser.add_argument("--shapes", default="345M,1.3B,3.9B", type=lambda text: text.split(","), help="networks")
+    parser.add_argument("--shapes", default="345M,1.3B,3.9B", type=lambda text: text.split(","), help="models")
     parser.add_argument("--layouts", default=",".join(LAYOUTS), type=lambda text: text.split(","), help="layouts")
-    parser.add_argument("--devices", type=int, help="leave out layouts of more processes; default: the GPUs here")
+    parser.add_argument("--devices", type=int, help="skip layouts of more processes; default: the GPUs of this machine")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "32"])
     parser.add_argument("--quick", action="store_true", help="weak scaling only, few steps")
     parser.add_argument("--check", action="store_true", help="compare the losses of 50 steps of a small network")
-    parser.add_argument("--profile", action="store_true", help="say where the first GPU's time goes in each row")
+    parser.add_argument("--profile", action="store_true", help="break down the first GPU's time in each row")
     parser.add_argument("--limit", type=float, default=300, help="seconds that a row may take")
-    parser.add_argument("--cpu", action="store_true", help="processes on the CPU, to try the script out")
+    parser.add_argument("--cpu", action="store_true", help="processes on the CPU, as a smoke test")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        run_child(Task(**json.loads(arguments.child)), arguments.out, arguments.limit)
+        run_child(Case(**json.loads(arguments.child)), arguments.out, arguments.limit)
         return 0
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.devices is None:
@@ -505,16 +504,16 @@ def main() -> int:
     device = f"{'cpu' if arguments.cpu else torch.cuda.get_device_name()}, torch {torch.__version__}"
     rows = []
     prepared = (
-        Measurement(task, arguments.out, number, arguments.limit) for number, task in enumerate(tasks_of(arguments))
+        CaseProcesses(case, arguments.out, number, arguments.limit) for number, case in enumerate(list_cases(arguments))
     )
-    # In pairs: the processes of the next one are started, and get ready, before one begins.
-    for measurement, _ in pairwise(chain(prepared, [None])):
-        assert measurement is not None
-        rows.append(with_prediction(measurement.run(), find_gpu(device)))
+    # In pairs: the next case's processes start and import while one runs.
+    for processes, _ in pairwise(chain(prepared, [None])):
+        assert processes is not None
+        rows.append(with_prediction(processes.run(), find_gpu(device)))
         if not arguments.check:
             rows = with_efficiency(rows)
             print(line(rows[-1]), flush=True)
-        # After each row: what was measured is not lost when the time is up.
+        # After each row, so that results survive a timeout.
         name = "check" if arguments.check else "scaling"
         table = {"device": device, "rows": [asdict(row) for row in rows]}
         (arguments.out / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")

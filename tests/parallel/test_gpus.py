@@ -18,5 +18,5 @@ def test_fifty_losses_of_each_layout_are_those_of_one_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "check.json").read_text())["rows"]
-    assert [row["task"]["layout"] for row in rows] == ["1", *LAYOUTS]
+    assert [row["case"]["layout"] for row in rows] == ["1", *LAYOUTS]
     assert all(len(row["losses"]) == 50 for row in rows)

@@ -89,7 +89,7 @@ def test_fsdp_shares_out_sixteen_bytes_a_weight():
     assert one.activations == shared.activations
 
 
-# Measured on one H100 (docs/performance.md): the lengths are those of benchmarks/common.py's lengths_like_squad.
+# Measured on one H100 (docs/performance.md): the lengths are those of benchmarks/common.py's squad_like_lengths.
 MEASURED = {
     "fine-tuning, 32 texts": (MicroBatch(32, 5186, 1_345_536, 984_799), False, 27.59e-3, 9.0e9),
     "fine-tuning, 96 texts": (MicroBatch(96, 15_358, 3_977_558, 2_913_705), False, 71.14e-3, 17.5e9),
