@@ -62,7 +62,7 @@ def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
 def curve(batches: list[Batch], vocabulary_size: int, precision: str, seed: int) -> list[float]:
     """Train, a step a batch; gives the losses."""
     config = replace(MEGATRON_345M, vocabulary_size=vocabulary_size)
-    model = TaskModel(Encoder(config), PretrainingHead(config, asked_share=0.15, sentence_order=False))
+    model = TaskModel(Encoder(config), PretrainingHead(config, target_share=0.15, sentence_order=False))
     initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
     model.cuda().train()
     compile_layers(model)

@@ -29,7 +29,7 @@ from megabert.kernels.cuda_graph import CapturedGraph
 from megabert.model.attention import PackedSequences, attend
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LanguageModelHead
-from megabert.model.precision import cast, freeze
+from megabert.model.precision import cast_model, freeze
 from megabert.parallel.sharding import compile_layers
 from megabert.training.step import Stepper, SyncFreeStepper
 
@@ -186,7 +186,7 @@ def inference(precision: str = "bf16") -> Iterator[Result]:
     """Time the network's outputs for batches of about 16 thousand tokens."""
     lengths = lengths_like_squad(96)
     model = question_answering_model(CONFIG).to(DEVICE).eval()
-    cast(model, precision)
+    cast_model(model, precision)
     freeze(model)
     compile_layers(model)
     batch = pack(texts(lengths), LONGEST, 0).to(DEVICE)

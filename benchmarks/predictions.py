@@ -7,10 +7,11 @@ Prints them in Markdown; a test holds that the page has these very lines. Nothin
 
 from collections.abc import Iterator, Sequence
 
-from megabert.planner.cost_model import Estimate, ParallelLayout
+from megabert.planner.cost_model import Estimate
 from megabert.planner.hardware import GPUS, NETWORKS
-from megabert.planner.search import Point, Question, scale
-from megabert.planner.workload import Texts, Work
+from megabert.planner.layout import ParallelLayout
+from megabert.planner.search import PlanRequest, ScalingPoint, scale
+from megabert.planner.workload import MicroBatch, Workload
 
 COUNTS = (1, 2, 4, 8, 64, 512)
 # Texts of a GPU in weak scaling.
@@ -21,30 +22,30 @@ TEXTS_OF_KINDS = {"345m": 64, "1.3b": 32, "3.9b": 16}
 KINDS = {"data parallel": (1, 1), "fsdp": (1, -1), "tensor 2": (2, -1), "tensor 4": (4, -1), "tensor 8": (8, -1)}
 
 
-def _question(name: str, gpus: int, batch: int) -> Question:
-    return Question(Work(NETWORKS[name]), GPUS["h100"], gpus, 8, batch, LENGTH)
+def _request(name: str, gpus: int, batch: int) -> PlanRequest:
+    return PlanRequest(Workload(NETWORKS[name]), GPUS["h100"], gpus, 8, batch, LENGTH)
 
 
 def _layout(estimate: Estimate) -> str:
     layout = estimate.layout
     flag = ", c" if layout.activation_checkpointing else ""
-    return f"{layout.num_copies} x {layout.fsdp} x {layout.tensor}{flag}"
+    return layout.axes + flag
 
 
 def _texts(estimate: Estimate) -> str:
-    return f"{estimate.texts.num_texts:.0f} x {estimate.layout.accumulate}"
+    return f"{estimate.micro_batch.num_sequences:.0f} x {estimate.layout.accumulate}"
 
 
-def _fitting(points: Sequence[Point]) -> Iterator[tuple[Point, Estimate]]:
+def _fitting(points: Sequence[ScalingPoint]) -> Iterator[tuple[ScalingPoint, Estimate]]:
     return ((point, point.estimate) for point in points if point.estimate is not None)
 
 
 def weak() -> list[str]:
     """Tell how networks scale with as many texts on each GPU: rows of a table."""
-    head = "| network | GPUs | layout | texts x micro-batches | GB | ms | ktok/s | model TFLOP/s a GPU | efficiency |"
+    head = "| model | GPUs | layout | sequences x micro-batches | GB | ms | ktok/s | model TFLOP/s a GPU | efficiency |"
     rows = [head, "|---|---|---|---|---|---|---|---|---|"]
     for name, texts in TEXTS.items():
-        for point, best in _fitting(scale(_question(name, 1, texts), COUNTS, is_weak=True)):
+        for point, best in _fitting(scale(_request(name, 1, texts), COUNTS, is_weak=True)):
             about = f"{name.upper()} | {point.gpus} | {_layout(best)} | {_texts(best)}"
             speed = f"{best.tokens_per_second / 1000:,.0f} | {best.model_flops_per_second / 1e12:.0f}"
             cost = f"{best.memory.total / 1e9:.1f} | {1000 * best.time.total:.0f}"
@@ -54,9 +55,9 @@ def weak() -> list[str]:
 
 def strong() -> list[str]:
     """Tell how networks scale with as many texts on all GPUs together: rows of a table."""
-    rows = ["| network | GPUs | layout | texts x micro-batches | ktok/s | efficiency |", "|---|---|---|---|---|---|"]
+    rows = ["| model | GPUs | layout | sequences x micro-batches | ktok/s | efficiency |", "|---|---|---|---|---|---|"]
     for name in TEXTS:
-        for point, best in _fitting(scale(_question(name, 1, BATCH), (1, 8, 64, 512), is_weak=False)):
+        for point, best in _fitting(scale(_request(name, 1, BATCH), (1, 8, 64, 512), is_weak=False)):
             figures = f"{best.tokens_per_second / 1000:,.0f} | {100 * (point.efficiency or 0):.0f} %"
             rows.append(f"| {name.upper()} | {point.gpus} | {_layout(best)} | {_texts(best)} | {figures} |")
     return rows
@@ -78,7 +79,7 @@ def _rate(name: str, gpus: int, texts: int, tensor: int, fsdp: int) -> str:
     layout = ParallelLayout(
         gpus=gpus, tensor=tensor, fsdp=gpus // tensor if fsdp == -1 else fsdp, sequence=tensor > 1,
     )  # fmt: skip
-    estimate = Estimate(Work(NETWORKS[name]), Texts.alike(texts * tensor, LENGTH), layout, GPUS["h100"])
+    estimate = Estimate(Workload(NETWORKS[name]), MicroBatch.uniform(texts * tensor, LENGTH), layout, GPUS["h100"])
     return f"{estimate.tokens_per_second / gpus / 1000:.1f}" if estimate.fits else ""
 
 

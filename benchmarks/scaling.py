@@ -45,12 +45,14 @@ from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.model.precision import resolve_static_batches
+from megabert.parallel.execution import supports_sync_free
 from megabert.parallel.launch import environments
 from megabert.parallel.process_group import World, connect
 from megabert.parallel.sharding import Sharding, parallelize
 from megabert.planner import cost_model as cost
 from megabert.planner.hardware import GPUS
-from megabert.planner.workload import Texts, Work
+from megabert.planner.layout import ParallelLayout
+from megabert.planner.workload import MicroBatch, Workload
 from megabert.training.step import Stepper, SyncFreeStepper
 
 from .common import VOCABULARY, forward_flops
@@ -178,7 +180,7 @@ def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
 def make_stepper(config: EncoderConfig, task: Task, world: World, settings: ParallelSettings) -> Stepper:
     """Make a network, laid out, and what trains it; weights are drawn on the device, where it is quick."""
     with torch.device("meta"):
-        model = TaskModel(Encoder(config), PretrainingHead(config, asked_share=MASKED, sentence_order=True))
+        model = TaskModel(Encoder(config), PretrainingHead(config, target_share=MASKED, sentence_order=True))
     materialize(model)
     if task.kind == "check":
         initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
@@ -189,7 +191,7 @@ def make_stepper(config: EncoderConfig, task: Task, world: World, settings: Para
     has_size = resolve_static_batches(True, world.device, config, task.precision)
     common: dict[str, Any] = {"precision": task.precision, "clip": 1.0, "seed": 0, "sharding": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
-    if has_size and SyncFreeStepper.serves(optimizer, task.precision):
+    if has_size and supports_sync_free(optimizer.name, task.precision):
         return SyncFreeStepper(model, loss, optimizer, accumulate=1, **common)
     return Stepper(model, loss, optimizer, **common)
 
@@ -307,18 +309,18 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 def predict(task: Task, gpu: str) -> cost.Estimate | None:
     """Ask the cost model about a task; None where it knows no GPU or precision, or no time counts."""
-    if task.kind == "check" or gpu not in GPUS or task.precision not in GPUS[gpu].matrix_rate:
+    if task.kind == "check" or gpu not in GPUS or task.precision not in GPUS[gpu].matmul_rate:
         return None
     size, settings = parse_layout(task.layout)
-    layout = cost.ParallelLayout(
+    layout = ParallelLayout(
         gpus=size,
         tensor=settings.tensor,
         fsdp=settings.fsdp,
         sequence=settings.sequence,
         activation_checkpointing=settings.activation_checkpointing,
     )
-    texts = Texts.alike(task.texts // layout.num_data, length_of(task))
-    return cost.Estimate(Work(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
+    texts = MicroBatch.uniform(task.texts // layout.data_size, length_of(task))
+    return cost.Estimate(Workload(SHAPES[task.shape].config, task.precision), texts, layout, GPUS[gpu])
 
 
 def find_gpu(device_name: str) -> str:

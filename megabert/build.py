@@ -1,7 +1,10 @@
-"""Files to networks: the language model that settings name, a run that was trained, an encoder by itself."""
+"""From files to networks: a pre-trained language model, a task's model with a new head, a trained run.
+
+The only place where tensors of a checkpoint become modules: weights are initialized or loaded here, nowhere else.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from .checkpoints import catalog
-from .checkpoints import open as foreign
 from .checkpoints.files.lazy_tensor import Readable
-from .checkpoints.native import run_checkpoints as run
+from .checkpoints.native import run_checkpoints
+from .checkpoints.open import fit_vocabulary, shape_of_config
+from .checkpoints.source import ModelSource, find_source, open_source
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
@@ -20,43 +23,83 @@ from .inference import Predictor
 from .model.config import EncoderConfig
 from .model.encoder import Encoder, initialize
 from .model.heads import TaskModel
-from .model.precision import cast, freeze, resolve_precision, resolve_static_batches
+from .model.precision import cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
 from .parallel.sharding import compile_layers
 from .tasks import registry
 from .tasks.task import Task
 from .tokenizers.load import load_tokenizer, read_tokenizer
 from .tokenizers.wordpiece import Tokenizer
+from .torch_session import TorchSession
 
-# What keeps random initial weights of encoder and head apart although they come from one seed.
+# Random streams: initial weights of head and encoder differ although they come from one seed.
 HEAD_STREAM, ENCODER_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """An encoder to start from, its tokenizer, and what was assumed in reading it."""
+    """A pre-trained (or randomly initialized) encoder with its tokenizer."""
 
     encoder: Encoder
     tokenizer: Tokenizer
     source: str
-    notes: tuple[str, ...]
-    is_random: bool = False
+    notes: tuple[str, ...] = ()
+    """What was assumed while reading it."""
     heads: Mapping[str, Readable] = field(default_factory=dict)
-    """Tensors of the heads that it was pre-trained with, where they are there: a task's head may start from them."""
+    """Tensors of its pre-training heads, where the checkpoint has them: a task's head may start from them."""
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where the weights and the vocabulary of a language model are, as far as the settings say it."""
+class InitialModel:
+    """What a training starts from. A new head has an output for each label, so it is made once these are known."""
 
-    weights: Path | None
-    vocabulary: Path | None = None
-    merges: Path | None = None
-    lower_case: bool | None = None
-    published: str | None = None
-    """The published name whose vocabulary serves where nothing else gives one."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of a published network: NVIDIA's BioMegatron files do not hold their sizes."""
+    task: Task[Any, Any]
+    language_model: LanguageModel
+    model: TaskModel | None = None
+    """The whole model of a run; None where a new head is needed."""
+    notes: tuple[str, ...] = ()
+    """Lines for the log: where the weights come from."""
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether the task must learn its labels and get a new head."""
+        return self.model is None
+
+    def build(self, seed: int) -> TaskModel:
+        """Return the run's model, or put a new head on the encoder."""
+        return new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
+
+
+def load_initial_model(
+    task_name: str, settings: Settings, *, home: Path, resumed: run_checkpoints.Contents | None, folder: Path
+) -> InitialModel:
+    """Load what a training starts from: its own checkpoint, another run (pretrained_model), or a language model."""
+    if resumed is not None:
+        return _initial_model_of_run(resumed, folder, task_name, settings)
+    if settings.pretrained_model is not None:
+        source = run_checkpoints.find_checkpoint(Path(settings.pretrained_model))
+        contents = run_checkpoints.read(source, groups=("model",))
+        initial = _initial_model_of_run(contents, source, task_name, settings)
+        if not settings.model.head.reset:
+            return InitialModel(
+                initial.task, initial.language_model, initial.model, (f"Starting from {source}, its head included.",)
+            )
+        task = registry.find(task_name)(settings)
+        note = f"Starting from the encoder of {source}, with a new head."
+        return InitialModel(task, initial.language_model, notes=(note,))
+    task = registry.find(task_name)(settings)
+    loaded = load_language_model(settings.model, home=home, seed=settings.seed, default_shape=task.default_shape)
+    config = loaded.encoder.config
+    size = f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads"
+    first = f"Encoder: {size}, {config.vocabulary_size} tokens, from {loaded.source}."
+    return InitialModel(task, loaded, notes=(first, *(f"  {note}" for note in loaded.notes)))
+
+
+def _initial_model_of_run(
+    contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings
+) -> InitialModel:
+    task, model, tokenizer = restore(contents, folder, task_name, settings)
+    return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model)
 
 
 def load_language_model(
@@ -64,133 +107,43 @@ def load_language_model(
 ) -> LanguageModel:
     """Load the encoder and tokenizer that `model.language_model` and `model.tokenizer` name.
 
-    `default_shape` is what a network with random weights is where the settings do not say it.
-    Downloads published checkpoints into `home` where they are not there yet. Raises ConfigError where the settings
-    name nothing loadable, CheckpointError where the files do not fit.
+    `default_shape` completes the shape of a network with random weights where the settings leave it open.
+    Downloads published checkpoints into `home`. Raises ConfigError where the settings name nothing loadable,
+    CheckpointError where the files do not fit.
     """
     settings = model.language_model
-    source = _find_source(settings, home)
-    if model.tokenizer.vocab_file is not None:
-        merges = model.tokenizer.merges_file
-        source = replace(
-            source, vocabulary=Path(model.tokenizer.vocab_file), merges=None if merges is None else Path(merges)
-        )
-    if model.tokenizer.do_lower_case is not None:
-        source = replace(source, lower_case=model.tokenizer.do_lower_case)
-    config, config_source = _given_config(settings, source)
+    source = find_source(model, home=home)
     if source.weights is None:
-        return _random_language_model(source, config, config_source, settings, seed, default_shape or {})
-    checkpoint = foreign.open_checkpoint(
-        source.weights, config=config, config_source=config_source, qkv_layout=settings.qkv_layout
-    )
-    if source.vocabulary is None and not checkpoint.tokenizer_files and source.published is not None:
-        source = replace(source, vocabulary=catalog.resolve(source.published, home=home, weights=False).vocabulary)
-    tokenizer = _tokenizer_of(checkpoint, source)
-    tensors = foreign.fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
-    encoder = _new_encoder(EncoderConfig.from_dict(shape))
-    own = {name.removeprefix("encoder."): item for name, item in tensors.items() if name.startswith("encoder.")}
-    load_weights(encoder, own, checkpoint.source)
-    notes = (
-        f"format: {checkpoint.format}",
-        *checkpoint.notes,
-        f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {tokenizer.source}",
-        f"text is {'lower-cased' if tokenizer.lower_case else 'kept in its case'}",
-        *_case_warning(tokenizer),
-    )
-    heads = {name: item for name, item in tensors.items() if not name.startswith("encoder.")}
-    return LanguageModel(encoder, tokenizer, checkpoint.source, notes, heads=heads)
-
-
-def _tokenizer_of(checkpoint: foreign.Checkpoint, source: _Source) -> Tokenizer:
-    """Make the tokenizer of the vocabulary that is given, or of the one that lies beside the weights."""
-    lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
-    if source.vocabulary is not None:
-        return read_tokenizer(source.vocabulary, source.merges, lower_case=lower_case)
-    tokenizer = load_tokenizer(checkpoint.tokenizer_files, lower_case=lower_case, source=checkpoint.tokenizer_source)
+        return _random_language_model(source, settings, seed, default_shape or {})
+    opened = open_source(source, home=home, qkv_layout=settings.qkv_layout)
+    checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if tokenizer is None:
         raise ConfigError(
             f"{source.weights} comes without a vocabulary. Give the vocab.txt (of GPT-2: vocab.json, merges.txt beside "
             "it) that it was trained with: model.tokenizer.vocab_file=FILE."
         )
-    return tokenizer
-
-
-@dataclass(frozen=True)
-class OpenedSource:
-    """A checkpoint that a user named, and the true size of its vocabulary where that is known."""
-
-    checkpoint: foreign.Checkpoint
-    num_tokens: int | None
-
-
-def open_source(
-    name_or_path: str,
-    *,
-    home: Path,
-    config_file: Path | None = None,
-    vocab_file: Path | None = None,
-    qkv_layout: str | None = None,
-) -> OpenedSource:
-    """Open a published name or a path, with the configuration and the vocabulary that a user gives beside it."""
-    settings = LanguageModelSettings(
-        pretrained_model_name=name_or_path,
-        config_file=None if config_file is None else str(config_file),
-        qkv_layout=qkv_layout,
+    tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
+    encoder = _new_encoder(EncoderConfig.from_dict(shape))
+    prefix = "encoder."
+    own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+    load_weights(encoder, own, checkpoint.source)
+    notes = (
+        f"format: {checkpoint.format}",
+        *checkpoint.notes,
+        f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {tokenizer.source}",
+        f"text is {'lower-cased' if tokenizer.lower_case else 'cased'}",
+        *_case_warning(tokenizer),
     )
-    source = _find_source(settings, home)
-    assert source.weights is not None, "a name or a path was given"
-    config, config_source = _given_config(settings, source)
-    checkpoint = foreign.open_checkpoint(
-        source.weights, config=config, config_source=config_source, qkv_layout=qkv_layout
-    )
-    vocabulary = vocab_file or source.vocabulary
-    if vocabulary is not None:
-        given = read_tokenizer(vocabulary, None, lower_case=None).files()
-        files = {name: content.encode() for name, content in given.items()}
-        checkpoint = replace(checkpoint, tokenizer_files=files, tokenizer_source=str(vocabulary))
-    lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
-    tokenizer = load_tokenizer(checkpoint.tokenizer_files, lower_case=lower_case, source=checkpoint.tokenizer_source)
-    if tokenizer is None:
-        return OpenedSource(checkpoint, None)
-    if "vocab.txt" in checkpoint.tokenizer_files:
-        checkpoint = replace(checkpoint, lower_case=tokenizer.lower_case)
-    return OpenedSource(checkpoint, len(tokenizer))
+    heads = {name: item for name, item in tensors.items() if not name.startswith(prefix)}
+    return LanguageModel(encoder, tokenizer, checkpoint.source, notes, heads)
 
 
 def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
     if tokenizer.lower_case == tokenizer.is_uncased:
         return ()
     has = "no capital letters" if tokenizer.is_uncased else "capital letters"
-    return (f"WARNING: the vocabulary has {has}. Is that meant? Else set model.tokenizer.do_lower_case.",)
-
-
-def _find_source(settings: LanguageModelSettings, home: Path) -> _Source:
-    name = settings.pretrained_model_name
-    given = Path(settings.lm_checkpoint) if settings.lm_checkpoint is not None else None
-    if name is None or (given is None and Path(name).exists()):
-        return _Source(given or (Path(name) if name else None))
-    lower_case = not catalog.find(name).vocabulary.is_cased
-    if given is not None:
-        return _Source(given, lower_case=lower_case, published=name)
-    files = catalog.resolve(name, home=home)
-    if files.weights is None and files.published.architecture is not None:
-        raise ConfigError(f"{name}: {files.published.note} {files.published.page}")
-    if files.weights is None:
-        raise ConfigError(
-            f"{name} stands for any checkpoint of that case and has no weights of its own. Give yours: "
-            "--bert_checkpoint FILE_OR_FOLDER (and --bert_config FILE where it does not hold its sizes)."
-        )
-    known = asdict(files.published.architecture) if files.published.architecture is not None else {}
-    return _Source(files.weights, files.vocabulary, lower_case=lower_case, config=known)
-
-
-def _given_config(settings: LanguageModelSettings, source: _Source) -> tuple[Mapping[str, Any], str]:
-    if settings.config_file is not None:
-        return foreign.read_config(Path(settings.config_file)), settings.config_file
-    if settings.config:
-        return settings.config, "model.language_model.config"
-    return source.config, f"the catalog for {settings.pretrained_model_name}"
+    return (f"WARNING: the vocabulary has {has}. If that is not meant, set model.tokenizer.do_lower_case.",)
 
 
 def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
@@ -199,20 +152,14 @@ def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
 
 
 def _random_language_model(
-    source: _Source,
-    config: Mapping[str, Any],
-    config_source: str,
-    settings: LanguageModelSettings,
-    seed: int,
-    default_shape: Mapping[str, Any],
+    source: ModelSource, settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
 ) -> LanguageModel:
     if source.vocabulary is None:
         raise ConfigError("An encoder with random weights needs a vocabulary: model.tokenizer.vocab_file=FILE.")
-    shape, others = foreign.shape_of_config(config, config_source)
+    shape, others = shape_of_config(source.config, source.config_source)
     if others:
-        raise ConfigError(f"{config_source}: {', '.join(others)} does not shape a network.")
-    needed = [name for name in ("hidden_size", "num_layers", "num_heads") if name not in shape]
-    if needed:
+        raise ConfigError(f"{source.config_source}: {', '.join(others)} does not shape a network.")
+    if any(name not in shape for name in ("hidden_size", "num_layers", "num_heads")):
         raise ConfigError(
             "model.language_model.pretrained_model_name=null starts from random weights and needs their shape: "
             "model.language_model.config={hidden_size: 256, num_layers: 4, num_attention_heads: 4}."
@@ -222,7 +169,7 @@ def _random_language_model(
     shape = defaults | shape | _dropout(settings)
     encoder = _new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
-    return LanguageModel(encoder, tokenizer, "random weights", (), is_random=True)
+    return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
 
 
 def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: int) -> TaskModel:
@@ -243,14 +190,14 @@ def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: in
 
 
 def initialize_weights(module: nn.Module, seed: int, stream: int) -> None:
-    """Draw initial weights as a function of the seed alone."""
+    """Initialize weights as a function of the seed alone; `stream` separates modules with the same seed."""
     generator = torch.Generator().manual_seed(seed * 8 + stream)
     num_layers = module.config.num_layers if isinstance(module, Encoder) else 0
     initialize(module, generator, num_layers=num_layers)
 
 
 def _new_encoder(config: EncoderConfig) -> Encoder:
-    # On the meta device no memory is filled twice.
+    # Made on the meta device: memory is not filled twice.
     with torch.device("meta"):
         encoder = Encoder(config)
     materialize(encoder)
@@ -258,7 +205,7 @@ def _new_encoder(config: EncoderConfig) -> Encoder:
 
 
 def materialize(module: nn.Module) -> None:
-    """Give parameters that were made on the meta device memory on the CPU, not filled; shared ones stay shared.
+    """Allocate CPU memory, uninitialized, for parameters on the meta device; tied ones stay tied.
 
     As module.to_empty does, which imports sympy, half a second.
     """
@@ -272,33 +219,33 @@ def materialize(module: nn.Module) -> None:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor | Readable], source: str) -> None:
-    """Put tensors into a module, one at a time.
+    """Copy tensors into a module, one at a time.
 
-    Raises CheckpointError that lists what is missing, left over or of another shape.
+    Raises CheckpointError that lists missing, unexpected and misshapen tensors.
     """
-    wanted = dict(module.named_parameters())
-    missing = sorted(wanted.keys() - tensors.keys())
-    left_over = sorted(tensors.keys() - wanted.keys())
+    parameters = dict(module.named_parameters())
+    missing = sorted(parameters.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - parameters.keys())
     misshapen = [
         f"{name} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
-        for name, parameter in wanted.items()
+        for name, parameter in parameters.items()
         if name in tensors and tensors[name].shape != parameter.shape
     ]
     problems = [
         f"{what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}"
-        for what, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit the network. {'; '.join(problems)}.")
     with torch.no_grad():
-        for name, parameter in wanted.items():
+        for name, parameter in parameters.items():
             tensor = tensors[name]
             parameter.copy_(tensor if isinstance(tensor, Tensor) else tensor.read())
 
 
 def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Give the documents with which `load_run` makes the network again."""
+    """Return the JSON documents of a checkpoint from which `restore` builds the network again."""
     return {
         "settings": OmegaConf.to_container(OmegaConf.structured(task.settings)),
         "encoder": model.encoder.config.to_dict(),
@@ -308,16 +255,16 @@ def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer
 
 
 def restore(
-    contents: run.Contents,
+    contents: run_checkpoints.Contents,
     folder: Path,
     task_name: str | None = None,
     settings: Settings | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[Task[Any, Any], TaskModel, Tokenizer]:
-    """Make the network of a checkpoint; no base weights, no network and no training data are needed.
+    """Build a checkpoint's task, network and tokenizer; no base weights and no training data are needed.
 
-    `task_name` stands for a user's own file where the run's task is one. `settings` replaces the run's own,
-    `overrides` changes some of them.
+    `task_name` is required where the run's task is a user's own file. `settings` replaces the run's own, `overrides`
+    changes some of them.
     """
     try:
         name = task_name or contents.documents["run"]["task"]
@@ -351,25 +298,27 @@ def load_run(
     accelerator: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
+    batch_size: int = 32,
     task_name: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Predictor:
-    """Load a run folder (its best checkpoint), or one checkpoint folder, for predicting.
+    """Load a run folder (its best checkpoint), or one checkpoint folder, for inference.
 
-    `compiled` compiles its layers and on a GPU records batches in a CUDA graph: worth it for large files.
+    `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
-    folder = run.find_checkpoint(path)
-    contents = run.read(folder, groups=("model",))
+    folder = run_checkpoints.find_checkpoint(path)
+    contents = run_checkpoints.read(folder, groups=("model",))
     task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
     device = resolve_device(accelerator)
     precision = resolve_precision(precision, device)
     model.to(device).eval()
-    cast(model, precision)
+    cast_model(model, precision)
     freeze(model)
     if compiled:
         compile_layers(model)
-    has_size = resolve_static_batches(compiled, device, model.encoder.config, precision)
-    return Predictor(task, model, tokenizer, device, precision, is_static=has_size)
+    is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
+    session = TorchSession(model, task.loss, device, precision, is_static=is_static)
+    return Predictor(task, tokenizer, session, batch_size)
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

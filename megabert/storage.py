@@ -1,65 +1,68 @@
-"""Files and folders that are there whole or as they were before."""
+"""Atomic writes of files and folders: under a temporary name, fsync, then a rename to the final name."""
 
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file by one rename, its text as UTF-8."""
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, a string as UTF-8; a file of that name is replaced."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file's name.")
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-class whole_folder:  # noqa: N801  (a context manager reads as a function)
-    """Give a folder to write in beside `final`; it takes that name at the end, or goes if there is an error."""
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.partial = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-
-    def __enter__(self) -> Path:
-        self.partial.mkdir()
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        put_in_place(self.partial, self.final)
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `final`; rename it to `final` on success, remove it on an error."""
+    temporary = _temporary_name(final)
+    temporary.mkdir()
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replace_folder(temporary, final)
 
 
-def put_in_place(partial: Path, final: Path) -> None:
-    """Give a folder that is complete its name, in place of one that has it."""
-    for folder in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
-        sync_folder(folder)
-    replaced = set_aside(final) if final.exists() else None
-    partial.rename(final)
-    sync_folder(final.parent)
+def replace_folder(complete: Path, final: Path) -> None:
+    """Rename a complete folder to its final name, replacing a folder of that name; its files are already synced."""
+    for folder in (*(path for path in complete.rglob("*") if path.is_dir()), complete):
+        _fsync_folder(folder)
+    replaced = rename_aside(final) if final.exists() else None
+    complete.rename(final)
+    _fsync_folder(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut."""
+def rename_aside(folder: Path) -> Path:
+    """Rename a folder that is to be deleted, so that it is never seen half deleted under its own name."""
+    aside = _temporary_name(folder)
+    folder.rename(aside)
+    return aside
+
+
+def _temporary_name(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def set_aside(folder: Path) -> Path:
-    """Rename a folder that goes, so that it is never seen half there."""
-    aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    folder.rename(aside)
-    return aside

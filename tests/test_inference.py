@@ -9,6 +9,7 @@ from megabert.config.parser import compose
 from megabert.errors import ConfigError
 from megabert.inference import Predictor
 from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from megabert.torch_session import TorchSession
 from tests.training.test_loop import TINY
 
 
@@ -29,7 +30,8 @@ def predictor(vocab_file):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
-    return Predictor(task, model.eval(), language_model.tokenizer, torch.device("cpu"))
+    session = TorchSession(model.eval(), task.loss, torch.device("cpu"))
+    return Predictor(task, language_model.tokenizer, session)
 
 
 def test_an_answer_does_not_depend_on_what_it_is_batched_with(predictor, squad_file):
@@ -59,7 +61,7 @@ def test_evaluation_is_prediction_and_score(predictor, squad_file):
 
 def test_more_tokens_than_positions_are_refused(predictor):
     task = QuestionAnswering(compose(QuestionAnsweringSettings, [], owner="question_answering")[0])
-    language_model = dataclasses.make_dataclass("L", ["encoder", "source"])(predictor.model.encoder, "here")
+    language_model = dataclasses.make_dataclass("L", ["encoder", "source"])(predictor.session.model.encoder, "here")
     with pytest.raises(ConfigError, match="max_seq_length=384 is more than the 64 positions"):
         new_task_model(task, language_model, seed=0)
 
@@ -100,11 +102,13 @@ def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad
     from megabert.parallel.sharding import compile_layers
 
     examples = predictor.task.read(squad_file) * 20
-    predictor.model.cuda()
-    plain = dataclasses.replace(predictor, device=torch.device("cuda"), batch_size=2)
+    predictor.session.model.cuda()
+    session = dataclasses.replace(predictor.session, device=torch.device("cuda"))
+    plain = dataclasses.replace(predictor, session=session, batch_size=2)
     expected = plain.predict_examples(examples)
-    compile_layers(plain.model)
-    has_size = resolve_static_batches(True, plain.device, plain.model.encoder.config, "32")
-    found = dataclasses.replace(plain, is_static=has_size).predict_examples(examples)
+    compile_layers(session.model)
+    has_size = resolve_static_batches(True, session.device, session.model.encoder.config, "32")
+    static = dataclasses.replace(plain, session=dataclasses.replace(session, is_static=has_size))
+    found = static.predict_examples(examples)
     assert has_size
     assert [item.text for item in found] == [item.text for item in expected]

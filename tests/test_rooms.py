@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ LINES = [  # lowest first; rooms of one line do not import each other
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
+    {"torch_session"},
     {"build"},
     {"training", "diagnostics"},
     {"cli"},
@@ -86,6 +88,33 @@ def test_a_module_imports_from_lower_lines_only(file):
         assert other == room or HEIGHT[other] < HEIGHT[room], f"{file.name} imports {other}"
 
 
+def module_name(file):
+    return ".".join(("megabert", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_modules(file, modules):
+    """List the package's modules that a file imports, also inside functions and for type checking."""
+    package = ["megabert", *file.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, node.module or ""]).removesuffix(".")
+            # `from .room import file` imports the file, `from .file import name` the file that has the name.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from {name if name in modules else module for name in names} & modules
+        elif isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & modules
+
+
+def test_modules_do_not_import_each_other_in_cycles():
+    files = {module_name(file): file for file in FILES}
+    graph = {name: set(imported_modules(file, set(files))) - {name} for name, file in files.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
+
+
 def test_the_architecture_page_quotes_the_order_of_imports():
     block = ARCHITECTURE.read_text(encoding="utf-8").partition("lowest first")[2].split("```")[1]
     assert [set(line.split(" | ")) for line in block.strip().splitlines()] == LINES
@@ -131,8 +160,7 @@ def test_a_module_name_is_used_in_one_room_apart_from_listed_pairs():
 @pytest.mark.parametrize("room", TORCH_FREE)
 def test_a_room_that_does_not_compute_imports_without_torch(room):
     files = [file for file in FILES if room_of(file) == room]
-    names = [".".join(["megabert", *file.relative_to(PACKAGE).with_suffix("").parts]) for file in files]
-    imports = "; ".join(f"import {name.removesuffix('.__init__')}" for name in names)
+    imports = "; ".join(f"import {module_name(file)}" for file in files)
     script = f"import sys; {imports}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False", f"{room} imports torch"

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..model.config import EncoderConfig
-from ..storage import whole_folder
+from ..storage import atomic_folder
 from .files.lazy_tensor import Cast, Readable
 from .huggingface import write_huggingface
 from .megatron import write_megatron
@@ -141,7 +141,7 @@ def _write_megabert(dest: Path, job: _Job) -> list[str]:
 
 def _write_huggingface(dest: Path, job: _Job) -> list[str]:
     source = job.source
-    with whole_folder(dest) as partial:
+    with atomic_folder(dest) as partial:
         return write_huggingface.write_folder(
             partial,
             job.tensors,
@@ -181,7 +181,7 @@ def _task_config(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_megatron(dest: Path, job: _Job) -> list[str]:
     source = job.source
-    with whole_folder(dest) as partial:
+    with atomic_folder(dest) as partial:
         write_megatron.write_folder(
             partial,
             job.tensors,

@@ -32,12 +32,12 @@ def convert(words: Sequence[str]) -> int:
     parser.add_argument("--qkv-layout", metavar="LAYOUT", help="order of the query-key-value rows, where it is known")
     arguments = parser.parse_args(list(words))
     _give_memory_back()
-    from ..build import open_source
     from ..checkpoints import convert as conversion
     from ..checkpoints.catalog import cache_home
     from ..checkpoints.megatron.write_megatron import ModelParallelLayout
+    from ..checkpoints.source import open_named_source
 
-    opened = open_source(
+    opened = open_named_source(
         arguments.source,
         home=cache_home(os.environ),
         config_file=arguments.bert_config,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, InputError
-from ..storage import write_whole
+from ..storage import atomic_write
 from .console import add_subcommand, log, new_parser, progress_bar, to_json
 
 _INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
@@ -138,5 +138,5 @@ def _train_vocabulary(arguments: argparse.Namespace) -> None:
     tokens = train_wordpiece(
         documents, arguments.size, lower_case=arguments.case == "lower", show_progress=sys.stderr.isatty()
     )
-    write_whole(arguments.output, "".join(f"{token}\n" for token in tokens))
+    atomic_write(arguments.output, "".join(f"{token}\n" for token in tokens))
     log(f"Wrote {len(tokens)} tokens to {arguments.output}.")

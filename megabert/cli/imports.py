@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..storage import write_whole
+from ..storage import atomic_write
 from .console import add_subcommand, log, new_parser
 
 
@@ -80,7 +80,7 @@ def _write_pairs(arguments: argparse.Namespace, source: Path, pairs: Sequence[tu
     name = arguments.name or source.stem
     folder.mkdir(parents=True, exist_ok=True)
     for kind, column in (("text", 0), ("labels", 1)):
-        write_whole(folder / f"{kind}_{name}.txt", "".join(f"{pair[column]}\n" for pair in pairs))
+        atomic_write(folder / f"{kind}_{name}.txt", "".join(f"{pair[column]}\n" for pair in pairs))
     num_words = sum(len(line.split()) for line, _ in pairs)
     log(f"Wrote {len(pairs)} lines of {num_words} words: {folder}/text_{name}.txt and {folder}/labels_{name}.txt.")
 
@@ -89,7 +89,7 @@ def _import_chemprot(arguments: argparse.Namespace) -> None:
     from ..formats.chemprot import read_chemprot
 
     corpus = read_chemprot(arguments.abstracts, arguments.entities, arguments.relations)
-    write_whole(arguments.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in corpus.rows))
+    atomic_write(arguments.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in corpus.rows))
     for note in corpus.notes:
         log(note)
     log(f"Wrote {arguments.output}.")

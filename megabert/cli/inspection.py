@@ -64,10 +64,10 @@ def inspect(words: Sequence[str]) -> int:
 
 
 def _open(arguments: Any, qkv_layout: str | None) -> Any:
-    from ..build import open_source
     from ..checkpoints.catalog import cache_home
+    from ..checkpoints.source import open_named_source
 
-    return open_source(
+    return open_named_source(
         arguments.checkpoint,
         home=cache_home(os.environ),
         config_file=arguments.bert_config,

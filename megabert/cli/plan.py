@@ -1,4 +1,4 @@
-"""The command that tells what a training would cost before it is started: plan."""
+"""`megabert plan`: estimate memory, time and the best parallel layout of a training before it is started."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from .console import log, new_parser, to_json
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
     from ..planner.cost_model import Estimate
-    from ..planner.search import Point, Question
+    from ..planner.search import PlanRequest, ScalingPoint
 
 _CAVEAT = (
-    "One and two H100s were measured and agree within 8 %; more GPUs are computed from measured rates of products, "
-    "copies and links (docs/scaling.md)."
+    "Verified on one and two H100s, within 8 %; more GPUs are extrapolated from measured rates of matmuls, copies and "
+    "interconnects (docs/scaling.md)."
 )
 _ROWS = 12
 
@@ -30,30 +30,30 @@ class PlanSettings:
     model: str = "345m"
     """345m, 1.3b, 3.9b, gpt-345m, 2.5b, 8.3b, a name of `megabert models`, a config.json or a checkpoint."""
     gpus: int = 8
-    """All GPUs together."""
+    """Total number of GPUs."""
     gpus_per_node: int | None = None
-    """GPUs of one machine; null: as many as such machines usually have."""
+    """GPUs of one machine; null: as usual for this kind of GPU."""
     gpu: str = choice("h100", "h100", "h200", "a100", "v100")
     """Kind of GPU."""
     task: str = choice("pretrain", "pretrain", "finetune")
-    """pretrain has the vocabulary's head on the masked tokens, finetune a small one."""
+    """pretrain: language-model head on the masked tokens; finetune: a small head."""
     batch: int | None = None
-    """Texts of an optimizer step on all GPUs; null: 1024 to pre-train, as in Megatron-LM's paper, 32 a GPU to
-    fine-tune."""
+    """Global batch, sequences of an optimizer step; null: 1024 to pre-train, as in Megatron-LM's paper, 32 for each GPU
+    to fine-tune."""
     length: int | None = None
-    """Tokens of a text; null: as many as the network has positions."""
+    """Tokens of a sequence; null: the model's number of positions."""
     precision: str = choice("bf16", "bf16", "16", "32")
-    """What the network computes in."""
+    """Precision of the training."""
     tensor: int | None = None
-    """Only layouts with this parallel.tensor; null: all that make sense, here and below."""
+    """Only layouts with this parallel.tensor; null: all sensible values, here and below."""
     fsdp: int | None = None
-    """Only layouts with this parallel.fsdp; -1: all processes that see different texts."""
+    """Only layouts with this parallel.fsdp; -1: all data-parallel processes."""
     sequence: bool | None = None
-    """Only layouts with this parallel.sequence; null: wherever there is tensor parallelism."""
+    """Only layouts with this parallel.sequence; null: with all tensor parallelism."""
     activation_checkpointing: bool | None = None
     """Only layouts with this parallel.activation_checkpointing."""
     overlap: float = 0.0
-    """Share of the sum of gradients over the data axis that is hidden behind the backward pass, 0 to 1."""
+    """Share of the gradient all-reduce that overlaps with the backward pass, 0 to 1."""
 
 
 def plan(words: Sequence[str]) -> int:
@@ -70,35 +70,34 @@ def plan(words: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes, seconds and FLOP/s")
     arguments = parser.parse_intermixed_args(list(words))
-    given = [_quoted(word) for word in arguments.words]
-    settings = compose(PlanSettings, given, owner="plan")[0]
-    question = _question(settings)
-    from ..planner.search import COUNTS, choose, estimate_all, scale
+    settings = compose(PlanSettings, [_quote_path(word) for word in arguments.words], owner="plan")[0]
+    request = _request(settings)
+    from ..planner.search import GPU_COUNTS, choose, estimate_all, scale
 
-    estimates = estimate_all(question)
+    estimates = estimate_all(request)
     best = choose(estimates)
-    counts = sorted({*COUNTS, question.gpus})
+    counts = sorted({*GPU_COUNTS, request.gpus})
     series = {
-        "weak": scale(question, counts, is_weak=True),
-        "constant_batch": scale(question, counts, is_weak=False),
+        "weak": scale(request, counts, is_weak=True),
+        "constant_batch": scale(request, counts, is_weak=False),
     }
     if arguments.json:
-        print(to_json(_document(settings, question, estimates, best, series)))
+        print(to_json(_document(settings, request, estimates, best, series)))
     else:
-        _show(settings, question, estimates, best, series)
+        _print_tables(settings, request, estimates, best, series)
     return 0
 
 
-def _quoted(word: str) -> str:
-    """Let a path hold any character."""
+def _quote_path(word: str) -> str:
+    """Quote the value of `model`, since a path may contain any character."""
     key, equals, value = word.partition("=")
     return f"{key}={quote(value)}" if equals and key == "model" else word
 
 
-def _question(settings: PlanSettings) -> "Question":
+def _request(settings: PlanSettings) -> "PlanRequest":
     from ..planner.hardware import GPUS, MEGABERT
-    from ..planner.search import ALL, Question
-    from ..planner.workload import Work
+    from ..planner.search import ALL, PlanRequest
+    from ..planner.workload import Workload
 
     shape = _shape(settings.model)
     gpu = GPUS[settings.gpu]
@@ -110,11 +109,11 @@ def _question(settings: PlanSettings) -> "Question":
     if settings.fsdp is not None and settings.fsdp < 1 and settings.fsdp != ALL:
         raise ConfigError(f"fsdp={settings.fsdp}; give the number of processes, or -1 for all.")
     if not 0 <= settings.overlap <= 1:
-        raise ConfigError(f"overlap={settings.overlap}; give a share, 0 to 1.")
+        raise ConfigError(f"overlap={settings.overlap}; give a share from 0 to 1.")
     if (settings.length or 0) > shape.max_positions:
         raise ConfigError(f"length={settings.length}: {settings.model} has {shape.max_positions} positions.")
-    return Question(
-        work=Work(shape, settings.precision, settings.task == "pretrain"),
+    return PlanRequest(
+        workload=Workload(shape, settings.precision, settings.task == "pretrain"),
         gpu=gpu,
         gpus=settings.gpus,
         gpus_per_node=settings.gpus_per_node or gpu.gpus_per_node,
@@ -124,12 +123,12 @@ def _question(settings: PlanSettings) -> "Question":
         fsdp=settings.fsdp,
         sequence=settings.sequence,
         activation_checkpointing=settings.activation_checkpointing,
-        program=replace(MEGABERT, overlap=settings.overlap),
+        implementation=replace(MEGABERT, overlap=settings.overlap),
     )
 
 
 def _shape(model: str) -> "EncoderConfig":
-    """Find a network's shape by its size, its configuration, its file or its published name."""
+    """Read the architecture from a known size, a config.json, a checkpoint or a published name."""
     from ..planner.hardware import NETWORKS
 
     if model.lower() in NETWORKS:
@@ -155,22 +154,24 @@ def _published_shape(name: str) -> "EncoderConfig":
     if published is None:
         guess = nearest(name, [*NETWORKS, *PUBLISHED])
         raise ConfigError(
-            f"model={name} is no size, no published name, and there is no such file."
+            f"model={name} is neither a size nor a published name nor an existing file."
             f"{f' Did you mean {guess}?' if guess else ''} Sizes are {', '.join(NETWORKS)}."
         )
-    numbers = published.architecture
-    if numbers is None:
-        raise ConfigError(f"model={name}: its sizes are not known here. Give its config.json or its checkpoint.")
+    architecture = published.architecture
+    if architecture is None:
+        raise ConfigError(
+            f"model={name}: its architecture is not in the catalog. Give its config.json or its checkpoint."
+        )
     if published.vocabulary.size is None:
-        log(f"note: how many tokens {name} knows is not known here; {BERT_VOCABULARY} are assumed.")
+        log(f"note: the catalog lacks the vocabulary size of {name}; {BERT_VOCABULARY} tokens are assumed.")
     return EncoderConfig(
         published.vocabulary.size or BERT_VOCABULARY,
-        numbers.num_layers,
-        numbers.hidden_size,
-        numbers.num_attention_heads,
-        4 * numbers.hidden_size,
-        numbers.max_position_embeddings,
-        numbers.num_tokentypes,
+        architecture.num_layers,
+        architecture.hidden_size,
+        architecture.num_attention_heads,
+        4 * architecture.hidden_size,
+        architecture.max_position_embeddings,
+        architecture.num_tokentypes,
     )
 
 
@@ -183,7 +184,7 @@ def _shape_of_file(path: Path) -> "EncoderConfig":
     shape, _ = shape_of_config(config, str(path))
     missing = [name for name in ("hidden_size", "num_layers", "num_heads") if name not in shape]
     if missing:
-        raise ConfigError(f"{path} does not give {', '.join(missing)}. Is it a network's configuration?")
+        raise ConfigError(f"{path} has no {', '.join(missing)}. Is it the configuration of a model?")
     rows = config.get("vocab_size", BERT_VOCABULARY)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, "vocabulary_size": rows}
     return EncoderConfig.from_dict(defaults | shape)
@@ -191,67 +192,62 @@ def _shape_of_file(path: Path) -> "EncoderConfig":
 
 def _document(
     settings: PlanSettings,
-    question: "Question",
+    request: "PlanRequest",
     estimates: "Sequence[Estimate]",
     best: "Estimate | None",
-    series: "dict[str, list[Point]]",
+    series: "dict[str, list[ScalingPoint]]",
 ) -> dict[str, Any]:
     from ..planner.workload import count_parameters
 
     return {
         "model": settings.model,
-        "shape": question.work.shape.to_dict(),
-        "parameters": round(count_parameters(question.work).total),
+        "shape": request.workload.shape.to_dict(),
+        "parameters": round(count_parameters(request.workload).total),
         "task": settings.task,
         "precision": settings.precision,
-        "gpu": {"title": question.gpu.title, "memory": question.gpu.memory, "source": question.gpu.source},
-        "gpus": question.gpus,
-        "gpus_per_node": question.gpus_per_node,
-        "batch": question.batch,
-        "length": question.length,
+        "gpu": {"title": request.gpu.title, "memory": request.gpu.memory, "source": request.gpu.source},
+        "gpus": request.gpus,
+        "gpus_per_node": request.gpus_per_node,
+        "batch": request.batch,
+        "length": request.length,
         "best": None if best is None else _row(best),
         "layouts": [_row(estimate) for estimate in estimates],
-        "scaling": {
-            name: [
-                {
-                    "gpus": point.gpus,
-                    "efficiency": point.efficiency,
-                    "layout": None if point.estimate is None else _row(point.estimate),
-                }
-                for point in points
-            ]
-            for name, points in series.items()
-        },
+        "scaling": {name: [_point(point) for point in points] for name, points in series.items()},
     }
 
 
+def _point(point: "ScalingPoint") -> dict[str, Any]:
+    layout = None if point.estimate is None else _row(point.estimate)
+    return {"gpus": point.gpus, "efficiency": point.efficiency, "layout": layout}
+
+
 def _row(estimate: "Estimate") -> dict[str, Any]:
-    from ..planner.search import settings
+    from ..planner.search import layout_settings
 
     layout = estimate.layout
     return {
-        "data": layout.num_copies,
+        "data": layout.num_replicas,
         "fsdp": layout.fsdp,
         "tensor": layout.tensor,
         "sequence": layout.sequence,
         "activation_checkpointing": layout.activation_checkpointing,
-        "micro_batch": round(estimate.texts.num_texts),
+        "micro_batch": round(estimate.micro_batch.num_sequences),
         "accumulate": layout.accumulate,
         "fits": estimate.fits,
         "memory": estimate.memory.to_dict(),
         "seconds": estimate.time.to_dict(),
         "tokens_per_second": estimate.tokens_per_second,
         "model_flops_per_second_of_each": estimate.model_flops_per_second,
-        "settings": settings(estimate),
+        "settings": layout_settings(estimate),
     }
 
 
-def _show(
+def _print_tables(
     settings: PlanSettings,
-    question: "Question",
+    request: "PlanRequest",
     estimates: "Sequence[Estimate]",
     best: "Estimate | None",
-    series: "dict[str, list[Point]]",
+    series: "dict[str, list[ScalingPoint]]",
 ) -> None:
     from rich.console import Console
 
@@ -260,12 +256,12 @@ def _show(
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 132
-    shape = question.work.shape
+    shape = request.workload.shape
     console.print(
         f"{settings.model}: {shape.num_layers} layers x {shape.hidden_size} x {shape.num_heads} heads, "
-        f"{count_parameters(question.work).total / 1e6:,.0f} million parameters. "
-        f"{settings.task}, steps of {question.batch} texts of {question.length} tokens, "
-        f"{settings.precision}, on {question.gpus} x {question.gpu.title}."
+        f"{count_parameters(request.workload).total / 1e6:,.0f} million parameters. "
+        f"{settings.task}, steps of {request.batch} sequences of {request.length} tokens, "
+        f"{settings.precision}, on {request.gpus} x {request.gpu.title}."
     )
     console.print(_layout_table(estimates, best))
     if len(estimates) > _ROWS:
@@ -273,20 +269,19 @@ def _show(
     if best is None:
         least = estimates[0].memory.total / 1e9
         console.print(
-            f"Nothing fits: the leanest layout needs {least:.1f} GB of {question.gpu.memory / 1e9:.0f} GB on each GPU. "
-            "Give more GPUs, or leave layouts free."
+            f"Nothing fits: the smallest layout needs {least:.1f} GB of {request.gpu.memory / 1e9:.0f} GB on each GPU. "
+            "Give more GPUs, or fix fewer settings."
         )
     else:
-        console.print(_part_tables(best))
-        from ..planner.search import settings as settings_of
+        from ..planner.search import layout_settings
 
-        words = " ".join(f"{key}={value}" for key, value in settings_of(best).items())
+        console.print(_breakdown_tables(best))
         console.print("Best:", style="bold", end=" ")
-        console.print(words, soft_wrap=True)
-    console.print(_scaling_table(question, series))
+        console.print(" ".join(f"{key}={value}" for key, value in layout_settings(best).items()), soft_wrap=True)
+    console.print(_scaling_table(request, series))
     if any((point.efficiency or 0) > 1.02 for points in series.values() for point in points):
         console.print(
-            "More than 100 %: on fewer GPUs memory is short; they compute activations twice or in small micro-batches."
+            "More than 100 %: fewer GPUs are short of memory, so they recompute activations or use small micro-batches."
         )
     console.print(_CAVEAT)
 
@@ -299,11 +294,13 @@ def _layout_table(estimates: "Sequence[Estimate]", best: "Estimate | None") -> A
     for column in ("micro-batches", "GB", "ms a step", "tokens/s", "TFLOP/s a GPU"):
         table.add_column(column, justify="right")
     for estimate in estimates[:_ROWS]:
+        layout = estimate.layout
+        options = {"sequence": layout.sequence, "checkpointing": layout.activation_checkpointing}
         table.add_row(
             "best" if estimate is best else "fits" if estimate.fits else "too big",
-            f"{estimate.layout.num_copies} x {estimate.layout.fsdp} x {estimate.layout.tensor}",
-            _also(estimate),
-            f"{estimate.layout.accumulate} of {estimate.texts.num_texts:.0f} texts",
+            layout.axes,
+            ", ".join(name for name, is_on in options.items() if is_on),
+            f"{layout.accumulate} of {estimate.micro_batch.num_sequences:.0f} sequences",
             f"{estimate.memory.total / 1e9:.1f}",
             f"{1000 * estimate.time.total:,.1f}",
             f"{estimate.tokens_per_second:,.0f}",
@@ -313,43 +310,35 @@ def _layout_table(estimates: "Sequence[Estimate]", best: "Estimate | None") -> A
     return table
 
 
-def _also(estimate: "Estimate") -> str:
-    layout = estimate.layout
-    names = {"sequence": layout.sequence, "checkpointing": layout.activation_checkpointing}
-    return ", ".join(name for name, is_there in names.items() if is_there)
-
-
-def _part_tables(best: "Estimate") -> Any:
+def _breakdown_tables(best: "Estimate") -> Any:
     from rich.box import SIMPLE
     from rich.columns import Columns
     from rich.table import Table
 
-    memory, time = best.memory.to_dict(), best.time.to_dict()
     tables = []
     for title, parts, scale, form in (
-        ("Best: GB on each GPU", memory, 1e-9, "{:.2f}"),
-        ("Best: ms of a step", time, 1e3, "{:,.1f}"),
+        ("Best: GB on each GPU", best.memory.to_dict(), 1e-9, "{:.2f}"),
+        ("Best: ms of a step", best.time.to_dict(), 1e3, "{:,.1f}"),
     ):
         table = Table("part", title=title, title_justify="left", box=SIMPLE)
-        table.add_column("", justify="right")
-        table.add_column("share", justify="right")
+        for column in ("", "share"):
+            table.add_column(column, justify="right")
         for name, value in parts.items():
-            share = value / parts["total"]
-            style = "bold" if name == "total" else ""
-            table.add_row(name.replace("_", " "), form.format(value * scale), f"{share:.0%}", style=style)
+            cells = (name.replace("_", " "), form.format(value * scale), f"{value / parts['total']:.0%}")
+            table.add_row(*cells, style="bold" if name == "total" else "")
         tables.append(table)
     return Columns(tables, padding=(0, 4))
 
 
-def _scaling_table(question: "Question", series: "dict[str, list[Point]]") -> Any:
+def _scaling_table(request: "PlanRequest", series: "dict[str, list[ScalingPoint]]") -> Any:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    each = max(1, question.batch // question.gpus)
+    per_gpu = max(1, request.batch // request.gpus)
     table = Table(
         "GPUs", title="Scaling, each with its best layout (c: checkpointing)", title_justify="left", box=SIMPLE
     )
-    for title in (f"{each} texts a GPU", f"{question.batch} texts a step"):
+    for title in (f"{per_gpu} sequences a GPU", f"{request.batch} sequences a step"):
         table.add_column(f"{title}: tokens/s", justify="right")
         table.add_column("efficiency", justify="right")
         table.add_column("layout")
@@ -361,13 +350,12 @@ def _scaling_table(question: "Question", series: "dict[str, list[Point]]") -> An
     return table
 
 
-def _scaling_cells(point: "Point | None") -> tuple[str, str, str]:
+def _scaling_cells(point: "ScalingPoint | None") -> tuple[str, str, str]:
     if point is None:
         return "", "", ""
     if point.estimate is None:
         return "-", "-", "none"
     layout = point.estimate.layout
-    also = ", c" if layout.activation_checkpointing else ""
     efficiency = "" if point.efficiency is None else f"{point.efficiency:.0%}"
-    shape = f"{layout.num_copies} x {layout.fsdp} x {layout.tensor}{also}"
-    return f"{point.estimate.tokens_per_second:,.0f}", efficiency, shape
+    axes = layout.axes + (", c" if layout.activation_checkpointing else "")
+    return f"{point.estimate.tokens_per_second:,.0f}", efficiency, axes

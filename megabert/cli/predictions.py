@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
-from ..storage import write_whole
+from ..storage import atomic_write
 from .console import log, new_parser, new_settings_parser, progress_bar, to_json
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def evaluate(words: Sequence[str]) -> int:
     with progress_bar("evaluating") as progress:
         evaluation = predictor.evaluate_file(Path(settings.file), progress=progress)
     if settings.output_dir is not None:
-        from ..training.reports import write_evaluation
+        from ..training.evaluation import write_evaluation
 
         names = write_evaluation(Path(settings.output_dir), predictor.task, evaluation)
         log(f"Wrote {', '.join(names)} in {settings.output_dir}.")
@@ -100,10 +100,10 @@ def _predict_file(predictor: "Predictor", file: Path, settings: PredictSettings)
         files = {"predictions.jsonl": "".join(lines)}
         files |= predictor.task.write_predictions(folder, examples, predictions)
         for name, content in files.items():
-            write_whole(folder / name, content)
+            atomic_write(folder / name, content)
         log(f"Wrote {', '.join(files)} in {folder}.")
     if settings.output is not None:
-        write_whole(Path(settings.output), "".join(lines))
+        atomic_write(Path(settings.output), "".join(lines))
         log(f"Wrote {len(lines)} predictions to {settings.output}.")
     elif settings.output_dir is None:
         sys.stdout.writelines(lines)

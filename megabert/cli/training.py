@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, expand_sweep, quote
 from ..errors import ConfigError
 from ..parallel.launch import count_to_start, launch
-from ..storage import write_whole
+from ..storage import atomic_write
 from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
-    from ..training.job import Outcome
+    from ..training.run import Outcome
 
 
 def train(words: Sequence[str]) -> int:
@@ -62,16 +62,16 @@ def _train_once(
         options = [("--config", file), ("--resume", resume)]
         given = [word for name, path in options if path is not None for word in (name, str(path))]
         launch(["train", task_name, *words, *given], num_processes)
-    from ..training import job
+    from ..training import evaluation, run
 
     if num_processes:
-        return job.past_outcome(settings, task_type.name())
+        return run.past_outcome(settings, task_type.name())
     if not settings.do_training:
         if settings.pretrained_model is None:
             raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
-        print(to_json(job.test(settings, Path(settings.pretrained_model)).scores))
+        print(to_json(evaluation.evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
         return None
-    outcome = job.train(task_name, settings, home=cache_home(os.environ), say=log)
+    outcome = run.train(task_name, settings, home=cache_home(os.environ), log=log)
     if outcome is not None:
         _report(outcome)
     return outcome
@@ -138,4 +138,4 @@ def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
         if "/" not in name and name != "total":
             print(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
     document = {"runs": [str(outcome.folder) for outcome in outcomes], "scores": table}
-    write_whole(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")
+    atomic_write(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")

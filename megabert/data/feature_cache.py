@@ -1,34 +1,34 @@
-"""Tokenized training texts kept in memory-mapped arrays, so that a second run starts at once.
+"""Content-addressed, memory-mapped cache of tokenized training features, so that a second run starts at once.
 
-A store is a folder of .npy files under a name that is a digest of everything the texts depend on (the data file's
-content, the settings, the vocabulary, the code that makes them), so it is never stale: what changes has another name.
-It appears by one rename, whole or not at all. Only what training needs is kept, not the notes of the features.
+An entry is a folder of .npy files. Its name is a digest of everything that the features depend on (the data file's
+content, the settings, the vocabulary, the code that makes them), so an entry is never stale: changed inputs have
+another name. Entries are written atomically. Only what training needs is stored, not the notes of the features.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage import whole_folder
+from ..storage import atomic_folder
 from .packing import Features
 
-# Stores that are kept; the ones that were used longest ago go first.
-MOST_STORES = 20
+# The least recently used entries beyond these are deleted.
+MAX_ENTRIES = 20
 META = "meta.json"
 
 
 class CachedFeatures(Sequence[Features]):
-    """Features read from a store's arrays as they are asked for."""
+    """Features read from a cache entry's memory-mapped arrays on access."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a store; raises OSError, ValueError or KeyError if it is none."""
+        """Open an entry; raises OSError, ValueError or KeyError if it is missing or damaged."""
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         self.meta: dict[str, Any] = meta["meta"]
         self._arrays: dict[str, NDArray[Any]] = {
@@ -37,11 +37,11 @@ class CachedFeatures(Sequence[Features]):
         self._ends = self._arrays["ends"].tolist()
 
     def __len__(self) -> int:
-        """Count the texts."""
+        """Count the sequences."""
         return len(self._ends)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Count each text's tokens."""
+        """Count the tokens of each sequence."""
         return np.diff(self._arrays["ends"], prepend=0)
 
     @overload
@@ -49,54 +49,55 @@ class CachedFeatures(Sequence[Features]):
     @overload
     def __getitem__(self, index: slice) -> list[Features]: ...
     def __getitem__(self, index: int | slice) -> Features | list[Features]:
-        """Read one text, or several."""
+        """Read the features of one sequence, or of several."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        part = slice(self._ends[index - 1] if index else 0, self._ends[index])
-        found: dict[str, dict[str, Any]] = {"targets": {}, "token_targets": {}}
+        tokens = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        targets: dict[str, dict[str, Any]] = {"targets": {}, "token_targets": {}}
         for name, array in self._arrays.items():
             group, _, key = name.partition("/")
-            if group in found:
-                found[group][key] = np.asarray(array[index] if group == "targets" else array[part])
+            if group in targets:
+                targets[group][key] = np.asarray(array[index] if group == "targets" else array[tokens])
         return Features(
-            np.asarray(self._arrays["token_ids"][part], dtype=np.int64),
-            np.asarray(self._arrays["segment_ids"][part], dtype=np.int64),
+            np.asarray(self._arrays["token_ids"][tokens], dtype=np.int64),
+            np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
             weight=float(self._arrays["weights"][index]),
-            **found,
+            **targets,
         )
 
 
 def digest(*parts: bytes) -> str:
-    """Name a store by all that its texts depend on."""
-    found = hashlib.sha256()
+    """Compute an entry's name from everything that its features depend on."""
+    sha256 = hashlib.sha256()
     for part in parts:
-        found.update(len(part).to_bytes(8, "little"))
-        found.update(part)
-    return found.hexdigest()
+        sha256.update(len(part).to_bytes(8, "little"))
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
-def find(home: Path, name: str) -> CachedFeatures | None:
-    """Open the store of that name, if there is one that can be read."""
-    folder = home / name
+def load(cache: Path, name: str) -> CachedFeatures | None:
+    """Open the entry of a name and mark it as used; None if it is missing or damaged."""
     try:
-        stored = CachedFeatures(folder)
-        os.utime(folder)
+        features = CachedFeatures(cache / name)
+        os.utime(cache / name)
     except (OSError, ValueError, KeyError, EOFError):
         return None
-    return stored
+    return features
 
 
-def keep(home: Path, name: str, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
-    """Write a store, with `meta` as plain values.
+def save(cache: Path, name: str, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
+    """Write an entry, replacing a damaged one; `meta` holds plain values.
 
-    A disk that is full or not ours is no reason to fail: the texts are then made again next time.
+    A full or read-only disk is no error: the next run then tokenizes again.
     """
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with whole_folder(home / name) as partial:  # in the place of one that could not be read
-            _write(partial, features, meta)
-        _prune(home)
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(cache / name) as folder:
+            _write(folder, features, meta)
+        entries = sorted(cache.glob("*/" + META), key=lambda path: path.parent.stat().st_mtime)
+        for entry in entries[:-MAX_ENTRIES]:
+            shutil.rmtree(entry.parent, ignore_errors=True)
     except OSError:
         return
 
@@ -105,8 +106,8 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
     arrays: dict[str, NDArray[Any]] = {
         "ends": np.cumsum([len(item) for item in features]),
         "weights": np.array([item.weight for item in features]),
-        "token_ids": _joined(item.token_ids for item in features),
-        "segment_ids": _joined(item.segment_ids for item in features),
+        "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
+        "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
     }
     for name in features[0].targets:
         arrays[f"targets/{name}"] = np.stack([np.asarray(item.targets[name]) for item in features])
@@ -116,13 +117,3 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
         np.save(folder / f"{number}.npy", array)
     document = {"meta": dict(meta), "arrays": list(arrays)}
     (folder / META).write_text(json.dumps(document), encoding="utf-8")
-
-
-def _joined(ids: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-    return np.concatenate(list(ids)).astype(np.int32)
-
-
-def _prune(home: Path) -> None:
-    stores = sorted(home.glob("*/" + META), key=lambda meta: meta.parent.stat().st_mtime)
-    for meta in stores[:-MOST_STORES]:
-        shutil.rmtree(meta.parent, ignore_errors=True)

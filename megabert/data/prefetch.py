@@ -1,4 +1,4 @@
-"""Work done ahead in a thread, so that the device never waits for the next batch."""
+"""Prefetch in a background thread, so that the device never waits for the next batch."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -14,17 +14,16 @@ def prefetch(
 ) -> Generator[ResultType, None, None]:
     """Yield function(item) for each item, in order, computed in one thread up to `depth` items ahead.
 
-    An error in the function is raised here, at its item. Closing the iterator drops what was ahead.
+    An error in the function is raised here, at its item. Closing the generator cancels the pending items.
     """
-    waiting: deque[Future[ResultType]] = deque()
-    rest = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as executor:
+    pending: deque[Future[ResultType]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as executor:
         try:
-            for item in rest:
-                waiting.append(executor.submit(function, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for item in items:
+                pending.append(executor.submit(function, item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             executor.shutdown(cancel_futures=True)

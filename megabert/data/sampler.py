@@ -1,8 +1,9 @@
-"""Which texts make up which step: a pure function of seed and step, so resuming needs one integer.
+"""Batch sampler: a deterministic, length-balanced function of seed and step, so that resuming needs one integer.
 
-It does not depend on processes, workers or how a step is cut into micro-batches of the same total. An epoch's texts
-are dealt like cards, from the longest to the shortest, one to each step in a random order, then the next round: every
-step gets a random text of each length, so that all steps have nearly as many tokens and one static size serves all.
+A step has the same sequences for any number of data-parallel shards and micro-batches (gradient accumulation) of the
+same total. Each epoch sorts the sequences by length, longest first, and assigns them in rounds: one to each step, the
+steps in random order. Every step gets a random sequence of each length, so all steps have nearly as many tokens and
+one static size fits all. Within a step, micro-batches are balanced by serpentine order.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,22 +15,22 @@ from ..errors import InputError
 from .feature_cache import CachedFeatures
 from .packing import Batch, BatchSize, Features, ResampledFeatures, pack
 
-# Tokens to which a static size is rounded up.
-GRAIN = 64
-# Epochs that are looked through for the largest step; it hardly varies between epochs.
-EPOCHS_LOOKED_THROUGH = 20
-# How often a later epoch is dealt until its steps are no larger.
-MOST_ATTEMPTS = 100
+# A static size is rounded up to a multiple of so many tokens.
+SIZE_MULTIPLE = 64
+# Epochs searched for the largest micro-batch; it hardly varies between epochs.
+MAX_EPOCHS_SEARCHED = 20
+# How often a later epoch is shuffled again until its micro-batches fit the static size.
+MAX_ATTEMPTS = 100
 
 Indices = NDArray[np.int64]
 
 
 class BatchSampler:
-    """The steps of a training, addressed by number; step len(self) is the first of the second epoch.
+    """The training's steps by number; step len(self) is the first of the second epoch.
 
-    A step has `accumulate` micro-batches of at most `batch_size` texts. With `static_epochs` all are filled up to one
-    size, that of the largest in so many epochs; otherwise each is as large as its texts. Of `num_shares` processes each
-    has so many micro-batches a step, dealt in turn, and packs those of its `share` only.
+    A step has `accumulate` micro-batches of at most `batch_size` sequences on each of `data_size` data-parallel
+    processes; this one packs those of its `data_rank`. With `static_epochs`, all micro-batches are filled up to the
+    size of the largest of so many epochs; otherwise each has the size of its sequences.
     """
 
     def __init__(
@@ -44,48 +45,53 @@ class BatchSampler:
         drop_last: bool = False,
         accumulate: int = 1,
         static_epochs: int = 0,
-        share: int = 0,
-        num_shares: int = 1,
+        data_rank: int = 0,
+        data_size: int = 1,
     ) -> None:
         self.features = features
         self.max_seqlen = max_seqlen
         self.pad_id = pad_id
         self.accumulate = accumulate
-        self.num_tokens = int(lengths_of(features).sum())
-        self.num_groups = accumulate * num_shares
-        """Micro-batches of a step, of all processes."""
-        self._share, self._num_shares = share, num_shares
-        self.sequences_per_step = batch_size * self.num_groups
+        self.num_tokens = int(sequence_lengths(features).sum())
+        self.micro_batches_per_step = accumulate * data_size
+        """Of all processes."""
+        self.sequences_per_step = batch_size * self.micro_batches_per_step
+        self._data_rank, self._data_size = data_rank, data_size
         self._seed = seed
         self._shuffle = shuffle
         self._drop_last = drop_last
-        self._dealt: tuple[int, list[list[Indices]]] = (-1, [])
+        self._epoch = -1
+        self._steps: list[list[Indices]] = []
         self._lengths: Indices = np.zeros(0, dtype=np.int64)
         self.size: BatchSize | None = None
         """The size of every micro-batch, if it is static."""
         if static_epochs:
-            self.size = self._find_size(min(static_epochs, EPOCHS_LOOKED_THROUGH))
+            counts = [self._count(n, self._sample(n)) for n in range(min(static_epochs, MAX_EPOCHS_SEARCHED))]
+            self.size = _static_size(np.concatenate(counts), max_seqlen)
 
     def __len__(self) -> int:
         """Count the steps of an epoch."""
-        whole, rest = divmod(len(self.features), self.sequences_per_step)
-        return whole + (1 if rest and not (self._drop_last and whole) else 0)
+        full, rest = divmod(len(self.features), self.sequences_per_step)
+        return full + (1 if rest and not (self._drop_last and full) else 0)
 
     def indices(self, step: int) -> list[Indices]:
-        """List which features make up each micro-batch of a step; a small step may have fewer of them."""
-        epoch, place = divmod(step, len(self))
-        if self._dealt[0] != epoch:
-            self._dealt = (epoch, self._deal_fitting(epoch))
-            self._lengths = lengths_of(self._texts(epoch))
-        return self._dealt[1][place]
+        """List the feature indices of each micro-batch of a step, of all processes; a small step may have fewer."""
+        epoch, number = divmod(step, len(self))
+        if self._epoch != epoch:
+            self._steps, self._epoch = self._sample_to_fit(epoch), epoch
+            self._lengths = sequence_lengths(self._resampled(epoch))
+        return self._steps[number]
 
     def step(self, step: int) -> list[Batch]:
-        """Pack the own micro-batches of a step; all processes have as many, empty ones if there are no texts left."""
-        groups, texts = self.indices(step), self._texts(step // len(self))
-        own = groups[self._share :: self._num_shares]
-        batches = [pack([texts[index] for index in group], self.max_seqlen, self.pad_id, self.size) for group in own]
-        if len(own) < -(-len(groups) // self._num_shares):
-            batches.append(pack([texts[groups[-1][-1]]], self.max_seqlen, self.pad_id, self.size).emptied(self.pad_id))
+        """Pack this process's micro-batches of a step; every process has the same number, the last may be empty."""
+        groups, features = self.indices(step), self._resampled(step // len(self))
+        shard = groups[self._data_rank :: self._data_size]
+        batches = [
+            pack([features[index] for index in group], self.max_seqlen, self.pad_id, self.size) for group in shard
+        ]
+        if len(shard) < -(-len(groups) // self._data_size):
+            filler = pack([features[groups[-1][-1]]], self.max_seqlen, self.pad_id, self.size)
+            batches.append(filler.emptied(self.pad_id))
         return batches
 
     def count_tokens(self, step: int) -> int:
@@ -93,91 +99,91 @@ class BatchSampler:
         groups = self.indices(step)
         return int(sum(self._lengths[group].sum() for group in groups))
 
-    def _texts(self, epoch: int) -> Sequence[Features]:
+    def _resampled(self, epoch: int) -> Sequence[Features]:
         return self.features.resampled(epoch) if isinstance(self.features, ResampledFeatures) else self.features
 
-    def _find_size(self, num_epochs: int) -> BatchSize:
-        return common_size(
-            np.concatenate([self._counts(epoch, self._deal(epoch)) for epoch in range(num_epochs)]), self.max_seqlen
-        )
+    def _count(self, epoch: int, steps: list[list[Indices]]) -> Indices:
+        return _count_groups((group for step in steps for group in step), sequence_lengths(self._resampled(epoch)))
 
-    def _counts(self, epoch: int, dealt: list[list[Indices]]) -> Indices:
-        return count_groups((group for step in dealt for group in step), lengths_of(self._texts(epoch)))
-
-    def _deal_fitting(self, epoch: int) -> list[list[Indices]]:
-        """Deal an epoch; one that was not looked through is dealt again where a step is beyond the size."""
-        for attempt in range(MOST_ATTEMPTS):
-            dealt = self._deal(epoch, attempt)
+    def _sample_to_fit(self, epoch: int) -> list[list[Indices]]:
+        """Sample an epoch; one that was not searched is sampled again while a micro-batch exceeds the static size."""
+        for attempt in range(MAX_ATTEMPTS):
+            steps = self._sample(epoch, attempt)
             if (
                 self.size is None
-                or epoch < EPOCHS_LOOKED_THROUGH
-                or fits(self._counts(epoch, dealt), self.max_seqlen, self.size)
+                or epoch < MAX_EPOCHS_SEARCHED
+                or _fits(self._count(epoch, steps), self.max_seqlen, self.size)
             ):
-                return dealt
+                return steps
         raise InputError(f"epoch {epoch + 1} has larger steps than those before. Set trainer.cuda_graph=false.")
 
-    def _deal(self, epoch: int, attempt: int = 0) -> list[list[Indices]]:
-        """List the micro-batches of each step of an epoch."""
-        lengths = lengths_of(self._texts(epoch))
+    def _sample(self, epoch: int, attempt: int = 0) -> list[list[Indices]]:
+        """Assign the sequences of an epoch to steps and micro-batches."""
+        lengths = sequence_lengths(self._resampled(epoch))
         num_steps = len(self)
         count = min(len(lengths), num_steps * self.sequences_per_step)
         if not self._shuffle:
             steps = np.array_split(np.arange(count), num_steps)
-            return [[part for part in np.array_split(step, self.num_groups) if len(part)] for step in steps]
+            return [
+                [group for group in np.array_split(step, self.micro_batches_per_step) if len(group)] for step in steps
+            ]
         # Seeded by both numbers, so an epoch's order can be made without those before it.
         random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
         chosen = random.permutation(len(lengths))[:count]
-        falling = chosen[np.argsort(-lengths[chosen], kind="stable")]
-        # Each row is a random order of the steps; the last round, of the shortest texts, may not reach all.
-        rounds = -(-count // num_steps)
-        step_of = np.argsort(random.random((rounds, num_steps)), axis=1).ravel()[:count]
-        dealt = falling[np.argsort(step_of, kind="stable")]
-        ends = np.cumsum(np.bincount(step_of, minlength=num_steps))
-        return [deal_evenly(step, self.num_groups) for step in np.split(dealt, ends[:-1])]
+        descending = chosen[np.argsort(-lengths[chosen], kind="stable")]
+        # Each row is a random order of the steps; the last round, of the shortest sequences, may not reach all.
+        num_rounds = -(-count // num_steps)
+        step_of = np.argsort(random.random((num_rounds, num_steps)), axis=1).ravel()[:count]
+        return [
+            _split_serpentine(step, self.micro_batches_per_step) for step in _group_by(descending, step_of, num_steps)
+        ]
 
 
-def lengths_of(features: Sequence[Features]) -> Indices:
-    """Count each text's tokens; some know them without reading the texts."""
+def sequence_lengths(features: Sequence[Features]) -> Indices:
+    """Count the tokens of each sequence, without reading the sequences where possible."""
     if isinstance(features, CachedFeatures | ResampledFeatures):
         return features.lengths()
     return np.array([len(item) for item in features])
 
 
-def deal_evenly(falling: Indices, count: int) -> list[Indices]:
-    """Deal texts, longest first, to `count` groups of like size: there and back, as teams are chosen.
+def _group_by(items: Indices, groups: Indices, num_groups: int) -> list[Indices]:
+    """Split items by the group number of each, in stable order."""
+    ends = np.cumsum(np.bincount(groups, minlength=num_groups))
+    return np.split(items[np.argsort(groups, kind="stable")], ends[:-1])
 
-    Groups that get none are left out.
+
+def _split_serpentine(descending: Indices, num_groups: int) -> list[Indices]:
+    """Split sequences, longest first, into groups of nearly as many tokens by serpentine order: 0 1 2 2 1 0 0 1 ...
+
+    Empty groups are left out.
     """
-    turn = np.arange(len(falling)) % (2 * count)
-    chosen = np.minimum(turn, 2 * count - 1 - turn)
-    ends = np.cumsum(np.bincount(chosen, minlength=count))
-    groups = np.split(falling[np.argsort(chosen, kind="stable")], ends[:-1])
-    return [group for group in groups if len(group)]
+    turn = np.arange(len(descending)) % (2 * num_groups)
+    groups = np.minimum(turn, 2 * num_groups - 1 - turn)
+    return [group for group in _group_by(descending, groups, num_groups) if len(group)]
 
 
-def count_groups(groups: Iterable[Indices], lengths: Indices) -> Indices:
-    """Count each group's tokens and texts, [G, 2]."""
+def _count_groups(groups: Iterable[Indices], lengths: Indices) -> Indices:
+    """Count the tokens and sequences of each group, [G, 2]."""
     return np.array([(lengths[group].sum(), len(group)) for group in groups])
 
 
-def common_size(counts_G2: Indices, max_seqlen: int) -> BatchSize:
-    """Find the smallest size that every group fits; padding makes documents of `max_seqlen` tokens."""
-    num_tokens = int(-(-counts_G2[:, 0].max() // GRAIN) * GRAIN)
-    fillers = -(-(num_tokens - counts_G2[:, 0]) // max_seqlen)
-    return BatchSize(num_tokens, int((counts_G2[:, 1] + fillers).max()))
+def _static_size(counts_G2: Indices, max_seqlen: int) -> BatchSize:
+    """Find the smallest size that fits every group with its fillers of `max_seqlen` tokens."""
+    num_tokens = int(-(-counts_G2[:, 0].max() // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+    num_fillers = -(-(num_tokens - counts_G2[:, 0]) // max_seqlen)
+    return BatchSize(num_tokens, int((counts_G2[:, 1] + num_fillers).max()))
 
 
-def fits(counts_G2: Indices, max_seqlen: int, size: BatchSize) -> bool:
-    """Whether every group can be filled up to a size."""
+def _fits(counts_G2: Indices, max_seqlen: int, size: BatchSize) -> bool:
     padding = size.num_tokens - counts_G2[:, 0]
-    return bool((padding >= 0).all() and (counts_G2[:, 1] + -(-padding // max_seqlen) <= size.num_documents).all())
+    return bool((padding >= 0).all() and (counts_G2[:, 1] + -(-padding // max_seqlen) <= size.num_sequences).all())
 
 
 class EvaluationBatches:
-    """A set cut into batches of like size for evaluation; iterating packs them, each with its features' numbers.
+    """Length-balanced batches of an evaluation set; iterating packs them, each with the indices of its features.
 
-    A batch has at most as many tokens as `batch_size` texts of `max_seqlen` tokens. `static_size` fills all up to one
-    size. Of `num_shares` processes each gets those of its `share`; all get as many, the last one may be empty.
+    A batch has at most `batch_size` * `max_seqlen` tokens. With `static_size`, all are filled up to one size. Each of
+    `data_size` data-parallel processes gets the same number of batches; the last may be empty.
     """
 
     def __init__(
@@ -188,32 +194,32 @@ class EvaluationBatches:
         pad_id: int,
         *,
         static_size: bool = False,
-        share: int = 0,
-        num_shares: int = 1,
+        data_rank: int = 0,
+        data_size: int = 1,
     ) -> None:
         self._features = features
-        self._longest = max_seqlen
+        self._max_seqlen = max_seqlen
         self._pad_id = pad_id
-        lengths = lengths_of(features)
-        falling = np.argsort(-lengths, kind="stable")
-        # Groups that are dealt there and back differ by less than one text, and that one must fit too.
-        room = max((batch_size - 1) * max_seqlen, 1)
-        count = min(-(-int(lengths.sum()) // room), len(lengths))
-        self._groups = deal_evenly(falling, count) if count else []
-        self._size = common_size(count_groups(self._groups, lengths), max_seqlen) if static_size and count else None
-        self._share, self._num_shares = share, num_shares
+        lengths = sequence_lengths(features)
+        descending = np.argsort(-lengths, kind="stable")
+        # Serpentine groups differ by less than one sequence, which must fit the token budget, too.
+        budget = max((batch_size - 1) * max_seqlen, 1)
+        count = min(-(-int(lengths.sum()) // budget), len(lengths))
+        self._groups = _split_serpentine(descending, count) if count else []
+        self._size = _static_size(_count_groups(self._groups, lengths), max_seqlen) if static_size and count else None
+        self._data_rank, self._data_size = data_rank, data_size
 
     def __len__(self) -> int:
-        """Count the batches."""
-        return (len(self._groups) + self._num_shares - 1) // self._num_shares
+        """Count the batches of each process."""
+        return (len(self._groups) + self._data_size - 1) // self._data_size
 
     def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
-        """Pack batch after batch."""
-        own = self._groups[self._share :: self._num_shares]
-        for group in own:
+        """Pack the batches of this process."""
+        shard = self._groups[self._data_rank :: self._data_size]
+        for group in shard:
             yield group.tolist(), self._pack(group)
-        if len(own) < len(self):
+        if len(shard) < len(self):
             yield [], self._pack(self._groups[-1]).emptied(self._pad_id)
 
     def _pack(self, group: Indices) -> Batch:
-        return pack([self._features[index] for index in group], self._longest, self._pad_id, self._size)
+        return pack([self._features[index] for index in group], self._max_seqlen, self._pad_id, self._size)

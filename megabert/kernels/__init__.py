@@ -1,1 +1,1 @@
-"""Triton kernels and CUDA graphs: tensors in, tensors out; nothing of the package is imported."""
+"""Triton kernels and CUDA graphs: tensors in, tensors out; they import nothing of the package."""

@@ -1,9 +1,9 @@
-"""Self-attention of documents laid end to end, in Triton: no padding, attention dropout, one query-key-value tensor.
+"""Variable-length self-attention of packed sequences in Triton, with attention dropout and a fused qkv tensor.
 
 In: qkv_TH3K, the fused projection of all tokens of all documents, and cu_seqlens_N1, the cumulative lengths. Out:
-mixed_THK. Written for many short documents, as fine-tuning has: a document is cut into tiles of 64 tokens, and the
-gradients of query, key and value are written straight into one tensor of the projection's shape. Dropout is drawn
-from a seed on the device, so a captured CUDA graph draws anew at each replay.
+context_THK. Optimized for many short documents, as in fine-tuning: a document is split into tiles of 64 tokens, and
+the gradients of query, key and value are written directly into one tensor of the projection's shape. The dropout mask
+is a counter hash of a seed on the device, so that each replay of a captured CUDA graph has a new mask.
 
 Shape legend: T tokens, N documents, H heads, K head dim.
 Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
@@ -19,8 +19,8 @@ from torch import Tensor
 
 LOG2_E = math.log2(math.e)
 
-# Tile of tokens that a program owns, and of those that it goes through. Measured on an H100 with heads of 64.
-# What is called 32 multiplies float32 exactly, not as TF32.
+# TILE: tokens that a program owns; STEP: tokens of each iteration of its inner loop. Tuned on an H100 with head dim 64.
+# The _32 options are for float32, whose matmuls are exact and not in TF32.
 FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_warps": 4, "num_stages": 2}
 BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
@@ -28,37 +28,37 @@ BACKWARD_32 = FORWARD_32
 
 
 @triton.jit
-def _hash(numbers):
-    """Mix 32 bits: MurmurHash3's finalizer."""
-    bits = (numbers ^ (numbers >> 16)) * 0x85EBCA6B
+def _hash(values):
+    """Hash 32 bits with MurmurHash3's finalizer."""
+    bits = (values ^ (values >> 16)) * 0x85EBCA6B
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
     return bits ^ (bits >> 16)
 
 
 @triton.jit
-def _row_hash(seed, places):
-    return _hash(places.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
+def _row_hash(seed, positions):
+    return _hash(positions.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
 
 
 @triton.jit
 def _column_hash(columns):
-    return _hash(columns.to(tl.uint32) + 0x7F4A7C15) | 1  # odd: multiplying by it loses nothing
+    return _hash(columns.to(tl.uint32) + 0x7F4A7C15) | 1  # odd, so that multiplication by it is invertible
 
 
 @triton.jit
 def _is_kept(row_hashes, column_hashes, threshold):
-    """Draw a tile of the dropout mask; one multiplication, for this is done for every pair of tokens."""
+    """Compute a tile of the dropout mask with a single multiplication for each query-key pair."""
     return ((row_hashes ^ column_hashes) * column_hashes) >= threshold
 
 
 @triton.jit
-def _mix(
+def _attend_tile(
     state, columns, query, base, rows, row_hashes, length, scale, threshold, token_stride, dims,
     DIM: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile of keys and values to the running softmax of a tile of queries."""
-    highest, total, mixed = state
+    """Online softmax: add a tile of keys and values to the running state of a tile of queries."""
+    highest, total, context = state
     at = base + columns[:, None] * token_stride + dims[None, :]
     if IS_MASKED:
         is_column = columns < length
@@ -80,8 +80,8 @@ def _mix(
     if HAS_DROPOUT:
         kept = _is_kept(row_hashes[:, None], _column_hash(columns)[None, :], threshold)
         weights = tl.where(kept, weights, 0.0)
-    mixed = tl.dot(weights.to(value.dtype), value, mixed * rescale[:, None], input_precision=PRECISION)
-    return higher, total, mixed
+    context = tl.dot(weights.to(value.dtype), value, context * rescale[:, None], input_precision=PRECISION)
+    return higher, total, context
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def _forward_kernel(
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile of queries of one head of one document."""
+    """Compute the attention output of one tile of queries of one head of one document."""
     head = tl.program_id(1)
     document = tl.program_id(2)
     start = tl.load(cu_seqlens + document)
@@ -107,66 +107,66 @@ def _forward_kernel(
     row_hashes = _row_hash(tl.load(seeds), (start + rows) * HEADS + head)
     highest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
-    mixed = tl.zeros([TILE, DIM], tl.float32)
-    state = (highest, total, mixed)
-    # Tiles of columns that all rows see need no mask.
-    whole = tl.minimum(first_row, length) // STEP * STEP if IS_CAUSAL else length // STEP * STEP
+    context = tl.zeros([TILE, DIM], tl.float32)
+    state = (highest, total, context)
+    # Full tiles of keys that all queries attend to need no mask.
+    full = tl.minimum(first_row, length) // STEP * STEP if IS_CAUSAL else length // STEP * STEP
     end = tl.minimum(length, first_row + TILE) if IS_CAUSAL else length
-    for first in range(0, whole, STEP):
-        state = _mix(
+    for first in range(0, full, STEP):
+        state = _attend_tile(
             state, first + tl.arange(0, STEP), query, base, rows, row_hashes, length, scale, threshold, token_stride,
             dims, DIM, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
-    for first in range(whole, end, STEP):
-        state = _mix(
+    for first in range(full, end, STEP):
+        state = _attend_tile(
             state, first + tl.arange(0, STEP), query, base, rows, row_hashes, length, scale, threshold, token_stride,
             dims, DIM, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
-    highest, total, mixed = state
-    mixed = mixed / (total * keep)[:, None]
+    highest, total, context = state
+    context = context / (total * keep)[:, None]
     at = (start + rows[:, None]) * HEADS * DIM + head * DIM + dims[None, :]
-    tl.store(out + at, mixed.to(query.dtype), mask=is_row[:, None])
+    tl.store(out + at, context.to(query.dtype), mask=is_row[:, None])
     tl.store(lse + head * num_tokens + start + rows, highest + tl.log2(total), mask=is_row)
 
 
 @triton.jit
-def _add_rows(
-    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, first_place, seed, length,
+def _add_query_tile(
+    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, origin, seed, length,
     scale, threshold, head,
     HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what a tile of queries tells to the gradients of a tile of keys and values, `own`."""
+    """Add the contribution of a tile of queries to the gradients of the program's own tile of keys and values."""
     d_key, d_value = state
     rows = first + tl.arange(0, STEP)
     dims = tl.arange(0, DIM)
     query_at = qkv_base + rows[:, None] * (HEADS * 3 * DIM) + dims[None, :]
-    d_mixed_at = d_out_base + rows[:, None] * (HEADS * DIM) + dims[None, :]
+    d_context_at = d_out_base + rows[:, None] * (HEADS * DIM) + dims[None, :]
     if IS_MASKED:
         is_row = rows < length
         query = tl.load(query_at, mask=is_row[:, None], other=0.0)
-        d_mixed = tl.load(d_mixed_at, mask=is_row[:, None], other=0.0)
-        # With an infinite sum the weights of rows that are not there are 0.
+        d_context = tl.load(d_context_at, mask=is_row[:, None], other=0.0)
+        # An infinite logsumexp makes the attention weights of rows outside of the document 0.
         lse = tl.load(lse_base + rows, mask=is_row, other=float("inf"))
         delta = tl.load(delta_base + rows, mask=is_row, other=0.0)
     else:
         query = tl.load(query_at)
-        d_mixed = tl.load(d_mixed_at)
+        d_context = tl.load(d_context_at)
         lse = tl.load(lse_base + rows)
         delta = tl.load(delta_base + rows)
-    # Transposed: own tokens (keys) down, queries across.
+    # Transposed: own keys are rows, queries are columns.
     scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
     weights = tl.exp2(scores * scale - lse[None, :])
     if IS_CAUSAL:
         weights = tl.where(own[:, None] <= rows[None, :], weights, 0.0)
-    d_weights = tl.dot(value, tl.trans(d_mixed), input_precision=PRECISION)
+    d_weights = tl.dot(value, tl.trans(d_context), input_precision=PRECISION)
     kept = weights
     if HAS_DROPOUT:
-        row_hashes = _row_hash(seed, (first_place + rows) * HEADS + head)
+        row_hashes = _row_hash(seed, (origin + rows) * HEADS + head)
         is_kept = _is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
         kept = tl.where(is_kept, weights, 0.0)
         d_weights = tl.where(is_kept, d_weights, 0.0)
-    d_value = tl.dot(kept.to(value.dtype), d_mixed, d_value, input_precision=PRECISION)
+    d_value = tl.dot(kept.to(value.dtype), d_context, d_value, input_precision=PRECISION)
     d_scores = weights * (d_weights - delta[None, :])
     return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
 
@@ -179,8 +179,8 @@ def _backward_keys_kernel(
 ):  # fmt: skip
     """Compute the gradients of one tile of keys and values of one head of one document.
 
-    Gradients of weights are divided by 1 / (1 - dropout) until the end. Keys outside of the document are 0; what
-    they get is not stored.
+    The dropout scale, 1 / (1 - dropout), is applied to gradients at the end only. Keys outside of the document are 0;
+    their gradients are not stored.
     """
     head = tl.program_id(1)
     document = tl.program_id(2)
@@ -201,31 +201,31 @@ def _backward_keys_kernel(
     value = tl.load(qkv_base + own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
     own_hashes = _column_hash(own)
     state = (tl.zeros([TILE, DIM], tl.float32), tl.zeros([TILE, DIM], tl.float32))
-    whole = length // STEP * STEP
-    for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, whole, STEP):
-        state = _add_rows(
+    full = length // STEP * STEP
+    for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, full, STEP):
+        state = _add_query_tile(
             state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
             scale, threshold, head, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
-    if whole < length:
-        state = _add_rows(
-            state, whole, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
+    if full < length:
+        state = _add_query_tile(
+            state, full, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
             scale, threshold, head, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     d_key, d_value = state
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
-    natural = scale * 0.6931471805599453 / keep
-    tl.store(d_own_at + DIM, (d_key * natural).to(key.dtype), mask=is_own[:, None])
+    scale_natural = scale * 0.6931471805599453 / keep
+    tl.store(d_own_at + DIM, (d_key * scale_natural).to(key.dtype), mask=is_own[:, None])
     tl.store(d_own_at + 2 * DIM, (d_value / keep).to(value.dtype), mask=is_own[:, None])
 
 
 @triton.jit
-def _add_columns(
-    d_query, first, query, d_mixed, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+def _add_key_tile(
+    d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
     HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what a tile of keys and values tells to the gradient of a tile of queries, `own`."""
+    """Add the contribution of a tile of keys and values to the gradient of the program's own tile of queries."""
     columns = first + tl.arange(0, STEP)
     at = qkv_base + columns[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
     if IS_MASKED:
@@ -241,7 +241,7 @@ def _add_columns(
         weights = tl.where(is_column[None, :], weights, 0.0)
     if IS_CAUSAL:
         weights = tl.where(columns[None, :] <= own[:, None], weights, 0.0)
-    d_weights = tl.dot(d_mixed, tl.trans(value), input_precision=PRECISION)
+    d_weights = tl.dot(d_context, tl.trans(value), input_precision=PRECISION)
     if HAS_DROPOUT:
         is_kept = _is_kept(own_hashes[:, None], _column_hash(columns)[None, :], threshold)
         d_weights = tl.where(is_kept, d_weights, 0.0)
@@ -257,7 +257,7 @@ def _backward_queries_kernel(
 ):  # fmt: skip
     """Compute the gradients of one tile of queries of one head of one document.
 
-    Also fills `delta`, the sums of out * d_out over the head dim: what the softmax's gradient subtracts.
+    Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts.
     """
     head = tl.program_id(1)
     document = tl.program_id(2)
@@ -271,52 +271,53 @@ def _backward_queries_kernel(
     dims = tl.arange(0, DIM)
     qkv_base = qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM
     own_at = own[:, None] * (HEADS * 3 * DIM) + dims[None, :]
-    d_mixed_at = (start + own[:, None]) * (HEADS * DIM) + head * DIM + dims[None, :]
+    d_context_at = (start + own[:, None]) * (HEADS * DIM) + head * DIM + dims[None, :]
     query = tl.load(qkv_base + own_at, mask=is_own[:, None], other=0.0)
-    d_mixed = tl.load(d_out + d_mixed_at, mask=is_own[:, None], other=0.0)
+    d_context = tl.load(d_out + d_context_at, mask=is_own[:, None], other=0.0)
     own_lse = tl.load(lse + head * num_tokens + start + own, mask=is_own, other=float("inf"))
-    mixed = tl.load(out + d_mixed_at, mask=is_own[:, None], other=0.0)
-    own_delta = tl.sum(mixed.to(tl.float32) * d_mixed.to(tl.float32), 1) * keep
+    context = tl.load(out + d_context_at, mask=is_own[:, None], other=0.0)
+    own_delta = tl.sum(context.to(tl.float32) * d_context.to(tl.float32), 1) * keep
     tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
     own_hashes = _row_hash(tl.load(seeds), (start + own) * HEADS + head)
     d_query = tl.zeros([TILE, DIM], tl.float32)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
-    whole = end // STEP * STEP
-    for first in range(0, whole, STEP):
-        d_query = _add_columns(
-            d_query, first, query, d_mixed, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+    full = end // STEP * STEP
+    for first in range(0, full, STEP):
+        d_query = _add_key_tile(
+            d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
             HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
-    if whole < end:
-        d_query = _add_columns(
-            d_query, whole, query, d_mixed, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+    if full < end:
+        d_query = _add_key_tile(
+            d_query, full, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
             HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
-    natural = scale * 0.6931471805599453 / keep
+    scale_natural = scale * 0.6931471805599453 / keep
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
-    tl.store(d_own_at, (d_query * natural).to(query.dtype), mask=is_own[:, None])
+    tl.store(d_own_at, (d_query * scale_natural).to(query.dtype), mask=is_own[:, None])
 
 
 @torch.library.custom_op("megabert::varlen_attention", mutates_args=())
 def varlen_attention(
     qkv_TH3K: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor, max_seqlen: int, dropout: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mix each token with those of its document: returns (mixed_THK, log2_sum_exp_HT).
+    """Compute self-attention within each document: returns (context_THK, log2_sum_exp_HT).
 
-    cu_seqlens_N1 is int32, from 0 to T; a document may be empty. `max_seqlen` bounds the documents' lengths.
-    seed_1 is one int64 on the device, read if dropout is not 0.
+    cu_seqlens_N1 is int32, from 0 to T; documents may be empty. `max_seqlen` is an upper bound of their lengths.
+    seed_1 is one int64 on the device, used if dropout is not 0.
     """
     num_tokens, heads, _, dim = qkv_TH3K.shape
-    assert qkv_TH3K.is_contiguous() and qkv_TH3K.numel() < 2**31, "the kernel counts in 32 bits"
-    mixed_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
+    assert qkv_TH3K.is_contiguous() and qkv_TH3K.numel() < 2**31, "the kernel indexes in 32 bits"
+    context_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
     lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
     options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
     grid = (triton.cdiv(max_seqlen, options["TILE"]), heads, len(cu_seqlens_N1) - 1)
     _forward_kernel[grid](
-        qkv_TH3K, mixed_THK, lse_HT, cu_seqlens_N1, seed_1, LOG2_E / math.sqrt(dim), *_chances(dropout), num_tokens,
+        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1,
+        LOG2_E / math.sqrt(dim), *_drop_options(dropout), num_tokens,
         HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
     )  # fmt: skip
-    return mixed_THK, lse_HT
+    return context_THK, lse_HT
 
 
 @varlen_attention.register_fake
@@ -332,21 +333,21 @@ def _(
 
 @torch.library.custom_op("megabert::varlen_attention_backward", mutates_args=())
 def varlen_attention_backward(
-    d_mixed_THK: Tensor, qkv_TH3K: Tensor, mixed_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
+    d_context_THK: Tensor, qkv_TH3K: Tensor, context_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
     max_seqlen: int, dropout: float, is_causal: bool,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of qkv_TH3K."""
     num_tokens, heads, _, dim = qkv_TH3K.shape
-    d_mixed_THK = d_mixed_THK.contiguous()
+    d_context_THK = d_context_THK.contiguous()
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
     delta_HT = torch.empty_like(lse_HT)
-    threshold, keep = _chances(dropout)
+    threshold, keep = _drop_options(dropout)
     options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
     grid = (triton.cdiv(max_seqlen, options["TILE"]), heads, len(cu_seqlens_N1) - 1)
-    # Twice over the tokens, so that nothing is added up atomically. Queries first: they make `delta`.
+    # Two passes over the tokens avoid atomic additions. Queries first: they compute `delta`.
     for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
-            qkv_TH3K, mixed_THK, d_mixed_THK, lse_HT, delta_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1,
+            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1,
             LOG2_E / math.sqrt(dim), threshold, keep, num_tokens,
             HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
         )  # fmt: skip
@@ -355,27 +356,27 @@ def varlen_attention_backward(
 
 @varlen_attention_backward.register_fake
 def _(
-    d_mixed_THK: Tensor, qkv_TH3K: Tensor, mixed_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
+    d_context_THK: Tensor, qkv_TH3K: Tensor, context_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
     max_seqlen: int, dropout: float, is_causal: bool,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(qkv_TH3K)
 
 
-def _chances(dropout: float) -> tuple[int, float]:
-    """Give the 32-bit number below which a weight is dropped, and the share that is kept."""
+def _drop_options(dropout: float) -> tuple[int, float]:
+    """Return the 32-bit hash value below which a weight is dropped, and the keep probability."""
     return min(round(dropout * 2**32), 2**32 - 1), 1.0 - dropout
 
 
-def _keep_for_backward(ctx, inputs, output):
+def _setup_context(ctx, inputs, output):
     qkv_TH3K, cu_seqlens_N1, seed_1, ctx.max_seqlen, ctx.dropout, ctx.is_causal = inputs
     ctx.save_for_backward(qkv_TH3K, *output, cu_seqlens_N1, seed_1)
 
 
-def _backward(ctx, d_mixed_THK, d_lse_HT):
+def _backward(ctx, d_context_THK, d_lse_HT):
     d_qkv_TH3K = varlen_attention_backward(
-        d_mixed_THK, *ctx.saved_tensors, ctx.max_seqlen, ctx.dropout, ctx.is_causal
+        d_context_THK, *ctx.saved_tensors, ctx.max_seqlen, ctx.dropout, ctx.is_causal
     )  # fmt: skip
     return d_qkv_TH3K, None, None, None, None, None
 
 
-varlen_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+varlen_attention.register_autograd(_backward, setup_context=_setup_context)

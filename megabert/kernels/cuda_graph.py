@@ -1,6 +1,6 @@
-"""CUDA graphs: a function's kernels are recorded once and launched together from then on.
+"""CUDA graph capture and replay: a function's kernels are captured once and then launched together.
 
-A small network's step is bound by the time it takes to launch its thousands of kernels one by one.
+The step of a small network is bound by the host, which launches thousands of kernels one by one.
 """
 
 import gc
@@ -14,30 +14,30 @@ ResultType = TypeVar("ResultType")
 
 
 class CapturedGraph(Generic[ResultType]):
-    """A function without arguments, of tensors that stay where they are; its results lie in the same place each time.
+    """A function without arguments that reads and writes static tensors; each replay overwrites the same results.
 
-    The first call runs it as it is, so that lazy parts are made (compilation, optimizer state); the second records
-    and launches, the later ones launch. Random numbers are drawn anew each time, from PyTorch's generator. Where
-    `records` is false every call runs it as it is.
+    The first call runs the function eagerly, which initializes lazy parts (compilation, optimizer state); the second
+    captures it, and later calls replay. Each replay draws new random numbers from PyTorch's generator. With
+    `capture=False` every call is eager.
     """
 
-    def __init__(self, function: Callable[[], ResultType], pool: Any, *, records: bool = True) -> None:
+    def __init__(self, function: Callable[[], ResultType], pool: Any, *, capture: bool = True) -> None:
         self._function = function
         self._pool = pool
-        self._records = records
+        self._capture = capture
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: ResultType
 
     @property
     def is_captured(self) -> bool:
-        """Whether the function will only be launched from now on."""
+        """Whether further calls only replay the graph."""
         return self._graph is not None
 
     def __call__(self) -> ResultType:
-        """Run the function."""
+        """Run, capture or replay the function."""
         self._calls += 1
-        if self._calls == 1 or not self._records:
+        if self._calls == 1 or not self._capture:
             return self._function()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
@@ -54,7 +54,7 @@ class CapturedGraph(Generic[ResultType]):
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python from collecting cycles: one may hold another graph, and to free that makes a recording void."""
+    """Disable the garbage collector: freeing another graph, which a cycle may hold, would invalidate the capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -65,7 +65,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def side_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Leave the default stream, on which nothing can be recorded; does nothing elsewhere. A context manager."""
+    """Context manager that leaves the default stream, on which no graph can be captured; no effect elsewhere."""
     if device.type != "cuda" or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
         return nullcontext()
     stream = torch.cuda.Stream(device)

@@ -1,11 +1,10 @@
-"""Tensors written in 8-bit floating point, as they are and transposed, in one pass over memory, in Triton.
+"""Quantization to 8-bit floating point in Triton: row-major and transposed copies in one pass over memory.
 
-Hopper multiplies 8-bit matrices only if both are contiguous along the dim that is summed over, and a layer's three
-products sum over three dims. So each tensor is needed in both orders: a tile is read once and written twice. On the
-way go the GELU or its gradient, whose results are then never written in more bits, and the sums that are biases'
-gradients.
+Hopper's FP8 matmuls need both operands contiguous along the reduction dim, and the three matmuls of a layer reduce over
+three dims. Therefore each tensor is needed in both layouts: a tile is read once and written twice. The GELU or its
+gradient is fused, so that its output is written in 8 bits only, and so are the sums of the bias gradients.
 
-Shape legend: T tokens (or rows of a weight), K their width, P T rounded up to a multiple of 16, B blocks of rows.
+Shape legend: T tokens (or rows of a weight), K their width, P T padded to a multiple of 16, B blocks of rows.
 """
 
 from typing import Any
@@ -20,10 +19,10 @@ TILES: dict[str, Any] = {"TILE_ROWS": 64, "TILE_COLUMNS": 64, "num_warps": 4}
 
 
 @triton.jit
-def _normal(hidden):
-    """Give the normal distribution up to `hidden`, to 1e-7, and exp(-hidden^2 / 2).
+def _normal_cdf(hidden):
+    """Compute the normal distribution's CDF, to 1e-7, and exp(-hidden^2 / 2).
 
-    A third of what erf takes, with which these kernels would be bound by arithmetic.
+    A third of the operations of erf, which would make these kernels compute-bound.
     Source: Abramowitz and Stegun 1964, 7.1.26.
     """
     decay = tl.exp2(hidden * hidden * -0.7213475204444817)
@@ -37,7 +36,7 @@ def _normal(hidden):
 def _gelu(hidden, VARIANT: tl.constexpr):
     if VARIANT == "tanh":
         return hidden * tl.sigmoid(1.5957691216057308 * (hidden + 0.044715 * hidden * hidden * hidden))
-    share, _ = _normal(hidden)
+    share, _ = _normal_cdf(hidden)
     return hidden * share
 
 
@@ -48,7 +47,7 @@ def _gelu_slope(hidden, VARIANT: tl.constexpr):
         half = tl.sigmoid(1.5957691216057308 * (hidden + 0.044715 * hidden * hidden * hidden))
         inner = 1.5957691216057308 * (1.0 + 0.134145 * hidden * hidden)
         return half + hidden * half * (1.0 - half) * inner
-    share, decay = _normal(hidden)
+    share, decay = _normal_cdf(hidden)
     return share + hidden * decay * 0.3989422804014327
 
 
@@ -57,7 +56,7 @@ def _values(
     source, hidden, rows, columns, num_rows, width,
     GELU: tl.constexpr, IS_GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Load a tile, through the GELU or its gradient; 0 where there is nothing."""
+    """Load a tile and apply the GELU or its gradient; 0 outside of the tensor."""
     at = rows[:, None] * width + columns[None, :]
     is_there = (rows < num_rows)[:, None] & (columns < width)[None, :]
     values = tl.load(source + at, mask=is_there, other=0.0).to(tl.float32)
@@ -71,9 +70,9 @@ def _values(
 
 @triton.jit
 def _round_pairs(even, odd, IS_GRADIENT: tl.constexpr):
-    """Round to 8 bits, e4m3 or for gradients e5m2, and put two in 16 bits, `odd` in the upper ones.
+    """Round to 8 bits, e4m3 or for gradients e5m2, and pack two values into 16 bits, `odd` in the upper ones.
 
-    What is too large becomes the largest number. In PTX: Triton 3.6 rounds some tiles wrongly by itself.
+    Saturates. In PTX, since Triton 3.6's own conversion rounds some tiles wrongly.
     """
     if IS_GRADIENT:
         pairs = tl.inline_asm_elementwise(
@@ -100,10 +99,10 @@ def _quantize_kernel(
     GELU: tl.constexpr, IS_GRADIENT: tl.constexpr, HAS_COLUMNS: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Round one tile; rows behind the last one, up to `num_padded`, become 0.
+    """Quantize one tile; padding rows, up to `num_padded`, become 0.
 
-    Even and odd rows are tiles of their own, for the instruction rounds two numbers at once: two rows' as columns are
-    written are one 16-bit number.
+    Even and odd rows are separate tiles, because the instruction rounds two values at once: in the transposed layout
+    the values of two rows are one 16-bit number.
     """
     pairs = tl.program_id(1) * (TILE_ROWS // 2) + tl.arange(0, TILE_ROWS // 2)
     columns = tl.program_id(0) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
@@ -126,7 +125,7 @@ def _launch(
     *, is_gradient: bool = False, has_columns: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     source_TK = source_TK.contiguous()
-    assert source_TK.numel() < 2**31, "the kernel counts in 32 bits"
+    assert source_TK.numel() < 2**31, "the kernel indexes in 32 bits"
     rows_PK, columns_KP, sums_BK = _empty(source_TK, dtype)
     num_rows, width = source_TK.shape
     grid = (triton.cdiv(width, TILES["TILE_COLUMNS"]), len(sums_BK))
@@ -151,9 +150,9 @@ def _empty(source_TK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tenso
 
 @torch.library.custom_op("megabert::quantize", mutates_args=())
 def quantize(source_TK: Tensor, unit: Tensor, gelu: str) -> tuple[Tensor, Tensor]:
-    """Give source / unit, or gelu(source) / unit, in e4m3: rows [P, K] and columns [K, P], the transpose.
+    """Quantize source / unit, or gelu(source) / unit, to e4m3: rows [P, K] and columns [K, P], the transpose.
 
-    unit: what 1 stands for, one float32 on the device. gelu: `erf`, `tanh`, or empty for none.
+    unit: the scale, one float32 on the device. gelu: `erf`, `tanh`, or empty for none.
     """
     rows_PK, columns_KP, _ = _launch(source_TK, unit, None, gelu, torch.float8_e4m3fn)
     return rows_PK, columns_KP
@@ -167,7 +166,7 @@ def _(source_TK: Tensor, unit: Tensor, gelu: str) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("megabert::quantize_rows", mutates_args=())
 def quantize_rows(source_TK: Tensor, unit: Tensor, gelu: str) -> Tensor:
-    """Give the rows alone, for networks that do not learn."""
+    """Quantize to rows only, for inference."""
     rows_PK, _, _ = _launch(source_TK, unit, None, gelu, torch.float8_e4m3fn, has_columns=False)
     return rows_PK
 
@@ -181,9 +180,9 @@ def _(source_TK: Tensor, unit: Tensor, gelu: str) -> Tensor:
 def quantize_gradient(
     gradient_TK: Tensor, unit: Tensor, hidden_TK: Tensor | None, gelu: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give gradient / unit in e5m2, rows and columns, and its sums over blocks of tokens, float32 [B, K].
+    """Quantize gradient / unit to e5m2, rows and columns; also return its sums over blocks of tokens, float32 [B, K].
 
-    With `hidden_TK`, what the GELU was applied to, the gradient is first taken through the GELU.
+    With `hidden_TK`, the input of the GELU, the gradient is first multiplied by the derivative of the GELU.
     """
     return _launch(gradient_TK, unit, hidden_TK, gelu, torch.float8_e5m2, is_gradient=True)
 

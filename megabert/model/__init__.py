@@ -1,1 +1,1 @@
-"""The network: plain single-device PyTorch modules that know nothing of files, tasks or processes."""
+"""The model: plain single-device PyTorch modules, independent of files, tasks and processes."""

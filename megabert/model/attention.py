@@ -1,7 +1,7 @@
-"""Self-attention of documents laid end to end: each token sees the tokens of its own document and no others.
+"""Variable-length self-attention over packed sequences: each token attends to the tokens of its own document only.
 
-No token of padding is computed, so short texts cost what they hold. On a GPU one Triton kernel does it
-(`triton_attention.py`); elsewhere PyTorch's scaled_dot_product_attention is called document by document.
+Packing needs no padding tokens. On a GPU one Triton kernel computes it (`kernels/attention.py`); elsewhere PyTorch's
+scaled_dot_product_attention is called for each document.
 
 Shape legend: T tokens, N documents, H heads, K head dim.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Triton comes with PyTorch's CUDA builds for Linux; where there is no GPU its import is not waited for.
+# Triton comes with PyTorch's CUDA builds for Linux; without a GPU it is not imported, which takes time.
 HAS_TRITON = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
 HEAD_DIMS = (16, 32, 64, 128)
 
@@ -22,11 +22,10 @@ if HAS_TRITON:
 
 
 class PackedSequences(NamedTuple):
-    """Where documents lie in the tokens: document n is the tokens [boundaries[n], boundaries[n + 1]).
+    """Boundaries of packed documents: document n is the tokens [cu_seqlens_N1[n], cu_seqlens_N1[n + 1]).
 
-    cu_seqlens_N1 is int32, from 0 to T, so every token belongs to a document; a document may be empty.
-    `max_seqlen` is at least the longest document's tokens; a constant, since the size of a GPU's work must be known
-    without asking the GPU.
+    cu_seqlens_N1 is int32, from 0 to T, so every token belongs to a document; documents may be empty. `max_seqlen` is
+    an upper bound of the documents' lengths; a constant, since kernels are launched without host synchronization.
     """
 
     cu_seqlens_N1: Tensor
@@ -34,9 +33,9 @@ class PackedSequences(NamedTuple):
 
     @classmethod
     def of_rows(cls, ids_BL: Tensor) -> "PackedSequences":
-        """Take each run of equal ids in a row for one document, padding for another: [1, 1, 0] are two.
+        """Pack the rows of document ids [B, L]: each run of equal ids is a document, also padding; [1, 1, 0] are two.
 
-        Of [B, L] the rows are laid end to end. Reads the ids, so a GPU must wait.
+        Reads the ids, and therefore synchronizes with the GPU.
         """
         num_rows, length = ids_BL.shape
         is_first_BL = torch.ones_like(ids_BL, dtype=torch.bool)
@@ -46,33 +45,33 @@ class PackedSequences(NamedTuple):
         return cls(torch.cat([starts_N, end_1]).int(), length)
 
     def starts(self) -> Tensor:
-        """Give the place of each document's first token; an empty document's is inside the tokens all the same."""
+        """Return the index of each document's first token [N], clamped to a valid index for empty documents."""
         last = self.cu_seqlens_N1[-1:] - 1
         return torch.minimum(self.cu_seqlens_N1[:-1], last).long()
 
     def lengths(self) -> Tensor:
-        """Count the tokens of each document."""
+        """Return the length of each document [N]."""
         return self.cu_seqlens_N1.diff().long()
 
 
-# What keeps the seeds of streams apart: an odd number near 2**31 / golden ratio.
+# Distance between the seeds of dropout streams: an odd number near 2**31 / golden ratio.
 STREAM = 1327217885
 
 
 def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_causal: bool, stream: int = 0) -> Tensor:
-    """Mix the values of the tokens that each token sees, softmax(q k' / sqrt(K)) v: [T, H, K].
+    """Compute softmax(q k' / sqrt(K)) v within each document: [T, H, K].
 
-    `dropout` is that of attention weights, as in Megatron-LM; 0 when not training. Where other heads of the layer are
-    computed elsewhere, each part has a `stream` of its own, not 0: they draw the same seed, and must not drop the same.
+    `dropout` applies to the attention weights, as in Megatron-LM; pass 0 in evaluation. Under tensor parallelism each
+    process passes a different `stream`, not 0, so that equal seeds give its heads different dropout masks.
     """
     if qkv_TH3K.is_cuda and has_kernel(qkv_TH3K.dtype, qkv_TH3K.shape[-1]):
-        # The seed is drawn on the device: a captured CUDA graph draws another at each replay.
+        # The seed is drawn on the device, so that each replay of a captured CUDA graph has a new one.
         seed_1 = torch.randint(2**31, (1,), device=qkv_TH3K.device)
         if stream:
             seed_1 = (seed_1 + stream * STREAM) % 2**31
         cu_seqlens_N1, max_seqlen = documents
-        mixed_THK, _ = varlen_attention(qkv_TH3K.contiguous(), cu_seqlens_N1, seed_1, max_seqlen, dropout, is_causal)
-        return mixed_THK
+        context_THK, _ = varlen_attention(qkv_TH3K.contiguous(), cu_seqlens_N1, seed_1, max_seqlen, dropout, is_causal)
+        return context_THK
     if not stream or not dropout:
         return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
     seed = (int(torch.randint(2**31, (1,))) + stream * STREAM) % 2**31
@@ -82,19 +81,19 @@ def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_c
 
 
 def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
-    """Say whether the GPU kernel serves such heads; without it no step can be recorded in a CUDA graph."""
+    """Whether the GPU kernel supports such heads; without it no step can be captured in a CUDA graph."""
     return HAS_TRITON and head_dim in HEAD_DIMS and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _document_by_document(qkv_TH3K: Tensor, documents: PackedSequences, dropout: float, is_causal: bool) -> Tensor:
     lengths = documents.lengths().tolist()
-    mixed = []
+    contexts = []
     for qkv_LH3K in qkv_TH3K.split(lengths):
         if not len(qkv_LH3K):
             continue
         query_1HLK, key_1HLK, value_1HLK = (item[None].transpose(1, 2) for item in qkv_LH3K.unbind(2))
-        mixed_1HLK = F.scaled_dot_product_attention(
+        context_1HLK = F.scaled_dot_product_attention(
             query_1HLK, key_1HLK, value_1HLK, dropout_p=dropout, is_causal=is_causal
         )
-        mixed.append(mixed_1HLK[0].transpose(0, 1))
-    return torch.cat(mixed)
+        contexts.append(context_1HLK[0].transpose(0, 1))
+    return torch.cat(contexts)

@@ -1,4 +1,4 @@
-"""What shapes a network: the numbers and choices that a checkpoint must agree with. No torch in here."""
+"""Encoder configuration: sizes and variants of an architecture, which a checkpoint must match; without torch."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,14 +10,12 @@ CHOICES = {
     "gelu": ("erf", "tanh"),
     "head_gelu": ("erf", "tanh"),
 }
-
-
 LARGEST_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of an encoder; Megatron-BERT, BERT and GPT-2 differ in nothing but these."""
+    """Configuration of an encoder; Megatron-BERT, BERT and GPT-2 differ in these fields only."""
 
     vocabulary_size: int
     """Rows of the word embedding."""
@@ -27,9 +25,9 @@ class EncoderConfig:
     ffn_size: int
     max_positions: int
     num_segments: int = 2
-    """Rows of the segment embedding; 0: the network has none (GPT)."""
+    """Rows of the segment embedding; 0: no segment embedding (GPT)."""
     is_causal: bool = False
-    """A token sees only itself and those before it (GPT)."""
+    """Each token attends to itself and earlier tokens only (GPT)."""
     norm_place: str = "pre"
     """pre (Megatron-LM, GPT-2), pre_residual_normed (Megatron-LM's option), post (BERT)."""
     norm_epsilon: float = 1e-5
@@ -41,7 +39,7 @@ class EncoderConfig:
     attention_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse shapes that no network can have."""
+        """Raise CheckpointError for impossible values."""
         for name in ("vocabulary_size", "num_layers", "hidden_size", "num_heads", "ffn_size", "max_positions"):
             if not 1 <= getattr(self, name) <= LARGEST_SIZE:
                 raise CheckpointError(f"{name} is {getattr(self, name)}; expected 1 to {LARGEST_SIZE}.")
@@ -50,7 +48,7 @@ class EncoderConfig:
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}. "
-                "Correct the network's configuration."
+                "Correct the model's configuration."
             )
         for name, options in CHOICES.items():
             if getattr(self, name) not in options:
@@ -63,33 +61,27 @@ class EncoderConfig:
 
     @property
     def is_post_norm(self) -> bool:
-        """Whether layers normalize their sums, as the original BERT does."""
+        """Whether layers normalize after the residual sum, as the original BERT does."""
         return self.norm_place == "post"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
-        """Build from plain values; raises CheckpointError for unknown names, missing ones and wrong types."""
+        """Build from plain values. Raises CheckpointError for unknown or missing fields and wrong types."""
         types = {field.name: field.type for field in fields(cls)}
         for name, value in values.items():
             if name not in types:
-                raise CheckpointError(f"{name!r} is not a property of an encoder. Was this written by a later version?")
-            if not _fits(value, types[name]):
-                raise CheckpointError(f"encoder property {name} is {value!r}; expected {_name(types[name])}.")
+                raise CheckpointError(
+                    f"{name!r} is not a field of an encoder configuration. Was this written by a later version?"
+                )
+            # JSON writes 1.0 as 1; a bool is no number.
+            if type(value) is not types[name] and not (types[name] is float and type(value) is int):
+                expected = getattr(types[name], "__name__", types[name])
+                raise CheckpointError(f"encoder field {name} is {value!r}; expected {expected}.")
         try:
             return cls(**values)
         except TypeError as error:
-            raise CheckpointError(f"the encoder's properties are incomplete: {error}") from None
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is expected
-
-
-def _name(expected: Any) -> str:
-    return str(getattr(expected, "__name__", expected))
+            raise CheckpointError(f"the encoder configuration is incomplete: {error}") from None

@@ -1,7 +1,7 @@
-"""The encoder: token ids in, one vector a token out.
+"""Transformer encoder: token ids in, the last hidden state of each token out.
 
-One class is Megatron-BERT, BERT and GPT-2; `EncoderConfig` says which. It is plain single-device PyTorch: sharding,
-precision, compilation and activation checkpointing are applied from outside.
+One class covers Megatron-BERT, BERT and GPT-2, selected by `EncoderConfig`. It is plain single-device PyTorch:
+sharding, precision, compilation and activation checkpointing are applied from outside.
 """
 
 import math
@@ -15,15 +15,12 @@ from .config import EncoderConfig
 from .layers import Embeddings, Layer
 
 INITIAL_STD = 0.02  # Megatron-LM's --init-method-std
-# Matrices of more numbers have a generator of their own and are drawn in threads: 345 million take one thread 3 s.
+# Larger matrices are initialized in threads, each with its own generator: 345 million weights take one thread 3 s.
 LARGE = 2**20
 
 
 class Encoder(nn.Module):
-    """A stack of transformer layers over embeddings.
-
-    Megatron-LM's pre-norm stack ends with a layer norm of its own; the post-norm one needs none.
-    """
+    """Embeddings and a stack of transformer layers; a pre-norm stack ends with a final layer norm."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -39,11 +36,11 @@ class Encoder(nn.Module):
         segment_ids: Tensor | None = None,
         documents: PackedSequences | None = None,
     ) -> Tensor:
-        """Encode tokens, [T] or [B, L]: returns hidden vectors, [T, hidden_size] or [B, L, hidden_size].
+        """Encode tokens, [T] or [B, L], to their last hidden states, [T, hidden_size] or [B, L, hidden_size].
 
-        Two tokens see each other only if they are of one document. [T] tokens are those of all `documents` laid end
-        to end; rows, [B, L], count as laid end to end too. Left out, each row is one document, in segment 0, with
-        positions 0, 1, 2, ...; `Documents.of_rows` is for rows with padding.
+        Tokens attend to tokens of the same document only. [T] tokens are the packed `documents`; rows, [B, L], are
+        packed in order. By default each row is one document, in segment 0, with positions 0, 1, 2, ...; for rows with
+        padding use `PackedSequences.of_rows`.
         """
         length = token_ids.shape[-1]
         if position_ids is None:
@@ -62,13 +59,13 @@ class Encoder(nn.Module):
 
 
 def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int = 0) -> None:
-    """Draw new weights as Megatron-LM does, in the order in which parameters are named.
+    """Initialize weights as Megatron-LM does, in the order of `named_parameters`.
 
-    Matrices are N(0, 0.02), those that end a residual branch N(0, 0.02 / sqrt(2 * num_layers)); biases are 0, layer
-    norms 1 and 0. Source: Megatron-LM's init_method_normal and scaled_init_method_normal.
+    Matrices are N(0, 0.02), those at the end of a residual branch N(0, 0.02 / sqrt(2 * num_layers)); biases are 0,
+    layer norms 1 and 0. Source: Megatron-LM's init_method_normal and scaled_init_method_normal.
     """
     scaled = INITIAL_STD / math.sqrt(2 * num_layers) if num_layers else INITIAL_STD
-    drawn: list[Future[Tensor]] = []
+    jobs: list[Future[Tensor]] = []
     with torch.no_grad(), ThreadPoolExecutor() as threads:
         for name, parameter in module.named_parameters():
             owner = module.get_submodule(name.rpartition(".")[0])
@@ -82,8 +79,8 @@ def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int
                 if parameter.numel() <= LARGE:
                     parameter.normal_(0.0, std, generator=generator)
                     continue
-                own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                # Detached: other threads do not know of no_grad.
-                drawn.append(threads.submit(parameter.detach().normal_, 0.0, std, generator=own))
-        for job in drawn:
+                local_generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                # Detached, since no_grad applies to the current thread only.
+                jobs.append(threads.submit(parameter.detach().normal_, 0.0, std, generator=local_generator))
+        for job in jobs:
             job.result()

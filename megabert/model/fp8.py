@@ -1,10 +1,10 @@
-"""Matrix products of an encoder's layers in 8-bit floating point: twice the rate of bfloat16 on GPUs that have them.
+"""FP8 matmuls for an encoder's linear layers: twice the rate of bfloat16 on GPUs that support them.
 
-Weights and what flows forward are rounded to e4m3 (3 bits of fraction), gradients to e5m2 (2 bits, more range); sums
-are float32, results bfloat16. A tensor is divided by its largest magnitude first, found anew each time, so there is no
-history that a checkpoint would have to hold. Embeddings, norms, attention, residuals and heads know nothing of it.
+Weights and activations are quantized to e4m3 (3 bits of mantissa), gradients to e5m2 (2 bits, more range); accumulation
+is float32, outputs bfloat16. Scaling is per tensor and current: by the largest magnitude, computed each time, so that
+checkpoints hold no history of scales. Embeddings, norms, attention, residuals and heads stay in bfloat16.
 
-Shape legend: T tokens, K width before a product, N behind it, F width of the MLP, P T rounded up to a multiple of 16.
+Shape legend: T tokens, K width of inputs, N of outputs, F of the MLP, P T padded to a multiple of 16.
 Source: Micikevicius et al. 2022, FP8 formats for deep learning, arXiv:2209.05433.
 """
 
@@ -23,12 +23,12 @@ if HAS_TRITON:
     from ..kernels import fp8 as triton_fp8
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
-MULTIPLE = 16  # of this the sizes of 8-bit matrices must be
-OLDEST = (8, 9)  # the first NVIDIA GPUs that have fp8
+MULTIPLE = 16  # the sizes of 8-bit matrices must be multiples
+OLDEST = (8, 9)  # compute capability of the first NVIDIA GPUs with FP8
 
 
 def check_hardware(device: torch.device) -> None:
-    """Refuse devices without 8-bit products."""
+    """Raise ConfigError for devices without FP8 matmuls."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < OLDEST or not HAS_TRITON:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ConfigError(
@@ -38,7 +38,7 @@ def check_hardware(device: torch.device) -> None:
 
 
 def use_fp8(encoder: Encoder) -> None:
-    """Let the layers of an encoder, which is in bfloat16, multiply in 8 bits. Names of parameters stay."""
+    """Replace the linear layers of a bfloat16 encoder by FP8 ones, with the same parameter names."""
     config = encoder.config
     if config.hidden_size % MULTIPLE or config.ffn_size % MULTIPLE:
         raise ConfigError(
@@ -53,37 +53,37 @@ def use_fp8(encoder: Encoder) -> None:
 
 
 class Fp8Linear(nn.Module):
-    """A linear map that multiplies in 8 bits."""
+    """A linear layer with FP8 matmuls."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self._frozen: _Weight | None = None
+        self._frozen: _FrozenWeight | None = None
 
     def freeze(self) -> None:
-        """Round the weight once, for it will not change any more."""
+        """Quantize the weight once, for inference."""
         with torch.no_grad():
-            self._frozen = _Weight.of(self.weight)
+            self._frozen = _FrozenWeight.of(self.weight)
 
-    def rounded(self) -> "_Weight":
-        """Give the weight in 8 bits."""
-        return self._frozen or _Weight.of(self.weight)
+    def quantized_weight(self) -> "_FrozenWeight":
+        """Return the weight in 8 bits."""
+        return self._frozen or _FrozenWeight.of(self.weight)
 
     def forward(self, hidden_TK: Tensor) -> Tensor:
         """Map [T, K] to [T, N]."""
         if torch.is_grad_enabled():
-            return _Linear.apply(hidden_TK, self.weight, self.bias)
-        return self.apply_only(hidden_TK, _largest(hidden_TK))
+            return _Fp8LinearFunction.apply(hidden_TK, self.weight, self.bias)
+        return self.infer(hidden_TK, _largest(hidden_TK))
 
-    def apply_only(self, hidden_TK: Tensor, largest: Tensor, gelu: str = "") -> Tensor:
-        """Map without a thought to gradients; `hidden_TK` goes through the GELU first if its variant is given."""
-        weight, unit = self.rounded(), _unit(largest, FORWARD)
+    def infer(self, hidden_TK: Tensor, largest: Tensor, gelu: str = "") -> Tensor:
+        """Map without gradients, after the GELU of a variant if given; `largest` bounds the input's magnitudes."""
+        weight, unit = self.quantized_weight(), _unit(largest, FORWARD)
         rows_PK = _quantize_rows(hidden_TK, unit, gelu)
-        return _product(rows_PK, weight.rows_NK, unit, weight.unit, self.bias)[: len(hidden_TK)]
+        return _matmul(rows_PK, weight.rows_NK, unit, weight.unit, self.bias)[: len(hidden_TK)]
 
 
 class Fp8MLP(nn.Module):
-    """The MLP of a layer, multiplying in 8 bits; what its GELU gives is written in 8 bits only."""
+    """The MLP of a layer with FP8 matmuls; the output of its GELU is written in 8 bits only."""
 
     def __init__(self, mlp: MLP) -> None:
         super().__init__()
@@ -94,141 +94,141 @@ class Fp8MLP(nn.Module):
         """Map [T, K] to [T, K]."""
         up, down = self.up, self.down
         if torch.is_grad_enabled():
-            return _MLP.apply(hidden_TK, up.weight, up.bias, down.weight, down.bias, self.gelu)
+            return _Fp8MLPFunction.apply(hidden_TK, up.weight, up.bias, down.weight, down.bias, self.gelu)
         inner_TF = up(hidden_TK)
-        return down.apply_only(inner_TF, _bound(hidden_TK, up.rounded().longest_row, up.bias), self.gelu)
+        return down.infer(inner_TF, _bound(hidden_TK, up.quantized_weight().max_row_norm, up.bias), self.gelu)
 
 
-class _Weight(NamedTuple):
-    """A weight as networks need it that do not learn."""
+class _FrozenWeight(NamedTuple):
+    """A weight quantized for inference."""
 
     rows_NK: Tensor
     unit: Tensor
-    longest_row: Tensor
+    max_row_norm: Tensor
 
     @classmethod
-    def of(cls, weight_NK: Tensor) -> "_Weight":
+    def of(cls, weight_NK: Tensor) -> "_FrozenWeight":
         unit = _unit(_largest(weight_NK), FORWARD)
-        return cls(_quantize_rows(weight_NK, unit, ""), unit, _longest_row(weight_NK))
+        return cls(_quantize_rows(weight_NK, unit, ""), unit, _max_row_norm(weight_NK))
 
 
-class _Rounded(NamedTuple):
-    """A tensor in 8 bits, in both orders; `unit` is what 1 stands for."""
+class _Quantized(NamedTuple):
+    """A tensor in 8 bits, row-major and transposed; `unit` is the scale."""
 
     rows_PK: Tensor
     columns_KP: Tensor
     unit: Tensor
 
 
-class _Linear(torch.autograd.Function):
+class _Fp8LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TK: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
-        hidden, weight = _forward_rounded(hidden_TK), _forward_rounded(weight_NK)
+        hidden, weight = _quantize_forward(hidden_TK), _quantize_forward(weight_NK)
         ctx.save_for_backward(*hidden[1:], *weight[1:])
-        return _product(hidden.rows_PK, weight.rows_PK, hidden.unit, weight.unit, bias_N)[: len(hidden_TK)]
+        return _matmul(hidden.rows_PK, weight.rows_PK, hidden.unit, weight.unit, bias_N)[: len(hidden_TK)]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden_KP, hidden_unit, weight_KN, weight_unit = ctx.saved_tensors
-        (of_mapped_TN,) = gradients
-        of_mapped, of_bias_N = _backward_rounded(of_mapped_TN, _unit(_largest(of_mapped_TN), BACKWARD))
+        (d_output_TN,) = gradients
+        d_output, d_bias_N = _quantize_backward(d_output_TN, _unit(_largest(d_output_TN), BACKWARD))
         return (
-            _product(of_mapped.rows_PK, weight_KN, of_mapped.unit, weight_unit)[: len(of_mapped_TN)],
-            _long_product(of_mapped.columns_KP, hidden_KP, of_mapped.unit, hidden_unit),
-            of_bias_N,
+            _matmul(d_output.rows_PK, weight_KN, d_output.unit, weight_unit)[: len(d_output_TN)],
+            _matmul_over_tokens(d_output.columns_KP, hidden_KP, d_output.unit, hidden_unit),
+            d_bias_N,
         )
 
 
-class _MLP(torch.autograd.Function):
+class _Fp8MLPFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_TK: Tensor, up_FK: Tensor, up_bias_F: Tensor, down_KF: Tensor, down_bias_K: Tensor, gelu: str
     ) -> Tensor:
-        hidden, up, down = _forward_rounded(hidden_TK), _forward_rounded(up_FK), _forward_rounded(down_KF)
-        inner_TF = _product(hidden.rows_PK, up.rows_PK, hidden.unit, up.unit, up_bias_F)[: len(hidden_TK)]
-        unit = _unit(_bound(hidden_TK, _longest_row(up_FK), up_bias_F), FORWARD)
-        active = _Rounded(*_quantize(inner_TF, unit, gelu), unit)
+        hidden, up, down = _quantize_forward(hidden_TK), _quantize_forward(up_FK), _quantize_forward(down_KF)
+        inner_TF = _matmul(hidden.rows_PK, up.rows_PK, hidden.unit, up.unit, up_bias_F)[: len(hidden_TK)]
+        unit = _unit(_bound(hidden_TK, _max_row_norm(up_FK), up_bias_F), FORWARD)
+        active = _Quantized(*_quantize(inner_TF, unit, gelu), unit)
         ctx.gelu = gelu
         ctx.save_for_backward(*hidden[1:], *up[1:], *down[1:], inner_TF, *active[1:])
-        return _product(active.rows_PK, down.rows_PK, active.unit, down.unit, down_bias_K)[: len(hidden_TK)]
+        return _matmul(active.rows_PK, down.rows_PK, active.unit, down.unit, down_bias_K)[: len(hidden_TK)]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None]:
         hidden_KP, hidden_unit, up_KF, up_unit, down_FK, down_unit, inner_TF, active_FP, active_unit = ctx.saved_tensors
-        (of_mapped_TK,) = gradients
-        num_tokens, width = of_mapped_TK.shape
-        largest = _largest(of_mapped_TK)
-        of_mapped, of_down_bias_K = _backward_rounded(of_mapped_TK, _unit(largest, BACKWARD))
-        of_active_TF = _product(of_mapped.rows_PK, down_FK, of_mapped.unit, down_unit)[:num_tokens]
-        # Not measured, which would take a pass over the widest tensors, but bounded: a sum of `width` products, and
-        # the GELU's slope is at most 1.13. e5m2 spans 32 powers of two, so a bound 2^13 times too large costs nothing.
+        (d_output_TK,) = gradients
+        num_tokens, width = d_output_TK.shape
+        largest = _largest(d_output_TK)
+        d_output, d_down_bias_K = _quantize_backward(d_output_TK, _unit(largest, BACKWARD))
+        d_active_TF = _matmul(d_output.rows_PK, down_FK, d_output.unit, down_unit)[:num_tokens]
+        # An upper bound, since the maximum would need a pass over the widest tensors: a sum of `width` products, and
+        # the GELU's slope is at most 1.13. e5m2 spans 32 powers of two, so a bound 2^13 times too large loses nothing.
         bound = 1.5 * width * largest.float() * down_unit * torch.finfo(FORWARD).max
-        of_inner, of_up_bias_F = _backward_rounded(of_active_TF, _unit(bound, BACKWARD), inner_TF, ctx.gelu)
+        d_inner, d_up_bias_F = _quantize_backward(d_active_TF, _unit(bound, BACKWARD), inner_TF, ctx.gelu)
         return (
-            _product(of_inner.rows_PK, up_KF, of_inner.unit, up_unit)[:num_tokens],
-            _long_product(of_inner.columns_KP, hidden_KP, of_inner.unit, hidden_unit),
-            of_up_bias_F,
-            _long_product(of_mapped.columns_KP, active_FP, of_mapped.unit, active_unit),
-            of_down_bias_K,
+            _matmul(d_inner.rows_PK, up_KF, d_inner.unit, up_unit)[:num_tokens],
+            _matmul_over_tokens(d_inner.columns_KP, hidden_KP, d_inner.unit, hidden_unit),
+            d_up_bias_F,
+            _matmul_over_tokens(d_output.columns_KP, active_FP, d_output.unit, active_unit),
+            d_down_bias_K,
             None,
         )
 
 
-def _product(
+def _matmul(
     first_PK: Tensor, second_NK: Tensor, first_unit: Tensor, second_unit: Tensor, bias_N: Tensor | None = None
 ) -> Tensor:
-    """Multiply by the transpose of `second_NK`: [P, N]."""
+    """Compute first @ second.T + bias: [P, N]."""
     return torch._scaled_mm(
         first_PK, second_NK.t(), first_unit, second_unit, bias_N, out_dtype=torch.bfloat16, use_fast_accum=True
     )
 
 
-def _long_product(first_NP: Tensor, second_KP: Tensor, first_unit: Tensor, second_unit: Tensor) -> Tensor:
-    """Multiply where the sum is over all tokens: the fast way would keep 14 bits of it."""
+def _matmul_over_tokens(first_NP: Tensor, second_KP: Tensor, first_unit: Tensor, second_unit: Tensor) -> Tensor:
+    """Compute first @ second.T, summed over all tokens, for which fast accumulation, with 14 bits, is too inexact."""
     return torch._scaled_mm(first_NP, second_KP.t(), first_unit, second_unit, out_dtype=torch.bfloat16)
 
 
 def _unit(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give what 1 stands for if `largest` is to become the type's largest number; not 0 where all is 0."""
+    """Compute the scale that maps `largest` to the dtype's largest number; never 0."""
     return largest.float().clamp(min=1e-30) / torch.finfo(dtype).max
 
 
 def _largest(tensor_TK: Tensor) -> Tensor:
-    """Give the largest magnitude."""
+    """Compute the largest magnitude of a tensor."""
     width = tensor_TK.shape[1]
     while width > 1024 and width % 2 == 0:
         width //= 2
-    # Row by row first: where rows are made by a norm, the compiler then finds the maxima on the way. It reads short
-    # rows at the memory's rate, long ones at half of it.
+    # Row maxima first: the compiler fuses them into the norm that computes the rows. It reduces short rows at the rate
+    # of memory, long ones at half of it.
     return tensor_TK.reshape(-1, width).abs().amax(1).amax()
 
 
-def _bound(hidden_TK: Tensor, longest_row: Tensor, bias_N: Tensor) -> Tensor:
-    """Bound the magnitudes of a product with a weight whose longest row is given, and of GELU behind it.
+def _bound(hidden_TK: Tensor, max_row_norm: Tensor, bias_N: Tensor) -> Tensor:
+    """Bound the magnitudes of a linear layer's output and of the GELU after it, from the weight's largest row norm.
 
-    To measure them would take a pass over the widest tensor. No sum is larger than its two vectors are long (Cauchy
-    and Schwarz), and 8-bit numbers are as precise some powers of two below the bound as at it: e4m3 spans 18.
+    The maximum would need a pass over the widest tensor. A dot product is at most the product of the norms (Cauchy and
+    Schwarz), and 8-bit numbers are as precise some powers of two below the bound as at it: e4m3 spans 18.
     """
-    longest = hidden_TK.float().square().sum(1).amax().sqrt()
-    # Rounding makes a number larger by 1 / 16 at most; GELU falls to -0.17.
-    return (1.13 * longest * longest_row + bias_N.abs().amax()).clamp(min=0.17)
+    max_norm = hidden_TK.float().square().sum(1).amax().sqrt()
+    # Rounding increases a number by 1 / 16 at most; the minimum of GELU is -0.17.
+    return (1.13 * max_norm * max_row_norm + bias_N.abs().amax()).clamp(min=0.17)
 
 
-def _longest_row(weight_NK: Tensor) -> Tensor:
+def _max_row_norm(weight_NK: Tensor) -> Tensor:
     return weight_NK.float().square().sum(1).amax().sqrt()
 
 
-def _forward_rounded(tensor_TK: Tensor) -> _Rounded:
+def _quantize_forward(tensor_TK: Tensor) -> _Quantized:
     unit = _unit(_largest(tensor_TK), FORWARD)
-    return _Rounded(*_quantize(tensor_TK, unit, ""), unit)
+    return _Quantized(*_quantize(tensor_TK, unit, ""), unit)
 
 
-def _backward_rounded(
+def _quantize_backward(
     gradient_TK: Tensor, unit: Tensor, hidden_TK: Tensor | None = None, gelu: str = ""
-) -> tuple[_Rounded, Tensor]:
-    """Round a gradient, taken through the GELU first if `hidden_TK` is given; also sum it over the tokens."""
+) -> tuple[_Quantized, Tensor]:
+    """Quantize a gradient, after the derivative of the GELU if `hidden_TK` is given; also sum it over the tokens."""
     rows_PK, columns_KP, sums_BK = _quantize_gradient(gradient_TK, unit, hidden_TK, gelu)
-    return _Rounded(rows_PK, columns_KP, unit), sums_BK.sum(0).to(gradient_TK.dtype)
+    return _Quantized(rows_PK, columns_KP, unit), sums_BK.sum(0).to(gradient_TK.dtype)
 
 
 def _quantize(source_TK: Tensor, unit: Tensor, variant: str) -> tuple[Tensor, Tensor]:
@@ -252,24 +252,24 @@ def _quantize_rows(source_TK: Tensor, unit: Tensor, variant: str) -> Tensor:
 
 
 def plain_quantize(source_TK: Tensor, unit: Tensor, variant: str) -> tuple[Tensor, Tensor]:
-    """Do what triton_fp8.quantize does, in plain PyTorch."""
+    """Reference of triton_fp8.quantize in PyTorch."""
     values_TK = source_TK.float()
-    return _rounded(gelu(values_TK, variant) if variant else values_TK, unit, FORWARD)
+    return _to_fp8(gelu(values_TK, variant) if variant else values_TK, unit, FORWARD)
 
 
 def plain_quantize_gradient(
     gradient_TK: Tensor, unit: Tensor, hidden_TK: Tensor | None, variant: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what triton_fp8.quantize_gradient does, in plain PyTorch, with one block."""
+    """Reference of triton_fp8.quantize_gradient in PyTorch, with one block."""
     values_TK = gradient_TK.float()
     if hidden_TK is not None:
         with torch.enable_grad():
             leaf_TK = hidden_TK.detach().float().requires_grad_()
             (values_TK,) = torch.autograd.grad(gelu(leaf_TK, variant), leaf_TK, values_TK)
-    return (*_rounded(values_TK, unit, BACKWARD), values_TK.sum(0, keepdim=True))
+    return (*_to_fp8(values_TK, unit, BACKWARD), values_TK.sum(0, keepdim=True))
 
 
-def _rounded(values_TK: Tensor, unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _to_fp8(values_TK: Tensor, unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     limit = torch.finfo(dtype).max
     padded_PK = F.pad(values_TK * (1.0 / unit), (0, 0, 0, -len(values_TK) % MULTIPLE))
     rows_PK = padded_PK.clamp(-limit, limit).to(dtype)

@@ -1,4 +1,4 @@
-"""The parts of an encoder: embeddings, attention, MLP and one layer of them, for documents laid end to end.
+"""Modules of an encoder for packed sequences: embeddings, attention, MLP and the transformer layer.
 
 Shape legend: T tokens, D hidden, H heads, K head dim, V vocabulary.
 Sources: Devlin et al. 2018 (arXiv:1810.04805) for the post-norm layer; Shoeybi et al. 2019 (arXiv:1909.08053),
@@ -19,16 +19,16 @@ def gelu(hidden: Tensor, variant: str) -> Tensor:
 
 
 class Embedding(nn.Embedding):
-    """PyTorch's, but nothing is drawn on the meta device: for that PyTorch would import its compiler, a second."""
+    """PyTorch's embedding without initialization on the meta device, which would import the compiler: a second."""
 
     def reset_parameters(self) -> None:
-        """Draw weights, where there is memory for them."""
+        """Initialize weights, unless on the meta device."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and segment vectors; a post-norm network (BERT) normalizes it, Megatron-LM does not."""
+    """Sum of word, position and segment embeddings; post-norm models (BERT) normalize it, Megatron-LM does not."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, token_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor) -> Tensor:
-        """Look the vectors up and sum them: [T, D]."""
+        """Look up the embeddings and sum them: [T, D]."""
         hidden_TD = self.word(token_ids_T) + self.position(position_ids_T)
         if self.segment is not None:
             hidden_TD = hidden_TD + self.segment(segment_ids_T)
@@ -49,30 +49,30 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused product for query, key and value."""
+    """Multi-head self-attention with a fused query-key-value matmul."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         self.is_causal = config.is_causal
-        self.stream = 0  # of dropout: of its own where other heads are computed elsewhere
+        self.stream = 0  # dropout stream, see `attend`
         # Rows are ordered [heads, 3, dim] so that a contiguous shard holds whole heads: tensor parallelism
         # then needs no shuffle, and Megatron-LM (checkpoint version >= 2) stores the same order.
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
-        """Mix each token with those that it sees: [T, D]."""
-        # -1 is "the heads I have": under tensor parallelism a shard has only some of them.
+        """Compute self-attention over the tokens of the same document: [T, D]."""
+        # -1 heads: under tensor parallelism a shard has some of them only.
         qkv_TH3K = self.qkv(hidden_TD).unflatten(-1, (-1, 3, self.head_dim))
         dropout = self.dropout if self.training else 0.0
-        mixed_THK = attend(qkv_TH3K, documents, dropout=dropout, is_causal=self.is_causal, stream=self.stream)
-        return self.out(mixed_THK.flatten(1))
+        context_THK = attend(qkv_TH3K, documents, dropout=dropout, is_causal=self.is_causal, stream=self.stream)
+        return self.out(context_THK.flatten(1))
 
 
 class MLP(nn.Module):
-    """Two linear maps with a GELU between them."""
+    """Two linear layers with a GELU in between."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -81,16 +81,16 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.ffn_size, config.hidden_size)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        """Transform each token for itself: [T, D]."""
+        """Map [T, D] to [T, D], position-wise."""
         return self.down(gelu(self.up(hidden_TD), self.gelu))
 
 
 class Layer(nn.Module):
     """Attention, then MLP, each with dropout, a residual connection and a layer norm.
 
-    Where the norm stands is the difference between the families (`EncoderConfig.norm_place`): before each part
-    (pre), before it with the residual taken behind the norm (pre_residual_normed, Megatron-LM's
-    --apply-residual-connection-post-layernorm), or after the sum (post, the original BERT).
+    `EncoderConfig.norm_place` is the position of the norms: before attention and MLP (pre), the same with the residual
+    taken after the norm (pre_residual_normed, Megatron-LM's --apply-residual-connection-post-layernorm), or after the
+    residual sum (post, the original BERT).
     """
 
     def __init__(self, config: EncoderConfig) -> None:

@@ -1,4 +1,4 @@
-"""The precision a network computes in: names, dtypes, casting."""
+"""Training and inference precision: names, dtypes, casting of a model."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ PRECISIONS = {
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Settle what the network computes in: 32, bf16, 16 or fp8; auto is bf16 on a GPU that has it, else 32."""
+    """Resolve a precision to 32, bf16, 16 or fp8; auto is bf16 on a GPU that supports it, else 32."""
     if precision == "fp8":
         check_hardware(device)
     if precision != "auto":
@@ -24,29 +24,29 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "fp8": torch.bfloat16}
 
 
-def cast(model: nn.Module, precision: str) -> None:
-    """Let a network compute in the precision, all but a task's small head: weights and what flows between layers.
+def cast_model(model: nn.Module, precision: str) -> None:
+    """Cast a model's weights and activations to the precision, except for a task's small head.
 
-    What needs range or digits stays float32 inside: sums of products, softmax, the statistics of norms. float16 and
-    bfloat16 are those of Megatron-LM's --fp16 and --bf16; fp8 is bfloat16 with the layers' products in 8 bits.
+    Matmul accumulation, softmax and norm statistics stay float32. 16 and bf16 correspond to Megatron-LM's --fp16 and
+    --bf16; fp8 is bfloat16 with the layers' matmuls in 8 bits.
     """
     for name, child in model.named_children():
-        if name != "head" or child.is_large:
+        if name != "head" or child.uses_encoder_precision:
             child.to(DTYPES[precision])
     if precision == "fp8":
         use_fp8(model.get_submodule("encoder"))  # type: ignore[arg-type]
 
 
 def freeze(model: nn.Module) -> None:
-    """Do once what depends on weights alone, for they will not change any more."""
+    """Quantize the weights of fp8 layers once, for inference."""
     for module in model.modules():
         if isinstance(module, Fp8Linear):
             module.freeze()
 
 
 def resolve_static_batches(asked: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
-    """Settle whether batches have one static size: where that is asked for and a kernel of ours serves it, on a GPU.
+    """Resolve whether batches have one static size: on request, on a GPU, if the attention kernel supports the model.
 
-    Then the network can be recorded; where a layout does not allow that, it is at least compiled for one size only.
+    Steps can then be captured in CUDA graphs; where sharding prevents capture, layers are compiled for one size only.
     """
     return asked and device.type == "cuda" and has_kernel(DTYPES[precision], config.head_dim)

@@ -1,1 +1,1 @@
-"""Processes and devices, applied to a model from outside."""
+"""Processes and devices: process groups, sharding and gradient reduction, applied to a model from outside."""

@@ -1,10 +1,10 @@
-"""Gradients of several processes: summed in float32, in buckets, and their norm as if they were of one.
+"""Bucketed float32 gradient all-reduce, overlapped with the backward pass, and the global gradient norm.
 
-A gradient is summed over processes with other texts (data), unless FSDP has done so. Over the tensor axis a weight that
-is cut has gradients of its own; one that is whole in each process has the same gradient in all (the mean keeps copies
-from drifting apart by the last bits), or a part of it where each sees only some tokens (the sum).
+Gradients are summed over the data-parallel processes, unless FSDP has already reduced them. Over the tensor axis, a
+sharded weight has its own gradients; a replicated weight has the same gradient in every process (the mean keeps the
+replicas from drifting apart by rounding), and a sequence-parallel one has partial gradients (the sum).
 
-In the last micro-batch a bucket is sent off as soon as its gradients are there, while the backward pass goes on.
+In the last micro-batch a bucket is all-reduced as soon as its gradients are ready, while the backward pass continues.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,133 +17,135 @@ from torch import Tensor, nn
 
 from .sharding import Sharding
 
-# Elements of a bucket: 100 MB are enough to be limited by bandwidth and not by latency.
-BUCKET = 25_000_000
-# Each gradient begins at a multiple of 16 bytes: the fused step loads it so.
+# Elements: 100 MB make an all-reduce bandwidth-bound rather than latency-bound.
+BUCKET_SIZE = 25_000_000
+# Elements: each gradient starts at a multiple of 16 bytes, as the fused optimizer step loads it.
 ALIGNMENT = 4
 
 
 @dataclass
 class _Bucket:
-    """Some parameters' gradients, end to end, and what these have in common."""
+    """Gradients of parameters of one kind in one contiguous buffer."""
 
-    numbers: Tensor
-    is_cut: bool
-    """Cut over the tensor axis."""
-    is_partial: bool
-    """Whole in each process, of which each sees some tokens only."""
-    masters: list[nn.Parameter]
-    came: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    """Gradients of the backward pass at hand."""
-    is_sent: bool = False
+    buffer: Tensor
+    is_tensor_sharded: bool
+    is_sequence_parallel: bool
+    master_weights: list[nn.Parameter]
+    ready: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    """Gradients that the current backward pass has computed."""
+    is_accumulated: bool = False
 
 
 class GradientReducer:
-    """The gradients of one process among several; `views` are where each is summed up, float32."""
+    """Accumulate gradients in float32 buckets and reduce them; `gradients` are views into the buckets."""
 
-    def __init__(self, masters: Mapping[str, nn.Parameter], sharding: Sharding) -> None:
-        self._layout, self._world = sharding, sharding.world
+    def __init__(self, master_weights: Mapping[str, nn.Parameter], sharding: Sharding) -> None:
+        self._sharding, self._world = sharding, sharding.world
         kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, master in masters.items():
+        for name, master in master_weights.items():
             if master.requires_grad:
-                kinds.setdefault((name in sharding.cuts, name in sharding.partial), []).append(master)
-        self.views: dict[nn.Parameter, Tensor] = {}
+                kind = (name in sharding.tensor_sharded, name in sharding.sequence_parallel)
+                kinds.setdefault(kind, []).append(master)
+        self.gradients: dict[nn.Parameter, Tensor] = {}
         self._buckets = [
-            self._make_bucket(group, *kind) for kind, parameters in kinds.items() for group in _grouped(parameters)
+            self._make_bucket(group, *kind)
+            for kind, parameters in kinds.items()
+            for group in _group_into_buckets(parameters)
         ]
-        self._bucket_of = {master: bucket for bucket in self._buckets for master in bucket.masters}
+        self._bucket_of = {master: bucket for bucket in self._buckets for master in bucket.master_weights}
         self._is_first = self._is_last = False
-        self._works: list[Any] = []
+        self._pending: list[Any] = []
 
-    def _make_bucket(self, masters: list[nn.Parameter], is_cut: bool, is_partial: bool) -> _Bucket:
-        sizes = [_aligned(master.numel()) for master in masters]
-        numbers = torch.zeros(sum(sizes), device=masters[0].device)
-        for master, part in zip(masters, numbers.split(sizes), strict=True):
-            self.views[master] = part[: master.numel()].view(master.shape)
-        return _Bucket(numbers, is_cut, is_partial, masters)
+    def _make_bucket(
+        self, master_weights: list[nn.Parameter], is_tensor_sharded: bool, is_sequence_parallel: bool
+    ) -> _Bucket:
+        sizes = [-(-master.numel() // ALIGNMENT) * ALIGNMENT for master in master_weights]
+        buffer = torch.zeros(sum(sizes), device=master_weights[0].device)
+        for master, chunk in zip(master_weights, buffer.split(sizes), strict=True):
+            self.gradients[master] = chunk[: master.numel()].view(master.shape)
+        return _Bucket(buffer, is_tensor_sharded, is_sequence_parallel, master_weights)
 
-    def watch(self, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
-        """Take the gradients of parameters for those of their masters, as soon as a backward pass has made them."""
+    def register_hooks(self, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        """Hook (parameter, master weight) pairs: a gradient enters its bucket when the backward pass computes it."""
         for parameter, master in pairs:
-            parameter.register_hook(partial(self._take, master))
+            parameter.register_hook(partial(self._on_gradient, master))
 
-    def begin(self, *, is_first: bool, is_last: bool) -> None:
-        """Say which micro-batch the next backward pass is of: the first one's replace what is there."""
+    def begin_backward(self, *, is_first: bool, is_last: bool) -> None:
+        """Prepare for the backward pass of a micro-batch; the first of a step overwrites the accumulated gradients."""
         self._is_first, self._is_last = is_first, is_last
 
-    def _take(self, master: nn.Parameter, gradient: Tensor) -> None:
+    def _on_gradient(self, master: nn.Parameter, gradient: Tensor) -> None:
         bucket = self._bucket_of[master]
-        bucket.came[master] = gradient.detach()
-        if len(bucket.came) == len(bucket.masters):
-            self._add_up(bucket)
+        bucket.ready[master] = gradient.detach()
+        if len(bucket.ready) == len(bucket.master_weights):
+            self._accumulate(bucket)
 
-    def end(self, fresh: Mapping[nn.Parameter, Tensor]) -> None:
-        """Take what came otherwise. A parameter without a gradient must be without it in all processes."""
-        for master, gradient in fresh.items():
-            if not self._bucket_of[master].is_sent:
-                self._bucket_of[master].came.setdefault(master, gradient)
+    def end_backward(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """Accumulate what no hook has delivered, and wait for the all-reduces.
+
+        A parameter without a gradient must have none in every process.
+        """
+        for master, gradient in gradients.items():
+            if not self._bucket_of[master].is_accumulated:
+                self._bucket_of[master].ready.setdefault(master, gradient)
         for bucket in self._buckets:
-            if not bucket.is_sent and bucket.came:
-                self._add_up(bucket)
-            bucket.is_sent = False
-        # Here and not before the update: a CUDA graph must end what it began.
-        for work in self._works:
+            if not bucket.is_accumulated and bucket.ready:
+                self._accumulate(bucket)
+            bucket.is_accumulated = False
+        # Wait here rather than before the update: work begun inside a CUDA graph must end inside it.
+        for work in self._pending:
             work.wait()
-        self._works.clear()
+        self._pending.clear()
 
-    def _add_up(self, bucket: _Bucket) -> None:
+    def _accumulate(self, bucket: _Bucket) -> None:
         with torch.no_grad():
-            views = [self.views[master] for master in bucket.came]
+            sums = [self.gradients[master] for master in bucket.ready]
             if self._is_first:
-                torch._foreach_copy_(views, list(bucket.came.values()))
+                torch._foreach_copy_(sums, list(bucket.ready.values()))
             else:
-                torch._foreach_add_(views, list(bucket.came.values()))
-        bucket.came = {}
-        bucket.is_sent = True
-        if self._is_last and not self._layout.uses_fsdp:
-            self._works += self._world.all_reduce_data_async(bucket.numbers)
+                torch._foreach_add_(sums, list(bucket.ready.values()))
+        bucket.ready = {}
+        bucket.is_accumulated = True
+        if self._is_last and not self._sharding.uses_fsdp:
+            self._pending += self._world.all_reduce_data_async(bucket.buffer)
 
     def reduce(self) -> None:
-        """Sum over the tensor axis; afterwards those that hold the same weight hold the same gradient."""
+        """All-reduce over the tensor axis, so that every replica of a weight has the same gradient."""
         world = self._world
         for bucket in self._buckets:
-            if not bucket.is_cut and world.tensor_size > 1:
-                world.all_reduce_tensor(bucket.numbers)
-                if not bucket.is_partial:
-                    bucket.numbers /= world.tensor_size
+            if not bucket.is_tensor_sharded and world.tensor_size > 1:
+                world.all_reduce_tensor(bucket.buffer)
+                if not bucket.is_sequence_parallel:
+                    bucket.buffer /= world.tensor_size
 
-    def figures(self, loss: Tensor) -> Tensor:
-        """Sum this process' share of the loss, and of the squares of all gradients, over processes: [2], loss and norm.
+    def loss_and_norm(self, loss: Tensor) -> Tensor:
+        """Reduce this process' share of the loss and the global gradient norm: [2].
 
-        All get the same bits, so that all decide alike.
+        Every process gets the same bits, so that all take the same decision about the step.
         """
         world = self._world
-        squares = torch.zeros((), device=loss.device)
+        squared_norm = torch.zeros((), device=loss.device)
         for bucket in self._buckets:
-            squares += torch.linalg.vector_norm(bucket.numbers).square() / self._num_alike(bucket)
-        figures = torch.stack([loss / world.tensor_size, squares])
-        world.all_reduce(figures)
-        return torch.stack([figures[0], figures[1].sqrt()])
+            squared_norm += torch.linalg.vector_norm(bucket.buffer).square() / self._num_replicas(bucket)
+        sums = torch.stack([loss / world.tensor_size, squared_norm])
+        world.all_reduce(sums)
+        return torch.stack([sums[0], sums[1].sqrt()])
 
-    def _num_alike(self, bucket: _Bucket) -> int:
+    def _num_replicas(self, bucket: _Bucket) -> int:
         """Count the processes that hold the same gradients."""
         world = self._world
-        over_data = world.data_size // world.fsdp_size if self._layout.uses_fsdp else world.data_size
-        return over_data if bucket.is_cut else over_data * world.tensor_size
+        over_data = world.data_size // world.fsdp_size if self._sharding.uses_fsdp else world.data_size
+        return over_data if bucket.is_tensor_sharded else over_data * world.tensor_size
 
 
-def _aligned(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-def _grouped(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Cut parameters into groups of about a bucket's size, the last ones of the network first."""
+def _group_into_buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Group parameters into buckets, the network's last ones first: the backward pass reaches them first."""
     groups: list[list[nn.Parameter]] = [[]]
-    filled = 0
+    size = 0
     for parameter in reversed(parameters):
-        if groups[-1] and filled + parameter.numel() > BUCKET:
+        if groups[-1] and size + parameter.numel() > BUCKET_SIZE:
             groups.append([])
-            filled = 0
+            size = 0
         groups[-1].append(parameter)
-        filled += parameter.numel()
+        size += parameter.numel()
     return groups

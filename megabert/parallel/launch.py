@@ -1,6 +1,6 @@
-"""Start the processes of a training on this machine, as torchrun would, and end with one exit code for all.
+"""Launch the processes of a training on this machine, as torchrun would, and combine their exit codes into one.
 
-Each process is the same command again, told its number in the environment. Under torchrun or srun nothing is started.
+Each process runs the same command with its rank in the environment. Under torchrun or srun nothing is launched.
 """
 
 import os
@@ -14,25 +14,23 @@ from typing import Any
 
 from ..config.schema import Settings
 from ..errors import ConfigError, MegabertError, PeerLost
+from .rendezvous import PARENT, read_launch_environment
 from .signals import signal_handler
 
-# Seconds that the others get to notice that one is gone, and to say so.
-PATIENCE = 45.0
+# Seconds that the other processes get to detect a failed one and to stop by themselves.
+SHUTDOWN_TIMEOUT = 45.0
 
 
 def count_to_start(settings: Settings, environ: Mapping[str, str]) -> int:
-    """Count the processes to start here: 0 where this one is all, or one of several that somebody else started.
+    """Count the processes to launch here; 0 for one process, or where another launcher has started this one.
 
-    Raises ConfigError where they cannot be, before there are several to say so.
+    Raises ConfigError if the settings do not fit, before any process starts.
     """
     trainer = settings.trainer
-    if trainer.devices == 1 and trainer.num_nodes == 1:
+    if (trainer.devices == 1 and trainer.num_nodes == 1) or read_launch_environment(environ) is not None:
         return 0
     from .process_group import check_devices, count_processes, resolve_mesh_axes
-    from .rendezvous import read_launch_environment
 
-    if read_launch_environment(environ) is not None:
-        return 0
     if trainer.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={trainer.num_nodes}: start the command on each machine with torchrun "
@@ -44,8 +42,8 @@ def count_to_start(settings: Settings, environ: Mapping[str, str]) -> int:
     return count if count > 1 else 0
 
 
-class ProcessesFailed(MegabertError):  # noqa: N818  (they said themselves why)
-    """The processes of a training ended with an exit code, which is this one's too."""
+class ProcessesFailed(MegabertError):  # noqa: N818  (the processes have printed their errors)
+    """Launched processes failed; `exit_code` is theirs."""
 
     is_reported = True
 
@@ -55,58 +53,58 @@ class ProcessesFailed(MegabertError):  # noqa: N818  (they said themselves why)
 
 
 def launch(words: Sequence[str], count: int) -> None:
-    """Run `megabert` with these words in `count` processes.
+    """Run `megabert WORDS` in `count` processes and forward Ctrl-C and SIGTERM to them.
 
-    Ctrl-C and SIGTERM are passed on. Raises ProcessesFailed if one fails, or dies, which the others notice.
+    Raises ProcessesFailed if a process fails or is killed.
     """
     command = [sys.executable, "-m", "megabert", *words]
-    # A session of their own: Ctrl-C on the terminal reaches them once, through this process.
+    # A new session each: Ctrl-C in the terminal reaches them once, through this process.
     children = [
         subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603  (our own command)
         for environment in environments(count)
     ]
     try:
-        with signal_handler(partial(_pass_on, children)):
+        with signal_handler(partial(_forward_signal, children)):
             code = _exit_code(_wait(children))
     finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
+        for child in _running(children):
+            child.kill()
     if code:
         raise ProcessesFailed(code)
 
 
 def environments(count: int) -> Iterator[dict[str, str]]:
-    """Give the environment of each of several processes of this machine: as torchrun sets it, and who started them."""
+    """Yield the environment of each process of this machine: torchrun's variables and the launcher's process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common["MEGABERT_PARENT"] = str(os.getpid())
-    # As many threads as there are cores, in all; each process would take as many. Of a lost connection PyTorch prints
-    # a page of addresses; who is gone is said in a line.
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), PARENT: str(os.getpid())}
+    # The processes share the cores; by default each would start a thread for every core. PyTorch logs a page of
+    # addresses for a lost connection; the heartbeat reports it in a line.
     defaults = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for rank in range(count):
         yield defaults | dict(os.environ) | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
-def _pass_on(children: Sequence[subprocess.Popen[bytes]], number: int, frame: Any) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
+def _running(children: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+    return [child for child in children if child.poll() is None]
+
+
+def _forward_signal(children: Sequence[subprocess.Popen[bytes]], number: int, frame: Any) -> None:
+    for child in _running(children):
+        child.send_signal(number)
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Wait for all; where one failed, for the others only so long."""
+    """Wait for all processes; after the first failure, kill those that run beyond the timeout."""
     deadline: float | None = None
-    while any(child.poll() is None for child in children):
+    while running := _running(children):
         if deadline is None and any(child.returncode for child in children):
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + SHUTDOWN_TIMEOUT
         if deadline is not None and time.monotonic() > deadline:
-            print("megabert: the other processes do not stop by themselves; they are stopped.", file=sys.stderr)
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
+            print("megabert: the other processes do not stop by themselves; they are killed.", file=sys.stderr)
+            for child in running:
+                child.kill()
         time.sleep(0.1)
     return [child.returncode for child in children]
 

@@ -1,4 +1,4 @@
-"""How processes find each other: what torchrun, srun or our launcher set, and the key-value store."""
+"""Rendezvous of processes: the launch environment of torchrun, srun or our launcher, and the key-value store."""
 
 import re
 from collections.abc import Mapping
@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-PORT = 29500
-
-
+DEFAULT_PORT = 29500
 PARENT = "MEGABERT_PARENT"
 
 
 @dataclass(frozen=True)
 class LaunchEnvironment:
-    """What the launcher (torchrun, srun or our own) told this process."""
+    """What the launcher (torchrun, srun or our own) has set for this process."""
 
     rank: int
     size: int
@@ -22,26 +20,26 @@ class LaunchEnvironment:
     address: str
     port: int
     has_store: bool
-    """Whether the launcher holds the store through which processes find each other."""
+    """Whether the launcher hosts the store; otherwise rank zero does."""
     attempt: str = "0"
     parent: int | None = None
-    """The process that started this one, where it is ours: without it nobody would stop this one."""
+    """Process id of our launcher, None under other launchers: this process must not outlive it."""
 
 
 def read_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment | None:
-    """Read what a launcher set; None where there is none, so that this is the only process."""
+    """Read what a launcher has set; None for a process that was started alone."""
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return LaunchEnvironment(
             rank=int(environ["RANK"]),
             size=int(environ["WORLD_SIZE"]),
             local_rank=int(environ.get("LOCAL_RANK", 0)),
             address=environ.get("MASTER_ADDR", "127.0.0.1"),
-            port=int(environ.get("MASTER_PORT", PORT)),
+            port=int(environ.get("MASTER_PORT", DEFAULT_PORT)),
             has_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
             parent=int(environ[PARENT]) if PARENT in environ else None,
         )
-    # A shell inside an allocation has some of these too; only the tasks of one srun have the number of their step.
+    # A shell inside an allocation has some SLURM variables too; only the tasks of srun have a step.
     size = int(environ.get("SLURM_STEP_NUM_TASKS", 1))
     if size == 1 or "SLURM_PROCID" not in environ:
         return None
@@ -50,21 +48,21 @@ def read_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment | N
         size=size,
         local_rank=int(environ.get("SLURM_LOCALID", 0)),
         address=environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1")),
-        port=int(environ.get("MASTER_PORT") or PORT + int(environ.get("SLURM_JOB_ID", 0)) % 1000),
+        port=int(environ.get("MASTER_PORT") or DEFAULT_PORT + int(environ.get("SLURM_JOB_ID", 0)) % 1000),
         has_store=False,
     )
 
 
-def first_host(nodes: str) -> str:
-    """Take the first name of SLURM's short form: node[03-07,9],other is node03."""
-    found = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
-    return f"{found[1]}{found[2] or ''}" if found else nodes
+def first_host(node_list: str) -> str:
+    """Expand the first host name of SLURM's compressed list: node[03-07,9],other gives node03."""
+    match = re.match(r"([^,\[]+)(?:\[(\d+))?", node_list)
+    return f"{match[1]}{match[2] or ''}" if match else node_list
 
 
 def open_store(launch: LaunchEnvironment, *, is_master: bool, timeout: timedelta) -> Any:
-    """Connect to the store of this attempt of the run: a table of texts that all processes see."""
+    """Connect to the key-value store that the processes of this attempt share."""
     import torch.distributed as dist
 
-    parts: Any = dist  # its stubs leave these two out
-    store = parts.TCPStore(launch.address, launch.port, None, is_master, timeout, wait_for_workers=False)
-    return parts.PrefixStore(f"megabert/{launch.attempt}", store)
+    stores: Any = dist  # torch's type stubs lack both classes
+    store = stores.TCPStore(launch.address, launch.port, None, is_master, timeout, wait_for_workers=False)
+    return stores.PrefixStore(f"megabert/{launch.attempt}", store)

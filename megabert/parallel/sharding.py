@@ -1,7 +1,7 @@
-"""What is done to a network from outside: cut over the tensor axis, compilation, activation checkpointing, FSDP.
+"""Parallelize a model from outside: tensor parallelism, compilation, activation checkpointing, FSDP, in this order.
 
-It is done in this order, and model code knows of none of it. The cut is a table, in Megatron-LM's words. Where a weight
-lies is a Layout, by which it is put together again for a checkpoint: files hold whole tensors and no trace of the cut.
+Model code knows nothing of it. A table in Megatron-LM's terms says how modules are sharded. A `Sharding` records where
+the shards of each parameter are, so that a checkpoint holds full tensors and no trace of the sharding.
 """
 
 import re
@@ -18,167 +18,166 @@ from ..config.schema import ParallelSettings
 from ..errors import ConfigError
 from ..model.encoder import Encoder
 from ..model.precision import DTYPES
-from ..planner.workload import UNIT
+from ..planner.workload import FSDP_UNIT_SIZE
 from .process_group import World
 
 VOCABULARY_PARALLEL, COLUMN_PARALLEL, ROW_PARALLEL = "vocabulary", "column", "row"
 
-
-# Module -> the cut over the tensor axis; modules that are not here are whole in every process.
+# Module -> how it is sharded over the tensor axis; modules that are not listed are replicated.
 SHARDING = {
-    "encoder.embeddings.word": VOCABULARY_PARALLEL,  # rows
-    "encoder.layers.*.attention.qkv": COLUMN_PARALLEL,  # rows: whole heads, since rows are [heads, 3, dim]
-    "encoder.layers.*.attention.out": ROW_PARALLEL,  # columns; results are summed over the axis
+    "encoder.embeddings.word": VOCABULARY_PARALLEL,  # shards of rows
+    "encoder.layers.*.attention.qkv": COLUMN_PARALLEL,  # rows: full heads, since rows are [heads, 3, dim]
+    "encoder.layers.*.attention.out": ROW_PARALLEL,  # columns; outputs are summed over the axis
     "encoder.layers.*.mlp.up": COLUMN_PARALLEL,
     "encoder.layers.*.mlp.down": ROW_PARALLEL,
 }
 
-
-# Those of heads: each is there or the whole head has no vocabulary.
+# For models with a language-model head.
 HEAD_SHARDING = {
     "head.language_model.vocabulary": VOCABULARY_PARALLEL,  # tied to the word embedding
 }
 
-
-# The dim of a weight that is cut; a bias is cut with rows, never with columns.
+# The sharded dim of a weight; a bias is sharded with rows, never with columns.
 DIMS = {VOCABULARY_PARALLEL: 0, COLUMN_PARALLEL: 0, ROW_PARALLEL: 1}
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """Where the parts of a network's parameters lie, by name; one that is cut nowhere is not listed."""
+    """Where the shards of a model's parameters are, by name; replicated parameters are not listed."""
 
     world: World
-    cuts: Mapping[str, tuple[int, torch.Size]] = field(default_factory=dict)
-    """Over the tensor axis: the dim, and the shape of the whole."""
-    spread: Mapping[str, Any] = field(default_factory=dict)
-    """Over the fsdp axis: the parameter as FSDP has it, a DTensor."""
-    partial: frozenset[str] = frozenset()
-    """Those whose gradient is a sum over the tensor axis although they are not cut: they see only some tokens."""
+    tensor_sharded: Mapping[str, tuple[int, torch.Size]] = field(default_factory=dict)
+    """Sharded over the tensor axis: the dim and the full shape."""
+    fsdp_sharded: Mapping[str, Any] = field(default_factory=dict)
+    """Sharded over the fsdp axis: FSDP's parameter, a DTensor."""
+    sequence_parallel: frozenset[str] = frozenset()
+    """Replicated, but applied to a shard of the tokens: their gradients are summed over the tensor axis."""
     is_capturable: bool = True
-    """Whether a CUDA graph can hold a step."""
+    """Whether a step can be captured in a CUDA graph."""
 
     @property
     def uses_fsdp(self) -> bool:
-        """Whether FSDP reduces the gradients, and the backward pass must be PyTorch's plain one."""
-        return bool(self.spread)
+        """Whether FSDP reduces the gradients, which needs a plain `backward()`."""
+        return bool(self.fsdp_sharded)
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        """Put a parameter, or what is shaped like it, together; all processes call this in the same order."""
+    def unshard(self, name: str, shard: Tensor) -> Tensor:
+        """Gather a full parameter, or a tensor of its shape; a collective, so all processes call it in one order."""
         from torch.distributed.tensor import DTensor, Shard
 
-        if name in self.spread:
-            like = self.spread[name]
-            part = DTensor.from_local(
-                part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        tensor = shard
+        if name in self.fsdp_sharded:
+            like = self.fsdp_sharded[name]
+            tensor = DTensor.from_local(
+                tensor, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
             ).full_tensor()
-        if name in self.cuts:
-            dim, shape = self.cuts[name]
+        if name in self.tensor_sharded:
+            dim, shape = self.tensor_sharded[name]
             stride = torch.empty(shape, device="meta").stride()
             mesh = self.world.mesh["tensor"]
-            part = DTensor.from_local(part, mesh, [Shard(dim)], shape=shape, stride=stride).full_tensor()
-        return part
+            tensor = DTensor.from_local(tensor, mesh, [Shard(dim)], shape=shape, stride=stride).full_tensor()
+        return tensor
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """Take this process' part of a whole parameter, or of what is shaped like it."""
-        if name in self.cuts:
-            whole = _own(whole, self.cuts[name][0], self.world)
-        if name in self.spread:
-            like = self.spread[name]
-            mesh, size = like.device_mesh, self.world.fsdp_size
-            whole = _chunk(whole, 0, size, mesh.get_local_rank("fsdp"))
-        return whole
+    def shard(self, name: str, full: Tensor) -> Tensor:
+        """Return this process' shard of a full parameter, or of a tensor of its shape."""
+        if name in self.tensor_sharded:
+            full = _tensor_shard(full, self.tensor_sharded[name][0], self.world)
+        if name in self.fsdp_sharded:
+            rank = self.fsdp_sharded[name].device_mesh.get_local_rank("fsdp")
+            full = _chunk(full, 0, self.world.fsdp_size, rank)
+        return full
 
-    def shape(self, name: str, part: Tensor) -> torch.Size:
-        """Give the shape of the whole."""
-        if name in self.cuts:
-            return self.cuts[name][1]
-        return self.spread[name].shape if name in self.spread else part.shape
+    def full_shape(self, name: str, shard: Tensor) -> torch.Size:
+        """Return the shape of the full parameter."""
+        if name in self.tensor_sharded:
+            return self.tensor_sharded[name][1]
+        return self.fsdp_sharded[name].shape if name in self.fsdp_sharded else shard.shape
 
 
 def parallelize(
     model: nn.Module, world: World, settings: ParallelSettings, *, precision: str, is_compiled: bool
 ) -> Sharding:
-    """Lay a network, whole and on the CPU, out over the processes and move it to its device.
+    """Shard a full model on the CPU over the processes and move it to its device.
 
-    Raises ConfigError where it does not divide.
+    Raises ConfigError if its sizes do not divide.
     """
     if precision == "fp8" and (world.tensor_size > 1 or world.fsdp_size > 1):
-        raise ConfigError("trainer.precision=fp8 takes whole layers. With parallel.tensor or parallel.fsdp use bf16.")
-    cuts: dict[str, tuple[int, torch.Size]] = {}
-    seeing_some: frozenset[str] = frozenset()
+        raise ConfigError(
+            "trainer.precision=fp8 needs unsharded layers. With parallel.tensor or parallel.fsdp use bf16."
+        )
+    tensor_sharded: dict[str, tuple[int, torch.Size]] = {}
+    sequence_parallel: frozenset[str] = frozenset()
     if world.tensor_size > 1:
-        cuts = _cut(model, world, is_sequence=settings.sequence)
+        tensor_sharded = _apply_tensor_parallelism(model, world, is_sequence_parallel=settings.sequence)
         if settings.sequence:
-            seeing_some = _seeing_some_tokens(model, cuts)
+            sequence_parallel = _sequence_parallel_parameters(model, tensor_sharded)
     model.to(world.device)
     if is_compiled:
         compile_layers(model)
     if settings.activation_checkpointing:
         apply_activation_checkpointing(model)
-    spread = _spread(model, world, precision) if world.fsdp_size > 1 else {}
-    # FSDP's hooks allocate and wait as they like; who computes a layer again puts the state of random numbers back.
-    is_capturable = not spread and not settings.activation_checkpointing
-    return Sharding(world, cuts, spread, seeing_some, is_capturable)
+    fsdp_sharded = _apply_fsdp(model, world, precision) if world.fsdp_size > 1 else {}
+    # FSDP's hooks allocate memory and synchronize; recomputation restores the state of the random number generator.
+    is_capturable = not fsdp_sharded and not settings.activation_checkpointing
+    return Sharding(world, tensor_sharded, fsdp_sharded, sequence_parallel, is_capturable)
 
 
-def _cut(model: nn.Module, world: World, *, is_sequence: bool) -> dict[str, tuple[int, torch.Size]]:
-    """Put modules in place that have this process' part of the weights; returns what was cut."""
-    from ..parallel import tensor_parallel as tensor
+def _apply_tensor_parallelism(
+    model: nn.Module, world: World, *, is_sequence_parallel: bool
+) -> dict[str, tuple[int, torch.Size]]:
+    """Replace modules by tensor-parallel ones with this process' shard; returns the dims and shapes of the sharded."""
+    from . import tensor_parallel
 
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
     _check_divides(encoder, world)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tokens = tensor.SequenceShards(world) if is_sequence else None
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    cuts: dict[str, tuple[int, torch.Size]] = {}
+    tokens = tensor_parallel.SequenceShards(world) if is_sequence_parallel else None
+    shards: dict[nn.Parameter, nn.Parameter] = {}
+    tensor_sharded: dict[str, tuple[int, torch.Size]] = {}
 
-    def own(parameter: nn.Parameter | None, dim: int) -> Any:
+    def shard(parameter: nn.Parameter | None, dim: int) -> Any:
         if parameter is None:
             return None
-        if parameter not in made:  # the word embedding is that of the head, too
-            part = _own(parameter.detach(), dim, world).clone()
-            made[parameter] = nn.Parameter(part, requires_grad=parameter.requires_grad)
-            cuts[names[id(parameter)]] = (dim, parameter.shape)
-        return made[parameter]
+        if parameter not in shards:  # the word embedding is tied to the head
+            values = _tensor_shard(parameter.detach(), dim, world).clone()
+            shards[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            tensor_sharded[names[id(parameter)]] = (dim, parameter.shape)
+        return shards[parameter]
 
-    for name, cut in find_sharded_modules(model).items():
+    for name, kind in find_sharded_modules(model).items():
         module: Any = model.get_submodule(name)
-        weight = own(module.weight, DIMS[cut])
-        start = _chunk(torch.arange(module.weight.shape[0]), 0, world.tensor_size, world.tensor_rank)
-        first = int(start[0]) if len(start) else module.weight.shape[0]
-        put: nn.Module
-        if cut == COLUMN_PARALLEL:
-            put = tensor.ColumnParallelLinear(weight, own(module.bias, 0), world, tokens)
-        elif cut == ROW_PARALLEL:
-            put = tensor.RowParallelLinear(weight, module.bias, world, tokens)
+        weight = shard(module.weight, DIMS[kind])
+        rows = _tensor_shard(torch.arange(module.weight.shape[0]), 0, world)
+        start = int(rows[0]) if len(rows) else module.weight.shape[0]
+        sharded: nn.Module
+        if kind == COLUMN_PARALLEL:
+            sharded = tensor_parallel.ColumnParallelLinear(weight, shard(module.bias, 0), world, tokens)
+        elif kind == ROW_PARALLEL:
+            sharded = tensor_parallel.RowParallelLinear(weight, module.bias, world, tokens)
         elif isinstance(module, nn.Embedding):
-            put = tensor.VocabularyParallelEmbedding(weight, first, world)
+            sharded = tensor_parallel.VocabularyParallelEmbedding(weight, start, world)
         else:
-            put = tensor.VocabularyParallelLinear(weight, own(module.bias, 0), first, module.out_features, world)
+            bias = shard(module.bias, 0)
+            sharded = tensor_parallel.VocabularyParallelLinear(weight, bias, start, module.out_features, world)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, put)
-    _set_streams(encoder, world, is_sequence=is_sequence)
+        setattr(model.get_submodule(parent), child, sharded)
+    _set_dropout_streams(encoder, world, is_sequence_parallel=is_sequence_parallel)
     if tokens is not None:
-        _cut_tokens(encoder, tokens)
-    return cuts
+        _apply_sequence_parallelism(encoder, tokens)
+    return tensor_sharded
 
 
 def find_sharded_modules(model: nn.Module) -> dict[str, str]:
-    """Find the modules that the tables name. A pattern that names none is an error."""
-    tables = SHARDING | (HEAD_SHARDING if _has(model, "head.language_model") else {})
-    found: dict[str, str] = {}
-    for pattern, cut in tables.items():
+    """Find the modules that the tables name; a pattern without a module is an error."""
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    tables = SHARDING | (HEAD_SHARDING if "head.language_model" in modules else {})
+    sharded: dict[str, str] = {}
+    for pattern, kind in tables.items():
         expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
-        names = [name for name, _ in model.named_modules(remove_duplicate=False) if expression.fullmatch(name)]
-        assert names, f"the sharding table's {pattern} names no module of the network"
-        found |= dict.fromkeys(names, cut)
-    return found
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    return any(found == name for found, _ in model.named_modules())
+        names = [name for name in modules if expression.fullmatch(name)]
+        assert names, f"the sharding table's {pattern} names no module of the model"
+        sharded |= dict.fromkeys(names, kind)
+    return sharded
 
 
 def _check_divides(encoder: Encoder, world: World) -> None:
@@ -186,58 +185,56 @@ def _check_divides(encoder: Encoder, world: World) -> None:
     for what, count in (("attention heads", config.num_heads), ("MLP width", config.ffn_size)):
         if count % size:
             raise ConfigError(
-                f"parallel.tensor={size} does not divide the network's {what}, {count}. Any vocabulary can be shared, "
-                "these cannot: choose another size."
+                f"parallel.tensor={size} does not divide the network's {what}, {count}. Choose a size that divides it; "
+                "only the vocabulary may have a remainder."
             )
 
 
-def _chunk(whole: Tensor, dim: int, size: int, rank: int) -> Tensor:
-    """Take a part as DTensor cuts: each has ceil(n / size) rows, the last ones fewer or none."""
-    rows = -(-whole.shape[dim] // size)
-    start = min(rank * rows, whole.shape[dim])
-    return whole.narrow(dim, start, min(rows, whole.shape[dim] - start))
+def _chunk(full: Tensor, dim: int, size: int, rank: int) -> Tensor:
+    """Take a shard as DTensor does: ceil(n / size) rows each, the last shards fewer or none."""
+    rows = -(-full.shape[dim] // size)
+    start = min(rank * rows, full.shape[dim])
+    return full.narrow(dim, start, min(rows, full.shape[dim] - start))
 
 
-def _own(whole: Tensor, dim: int, world: World) -> Tensor:
-    return _chunk(whole, dim, world.tensor_size, world.tensor_rank)
+def _tensor_shard(full: Tensor, dim: int, world: World) -> Tensor:
+    return _chunk(full, dim, world.tensor_size, world.tensor_rank)
 
 
-def _set_streams(encoder: Encoder, world: World, *, is_sequence: bool) -> None:
-    """Let what is computed in parts drop differently in each; elsewhere all must drop alike."""
+def _set_dropout_streams(encoder: Encoder, world: World, *, is_sequence_parallel: bool) -> None:
+    """Give sharded activations different dropout masks in each process; replicated ones need equal masks."""
     stream = world.tensor_rank + 1
     for layer in encoder.layers:
         layer.attention.stream = stream  # type: ignore[union-attr]
-        if is_sequence:
+        if is_sequence_parallel:
             layer.dropout.stream = stream  # type: ignore[union-attr]
-    if is_sequence:
+    if is_sequence_parallel:
         encoder.embeddings.dropout.stream = stream
 
 
-def _cut_tokens(encoder: Encoder, tokens: Any) -> None:
-    """Share what is between the layers token by token: from the embeddings' dropout to the last norm."""
-    from .tensor_parallel import cut_tokens, join_tokens
+def _apply_sequence_parallelism(encoder: Encoder, tokens: Any) -> None:
+    """Shard the tokens between the sharded layers: from the embeddings' dropout to the last norm."""
+    from .tensor_parallel import gather_tokens, shard_tokens
 
-    def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def shard(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens.num_tokens = len(inputs[0])
-        return (cut_tokens(inputs[0], tokens),)
+        return (shard_tokens(inputs[0], tokens),)
 
-    def join(module: nn.Module, inputs: Any, hidden_SD: Tensor) -> Tensor:
-        return join_tokens(hidden_SD, tokens)
+    def gather(module: nn.Module, inputs: Any, hidden_SD: Tensor) -> Tensor:
+        return gather_tokens(hidden_SD, tokens)
 
-    encoder.embeddings.dropout.register_forward_pre_hook(cut)
-    (encoder.final_norm or encoder.layers[-1]).register_forward_hook(join)
-
-
-def _seeing_some_tokens(model: nn.Module, cuts: Mapping[str, Any]) -> frozenset[str]:
-    """List the parameters that are applied to cut tokens: norms, and biases behind sums."""
-    names = (name for name, _ in model.named_parameters())
-    return frozenset(
-        name for name in names if name.startswith(("encoder.layers.", "encoder.final_norm.")) if name not in cuts
-    )
+    encoder.embeddings.dropout.register_forward_pre_hook(shard)
+    (encoder.final_norm or encoder.layers[-1]).register_forward_hook(gather)
 
 
-def _spread(model: nn.Module, world: World, precision: str) -> dict[str, Any]:
-    """Spread parameters over the fsdp axis, layer by layer; what computes in lower precision is cast when gathered."""
+def _sequence_parallel_parameters(model: nn.Module, tensor_sharded: Mapping[str, Any]) -> frozenset[str]:
+    """List the parameters that are applied to sharded tokens: norms, and biases of row-parallel layers."""
+    names = {name for name, _ in model.named_parameters() if name not in tensor_sharded}
+    return frozenset(name for name in names if name.startswith(("encoder.layers.", "encoder.final_norm.")))
+
+
+def _apply_fsdp(model: nn.Module, world: World, precision: str) -> dict[str, Any]:
+    """Shard parameters over the fsdp axis in units of layers; FSDP casts to lower precision when it gathers."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = world.mesh["fsdp"] if world.fsdp_size == world.data_size else world.mesh["data", "fsdp"]
@@ -246,65 +243,60 @@ def _spread(model: nn.Module, world: World, precision: str) -> dict[str, Any]:
         param_dtype=None if precision == "32" else DTYPES[precision], reduce_dtype=torch.float32
     )
     head: Any = model.get_submodule("head")
-    if not head.is_large and any(True for _ in head.parameters()):
+    if not head.uses_encoder_precision and any(True for _ in head.parameters()):
         fully_shard(head, mesh=mesh, mp_policy=exact)
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
-    for layers in _units(encoder):
+    for layers in _fsdp_units(encoder):
         fully_shard(layers, mesh=mesh, mp_policy=lower)
-    # The rest: the word embedding is in here, together with the head that is tied to it.
+    # The root unit holds the rest: the word embedding together with the head that is tied to it.
     fully_shard(model, mesh=mesh, mp_policy=lower)
     return dict(model.named_parameters())
 
 
-def _units(encoder: Encoder) -> list[list[nn.Module]]:
-    """Join layers until they have UNIT weights: gathering takes the host time, for each unit anew."""
+def _fsdp_units(encoder: Encoder) -> list[list[nn.Module]]:
+    """Group layers into FSDP units of FSDP_UNIT_SIZE parameters: each all-gather costs host time."""
     units: list[list[nn.Module]] = [[]]
-    filled = 0
+    size = 0
     for layer in encoder.layers:
-        if filled >= UNIT:
+        if size >= FSDP_UNIT_SIZE:
             units.append([])
-            filled = 0
+            size = 0
         units[-1].append(layer)
-        filled += sum(parameter.numel() for parameter in layer.parameters())
+        size += sum(parameter.numel() for parameter in layer.parameters())
     return units
 
 
-def resolve_compile(asked: bool | None, device: torch.device) -> bool:
-    """Settle whether layers are compiled; None: on a GPU."""
-    return device.type == "cuda" if asked is None else asked
-
-
 def warm_up(device: torch.device) -> None:
-    """Start a device in a thread, beside the reading of data: it takes a second or two.
+    """Initialize a device in a thread, while data is read: it takes a second or two.
 
-    The thread imports nothing: PyTorch's modules import each other in circles, and two threads in one circle fail.
+    The thread must not import anything: PyTorch's modules import each other in cycles, and two threads in one fail.
     """
     threading.Thread(target=torch.zeros, args=(1,), kwargs={"device": device}, name="warm-up", daemon=True).start()
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile the encoder's layers: they are alike, so the first one's compilation serves them all.
+    """Compile the encoder's layers; they are alike, so that all use the first one's compiled code.
 
-    The embeddings are left out: a compiled gather adds up its gradient by atomic additions, which are slow where
-    thousands of tokens share the two rows of the segment embedding. Compiled is what a layer computes and not its
-    call: FSDP's hooks around it talk to other processes.
+    The embeddings are left out: a compiled gather accumulates its gradient by atomic additions, which are slow where
+    thousands of tokens share the two rows of the segment embedding. `forward` is compiled and not the module's call,
+    since FSDP's hooks around it contain collectives.
     """
     for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
         layer.forward = torch.compile(layer.forward)
 
 
 def apply_activation_checkpointing(model: nn.Module) -> None:
-    """Keep of each layer its input only; the backward pass computes the layer again, with the same dropout."""
+    """Keep only each layer's input; the backward pass recomputes the layer, with the same dropout masks."""
     for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
-        layer.forward = partial(_recomputed, layer.forward)
+        layer.forward = partial(_checkpointed, layer.forward)
 
 
-def _recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def _checkpointed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     from torch.utils.checkpoint import checkpoint
 
-    # Without gradients there is nothing to compute again, and the state of random numbers, which a CUDA graph cannot
-    # look at, need not be kept.
+    # Without gradients nothing is recomputed, and the random state, which cannot be read during capture of a CUDA
+    # graph, need not be saved.
     if not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""A request to stop, by Ctrl-C or SIGTERM, made a flag that the loop looks at between steps."""
+"""Ctrl-C and SIGTERM as a stop flag that the training loop checks between steps."""
 
 import signal
 import threading
@@ -9,27 +9,27 @@ from typing import Any
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step is ended and saved; a second one stops at once."""
-    asked = threading.Event()
+    """Set an event at the first Ctrl-C or SIGTERM, so that the step is completed and saved; the second interrupts."""
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals reach the main thread only
+        yield stop  # only the main thread can handle signals
         return
 
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+    def request_stop(number: int, frame: Any) -> None:
+        if stop.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
 
-    with signal_handler(ask):
-        yield asked
+    with signal_handler(request_stop):
+        yield stop
 
 
 @contextmanager
 def signal_handler(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call the handler at Ctrl-C and SIGTERM; for the main thread only. Afterwards what was before is there again."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Handle Ctrl-C and SIGTERM in the main thread; restore the previous handlers on exit."""
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, former in before.items():
+        for number, former in previous.items():
             signal.signal(number, former)

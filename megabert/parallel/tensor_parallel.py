@@ -1,44 +1,45 @@
-"""Layers of which each process of the tensor axis has a part: Megatron-LM's column and row cuts and its vocabulary.
+"""Tensor-parallel layers as in Megatron-LM: column-, row- and vocabulary-parallel, with optional sequence parallelism.
 
-They stand in the places of the plain modules, with the same names of parameters, and give what those give. Between
-column and row a process computes its heads, or its part of the MLP's width, as if they were all. With `SequenceShards`
-(sequence parallel) what flows between layers is cut by tokens: as many bytes are sent, less is kept and computed twice.
+They replace plain modules, with the same parameter names and results. Between a column- and a row-parallel layer each
+process computes its own attention heads, or its slice of the MLP's width. With `SequenceShards` (sequence parallel) the
+hidden states between these layers are sharded by tokens: as much is communicated, less is stored and computed twice.
 
-Shape legend: T tokens, S those of one process, D hidden, M tokens asked for, V vocabulary, P processes.
+Shape legend: T tokens, S tokens of one process, D hidden, O outputs and K inputs of one process, M tokens with logits,
+V vocabulary, P processes.
 Sources: Shoeybi et al. 2019 (arXiv:1909.08053), section 3; Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
 """
 
 from typing import Any
 
 import torch
-import torch.distributed  # so that the operators below are there
+import torch.distributed  # registers the operators below
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.vocabulary_loss import CHUNK, NO_TARGET, loss_gradients, own_places, word_logits
+from ..model.vocabulary_loss import CHUNK, NO_TARGET, compute_logits, local_targets, loss_gradients
 from .process_group import World
 
-# Collectives as operators: autograd, the compiler and CUDA graphs take them like any other.
+# Functional collectives: operators that autograd, the compiler and CUDA graphs support.
 _collectives = torch.ops._c10d_functional
 
 
 class SequenceShards:
-    """How the tokens of the batch at hand are cut: each process has ceil(T / P) of them, the last ones are made up."""
+    """How the tokens of the current batch are sharded: ceil(T / P) for each process, the last ones padded."""
 
     def __init__(self, world: World) -> None:
         self.rank, self.size, self.group = world.tensor_rank, world.tensor_size, world.tensor_group_name
         self.num_tokens = 0
 
     @property
-    def share(self) -> int:
+    def shard_size(self) -> int:
         """Tokens of one process."""
         return -(-self.num_tokens // self.size)
 
 
 class _ColumnLinear(torch.autograd.Function):
-    """A linear map to the own outputs: Megatron-LM's f, then the product.
+    """A linear map to this process' outputs, with the all-reduce of Megatron-LM's f in the backward pass.
 
-    On the way back the sum of the inputs' gradients is under way while the weights' are computed.
+    The all-reduce of the input gradient overlaps with the matmul of the weight gradient.
     """
 
     @staticmethod
@@ -50,17 +51,17 @@ class _ColumnLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight = ctx.saved_tensors
-        on_its_way = _collectives.all_reduce((gradient_TO @ weight).contiguous(), "sum", ctx.group)
-        of_weights = _weight_gradients(ctx, gradient_TO, hidden_TD)
-        return _collectives.wait_tensor(on_its_way), *of_weights, None
+        pending = _collectives.all_reduce((gradient_TO @ weight).contiguous(), "sum", ctx.group)
+        weight_gradients = _weight_gradients(ctx, gradient_TO, hidden_TD)
+        return _collectives.wait_tensor(pending), *weight_gradients, None
 
 
-class _GatheringLinear(torch.autograd.Function):
-    """The same from cut tokens: they are gathered, and each gets the sum of its own ones' gradients back."""
+class _GatherColumnLinear(torch.autograd.Function):
+    """The same for sharded tokens: all-gather in the forward pass, reduce-scatter of the input gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden_SD: Tensor, weight: Tensor, bias: Tensor | None, tokens: SequenceShards) -> Tensor:
-        hidden_TD = _gather(hidden_SD, tokens)
+        hidden_TD = _all_gather_tokens(hidden_SD, tokens)
         ctx.save_for_backward(hidden_TD, weight)
         ctx.tokens = tokens
         return F.linear(hidden_TD, weight, bias)
@@ -69,10 +70,10 @@ class _GatheringLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight = ctx.saved_tensors
         tokens = ctx.tokens
-        padded = _padded(gradient_TO @ weight, tokens).contiguous()
-        on_its_way = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
-        of_weights = _weight_gradients(ctx, gradient_TO, hidden_TD)
-        return _collectives.wait_tensor(on_its_way), *of_weights, None
+        padded = _pad_tokens(gradient_TO @ weight, tokens).contiguous()
+        pending = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
+        weight_gradients = _weight_gradients(ctx, gradient_TO, hidden_TD)
+        return _collectives.wait_tensor(pending), *weight_gradients, None
 
 
 def _weight_gradients(ctx: Any, gradient_TO: Tensor, hidden_TD: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -80,95 +81,92 @@ def _weight_gradients(ctx: Any, gradient_TO: Tensor, hidden_TD: Tensor) -> tuple
     return gradient_TO.T @ hidden_TD if needs_weight else None, gradient_TO.sum(0) if needs_bias else None
 
 
-class _SumOut(torch.autograd.Function):
-    """Out of a cut layer: parts are summed forward, gradients are the same for all. Megatron-LM's g."""
+class _AllReduce(torch.autograd.Function):
+    """Megatron-LM's g: all-reduce the partial outputs of a row-parallel layer; the gradient is replicated."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
-        return _sum(hidden, group)
+        return _all_reduce(hidden, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
-class _ScatterOut(torch.autograd.Function):
-    """Out of a cut layer to cut tokens: the other way round."""
+class _ReduceScatterTokens(torch.autograd.Function):
+    """Reduce-scatter the partial outputs of a row-parallel layer to sharded tokens; all-gather the gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
         ctx.tokens = tokens
-        return _sum_to_shares(hidden_TD, tokens)
+        padded = _pad_tokens(hidden_TD, tokens).contiguous()
+        return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
 
     @staticmethod
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradient_SD, ctx.tokens), None
+        return _all_gather_tokens(gradient_SD, ctx.tokens), None
 
 
-class _CutTokens(torch.autograd.Function):
-    """From what all have to each one's tokens, behind the embeddings; gradients come back whole."""
+class _ShardTokens(torch.autograd.Function):
+    """From replicated to sharded tokens, behind the embeddings; all-gather the gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
         ctx.tokens = tokens
-        return _own_share(hidden_TD, tokens)
+        return _local_tokens(hidden_TD, tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradient_SD, ctx.tokens), None
+        return _all_gather_tokens(gradient_SD, ctx.tokens), None
 
 
-class _JoinTokens(torch.autograd.Function):
-    """From each one's tokens to all of them, before the head; all compute it alike, so each takes its gradients."""
+class _GatherTokens(torch.autograd.Function):
+    """From sharded to replicated tokens, before the head, whose gradient is the same in all processes."""
 
     @staticmethod
     def forward(ctx: Any, hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
         ctx.tokens = tokens
-        return _gather(hidden_SD, tokens)
+        return _all_gather_tokens(hidden_SD, tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
-        return _own_share(gradient_TD, ctx.tokens), None
+        return _local_tokens(gradient_TD, ctx.tokens), None
 
 
-def cut_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    """Take the own tokens, [S, D], of those that all processes have."""
-    return _CutTokens.apply(hidden_TD, tokens)
+def shard_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
+    """Take this process' shard of replicated tokens: [S, D]."""
+    return _ShardTokens.apply(hidden_TD, tokens)
 
 
-def join_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
-    """Give all the tokens of all, [T, D]."""
-    return _JoinTokens.apply(hidden_SD, tokens)
+def gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
+    """Gather the tokens of all processes: [T, D]."""
+    return _GatherTokens.apply(hidden_SD, tokens)
 
 
-def _sum(tensor: Tensor, group: str) -> Tensor:
+def _all_reduce(tensor: Tensor, group: str) -> Tensor:
     return _collectives.wait_tensor(_collectives.all_reduce(tensor.contiguous(), "sum", group))
 
 
-def _gather(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
-    return _gather_rows(hidden_SD, tokens.size, tokens.group)[: tokens.num_tokens]
+def _all_gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
+    return _all_gather_rows(hidden_SD, tokens.size, tokens.group)[: tokens.num_tokens]
 
 
-def _gather_rows(rows: Tensor, size: int, group: str) -> Tensor:
+def _all_gather_rows(rows: Tensor, size: int, group: str) -> Tensor:
     return _collectives.wait_tensor(_collectives.all_gather_into_tensor(rows.contiguous(), size, group))
 
 
-def _sum_to_shares(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    padded = _padded(hidden_TD, tokens).contiguous()
-    return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
+def _local_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
+    start = tokens.rank * tokens.shard_size
+    return _pad_tokens(hidden_TD, tokens).narrow(0, start, tokens.shard_size).contiguous()
 
 
-def _own_share(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    return _padded(hidden_TD, tokens).narrow(0, tokens.rank * tokens.share, tokens.share).contiguous()
+def _pad_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
+    padding = tokens.shard_size * tokens.size - tokens.num_tokens
+    return F.pad(hidden_TD, (0, 0, 0, padding)) if padding else hidden_TD
 
 
-def _padded(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    missing = tokens.share * tokens.size - tokens.num_tokens
-    return F.pad(hidden_TD, (0, 0, 0, missing)) if missing else hidden_TD
-
-
-class ColumnParallelLinear(nn.Module):
-    """A linear map of which each process computes some outputs."""
+class _ParallelLinear(nn.Module):
+    """Weights and communication of a column- or row-parallel layer."""
 
     def __init__(
         self, weight: nn.Parameter, bias: nn.Parameter | None, world: World, tokens: SequenceShards | None
@@ -176,33 +174,33 @@ class ColumnParallelLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = weight, bias
         self._group, self._tokens = world.tensor_group_name, tokens
+
+
+class ColumnParallelLinear(_ParallelLinear):
+    """A linear map of which each process computes a slice of the outputs."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map [T, D], or each one's tokens, to the own outputs of all tokens."""
+        """Map replicated [T, D] or sharded [S, D] tokens to this process' outputs of all tokens, [T, O]."""
         if self._tokens is None:
             return _ColumnLinear.apply(hidden, self.weight, self.bias, self._group)
-        return _GatheringLinear.apply(hidden, self.weight, self.bias, self._tokens)
+        return _GatherColumnLinear.apply(hidden, self.weight, self.bias, self._tokens)
 
 
-class RowParallelLinear(nn.Module):
-    """A linear map of which each process has some inputs. The bias is added to the sum, so that it counts once."""
-
-    def __init__(
-        self, weight: nn.Parameter, bias: nn.Parameter | None, world: World, tokens: SequenceShards | None
-    ) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-        self._group, self._tokens = world.tensor_group_name, tokens
+class RowParallelLinear(_ParallelLinear):
+    """A linear map of which each process has a slice of the inputs. The bias is added once, after the reduction."""
 
     def forward(self, hidden_TK: Tensor) -> Tensor:
-        """Map the own inputs to [T, D], or to each one's tokens."""
-        part = F.linear(hidden_TK, self.weight)
-        whole = _SumOut.apply(part, self._group) if self._tokens is None else _ScatterOut.apply(part, self._tokens)
-        return whole if self.bias is None else whole + self.bias
+        """Map this process' inputs to replicated [T, D] or sharded [S, D] tokens."""
+        partial = F.linear(hidden_TK, self.weight)
+        if self._tokens is None:
+            reduced = _AllReduce.apply(partial, self._group)
+        else:
+            reduced = _ReduceScatterTokens.apply(partial, self._tokens)
+        return reduced if self.bias is None else reduced + self.bias
 
 
 class VocabularyParallelEmbedding(nn.Module):
-    """An embedding of which each process has some rows, maybe none."""
+    """An embedding of which each process has a slice of the rows, possibly none."""
 
     def __init__(self, weight: nn.Parameter, start: int, world: World) -> None:
         super().__init__()
@@ -211,45 +209,44 @@ class VocabularyParallelEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up [...] ids: [..., D]."""
-        places = ids - self._start
-        is_own = (places >= 0) & (places < len(self.weight))
-        # One row of zeros stands for what others have: also where this process has no row at all.
-        rows = F.embedding(torch.where(is_own, places, 0), self.weight) if len(self.weight) else self._nothing(ids)
-        return _SumOut.apply(rows * is_own[..., None], self._group)
+        rows, is_local = local_targets(ids - self._start, len(self.weight))
+        # Rows of other processes are zeros; a process without rows contributes zeros, too.
+        vectors = F.embedding(rows, self.weight) if len(self.weight) else self._zeros(ids)
+        return _AllReduce.apply(vectors * is_local[..., None], self._group)
 
-    def _nothing(self, ids: Tensor) -> Tensor:
+    def _zeros(self, ids: Tensor) -> Tensor:
         return self.weight.new_zeros(*ids.shape, self.weight.shape[1]) + self.weight.sum()
 
 
 class VocabularyParallelLinear(nn.Module):
-    """The map to a vocabulary of which each process has some words, maybe none."""
+    """The linear map to the vocabulary, of which each process has a slice of the rows, possibly none."""
 
     def __init__(
-        self, weight: nn.Parameter, bias: nn.Parameter | None, start: int, num_words: int, world: World
+        self, weight: nn.Parameter, bias: nn.Parameter | None, start: int, vocabulary_size: int, world: World
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
-        self._start, self._num_words = start, num_words
+        self._start, self._vocabulary_size = start, vocabulary_size
         self._size, self._group = world.tensor_size, world.tensor_group_name
-        self._most = -(-num_words // world.tensor_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map [..., D] to the logits of the whole vocabulary, [..., V]; for answers, it has no gradient."""
-        own = F.linear(hidden, self.weight, self.bias).detach()
-        padded = F.pad(own, (0, self._most - own.shape[-1])).movedim(-1, 0)
-        gathered = _gather_rows(padded, self._size, self._group)
-        return gathered[: self._num_words].movedim(0, -1)
+        """Map [..., D] to the logits of the full vocabulary, [..., V]; for inference, without a gradient."""
+        logits = F.linear(hidden, self.weight, self.bias).detach()
+        padding = -(-self._vocabulary_size // self._size) - logits.shape[-1]
+        padded = F.pad(logits, (0, padding)).movedim(-1, 0)
+        gathered = _all_gather_rows(padded, self._size, self._group)
+        return gathered[: self._vocabulary_size].movedim(0, -1)
 
     def losses(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what model.vocabulary_loss computes, of a vocabulary in parts."""
-        losses_M, is_right_M = _ParallelLosses.apply(
+        """Compute what model.vocabulary_loss computes, with a sharded vocabulary."""
+        losses_M, is_correct_M = _ParallelLosses.apply(
             hidden_MD, self.weight, self.bias, targets_M, self._start, self._size, self._group
         )
-        return losses_M, is_right_M
+        return losses_M, is_correct_M
 
 
 class _ParallelLosses(torch.autograd.Function):
-    """Cross-entropy of a vocabulary in parts: of each token four numbers are exchanged, and no logits."""
+    """Vocabulary-parallel cross-entropy: processes exchange four numbers a token and no logits."""
 
     @staticmethod
     def forward(
@@ -262,40 +259,40 @@ class _ParallelLosses(torch.autograd.Function):
         size: int,
         group: str,
     ) -> tuple[Tensor, Tensor]:
-        parts = []
+        chunks = []
         for hidden, targets in zip(hidden_MD.split(CHUNK), targets_M.split(CHUNK), strict=True):
-            parts.append(_own_part(word_logits(hidden, weight_VD, bias_V), targets - start))
-        own_4M = torch.cat(parts, dim=1)
-        log_sums_PM, chosen_PM, highest_PM, is_right_PM = _gather_rows(own_4M[None], size, group).unbind(1)
-        log_sums_M = log_sums_PM.logsumexp(0)
+            chunks.append(_local_statistics(compute_logits(hidden, weight_VD, bias_V), targets - start))
+        local_4M = torch.cat(chunks, dim=1)
+        logsumexp_PM, target_PM, highest_PM, is_correct_PM = _all_gather_rows(local_4M[None], size, group).unbind(1)
+        logsumexp_M = logsumexp_PM.logsumexp(0)
         has_target_M = targets_M != NO_TARGET
-        losses_M = torch.where(has_target_M, log_sums_M - chosen_PM.sum(0), 0.0)
-        # Of equal logits the first word's counts, as argmax does it: that of the first process.
-        likeliest_1M = highest_PM.argmax(0, keepdim=True)
-        is_right_M = (is_right_PM.gather(0, likeliest_1M)[0] > 0) & has_target_M
-        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, log_sums_M)
+        losses_M = torch.where(has_target_M, logsumexp_M - target_PM.sum(0), 0.0)
+        # Of equal logits the first token counts, as in argmax: that of the first process.
+        best_process_1M = highest_PM.argmax(0, keepdim=True)
+        is_correct_M = (is_correct_PM.gather(0, best_process_1M)[0] > 0) & has_target_M
+        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, logsumexp_M)
         ctx.start, ctx.group = start, group
-        ctx.mark_non_differentiable(is_right_M)
-        return losses_M, is_right_M
+        ctx.mark_non_differentiable(is_correct_M)
+        return losses_M, is_correct_M
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MD, weight_VD, bias_V, targets_M, log_sums_M = ctx.saved_tensors
-        of_losses_M = torch.where(targets_M != NO_TARGET, gradients[0], 0.0)
-        of_hidden_MD, of_weight_VD, of_bias_V = loss_gradients(
-            hidden_MD, weight_VD, bias_V, targets_M - ctx.start, log_sums_M, of_losses_M
+        hidden_MD, weight_VD, bias_V, targets_M, logsumexp_M = ctx.saved_tensors
+        d_losses_M = torch.where(targets_M != NO_TARGET, gradients[0], 0.0)
+        d_hidden_MD, d_weight_VD, d_bias_V = loss_gradients(
+            hidden_MD, weight_VD, bias_V, targets_M - ctx.start, logsumexp_M, d_losses_M
         )
-        return _sum(of_hidden_MD, ctx.group), of_weight_VD, of_bias_V, None, None, None, None
+        return _all_reduce(d_hidden_MD, ctx.group), d_weight_VD, d_bias_V, None, None, None, None
 
 
-def _own_part(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """Say of each token: the log-sum of own logits, its target's, the highest, whether that is the target's: [4, M]."""
-    num_own = logits_MV.shape[1]
-    if not num_own:
-        nothing_M = logits_MV.new_full((len(targets_M),), -torch.inf)
-        return torch.stack([nothing_M, torch.zeros_like(nothing_M), nothing_M, torch.zeros_like(nothing_M)])
-    places, is_own = own_places(targets_M, num_own)
-    chosen = torch.where(is_own, logits_MV.gather(1, places[:, None])[:, 0], 0.0)
+def _local_statistics(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """Compute logsumexp, target logit, highest logit and whether it is the target's, of the local logits: [4, M]."""
+    num_local = logits_MV.shape[1]
+    if not num_local:
+        lowest_M = logits_MV.new_full((len(targets_M),), -torch.inf)
+        return torch.stack([lowest_M, torch.zeros_like(lowest_M), lowest_M, torch.zeros_like(lowest_M)])
+    rows_M, is_local_M = local_targets(targets_M, num_local)
+    target_M = torch.where(is_local_M, logits_MV.gather(1, rows_M[:, None])[:, 0], 0.0)
     highest = logits_MV.max(1)
-    is_right = (highest.indices == places) & is_own
-    return torch.stack([logits_MV.logsumexp(1), chosen, highest.values, is_right.to(logits_MV.dtype)])
+    is_correct_M = (highest.indices == rows_M) & is_local_M
+    return torch.stack([logits_MV.logsumexp(1), target_M, highest.values, is_correct_M.to(logits_MV.dtype)])

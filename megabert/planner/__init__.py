@@ -1,1 +1,1 @@
-"""The cost model behind `megabert plan`: memory and time of a training step on GPUs."""
+"""Cost model and layout search behind `megabert plan`: memory and time of a training step on GPUs."""

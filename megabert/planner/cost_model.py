@@ -1,385 +1,313 @@
-"""What a training step costs on a layout of GPUs: bytes of each one's memory and seconds, part by part.
+"""Cost model of a training step on a parallel layout of GPUs: memory of each GPU and time, broken down into parts.
 
-A network's shape, the texts of a step, a layout and the tables of cost_tables.py go in, an `Estimate` comes out;
-nothing is run and no torch is loaded. docs/scaling.md says what is assumed and how far it was checked.
+In: a workload, a micro-batch, a layout and the tables of hardware.py. Out: an `Estimate`. Nothing is run, and torch is
+not imported. docs/scaling.md states the assumptions and how well they were verified.
 
-Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), its sequence parallelism as in Korthikanti et
-al. 2022 (arXiv:2205.05198); a ring's traffic, 2 (n - 1) / n of what is summed, as in nccl-tests.
+Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), sequence parallelism as in Korthikanti et al.
+2022 (arXiv:2205.05198).
 """
 
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 from ..errors import ConfigError
-from .hardware import MEGABERT, Gpu, Program
-from .workload import TILE, UNIT, Parameters, Texts, Work, count_parameters, forward_flops
+from .hardware import MEGABERT, Gpu, Implementation
+from .layout import ParallelLayout
+from .workload import FSDP_UNIT_SIZE, TILE, MicroBatch, ParameterCounts, Workload, count_parameters, forward_flops
 
-# Tokens whose logits are there at once (model/vocabulary_loss.py).
+# Tokens whose logits are in memory at once (model/vocabulary_loss.py).
 CHUNK = 2048
-# Left free for what an allocator does not see: the driver, NCCL's channels, gaps.
+# Share of memory left free for what the allocator does not count: driver, NCCL channels, fragmentation.
 FREE_SHARE = 0.08
 WORKSPACE = 0.1e9
 
 
-@dataclass(frozen=True)
-class ParallelLayout:
-    """How a step is spread: tensor innermost, then fsdp, then the data axis, whose processes hold the same weights."""
-
-    gpus: int = 1
-    gpus_per_node: int = 8
-    tensor: int = 1
-    fsdp: int = 1
-    sequence: bool = False
-    activation_checkpointing: bool = False
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be laid out."""
-        for name in ("gpus", "gpus_per_node", "tensor", "fsdp", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; at least 1 is needed.")
-        if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
-            raise ConfigError(
-                f"gpus={self.gpus} does not fill machines of gpus_per_node={self.gpus_per_node}. "
-                f"Give a multiple of {self.gpus_per_node}."
-            )
-        if self.gpus % (self.tensor * self.fsdp):
-            raise ConfigError(
-                f"gpus={self.gpus} does not divide by tensor={self.tensor} x fsdp={self.fsdp} = "
-                f"{self.tensor * self.fsdp} processes."
-            )
-        if self.sequence and self.tensor == 1:
-            raise ConfigError("sequence=true shares tokens out over the tensor axis. Give tensor=2 or more with it.")
-
-    @property
-    def num_copies(self) -> int:
-        """Length of the data axis."""
-        return self.gpus // (self.tensor * self.fsdp)
-
-    @property
-    def num_data(self) -> int:
-        """Processes that see different texts."""
-        return self.gpus // self.tensor
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether steps are launched as CUDA graphs (parallel/plan.py)."""
-        return self.fsdp == 1 and not self.activation_checkpointing
-
-    def group(self, size: int, stride: int) -> "Group":
-        """Give the processes of one axis, whose neighbours are `stride` processes apart."""
-        on_a_node = max(1, min(size, self.gpus_per_node // stride))
-        return Group(size, on_a_node)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Processes that talk to each other, and how many of them sit in one machine."""
-
-    size: int
-    on_a_node: int
-
-    def bus(self, gpu: Gpu) -> float:
-        """Give the bus bandwidth, bytes/s: the links', and between machines the adapters' of the members there."""
-        inside = gpu.bus[min(gpu.bus, key=lambda count: abs(count - self.on_a_node))]
-        if self.size <= self.on_a_node:
-            return inside
-        between = self.on_a_node * gpu.network
-        return between if self.on_a_node == 1 else min(inside, between)
-
-    def summing(self, num_bytes: float, gpu: Gpu, program: Program) -> float:
-        """Time an all-reduce of `num_bytes`: each sends and receives 2 (n - 1) / n of them."""
-        if self.size == 1:
-            return 0.0
-        nodes = -(-self.size // self.on_a_node)
-        latency = program.latency + program.hop_latency * (nodes - 1).bit_length()
-        return 2 * (self.size - 1) / self.size * num_bytes / self.bus(gpu) + latency
-
-    def gathering(self, num_bytes: float, gpu: Gpu, program: Program) -> float:
-        """Time a gathering or scattering of `num_bytes` altogether: half an all-reduce, at a lower rate."""
-        return self.summing(num_bytes / gpu.gathering_share, gpu, program) / 2
-
-
-class _Parts:
-    """Figures that add up to a total."""
+class _Breakdown:
+    """Base of dataclasses whose fields add up to a total."""
 
     @property
     def total(self) -> float:
-        """Sum all parts."""
+        """Sum of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, float]:
-        """Give the parts and their total by name."""
+        """Convert to the parts and their total by name."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return parts | {"total": self.total}
 
 
 @dataclass(frozen=True)
-class Memory(_Parts):
-    """Bytes on each GPU at the fullest moment of a step."""
+class MemoryUse(_Breakdown):
+    """Peak memory of each GPU in a step, bytes."""
 
     masters: float
-    """float32 weights."""
+    """float32 master weights."""
     moments: float
-    """Adam's two."""
+    """Adam's first and second moments."""
     copy: float
-    """Weights in 16 bits: a whole copy, or with fsdp those of the layers that are gathered at once."""
+    """16-bit weights: a full copy, or with fsdp those of the units that are gathered at the same time."""
     gradients: float
     activations: float
     logits: float
-    """The vocabulary's head: a chunk of logits and what goes with it."""
+    """The language-model head: a chunk of logits and its temporaries."""
     buffers: float
-    """What is on its way between processes, and workspaces."""
+    """Communication buffers and workspaces."""
 
 
 @dataclass(frozen=True)
-class Time(_Parts):
-    """Seconds of a step."""
+class StepTime(_Breakdown):
+    """Time of a step, seconds."""
 
     products: float
+    """Matmuls with weights."""
     attention: float
     elementwise: float
     optimizer: float
     tensor_communication: float
-    """Sums over the tensor axis: nothing hides them."""
+    """Exposed communication of the tensor axis."""
     data_communication: float
-    """What computing does not hide of gradients and weights on their way."""
+    """Exposed communication of gradients and, with fsdp, weights."""
     other: float
-    """Fixed costs, and waiting for the host to launch."""
+    """Fixed costs, and idle time while the host launches kernels."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A step of `layout.accumulate` micro-batches of `texts` on each process of the data axes."""
+    """Estimate of a step with `layout.accumulate` micro-batches in each data-parallel process."""
 
-    work: Work
-    texts: Texts
+    workload: Workload
+    micro_batch: MicroBatch
     layout: ParallelLayout
     gpu: Gpu
-    program: Program = MEGABERT
+    implementation: Implementation = MEGABERT
 
     def __post_init__(self) -> None:
-        """Refuse networks that cannot be cut so, and precisions that the GPU has not."""
-        shape, tensor = self.work.shape, self.layout.tensor
+        """Raise ConfigError for models that tensor parallelism cannot shard, and for precisions that the GPU lacks."""
+        shape, tensor = self.workload.shape, self.layout.tensor
         for name, size in (("attention heads", shape.num_heads), ("MLP width", shape.ffn_size)):
             if size % tensor:
                 fitting = ", ".join(str(n) for n in (1, 2, 4, 8, 16) if size % n == 0)
                 raise ConfigError(
-                    f"tensor={tensor}: the network's {name}, {size}, do not divide by it. Fitting are {fitting}."
+                    f"tensor={tensor}: the network's {name}, {size}, do not divide by it. Choose one of {fitting}."
                 )
-        if self.work.precision not in self.gpu.matrix_rate:
+        if self.workload.precision not in self.gpu.matmul_rate:
             raise ConfigError(
-                f"precision={self.work.precision}: the {self.gpu.title} has none. "
-                f"Choose one of {', '.join(self.gpu.matrix_rate)}."
+                f"precision={self.workload.precision}: the {self.gpu.title} does not support it. "
+                f"Choose one of {', '.join(self.gpu.matmul_rate)}."
             )
 
     @cached_property
-    def parameters(self) -> Parameters:
-        """The weights of one process of the tensor axis."""
-        return count_parameters(self.work, self.layout.tensor)
+    def parameters(self) -> ParameterCounts:
+        """Parameters of one process of the tensor axis."""
+        return count_parameters(self.workload, self.layout.tensor)
 
     @property
     def fits(self) -> bool:
-        """Whether a GPU's memory holds it, with some left free."""
+        """Whether it fits into a GPU's memory, with FREE_SHARE left free."""
         return self.memory.total <= self.gpu.memory * (1 - FREE_SHARE)
 
     @property
     def tokens(self) -> float:
-        """Tokens of a step on all GPUs."""
-        return self.texts.num_tokens * self.layout.accumulate * self.layout.num_data
+        """Tokens per step on all GPUs."""
+        return self.micro_batch.num_tokens * self.layout.accumulate * self.layout.data_size
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that all GPUs together go through."""
+        """Throughput of all GPUs together."""
         return self.tokens / self.time.total
 
     @property
     def model_flops_per_second(self) -> float:
-        """FLOP/s of one GPU that the network asks for: three forward passes a step, nothing computed twice."""
-        flops = 3 * forward_flops(self.work, self.texts) * self.layout.accumulate * self.layout.num_data
+        """Model FLOP/s of each GPU: three forward passes per step, without recomputation."""
+        flops = 3 * forward_flops(self.workload, self.micro_batch) * self.layout.accumulate * self.layout.data_size
         return flops / self.layout.gpus / self.time.total
 
     # Memory
 
     @cached_property
-    def memory(self) -> Memory:
-        """Bytes on each GPU at the fullest moment, the end of the backward pass or its beginning."""
-        held, width = self.parameters.total / self.layout.fsdp, self.work.width
-        (activations, passing), logits = self._activations(), self._logits()
+    def memory(self) -> MemoryUse:
+        """Peak memory of each GPU, at the beginning or the end of the backward pass."""
+        num_held, width = self.parameters.total / self.layout.fsdp, self.workload.width
+        (activations, transient), logits = self._activations(), self._logits()
         if self.layout.activation_checkpointing:
-            # The logits are gone when the first layer is computed again.
-            passing = max(0.0, passing - logits)
-        activations += passing
-        has_copy = width < 4
+            # The logits are freed before the first layer is recomputed.
+            transient = max(0.0, transient - logits)
+        activations += transient
         if self.layout.fsdp > 1:
-            # The layers in work and the next; embeddings and heads stay until the end.
+            # The current unit and the prefetched next one; embeddings and heads stay gathered until the end.
             copy = width * (2 * self._gathered_at_once + self.parameters.rest)
-            gradients = 4 * held
+            gradients = 4 * num_held
             buffers = (width + 4) * self._gathered_at_once
         else:
-            copy = width * held if has_copy else 0.0
-            keeps_sums = self.layout.accumulate > 1 or self.layout.gpus > 1 or self.work.precision == "16"
-            gradients, buffers = (4 * held if keeps_sums else 0.0), 0.0
-            # Gradients appear as activations go. Where there are few texts they are what is left at the end.
-            fresh = width * held
-            if fresh > activations + logits:
-                gradients, activations, logits = gradients + fresh, 0.0, 0.0
-        return Memory(4 * held, 8 * held, copy, gradients, activations, logits, buffers + WORKSPACE)
+            copy = width * num_held if width < 4 else 0.0
+            accumulates = self.layout.accumulate > 1 or self.layout.gpus > 1 or self.workload.precision == "16"
+            gradients, buffers = (4 * num_held if accumulates else 0.0), 0.0
+            # Gradients are allocated while activations are freed; with few tokens the peak is at the end.
+            new_gradients = width * num_held
+            if new_gradients > activations + logits:
+                gradients, activations, logits = gradients + new_gradients, 0.0, 0.0
+        return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, buffers + WORKSPACE)
 
     @property
     def _gathered_at_once(self) -> float:
-        """Weights of the layers that FSDP takes as one."""
+        """Parameters of the layers of one FSDP unit."""
         layer = self.parameters.layer
-        return layer * min(self.parameters.num_layers, -(-UNIT // layer))
+        return layer * min(self.parameters.num_layers, -(-FSDP_UNIT_SIZE // layer))
 
     def _activations(self) -> tuple[float, float]:
-        """Count what layers keep until the backward pass, and what there is of one of them on the way back."""
-        shape, layout, width = self.work.shape, self.layout, self.work.width
+        """Count bytes of activations: (stored until the backward pass, temporary in the backward pass of one layer)."""
+        shape, layout, width = self.workload.shape, self.layout, self.workload.width
         hidden, ffn = shape.hidden_size, shape.ffn_size
         shared = layout.tensor if layout.sequence else 1
-        # Kept by a compiled layer: 2 hidden vectors, and 2 norms as they enter products, of all tokens; qkv, mixed
-        # values and their log sums, GELU's input and output.
-        ends = 2 * hidden * width / shared + 2 * hidden * width + 16
+        # A compiled layer stores, of all tokens, 2 hidden states and 2 norm outputs as matmul inputs; qkv, context and
+        # logsumexp of attention, and the GELU's input and output.
+        outer = 2 * hidden * width / shared + 2 * hidden * width + 16
         inner = ((4 * hidden + 2 * ffn) * width + 4 * shape.num_heads) / layout.tensor
-        # Gradients of one layer on the way back; with activation checkpointing what was computed again, too.
-        passing = (2 * ffn / layout.tensor + 3 * hidden / shared) * width
-        kept = shape.num_layers * (ends + inner)
+        # The gradients of one layer; with activation checkpointing also its recomputed activations.
+        transient = (2 * ffn / layout.tensor + 3 * hidden / shared) * width
+        stored = shape.num_layers * (outer + inner)
         if layout.activation_checkpointing:
-            kept = shape.num_layers * hidden * width / shared
-            passing += ends + inner
-        tokens = self.texts.num_tokens
-        return tokens * (kept + 2 * hidden * width / shared + 64), tokens * passing
+            stored = shape.num_layers * hidden * width / shared
+            transient += outer + inner
+        tokens = self.micro_batch.num_tokens
+        return tokens * (stored + 2 * hidden * width / shared + 64), tokens * transient
 
     def _logits(self) -> float:
-        asked, hidden = self.work.num_asked(self.texts), self.work.shape.hidden_size
-        if not asked:
+        num_targets, hidden = self.workload.num_targets(self.micro_batch), self.workload.shape.hidden_size
+        if not num_targets:
             return 0.0
-        rows = self.work.shape.vocabulary_size / self.layout.tensor
-        # A chunk in the network's width, its float32 form, shares and their product; the matrix's gradient.
-        chunk = min(asked, CHUNK) * rows * (self.work.width + 12)
-        return chunk + 4 * rows * hidden + 3 * asked * hidden * self.work.width
+        rows = self.workload.shape.vocabulary_size / self.layout.tensor
+        # A chunk of logits in 16 bits, in float32, its softmax and gradient; the gradient of the vocabulary weights.
+        chunk = min(num_targets, CHUNK) * rows * (self.workload.width + 12)
+        return chunk + 4 * rows * hidden + 3 * num_targets * hidden * self.workload.width
 
     # Time
 
     @cached_property
-    def time(self) -> Time:
-        """Seconds of a step."""
-        rounds = self.layout.accumulate
-        forward, products = self._products()
+    def time(self) -> StepTime:
+        """Time of a step, seconds."""
+        num_micro_batches = self.layout.accumulate
+        forward, products = self._matmuls()
         attention = self._attention()
         elementwise = self._elementwise()
         tensor = self._tensor_communication()
-        fixed = self.program.fixed_seconds
-        computing = products + attention + elementwise + fixed
+        fixed = self.implementation.fixed_seconds
+        compute = products + attention + elementwise + fixed
         optimizer = self._optimizer()
-        data = self._data_communication(computing + tensor, computing + tensor - forward)
-        busy = rounds * (computing + tensor) + optimizer + data
-        a_layer = self.program.fsdp_host_seconds if self.layout.fsdp > 1 else self.program.host_seconds
-        launching = 0.0 if self.layout.is_recorded else rounds * self.work.shape.num_layers * a_layer
-        waiting = max(0.0, launching - busy)
-        return Time(
-            products=rounds * products,
-            attention=rounds * attention,
-            elementwise=rounds * elementwise,
+        data = self._data_communication(compute + tensor, compute + tensor - forward)
+        busy = num_micro_batches * (compute + tensor) + optimizer + data
+        implementation = self.implementation
+        host_seconds = implementation.fsdp_host_seconds if self.layout.fsdp > 1 else implementation.host_seconds
+        num_launched = 0 if self.layout.is_captured else num_micro_batches * self.workload.shape.num_layers
+        idle = max(0.0, num_launched * host_seconds - busy)
+        return StepTime(
+            products=num_micro_batches * products,
+            attention=num_micro_batches * attention,
+            elementwise=num_micro_batches * elementwise,
             optimizer=optimizer,
-            tensor_communication=rounds * tensor,
+            tensor_communication=num_micro_batches * tensor,
             data_communication=data,
-            other=rounds * fixed + waiting,
+            other=num_micro_batches * fixed + idle,
         )
 
-    def _product(self, rows: float, columns: float, inner: float) -> float:
-        """Time a product: arithmetic, the memory traffic that it does not hide, and its start."""
-        traffic = self.work.width * (rows * inner + inner * columns + rows * columns)
+    def _matmul(self, rows: float, columns: float, inner: float) -> float:
+        """Time a matmul: arithmetic, exposed memory traffic and overhead."""
+        traffic = self.workload.width * (rows * inner + inner * columns + rows * columns)
         return (
-            2 * rows * columns * inner / self.gpu.matrix_rate[self.work.precision]
-            + self.program.product_traffic * traffic / self.gpu.bandwidth
-            + self.program.product_seconds
+            2 * rows * columns * inner / self.gpu.matmul_rate[self.workload.precision]
+            + self.implementation.exposed_matmul_traffic * traffic / self.gpu.memory_bandwidth
+            + self.implementation.matmul_overhead
         )
 
-    def _products(self) -> tuple[float, float]:
-        """Time a micro-batch's products with weights: (forward, forward and backward)."""
-        shape, tensor, tokens = self.work.shape, self.layout.tensor, self.texts.num_tokens
+    def _matmuls(self) -> tuple[float, float]:
+        """Time a micro-batch's matmuls with weights: (forward, forward and backward)."""
+        shape, tensor, tokens = self.workload.shape, self.layout.tensor, self.micro_batch.num_tokens
         hidden, ffn = shape.hidden_size, shape.ffn_size
         layer = (
-            self._product(tokens, 3 * hidden / tensor, hidden)
-            + self._product(tokens, hidden, hidden / tensor)
-            + self._product(tokens, ffn / tensor, hidden)
-            + self._product(tokens, hidden, ffn / tensor)
+            self._matmul(tokens, 3 * hidden / tensor, hidden)
+            + self._matmul(tokens, hidden, hidden / tensor)
+            + self._matmul(tokens, ffn / tensor, hidden)
+            + self._matmul(tokens, hidden, ffn / tensor)
         )
         forward = shape.num_layers * layer
-        asked, head = self.work.num_asked(self.texts), 0.0
-        if asked:
+        num_targets, head = self.workload.num_targets(self.micro_batch), 0.0
+        if num_targets:
             rows = shape.vocabulary_size / tensor
-            head = self.program.logits_passes * self._product(asked, rows, hidden)
-            head += 0 if shape.is_causal else 3 * self._product(asked, hidden, hidden)
+            head = self.implementation.logits_matmuls * self._matmul(num_targets, rows, hidden)
+            head += 0 if shape.is_causal else 3 * self._matmul(num_targets, hidden, hidden)
         passes = 4 if self.layout.activation_checkpointing else 3
         return forward, passes * forward + head
 
     def _attention(self) -> float:
-        # Nine products of a tile in all, two of them forward: the backward pass computes the scores twice.
-        shape, pairs = self.work.shape, self.texts.num_pairs
+        # Nine matmuls of a tile, two of them forward: the backward pass computes the attention scores twice.
+        shape, pairs = self.workload.shape, self.micro_batch.num_tiled_pairs
         if shape.is_causal:
-            pairs = (pairs + TILE * self.texts.num_tokens) / 2
+            pairs = (pairs + TILE * self.micro_batch.num_tokens) / 2
         passes = 5.5 if self.layout.activation_checkpointing else 4.5
         flops = passes * 4 * shape.num_layers * shape.hidden_size * pairs / self.layout.tensor
-        return flops / (self.gpu.matrix_rate[self.work.precision] * self.program.attention_share)
+        return flops / (self.gpu.matmul_rate[self.workload.precision] * self.implementation.attention_efficiency)
 
     def _elementwise(self) -> float:
-        shape, program, layout = self.work.shape, self.program, self.layout
+        shape, implementation, layout = self.workload.shape, self.implementation, self.layout
         hidden, ffn, tensor = shape.hidden_size, shape.ffn_size, layout.tensor
         shared = tensor if layout.sequence else 1
-        scores = self.texts.num_true_pairs * shape.num_heads / tensor
-        # The tables count 16-bit numbers.
-        norms, gelu, score = program.norm_bytes, program.gelu_bytes / 2, program.score_bytes
+        scores = self.micro_batch.num_pairs * shape.num_heads / tensor
+        # The tables count bytes for 16-bit activations.
+        norms, gelu, score = implementation.norm_bytes, implementation.gelu_bytes / 2, implementation.score_bytes
         if layout.activation_checkpointing:
-            norms, gelu = norms + program.norm_forward_bytes, gelu * 1.4
-            score += program.score_forward_bytes
-        biases = program.bias_bytes * (3 * hidden + ffn) / tensor
-        layer = self.texts.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + biases) + scores * score
-        head = self.work.num_asked(self.texts) * shape.vocabulary_size / tensor * program.logit_bytes
-        ends = 30 * hidden * self.texts.num_tokens
-        copies = self.parameters.total * program.fsdp_copy_bytes if layout.fsdp > 1 else 0.0
-        return (self.work.width / 2 * (shape.num_layers * layer + ends) + head + copies) / self._stream_rate
+            norms, gelu = norms + implementation.norm_forward_bytes, gelu * 1.4
+            score += implementation.score_forward_bytes
+        biases = implementation.bias_bytes * (3 * hidden + ffn) / tensor
+        layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + biases) + scores * score
+        head = self.workload.num_targets(self.micro_batch) * shape.vocabulary_size / tensor * implementation.logit_bytes
+        outer = 30 * hidden * self.micro_batch.num_tokens
+        copies = self.parameters.total * implementation.fsdp_copy_bytes if layout.fsdp > 1 else 0.0
+        num_bytes = self.workload.width / 2 * (shape.num_layers * layer + outer) + head + copies
+        return num_bytes / self._elementwise_bandwidth
 
     def _optimizer(self) -> float:
-        """Time the step itself, and the adding up of gradients in float32."""
-        rounds, held = self.layout.accumulate, self.parameters.total / self.layout.fsdp
-        adding = 0 if self.layout.gpus == 1 and rounds == 1 else 6 + 10 * (rounds - 1)
-        return held * (self.program.adam_bytes + adding) / self._stream_rate
+        """Time the update and the accumulation of gradients in float32."""
+        num_micro_batches, num_held = self.layout.accumulate, self.parameters.total / self.layout.fsdp
+        accumulates = self.layout.gpus > 1 or num_micro_batches > 1
+        accumulation = 6 + 10 * (num_micro_batches - 1) if accumulates else 0
+        return num_held * (self.implementation.adam_bytes + accumulation) / self._elementwise_bandwidth
 
     @property
-    def _stream_rate(self) -> float:
-        return self.gpu.bandwidth * self.program.stream_share
+    def _elementwise_bandwidth(self) -> float:
+        return self.gpu.memory_bandwidth * self.implementation.elementwise_efficiency
 
     def _tensor_communication(self) -> float:
-        """Time a micro-batch's sums over the tensor axis: two a layer forward, two backward, those of both ends.
+        """Time a micro-batch's tensor-axis all-reduces: two a layer forward, two backward, embeddings and head.
 
-        With sequence parallelism each is a gathering and a scattering.
+        With sequence parallelism each is an all-gather and a reduce-scatter.
         """
-        layout, work, gpu, program = self.layout, self.work, self.gpu, self.program
+        layout, workload, gpu, implementation = self.layout, self.workload, self.gpu, self.implementation
         group = layout.group(layout.tensor, 1)
-        tokens, hidden = self.texts.num_tokens, work.shape.hidden_size
-        a_layer = 6 if layout.activation_checkpointing else 4
+        tokens, hidden = self.micro_batch.num_tokens, workload.shape.hidden_size
+        per_layer = 6 if layout.activation_checkpointing else 4
         if layout.sequence:
-            one = 2 * group.gathering(tokens * hidden * work.width, gpu, program)
+            one = 2 * group.all_gather_seconds(tokens * hidden * workload.width, gpu, implementation)
         else:
-            one = group.summing(tokens * hidden * work.width, gpu, program)
-        asked = work.num_asked(self.texts)
-        head = group.summing(asked * hidden * work.width, gpu, program) if asked else 0.0
-        return (1 - program.tensor_overlap) * (a_layer * work.shape.num_layers + 1) * one + head
+            one = group.all_reduce_seconds(tokens * hidden * workload.width, gpu, implementation)
+        num_targets = workload.num_targets(self.micro_batch)
+        head = 0.0
+        if num_targets:
+            head = group.all_reduce_seconds(num_targets * hidden * workload.width, gpu, implementation)
+        return (1 - implementation.tensor_overlap) * (per_layer * workload.shape.num_layers + 1) * one + head
 
-    def _data_communication(self, computing: float, backward: float) -> float:
-        """Time what is not hidden of gradients on their way, and with fsdp of weights."""
-        layout, parameters, program = self.layout, self.parameters, self.program
-        copies = layout.group(layout.num_copies, layout.tensor * layout.fsdp)
+    def _data_communication(self, compute: float, backward: float) -> float:
+        """Time the exposed communication of gradients and, with fsdp, of weights."""
+        layout, parameters, implementation = self.layout, self.parameters, self.implementation
+        replicas = layout.group(layout.num_replicas, layout.tensor * layout.fsdp)
         share = parameters.total / layout.fsdp
-        summing = copies.summing(share * program.gradient_width, self.gpu, program)
+        all_reduce = replicas.all_reduce_seconds(share * implementation.gradient_width, self.gpu, implementation)
         if layout.fsdp == 1:
-            return summing - min(program.overlap * summing, backward)
+            return all_reduce - min(implementation.overlap * all_reduce, backward)
         shards = layout.group(layout.fsdp, layout.tensor)
         num_units = parameters.num_layers * parameters.layer / self._gathered_at_once + 1
-        one = 2 * shards.gathering(parameters.total * self.work.width / num_units, self.gpu, program)
-        one += shards.gathering(parameters.total * 4 / num_units, self.gpu, program)
-        moving = one * num_units * layout.accumulate + summing
-        hidden = min(program.fsdp_overlap * moving, program.fsdp_overlap * computing * layout.accumulate)
-        return moving - hidden
+        weights, gradients = parameters.total * self.workload.width / num_units, parameters.total * 4 / num_units
+        unit = 2 * shards.all_gather_seconds(weights, self.gpu, implementation)
+        unit += shards.all_gather_seconds(gradients, self.gpu, implementation)
+        total = unit * num_units * layout.accumulate + all_reduce
+        overlapped = min(implementation.fsdp_overlap * total, implementation.fsdp_overlap * compute * layout.accumulate)
+        return total - overlapped

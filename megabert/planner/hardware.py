@@ -1,7 +1,7 @@
-"""What the cost model (cost.py) stands on: GPUs with their measured rates and links, programs, published networks.
+"""Tables of the cost model: GPUs with measured rates and interconnects, implementations, published models.
 
-A table and nothing that acts on it. Rates are what programs reach, not what data sheets promise; where nobody here has
-measured, the data sheet's number times the share that was measured on an H100 stands, and the source says so.
+Rates are those that programs reach, not those of data sheets. Where nothing was measured, the data sheet's value times
+the share measured on an H100 is used, and `source` says so.
 """
 
 from collections.abc import Mapping
@@ -15,80 +15,74 @@ TERA = 1e12
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU and the machine that it usually sits in. Rates are FLOP/s and bytes/s."""
+    """A GPU model and the machine that usually holds it. Rates are FLOP/s and bytes/s."""
 
     title: str
     memory: float
     """Bytes of device memory."""
-    matrix_rate: Mapping[str, float]
-    """What products of endless matrices would reach inside a step, by precision; one that is not there cannot be used.
+    matmul_rate: Mapping[str, float]
+    """FLOP/s of very large matmuls inside a training step, by precision; precisions that are absent are unsupported.
 
-    A step of products keeps a GPU at its power limit: an H100 does 785 TFLOP/s for a while, and less for a second.
+    A step's matmuls keep a GPU at its power limit: an H100 reaches 785 TFLOP/s briefly, and less after a second.
     """
     peak: float
-    """The data sheet's FLOP/s in 16 bits, without sparsity."""
-    bandwidth: float
-    """Bytes/s of copies inside device memory, read and written bytes both counted."""
-    bus: Mapping[int, float]
-    """Bus bandwidth of an all-reduce of some 100 MB inside a machine, by the number of GPUs (nccl-tests' term)."""
-    gathering_share: float
-    """Share of it that gathers and scatters reach."""
-    network: float
-    """Bytes/s between machines for each GPU, each way: the adapters of a machine, shared out among its GPUs."""
+    """Data-sheet FLOP/s in 16 bits, without sparsity."""
+    memory_bandwidth: float
+    """Bytes/s of copies inside device memory, counting both reads and writes."""
+    bus_bandwidth: Mapping[int, float]
+    """Bus bandwidth of an all-reduce of about 100 MB inside a node, by the number of GPUs (nccl-tests' term)."""
+    all_gather_efficiency: float
+    """Share of the bus bandwidth that all-gather and reduce-scatter reach."""
+    network_bandwidth: float
+    """Bytes/s between nodes for each GPU and direction: a node's network adapters divided among its GPUs."""
     gpus_per_node: int
     source: str
 
 
 _DGX = "NVIDIA's data sheet; rates and network times the shares measured on an H100 (0.85 of peak, 0.9 of bandwidth)"
+_H100 = Gpu(
+    title="NVIDIA H100 SXM 80 GB",
+    memory=85.0 * GIGA,
+    matmul_rate={"bf16": 780 * TERA, "16": 780 * TERA, "32": 52 * TERA},
+    peak=989 * TERA,
+    memory_bandwidth=3.0e12,
+    bus_bandwidth={2: 286 * GIGA, 4: 309 * GIGA, 8: 314 * GIGA},
+    all_gather_efficiency=0.77,
+    network_bandwidth=40 * GIGA,
+    gpus_per_node=8,
+    source="measured: products, copies, collectives of 2 GPUs; of 4 and 8 all-reduces of 1 GiB (355 and 361 GB/s), "
+    "taken to fall as those of 2 do (329 to 286); network: DGX H100, 400 Gb/s a GPU, 80 % of it",
+)
 
 GPUS: Mapping[str, Gpu] = {
-    "h100": Gpu(
-        title="NVIDIA H100 SXM 80 GB",
-        memory=85.0 * GIGA,
-        matrix_rate={"bf16": 780 * TERA, "16": 780 * TERA, "32": 52 * TERA},
-        peak=989 * TERA,
-        bandwidth=3.0e12,
-        bus={2: 286 * GIGA, 4: 309 * GIGA, 8: 314 * GIGA},
-        gathering_share=0.77,
-        network=40 * GIGA,
-        gpus_per_node=8,
-        source="measured: products, copies, collectives of 2 GPUs; of 4 and 8 all-reduces of 1 GiB (355 and 361 GB/s), "
-        "taken to fall as those of 2 do (329 to 286); network: DGX H100, 400 Gb/s a GPU, 80 % of it",
-    ),
-    "h200": Gpu(
+    "h100": _H100,
+    "h200": replace(
+        _H100,
         title="NVIDIA H200 SXM 141 GB",
         memory=150.0 * GIGA,
-        matrix_rate={"bf16": 780 * TERA, "16": 780 * TERA, "32": 52 * TERA},
-        peak=989 * TERA,
-        bandwidth=4.3e12,
-        bus={2: 286 * GIGA, 4: 309 * GIGA, 8: 314 * GIGA},
-        gathering_share=0.77,
-        network=40 * GIGA,
-        gpus_per_node=8,
+        memory_bandwidth=4.3e12,
         source="the H100's processors and links with the data sheet's memory (4.8 TB/s, 0.9 of it)",
     ),
-    "a100": Gpu(
+    "a100": replace(
+        _H100,
         title="NVIDIA A100 SXM 80 GB",
-        memory=85.0 * GIGA,
-        matrix_rate={"bf16": 265 * TERA, "16": 265 * TERA, "32": 17 * TERA},
+        matmul_rate={"bf16": 265 * TERA, "16": 265 * TERA, "32": 17 * TERA},
         peak=312 * TERA,
-        bandwidth=1.8e12,
-        bus={2: 200 * GIGA, 4: 220 * GIGA, 8: 230 * GIGA},
-        gathering_share=0.77,
-        network=20 * GIGA,
-        gpus_per_node=8,
+        memory_bandwidth=1.8e12,
+        bus_bandwidth={2: 200 * GIGA, 4: 220 * GIGA, 8: 230 * GIGA},
+        network_bandwidth=20 * GIGA,
         source=f"{_DGX}; DGX A100: NVLink 300 GB/s each way, 200 Gb/s a GPU",
     ),
     "v100": Gpu(
         title="NVIDIA V100 SXM3 32 GB (DGX-2H)",
         memory=34.0 * GIGA,
-        # No bfloat16 in its tensor cores.
-        matrix_rate={"16": 110 * TERA, "32": 14 * TERA},
+        # Its tensor cores do not support bfloat16.
+        matmul_rate={"16": 110 * TERA, "32": 14 * TERA},
         peak=130 * TERA,
-        bandwidth=0.8e12,
-        bus={2: 110 * GIGA, 4: 115 * GIGA, 8: 120 * GIGA, 16: 120 * GIGA},
-        gathering_share=0.77,
-        network=5 * GIGA,
+        memory_bandwidth=0.8e12,
+        bus_bandwidth={2: 110 * GIGA, 4: 115 * GIGA, 8: 120 * GIGA, 16: 120 * GIGA},
+        all_gather_efficiency=0.77,
+        network_bandwidth=5 * GIGA,
         gpus_per_node=16,
         source=f"{_DGX}; DGX-2H: NVLink 150 GB/s each way, 8 adapters of 100 Gb/s for 16 GPUs (Shoeybi et al. 2019)",
     ),
@@ -96,83 +90,83 @@ GPUS: Mapping[str, Gpu] = {
 
 
 @dataclass(frozen=True)
-class Program:
-    """How a program does its work: what the GPU must move and compute besides what the network asks for.
+class Implementation:
+    """What an implementation moves and computes besides the model's FLOP: efficiencies, bytes, overheads, overlap.
 
-    Fitted to sixteen measured steps of megabert on one and two H100s (docs/scaling.md), with the GPU's matrix_rate:
-    product_traffic, product_seconds, attention_share, stream_share, norm_bytes, fixed_seconds, tensor_overlap,
-    fsdp_copy_bytes. host_seconds is of a compiled step of 24 layers that took 55 ms where its kernels took half,
-    fsdp_host_seconds of one with FSDP that took 117 ms where they took 28. fsdp_overlap and both latencies are
-    assumed. The rest follows from the code.
+    Fitted to sixteen measured steps of megabert on one and two H100s (docs/scaling.md), together with the GPU's
+    matmul_rate: exposed_matmul_traffic, matmul_overhead, attention_efficiency, elementwise_efficiency, norm_bytes,
+    fixed_seconds, tensor_overlap, fsdp_copy_bytes. host_seconds is from a compiled step of 24 layers that took 55 ms,
+    twice the time of its kernels, fsdp_host_seconds from one with FSDP that took 117 ms, its kernels 28. fsdp_overlap
+    and both latencies are assumed. The rest follows from the code.
     """
 
-    product_traffic: float = 0.32
-    """Share of a product's reads and writes that is not hidden behind its arithmetic."""
-    product_seconds: float = 3e-6
-    """Start and end of a product."""
-    attention_share: float = 0.31
-    """Rate of the attention kernel, as a share of matrix_rate."""
-    stream_share: float = 0.86
-    """Share of `bandwidth` that element-wise kernels reach."""
+    exposed_matmul_traffic: float = 0.32
+    """Share of a matmul's memory traffic that does not overlap with its arithmetic."""
+    matmul_overhead: float = 3e-6
+    """Seconds to start and end a matmul."""
+    attention_efficiency: float = 0.31
+    """Rate of the attention kernel, as a share of matmul_rate."""
+    elementwise_efficiency: float = 0.86
+    """Share of `memory_bandwidth` that element-wise kernels reach."""
     norm_bytes: float = 66.0
-    """Bytes a token and unit of hidden size in a layer, forward and backward: norms, dropout, residuals."""
+    """Bytes for each token and hidden unit of a layer, forward and backward: norms, dropout, residuals."""
     norm_forward_bytes: float = 16.0
     """Those of the forward pass."""
     bias_bytes: float = 2.0
-    """Bytes for each element whose gradient is summed for a bias."""
+    """Bytes for each element that is summed to a bias gradient."""
     fixed_seconds: float = 0.5e-3
-    """Of each micro-batch: losses, the task's head, copies of the batch."""
+    """Fixed time of a micro-batch: losses, the task's head, copies of the batch."""
     host_seconds: float = 2e-3
-    """What the host needs to launch one layer forward and backward where steps are not recorded in CUDA graphs."""
+    """Time of the host to launch one layer, forward and backward, without CUDA graphs."""
     fsdp_host_seconds: float = 5e-3
-    """The same with FSDP, whose hooks prepare each gathering and scattering."""
+    """The same with FSDP, whose hooks prepare each all-gather and reduce-scatter."""
     gelu_bytes: float = 20.0
-    """Bytes a token and unit of MLP width, forward and backward: two reads or writes forward, three backward."""
+    """Bytes for each token and unit of MLP width: two reads or writes forward, three backward."""
     score_bytes: float = 0.0
     """Bytes for each attention weight; 0: they never leave the kernel."""
     score_forward_bytes: float = 0.0
-    logits_passes: int = 4
-    """Products with the vocabulary's matrix: forward, again in the backward pass, two gradients."""
+    logits_matmuls: int = 4
+    """Matmuls with the vocabulary weights: forward, recomputation, two gradients."""
     logit_bytes: float = 60.0
-    """Bytes for each logit of the element-wise part of the loss."""
+    """Bytes for each logit of the element-wise kernels of the loss."""
     adam_bytes: float = 30.0
-    """Bytes a weight of an optimizer step: norm, weight, moments and copy."""
+    """Bytes for each weight of an optimizer step: norm, weight, moments and copy."""
     latency: float = 20e-6
-    """Seconds before the first byte of a collective arrives."""
+    """Latency of a collective, seconds."""
     hop_latency: float = 10e-6
-    """And for each doubling of the number of machines."""
+    """Additional latency for each doubling of the number of nodes."""
     gradient_width: int = 4
-    """Bytes of a gradient on its way between processes that hold the same weights."""
+    """Bytes of a gradient element in the all-reduce between replicas."""
     overlap: float = 0.0
-    """Share of that way which the backward pass may hide."""
+    """Share of the gradient all-reduce that may overlap with the backward pass."""
     tensor_overlap: float = 0.15
-    """Share of the sums over the tensor axis that products beside them hide."""
+    """Share of tensor-axis communication that overlaps with matmuls."""
     fsdp_overlap: float = 0.75
-    """Share of the way of weights that are shared out, and of their gradients, that computing hides."""
+    """Share of FSDP's all-gathers and reduce-scatters that overlaps with compute."""
     fsdp_copy_bytes: float = 45.0
-    """Bytes a weight and micro-batch of copies: into and out of what is gathered, twice, and what is scattered."""
+    """Bytes for each weight and micro-batch of FSDP's copies into and out of collective buffers."""
 
 
-MEGABERT = Program()
+MEGABERT = Implementation()
 
-# Megatron-LM as of its paper (Shoeybi et al. 2019): attention as separate kernels, gradients in 16 bits that PyTorch's
-# DistributedDataParallel sends during the backward pass. Fitted: the bytes of attention weights to its one-GPU rate, 39
-# TFLOP/s, and those of norms to its weak scaling on 8 GPUs, 77 %; they stand for all that is cut and all that is not.
+# Megatron-LM as of its paper (Shoeybi et al. 2019): attention as separate kernels, 16-bit gradients whose all-reduce
+# PyTorch's DistributedDataParallel overlaps with the backward pass. Fitted: score_bytes to its one-GPU rate of 39
+# TFLOP/s, norm_bytes to its weak scaling on 8 GPUs, 77 %; they stand for all sharded and replicated element-wise work.
 MEGATRON_2019 = replace(
     MEGABERT,
-    attention_share=0.5,
+    attention_efficiency=0.5,
     norm_bytes=250.0,
     norm_forward_bytes=90.0,
     gelu_bytes=60.0,
     score_bytes=60.0,
     score_forward_bytes=26.0,
-    logits_passes=3,
+    logits_matmuls=3,
     adam_bytes=60.0,
     host_seconds=0.0,
     gradient_width=2,
     overlap=0.7,
     tensor_overlap=0.0,
-    product_traffic=0.45,
+    exposed_matmul_traffic=0.45,
 )
 
 BERT_VOCABULARY = 30_522

@@ -1,7 +1,7 @@
-"""What a training step asks for, however it is laid out: texts, a network's weights, floating-point operations.
+"""Workload of a training step, whatever its layout: sequences, parameter counts, floating-point operations.
 
-Products count 2 m n k, attention 2 x 2 pairs x hidden a layer, as Narayanan et al. 2021 (arXiv:2104.04473) count them.
-No torch in here.
+Matmuls count 2 m n k, attention 2 x 2 pairs x hidden a layer, as in Narayanan et al. 2021 (arXiv:2104.04473). Without
+torch.
 """
 
 from collections.abc import Iterable
@@ -9,97 +9,96 @@ from dataclasses import dataclass
 
 from ..model.config import EncoderConfig
 
-# Side of the attention kernel's tiles (model/triton_attention.py).
+# Tile size of the attention kernel (kernels/attention.py).
 TILE = 64
-# Pre-training asks for so many of a text's tokens, and one more a text; a causal network's for all.
-ASKED_SHARE = 0.15
-# Weights that FSDP gathers at once: four layers of Megatron-BERT 345M, less than one of the 3.9B.
-UNIT = 50_000_000
+# Share of a sequence's tokens with a pre-training target, besides one more for each sequence; causal models have all.
+MASKED_SHARE = 0.15
+# Parameters of an FSDP unit: four layers of Megatron-BERT 345M, less than one of the 3.9B.
+FSDP_UNIT_SIZE = 50_000_000
 WIDTHS = {"bf16": 2, "16": 2, "32": 4}
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The texts of one micro-batch: their number, tokens, and pairs of tokens that attention computes."""
+class MicroBatch:
+    """Numbers of sequences, tokens and query-key pairs of one micro-batch."""
 
-    num_texts: float
+    num_sequences: float
     num_tokens: float
+    num_tiled_pairs: float
+    """Query-key pairs that the attention kernel computes, with lengths rounded up to full tiles."""
     num_pairs: float
-    """Row by column, each text filled up to whole tiles."""
-    num_true_pairs: float
     """Sum of squared lengths."""
 
     @classmethod
-    def of_lengths(cls, lengths: Iterable[int]) -> "Texts":
-        """Count texts of these lengths."""
+    def from_lengths(cls, lengths: Iterable[int]) -> "MicroBatch":
+        """Count sequences of these lengths."""
         lengths = list(lengths)
-        tiles = sum((-(-length // TILE) * TILE) ** 2 for length in lengths)
-        return cls(len(lengths), sum(lengths), tiles, sum(length**2 for length in lengths))
+        tiled = sum((-(-length // TILE) * TILE) ** 2 for length in lengths)
+        return cls(len(lengths), sum(lengths), tiled, sum(length**2 for length in lengths))
 
     @classmethod
-    def alike(cls, num_texts: int, length: int) -> "Texts":
-        """Count texts of one length."""
-        one = cls.of_lengths([length])
-        return cls(num_texts, num_texts * length, num_texts * one.num_pairs, num_texts * one.num_true_pairs)
+    def uniform(cls, count: int, length: int) -> "MicroBatch":
+        """Count sequences of one length."""
+        one = cls.from_lengths([length])
+        return cls(count, count * length, count * one.num_tiled_pairs, count * one.num_pairs)
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is trained: a network, how precisely, with the vocabulary's head (pre-training) or a small one."""
+class Workload:
+    """What is trained: a model in a precision, with the pre-training heads or a small one."""
 
     shape: EncoderConfig
     precision: str = "bf16"
     is_pretraining: bool = True
 
-    def num_asked(self, texts: Texts) -> float:
+    def num_targets(self, batch: MicroBatch) -> float:
         """Count the tokens whose logits are computed."""
         if not self.is_pretraining:
             return 0.0
         if self.shape.is_causal:
-            return texts.num_tokens
-        return min(texts.num_tokens, ASKED_SHARE * texts.num_tokens + texts.num_texts)
+            return batch.num_tokens
+        return min(batch.num_tokens, MASKED_SHARE * batch.num_tokens + batch.num_sequences)
 
     @property
     def width(self) -> int:
-        """Bytes of a number that flows between layers."""
+        """Bytes of an element of weights and activations."""
         return WIDTHS[self.precision]
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Weights of a network by where they lie; for tensor parallelism those of one process."""
+class ParameterCounts:
+    """Numbers of parameters; under tensor parallelism those of one process."""
 
     layer: float
-    """One layer's."""
     rest: float
     """Embeddings, final norm and heads."""
     num_layers: int
 
     @property
     def total(self) -> float:
-        """Sum them up."""
+        """All parameters."""
         return self.layer * self.num_layers + self.rest
 
 
-def count_parameters(work: Work, tensor: int = 1) -> Parameters:
-    """Count the weights that one of `tensor` processes holds, cut as Megatron-LM does; the tied matrix counts once."""
-    shape, hidden, ffn = work.shape, work.shape.hidden_size, work.shape.ffn_size
-    cut = 3 * hidden * (hidden + 1) + hidden**2 + ffn * (hidden + 1) + hidden * ffn
-    whole = 2 * hidden + 4 * hidden  # biases of what is summed over processes, two norms
+def count_parameters(workload: Workload, tensor: int = 1) -> ParameterCounts:
+    """Count the parameters of one of `tensor` processes, sharded as in Megatron-LM; tied weights count once."""
+    shape, hidden, ffn = workload.shape, workload.shape.hidden_size, workload.shape.ffn_size
+    sharded = 3 * hidden * (hidden + 1) + hidden**2 + ffn * (hidden + 1) + hidden * ffn
+    replicated = 2 * hidden + 4 * hidden  # biases of row-parallel layers, two norms
     rows = -(-shape.vocabulary_size // tensor)
-    # A norm after the embeddings (post) or after the last layer (pre): one in either case.
+    # One norm: after the embeddings (post) or after the last layer (pre).
     rest = (rows + shape.max_positions + shape.num_segments + 2) * hidden
-    if work.is_pretraining and not shape.is_causal:
-        # The language model's dense, norm and bias; the sentence order's pooler and two classes.
+    if workload.is_pretraining and not shape.is_causal:
+        # The language-model head's dense, norm and bias; the sentence-order head's pooler and two classes.
         rest += hidden**2 + 3 * hidden + rows + hidden**2 + hidden + 2 * hidden + 2
-    return Parameters(cut / tensor + whole, rest, shape.num_layers)
+    return ParameterCounts(sharded / tensor + replicated, rest, shape.num_layers)
 
 
-def forward_flops(work: Work, texts: Texts) -> float:
-    """Count a forward pass as benchmarks do: products with weights, attention, logits of the tokens asked for."""
-    shape, hidden = work.shape, work.shape.hidden_size
+def forward_flops(workload: Workload, batch: MicroBatch) -> float:
+    """Count FLOP of a forward pass: matmuls with weights, attention, logits of the tokens with targets."""
+    shape, hidden = workload.shape, workload.shape.hidden_size
     weights = shape.num_layers * (4 * hidden**2 + 2 * hidden * shape.ffn_size)
-    pairs = texts.num_true_pairs / (2 if shape.is_causal else 1)
+    pairs = batch.num_pairs / (2 if shape.is_causal else 1)
     transform = 0 if shape.is_causal else hidden**2
-    head = work.num_asked(texts) * (transform + hidden * shape.vocabulary_size)
-    return 2 * weights * texts.num_tokens + 4 * shape.num_layers * hidden * pairs + 2 * head
+    head = workload.num_targets(batch) * (transform + hidden * shape.vocabulary_size)
+    return 2 * weights * batch.num_tokens + 4 * shape.num_layers * hidden * pairs + 2 * head

@@ -34,7 +34,7 @@ class SequenceCorpus(ABC):
         """Count the tokens of each text of a pass."""
 
     @abstractmethod
-    def text(self, index: int, number: int) -> Features:
+    def sequence(self, index: int, number: int) -> Features:
         """Make one text of a pass."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Blend(ResampledFeatures):
     @cached_property
     def _quotas(self) -> list[int]:
         sizes = [len(corpus) for corpus in self.corpora]
-        return sizes if self.weights is None else share_out(sum(sizes), self.weights)
+        return sizes if self.weights is None else apportion(sum(sizes), self.weights)
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -69,11 +69,11 @@ class Blend(ResampledFeatures):
         """Count the texts of an epoch."""
         return int(self._ends[-1])
 
-    def text(self, index: int) -> Features:
+    def sequence(self, index: int) -> Features:
         """Make a text."""
         source = int(np.searchsorted(self._ends, index, side="right"))
         number, place = divmod(self._drawn_before(source) + index - self._start(source), len(self.corpora[source]))
-        return replace(self.corpora[source].text(int(self._order(source, number)[place]), number), notes=source)
+        return replace(self.corpora[source].sequence(int(self._order(source, number)[place]), number), notes=source)
 
     def lengths(self) -> NDArray[np.int64]:
         """Count each text's tokens."""
@@ -112,7 +112,7 @@ class Blend(ResampledFeatures):
         return self._passes[source, number]
 
 
-def require_known(largest: int, vocabulary_size: int, source: str) -> None:
+def check_vocabulary(largest: int, vocabulary_size: int, source: str) -> None:
     """Refuse token files that hold tokens beyond the vocabulary. Raises InputError."""
     if largest >= vocabulary_size:
         raise InputError(
@@ -121,7 +121,7 @@ def require_known(largest: int, vocabulary_size: int, source: str) -> None:
         )
 
 
-def share_out(total: int, weights: Sequence[float]) -> list[int]:
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
     """Cut a number into whole parts in proportion to weights, by largest remainders."""
     exact = np.array(weights, dtype=float) / sum(weights) * total
     parts = np.floor(exact).astype(np.int64)

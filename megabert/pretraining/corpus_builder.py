@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..formats.corpus_documents import corpus_files, read_documents
-from ..storage import write_whole
+from ..storage import atomic_write
 from ..tokenizers.load import read_tokenizer
 from ..tokenizers.sentences import split_sentences
 from ..tokenizers.wordpiece import Tokenizer
@@ -94,7 +94,7 @@ def _open_work(prefix: Path, files: Sequence[Path], settings: BuildSettings) -> 
     if made_of.is_file() and made_of.read_text(encoding="utf-8") != facts:
         raise InputError(f"{work} is of a build with other input or settings. Remove it, or choose another prefix.")
     work.mkdir(parents=True, exist_ok=True)
-    write_whole(made_of, facts)
+    atomic_write(made_of, facts)
     return work
 
 
@@ -191,7 +191,7 @@ def _tokenize_unit(documents: Sequence[str], target: Path, settings: BuildSettin
     arrays["tokens"] = arrays["tokens"].astype(token_dtype(len(tokenizer)))
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
-    write_whole(target, content.getvalue())
+    atomic_write(target, content.getvalue())
 
 
 def _with_ends(kept: Sequence[tuple[NDArray[np.int64], int]], end_id: int) -> list[tuple[NDArray[np.int64], int]]:

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import NO_TARGET, Features
 from ..tokenizers.wordpiece import Tokenizer
-from .blend import SequenceCorpus, require_known
+from .blend import SequenceCorpus, check_vocabulary
 from .indexed_dataset import TokenDataset
 from .masking import Masking, apply_mask, choose_masked_positions
 from .sample_mapping import SampleMapping
@@ -61,13 +61,25 @@ class MaskedCorpus(SequenceCorpus):
 
     def fingerprint(self) -> str:
         """Digest the tokens, how they are cut and what is drawn."""
-        runs, plan = self._runs, self._plan
-        digest = hashlib.sha256(f"{self._tokens.fingerprint()} {asdict(plan)}".encode())
+        runs, plan, masking = self._runs, self._plan, self._plan.masking
+        # Run folders hold the fingerprint, so these names stay.
+        facts = {
+            "masking": {
+                "share": masking.masked_lm_prob,
+                "largest_ngram": masking.max_ngram,
+                "whole_words": masking.whole_words,
+                "mask_share": masking.mask_share,
+                "random_share": masking.random_share,
+            },
+            "sentence_order": plan.sentence_order,
+            "seed": plan.seed,
+        }
+        digest = hashlib.sha256(f"{self._tokens.fingerprint()} {facts}".encode())
         for array in (runs.firsts, runs.ends, runs.offsets, runs.num_tokens):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def text(self, index: int, number: int) -> Features:
+    def sequence(self, index: int, number: int) -> Features:
         """Make a text as a pass shows it."""
         random = np.random.default_rng([self._plan.seed, MASK_STREAM, number, index])
         sentences = self._sentences(index)
@@ -87,7 +99,7 @@ class MaskedCorpus(SequenceCorpus):
             rest -= stop - start
             start = 0
         largest = max(int(sentence.max(initial=0)) for sentence in sentences)
-        require_known(largest, len(self._is_continuation), self._source)
+        check_vocabulary(largest, len(self._is_continuation), self._source)
         return sentences
 
     def _pair(self, sentences: Sequence[NDArray[np.int64]], random: np.random.Generator) -> Features:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 class Masking:
     """How tokens are masked; the defaults are Megatron-LM's for BERT."""
 
-    share: float = 0.15
+    masked_lm_prob: float = 0.15
     """Of a text's tokens, the share that is asked for; at least one token is."""
-    largest_ngram: int = 3
+    max_ngram: int = 3
     """Words that are masked together, at most; a run of n words is drawn with a probability that falls as 1 / n."""
     whole_words: bool = True
     """Mask all pieces of a word, or each piece by itself."""
@@ -33,7 +33,7 @@ def choose_masked_positions(
     Source: Megatron-LM, megatron/data/dataset_utils.py, create_masked_lm_predictions.
     """
     places = np.flatnonzero(is_maskable)
-    num_asked = max(1, round(masking.share * len(is_maskable))) if len(places) else 0
+    num_asked = max(1, round(masking.masked_lm_prob * len(is_maskable))) if len(places) else 0
     num_asked = min(num_asked, len(places))
     starts_word = ~is_continuation[places] if masking.whole_words else np.ones(len(places), dtype=np.bool_)
     # A piece behind a special token starts a word, whatever it is.
@@ -41,7 +41,7 @@ def choose_masked_positions(
     firsts = np.flatnonzero(starts_word | starts_run)
     bounds = [*firsts.tolist(), len(places)]
     run_of_word = np.cumsum(starts_run)[firsts].tolist()
-    sizes = np.arange(1, masking.largest_ngram + 1)
+    sizes = np.arange(1, masking.max_ngram + 1)
     chances = (1 / sizes) / (1 / sizes).sum()
     order = random.permutation(len(firsts)).tolist()
     wanted = random.choice(sizes, size=len(firsts), p=chances).tolist()

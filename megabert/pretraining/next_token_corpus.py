@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import NO_TARGET, Features
-from .blend import SequenceCorpus, require_known
+from .blend import SequenceCorpus, check_vocabulary
 from .indexed_dataset import TokenDataset
 
 
@@ -40,10 +40,10 @@ def index_samples(document_lengths: NDArray[np.int64], order: NDArray[np.int64],
     return SampleIndex(order, documents, starts - before[documents])
 
 
-def next_token_text(ids: NDArray[np.int64], unasked: Sequence[int] = ()) -> Features:
-    """Make a text of L + 1 tokens: L tokens, and as targets those that follow; none follows a token of `unasked`."""
+def next_token_features(ids: NDArray[np.int64], no_loss_after: Sequence[int] = ()) -> Features:
+    """Make a sequence of L tokens from L + 1, with the next token as target, NO_TARGET after `no_loss_after`."""
     targets = ids[1:].copy()
-    targets[np.isin(ids[:-1], np.array(unasked, dtype=np.int64))] = NO_TARGET
+    targets[np.isin(ids[:-1], np.array(no_loss_after, dtype=np.int64))] = NO_TARGET
     num_asked = float((targets != NO_TARGET).sum())
     return Features(ids[:-1], np.zeros_like(targets), token_targets={"token": targets}, weight=num_asked)
 
@@ -60,16 +60,16 @@ class NextTokenCorpus(SequenceCorpus):
         vocabulary_size: int,
         seed: int,
         source: str,
-        unasked: Sequence[int] = (),
+        no_loss_after: Sequence[int] = (),
     ) -> None:
-        """Take documents [first, end); where one of the tokens `unasked` stands, nothing is asked for."""
+        """Take documents [first, end); where one of the tokens `no_loss_after` stands, nothing is asked for."""
         first, end = document_range
         bounds = np.asarray(tokens.documents[first : end + 1])
         sums = np.concatenate([[0], np.cumsum(tokens.lengths[bounds[0] : bounds[-1]], dtype=np.int64)])
         self._lengths = np.diff(sums[bounds - bounds[0]])
         self._tokens, self._first, self._length = tokens, first, length
         self._size, self._seed, self._source = vocabulary_size, seed, source
-        self._unasked = unasked
+        self._unasked = no_loss_after
         self._num_texts = max(int(self._lengths.sum()) - 1, 0) // length
         self._indices: dict[int, SampleIndex] = {}
 
@@ -86,9 +86,9 @@ class NextTokenCorpus(SequenceCorpus):
         facts = f"{self._tokens.fingerprint()} {self._first} {len(self._lengths)} {self._length} {self._seed}"
         return hashlib.sha256(facts.encode()).hexdigest()
 
-    def text(self, index: int, number: int) -> Features:
+    def sequence(self, index: int, number: int) -> Features:
         """Make a text of a pass."""
-        return next_token_text(self._read(self._index(number), index), self._unasked)
+        return next_token_features(self._read(self._index(number), index), self._unasked)
 
     def _index(self, number: int) -> SampleIndex:
         if number not in self._indices:
@@ -117,5 +117,5 @@ class NextTokenCorpus(SequenceCorpus):
                     break
             place += 1
         ids = np.concatenate(parts)
-        require_known(int(ids.max()), self._size, self._source)
+        check_vocabulary(int(ids.max()), self._size, self._source)
         return ids

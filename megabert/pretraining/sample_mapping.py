@@ -33,7 +33,7 @@ class SampleMapping:
 
 
 def build_sample_mapping(
-    tokens: TokenDataset, first_document: int, end_document: int, room: int, *, short_share: float, seed: int
+    tokens: TokenDataset, first_document: int, end_document: int, room: int, *, short_seq_prob: float, seed: int
 ) -> SampleMapping:
     """Cut documents [first_document, end_document) into runs of at most `room` tokens.
 
@@ -51,7 +51,7 @@ def build_sample_mapping(
         sequence = first
         while sequence < last:
             target = room
-            if short_share and random.random() < short_share:
+            if short_seq_prob and random.random() < short_seq_prob:
                 target = int(random.integers(2, room + 1))
             before = int(ends[sequence - 1]) if sequence else 0
             stop = min(int(np.searchsorted(ends, before + target, side="right")), last)

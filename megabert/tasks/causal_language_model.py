@@ -12,7 +12,7 @@ from ..data.packing import Features
 from ..errors import ConfigError, InputError
 from ..model.config import EncoderConfig
 from ..model.heads import PretrainingHead
-from ..pretraining.next_token_corpus import NextTokenCorpus, next_token_text
+from ..pretraining.next_token_corpus import NextTokenCorpus, next_token_features
 from ..tokenizers.wordpiece import Tokenizer
 from .language_modeling import (
     Asked,
@@ -95,7 +95,7 @@ class CausalLanguageModel(PretrainingTask):
         """Make the head that has the word embedding for its matrix."""
         if not config.is_causal:
             raise ConfigError("The network sees what comes next (BERT). Use masked_language_model.")
-        return PretrainingHead(config, asked_share=1.0, sentence_order=False)
+        return PretrainingHead(config, target_share=1.0, sentence_order=False)
 
     def corpus(self, part: Part, tokenizer: Tokenizer) -> NextTokenCorpus:
         """Cut a part of a corpus into texts of one length."""
@@ -106,7 +106,7 @@ class CausalLanguageModel(PretrainingTask):
             vocabulary_size=len(tokenizer),
             seed=self._seed(),
             source=part.source,
-            unasked=self._unasked(tokenizer),
+            no_loss_after=self._unasked(tokenizer),
         )
 
     def documents(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
@@ -116,7 +116,7 @@ class CausalLanguageModel(PretrainingTask):
         for number, ids in enumerate(encoded):
             ids = np.concatenate([ids, [tokenizer.end_id]])
             for start in range(0, len(ids) - 1, self.row_length):
-                item = next_token_text(ids[start : start + self.row_length + 1], self._unasked(tokenizer))
+                item = next_token_features(ids[start : start + self.row_length + 1], self._unasked(tokenizer))
                 found.append(replace(item, notes=number))
         return found
 

@@ -20,7 +20,7 @@ from ..data.packing import Batch, Features, ResampledFeatures
 from ..errors import ConfigError, InputError
 from ..formats.corpus_documents import corpus_files, read_documents
 from ..formats.json_lines import read_json_lines
-from ..model.heads import HAS_ORDER, IS_ASKED, IS_ORDER_RIGHT, IS_RIGHT, LOSS, NUM_GUESSES, ORDER_LOSS
+from ..model.heads import HAS_ORDER, HAS_TARGET, IS_CORRECT, IS_ORDER_CORRECT, LOSS, NUM_PREDICTIONS, ORDER_LOSS
 from ..pretraining.blend import Blend, SequenceCorpus, parse_blend
 from ..pretraining.indexed_dataset import IndexedDataset, TokenDataset, files_of
 from ..pretraining.sample_mapping import split_documents
@@ -138,8 +138,8 @@ class Spread(ResampledFeatures):
         """Count the texts."""
         return len(self.indices)
 
-    def text(self, index: int) -> Features:
-        """Make a text."""
+    def sequence(self, index: int) -> Features:
+        """Make a sequence."""
         return self.texts[int(self.indices[index])]
 
     def lengths(self) -> NDArray[np.int64]:
@@ -374,7 +374,7 @@ class Asked:
 
 
 def _guesses(columns: NDArray[np.float32], tokens: Sequence[str]) -> tuple[Guess, ...]:
-    pairs = zip(columns[:NUM_GUESSES], columns[NUM_GUESSES:], strict=True)
+    pairs = zip(columns[:NUM_PREDICTIONS], columns[NUM_PREDICTIONS:], strict=True)
     return tuple(Guess(tokens[int(token)], float(share)) for token, share in pairs)
 
 
@@ -383,11 +383,11 @@ def _measured(identity: str, columns: Sequence[NDArray[np.float32]], text: str) 
     return Measured(
         id=identity,
         loss=float(sums[LOSS]),
-        num_asked=round(sums[IS_ASKED]),
-        num_right=round(sums[IS_RIGHT]),
+        num_asked=round(sums[HAS_TARGET]),
+        num_right=round(sums[IS_CORRECT]),
         order_loss=float(sums[ORDER_LOSS]),
         has_order=round(sums[HAS_ORDER]),
-        is_order_right=round(sums[IS_ORDER_RIGHT]),
+        is_order_right=round(sums[IS_ORDER_CORRECT]),
         num_words=len(text.split()),
     )
 

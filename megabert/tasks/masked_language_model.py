@@ -125,14 +125,14 @@ class MaskedLanguageModel(PretrainingTask):
         dataset = self.settings.model.dataset
         if config.is_causal:
             raise ConfigError("A causal network (GPT) cannot guess masked tokens. Use causal_language_model.")
-        return PretrainingHead(config, asked_share=dataset.masked_lm_prob, sentence_order=dataset.sentence_order)
+        return PretrainingHead(config, target_share=dataset.masked_lm_prob, sentence_order=dataset.sentence_order)
 
     def corpus(self, part: Part, tokenizer: Tokenizer) -> MaskedCorpus:
         """Cut a part of a corpus into runs of sentences."""
         dataset = self.settings.model.dataset
         masking = Masking(
-            share=dataset.masked_lm_prob,
-            largest_ngram=dataset.max_ngram,
+            masked_lm_prob=dataset.masked_lm_prob,
+            max_ngram=dataset.max_ngram,
             whole_words=dataset.whole_word_masking,
             mask_share=dataset.mask_share,
             random_share=dataset.random_share,
@@ -143,7 +143,7 @@ class MaskedLanguageModel(PretrainingTask):
             part.first,
             part.end,
             dataset.max_seq_length - plan.num_special,
-            short_share=dataset.short_seq_prob,
+            short_seq_prob=dataset.short_seq_prob,
             seed=self._seed(),
         )
         return MaskedCorpus(part.tokens, runs, plan, tokenizer, part.source)

@@ -241,7 +241,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         """Sum over windows the mean of the start's and the end's cross-entropy over the window's tokens."""
         # Not -inf: a document that only fills the batch up has no token at all, and its softmax would be NaN.
         lowest = torch.finfo(torch.float32).min
-        logits_NL2 = batch.by_document(logits.float(), fill=lowest, max_seqlen=self.row_length)
+        logits_NL2 = batch.by_sequence(logits.float(), fill=lowest, max_seqlen=self.row_length)
         return nn.functional.cross_entropy(logits_NL2, batch.targets["span"], reduction="sum") / 2
 
     def decode(

@@ -10,8 +10,8 @@ import numpy
 from numpy.typing import NDArray
 
 from ..metrics.classification import Confusion
-from ..storage import write_whole
-from .log import read_metrics
+from ..storage import atomic_write
+from .metrics_file import read_metrics
 
 # Okabe and Ito's colours can be told apart with every kind of colour vision; scores differ in markers too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
@@ -94,7 +94,7 @@ def _write(figure: Any, destination: Path) -> None:
 
     image = io.BytesIO()
     FigureCanvasAgg(figure).print_png(image)
-    write_whole(destination, image.getvalue())
+    atomic_write(destination, image.getvalue())
 
 
 def _score_names(lines: list[dict[str, Any]]) -> list[str]:

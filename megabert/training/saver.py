@@ -1,25 +1,30 @@
-"""Checkpoints written while a GPU goes on: its tensors are copied, a thread fetches the copies and writes them.
+"""Checkpoints written in the background: device tensors are copied, and a thread fetches and writes the copies.
 
-Of several processes each writes some whole tensors, put together from everybody's parts one after another.
+With several ranks each writes some unsharded tensors, gathered one after another from the shards of all.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from ..checkpoints.files.lazy_tensor import Readable
-from ..checkpoints.native.run_checkpoints import Contents, read_whole
+from ..checkpoints.native.run_checkpoints import Contents, prune, read_whole, write, write_together
 from ..parallel.sharding import Sharding
-from .optimizer import SHAPES
+from .optimizer import SHAPES, optimizer_tensors
+from .resume import Progress
+
+if TYPE_CHECKING:
+    from .setup import TrainingSetup
+    from .step import Stepper
 
 
 class Saver:
-    """Writes one checkpoint after another. A context manager; leaving it waits for the last one.
+    """Writes checkpoints one after another. A context manager; leaving it waits for the last one.
 
     An error while writing is raised at the next save, at `wait` or on leaving.
     """
@@ -40,9 +45,9 @@ class Saver:
             self.wait()
 
     def save(self, contents: Contents, write: Callable[[Contents], None], *, is_last: bool = False) -> None:
-        """Take the contents as they are now, and write them, now or in the background.
+        """Write the contents as they are now, directly or in the background.
 
-        The last ones do not change any more: they are fetched while they are written.
+        The last ones do not change any more, so they are not copied first.
         """
         self.wait()
         if self._executor is None or is_last:
@@ -59,16 +64,16 @@ class Saver:
         self._last = self._executor.submit(write_copies)
 
     def wait(self) -> None:
-        """Wait until all is on the disk."""
+        """Wait for the checkpoint being written."""
         if self._last is not None:
             last, self._last = self._last, None
             last.result()
 
 
 def _copied(tensors: Mapping[str, Readable | Tensor]) -> Mapping[str, Readable | Tensor]:
-    """Copy a GPU's tensors where they are, a matter of milliseconds; to the host if it has no room to spare for that.
+    """Copy device tensors on the device, which takes milliseconds, or to the host if device memory is short.
 
-    Where all are on the host they were put together for this checkpoint, and do not change.
+    Host tensors were gathered for this checkpoint and do not change.
     """
     wholes = {name: read_whole(item).detach() for name, item in tensors.items()}
     if not any(item.is_cuda for item in wholes.values()):
@@ -78,17 +83,47 @@ def _copied(tensors: Mapping[str, Readable | Tensor]) -> Mapping[str, Readable |
     return {name: item.clone() if has_room else item.to("cpu", copy=True) for name, item in wholes.items()}
 
 
-def own_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Sharding) -> dict[str, dict[str, Tensor]]:
-    """Put tensors together and keep those that this process is to write, on the host; all processes call this.
+def save_checkpoint(
+    setup: "TrainingSetup", progress: Progress, stepper: "Stepper", saver: Saver, *, is_last: bool
+) -> None:
+    """Save model, optimizer and progress; afterwards only the last and the save_top_k best checkpoints are kept."""
+    world, folder = setup.world, setup.folder
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "model": stepper.master_weights,
+        "optimizer": optimizer_tensors(stepper.optimizer, stepper.master_weights),
+    }
+    contents = Contents(
+        tensors=groups if world.size == 1 else gather_tensors(groups, stepper.sharding),
+        documents=setup.documents | {"progress": asdict(progress) | {"scaler": stepper.scaler.state_dict()}},
+        texts=setup.predictor.tokenizer.files(),
+    )
+    is_end = progress.step >= setup.intervals.total_steps and progress.validated_step == progress.step
+    facts: dict[str, Any] = {"figure": progress.figure, "is_end": is_end}
+    ranks: dict[str, Any] = {"part": world.rank, "num_parts": world.size}
+
+    def write_and_prune(contents: Contents) -> None:
+        if world.size == 1:
+            write(folder, progress.step, contents, **facts)
+        else:
+            gather = world.all_gather_text_on_writer_thread
+            write_together(folder, progress.step, contents, **facts, **ranks, all_gather_text=gather)
+        if world.is_rank_zero:
+            prune(folder, setup.mode, setup.settings.exp_manager.checkpoint_callback_params.save_top_k)
+
+    saver.save(contents, write_and_prune, is_last=is_last)
+
+
+def gather_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Sharding) -> dict[str, dict[str, Tensor]]:
+    """Unshard tensors one by one and keep, on the host, those that this rank writes; all ranks call this.
 
     Groups are a model's parameters by name, and an optimizer's state as optimizer_tensors names it.
     """
     filled = [0] * sharding.world.size
     own: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
     for group, tensors in groups.items():
-        for key, part in tensors.items():
+        for key, shard in tensors.items():
             name = parameter_of(key)
-            whole = part.detach() if name is None else sharding.whole(name, part.detach())
+            whole = shard.detach() if name is None else sharding.unshard(name, shard.detach())
             owner = filled.index(min(filled))
             filled[owner] += whole.numel()
             if owner == sharding.world.rank:
@@ -97,6 +132,6 @@ def own_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Sharding) 
 
 
 def parameter_of(key: str) -> str | None:
-    """Name the parameter of whose shape a tensor is: itself, or a state's; None for counts and the like."""
+    """Return the parameter that a checkpoint key belongs to and is shaped like; None for step counts and the like."""
     name, _, state = key.rpartition("/")
     return key if not name else None if state in SHAPES else name

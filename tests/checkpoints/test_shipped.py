@@ -53,6 +53,7 @@ def test_the_two_tell_texts_of_their_domains_apart(tmp_path):
     from megabert.config.parser import compose
     from megabert.inference import Predictor
     from megabert.tasks import registry
+    from megabert.torch_session import TorchSession
 
     texts = {
         "megabert-mini-uncased": "The president of the United States spoke to the members of the Congress about the "
@@ -67,7 +68,8 @@ def test_the_two_tell_texts_of_their_domains_apart(tmp_path):
         task = kind(compose(kind.settings_type, words, owner="masked_language_model")[0])
         language_model = load_language_model(task.settings.model, home=tmp_path, seed=0)
         model = new_task_model(task, language_model, seed=0).eval()
-        predictor = Predictor(task, model, language_model.tokenizer, torch.device("cpu"))
+        session = TorchSession(model, task.loss, torch.device("cpu"))
+        predictor = Predictor(task, language_model.tokenizer, session)
         for text_of, text in texts.items():
             examples = [task.example(text=text, id=str(number)) for number in range(20)]  # other masks in each
             losses[name, text_of] = predictor.evaluate(examples).scores["lm_loss"]

@@ -8,23 +8,23 @@ from megabert.data.packing import BatchSize, Features, pack
 from megabert.errors import InputError
 
 
-def text(*token_ids, segment=0, **targets):
+def sequence(*token_ids, segment=0, **targets):
     ids = np.array(token_ids, dtype=np.int64)
     return Features(ids, np.full(len(ids), segment, dtype=np.int64), targets)
 
 
-def test_texts_are_laid_end_to_end():
-    batch = pack([text(1, 2), text(3, 4, 5, segment=1), text(6)], max_seqlen=4, pad_id=9)
+def test_sequences_are_concatenated():
+    batch = pack([sequence(1, 2), sequence(3, 4, 5, segment=1), sequence(6)], max_seqlen=4, pad_id=9)
     assert batch.token_ids_T.tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 0]
     assert batch.segment_ids_T.tolist() == [0, 0, 1, 1, 1, 0]
     assert batch.cu_seqlens_N1.tolist() == [0, 2, 5, 6]
     assert batch.cu_seqlens_N1.dtype == torch.int32
-    assert (batch.num_tokens, batch.num_documents, batch.weight) == (6, 3, 3.0)
+    assert (batch.num_tokens, batch.num_sequences, batch.weight) == (6, 3, 3.0)
     assert batch.size == BatchSize(6, 3)
 
 
-def test_a_batch_is_filled_up_with_documents_of_padding():
+def test_a_static_size_is_reached_with_filler_sequences():
     item = Features(
         np.array([1, 2]),
         np.array([1, 1]),
@@ -40,30 +40,30 @@ def test_a_batch_is_filled_up_with_documents_of_padding():
     assert batch.targets["value"][0] == 0.5
     assert batch.targets["value"][1:].isnan().all()
     assert batch.token_targets["label"].tolist() == [7, 8, *6 * [-100]]
-    assert (batch.num_tokens, batch.num_documents, batch.size) == (2, 1, BatchSize(8, 5))
+    assert (batch.num_tokens, batch.num_sequences, batch.size) == (2, 1, BatchSize(8, 5))
 
 
 def test_targets_are_stacked_in_the_order_given():
-    batch = pack([text(1, span=np.array([0, 0])), text(1, 2, span=np.array([1, 1]))], max_seqlen=9, pad_id=0)
+    batch = pack([sequence(1, span=np.array([0, 0])), sequence(1, 2, span=np.array([1, 1]))], max_seqlen=9, pad_id=0)
     assert batch.targets["span"].tolist() == [[0, 0], [1, 1]]
 
 
-def test_a_text_that_is_too_long_is_refused():
+def test_a_sequence_that_is_too_long_is_refused():
     with pytest.raises(InputError, match="5 tokens is longer than 4"):
-        pack([text(1, 2, 3, 4, 5)], max_seqlen=4, pad_id=0)
+        pack([sequence(1, 2, 3, 4, 5)], max_seqlen=4, pad_id=0)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(0, 30))
-def test_every_text_is_found_again_whole(lengths, padding):
+def test_unpacking_returns_every_sequence(lengths, padding):
     start = 1
-    texts = []
+    sequences = []
     for length in lengths:
-        texts.append(text(*range(start, start + length)))
+        sequences.append(sequence(*range(start, start + length)))
         start += length
-    batch = pack(texts, max_seqlen=12, pad_id=0, size=BatchSize(sum(lengths) + padding, len(lengths) + 3))
-    ids_NL = batch.by_document(batch.token_ids_T, fill=-1, max_seqlen=12)
-    for row, item in zip(ids_NL, texts, strict=False):
+    batch = pack(sequences, max_seqlen=12, pad_id=0, size=BatchSize(sum(lengths) + padding, len(lengths) + 3))
+    ids_NL = batch.by_sequence(batch.token_ids_T, fill=-1, max_seqlen=12)
+    for row, item in zip(ids_NL, sequences, strict=False):
         assert row[: len(item)].tolist() == item.token_ids.tolist()
         assert (row[len(item) :] == -1).all()
     assert (batch.token_ids_T > 0).sum() == sum(lengths)
@@ -71,21 +71,21 @@ def test_every_text_is_found_again_whole(lengths, padding):
     assert batch.size == BatchSize(sum(lengths) + padding, len(lengths) + 3)
 
 
-def test_by_document_takes_further_dims_along():
-    batch = pack([text(1, 2), text(3)], max_seqlen=3, pad_id=0)
-    values_NLC = batch.by_document(torch.arange(6.0).reshape(3, 2), fill=-5.0, max_seqlen=2)
+def test_by_sequence_keeps_trailing_dims():
+    batch = pack([sequence(1, 2), sequence(3)], max_seqlen=3, pad_id=0)
+    values_NLC = batch.by_sequence(torch.arange(6.0).reshape(3, 2), fill=-5.0, max_seqlen=2)
     assert values_NLC.tolist() == [[[0, 1], [2, 3]], [[4, 5], [-5, -5]]]
 
 
-def test_a_batch_takes_over_another_in_place():
+def test_a_batch_is_copied_in_place():
     first, second = (
-        pack([text(1, 2, label=1)], 4, 0, BatchSize(4, 2)),
-        pack([text(3, label=0)], 4, 0, BatchSize(4, 2)),
+        pack([sequence(1, 2, label=1)], 4, 0, BatchSize(4, 2)),
+        pack([sequence(3, label=0)], 4, 0, BatchSize(4, 2)),
     )
-    places = [tensor.data_ptr() for tensor in first.tensors()]
+    pointers = [tensor.data_ptr() for tensor in first.tensors()]
     first.copy_from(second)
     assert first.token_ids_T.tolist() == [3, 0, 0, 0]
     assert first.targets["label"].tolist() == [0, -100]
-    assert [tensor.data_ptr() for tensor in first.tensors()] == places
+    assert [tensor.data_ptr() for tensor in first.tensors()] == pointers
     with pytest.raises(AssertionError, match="does not fit"):
-        first.copy_from(pack([text(3, label=0)], 4, 0))
+        first.copy_from(pack([sequence(3, label=0)], 4, 0))

@@ -181,7 +181,7 @@ def test_a_head_scores_every_token():
         ({"gelu": "quick"}, "gelu is 'quick'"),
         ({"hidden_size": "16"}, "hidden_size is '16'; expected int"),
         ({"hidden_size": True}, "expected int"),
-        ({"colour": 3}, "'colour' is not a property"),
+        ({"colour": 3}, "'colour' is not a field"),
     ],
 )
 def test_a_shape_that_no_network_has_is_refused(changes, message):

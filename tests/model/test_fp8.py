@@ -10,7 +10,7 @@ from megabert.model import fp8
 from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.layers import MLP
-from megabert.model.precision import cast, freeze, resolve_precision
+from megabert.model.precision import cast_model, freeze, resolve_precision
 from megabert.parallel.sharding import compile_layers
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -82,7 +82,7 @@ def encoders():
 def test_an_encoder_keeps_its_names_and_nearly_its_results():
     plain, model = encoders()
     names = [name for name, _ in plain.named_parameters()]
-    cast(model, "fp8")
+    cast_model(model, "fp8")
     assert [name for name, _ in model.encoder.named_parameters()] == names
     tokens = torch.arange(40)[None] % 60
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_devices_and_sizes_without_it_are_told():
     model = torch.nn.Module()
     model.encoder = Encoder(EncoderConfig(60, 1, hidden_size=40, num_heads=2, ffn_size=96, max_positions=40))
     with pytest.raises(ConfigError, match="multiples of 16"):
-        cast(model, "fp8")
+        cast_model(model, "fp8")
 
 
 @needs_gpu
@@ -125,7 +125,7 @@ def test_the_kernel_rounds_as_plain_pytorch_does(variant, shape):
 @needs_gpu
 def test_compiled_layers_give_what_plain_ones_do():
     _, model = encoders()
-    cast(model, "fp8")
+    cast_model(model, "fp8")
     model.cuda()
     tokens = torch.arange(120, device="cuda").view(3, 40) % 60
     weights = torch.randn(3, 40, 64, device="cuda")

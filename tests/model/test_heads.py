@@ -13,11 +13,11 @@ from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder
 from megabert.model.heads import (
     HAS_ORDER,
-    IS_ASKED,
-    IS_ORDER_RIGHT,
-    IS_RIGHT,
+    HAS_TARGET,
+    IS_CORRECT,
+    IS_ORDER_CORRECT,
     LOSS,
-    NUM_GUESSES,
+    NUM_PREDICTIONS,
     ORDER_LOSS,
     PretrainingHead,
     TaskModel,
@@ -34,7 +34,7 @@ GPT = dataclasses.replace(BERT, is_causal=True, num_segments=0)
 def models(config, *, sentence_order, share):
     """The same weights as a task's network and as the plain one."""
     plain = new_pretraining_model(config, 3, language_model=True, sentence_order=sentence_order).double()
-    head = PretrainingHead(config, asked_share=share, sentence_order=sentence_order)
+    head = PretrainingHead(config, target_share=share, sentence_order=sentence_order)
     ours = TaskModel(Encoder(config), head).double()
     weights = dict(plain.state_dict())
     ours.load_state_dict({name if name.startswith("encoder.") else f"head.{name}": weights[name] for name in weights})
@@ -79,9 +79,9 @@ def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size
             expected_order.append(F.cross_entropy(order_logits, target, ignore_index=NO_TARGET, reduction="none"))
     num = sum(map(len, items))
     torch.testing.assert_close(columns[:num, LOSS].double(), torch.cat(expected_lm), atol=1e-6, rtol=1e-6)
-    assert columns[:num, IS_ASKED].bool().equal(torch.cat(asked))
-    assert columns[:num, IS_RIGHT].bool().equal(torch.cat(right))
-    assert not columns[num:, [LOSS, IS_ASKED, IS_RIGHT, HAS_ORDER, ORDER_LOSS]].any()
+    assert columns[:num, HAS_TARGET].bool().equal(torch.cat(asked))
+    assert columns[:num, IS_CORRECT].bool().equal(torch.cat(right))
+    assert not columns[num:, [LOSS, HAS_TARGET, IS_CORRECT, HAS_ORDER, ORDER_LOSS]].any()
     total, expected = columns[:, LOSS].sum(), torch.cat(expected_lm).sum()
     if order:
         starts = batch.cu_seqlens_N1[:4].long()
@@ -89,7 +89,7 @@ def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size
             columns[starts, ORDER_LOSS].double(), torch.cat(expected_order), atol=1e-6, rtol=1e-6
         )
         assert columns[starts, HAS_ORDER].tolist() == [1, 1, 0, 1]
-        assert columns[:, IS_ORDER_RIGHT].sum() <= 3
+        assert columns[:, IS_ORDER_CORRECT].sum() <= 3
         total, expected = total + 2 * columns[:, ORDER_LOSS].sum(), expected + 2 * torch.cat(expected_order).sum()
     total.backward()
     expected.backward()
@@ -105,9 +105,9 @@ def test_without_targets_the_likeliest_tokens_are_named():
     columns = ours(*batch.inputs())
     ids, segments = torch.tensor(item.token_ids)[None], torch.tensor(item.segment_ids)[None]
     logits, _ = plain(ids, segments)
-    likeliest = logits[0].softmax(-1).topk(NUM_GUESSES)
-    assert columns[:, :NUM_GUESSES].long().equal(likeliest.indices)
-    torch.testing.assert_close(columns[:, NUM_GUESSES:].double(), likeliest.values, atol=1e-6, rtol=1e-5)
+    likeliest = logits[0].softmax(-1).topk(NUM_PREDICTIONS)
+    assert columns[:, :NUM_PREDICTIONS].long().equal(likeliest.indices)
+    torch.testing.assert_close(columns[:, NUM_PREDICTIONS:].double(), likeliest.values, atol=1e-6, rtol=1e-5)
 
 
 def test_the_word_embedding_is_the_matrix_to_the_vocabulary():

@@ -28,7 +28,7 @@ from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
 from megabert.parallel import gradient_reduction as gradients
 from megabert.parallel import sharding as plan
-from megabert.parallel.process_group import World, lay_out, resolve_mesh_axes, start
+from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize
 from megabert.training.step import Stepper
@@ -45,8 +45,8 @@ NETWORKS = {
     "five_words": replace(BERT, vocabulary_size=5),  # for four processes: two rows, two, one, none
 }
 # So that even small networks fill several.
-gradients.BUCKET = 5000
-plan.UNIT = 5000
+gradients.BUCKET_SIZE = 5000
+plan.FSDP_UNIT_SIZE = 5000
 # Texts of a micro-batch, and micro-batches of a step in all processes together.
 BATCH, GROUPS = 2, 4
 STEPS = 3
@@ -88,7 +88,7 @@ def loss(columns_T6, batch):
 
 
 def network(config):
-    head = PretrainingHead(config, asked_share=1.0, sentence_order=not config.is_causal)
+    head = PretrainingHead(config, target_share=1.0, sentence_order=not config.is_causal)
     model = TaskModel(Encoder(config), head)
     initialize(model, torch.Generator().manual_seed(1), num_layers=config.num_layers)
     with torch.no_grad():  # else biases are 0, and one that is added twice is not noticed
@@ -105,34 +105,36 @@ def make(config, world, settings, *, precision="32", clip=0.0, count=26):
         model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, sharding=layout
     )  # fmt: skip
     source = BatchSampler(
-        texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, share=world.data_rank,
-        num_shares=world.data_size,
+        texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, data_rank=world.data_rank,
+        data_size=world.data_size,
     )  # fmt: skip
     return stepper, source
 
 
 def train(stepper, source, steps):
-    return [stepper.step(source.step(number), 1e-3, number * source.num_groups).tolist() for number in steps]
+    return [
+        stepper.step(source.step(number), 1e-3, number * source.micro_batches_per_step).tolist() for number in steps
+    ]
 
 
 def whole(layout, kind, tensors):
-    return {f"{kind}/{name}": layout.whole(name, item.detach()).numpy().copy() for name, item in tensors.items()}
+    return {f"{kind}/{name}": layout.unshard(name, item.detach()).numpy().copy() for name, item in tensors.items()}
 
 
 def learn(world, settings, config, **more):
     """Make a step, look at its loss and gradients; then what further steps make of the weights."""
     stepper, source = make(config, world, settings, **more)
     figures = train(stepper, source, [0])
-    found = whole(stepper.sharding, "gradient", {name: master.grad for name, master in stepper.masters.items()})
+    found = whole(stepper.sharding, "gradient", {name: master.grad for name, master in stepper.master_weights.items()})
     figures += train(stepper, source, range(1, STEPS))
-    return found | whole(stepper.sharding, "weight", stepper.masters) | {"figures": np.array(figures)}
+    return found | whole(stepper.sharding, "weight", stepper.master_weights) | {"figures": np.array(figures)}
 
 
 def copies(world, settings, config, **more):
     """Train with dropout; look whether what several processes hold is the same to the last bit."""
     stepper, source = make(replace(config, hidden_dropout=0.2, attention_dropout=0.2), world, settings, **more)
     figures = train(stepper, source, range(STEPS))
-    shared = [master for name, master in stepper.masters.items() if name not in stepper.sharding.cuts]
+    shared = [master for name, master in stepper.master_weights.items() if name not in stepper.sharding.tensor_sharded]
     sums = torch.stack([torch.stack([item.sum(), item.square().sum()]) for item in shared]).detach()
     everyone = [torch.empty_like(sums) for _ in range(world.size)]
     torch.distributed.all_gather(everyone, sums)
@@ -143,19 +145,19 @@ def overflow(world, settings, config):
     """Let a gradient that one process alone has overflow: all must skip the step, and halve the scale."""
     stepper, source = make(config, world, settings, precision="16")
     train(stepper, source, [0])
-    before = {name: master.detach().clone() for name, master in stepper.masters.items()}
-    reduce = stepper._shared.reduce
+    before = {name: master.detach().clone() for name, master in stepper.master_weights.items()}
+    reduce = stepper._reducer.reduce
 
     def overflowing():
         reduce()
         if world.rank == 1:
-            stepper._shared.views[stepper.masters["encoder.layers.0.mlp.up.weight"]].view(-1)[0] = torch.inf
+            stepper._reducer.gradients[stepper.master_weights["encoder.layers.0.mlp.up.weight"]].view(-1)[0] = torch.inf
 
-    stepper._shared.reduce = overflowing
+    stepper._reducer.reduce = overflowing
     train(stepper, source, [1])
-    is_same = all(torch.equal(master, before[name]) for name, master in stepper.masters.items())
+    is_same = all(torch.equal(master, before[name]) for name, master in stepper.master_weights.items())
     said = world.all_gather_text(f"{int(is_same)} {stepper.scaler.get_scale()}")
-    stepper._shared.reduce = reduce
+    stepper._reducer.reduce = reduce
     figures = train(stepper, source, [1])
     return {"said": np.array([text.split() for text in said], dtype=float), "figures": np.array(figures)}
 
@@ -203,13 +205,13 @@ def run(size, rank, port, folder):
     """Run the checks of one size in one process."""
     worlds = {(1, 1, 1): World(torch.device("cpu"))}
     launch = LaunchEnvironment(rank, size, rank, "127.0.0.1", port, has_store=False)
-    device = start(launch, "cpu", timeout=60) if size > 1 else None
+    device = init_process_group(launch, "cpu", timeout=60) if size > 1 else None
     for name, (number, settings, check, arguments) in CHECKS.items():
         if number != size:
             continue
         axes = resolve_mesh_axes(size, ParallelSettings(**settings))
         if axes not in worlds:
-            worlds[axes] = lay_out(launch, device, axes)
+            worlds[axes] = init_mesh(launch, device, axes)
         found = check(worlds[axes], settings, **arguments)
         if rank == 0:
             np.savez(folder / f"{name}.npz", **found)

@@ -4,8 +4,9 @@ import torch
 from megabert.config.schema import ParallelSettings, TrainerSettings
 from megabert.errors import ConfigError
 from megabert.model.precision import resolve_precision
-from megabert.parallel.process_group import connect, count_processes, resolve_device, resolve_mesh_axes, seed_step
+from megabert.parallel.process_group import connect, count_processes, resolve_device, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment, first_host, read_launch_environment
+from megabert.training.step import seed_step
 
 
 def test_precision_is_settled_by_the_device():
@@ -82,7 +83,7 @@ def test_one_process_is_a_world_of_its_own():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_told():
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="sees no GPU"):
+    with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("gpu")
 
 

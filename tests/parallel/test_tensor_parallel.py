@@ -38,9 +38,9 @@ def test_sizes_that_cannot_be_shared_are_told():
         lay_out(network(BERT), world, ParallelSettings(tensor=3), precision="32", is_compiled=False)
 
 
-def test_eight_bits_take_whole_layers():
+def test_fp8_needs_unsharded_layers():
     world = World(torch.device("cpu"), size=2, tensor_size=2)
-    with pytest.raises(ConfigError, match=r"precision=fp8 takes whole layers"):
+    with pytest.raises(ConfigError, match=r"precision=fp8 needs unsharded layers"):
         lay_out(network(BERT), world, ParallelSettings(tensor=2), precision="fp8", is_compiled=False)
 
 
@@ -49,7 +49,7 @@ def test_parts_of_any_vocabulary_make_the_whole(rows, size):
     whole = torch.arange(2 * rows).view(rows, 2)
     cuts = {"word": (0, whole.shape)}
     parts = [
-        Sharding(World(torch.device("cpu"), tensor_rank=rank, tensor_size=size), cuts).part("word", whole)
+        Sharding(World(torch.device("cpu"), tensor_rank=rank, tensor_size=size), cuts).shard("word", whole)
         for rank in range(size)
     ]
     assert torch.equal(torch.cat(parts), whole)
@@ -85,7 +85,7 @@ def test_heads_in_parts_drop_differently_and_leave_the_generator_alike():
 
 
 def test_the_language_model_head_computes_losses_by_its_vocabulary():
-    head = PretrainingHead(BERT, asked_share=1.0, sentence_order=False)
+    head = PretrainingHead(BERT, target_share=1.0, sentence_order=False)
     hidden, targets = torch.randn(7, 32), torch.arange(7)
     losses, is_right = head.language_model.vocabulary.losses(hidden, targets)
     logits = head.language_model.vocabulary(hidden)

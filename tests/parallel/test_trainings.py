@@ -112,8 +112,8 @@ def test_scores_of_several_processes_are_those_of_one(runs):
 
 def test_accumulation_follows_the_number_of_processes(runs):
     folder, _ = runs
-    assert "accumulate_grad_batches=2, so that a step has the 4 texts" in said(folder, "data_as_one", 0)
-    assert "accumulate_grad_batches=2, so that a step has the 4 texts" in said(folder, "data_as_smaller", 0)
+    assert "accumulate_grad_batches=2 keeps the run's 4 sequences a step" in said(folder, "data_as_one", 0)
+    assert "accumulate_grad_batches=2 keeps the run's 4 sequences a step" in said(folder, "data_as_smaller", 0)
     settings = Settings()
     settings.model.train_ds.batch_size = 2
     documents = {

@@ -19,7 +19,8 @@ import torch.distributed.tensor
 
 from megabert.checkpoints.native import run_checkpoints as run
 from megabert.cli import main as megabert
-from megabert.training import job
+from megabert.training import run as training_run
+from megabert.training import saver
 from tests.parallel.processes import check_alone, find_port
 
 TINY = "hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64"
@@ -98,8 +99,8 @@ def main():
     torch.set_num_threads(1)
     check_alone()
     os.environ.update(MEGABERT_HOME=str(folder / "home"), TORCH_CPP_LOG_LEVEL="ERROR")
-    run.prune = lambda *arguments: None  # keep every checkpoint, to go on from one in the middle
-    job.plot_curves = lambda *arguments: True  # takes longer than the training
+    saver.prune = lambda *arguments: None  # keep every checkpoint, to go on from one in the middle
+    training_run.plot_curves = lambda *arguments: True  # takes longer than the training
     results = {}
 
     def train(name, size, *more, source=None):

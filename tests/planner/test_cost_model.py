@@ -9,16 +9,17 @@ from megabert.errors import ConfigError
 from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder
 from megabert.model.heads import LanguageModelHead, PretrainingHead
-from megabert.planner.cost_model import WORKSPACE, Estimate, Group, ParallelLayout
+from megabert.planner.cost_model import WORKSPACE, Estimate
 from megabert.planner.hardware import GPUS, MEGABERT, MEGATRON_2019, NETWORKS
-from megabert.planner.workload import Texts, Work, count_parameters, forward_flops
+from megabert.planner.layout import CommunicationGroup, ParallelLayout
+from megabert.planner.workload import MicroBatch, Workload, count_parameters, forward_flops
 
 H100, V100 = GPUS["h100"], GPUS["v100"]
 SMALL = EncoderConfig(1000, num_layers=2, hidden_size=64, num_heads=4, ffn_size=256, max_positions=128)
 
 
 def estimate(shape, texts, *, precision="bf16", is_pretraining=True, **layout):
-    return Estimate(Work(shape, precision, is_pretraining), texts, ParallelLayout(**layout), H100)
+    return Estimate(Workload(shape, precision, is_pretraining), texts, ParallelLayout(**layout), H100)
 
 
 # Parameters
@@ -29,13 +30,13 @@ def test_parameters_are_those_of_the_real_modules(name):
     config = NETWORKS[name]
     with torch.device("meta"):
         encoder = Encoder(config)
-        assert count_parameters(Work(config, is_pretraining=False)).total == count(encoder)
+        assert count_parameters(Workload(config, is_pretraining=False)).total == count(encoder)
         if config.is_causal:
             head = LanguageModelHead(config, encoder.embeddings.word)
         else:
-            head = PretrainingHead(config, asked_share=0.15, sentence_order=True)
+            head = PretrainingHead(config, target_share=0.15, sentence_order=True)
             head.tie(encoder.embeddings.word)
-        assert count_parameters(Work(config)).total == count(torch.nn.ModuleList([encoder, head]))
+        assert count_parameters(Workload(config)).total == count(torch.nn.ModuleList([encoder, head]))
 
 
 def count(module):
@@ -46,13 +47,13 @@ def count(module):
 def test_parameters_of_other_norm_places_are_too(norm_place):
     config = EncoderConfig(1000, 2, 64, 4, 256, 128, norm_place=norm_place)
     with torch.device("meta"):
-        assert count_parameters(Work(config, is_pretraining=False)).total == count(Encoder(config))
+        assert count_parameters(Workload(config, is_pretraining=False)).total == count(Encoder(config))
 
 
 def test_a_tensor_parallel_process_holds_its_share_by_hand():
     # qkv 3 x 64 x 65, out 64 x 64, up 256 x 65, down 64 x 256 are halved; two biases and two norms are not.
     halved = 3 * 64 * 65 + 64 * 64 + 256 * 65 + 64 * 256
-    found = count_parameters(Work(SMALL, is_pretraining=False), 2)
+    found = count_parameters(Workload(SMALL, is_pretraining=False), 2)
     assert found.layer == halved / 2 + 6 * 64
     assert found.rest == (500 + 128 + 2 + 2) * 64
 
@@ -62,7 +63,7 @@ def test_a_tensor_parallel_process_holds_its_share_by_hand():
 
 def test_memory_of_a_small_network_is_that_by_hand():
     # Many tokens, so that activations are more than gradients.
-    memory = estimate(SMALL, Texts.alike(32, 128), is_pretraining=False).memory
+    memory = estimate(SMALL, MicroBatch.uniform(32, 128), is_pretraining=False).memory
     weights = 2 * (3 * 64 * 65 + 64 * 64 + 256 * 65 + 64 * 256 + 6 * 64) + (1000 + 128 + 2 + 2) * 64
     assert (memory.masters, memory.moments, memory.copy) == (4 * weights, 8 * weights, 2 * weights)
     assert memory.gradients == memory.logits == 0
@@ -75,13 +76,13 @@ def test_memory_of_a_small_network_is_that_by_hand():
 
 
 def test_with_few_texts_the_gradients_are_the_fullest_moment():
-    memory = estimate(SMALL, Texts.alike(1, 8), is_pretraining=False).memory
+    memory = estimate(SMALL, MicroBatch.uniform(1, 8), is_pretraining=False).memory
     assert memory.activations == 0
     assert memory.gradients == memory.copy
 
 
 def test_fsdp_shares_out_sixteen_bytes_a_weight():
-    texts = Texts.alike(32, 128)
+    texts = MicroBatch.uniform(32, 128)
     one, shared = (estimate(SMALL, texts, gpus=8, fsdp=fsdp).memory for fsdp in (1, 8))
     for part in ("masters", "moments", "gradients"):
         assert getattr(one, part) == 8 * getattr(shared, part)
@@ -90,9 +91,9 @@ def test_fsdp_shares_out_sixteen_bytes_a_weight():
 
 # Measured on one H100 (docs/performance.md): the lengths are those of benchmarks/common.py's lengths_like_squad.
 MEASURED = {
-    "fine-tuning, 32 texts": (Texts(32, 5186, 1_345_536, 984_799), False, 27.59e-3, 9.0e9),
-    "fine-tuning, 96 texts": (Texts(96, 15_358, 3_977_558, 2_913_705), False, 71.14e-3, 17.5e9),
-    "pre-training, 64 x 512": (Texts.alike(64, 512), True, 157.24e-3, 31.9e9),
+    "fine-tuning, 32 texts": (MicroBatch(32, 5186, 1_345_536, 984_799), False, 27.59e-3, 9.0e9),
+    "fine-tuning, 96 texts": (MicroBatch(96, 15_358, 3_977_558, 2_913_705), False, 71.14e-3, 17.5e9),
+    "pre-training, 64 x 512": (MicroBatch.uniform(64, 512), True, 157.24e-3, 31.9e9),
 }
 
 
@@ -126,7 +127,7 @@ ON_TWO = [
 
 @pytest.mark.parametrize(("name", "layout", "texts", "milliseconds", "gigabytes"), ON_TWO)
 def test_steps_measured_on_two_gpus_are_met(name, layout, texts, milliseconds, gigabytes):
-    found = estimate(NETWORKS[name], Texts.alike(texts, 512), **layout)
+    found = estimate(NETWORKS[name], MicroBatch.uniform(texts, 512), **layout)
     assert 1000 * found.time.total == pytest.approx(milliseconds, rel=0.1)
     assert found.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
 
@@ -158,12 +159,12 @@ def test_flops_are_those_of_the_benchmarks():
     from benchmarks.common import forward_flops as of_benchmarks
 
     numpy = pytest.importorskip("numpy")
-    texts = Texts.of_lengths([100, 200, 384])
-    assert forward_flops(Work(MEGATRON_345M, is_pretraining=False), texts) == pytest.approx(
+    texts = MicroBatch.from_lengths([100, 200, 384])
+    assert forward_flops(Workload(MEGATRON_345M, is_pretraining=False), texts) == pytest.approx(
         of_benchmarks(MEGATRON_345M, numpy.array([100, 200, 384]))
     )
-    asked = Work(MEGATRON_345M).num_asked(Texts.alike(64, 512))
-    assert forward_flops(Work(MEGATRON_345M), Texts.alike(64, 512)) == pytest.approx(
+    asked = Workload(MEGATRON_345M).num_targets(MicroBatch.uniform(64, 512))
+    assert forward_flops(Workload(MEGATRON_345M), MicroBatch.uniform(64, 512)) == pytest.approx(
         of_benchmarks(MEGATRON_345M, numpy.full(64, 512), asked)
     )
 
@@ -177,8 +178,8 @@ def paper_rate(num_layers, hidden, heads, *, tensor, data=1):
     """FLOP/s of each GPU as the paper counts them: 8 a weight and token, the pass that is computed again included."""
     shape = EncoderConfig(51_200, num_layers, hidden, heads, 4 * hidden, 1024, num_segments=0, is_causal=True)
     layout = ParallelLayout(gpus=tensor * data, gpus_per_node=16, tensor=tensor, activation_checkpointing=True)
-    found = Estimate(Work(shape, "16"), Texts.alike(8, 1024), layout, V100, MEGATRON_2019)
-    flops = 8 * count_parameters(found.work).total * found.tokens
+    found = Estimate(Workload(shape, "16"), MicroBatch.uniform(8, 1024), layout, V100, MEGATRON_2019)
+    flops = 8 * count_parameters(found.workload).total * found.tokens
     return flops / layout.gpus / found.time.total
 
 
@@ -195,7 +196,7 @@ def test_the_papers_one_gpu_rate_is_met(baseline):
 def test_the_papers_counting_of_flops_is_understood():
     """62.4 TFLOP/s and 1,288 ms for 1.2 billion weights, as NVIDIA said of version 1.0, are 8 a weight and token."""
     shape = EncoderConfig(51_200, 40, 1536, 16, 6144, 1024, num_segments=0, is_causal=True)
-    assert 8 * count_parameters(Work(shape)).total * 8 * 1024 / 1.288 == pytest.approx(62.4e12, rel=0.02)
+    assert 8 * count_parameters(Workload(shape)).total * 8 * 1024 / 1.288 == pytest.approx(62.4e12, rel=0.02)
 
 
 @pytest.mark.parametrize(("tensor", "published"), [(2, 0.95), (4, 0.82), (8, 0.77)])
@@ -223,21 +224,21 @@ def test_the_papers_strong_scaling_is_too_good_here(baseline, tensor, published,
 
 def test_a_rings_traffic_is_counted_by_hand():
     # Half of what is summed, twice (scatter, gather), over NVLink at what was measured for 8.
-    group = Group(8, 8)
-    assert group.summing(1e9, H100, MEGABERT) == pytest.approx(2 * 7 / 8 * 1e9 / 314e9 + 20e-6)
-    assert group.gathering(1e9, H100, MEGABERT) == pytest.approx(7 / 8 * 1e9 / (0.77 * 314e9) + 10e-6)
-    assert Group(1, 1).summing(1e9, H100, MEGABERT) == 0
+    group = CommunicationGroup(8, 8)
+    assert group.all_reduce_seconds(1e9, H100, MEGABERT) == pytest.approx(2 * 7 / 8 * 1e9 / 314e9 + 20e-6)
+    assert group.all_gather_seconds(1e9, H100, MEGABERT) == pytest.approx(7 / 8 * 1e9 / (0.77 * 314e9) + 10e-6)
+    assert CommunicationGroup(1, 1).all_reduce_seconds(1e9, H100, MEGABERT) == 0
     # Between machines each member has its own adapter; one member a machine has one only.
-    assert Group(8, 4).bus(H100) == 4 * 40e9
-    assert Group(2, 1).bus(H100) == 40e9
+    assert CommunicationGroup(8, 4).bus_bandwidth(H100) == 4 * 40e9
+    assert CommunicationGroup(2, 1).bus_bandwidth(H100) == 40e9
 
 
 def test_the_tensor_axis_is_innermost():
     layout = ParallelLayout(gpus=64, tensor=4, fsdp=2)
-    assert layout.num_copies == 8
-    assert layout.group(4, 1) == Group(4, 4)
-    assert layout.group(2, 4) == Group(2, 2)
-    assert layout.group(8, 8) == Group(8, 1)
+    assert layout.num_replicas == 8
+    assert layout.group(4, 1) == CommunicationGroup(4, 4)
+    assert layout.group(2, 4) == CommunicationGroup(2, 2)
+    assert layout.group(8, 8) == CommunicationGroup(8, 1)
 
 
 @pytest.mark.parametrize(
@@ -252,12 +253,12 @@ def test_the_tensor_axis_is_innermost():
 )
 def test_impossible_layouts_are_refused_with_the_reason(wrong, message):
     with pytest.raises(ConfigError, match=message):
-        estimate(SMALL, Texts.alike(1, 8), **wrong)
+        estimate(SMALL, MicroBatch.uniform(1, 8), **wrong)
 
 
 def test_a_gpu_without_bfloat16_is_told():
     with pytest.raises(ConfigError, match="precision=bf16"):
-        Estimate(Work(SMALL), Texts.alike(1, 8), ParallelLayout(), V100)
+        Estimate(Workload(SMALL), MicroBatch.uniform(1, 8), ParallelLayout(), V100)
 
 
 shapes = st.builds(
@@ -266,7 +267,7 @@ shapes = st.builds(
     st.sampled_from([8, 16, 32, 64]),
     st.sampled_from([32, 64, 128]),
 )
-texts = st.builds(Texts.alike, st.integers(1, 64), st.integers(1, 512))
+texts = st.builds(MicroBatch.uniform, st.integers(1, 64), st.integers(1, 512))
 
 
 @settings(deadline=None)
@@ -296,7 +297,7 @@ def test_cutting_and_checkpointing_never_need_more_memory(shape, some, tensor):
 @given(shapes, texts, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]))
 def test_more_texts_take_longer_and_no_part_is_negative(shape, some, tensor, accumulate):
     layout = {"gpus": 64, "tensor": tensor, "fsdp": 8, "accumulate": accumulate}
-    more = Texts(2 * some.num_texts, 2 * some.num_tokens, 2 * some.num_pairs, 2 * some.num_true_pairs)
+    more = MicroBatch(2 * some.num_sequences, 2 * some.num_tokens, 2 * some.num_tiled_pairs, 2 * some.num_pairs)
     one, two = estimate(shape, some, **layout), estimate(shape, more, **layout)
     assert two.time.total >= one.time.total * (1 - 1e-9)
     assert two.memory.total >= one.memory.total

@@ -5,19 +5,19 @@ import pytest
 
 from megabert.errors import ConfigError
 from megabert.planner.hardware import GPUS, MEGABERT, NETWORKS
-from megabert.planner.search import ALL, Question, choose, estimate_all, scale, settings
-from megabert.planner.workload import Work
+from megabert.planner.search import ALL, PlanRequest, choose, estimate_all, layout_settings, scale
+from megabert.planner.workload import Workload
 
-QUESTION = Question(Work(NETWORKS["345m"]), GPUS["h100"], gpus=8, gpus_per_node=8, batch=1024, length=512)
+REQUEST = PlanRequest(Workload(NETWORKS["345m"]), GPUS["h100"], gpus=8, gpus_per_node=8, batch=1024, length=512)
 
 
 def test_every_layout_goes_through_the_whole_batch():
-    for estimate in estimate_all(QUESTION):
+    for estimate in estimate_all(REQUEST):
         assert estimate.tokens == 1024 * 512
 
 
 def test_those_that_fit_come_first_and_fastest_first():
-    estimates = estimate_all(replace(QUESTION, work=Work(NETWORKS["8.3b"]), length=1024))
+    estimates = estimate_all(replace(REQUEST, workload=Workload(NETWORKS["8.3b"]), length=1024))
     fits = [estimate.fits for estimate in estimates]
     assert True in fits and False in fits
     assert fits == sorted(fits, reverse=True)
@@ -26,53 +26,53 @@ def test_those_that_fit_come_first_and_fastest_first():
 
 
 def test_the_simplest_of_those_about_as_fast_is_chosen():
-    best = choose(estimate_all(replace(QUESTION, gpus=1)))
+    best = choose(estimate_all(replace(REQUEST, gpus=1)))
     assert best is not None
     assert not best.layout.activation_checkpointing
-    assert settings(best) == {
+    assert layout_settings(best) == {
         "trainer.devices": 1,
         "trainer.accumulate_grad_batches": best.layout.accumulate,
-        "model.train_ds.batch_size": round(best.texts.num_texts),
+        "model.train_ds.batch_size": round(best.micro_batch.num_sequences),
         "trainer.precision": "bf16",
     }
 
 
 def test_a_network_too_large_for_one_gpu_has_no_best_layout_there():
-    question = replace(QUESTION, work=Work(NETWORKS["8.3b"]), gpus=1, length=1024)
-    assert choose(estimate_all(question)) is None
-    points = scale(question, [1, 8], is_weak=True)
+    request = replace(REQUEST, workload=Workload(NETWORKS["8.3b"]), gpus=1, length=1024)
+    assert choose(estimate_all(request)) is None
+    points = scale(request, [1, 8], is_weak=True)
     assert points[0].estimate is None and points[0].efficiency is None
     assert points[-1].estimate is not None
 
 
 def test_what_the_user_has_settled_is_kept():
-    estimates = estimate_all(replace(QUESTION, tensor=2, fsdp=ALL, activation_checkpointing=True, sequence=False))
+    estimates = estimate_all(replace(REQUEST, tensor=2, fsdp=ALL, activation_checkpointing=True, sequence=False))
     (one,) = estimates
     layout = one.layout
     assert (layout.tensor, layout.fsdp, layout.sequence, layout.activation_checkpointing) == (2, 4, False, True)
-    words = settings(one)
+    words = layout_settings(one)
     assert words["parallel.tensor"] == 2 and words["parallel.fsdp"] == 4
     assert words["parallel.activation_checkpointing"] == "true"
 
 
 def test_settled_layouts_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="attention heads"):
-        estimate_all(replace(QUESTION, tensor=32, gpus=32, gpus_per_node=32))
-    with pytest.raises(ConfigError, match="shared out evenly among 8"):
-        estimate_all(replace(QUESTION, tensor=1, batch=100))
+        estimate_all(replace(REQUEST, tensor=32, gpus=32, gpus_per_node=32))
+    with pytest.raises(ConfigError, match="divide evenly among 8"):
+        estimate_all(replace(REQUEST, tensor=1, batch=100))
     with pytest.raises(ConfigError, match="needs two GPUs"):
-        estimate_all(replace(QUESTION, gpus=1, sequence=True))
+        estimate_all(replace(REQUEST, gpus=1, sequence=True))
 
 
 def test_weak_scaling_of_one_gpu_is_whole():
-    points = scale(QUESTION, [1, 8, 64], is_weak=True)
+    points = scale(REQUEST, [1, 8, 64], is_weak=True)
     assert [point.gpus for point in points] == [1, 8, 64]
     assert points[0].efficiency == 1
     assert all(point.efficiency > 0.9 for point in points)
 
 
 def test_a_constant_batch_scales_worse_the_more_gpus_share_it():
-    points = scale(QUESTION, [1, 8, 64, 512], is_weak=False)
+    points = scale(REQUEST, [1, 8, 64, 512], is_weak=False)
     efficiencies = [point.efficiency for point in points]
     assert efficiencies == sorted(efficiencies, reverse=True)
     assert efficiencies[-1] < 0.5
@@ -80,8 +80,8 @@ def test_a_constant_batch_scales_worse_the_more_gpus_share_it():
 
 def test_overlap_hides_the_sum_of_gradients():
     def exposed(overlap):
-        question = replace(QUESTION, tensor=1, fsdp=1, program=replace(MEGABERT, overlap=overlap))
-        return choose(estimate_all(question)).time.data_communication
+        request = replace(REQUEST, tensor=1, fsdp=1, implementation=replace(MEGABERT, overlap=overlap))
+        return choose(estimate_all(request)).time.data_communication
 
     assert exposed(0.0) > exposed(0.5) > exposed(1.0) == 0
 

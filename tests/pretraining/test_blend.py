@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from megabert.data.packing import Features
 from megabert.errors import ConfigError
-from megabert.pretraining.blend import Blend, SequenceCorpus, parse_blend, share_out
+from megabert.pretraining.blend import Blend, SequenceCorpus, apportion, parse_blend
 
 
 class Numbered(SequenceCorpus):
@@ -22,7 +22,7 @@ class Numbered(SequenceCorpus):
     def lengths(self, number):
         return np.arange(self.size) + 3
 
-    def text(self, index, number):
+    def sequence(self, index, number):
         ids = np.array([self.name, index, number] + [0] * index)
         return Features(ids, np.zeros_like(ids))
 
@@ -71,14 +71,14 @@ def test_lengths_are_those_of_the_texts_and_an_epoch_needs_none_before_it(sizes,
 
 @given(st.integers(0, 1000), st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
 def test_shares_add_up_and_are_less_than_one_off(total, weights):
-    parts = share_out(total, weights)
+    parts = apportion(total, weights)
     assert sum(parts) == total
     assert all(abs(part - total * weight / sum(weights)) < 1 for part, weight in zip(parts, weights, strict=True))
 
 
 def test_shares_by_hand():
-    assert share_out(10, [0.5, 0.3, 0.2]) == [5, 3, 2]
-    assert share_out(7, [1, 1, 1]) == [3, 2, 2]
+    assert apportion(10, [0.5, 0.3, 0.2]) == [5, 3, 2]
+    assert apportion(7, [1, 1, 1]) == [3, 2, 2]
 
 
 def test_blends_are_read_as_megatron_writes_them():

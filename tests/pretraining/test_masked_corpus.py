@@ -15,7 +15,7 @@ DOCUMENTS = [[[5, 6, 7], [8, 9], [10, 11, 12, 13]], [[14, 15]], [[16, 17, 18], [
 
 def corpus(documents=DOCUMENTS, *, order=True, room=9, seed=3, **masking):
     held = InMemoryTokens([[np.array(sentence) for sentence in document] for document in documents])
-    runs = build_sample_mapping(held, 0, len(documents), room, short_share=0.0, seed=seed)
+    runs = build_sample_mapping(held, 0, len(documents), room, short_seq_prob=0.0, seed=seed)
     return MaskedCorpus(held, runs, MaskedSequenceSettings(Masking(**masking), order, seed), TOKENS, "x")
 
 
@@ -27,13 +27,13 @@ def original(item):
 
 def test_without_sentence_order_a_text_is_a_run_of_sentences():
     made = corpus(order=False)
-    assert [original(made.text(index, 0)) for index in range(len(made))] == [
+    assert [original(made.sequence(index, 0)) for index in range(len(made))] == [
         [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 3],
         [2, 14, 15, 3],
         [2, 16, 17, 18, 19, 20, 21, 22, 23, 24, 3],
     ]
     assert made.lengths(0).tolist() == [11, 4, 11]
-    assert set(made.text(0, 0).token_targets) == {"token"}
+    assert set(made.sequence(0, 0).token_targets) == {"token"}
 
 
 def test_segments_are_cut_at_sentences_and_swapped_half_of_the_time():
@@ -41,7 +41,7 @@ def test_segments_are_cut_at_sentences_and_swapped_half_of_the_time():
     cuts = {(5, 6, 7), (5, 6, 7, 8, 9)}
     firsts, swaps = set(), 0
     for number in range(200):
-        item = made.text(0, number)
+        item = made.sequence(0, number)
         ids, order = original(item), item.token_targets["order"]
         end = ids.index(3)
         segments = [tuple(ids[1:end]), tuple(ids[end + 1 : -1])]
@@ -56,7 +56,7 @@ def test_segments_are_cut_at_sentences_and_swapped_half_of_the_time():
 
 
 def test_a_text_of_one_sentence_is_not_asked_for_its_order():
-    item = corpus().text(1, 0)
+    item = corpus().sequence(1, 0)
     assert original(item) == [2, 14, 15, 3]
     assert item.token_targets["order"].tolist() == [NO_TARGET] * 4
     assert item.token_targets["order_weight"][0] == 0
@@ -64,35 +64,39 @@ def test_a_text_of_one_sentence_is_not_asked_for_its_order():
 
 def test_a_text_counts_as_much_as_it_is_asked_for():
     for index in range(3):
-        item = corpus(share=0.4).text(index, 1)
+        item = corpus(masked_lm_prob=0.4).sequence(index, 1)
         asked = int((item.token_targets["token"] != NO_TARGET).sum())
         assert item.weight == asked >= 1
         assert item.token_targets["order_weight"][0] == (0 if index == 1 else asked)
 
 
 def test_masks_are_another_in_each_pass_and_a_function_of_it():
-    made = corpus(order=False, share=0.3)
-    texts = [made.text(0, number).token_ids.tolist() for number in range(20)]
+    made = corpus(order=False, masked_lm_prob=0.3)
+    texts = [made.sequence(0, number).token_ids.tolist() for number in range(20)]
     assert len({tuple(ids) for ids in texts}) > 5
-    assert texts == [corpus(order=False, share=0.3).text(0, number).token_ids.tolist() for number in range(20)]
-    assert texts != [corpus(order=False, share=0.3, seed=4).text(0, number).token_ids.tolist() for number in range(20)]
+    assert texts == [
+        corpus(order=False, masked_lm_prob=0.3).sequence(0, number).token_ids.tolist() for number in range(20)
+    ]
+    assert texts != [
+        corpus(order=False, masked_lm_prob=0.3, seed=4).sequence(0, number).token_ids.tolist() for number in range(20)
+    ]
 
 
 def test_a_sentence_longer_than_a_text_is_cut_and_no_token_is_lost():
     made = corpus([[list(range(5, 30)), [30, 31]]], room=8)
-    found = [token for index in range(len(made)) for token in original(made.text(index, 0)) if token > 4]
+    found = [token for index in range(len(made)) for token in original(made.sequence(index, 0)) if token > 4]
     assert sorted(found) == list(range(5, 32))
-    assert made.lengths(0).tolist() == [len(made.text(index, 0)) for index in range(len(made))]
+    assert made.lengths(0).tolist() == [len(made.sequence(index, 0)) for index in range(len(made))]
 
 
 def test_tokens_beyond_the_vocabulary_are_named():
     with pytest.raises(InputError, match=r"x holds the token 99; the vocabulary has 49\. Build it with"):
-        corpus([[[5, 99]]]).text(0, 0)
+        corpus([[[5, 99]]]).sequence(0, 0)
 
 
 def test_the_fingerprint_tells_other_texts_and_other_plans():
     same = corpus().fingerprint()
     assert corpus().fingerprint() == same
-    others = [corpus(DOCUMENTS[:2]), corpus(order=False), corpus(share=0.2), corpus(room=5), corpus(seed=4)]
+    others = [corpus(DOCUMENTS[:2]), corpus(order=False), corpus(masked_lm_prob=0.2), corpus(room=5), corpus(seed=4)]
     changed = [[[5, 6, 8], *DOCUMENTS[0][1:]], *DOCUMENTS[1:]]
     assert same not in {item.fingerprint() for item in [*others, corpus(changed)]}

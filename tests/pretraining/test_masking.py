@@ -18,7 +18,7 @@ def choose(masking=None, seed=0, continuation=CONTINUATION, maskable=MASKABLE):
 @pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 1.0])
 def test_words_are_whole_and_special_tokens_stay(share):
     for seed in range(200):
-        places = set(choose(Masking(share=share), seed).tolist())
+        places = set(choose(Masking(masked_lm_prob=share), seed).tolist())
         assert not places & {0, 8, 12}
         assert 1 <= len(places) <= max(1, round(share * 13))
         assert all(word <= places or not word & places for word in WORDS)
@@ -42,20 +42,21 @@ def test_runs_of_words_are_as_frequent_as_megatron_s():
     # The first run decides, and only one of three words makes the whole; two runs rarely touch.
     wholes = 0
     for seed in range(4000):
-        places = choose(Masking(share=3 / 400), seed, np.zeros(400, dtype=bool), np.ones(400, dtype=bool))
+        places = choose(Masking(masked_lm_prob=3 / 400), seed, np.zeros(400, dtype=bool), np.ones(400, dtype=bool))
         wholes += int(len(places) == 3 and places[2] - places[0] == 2)
     assert wholes / 4000 == pytest.approx(2 / 11, abs=0.03)
 
 
 def test_runs_end_before_special_tokens():
     for seed in range(100):
-        places = choose(Masking(share=1.0, largest_ngram=5), seed).tolist()
+        places = choose(Masking(masked_lm_prob=1.0, max_ngram=5), seed).tolist()
         assert 8 not in places
 
 
 def test_pieces_alone():
     found = {
-        tuple(choose(Masking(share=0.08, whole_words=False, largest_ngram=1), seed).tolist()) for seed in range(300)
+        tuple(choose(Masking(masked_lm_prob=0.08, whole_words=False, max_ngram=1), seed).tolist())
+        for seed in range(300)
     }
     assert found == {(place,) for place in np.flatnonzero(MASKABLE)}
 

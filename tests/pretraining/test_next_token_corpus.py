@@ -66,14 +66,14 @@ def test_texts_of_a_pass_are_its_documents_end_to_end(sizes, length):
         stream = np.concatenate([np.arange(bounds[item], bounds[item + 1]) for item in order])
         assert len(made) == (len(stream) - 1) // length
         for index in range(len(made)):
-            item = made.text(index, number)
+            item = made.sequence(index, number)
             assert item.token_ids.tolist() == stream[index * length : (index + 1) * length].tolist()
             assert item.token_targets["token"].tolist() == stream[index * length + 1 :][:length].tolist()
             assert item.weight == length
 
 
 def test_nothing_is_asked_behind_an_end_of_document_if_so_set():
-    item = corpus([3, 3], 5, unasked=[5]).text(0, 0)
+    item = corpus([3, 3], 5, no_loss_after=[5]).sequence(0, 0)
     assert 5 in item.token_ids
     masked = item.token_targets["token"] == NO_TARGET
     assert item.token_ids[masked].tolist() == [5]
@@ -83,7 +83,7 @@ def test_nothing_is_asked_behind_an_end_of_document_if_so_set():
 def test_sequences_of_a_document_are_read_end_to_end():
     tokens = InMemoryTokens([[np.array([1, 2]), np.array([3]), np.array([4, 5, 6])]])
     made = NextTokenCorpus(tokens, (0, 1), 2, vocabulary_size=9, seed=0, source="x")
-    assert [made.text(index, 0).token_ids.tolist() for index in range(len(made))] == [[1, 2], [3, 4]]
+    assert [made.sequence(index, 0).token_ids.tolist() for index in range(len(made))] == [[1, 2], [3, 4]]
 
 
 def test_a_corpus_that_is_too_short_has_no_texts():
@@ -93,4 +93,4 @@ def test_a_corpus_that_is_too_short_has_no_texts():
 
 def test_tokens_beyond_the_vocabulary_are_named():
     with pytest.raises(InputError, match="x holds the token 5; the vocabulary has 3"):
-        corpus([6], 5, vocabulary_size=3).text(0, 0)
+        corpus([6], 5, vocabulary_size=3).sequence(0, 0)

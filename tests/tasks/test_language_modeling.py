@@ -55,7 +55,7 @@ def test_training_validates_as_the_plain_network_computes(task, tmp_path, corpus
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     stored = next(row for row in rows if row["split"] == "validation")
     predictor = load_run(tmp_path / "run", accelerator="cpu")
-    model, made = predictor.model, predictor.task
+    model, made = predictor.session.model, predictor.task
     features = made.features(made.read_data(made.settings.model.validation_ds), predictor.tokenizer, with_targets=True)
     sums, num_asked, orders = 0.0, 0, []
     for item in features:  # text by text, logits over the whole vocabulary

@@ -178,7 +178,7 @@ def test_loss_is_the_cross_entropy_over_each_window_s_own_tokens():
         for side in (0, 1):
             expected -= 0.5 * float(torch.log_softmax(own[:, side], 0)[feature.targets["span"][side]])
     for filled_up in (None, BatchSize(100, 20)):
-        batch = pack(features, longest=20, pad_id=0, size=filled_up)
+        batch = pack(features, max_seqlen=20, pad_id=0, size=filled_up)
         leaf = logits[: len(batch.token_ids_T)].clone().requires_grad_()
         loss = qa.loss(leaf, batch)
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from megabert.errors import CheckpointError
-from megabert.training.log import RunLog, read_metrics
+from megabert.training.log import RunLog
+from megabert.training.metrics_file import read_metrics
 from megabert.training.plots import plot_curves
 
 
@@ -110,7 +111,7 @@ def test_a_damaged_line_before_the_last_is_refused_by_number(tmp_path, damaged):
     file = write_steps(tmp_path, (1, 2))
     first, second = file.read_text().splitlines()
     file.write_text(f"{first}\n{damaged}\n{second}\n")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2 is not a line of figures"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2 is not a line of metrics"):
         open_log(tmp_path, first_step=2)
 
 

@@ -13,11 +13,13 @@ import torch
 
 import megabert
 from megabert.checkpoints.native import run_checkpoints as run
+from megabert.config.intervals import Intervals
 from megabert.config.parser import compose
 from megabert.errors import CheckpointError, ConfigError, InputError
+from megabert.parallel.execution import find_obstacle
 from megabert.tasks.question_answering import QuestionAnsweringSettings
-from megabert.training import job
-from megabert.training.intervals import Schedule
+from megabert.training import run as training_run
+from megabert.training import saver
 
 TINY = (
     "model.language_model.config={hidden_size: 32, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64}"
@@ -49,7 +51,9 @@ def settings(squad_file, vocab_file, folder, *more):
 
 def train(*arguments):
     said = []
-    outcome = job.train("question_answering", settings(*arguments), home=arguments[2].parent / "home", say=said.append)
+    outcome = training_run.train(
+        "question_answering", settings(*arguments), home=arguments[2].parent / "home", log=said.append
+    )
     return outcome, said
 
 
@@ -118,12 +122,12 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(squad_file, vocab_fil
     )
     copies = tmp_path / "copies"
 
-    original = run.prune
-    run.prune = lambda *arguments, **more: None
+    original = saver.prune
+    saver.prune = lambda *arguments, **more: None
     try:
         train(squad_file, vocab_file, parts, *common, *save)
     finally:
-        run.prune = original
+        saver.prune = original
     for entry in run.list_checkpoints(parts):
         if entry.step > stop_at:
             copies.mkdir(exist_ok=True)
@@ -198,7 +202,7 @@ def test_a_finished_run_is_not_trained_again_unless_asked(squad_file, vocab_file
     train(*common, "trainer.max_epochs=1")
     with pytest.raises(ConfigError, match="holds a run already"):
         train(*common, "trainer.max_epochs=1")
-    with pytest.raises(ConfigError, match="came to its end at step 2"):
+    with pytest.raises(ConfigError, match="is complete at step 2"):
         train(*common, "trainer.max_epochs=2", "exp_manager.resume_if_exists=true")
     outcome, _ = train(
         *common, "trainer.max_epochs=2", "exp_manager.resume_if_exists=true", "exp_manager.resume_past_end=true"
@@ -274,11 +278,11 @@ def test_training_works_in_a_thread(squad_file, vocab_file, tmp_path):
     assert megabert.load(tmp_path / "run", accelerator="cpu").task.name() == "question_answering"
 
 
-def schedule(**changes):
+def intervals(**changes):
     values = {
         "total_steps": 10, "accumulate": 2, "validate_every": 0, "save_every": 0, "steps_per_epoch": 5,
     } | changes  # fmt: skip
-    return Schedule(**values)
+    return Intervals(**values)
 
 
 @pytest.mark.parametrize(
@@ -286,13 +290,13 @@ def schedule(**changes):
     [(0, [10]), (4, [2, 4, 6, 8, 10]), (5.0, [3, 5, 8, 10]), (1, list(range(1, 11))), (2.5, [2, 3, 4, 5, 7, 8, 9, 10])],
 )
 def test_validations_fall_on_the_first_step_after_their_time(every, expected):
-    due = [step for step in range(11) if schedule(validate_every=every).validates_after(step)]
+    due = [step for step in range(11) if intervals(validate_every=every).validates_after(step)]
     assert due == expected
 
 
 def test_epochs_count_by_steps():
-    assert schedule().epoch(5) == 1.0
-    assert schedule().epoch(7) == 1.4
+    assert intervals().epoch(5) == 1.0
+    assert intervals().epoch(7) == 1.4
 
 
 @pytest.mark.parametrize(
@@ -300,13 +304,13 @@ def test_epochs_count_by_steps():
     [
         ([], "bf16", True, None),
         ([], "bf16", False, "no attention kernel for heads of 48"),
-        ([], "16", True, "the loss scale decides"),
-        (["model.optim.name=sgd"], "bf16", True, "the optimizer sgd cannot be; adam, adamw can"),
+        ([], "16", True, "the host reads the loss scale"),
+        (["model.optim.name=sgd"], "bf16", True, "the optimizer sgd cannot be captured; adam, adamw can"),
     ],
 )
 def test_what_keeps_steps_from_being_recorded_is_said(words, precision, has_kernel, expected):
     composed = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
-    found = job._obstacle(composed, precision, 48, has_kernel=has_kernel)
+    found = find_obstacle(composed.parallel, composed.model.optim.name, precision, 48, has_kernel=has_kernel)
     assert found is None if expected is None else expected in found
 
 
@@ -317,8 +321,8 @@ def test_another_batch_size_or_place_of_the_file_finds_the_texts_again(squad_fil
     moved.write_bytes(squad_file.read_bytes())
     for number, more in enumerate([(), ("model.train_ds.batch_size=1",), (f"model.train_ds.file={moved}",)]):
         own = settings(squad_file, vocab_file, tmp_path / str(number), "trainer.max_epochs=1", *more)
-        job.train("question_answering", own, home=home, say=lambda line: None)
+        training_run.train("question_answering", own, home=home, log=lambda line: None)
     assert len(list((home / "texts").iterdir())) == 1
     own = settings(squad_file, vocab_file, tmp_path / "3", "trainer.max_epochs=1", "model.dataset.doc_stride=15")
-    job.train("question_answering", own, home=home, say=lambda line: None)
+    training_run.train("question_answering", own, home=home, log=lambda line: None)
     assert len(list((home / "texts").iterdir())) == 2

@@ -59,7 +59,7 @@ def losses(made, loader, steps):
 
 
 def loader(**changes):
-    return BatchSampler(features(), **({"batch_size": 6, "longest": 40, "pad_id": 0, "seed": 1} | changes))
+    return BatchSampler(features(), **({"batch_size": 6, "max_seqlen": 40, "pad_id": 0, "seed": 1} | changes))
 
 
 def test_a_step_is_that_of_plain_pytorch():
@@ -95,14 +95,14 @@ def test_micro_batches_add_up(precision):
 def test_lower_precision_keeps_masters_and_a_head_of_float32():
     network = model()
     made = stepper(network, precision="bf16")
-    before = {name: master.detach().clone() for name, master in made.masters.items()}
-    assert {master.dtype for master in made.masters.values()} == {torch.float32}
+    before = {name: master.detach().clone() for name, master in made.master_weights.items()}
+    assert {master.dtype for master in made.master_weights.values()} == {torch.float32}
     assert network.encoder.layers[0].mlp.up.weight.dtype == torch.bfloat16
     assert network.head.out.weight.dtype == torch.float32
     losses(made, loader(), 2)
     for name, parameter in network.named_parameters():
-        assert not torch.equal(made.masters[name], before[name]), name
-        assert torch.equal(parameter, made.masters[name].to(parameter.dtype)), name
+        assert not torch.equal(made.master_weights[name], before[name]), name
+        assert torch.equal(parameter, made.master_weights[name].to(parameter.dtype)), name
 
 
 def test_lower_precision_learns_alike():
@@ -130,14 +130,14 @@ def test_a_loss_that_is_not_finite_updates_nothing(record):
         source = BatchSampler(clean, 6, 40, 0, seed=1, static_epochs=1)
         made.step(source.step(0), 1e-3, 0)
         made.step(source.step(1), 1e-3, 1)
-        before = {name: master.detach().clone() for name, master in made.masters.items()}
+        before = {name: master.detach().clone() for name, master in made.master_weights.items()}
         figures = made.step(poisoned(source, 2), 1e-3, 2)
         assert not figures[0].isfinite()
-        for name, master in made.masters.items():
+        for name, master in made.master_weights.items():
             torch.testing.assert_close(master, before[name], equal_nan=True, atol=0, rtol=0)
         if record:  # nor afterwards: the host hears of it late
             made.step(source.step(3), 1e-3, 3)
-            for name, master in made.masters.items():
+            for name, master in made.master_weights.items():
                 torch.testing.assert_close(master, before[name], equal_nan=True, atol=0, rtol=0)
 
 
@@ -231,10 +231,10 @@ def test_the_fused_step_is_pytorch_s(name, dtype):
     copies = {weight: torch.nn.Parameter(weight.detach().bfloat16()) for weight in weights.values()}
     optimizer, expected = build_optimizer(weights, settings), build_optimizer(plain, settings)
     fused = FusedAdam(optimizer, copies)
-    fused.rate.fill_(1e-2)
+    fused.learning_rate.fill_(1e-2)
     for _ in range(5):
         gradients = {weight: torch.randn_like(weight).to(dtype) for weight in weights.values()}
-        fused.take(gradients)
+        fused.set_gradients(gradients)
         norm = total_norm(list(gradients.values()))
         for weight, same in zip(weights.values(), plain.values(), strict=True):
             same.grad = gradients[weight].float().clone()

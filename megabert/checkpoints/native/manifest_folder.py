@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...data.prefetch import prefetch
 from ...errors import CheckpointError
-from ...storage import put_in_place, whole_folder
+from ...storage import atomic_folder, replace_folder
 from ..files.containers import SAFETENSORS_DTYPES, open_file
 from ..files.lazy_tensor import LazyTensor, Loaded, Readable
 
@@ -105,7 +105,7 @@ def write(
     `facts` go into the manifest beside the files' sums.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(final) as partial, ThreadPoolExecutor(max(len(tensors), 1)) as writers:
+    with atomic_folder(final) as partial, ThreadPoolExecutor(max(len(tensors), 1)) as writers:
         names = {group: f"{group}.safetensors" for group in tensors}
         jobs = {group: writers.submit(_write_tensors, partial / names[group], tensors[group]) for group in tensors}
         sums = {names[group]: job.result() for group, job in jobs.items()}
@@ -141,7 +141,7 @@ def write_together(
     def finish() -> None:
         if part == 0:
             _write_documents(partial, sums, documents, texts, facts)
-            put_in_place(partial, final)
+            replace_folder(partial, final)
 
     try:
         _all_do(begin, all_gather_text)

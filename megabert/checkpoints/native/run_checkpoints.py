@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...storage import set_aside
+from ...storage import rename_aside
 from ..files.lazy_tensor import Readable
 from ..native import manifest_folder as folders
 from .manifest_folder import MANIFEST, Contents, OpenFolder
@@ -114,7 +114,7 @@ def prune(run: Path, mode: str, keep_best: int) -> None:
     kept = {entry.path for entry in _ranked(entries, mode)[:keep_best]} | ({last.path} if last else set())
     for entry in entries:
         if entry.path not in kept:
-            shutil.rmtree(set_aside(entry.path))
+            shutil.rmtree(rename_aside(entry.path))
     for leftover in (run / CHECKPOINTS).glob("*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -1,0 +1,80 @@
+"""How a network is executed: device, precision, compilation, static batch sizes, steps without host synchronization."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..config.schema import ParallelSettings, TrainerSettings
+from ..model.config import EncoderConfig
+from ..model.precision import resolve_precision, resolve_static_batches
+
+# Optimizers whose update is a kernel of the package, which a CUDA graph can capture.
+FUSED_OPTIMIZERS = ("adam", "adamw")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Decisions on how a training computes, each made once from the settings and the device."""
+
+    device: torch.device
+    precision: str
+    is_compiled: bool
+    has_static_batches: bool
+    """Every micro-batch is filled to one size, so that steps can be captured in a CUDA graph."""
+    is_sync_free: bool
+    """Steps run without host synchronization."""
+    obstacle: str | None
+    """Why steps on a GPU cannot be captured in a CUDA graph although trainer.cuda_graph is set."""
+
+    def facts(self) -> dict[str, str]:
+        """Name the GPU model, or the CPU with its number of threads, and the precision."""
+        is_gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if is_gpu else f"cpu, {torch.get_num_threads()} threads"
+        return {"device": name, "precision": self.precision}
+
+
+def resolve_execution(
+    trainer: TrainerSettings, parallel: ParallelSettings, optimizer: str, device: torch.device, config: EncoderConfig
+) -> Execution:
+    """Settle how to compute on a device. Raises ConfigError where the precision is not possible on it."""
+    is_compiled = resolve_compile(trainer.compile, device)
+    precision = resolve_precision(trainer.precision, device)
+    is_static = resolve_static_batches(trainer.cuda_graph, device, config, precision)
+    obstacle = None
+    if trainer.cuda_graph and device.type == "cuda":
+        obstacle = find_obstacle(parallel, optimizer, precision, config.head_dim, has_kernel=is_static)
+    return Execution(
+        device=device,
+        precision=precision,
+        is_compiled=is_compiled,
+        has_static_batches=is_static,
+        is_sync_free=is_static and supports_sync_free(optimizer, precision),
+        obstacle=obstacle,
+    )
+
+
+def resolve_compile(requested: bool | None, device: torch.device) -> bool:
+    """Settle whether layers are compiled; None: on a GPU."""
+    return device.type == "cuda" if requested is None else requested
+
+
+def supports_sync_free(optimizer: str, precision: str) -> bool:
+    """Whether a step needs no host: there is an optimizer kernel, and no loss scale, which the host must read."""
+    return optimizer in FUSED_OPTIMIZERS and precision != "16"
+
+
+def find_obstacle(
+    parallel: ParallelSettings, optimizer: str, precision: str, head_dim: int, *, has_kernel: bool
+) -> str | None:
+    """Say why steps on a GPU cannot be captured in a CUDA graph; None where they can."""
+    if not has_kernel:
+        return f"there is no attention kernel for heads of {head_dim} in this installation (Triton; 16, 32, 64 or 128)"
+    if parallel.fsdp != 1:
+        return "FSDP allocates the memory of gathered weights as it needs it (parallel.fsdp)"
+    if parallel.activation_checkpointing:
+        return "recomputed layers restore the random number generator's state (parallel.activation_checkpointing)"
+    if precision == "16":
+        return "with precision 16 the host reads the loss scale at each step; bf16 can be captured"
+    if optimizer not in FUSED_OPTIMIZERS:
+        return f"the optimizer {optimizer} cannot be captured; {', '.join(FUSED_OPTIMIZERS)} can"
+    return None

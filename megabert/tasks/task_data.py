@@ -1,0 +1,131 @@
+"""Training and validation data of a task as features; training features come from the content-addressed cache."""
+
+import importlib.metadata
+import inspect
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .. import __version__
+from ..config.schema import DataSettings, ModelSettings, Settings
+from ..data import feature_cache
+from ..data.packing import Features
+from ..errors import ConfigError, InputError
+from ..tokenizers.wordpiece import Tokenizer
+from .task import Task
+
+# The code of these rooms determines features, besides the task's own.
+ROOMS_IN_KEY = ("formats", "tokenizers", "data")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokenized training examples; a long example has several features, one a window."""
+
+    features: Sequence[Features]
+    num_examples: int
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages on which results depend."""
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "tokenizers")}
+    return {"megabert": __version__, "python": platform.python_version(), **installed}
+
+
+def check_data_files(task: Task[Any, Any], settings: Settings) -> None:
+    """Look for the data files before the network is loaded, which takes longer. Raises ConfigError or InputError."""
+    model = settings.model
+    if settings.do_training and not task.files(model.train_ds):
+        raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
+    for name in ("train_ds", "validation_ds", "test_ds"):
+        data: DataSettings = getattr(model, name)
+        for file in task.files(data):
+            if not Path(file).is_file():
+                raise InputError(f"model.{name}: {file} does not exist.")
+        if data.batch_size < 1:
+            raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
+
+
+def load_training_data(
+    task: Task[Any, Any],
+    tokenizer: Tokenizer,
+    settings: ModelSettings,
+    cache_folder: Path,
+    *,
+    learn_labels: bool,
+) -> TrainingData:
+    """Read and tokenize model.train_ds, or load its features from the cache.
+
+    With `learn_labels` (for a new head) the task takes its labels from the examples. Raises InputError at a label that
+    the head does not have.
+    """
+    data = settings.train_ds
+    uses_cache = data.use_cache and task.caches_features
+    key = ""
+    if uses_cache:
+        facts = [_settings_in_key(settings), tokenizer.lower_case, software_versions(), learn_labels, task.state()]
+        key = feature_cache.digest(
+            json.dumps(facts, default=str).encode(),
+            *(content.encode() for content in tokenizer.files().values()),
+            *(path.read_bytes() for path in [*map(Path, task.files(data)), *_code_files(task)]),
+        )
+        cached = feature_cache.load(cache_folder, key)
+        if cached is not None:
+            task.restore_state(cached.meta["state"])
+            return TrainingData(cached, cached.meta["num_examples"])
+    examples = task.read_data(data)
+    if learn_labels:
+        task.learn_labels(examples)
+    for label, place in task.unseen_labels(examples).items():
+        raise InputError(
+            f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
+            "with model.head.reset=true for another set of labels."
+        )
+    features = task.features(examples, tokenizer, with_targets=True)
+    if uses_cache and features:
+        feature_cache.save(cache_folder, key, features, {"num_examples": len(examples), "state": task.state()})
+    return TrainingData(features, len(examples))
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """Validation examples with their features; empty where the settings name no file."""
+
+    examples: Sequence[Any]
+    features: Sequence[Features]
+    unseen_labels: Sequence[str]
+    """Labels that the training data lack: they count as errors."""
+
+
+def load_validation_data(task: Task[Any, Any], tokenizer: Tokenizer, settings: DataSettings) -> ValidationData:
+    """Read and tokenize a validation set."""
+    examples = task.read_data(settings) if task.files(settings) else []
+    features = task.features(examples, tokenizer, with_targets=True)
+    return ValidationData(examples, features, list(task.unseen_labels(examples)))
+
+
+def _settings_in_key(settings: ModelSettings) -> dict[str, Any]:
+    """Return the settings that determine features; the files' content is in the key itself."""
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(settings))
+    for block in ("optim", "language_model", "validation_ds", "test_ds"):
+        del tree[block]
+    return tree | {"train_ds": {"num_samples": settings.train_ds.num_samples}}
+
+
+def _code_files(task: Task[Any, Any]) -> list[Path]:
+    """List the files of the task's code, of what it inherits, and of the rooms in the key."""
+    package = Path(__file__).parent.parent
+    members: list[Any] = [member for cls in type(task).__mro__ for member in vars(cls).values()]
+    own = {Path(member.__code__.co_filename) for member in members if inspect.isfunction(member)}
+    return sorted(own | {file for room in ROOMS_IN_KEY for file in (package / room).glob("*.py")})
+
+
+def _first_labels(task: Task[Any, Any]) -> str:
+    labels = [label for value in task.state().values() if isinstance(value, list) for label in value]
+    names = [label for label in labels if isinstance(label, str)]
+    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"

@@ -1,0 +1,177 @@
+"""Run a PyTorch network over features: packed batches, prefetch, overlapped copies, CUDA graphs, several ranks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .data.packing import Batch, Features
+from .data.prefetch import prefetch
+from .data.sampler import EvaluationBatches, sequence_lengths
+from .inference import EvaluationStopped, ProgressCallback, SessionOutput
+from .kernels.cuda_graph import CapturedGraph, side_stream
+from .model.heads import TaskModel
+from .parallel.process_group import SINGLE_PROCESS, World
+
+Loss = Callable[[Tensor, Batch], Tensor]
+# Capturing a CUDA graph takes about as long as this many batches.
+MIN_BATCHES_TO_CAPTURE = 4
+
+
+@dataclass(frozen=True)
+class TorchSession:
+    """A network on its device.
+
+    Of several ranks each runs its share of the batches and all return all logits: they must make the same calls.
+    """
+
+    model: TaskModel
+    loss: Loss
+    """The task's loss, summed over a batch."""
+    device: torch.device
+    precision: str = "32"
+    """What the encoder computes in; its weights are cast already."""
+    is_static: bool = False
+    """Batches are filled to one static size, and captured in a CUDA graph unless FSDP shards the network."""
+    world: World = SINGLE_PROCESS
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the head computes losses from the batch's targets instead of logits."""
+        return self.model.head.takes_targets
+
+    def run(
+        self,
+        features: Sequence[Features],
+        *,
+        batch_size: int,
+        max_length: int,
+        pad_id: int,
+        with_loss: bool = False,
+        progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> SessionOutput:
+        """Compute logits of all features, as `Session.run` describes."""
+        logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
+        batches = EvaluationBatches(
+            features,
+            batch_size,
+            max_length,
+            pad_id,
+            static_size=self.is_static,
+            data_rank=self.world.data_rank,
+            data_size=self.world.data_size,
+        )
+        width = 0
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with side_stream(self.device):
+                forward = _ForwardPasses(self, len(batches), with_loss=with_loss)
+                for number, (indices, batch, array) in enumerate(forward(batches), start=1):
+                    width = array.shape[1]
+                    if self.model.head.is_per_sequence:
+                        parts = list(array[: len(indices)])
+                    else:
+                        parts = np.split(array, batch.cu_seqlens_N1[1:].tolist())[: len(indices)]
+                    for index, part in zip(indices, parts, strict=True):
+                        logits[index] = part
+                    if progress is not None:
+                        progress(number, len(batches))
+                    if should_stop is not None and should_stop():
+                        raise EvaluationStopped
+                loss, weight = float(forward.loss_sum), forward.weight
+        finally:
+            self.model.train(was_training)
+        if self.world.size > 1 and len(batches):
+            logits = self._all_gather_logits(logits, sequence_lengths(features), width)
+            loss, weight = self._all_reduce(np.array([loss, weight])).tolist()
+        return SessionOutput(logits, loss / weight if with_loss and weight else None)
+
+    def _all_gather_logits(
+        self, own: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
+    ) -> list[NDArray[np.float32]]:
+        """Gather the logits of all ranks: each fills in its own, zeros elsewhere, and they are summed."""
+        is_per_sequence = self.model.head.is_per_sequence
+        shapes = [(width,) if is_per_sequence else (int(length), width) for length in lengths]
+        filled = [item if item.size else np.zeros(shape) for item, shape in zip(own, shapes, strict=True)]
+        flat = self._all_reduce(np.concatenate([item.astype(np.float32).ravel() for item in filled]))
+        ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
+
+    def _all_reduce(self, numbers: NDArray[np.floating]) -> NDArray[np.floating]:
+        # Tensor-parallel ranks have the same logits: only rank 0 of the tensor axis contributes.
+        tensor = torch.from_numpy(numbers if self.world.tensor_rank == 0 else np.zeros_like(numbers))
+        self.world.all_reduce(tensor)
+        return tensor.numpy()
+
+
+class _ForwardPasses:
+    """Forward passes over batches; the copy of a batch's logits to the host overlaps the next batch's forward pass."""
+
+    def __init__(self, session: TorchSession, num_batches: int, *, with_loss: bool) -> None:
+        self._session = session
+        self._device = session.device
+        self._with_loss = with_loss
+        self.loss_sum = torch.zeros((), device=self._device)
+        self.weight = 0.0
+        self._static: Batch | None = None
+        self._graph: CapturedGraph[tuple[Tensor, Tensor]] | None = None
+        if session.is_static and session.world.fsdp_size == 1 and num_batches >= MIN_BATCHES_TO_CAPTURE:
+            self._graph = CapturedGraph(lambda: self._compute(self._static), torch.cuda.graph_pool_handle())
+
+    def __call__(self, batches: EvaluationBatches) -> Iterator[tuple[list[int], Batch, NDArray[np.float32]]]:
+        """Yield each batch with the indices of its features and its logits."""
+        previous: tuple[list[int], Batch, Tensor, torch.cuda.Event | None] | None = None
+        # FSDP reuses the memory of gathered weights in training, where inference tensors are not allowed.
+        no_grad = torch.no_grad if self._session.world.fsdp_size > 1 else torch.inference_mode
+        with closing(prefetch(self._pin, batches)) as prefetched:
+            for indices, batch in prefetched:
+                with no_grad():
+                    logits, loss = self._forward(batch)
+                    self.loss_sum += loss
+                    self.weight += batch.weight
+                    current = (indices, batch, *self._copy_to_host(logits))
+                if previous is not None:
+                    yield self._wait(*previous)
+                previous = current
+            if previous is not None:
+                yield self._wait(*previous)
+
+    def _pin(self, item: tuple[list[int], Batch]) -> tuple[list[int], Batch]:
+        indices, batch = item
+        return indices, batch.map(Tensor.pin_memory) if self._device.type == "cuda" else batch
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self._graph is None:
+            return self._compute(batch.to(self._device))
+        if self._static is None:
+            self._static = batch.to(self._device)
+        self._static.copy_from(batch)
+        return self._graph()
+
+    def _compute(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
+        assert batch is not None
+        logits = self._session.model(*batch.inputs()).float()
+        if self._with_loss:
+            return logits, self._session.loss(logits, batch)
+        return logits, torch.zeros((), device=self._device)
+
+    def _copy_to_host(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        if not tensor.is_cuda:
+            return tensor, None
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return host, event
+
+    def _wait(
+        self, indices: list[int], batch: Batch, logits: Tensor, event: torch.cuda.Event | None
+    ) -> tuple[list[int], Batch, NDArray[np.float32]]:
+        if event is not None:
+            event.synchronize()
+        return indices, batch, logits.numpy()

@@ -1,0 +1,69 @@
+"""Evaluate a trained run on a data file and write what an evaluation leaves in a folder.
+
+`megabert evaluate`, a training's test_ds and `do_training=false` go through here.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..build import load_run
+from ..config.schema import DataSettings, Settings
+from ..errors import ConfigError
+from ..inference import Evaluation, Predictor
+from ..metrics.classification import Confusion, confusion, label_report
+from ..storage import atomic_write
+from ..tasks.task import Task
+from .plots import plot_confusion
+
+
+def evaluate_data(
+    predictor: Predictor,
+    data: DataSettings,
+    output_folder: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Predict and score a set of data; with a folder, write scores, predictions and label reports."""
+    if not predictor.task.files(data):
+        raise ConfigError("No data to evaluate. Give file=FILE (in a training: model.test_ds.file=FILE).")
+    result = predictor.evaluate(predictor.task.read_data(data), progress=progress)
+    if output_folder is not None:
+        write_evaluation(output_folder, predictor.task, result)
+    return result
+
+
+def evaluate_test_data(settings: Settings, run: Path) -> Evaluation:
+    """Evaluate a run's best checkpoint on model.test_ds; writes test.json and the folder test/ in the run folder."""
+    trainer, data = settings.trainer, settings.model.test_ds
+    predictor = load_run(run, accelerator=trainer.accelerator, precision=trainer.precision)
+    folder = run if run.is_dir() else run.parent
+    result = evaluate_data(predictor, data, folder / "test")
+    scores = {"file": predictor.task.files(data)[0], **result.scores}
+    atomic_write(folder / "test.json", json.dumps(scores, indent=2) + "\n")
+    return result
+
+
+def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> list[str]:
+    """Write scores.json, predictions in the official scorer's format, label reports and confusion matrices.
+
+    A confusion matrix is a table and, where matplotlib is installed, a picture. Returns the files' names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"scores.json": json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n"}
+    files |= task.write_predictions(folder, result.examples, result.predictions)
+    pairs = task.label_pairs(result.examples, result.predictions)
+    matrices = {kind: confusion(labels) for kind, labels in pairs.items()}
+    for kind, matrix in matrices.items():
+        files[f"report_{kind}.txt"] = label_report(matrix)
+        files[f"confusion_{kind}.tsv"] = _table(matrix)
+    for name, content in files.items():
+        atomic_write(folder / name, content)
+    pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
+    return [*files, *(name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind))]
+
+
+def _table(matrix: Confusion) -> str:
+    rows = [["gold \\ predicted", *matrix.labels]]
+    rows += [[label, *map(str, counts)] for label, counts in zip(matrix.labels, matrix.counts, strict=True)]
+    return "".join("\t".join(row) + "\n" for row in rows)

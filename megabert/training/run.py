@@ -1,0 +1,104 @@
+"""A training from settings to a finished run: join the process group, set up, fit, plot, evaluate the test data."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoints.native.run_checkpoints import Entry, find_best, find_last, open_lazily
+from ..checkpoints.native.run_folder import find_resume_checkpoint, lock_run_folder, run_folder_path, write_run_json
+from ..config.schema import Settings
+from ..errors import Interrupted
+from ..parallel.execution import resolve_compile
+from ..parallel.process_group import connect
+from ..parallel.sharding import warm_up
+from ..tasks import registry
+from ..tasks.task_data import check_data_files
+from .evaluation import evaluate_test_data, write_evaluation
+from .loop import fit
+from .metrics_file import METRICS, read_metrics
+from .plots import plot_curves
+from .resume import check_unchanged, keep_sequences_per_step
+from .setup import log_setup, set_up
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a training: run folder, best checkpoint, scores of the last validation and of test_ds."""
+
+    folder: Path
+    best: Entry
+    monitor: str
+    validation: dict[str, float]
+    test: dict[str, float] | None = None
+
+
+def train(task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None]) -> Outcome | None:
+    """Train as the settings say, on every rank; rank 0 logs, evaluates the test data and returns the outcome."""
+    outcome = _train_on_rank(task_name, settings, home=home, log=log)
+    if outcome is not None and registry.find(task_name)(settings).files(settings.model.test_ds):
+        return replace(outcome, test=evaluate_test_data(settings, outcome.folder).scores)
+    return outcome
+
+
+def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None]) -> Outcome | None:
+    """Train in this process, one of the process group; only rank 0 returns an outcome."""
+    with connect(settings.trainer, settings.parallel) as world, ExitStack() as stack:
+        log = log if world.is_rank_zero else lambda line: None
+        if world.device.type == "cuda" and resolve_compile(settings.trainer.compile, world.device):
+            warm_up(world.device)
+        task = registry.find(task_name)(settings)
+        check_data_files(task, settings)
+        folder = run_folder_path(settings.exp_manager, task.name())
+        if world.is_rank_zero:
+            stack.enter_context(lock_run_folder(folder))
+        # By rank 0's clock, where it is named by date and time; no other rank looks into it before it is locked.
+        folder = Path(world.broadcast_text(str(folder)))
+        resume_command = f"megabert train {task_name} --resume {folder}"
+        world.set_recovery_command(resume_command)
+        checkpoint = find_resume_checkpoint(settings.exp_manager, folder)
+        resumed = None
+        if checkpoint is not None:
+            log(f"Resuming {folder} from step {checkpoint.step}.")
+            resumed = open_lazily(checkpoint.path, groups=("model", "optimizer"))
+            check_unchanged(settings, resumed.documents["settings"])
+            keep_sequences_per_step(settings, resumed.documents, world, log)
+        setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
+        if world.is_rank_zero:
+            write_run_json(folder, setup.documents["run"], settings, setup.intervals.total_steps)
+        log_setup(setup, log)
+        try:
+            last = fit(setup, resumed)
+        except Interrupted as stop:
+            raise Interrupted(f"{stop} Resume with: {resume_command}") from None
+        finally:
+            if world.is_rank_zero:
+                _plot(folder, log)
+        if not world.is_rank_zero:
+            return None
+        if last is not None:
+            write_evaluation(folder / "validation", setup.task, last)
+        best = find_best(folder, setup.mode)
+        assert best is not None, "training ends with a checkpoint"
+        return Outcome(folder, best, setup.monitor, {} if last is None else last.scores)
+
+
+def past_outcome(settings: Settings, task_name: str) -> Outcome | None:
+    """Read the outcome of a training in other processes; None where the folder is named by the time it was made."""
+    folder = run_folder_path(settings.exp_manager, task_name)
+    last = find_last(folder)
+    if last is None:
+        return None
+    facts = open_lazily(last.path, groups=()).documents["run"]
+    best = find_best(folder, facts["mode"])
+    assert best is not None, "a run with a last checkpoint has a best one"
+    lines = [line for line in read_metrics(folder / METRICS) if line["split"] == "validation"]
+    about = ("step", "seconds", "split", "epoch", "val_loss")
+    scores = {name: value for line in lines[-1:] for name, value in line.items() if name not in about}
+    return Outcome(folder, best, facts["monitor"], scores)
+
+
+def _plot(folder: Path, log: Callable[[str], None]) -> None:
+    metrics = folder / METRICS
+    if metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
+        log('No plot: matplotlib is not installed (pip install "megabert[track]").')

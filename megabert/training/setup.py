@@ -1,0 +1,148 @@
+"""Training setup: settings in, everything that the training loop needs out, decided once, from top to bottom."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..build import load_initial_model, model_documents
+from ..checkpoints.native.run_checkpoints import Contents
+from ..config.intervals import Intervals, count_epochs, count_intervals
+from ..config.schema import Settings
+from ..data.packing import Batch
+from ..data.sampler import BatchSampler
+from ..inference import Predictor
+from ..model.heads import TaskModel
+from ..parallel.execution import Execution, resolve_execution
+from ..parallel.process_group import World
+from ..parallel.sharding import Sharding, parallelize
+from ..tasks.task import Task
+from ..tasks.task_data import (
+    TrainingData,
+    ValidationData,
+    load_training_data,
+    load_validation_data,
+    software_versions,
+)
+from ..torch_session import TorchSession
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a training consists of. Each rank has one; ranks differ in their shard of the network and of the data."""
+
+    task_name: str
+    settings: Settings
+    folder: Path
+    world: World
+    execution: Execution
+    task: Task[Any, Any]
+    model: TaskModel
+    sharding: Sharding
+    training_data: TrainingData
+    validation_data: ValidationData
+    train_sampler: BatchSampler
+    predictor: Predictor
+    intervals: Intervals
+    monitor: str
+    """The validation metric by which checkpoints are compared."""
+    mode: str
+    """Which of its values are better: max or min."""
+    documents: dict[str, Any]
+    """JSON documents of a checkpoint that stay the same for the whole run."""
+
+    def load_step(self, step: int) -> tuple[list[Batch], int]:
+        """Pack a step's micro-batches, in pinned memory for a GPU; also returns the number of tokens over all ranks."""
+        batches, num_tokens = self.train_sampler.step(step), self.train_sampler.count_tokens(step)
+        if self.execution.device.type == "cuda":
+            batches = [batch.map(Tensor.pin_memory) for batch in batches]
+        return batches, num_tokens
+
+
+def set_up(
+    task_name: str,
+    settings: Settings,
+    folder: Path,
+    world: World,
+    *,
+    home: Path,
+    resumed: Contents | None,
+    log: Callable[[str], None],
+) -> TrainingSetup:
+    """Load the model and the data, settle how to compute, and shard the model over the ranks.
+
+    `resumed` is the checkpoint to resume from, `home` the cache folder. Raises ConfigError where settings do not fit
+    each other or the model.
+    """
+    trainer, model_settings = settings.trainer, settings.model
+    with world.local_rank_zero_first():
+        initial = load_initial_model(task_name, settings, home=home, resumed=resumed, folder=folder)
+        for note in initial.notes:
+            log(note)
+        task, tokenizer = initial.task, initial.language_model.tokenizer
+        training_data = load_training_data(
+            task, tokenizer, model_settings, home / "texts", learn_labels=initial.needs_head
+        )
+    model = initial.build(settings.seed)
+    execution = resolve_execution(
+        trainer, settings.parallel, model_settings.optim.name, world.device, model.encoder.config
+    )
+    features = training_data.features
+    sampler = BatchSampler(
+        features,
+        model_settings.train_ds.batch_size,
+        task.row_length,
+        tokenizer.pad_id,
+        seed=settings.seed,
+        shuffle=model_settings.train_ds.shuffle,
+        drop_last=model_settings.train_ds.drop_last,
+        accumulate=trainer.accumulate_grad_batches,
+        static_epochs=count_epochs(settings, len(features), world.data_size) if execution.is_sync_free else 0,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
+    )
+    validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
+    checkpoints = settings.exp_manager.checkpoint_callback_params
+    monitor = checkpoints.monitor or task.main_score
+    mode = checkpoints.mode or ("min" if "loss" in monitor else "max")
+    about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
+    documents = model_documents(task, model, tokenizer) | {"run": about | execution.facts()}
+    precision, is_static = execution.precision, execution.has_static_batches
+    sharding = parallelize(model, world, settings.parallel, precision=precision, is_compiled=execution.is_compiled)
+    session = TorchSession(model, task.loss, world.device, precision, is_static=is_static, world=world)
+    predictor = Predictor(task, tokenizer, session, model_settings.validation_ds.batch_size)
+    intervals = count_intervals(settings, len(sampler))
+    return TrainingSetup(
+        task_name, settings, folder, world, execution, task, model, sharding, training_data, validation_data, sampler,
+        predictor, intervals, monitor, mode, documents,
+    )  # fmt: skip
+
+
+def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
+    """Log what is trained on what, and what a user may not expect."""
+    data, validation = setup.training_data, setup.validation_data
+    if setup.execution.obstacle is not None:
+        log(f"note: steps are not captured in a CUDA graph, and take longer: {setup.execution.obstacle}.")
+    if not validation.examples:
+        log("model.validation_ds.file is not given: nothing is validated, and the last checkpoint is the one to use.")
+    if validation.unseen_labels:
+        log(
+            "note: labels of the validation data that the training data lack: "
+            f"{', '.join(validation.unseen_labels)}. They count as errors."
+        )
+    log(
+        f"Training on {data.num_examples} examples ({len(data.features)} sequences of "
+        f"{setup.train_sampler.num_tokens:,} tokens), validating on {len(validation.examples)}: "
+        f"{setup.intervals.total_steps} steps on {_describe(setup.world)}, precision {setup.execution.precision}."
+    )
+    log(f"Run folder: {setup.folder}")
+
+
+def _describe(world: World) -> str:
+    if world.size == 1:
+        return world.device.type
+    axes = {"data": world.data_size, "fsdp": world.fsdp_size, "tensor": world.tensor_size}
+    shared = ", ".join(f"{name} {size}" for name, size in axes.items() if size > 1)
+    return f"{world.size} x {world.device.type} ({shared})"
