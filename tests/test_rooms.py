@@ -14,7 +14,7 @@ import megabert
 
 PACKAGE = Path(megabert.__file__).parent
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
-LINES = [  # lowest first; rooms of one line do not import each other
+LINES = [  # lowest first; those of one line do not import each other
     {"errors", "kernels"},
     {"storage"},
     {"config", "tokenizers", "metrics", "model"},

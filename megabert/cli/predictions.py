@@ -59,14 +59,15 @@ def evaluate(words: Sequence[str]) -> int:
     settings = _compose(EvaluateSettings, given, "evaluate")
     if settings.file is None:
         raise ConfigError("No data file is given. Add file=FILE.")
+    from ..training.evaluation import evaluate_examples
+
     predictor = _load(arguments, settings, overrides)
     with progress_bar("evaluating") as progress:
-        evaluation = predictor.evaluate_file(Path(settings.file), progress=progress)
-    if settings.output_dir is not None:
-        from ..training.evaluation import write_evaluation
-
-        names = write_evaluation(Path(settings.output_dir), predictor.task, evaluation)
-        log(f"Wrote {', '.join(names)} in {settings.output_dir}.")
+        examples = predictor.task.read(Path(settings.file))
+        folder = None if settings.output_dir is None else Path(settings.output_dir)
+        evaluation, files = evaluate_examples(predictor, examples, folder, progress)
+    if files:
+        log(f"Wrote {', '.join(files)} in {settings.output_dir}.")
     print(to_json(evaluation.scores))
     return 0
 

@@ -62,16 +62,17 @@ def _train_once(
         options = [("--config", file), ("--resume", resume)]
         given = [word for name, path in options if path is not None for word in (name, str(path))]
         launch(["train", task_name, *words, *given], num_processes)
-    from ..training import evaluation, run
+    from ..training.evaluation import evaluate_test_data
+    from ..training.run import past_outcome, train
 
     if num_processes:
-        return run.past_outcome(settings, task_type.name())
+        return past_outcome(settings, task_type.name())
     if not settings.do_training:
         if settings.pretrained_model is None:
             raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
-        print(to_json(evaluation.evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
+        print(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
         return None
-    outcome = run.train(task_name, settings, home=cache_home(os.environ), log=log)
+    outcome = train(task_name, settings, home=cache_home(os.environ), log=log)
     if outcome is not None:
         _report(outcome)
     return outcome

@@ -4,12 +4,12 @@
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..build import load_run
-from ..config.schema import DataSettings, Settings
+from ..config.schema import Settings
 from ..errors import ConfigError
 from ..inference import Evaluation, Predictor
 from ..metrics.classification import Confusion, confusion, label_report
@@ -18,29 +18,27 @@ from ..tasks.task import Task
 from .plots import plot_confusion
 
 
-def evaluate_data(
+def evaluate_examples(
     predictor: Predictor,
-    data: DataSettings,
-    output_folder: Path | None,
+    examples: Sequence[Any],
+    folder: Path | None,
     progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Predict and score a set of data; with a folder, write scores, predictions and label reports."""
-    if not predictor.task.files(data):
-        raise ConfigError("No data to evaluate. Give file=FILE (in a training: model.test_ds.file=FILE).")
-    result = predictor.evaluate(predictor.task.read_data(data), progress=progress)
-    if output_folder is not None:
-        write_evaluation(output_folder, predictor.task, result)
-    return result
+) -> tuple[Evaluation, list[str]]:
+    """Predict and score examples, and write the evaluation into a folder if one is given; also returns file names."""
+    result = predictor.evaluate(examples, progress=progress)
+    return result, [] if folder is None else write_evaluation(folder, predictor.task, result)
 
 
 def evaluate_test_data(settings: Settings, run: Path) -> Evaluation:
     """Evaluate a run's best checkpoint on model.test_ds; writes test.json and the folder test/ in the run folder."""
     trainer, data = settings.trainer, settings.model.test_ds
     predictor = load_run(run, accelerator=trainer.accelerator, precision=trainer.precision)
+    files = predictor.task.files(data)
+    if not files:
+        raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
     folder = run if run.is_dir() else run.parent
-    result = evaluate_data(predictor, data, folder / "test")
-    scores = {"file": predictor.task.files(data)[0], **result.scores}
-    atomic_write(folder / "test.json", json.dumps(scores, indent=2) + "\n")
+    result, _ = evaluate_examples(predictor, predictor.task.read_data(data), folder / "test")
+    atomic_write(folder / "test.json", json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
     return result
 
 
