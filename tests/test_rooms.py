@@ -160,8 +160,7 @@ def test_a_module_name_is_used_in_one_room_apart_from_listed_pairs():
 @pytest.mark.parametrize("room", TORCH_FREE)
 def test_a_room_that_does_not_compute_imports_without_torch(room):
     files = [file for file in FILES if room_of(file) == room]
-    names = [".".join(["megabert", *file.relative_to(PACKAGE).with_suffix("").parts]) for file in files]
-    imports = "; ".join(f"import {name.removesuffix('.__init__')}" for name in names)
+    imports = "; ".join(f"import {module_name(file)}" for file in files)
     script = f"import sys; {imports}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False", f"{room} imports torch"

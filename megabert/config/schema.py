@@ -201,8 +201,8 @@ class DataSettings:
     file: str | None = None
     """Path of the data file."""
     batch_size: int = 24
-    """Sequences per micro-batch; each window of a long example is a sequence. In evaluation, the token budget of a
-    batch: the tokens of this many sequences of maximum length."""
+    """Sequences (windows count singly) per micro-batch; in evaluation, the token budget: this many sequences of maximum
+    length."""
     num_samples: int = -1
     """Use only the first so many examples; -1: all."""
 

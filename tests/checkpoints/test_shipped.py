@@ -31,7 +31,7 @@ def test_a_shipped_encoder_is_small_and_has_a_model_card(name):
     folder = catalog.SHIPPED / name
     assert (folder / "model.safetensors").stat().st_size <= 25e6
     card = (folder / "README.md").read_text(encoding="utf-8")
-    for part in ("## Texts", "licence", "## Training", "steps", "H100", "perplexity", "## Limits"):
+    for part in ("## Training data", "licence", "## Training", "steps", "H100", "perplexity", "## Limits"):
         assert part in card
 
 
