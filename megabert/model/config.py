@@ -10,7 +10,11 @@ CHOICES = {
     "gelu": ("erf", "tanh"),
     "head_gelu": ("erf", "tanh"),
 }
-
+# Between the linear layers of a task's head.
+ACTIVATIONS = ("relu", "gelu", "tanh", "silu")
+# The output columns of a PretrainingHead, and the number of tokens that it returns where it has no targets.
+LOSS, IS_ASKED, IS_RIGHT, ORDER_LOSS, HAS_ORDER, IS_ORDER_RIGHT = range(6)
+NUM_GUESSES = 5
 
 LARGEST_SIZE = 2**31 - 1
 
