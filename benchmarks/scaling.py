@@ -40,9 +40,9 @@ from megabert.config.schema import OptimizerSettings, ParallelSettings, TrainerS
 from megabert.data.packing import NO_TARGET, Batch, Features
 from megabert.data.sampler import BatchSampler
 from megabert.kernels.cuda_graph import side_stream
-from megabert.model.config import EncoderConfig
+from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
+from megabert.model.heads import PretrainingHead, TaskModel
 from megabert.model.precision import resolve_static_batches
 from megabert.parallel.execution import supports_sync_free
 from megabert.parallel.launch import environments

@@ -225,24 +225,6 @@ def test_an_unreachable_published_checkpoint_names_the_folder_for_its_files(squa
     assert str(tmp_path / "home" / "megatron-bert-345m-uncased") in done.stderr
 
 
-def test_a_task_can_be_a_user_s_own_file(capsys, squad_file, vocab_file, tmp_path):
-    own = tmp_path / "my_task.py"
-    own.write_text(
-        "from megabert.tasks import question_answering as qa\n"
-        "from megabert.tasks.task import Task\n"
-        "class MyTask(qa.QuestionAnswering):\n"
-        "    def to_json(self, prediction):\n"
-        "        return {'mine': prediction.text}\n"
-    )
-    words = settings_words(squad_file, vocab_file, tmp_path / "run")
-    assert run(capsys, "train", str(own), *words)[0] == 0
-    question = ("question=Where?", "context=In France.", "accelerator=cpu")
-    code, _, err = run(capsys, "predict", str(tmp_path / "run"), *question)
-    assert (code, "--task" in err) == (64, True)
-    code, out, _ = run(capsys, "predict", str(tmp_path / "run"), "--task", str(own), *question)
-    assert (code, list(json.loads(out))) == (0, ["mine"])
-
-
 def test_plan_prints_the_best_layout_and_its_settings(capsys):
     code, out, _ = run(capsys, "plan", "model=1.3b", "gpus=8")
     assert code == 0

@@ -10,6 +10,12 @@ CHOICES = {
     "gelu": ("erf", "tanh"),
     "head_gelu": ("erf", "tanh"),
 }
+# Between the linear layers of a task's head.
+ACTIVATIONS = ("relu", "gelu", "tanh", "silu")
+# The output columns of a PretrainingHead, and the number of tokens that it returns where it has no targets.
+LOSS, HAS_TARGET, IS_CORRECT, ORDER_LOSS, HAS_ORDER, IS_ORDER_CORRECT = range(6)
+NUM_PREDICTIONS = 5
+
 LARGEST_SIZE = 2**31 - 1
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .attention import PackedSequences
-from .config import EncoderConfig
+from .config import ACTIVATIONS, NUM_PREDICTIONS, EncoderConfig
 from .encoder import Encoder, initialize
 from .layers import gelu
 from .vocabulary_loss import NO_TARGET, vocabulary_losses
 
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
+_ACTIVATIONS: Mapping[str, type[nn.Module]] = dict(zip(ACTIVATIONS, (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU), strict=True))
 
 
 class Head(nn.Module):
@@ -44,7 +44,7 @@ class TokenHead(Head):
     def __init__(self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = _ACTIVATIONS[activation]()
         self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1))
         self.out = nn.Linear(hidden_size, num_classes)
 
@@ -134,12 +134,6 @@ class SentenceOrderHead(nn.Module):
         return self.out(torch.tanh(self.pooler(first_ND)))
 
 
-# Columns of a PretrainingHead's output.
-LOSS, HAS_TARGET, IS_CORRECT, ORDER_LOSS, HAS_ORDER, IS_ORDER_CORRECT = range(6)
-# Most probable tokens that it returns without targets.
-NUM_PREDICTIONS = 5
-
-
 class PretrainingHead(Head):
     """Language-model and sentence-order losses instead of logits, which for all tokens would fill gigabytes.
 
@@ -165,7 +159,7 @@ class PretrainingHead(Head):
         _copy_into(self, {name: read(name) for name, _ in self.named_parameters() if name != tied})
 
     def forward(self, hidden_TD: Tensor, starts_N: Tensor, token_targets: Mapping[str, Tensor]) -> Tensor:
-        """Map [T, D] to the six columns above, float32 [T, 6].
+        """Map [T, D] to the six columns named in config.py, float32 [T, 6].
 
         token_targets: `token` [T], token ids; `order` [T], set at the first token of a sequence, 1 if its segments are
         swapped. Without targets returns the most probable token ids and their probabilities, [T, 2 * NUM_PREDICTIONS].

@@ -1,1 +1,1 @@
-"""One file per task; `task.py` holds the contract that all of them fill in."""
+"""One file for each task; `task.py` is the contract that all of them fulfil."""

@@ -1,5 +1,7 @@
 """GLUE: the nine tasks of the General Language Understanding Evaluation, one class and a table."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +12,13 @@ from ..errors import ConfigError, InputError
 from ..formats.json_lines import JSON_SUFFIXES
 from ..formats.rows import Row
 from ..formats.tables import split_rows
-from .text_classification import (
-    ClassifierModel,
+from .labels import LabelKind
+from .sequence_classification import (
     Example,
     Prediction,
-    TextClassification,
-    TextSettings,
-    read_predictions,
+    SequenceClassificationTask,
+    SequenceClassifierModel,
+    SequenceSettings,
 )
 
 
@@ -25,18 +27,18 @@ class GlueTask:
     """A task as the benchmark distributes and scores it."""
 
     name: str
-    """That of its folder and of the file in a submission."""
+    """The name of its folder and of its file in a submission."""
     columns: tuple[str, ...]
-    """Those that hold the sentence, or both."""
+    """The columns of the sentence, or of both."""
     label_column: str
     labels: tuple[str, ...]
-    """In the order of their numbers; none: a number is predicted."""
+    """In the order of the head's outputs; none: the task is a regression."""
     metrics: tuple[str, ...]
     dev_files: tuple[str, ...] = ("dev.tsv",)
     headless: tuple[str, ...] = ()
-    """The columns of train.tsv and dev.tsv where they have no header."""
+    """The columns of train.tsv and dev.tsv if these have no header."""
     num_broken_rows: int = 0
-    """Rows of train.tsv as distributed that lack columns, and are left out by everyone."""
+    """Number of rows of train.tsv as distributed that lack columns; they are skipped, as is customary."""
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -63,17 +65,17 @@ TASKS: Mapping[str, GlueTask] = {
 
 
 @dataclass
-class DatasetSettings(TextSettings):
-    """Where the data are, and how texts become tokens."""
+class GlueExampleSettings(SequenceSettings):
+    """Where the data are, and how examples become tokens."""
 
     data_dir: str | None = None
     """The task's folder, with train.tsv and dev.tsv as GLUE distributes them."""
     max_seq_length: int = 128
-    """Tokens of a text or pair with its special tokens; a longer one is read in windows."""
+    """Tokens of a sentence or pair with its special tokens; a longer one is read in overlapping windows."""
 
 
 @dataclass
-class GlueData:
+class GlueFiles:
     """Files by their names in model.dataset.data_dir, instead of `file`."""
 
     ds_item: Any = None
@@ -81,27 +83,27 @@ class GlueData:
 
 
 @dataclass
-class GlueDataSettings(DataSettings, GlueData):
-    """One set of data: `file`, or names in data_dir. Of validation_ds the default are the task's dev files."""
+class GlueDataSettings(DataSettings, GlueFiles):
+    """One set of data: `file`, or names in data_dir. The default of validation_ds is the task's dev files."""
 
 
 @dataclass
-class GlueTrainSettings(TrainDataSettings, GlueData):
+class GlueTrainSettings(TrainDataSettings, GlueFiles):
     """The training data: `file`, or names in data_dir."""
 
     batch_size: int = 32
-    """Texts in a micro-batch."""
+    """Sequences in a micro-batch."""
     ds_item: Any = "train.tsv"
     """A file's name in data_dir, or a list of names."""
 
 
 @dataclass
-class GlueModel(ClassifierModel):
+class GlueModel(SequenceClassifierModel):
     """The network, its data and its optimizer."""
 
     task_name: str | None = choice(None, *TASKS)
     """Which of the nine tasks."""
-    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    dataset: GlueExampleSettings = field(default_factory=GlueExampleSettings)
     train_ds: GlueTrainSettings = field(default_factory=GlueTrainSettings)
     validation_ds: GlueDataSettings = field(default_factory=GlueDataSettings)
     test_ds: GlueDataSettings = field(default_factory=GlueDataSettings)
@@ -115,7 +117,7 @@ class GlueSettings(Settings):
     model: GlueModel = field(default_factory=GlueModel)
 
 
-class Glue(TextClassification):
+class Glue(SequenceClassificationTask):
     r"""Fine-tune and score on the nine tasks of GLUE: cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli.
 
         megabert train glue model.task_name=mrpc model.dataset.data_dir=MRPC \
@@ -124,14 +126,15 @@ class Glue(TextClassification):
         megabert score glue MRPC/dev.tsv OUT/MRPC.tsv
 
     Data: the tab-separated files as GLUE distributes them, in `model.dataset.data_dir`; MNLI is validated on both its
-    dev files. A row that lacks columns stops the reading; three such rows of QQP's train.tsv are known, and left out
-    as everyone does.
+    dev files. A row that lacks columns is an error; three such rows of QQP's train.tsv are known, and skipped as is
+    customary.
 
-    Answers: as text classification's; with `output_dir` also CoLA.tsv and so on, in the format of a submission.
+    Predictions: as those of text classification; with `output_dir` also CoLA.tsv and so on, in the format of a
+    submission.
 
-    Scores: those of the benchmark: Matthews' correlation for CoLA; F1 of class 1 and accuracy for MRPC and QQP;
-    Pearson's and Spearman's correlation for STS-B; accuracy for the others. `glue` is the task's figure in GLUE's
-    average: the mean of its metrics. The figures of MNLI's second file begin with its name.
+    Metrics: those of the benchmark: Matthews' correlation for CoLA; F1 of class 1 and accuracy for MRPC and QQP;
+    Pearson's and Spearman's correlation for STS-B; accuracy for the others. `glue` is the task's part of GLUE's
+    average: the mean of its metrics. The names of the metrics of MNLI's second file begin with the file's name.
     """
 
     settings_type = GlueSettings
@@ -139,18 +142,12 @@ class Glue(TextClassification):
 
     def __init__(self, settings: GlueSettings) -> None:
         if settings.model.task_name is None:
-            raise ConfigError(f"Which task of GLUE? Set model.task_name to one of {', '.join(TASKS)}.")
+            raise ConfigError(f"model.task_name is not given. Set it to one of {', '.join(TASKS)}.")
         self.row = TASKS[settings.model.task_name]
-        super().__init__(settings)
-        self.main_score = Glue.main_score
-
-    @property
-    def problem(self) -> str:
-        """A class, or of STS-B a number."""
-        return "single_label" if self.row.labels else "regression"
+        super().__init__(settings, "single_label" if self.row.labels else "regression")
 
     def files(self, data: Any) -> list[str]:
-        """Give `file`, or those of data_dir."""
+        """Return `file`, or those of data_dir."""
         if data.file is not None:
             return [data.file]
         items = data.ds_item
@@ -179,32 +176,35 @@ class Glue(TextClassification):
                 f"{path}:1: not a file of {self.row.name}: its header should name {', '.join(self.row.columns)}. "
                 f"Is model.task_name right?"
             )
-        whole = [row for row in rows if len(row[0]) == len(header)]
-        if len(rows) - len(whole) > self.row.num_broken_rows:
-            values, place = next(row for row in rows if len(row[0]) != len(header))
-            raise InputError(f"{place}: {len(values)} columns where the first line has {len(header)}. Mend the row.")
+        complete = [row for row in rows if len(row[0]) == len(header)]
+        if len(rows) - len(complete) > self.row.num_broken_rows:
+            values, location = next(row for row in rows if len(row[0]) != len(header))
+            raise InputError(
+                f"{location}: {len(values)} columns where the first line has {len(header)}. Correct the row."
+            )
         return [
-            self._glue_example(dict(zip(header, values, strict=True)), place, number)
-            for number, (values, place) in enumerate(whole)
+            self._glue_example(dict(zip(header, values, strict=True)), location, number)
+            for number, (values, location) in enumerate(complete)
         ]
 
-    def _glue_example(self, values: Mapping[str, str], place: str, number: int) -> Example:
+    def _glue_example(self, values: Mapping[str, str], location: str, number: int) -> Example:
         texts = [values[name] for name in self.row.columns]
         labels = None
         if self.row.label_column in values:
-            labels = self._labels(values[self.row.label_column], place)
+            labels = self.parse_labels(values[self.row.label_column], location)
         if labels is not None and self.row.labels and labels[0] not in self.row.labels:
             raise InputError(
-                f"{place}: the label {labels[0]!r} is none of {self.row.name}'s {', '.join(self.row.labels)}."
+                f"{location}: the label {labels[0]!r} is none of {self.row.name}'s {', '.join(self.row.labels)}."
             )
-        return Example(values.get("index", str(number)), texts[0], texts[1] if len(texts) > 1 else None, labels, place)
+        pair = texts[1] if len(texts) > 1 else None
+        return Example(values.get("index", str(number)), texts[0], pair, labels, location)
 
-    def ordered(self, labels: Collection[str]) -> list[str]:
-        """Take the task's labels, also those that these data do not show."""
+    def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:
+        """Return the task's labels, including those without a training example."""
         return list(self.row.labels)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Compute the task's metrics, of each file apart; those of files after the first begin with its name."""
+        """Compute the task's metrics of each file; the names of those of later files begin with the file's name."""
         groups: dict[str, list[tuple[Example, Prediction]]] = {}
         for example, prediction in zip(examples, predictions, strict=True):
             groups.setdefault(_stem(example), []).append((example, prediction))
@@ -215,29 +215,51 @@ class Glue(TextClassification):
         return scores | {"total": len(examples)}
 
     def _score_one(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-        found = super().score(examples, predictions)
+        computed = super().score(examples, predictions)
         if "f1" in self.row.metrics:
-            found["f1"] = found["1/f1"]
-        scores = {name: found[name] for name in self.row.metrics}
+            computed["f1"] = computed["1/f1"]
+        scores = {name: computed[name] for name in self.row.metrics}
         return {"glue": sum(scores.values()) / len(scores)} | scores
 
     @classmethod
-    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
-        """Score a submission's file, JSON lines as `megabert predict` writes them, or a label a line."""
-        task = task_of(gold)
-        task.labels = list(task.row.labels)
-        rows = read_predictions(predictions)
-        name = "value" if task.is_regression else "label"
-        if rows[0].values.get("label") == "index\tprediction":
-            rows = [Row({name: str(row.values["label"]).partition("\t")[2]}, row.place) for row in rows[1:]]
-        elif task.is_regression:
-            rows = [Row({"value": row.values.get("value", row.values.get("label"))}, row.place) for row in rows]
-        return task.score_rows(task.read(gold), rows, str(predictions))
+    def read_predictions(cls, path: Path) -> list[Row]:
+        """Read a submission's file, JSON lines as `megabert predict` writes them, or a label a line."""
+        rows = super().read_predictions(path)
+        if rows[0].values.get("label") != "index\tprediction":
+            return rows
+        return [
+            Row({"id": name, "label": label}, row.place)
+            for row in rows[1:]
+            for name, _, label in [str(row.values["label"]).partition("\t")]
+        ]
+
+    def from_json(self, example: Example, row: Row) -> Prediction:
+        """Read the label or value of an example; in files other than JSON lines a value is a label, too."""
+        if self.is_regression and "value" not in row.values:
+            row = Row({"value": row.values.get("label")}, row.place)
+        return super().from_json(example, row)
+
+    @classmethod
+    def scorer(cls, gold: Path, rows: Sequence[Row]) -> Glue:
+        """Infer the task from the header of a labelled file, and from its labels where headers are alike."""
+        header = split_rows(gold)[0][0]
+        for name, row in TASKS.items():
+            if row.headless and set(row.columns) & set(header):
+                continue  # the file has a header, that of another task
+            task = cls(GlueSettings(model=GlueModel(task_name=name)))
+            try:
+                examples = task.read(gold)
+            except InputError:
+                continue
+            if examples and examples[0].labels is not None:
+                task.labels = list(row.labels)
+                return task
+        raise InputError(f"{gold} has the columns of no task of GLUE. Give a file with labels as GLUE distributes it.")
 
     def write_predictions(
         self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
     ) -> Mapping[str, str]:
-        """Give the files of a submission, such as CoLA.tsv."""
+        """Return the files of a submission, such as CoLA.tsv."""
         files: dict[str, list[str]] = {}
         for example, prediction in zip(examples, predictions, strict=True):
             lines = files.setdefault(_submission_name(self.row.name, _stem(example)), ["index\tprediction\n"])
@@ -246,24 +268,8 @@ class Glue(TextClassification):
         return {name: "".join(lines) for name, lines in files.items()}
 
 
-def task_of(path: Path) -> Glue:
-    """Tell by a file's header, and by its labels where headers are alike, of which task it is."""
-    header = split_rows(path)[0][0]
-    for name, row in TASKS.items():
-        if row.headless and set(row.columns) & set(header):
-            continue  # a file that has a header is another task's
-        task = Glue(GlueSettings(model=GlueModel(task_name=name)))
-        try:
-            examples = task.read(path)
-        except InputError:
-            continue
-        if examples and examples[0].labels is not None:
-            return task
-    raise InputError(f"{path} has the columns of no task of GLUE. Give a file with labels as GLUE distributes it.")
-
-
 def _stem(example: Example) -> str:
-    return Path(example.place.rpartition(":")[0]).stem
+    return Path(example.location.rpartition(":")[0]).stem
 
 
 def _submission_name(name: str, stem: str) -> str:

@@ -1,17 +1,20 @@
-"""Masked language model: pre-training of BERT on plain text, and its continuation on the text of a domain."""
+"""Masked language model: pre-training of BERT on plain text, and continued pre-training on the text of a domain."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings
+from ..config.schema import OptimizerSettings
 from ..data.packing import Features
-from ..data.windows import best_contexts, best_window_spans
+from ..data.windows import half_overlapping_spans, max_context_masks
 from ..errors import ConfigError, InputError
 from ..model.config import EncoderConfig
-from ..model.heads import PretrainingHead
 from ..pretraining.blend import Blend
 from ..pretraining.indexed_dataset import InMemoryTokens
 from ..pretraining.masked_corpus import MaskedCorpus, MaskedSequenceSettings
@@ -20,65 +23,61 @@ from ..pretraining.sample_mapping import build_sample_mapping
 from ..tokenizers.sentences import split_sentences
 from ..tokenizers.wordpiece import Tokenizer
 from .language_modeling import (
-    Asked,
+    CorpusModel,
     CorpusSettings,
-    CorpusTrainSettings,
+    DocumentRange,
     Example,
-    MeasuredSettings,
-    Part,
+    MaskPositions,
+    PretrainingSettings,
     PretrainingTask,
-    long_training,
-    spans_of,
-    test_settings,
+    pretraining_optimizer,
 )
-from .task import require_length
+
+if TYPE_CHECKING:
+    from ..model.heads import PretrainingHead
 
 MASK = "[MASK]"
 
 
 @dataclass
-class MaskedTextSettings(CorpusSettings):
-    """The corpora, and what is asked for in their texts; the defaults are Megatron-LM's."""
+class MaskedCorpusSettings(CorpusSettings):
+    """The corpora, and the pre-training objectives; the defaults are Megatron-LM's."""
 
     max_seq_length: int = 512
-    """Tokens of a text with its special tokens."""
+    """Tokens of a sequence with its special tokens."""
     short_seq_prob: float = 0.1
-    """Share of the texts that are made shorter, of a random length."""
+    """Share of the sequences that are made shorter, of a random length."""
     masked_lm_prob: float = 0.15
-    """Share of a text's tokens that are asked for."""
+    """Share of a sequence's tokens that are predicted (masked positions)."""
     mask_share: float = 0.8
-    """Of those, the share that is shown as [MASK]."""
+    """Share of the masked positions that show [MASK]."""
     random_share: float = 0.1
-    """Of those, the share that is shown as a random token; the rest is shown as it is."""
+    """Share of the masked positions that show a random token; the rest show the original one."""
     max_ngram: int = 3
-    """Words that are asked for together, at most; n of them with a probability that falls as 1 / n."""
+    """Largest number of consecutive words that are masked together (n-gram masking); n with probability ~ 1 / n."""
     whole_word_masking: bool = True
-    """Ask for all pieces of a word; false: for each piece by itself."""
+    """Mask all word pieces of a word; false: each piece by itself."""
     sentence_order: bool = True
-    """Also ask whether a text's two segments are in their order; needs a corpus that is built by sentence."""
+    """Add sentence-order prediction, whether two segments are swapped; needs a corpus that is built by sentence."""
 
 
 @dataclass
-class MaskedLanguageModelModel(ModelSettings):
+class MaskedLanguageModelModel(CorpusModel):
     """The network, its data and its optimizer."""
 
-    dataset: MaskedTextSettings = field(default_factory=MaskedTextSettings)
-    train_ds: CorpusTrainSettings = field(default_factory=CorpusTrainSettings)
-    validation_ds: MeasuredSettings = field(default_factory=MeasuredSettings)
-    test_ds: MeasuredSettings = field(default_factory=test_settings)
-    optim: OptimizerSettings = field(default_factory=lambda: long_training(1e-4, "PolynomialDecayAnnealing"))
+    dataset: MaskedCorpusSettings = field(default_factory=MaskedCorpusSettings)
+    optim: OptimizerSettings = field(default_factory=lambda: pretraining_optimizer(1e-4, "PolynomialDecayAnnealing"))
 
 
 @dataclass
-class MaskedLanguageModelSettings(Settings):
+class MaskedLanguageModelSettings(PretrainingSettings):
     """All settings of a run."""
 
-    trainer: TrainerSettings = field(default_factory=lambda: TrainerSettings(max_epochs=1, gradient_clip_val=1.0))
     model: MaskedLanguageModelModel = field(default_factory=MaskedLanguageModelModel)
 
 
 class MaskedLanguageModel(PretrainingTask):
-    r"""Pre-train BERT as Megatron-LM does, or go on with a checkpoint on the text of a domain.
+    r"""Pre-train BERT as Megatron-LM does, or continue pre-training from a checkpoint on the text of a domain.
 
         megabert vocabulary train TEXT --size 30000 -o vocab.txt
         megabert corpus build TEXT -o corpus --vocab_file vocab.txt
@@ -88,30 +87,30 @@ class MaskedLanguageModel(PretrainingTask):
         megabert evaluate RUN file=TEXT.txt
         megabert predict RUN text="Radium was found by [MASK] Curie."
 
-    With `model.language_model.pretrained_model_name=CHECKPOINT` training goes on from its weights, the heads with which
-    it was pre-trained included: this is how BioMegatron came from PubMed's text. The run is a checkpoint for every
-    other task (`model.language_model.pretrained_model_name=RUN`), and `megabert convert` writes it in any format.
+    With `model.language_model.pretrained_model_name=CHECKPOINT` pre-training continues from its weights, including its
+    pre-training heads; this is how BioMegatron was trained on PubMed's text. The run is a checkpoint for every other
+    task (`model.language_model.pretrained_model_name=RUN`), and `megabert convert` writes it in any format.
 
-    Data: the token files of `megabert corpus build`, which are Megatron-LM's. `model.dataset.data_prefix` blends
-    several and cuts each into training, validation and test by documents; `model.train_ds.file=PREFIX` names a whole
-    one. A text is a run of a document's sentences, as many as fit; texts are laid end to end, so short documents cost
-    no padding. What is masked is drawn anew in each epoch, a function of seed, epoch and text.
+    Data: the token files of `megabert corpus build`, in Megatron-LM's format. `model.dataset.data_prefix` blends
+    several and splits each into training, validation and test by documents; `model.train_ds.file=PREFIX` names a whole
+    one. A sequence is as many consecutive sentences of a document as fit; sequences are packed without padding. Masked
+    positions are resampled each epoch, as a function of seed, epoch and sequence.
 
-    Objectives: whole words and runs of up to three words are asked for, 15 % of the tokens, of which 80 % are shown as
-    [MASK], 10 % as a random token, 10 % as they are. With `model.dataset.sentence_order` a text's two segments are
-    swapped half of the time and the network says whether they are.
+    Objectives: masked language modeling with whole-word and n-gram masking (up to three words): 15 % of the tokens are
+    predicted, of which 80 % are shown as [MASK], 10 % as a random token, 10 % unchanged. With
+    `model.dataset.sentence_order` also sentence-order prediction: a sequence's two segments are swapped half of the
+    time, and the network predicts whether they are.
 
-    Scores: `lm_loss`, the mean cross-entropy of the tokens that are asked for, in nats; `perplexity`, its exponential;
-    `lm_accuracy` and `order_accuracy` per cent. Masks of validation texts are always the same.
+    Metrics: `lm_loss`, the mean cross-entropy of the masked tokens, in nats; `perplexity`, its exponential;
+    `lm_accuracy` and `order_accuracy` per cent. The masked positions of validation data are always the same.
     """
 
     settings_type = MaskedLanguageModelSettings
 
-    def __init__(self, settings: Any) -> None:
-        """Check the shares, which the command line gives as plain numbers."""
+    def __init__(self, settings: MaskedLanguageModelSettings) -> None:
+        """Check the shares: the settings' types allow any number."""
         super().__init__(settings)
         dataset = settings.model.dataset
-        require_length(dataset.max_seq_length)
         for name in ("short_seq_prob", "masked_lm_prob", "mask_share", "random_share"):
             if not 0 <= getattr(dataset, name) <= 1:
                 raise ConfigError(f"model.dataset.{name}={getattr(dataset, name):g} is no share. Give 0 to 1.")
@@ -121,14 +120,16 @@ class MaskedLanguageModel(PretrainingTask):
             raise ConfigError(f"model.dataset.max_ngram={dataset.max_ngram}; at least 1 is needed.")
 
     def head(self, config: EncoderConfig) -> PretrainingHead:
-        """Make the language-model head, and the one for the order of segments."""
+        """Make the language-model head, and the one for sentence order."""
+        from ..model.heads import PretrainingHead
+
         dataset = self.settings.model.dataset
         if config.is_causal:
-            raise ConfigError("A causal network (GPT) cannot guess masked tokens. Use causal_language_model.")
+            raise ConfigError("A causal network (GPT) cannot predict masked tokens. Use causal_language_model.")
         return PretrainingHead(config, target_share=dataset.masked_lm_prob, sentence_order=dataset.sentence_order)
 
-    def corpus(self, part: Part, tokenizer: Tokenizer) -> MaskedCorpus:
-        """Cut a part of a corpus into runs of sentences."""
+    def corpus(self, part: DocumentRange, tokenizer: Tokenizer) -> MaskedCorpus:
+        """Cut documents of token files into runs of sentences."""
         dataset = self.settings.model.dataset
         masking = Masking(
             masked_lm_prob=dataset.masked_lm_prob,
@@ -137,59 +138,57 @@ class MaskedLanguageModel(PretrainingTask):
             mask_share=dataset.mask_share,
             random_share=dataset.random_share,
         )
-        plan = MaskedSequenceSettings(masking, dataset.sentence_order, self._seed())
+        plan = MaskedSequenceSettings(masking, dataset.sentence_order, self._seed)
         runs = build_sample_mapping(
             part.tokens,
             part.first,
             part.end,
             dataset.max_seq_length - plan.num_special,
             short_seq_prob=dataset.short_seq_prob,
-            seed=self._seed(),
+            seed=self._seed,
         )
         return MaskedCorpus(part.tokens, runs, plan, tokenizer, part.source)
 
-    def documents(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Blend:
-        """Cut documents into sentences and ask as in corpora, of each document by itself."""
+    def document_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Blend:
+        """Split documents into sentences, and mask each document by itself as corpora are masked."""
         corpora = []
         for example in examples:
             lines = example.text.split("\n")
             sentences = [line[start:end] for line in lines for start, end in split_sentences(line)]
             tokens = InMemoryTokens([[ids for ids in tokenizer.encode_ids(sentences) if len(ids)]])
-            corpora.append(self.corpus(Part(tokens, 0, 1, example.id), tokenizer))
-        return Blend(corpora, None, self._seed())
+            corpora.append(self.corpus(DocumentRange(tokens, 0, 1, example.id), tokenizer))
+        return Blend(corpora, None, self._seed)
 
-    def questions(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
-        """Tokenize texts with [MASK] in them, long ones in windows that overlap."""
-        found = []
+    def mask_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
+        """Tokenize strings with [MASK] in them, long ones in overlapping windows."""
+        features = []
         for number, example in enumerate(examples):
-            masks = spans_of(example.text, MASK)
+            masks = [match.span() for match in re.finditer(re.escape(MASK), example.text)]
             if not masks:
-                raise InputError(
-                    f"{example.id or 'text'}: there is no {MASK} in it. Write one where a token is asked for."
-                )
-            ids, places = _tokens_between(example.text, masks, tokenizer)
-            spans = best_window_spans(len(ids), self.row_length - 2)
-            for (start, end), is_best in zip(spans, best_contexts(len(ids), spans), strict=True):
-                asked = tuple(
-                    (place - start + 1, *mask)
-                    for place, mask in zip(places, masks, strict=True)
-                    if start <= place < end and is_best[place - start]
+                raise InputError(f"{example.id or 'text'} has no {MASK}. Write one in place of a token to predict.")
+            ids, positions = _encode_with_masks(example.text, masks, tokenizer)
+            spans = half_overlapping_spans(len(ids), self.row_length - 2)
+            for (start, end), has_max_context in zip(spans, max_context_masks(len(ids), spans), strict=True):
+                shown = tuple(
+                    (position - start + 1, *mask)
+                    for position, mask in zip(positions, masks, strict=True)
+                    if start <= position < end and has_max_context[position - start]
                 )
                 token_ids = np.concatenate([[tokenizer.cls_id], ids[start:end], [tokenizer.sep_id]])
-                notes = Asked(number, asked, tokenizer.tokens)
-                found.append(Features(token_ids, np.zeros_like(token_ids), notes=notes))
-        return found
+                notes = MaskPositions(number, shown, tokenizer.tokens)
+                features.append(Features(token_ids, np.zeros_like(token_ids), notes=notes))
+        return features
 
 
-def _tokens_between(
+def _encode_with_masks(
     text: str, masks: Sequence[tuple[int, int]], tokenizer: Tokenizer
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[int]]:
-    """Tokenize what stands between the masks; returns all ids and the places of the masks among them."""
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Tokenize the strings between the masks; returns all ids and the positions of the masks among them."""
     bounds = [0, *(bound for mask in masks for bound in mask), len(text)]
     pieces = tokenizer.encode_ids([text[bounds[at] : bounds[at + 1]] for at in range(0, len(bounds), 2)])
-    parts, places, length = [pieces[0]], [], len(pieces[0])
+    parts, positions, length = [pieces[0]], [], len(pieces[0])
     for piece in pieces[1:]:
-        places.append(length)
+        positions.append(length)
         parts += [np.array([tokenizer.mask_id]), piece]
         length += 1 + len(piece)
-    return np.concatenate(parts), places
+    return np.concatenate(parts), positions

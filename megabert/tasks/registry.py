@@ -1,9 +1,11 @@
-"""Find a task by its name, and write its documentation page."""
+"""Find a task by its name, and generate its documentation page."""
 
 import importlib
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..config.listing import list_settings, show
@@ -12,7 +14,7 @@ from ..config.schema import Settings
 from ..errors import ConfigError
 from .task import Task
 
-# A file each in this folder, of the same name.
+# Each is a file in this folder with that name.
 NAMES = (
     "causal_language_model",
     "glue",
@@ -28,50 +30,51 @@ NAMES = (
 
 
 def find(name: str) -> type[Task[Any, Any]]:
-    """Find the Task class in tasks/<name>.py, or in a user's own file where `name` ends with .py."""
+    """Find the Task class in tasks/<name>.py, or in a user's own file if `name` ends with .py."""
     if name.endswith(".py"):
         return _class_in(_load_file(Path(name)), name)
     if name not in NAMES:
         guess = nearest(name, NAMES)
         raise ConfigError(
             f"{name!r} is not a task.{f' Did you mean {guess}?' if guess else ''} "
-            f"There are: {', '.join(NAMES)}; or give your own file, ./my_task.py."
+            f"The tasks are: {', '.join(NAMES)}; or give your own file, ./my_task.py."
         )
     return _class_in(importlib.import_module(f"megabert.tasks.{name}"), name)
 
 
 def page(name: str) -> str:
-    """Write a task's documentation page: the class docstring, and the settings that are its own."""
+    """Generate a task's documentation page: the class docstring, and the settings that other tasks do not have."""
     task_type = find(name)
     common = {setting.key: setting for setting in list_settings(Settings)}
-    own = [setting for setting in list_settings(task_type.settings_type) if common.get(setting.key) != setting]
+    specific = [setting for setting in list_settings(task_type.settings_type) if common.get(setting.key) != setting]
     title = name.removesuffix(".py").replace("_", " ").capitalize()
     parts = [f"# {title}", inspect.cleandoc(task_type.__doc__ or ""), "## Settings"]
     parts.append(
-        f"Those of this task; `megabert config {name}` lists all. NeMo 1.x's names are understood where they differ."
+        f"Those of this task; `megabert config {name}` lists all. NeMo 1.x's names are accepted where they differ."
     )
     rows = ["| setting | default | |", "|---|---|---|"]
-    for setting in own:
+    for setting in specific:
         help_text = setting.help.replace("|", "\\|")
         rows.append(f"| `{setting.key}` | {show(setting.default) or '-'} | {help_text} |")
     return "\n\n".join([*parts, "\n".join(rows)]) + "\n"
 
 
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"user_tasks.{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path} does not exist. Give a Python file with one Task class.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and the help of settings look the module up by its name
     spec.loader.exec_module(module)
     return module
 
 
-def _class_in(module: Any, name: str) -> type[Task[Any, Any]]:
-    found = [
+def _class_in(module: ModuleType, name: str) -> type[Task[Any, Any]]:
+    classes = [
         item
         for item in vars(module).values()
         if inspect.isclass(item) and issubclass(item, Task) and item.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise ConfigError(f"{name} defines {len(found)} Task classes; a task's file has exactly one.")
-    return found[0]
+    if len(classes) != 1:
+        raise ConfigError(f"{name} defines {len(classes)} Task classes; a task's file has exactly one.")
+    return classes[0]

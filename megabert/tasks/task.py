@@ -1,94 +1,132 @@
-"""The contract between a task and everything else, and how a task is found by its name.
+"""The contract of a task: a `Task` turns data files into labelled token sequences, and logits into predictions.
 
-A task is one class with six verbs, in the order in which data meets them: read, features, head, loss, decode, score.
-It knows nothing of devices, processes, precision or weight files.
+A task must define seven methods, in the order in which data pass through them: read, example, features, head, loss,
+decode, score. All others have defaults. A task does not depend on devices, processes, precision or weight files.
+Importing a task needs no torch: only `head` and `loss` use it.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..config.schema import DataSettings, Settings
-from ..data.packing import NO_TARGET, Batch, Features
+from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
+from ..formats.json_lines import read_json_lines
+from ..formats.rows import Row
 from ..model.config import EncoderConfig
-from ..model.heads import Head
 from ..tokenizers.wordpiece import Tokenizer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model.heads import Head
+
 ExampleType = TypeVar("ExampleType")
-
-
 PredictionType = TypeVar("PredictionType")
 
 
 class Task(ABC, Generic[ExampleType, PredictionType]):
-    """Turn text into labelled token batches, and logits into answers.
+    """A task: its settings, data, head, loss, predictions and metrics.
 
-    The class docstring is the task's documentation page. `settings_type` are its settings; `main_score` is the key
-    of `score` by which checkpoints are compared, larger being better.
+    The class docstring is the task's documentation page. Predictions are dataclasses; examples have an `id`.
     """
 
     settings_type: ClassVar[type[Settings]] = Settings
     main_score: str
+    """The metric of `score` by which checkpoints are compared; larger is better unless its name contains loss."""
     default_shape: ClassVar[Mapping[str, Any]] = {}
-    """What a network with random weights is where the settings do not say it."""
+    """Defaults of the encoder's configuration where it starts from random weights."""
     caches_features: ClassVar[bool] = True
-    """Whether tokenized training texts may be kept; where they are drawn anew each epoch there is nothing to keep."""
+    """Whether the features of the training data may be cached; not if they are resampled each epoch."""
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """The attributes that `state` consists of."""
 
     def __init__(self, settings: Any) -> None:
-        """Take the task's settings, an instance of `settings_type`."""
+        """Keep the task's settings, an instance of `settings_type`, and check the sequence length."""
         self.settings = settings
+        if self.row_length < 8:
+            raise ConfigError(f"model.dataset.max_seq_length={self.row_length}; at least 8 is needed.")
 
     @classmethod
     def name(cls) -> str:
-        """Give the task's name: that of its file."""
+        """Return the task's name: that of its file."""
         return cls.__module__.rpartition(".")[2]
 
     @property
-    @abstractmethod
     def row_length(self) -> int:
-        """Tokens that the longest text may have; rows are packed to this length."""
+        """Largest number of tokens of a sequence."""
+        return int(self.settings.model.dataset.max_seq_length)
 
     @abstractmethod
     def read(self, path: Path) -> Sequence[ExampleType]:
-        """Read a data file; raises InputError with the place and the remedy if it is malformed.
-
-        Answers may be absent: what needs them says so.
-        """
+        """Read a data file, with labels or without; raises InputError with location and remedy if it is malformed."""
 
     @abstractmethod
     def example(self, **fields: Any) -> ExampleType:
-        """Make an example from what a person gives, without an answer; raises InputError if something lacks."""
+        """Make an unlabelled example from a user's fields; raises InputError for a missing or unexpected field."""
 
-    def learn_labels(self, examples: Sequence[ExampleType]) -> None:
-        """Take from the training data what the head must know, such as the labels; called before a new head is made.
+    @abstractmethod
+    def features(
+        self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Sequence[Features]:
+        """Tokenize examples, long ones in several windows.
 
-        What is learnt is `state`, plain values; a run keeps them, and `restore_state` puts them back.
+        With targets (for training) raises InputError for an example without labels.
         """
 
-    def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
-        """List labels that the head does not know, each with the place of its first example.
+    @abstractmethod
+    def head(self, config: EncoderConfig) -> Head:
+        """Make the task's head; the caller initializes its weights."""
 
-        Training needs them all; where they are only scored, they cannot be answered and stay out of the loss.
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Compute the loss, summed over the batch; divided by the sum of the features' weights it is the mean."""
+
+    @abstractmethod
+    def decode(
+        self,
+        examples: Sequence[ExampleType],
+        features: Sequence[Features],
+        logits: Sequence[NDArray[np.float32]],
+    ) -> list[PredictionType]:
+        """Turn logits into one prediction for each example.
+
+        A feature's logits are [T, C], those of a head for whole sequences [C].
+        """
+
+    @abstractmethod
+    def score(self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]) -> dict[str, float]:
+        """Compute metrics of predictions against the examples' labels, in per cent unless named otherwise."""
+
+    def learn_labels(self, examples: Sequence[ExampleType]) -> None:
+        """Set what the head depends on, such as the labels, from the training data; called before a head is made."""
+
+    def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
+        """Map each label that the head lacks to the location of its first example.
+
+        Training data must have none. Validation data may: such labels count as errors and have no loss.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Give what was learnt from the training data, as plain values."""
-        return {}
+        """Return what was learnt from the training data, as plain values; a run keeps them."""
+        return {name: getattr(self, name) for name in self.state_names}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
+        for name in self.state_names:
+            setattr(self, name, state[name])
 
     def files(self, data: DataSettings) -> list[str]:
-        """List the files that hold a set of data; none if the settings name none."""
+        """List the files of a set of data; none if the settings name none."""
         return [] if data.file is None else [data.file]
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
@@ -100,141 +138,81 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         examples = self.read_files(self.files(data))
         return examples if data.num_samples < 0 else examples[: data.num_samples]
 
-    @abstractmethod
-    def features(
-        self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Sequence[Features]:
-        """Tokenize examples, long ones in several windows.
-
-        With targets (for training) raises InputError where an example has no answer.
-        """
-
-    @abstractmethod
-    def head(self, config: EncoderConfig) -> Head:
-        """Make the task's head; the caller draws its weights."""
-
-    @abstractmethod
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Compute the loss, summed over the batch; divided by the features' weights it is the mean."""
-
-    @abstractmethod
-    def decode(
-        self,
-        examples: Sequence[ExampleType],
-        features: Sequence[Features],
-        logits: Sequence[NDArray[np.float32]],
-    ) -> list[PredictionType]:
-        """Turn logits into one prediction for each example: a feature's are [T, C], [C] from a head for whole texts."""
-
-    @abstractmethod
-    def score(self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]) -> dict[str, float]:
-        """Compare predictions with the examples' answers; the figures are per cent unless named otherwise."""
-
-    @abstractmethod
     def to_json(self, prediction: PredictionType) -> dict[str, Any]:
-        """Give a prediction as plain values, for programs."""
+        """Convert a prediction to plain values; by default the fields of its dataclass."""
+        values: dict[str, Any] = asdict(prediction)  # type: ignore[call-overload]
+        return values
+
+    def from_json(self, example: ExampleType, row: Row) -> PredictionType:
+        """Convert an example's row of a predictions file back to what `score` needs of a prediction."""
+        raise NotImplementedError
 
     @classmethod
-    @abstractmethod
+    def read_predictions(cls, path: Path) -> list[Row]:
+        """Read a file of predictions: JSON lines as `megabert predict` writes them."""
+        return read_json_lines(path)
+
+    @classmethod
+    def scorer(cls, gold: Path, rows: Sequence[Row]) -> Task[ExampleType, PredictionType]:
+        """Make the task that scores predictions; settings on which scores depend are inferred from the files."""
+        return cls(cls.settings_type())
+
+    @classmethod
     def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
-        """Score a file of predictions against a data file as the task's official scorer does."""
+        """Score a file of predictions against a data file; rows belong to the examples with the same id."""
+        if cls.from_json is Task.from_json:
+            raise ConfigError(f"{cls.name()} has no predictions to score. Use `megabert evaluate RUN file={gold}`.")
+        rows = cls.read_predictions(predictions)
+        task = cls.scorer(gold, rows)
+        examples = task.read(gold)
+        ordered = rows_by_id(examples, rows, predictions)
+        return task.score(examples, [task.from_json(*pair) for pair in zip(examples, ordered, strict=True)])
 
     def label_pairs(
         self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
     ) -> Mapping[str, Sequence[tuple[str, str]]]:
-        """Give pairs of gold and predicted label, for confusion matrices and reports, under a name for each kind."""
+        """Return pairs of gold and predicted label for each kind of label, for reports and confusion matrices."""
         return {}
 
     def write_predictions(
         self, folder: Path, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
     ) -> Mapping[str, str]:
-        """Give the files, name to content, in which the task's official scorer takes predictions."""
+        """Return predictions in the formats of the task's official scorer: file names to contents."""
         return {}
 
 
-class LabelledTask(Task[ExampleType, PredictionType]):
-    """A task whose head has an output for each label of the training data."""
+def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> list[Row]:
+    """Sort rows into the order of the examples with the same ids; rows that all lack an id are in order already.
 
-    def __init__(self, settings: Any) -> None:
-        """Start without labels: they are learnt, or restored with a run."""
-        super().__init__(settings)
-        self.labels: list[str] = []
-        self.weights: list[float] = []
+    Raises InputError if an example has no row or several, or a row has no example.
+    """
+    if not any("id" in row.values for row in rows):
+        if len(rows) != len(examples):
+            raise InputError(f"{source} has {len(rows)} predictions for {len(examples)} examples. Give one for each.")
+        return list(rows)
+    by_id: dict[str, Row] = {}
+    for row in rows:
+        name = str(row.get("id"))
+        if by_id.setdefault(name, row) is not row:
+            raise InputError(f"{row.place}: the id {name!r} is that of {by_id[name].place} too. Give each its own.")
+    names = [str(example.id) for example in examples]
+    for problem, extra in (
+        ("has no prediction for", set(names) - set(by_id)),
+        ("has unknown", set(by_id) - set(names)),
+    ):
+        if extra:
+            raise InputError(f"{source} {problem} id {min(extra)!r}. Predict the file that is scored against.")
+    if len(set(names)) < len(names):
+        raise InputError(f"{source}: several examples that are scored against have the same id. Give each its own.")
+    return [by_id[name] for name in names]
 
-    def state(self) -> dict[str, Any]:
-        """Give labels and their weights."""
-        return {"labels": self.labels, "weights": self.weights}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take labels and weights back."""
-        self.labels, self.weights = list(state["labels"]), list(state["weights"])
-
-    def take_labels(self, labels: list[str], counts: Mapping[str, int], class_balancing: str | None) -> None:
-        """Take labels in the order of the head's outputs, and weigh them by their counts if that is asked for."""
-        self.labels, self.weights = labels, class_weights(labels, counts, class_balancing)
-
-
-def text_of(fields: Mapping[str, Any], *others: str) -> str:
-    """Take `text` from what a person gives; raises InputError where it lacks or something else stands there."""
-    unknown = sorted(set(fields) - {"text", "id", *others})
+def require_text(fields: Mapping[str, Any], *others: str) -> str:
+    """Return the field `text`; raises InputError if it is missing, or for a field that is neither it, id nor others."""
+    unexpected = sorted(set(fields) - {"text", "id", *others})
+    if unexpected:
+        raise InputError(f"unexpected field {', '.join(unexpected)}. Give text=...")
     text = str(fields.get("text") or "")
-    if unknown:
-        raise InputError(f"{', '.join(unknown)} is not asked for. Give text=...")
     if not text.strip():
         raise InputError("text is missing. Give text=...")
     return text
-
-
-def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balancing: str | None) -> list[float]:
-    """Weigh labels in the loss: all 1, or N / (K n), N labels in all, K different ones, n of this one.
-
-    Source: NeMo 1.x's weighted_loss.
-    """
-    if class_balancing != "weighted_loss":
-        return [1.0] * len(labels)
-    total = sum(counts.values())
-    return [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
-
-
-@cache
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Give numbers as a tensor, made once a device: nothing may come from the host while a step is recorded."""
-    with torch.inference_mode(False):  # else what an evaluation made first could not be trained with
-        return torch.tensor(values, device=device)
-
-
-def number_labels(labels: Sequence[str], found: Sequence[str]) -> NDArray[np.int64]:
-    """Give the places of what was found among the labels, NO_TARGET for one that is not there."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    return np.array([numbers.get(label, NO_TARGET) for label in found], dtype=np.int64)
-
-
-def choice_of(labels: Sequence[str], found: Sequence[str]) -> NDArray[np.float32]:
-    """Give 1 for each label that was found, and 0 for the others, [C]; what is not among the labels is left out."""
-    return np.array([label in found for label in labels], dtype=np.float32)
-
-
-def class_probabilities(logits_C: NDArray[np.float64], *, is_multi_label: bool) -> NDArray[np.float64]:
-    """Turn logits into probabilities: of each class by itself, or of one of all."""
-    if is_multi_label:
-        result: NDArray[np.float64] = 1 / (1 + np.exp(-logits_C))
-        return result
-    weights: NDArray[np.float64] = np.exp(logits_C - logits_C.max())
-    return weights / weights.sum()
-
-
-def require_length(max_seq_length: int) -> None:
-    """Refuse windows that are too short to show any surroundings. Raises ConfigError."""
-    if max_seq_length < 8:
-        raise ConfigError(f"model.dataset.max_seq_length={max_seq_length}; at least 8 is needed.")
-
-
-def unseen(labels: Sequence[str], found: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
-    """List what is not among the labels, with its first place; `found` are examples' labels and places."""
-    known = set(labels)
-    places: dict[str, str] = {}
-    for own, place in found:
-        for label in own:
-            if label not in known:
-                places.setdefault(label, place)
-    return places

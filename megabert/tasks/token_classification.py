@@ -1,103 +1,80 @@
 """Token classification: a tag for each word, as in named-entity recognition."""
 
-from collections import Counter
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..config.schema import (
-    DataSettings,
     HeadSettings,
     ModelSettings,
     OptimizerSettings,
     Settings,
-    TrainDataSettings,
     TrainerSettings,
     choice,
     linear_decay,
 )
-from ..data.packing import NO_TARGET, Batch, Features
-from ..data.windows import word_logits, word_windows
-from ..errors import ConfigError, InputError
+from ..data.packing import Batch, Features
 from ..formats.columns import Sentence, column_sentences, read_parallel, sentence_of
 from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
-from ..model.heads import ACTIVATIONS, Head, TokenHead
-from ..tokenizers.wordpiece import Tokenizer
 from ..tokenizers.words import joined_words, split_words
-from .tag_decoding import best_valid_tags, log_softmax
-from .task import LabelledTask, constant, number_labels, require_length, text_of, unseen
+from .head_settings import TokenHeadSettings, head_options
+from .iob_tags import Span, decode_tags, find_spans, is_entity_tag, to_iob2
+from .labels import LabelKind, require_labels
+from .word_labeling import (
+    WordDataSettings,
+    WordLabelingTask,
+    WordTargetSettings,
+    WordTrainSettings,
+    parallel_files,
+    require_word_labels,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model.heads import Head
 
 
 @dataclass
-class DatasetSettings:
+class TaggedWordSettings(WordTargetSettings):
     """How words become tokens, and tags labels."""
 
     data_dir: str | None = None
     """Folder of text_file and labels_file."""
     max_seq_length: int = 128
-    """Tokens of a sentence with its special tokens; a longer one is read in windows that overlap."""
+    """Tokens of a sentence with its special tokens; a longer one is read in overlapping windows."""
     pad_label: str = "O"
-    """The tag of words outside of any entity."""
-    ignore_extra_tokens: bool = True
-    """Learn a word's tag at its first token only; false: at each of them."""
-    ignore_start_end: bool = True
-    """Learn nothing at [CLS] and [SEP]; false: pad_label."""
+    """The tag of words outside of all entities."""
     class_balancing: str | None = choice(None, "weighted_loss")
-    """weighted_loss: a tag counts in the loss in inverse proportion to its number of words."""
+    """weighted_loss: weight a tag in the loss in inverse proportion to its number of words."""
     constrained_decoding: bool = False
-    """Answer with the likeliest valid sequence of tags, in which no I- stands without what it continues."""
+    """Predict the most likely valid sequence of tags, in which an I- always continues an entity."""
 
 
 @dataclass
-class TokenData:
-    """NeMo's two files, instead of `file`."""
-
-    text_file: str | None = None
-    """A sentence a line, words between blanks."""
-    labels_file: str | None = None
-    """The tags of each line's words."""
-
-
-@dataclass
-class TokenDataSettings(DataSettings, TokenData):
-    """One set of data: `file` in CoNLL's columns, or text_file and labels_file."""
-
-
-@dataclass
-class TokenTrainSettings(TrainDataSettings, TokenData):
-    """The training data: `file` in CoNLL's columns, or text_file and labels_file."""
-
-
-@dataclass
-class TokenHeadSettings(HeadSettings):
+class TagHeadSettings(TokenHeadSettings, HeadSettings):
     """The head that scores each token."""
-
-    num_fc_layers: int = 1
-    """Linear maps."""
-    fc_dropout: float = 0.1
-    """Dropout on the head's input."""
-    activation: str = choice("relu", *ACTIVATIONS)
-    """Between linear maps."""
 
 
 @dataclass
 class TokenClassificationModel(ModelSettings):
     """The network, its data and its optimizer."""
 
-    dataset: DatasetSettings = field(default_factory=DatasetSettings)
-    head: TokenHeadSettings = field(default_factory=TokenHeadSettings)
-    train_ds: TokenTrainSettings = field(default_factory=TokenTrainSettings)
-    validation_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
-    test_ds: TokenDataSettings = field(default_factory=TokenDataSettings)
+    dataset: TaggedWordSettings = field(default_factory=TaggedWordSettings)
+    head: TagHeadSettings = field(default_factory=TagHeadSettings)
+    train_ds: WordTrainSettings = field(default_factory=WordTrainSettings)
+    validation_ds: WordDataSettings = field(default_factory=WordDataSettings)
+    test_ds: WordDataSettings = field(default_factory=WordDataSettings)
     optim: OptimizerSettings = field(default_factory=linear_decay(5e-5))
 
 
@@ -111,29 +88,18 @@ class TokenClassificationSettings(Settings):
 
 @dataclass(frozen=True)
 class Example:
-    """A text, its words as [start, end) characters, and their tags, None where the data give none."""
+    """A string, its words as [start, end) characters, and their tags, None where they are unknown."""
 
     id: str
     text: str
     words: tuple[tuple[int, int], ...]
     tags: tuple[str, ...] | None
-    place: str
-
-
-@dataclass(frozen=True)
-class Span:
-    """An entity: characters [start, end) of the untouched text; `score` is the mean probability of its words' tags."""
-
-    type: str
-    text: str
-    start: int
-    end: int
-    score: float
+    location: str
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The tag of each word and the entities that they make."""
+    """The tag of each word and the entities that the tags mark."""
 
     id: str
     text: str
@@ -141,7 +107,7 @@ class Prediction:
     spans: tuple[Span, ...]
 
 
-class TokenClassification(LabelledTask[Example, Prediction]):
+class TokenClassification(WordLabelingTask[Example, Prediction]):
     r"""Tag the words of a text, above all to find named entities.
 
         megabert train token_classification model.train_ds.file=train.conll model.validation_ds.file=dev.conll \
@@ -150,68 +116,64 @@ class TokenClassification(LabelledTask[Example, Prediction]):
         megabert predict RUN text="BRCA1 and IL-2 in breast cancer."
 
     Data: CoNLL's columns in `file`, a word a line with its tag in the last column (tabs or blanks) and an empty line
-    between sentences; or NeMo's two files, `text_file` and `labels_file`, a sentence and its tags on the same line of
-    each; or JSON lines with `tokens` and `tags`. Tags in IOB1, IOB2 or IOBES are turned into IOB2; tags of another
-    kind are taken as they are. To predict, a *.txt file of raw text, a sentence or paragraph a line, or JSON lines
-    with `text`. `megabert import iob` makes the two files of columns.
+    between sentences; or NeMo's two files, `text_file` and `labels_file`, with a sentence and its tags on the same
+    line of each; or JSON lines with `tokens` and `tags`. Tags in IOB1, IOB2 or IOBES are converted to IOB2; tags of
+    another kind are kept as they are. To predict: a *.txt file of raw text, a sentence or paragraph a line, or JSON
+    lines with `text`. `megabert import iob` converts columns to the two files.
 
-    A word is tagged by its first token. A sentence longer than `max_seq_length` is read in windows that overlap by
-    half; each word is tagged where most of its surroundings are seen, and none is lost. Raw text is cut into words at
-    blanks and at punctuation on the ends of what stands between: `(p53)` is three words, `IL-2` one.
+    A word is tagged by the logits of its first token. A sentence longer than `max_seq_length` is read in windows that
+    overlap by half; each word is tagged in the window with the most context around it, and none is lost. Raw text is
+    split into words at blanks, and at punctuation on the ends of what stands between: `(p53)` is three words, `IL-2`
+    one.
 
-    Answers: entities with type, mean probability of their words' tags, and characters of the untouched text; beside
-    them the text with tags in brackets as NeMo writes it, and the tags of all words. With
-    `model.dataset.constrained_decoding=true` no I- stands without what it continues.
+    Predictions: entities with type, mean probability of their words' tags, and characters of the original text; also
+    the text with tags in brackets as NeMo writes it, and the tags of all words. With
+    `model.dataset.constrained_decoding=true` an I- always continues an entity.
 
-    Scores: `f1`, `precision` and `recall` of entities as conlleval counts them: type and all words agree, and an I-
-    that cannot continue an entity opens one. `strict_` figures count only entities that a B- opens. Beside them each
-    type's figures, `macro_f1` over types, and `word_accuracy`. NeMo 1.x reports single tags, O included: that report
-    is written to `report_tag.txt`.
+    Metrics: `f1`, `precision` and `recall` of entities as conlleval counts them: type and all words agree, and an I-
+    that cannot continue an entity opens one. The `strict_` metrics count only entities that a B- opens. Also the
+    metrics of each type, `macro_f1` over types, and `word_accuracy`. NeMo 1.x reports single tags, O included: that
+    report is written to `report_tag.txt`.
     """
 
     settings_type = TokenClassificationSettings
     main_score = "f1"
+    state_names = ("labels", "weights")
 
     def __init__(self, settings: TokenClassificationSettings) -> None:
-        super().__init__(settings)
         self.dataset = settings.model.dataset
-        require_length(self.dataset.max_seq_length)
-
-    @property
-    def row_length(self) -> int:
-        """Tokens of a window."""
-        return self.dataset.max_seq_length
+        tags = LabelKind("tag", "tags", first=self.dataset.pad_label)
+        super().__init__(settings, tags, target_settings=self.dataset, class_balancing=self.dataset.class_balancing)
 
     def files(self, data: Any) -> list[str]:
-        """Give `file`, or the two files."""
-        return word_files(data, self.dataset.data_dir)
+        """Return `file`, or the two files."""
+        return parallel_files(data, self.dataset.data_dir)
 
     def read_files(self, files: Sequence[str]) -> list[Example]:
         """Read one file in columns, or two in parallel."""
         if len(files) == 1:
             return self.read(Path(files[0]))
-        return self._examples(read_parallel(Path(files[0]), Path(files[1])))
+        return self._labelled(read_parallel(Path(files[0]), Path(files[1])))
 
     def read(self, path: Path) -> list[Example]:
         """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
         if path.suffix in JSON_SUFFIXES:
             rows = read_json_lines(path)
             if any("text" not in row.values for row in rows):
-                return self._examples([sentence_of(row) for row in rows])
-            return [
-                self._raw(row.text("text"), str(row.values.get("id", n)), row.place) for n, row in enumerate(rows, 1)
-            ]
+                return self._labelled([sentence_of(row) for row in rows])
+            return self.unlabelled_rows(rows)
         lines = read_lines(path)
         is_raw = path.suffix in (".txt", ".raw") and not any("\t" in line for line in lines)
         if is_raw and not _are_columns(lines):
-            return [self._raw(line, str(n), f"{path}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
-        return self._examples(column_sentences(path, lines))
+            return self.unlabelled_lines(path, lines)
+        return self._labelled(column_sentences(path, lines))
 
-    def _raw(self, text: str, name: str, place: str) -> Example:
-        return Example(name, text, split_words(text), None, place)
+    def unlabelled(self, text: str, name: str, location: str) -> Example:
+        """Split raw text into words."""
+        return Example(name, text, split_words(text), None, location)
 
-    def _examples(self, sentences: Sequence[Sentence]) -> list[Example]:
-        are_entities = any(tag[:2] in ("B-", "I-", "E-", "S-") for item in sentences for tag in item.tags or ())
+    def _labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
+        are_entities = any(is_entity_tag(tag) for item in sentences for tag in item.tags or ())
         examples = []
         for number, sentence in enumerate(sentences, start=1):
             tags = sentence.tags
@@ -221,185 +183,73 @@ class TokenClassification(LabelledTask[Example, Prediction]):
             examples.append(Example(str(number), text, words, tags, sentence.place))
         return examples
 
-    def example(self, **fields: Any) -> Example:
-        """Make an example from `text`."""
-        return self._raw(text_of(fields), str(fields.get("id", "text")), "the text")
-
-    def learn_labels(self, examples: Sequence[Example]) -> None:
-        """List the tags, pad_label first and the others alphabetically; weigh them if that is asked for."""
-        counts = Counter(tag for example in examples for tag in example.tags or ())
-        if not counts:
-            raise InputError("the training data have no tags. Add a tag to each word.")
-        pad = self.dataset.pad_label
-        self.take_labels([pad, *sorted(set(counts) - {pad})], counts, self.dataset.class_balancing)
-
-    def unseen_labels(self, examples: Sequence[Example]) -> dict[str, str]:
-        """List tags that were not trained."""
-        return unseen(self.labels, ((item.tags or (), item.place) for item in examples))
-
-    def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
-        """Tokenize words, long sentences in several windows; each word is asked for in one of them."""
-        texts = [[item.text[start:end] for start, end in item.words] for item in examples]
-        tags = [self._numbers(item) for item in examples] if with_targets else None
-        features = []
-        for window in word_windows(texts, tokenizer, self.dataset.max_seq_length):
-            if tags is None:
-                features.append(window.features())
-                continue
-            first_only, edge = self.dataset.ignore_extra_tokens, NO_TARGET if self.dataset.ignore_start_end else 0
-            targets = window.targets(tags[window.text], first_only=first_only, edge=edge)
-            weight = float(np.array(self.weights)[targets[targets != NO_TARGET]].sum())
-            features.append(window.features({}, {"tag": targets}, weight))
-        return features
-
-    def _numbers(self, example: Example) -> NDArray[np.int64]:
-        if example.tags is None:
-            raise InputError(f"{example.place}: the words have no tags. Add them, or predict instead.")
-        return number_labels(self.labels, example.tags)
-
     def head(self, config: EncoderConfig) -> Head:
         """Score the tags at each token."""
-        settings = self.settings.model.head
-        return TokenHead(
-            config.hidden_size,
-            len(self.labels),
-            num_layers=settings.num_fc_layers,
-            dropout=settings.fc_dropout,
-            activation=settings.activation,
-        )
+        from ..model.heads import TokenHead
+
+        return TokenHead(config.hidden_size, len(self.labels), **head_options(self.settings.model.head))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Sum the cross-entropy over tokens that have a tag, weighted by tag."""
-        weights_C = constant(tuple(self.weights), logits.device) if self.dataset.class_balancing else None
-        return F.cross_entropy(logits, batch.token_targets["tag"], weight=weights_C, reduction="sum")
+        """Sum the cross-entropy over tokens with a tag, weighted by tag."""
+        return self.word_loss(logits, batch, self.word_kinds[0])
 
     def decode(
         self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
     ) -> list[Prediction]:
-        """Tag each word by its first token."""
-        counts = [len(example.words) for example in examples]
-        found = word_logits([feature.notes for feature in features], logits, counts)
-        return [self._predict(example, log_softmax(scores)) for example, scores in zip(examples, found, strict=True)]
-
-    def _predict(self, example: Example, log_probabilities_WC: NDArray[np.float64]) -> Prediction:
-        tags, scores = choose_tags(log_probabilities_WC, self.labels, constrained=self.dataset.constrained_decoding)
-        return Prediction(example.id, example.text, tags, find_spans(example.text, example.words, tags, scores))
+        """Tag each word by the logits of its first token."""
+        predictions = []
+        for example, logits_WC in zip(examples, self.word_logits(examples, features, logits), strict=True):
+            tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
+            spans = find_spans(example.text, example.words, tags, scores)
+            predictions.append(Prediction(example.id, example.text, tags, spans))
+        return predictions
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Score entities and words against the examples' tags."""
-        gold = [_known(example) for example in examples]
-        return _scores(gold, [item.tags for item in predictions])
-
-    def label_pairs(
-        self, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, Sequence[tuple[str, str]]]:
-        """Give each word's tag and the predicted one."""
-        pairs = zip(examples, predictions, strict=True)
-        return {"tag": [pair for item, found in pairs for pair in zip(_known(item), found.tags, strict=True)]}
+        """Score entities and words."""
+        gold = [require_labels(example, "tags") for example in examples]
+        scores = tagging.entity_scores(gold, [item.tags for item in predictions])
+        pairs = self.label_pairs(examples, predictions)["tag"]
+        accuracy = 100.0 * sum(a == b for a, b in pairs) / len(pairs)
+        return scores | {"word_accuracy": accuracy, "total": len(gold)}
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
-        """Give the entities, and NeMo's text with tags in brackets."""
+        """Return the entities, NeMo's text with tags in brackets, and the tags."""
+        parts, end = [], 0
+        for span in prediction.spans:
+            parts += [prediction.text[end : span.start], f"{span.text}[{span.type}]"]
+            end = span.end
         return {
             "id": prediction.id,
             "text": prediction.text,
             "entities": [vars(span) for span in prediction.spans],
-            "tagged": _tagged(prediction),
+            "tagged": "".join([*parts, prediction.text[end:]]),
             "tags": list(prediction.tags),
         }
 
+    def from_json(self, example: Example, row: Row) -> Prediction:
+        """Read the tags of an example's words."""
+        return Prediction(example.id, example.text, require_word_labels(example, row, row.texts("tags")), ())
+
     @classmethod
-    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
-        """Score a file in columns, or of JSON lines as `megabert predict` writes them."""
-        task = cls(cls.settings_type())
-        expected = [_known(example) for example in task.read(gold)]
-        if predictions.suffix in (".jsonl", ".json"):
-            found: list[tuple[str, ...]] = [tuple(row.get("tags")) for row in read_json_lines(predictions)]
-        else:
-            found = [_known(example) for example in task.read(predictions)]
-        lengths = [list(map(len, tags)) for tags in (expected, found)]
-        if lengths[0] != lengths[1]:
-            raise InputError(f"{predictions} has other sentences or words than {gold}. Predict the same file.")
-        return _scores(expected, found)
+    def read_predictions(cls, path: Path) -> list[Row]:
+        """Read JSON lines as `megabert predict` writes them, or CoNLL's columns."""
+        if path.suffix in JSON_SUFFIXES:
+            return read_json_lines(path)
+        examples = cls(cls.settings_type()).read(path)
+        return [Row({"tags": list(require_labels(example, "tags"))}, example.location) for example in examples]
 
     def write_predictions(
         self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
     ) -> Mapping[str, str]:
-        """Give predictions.txt: word, gold tag and predicted tag, as conlleval takes them."""
+        """Return predictions.txt: word, gold tag and predicted tag, the input of conlleval."""
         sentences = []
         for example, prediction in zip(examples, predictions, strict=True):
-            gold = example.tags or prediction.tags
-            words = [example.text[start:end] for start, end in example.words]
-            lines = [" ".join(row) for row in zip(words, gold, prediction.tags, strict=True)]
-            sentences.append("".join(f"{line}\n" for line in lines))
+            rows = zip(self.words(example), example.tags or prediction.tags, prediction.tags, strict=True)
+            sentences.append("".join(" ".join(row) + "\n" for row in rows))
         return {"predictions.txt": "\n".join(sentences)}
 
 
-def choose_tags(
-    log_probabilities_WC: NDArray[np.float64], labels: Sequence[str], *, constrained: bool
-) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Choose each word's tag, or the likeliest valid sequence of them; gives tags and their probabilities."""
-    if constrained:
-        chosen = best_valid_tags(log_probabilities_WC, labels)
-    else:
-        chosen = log_probabilities_WC.argmax(axis=1)
-    scores = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
-    return tuple(labels[number] for number in chosen), scores
-
-
-def find_spans(
-    text: str, words: Sequence[tuple[int, int]], tags: Sequence[str], scores: NDArray[np.float64]
-) -> tuple[Span, ...]:
-    """Give the entities that the words' tags make; `scores` are the tags' probabilities."""
-    spans = []
-    for kind, first, end in tagging.entities(tags):
-        start, stop = words[first][0], words[end - 1][1]
-        spans.append(Span(kind, text[start:stop], start, stop, float(scores[first:end].mean())))
-    return tuple(spans)
-
-
-def word_files(data: Any, data_dir: str | None) -> list[str]:
-    """List the files of a set of data: `file`, or text_file and labels_file in data_dir."""
-    if data.text_file is None:
-        return [] if data.file is None else [data.file]
-    if data.file is not None:
-        raise ConfigError("file and text_file are both given. Give one of them.")
-    names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
-    return [str(Path(data_dir or "") / name) for name in names]
-
-
 def _are_columns(lines: Sequence[str]) -> bool:
-    """Tell columns from raw text: their lines have all the same few fields, and empty lines stand between."""
+    """Tell columns from raw text: all lines have the same small number of fields, and there are empty lines."""
     widths = {len(line.split()) for line in lines if line.strip()}
     return len(widths) == 1 and widths <= {2, 3, 4} and any(not line.strip() for line in lines)
-
-
-def to_iob2(tags: tuple[str, ...], outside: str, place: str) -> tuple[str, ...]:
-    """Turn tags in IOB1, IOB2 or IOBES into IOB2; raises InputError for one of another kind."""
-    for tag in tags:
-        prefix, dash, kind = tag.partition("-")
-        if tag != outside and not (prefix in ("B", "I", "E", "S") and dash and kind):
-            raise InputError(f"{place}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE.")
-    found = [outside] * len(tags)
-    for kind, start, end in tagging.entities(tags):
-        found[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
-    return tuple(found)
-
-
-def _known(example: Example) -> tuple[str, ...]:
-    if example.tags is None:
-        raise InputError(f"{example.place}: the words have no tags to score against. Add them.")
-    return example.tags
-
-
-def _scores(gold: Sequence[tuple[str, ...]], found: Sequence[tuple[str, ...]]) -> dict[str, float]:
-    pairs = [pair for tags in zip(gold, found, strict=True) for pair in zip(*tags, strict=True)]
-    right = sum(a == b for a, b in pairs)
-    return tagging.entity_scores(gold, found) | {"word_accuracy": 100.0 * right / len(pairs), "total": len(gold)}
-
-
-def _tagged(prediction: Prediction) -> str:
-    parts, end = [], 0
-    for span in prediction.spans:
-        parts += [prediction.text[end : span.start], f"{span.text}[{span.type}]"]
-        end = span.end
-    return "".join([*parts, prediction.text[end:]])

@@ -1,7 +1,8 @@
-"""Zero-shot classification: labels that no training has shown, by a network that tells what follows from a text."""
+"""Zero-shot classification: labels without training examples, by a network trained on natural-language inference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,30 +13,38 @@ from ..data.packing import Features
 from ..errors import ConfigError, InputError
 from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
-from .text_classification import ClassifierModel, Example, Prediction, TextClassification, TextSettings, known_labels
+from .labels import require_labels
+from .sequence_classification import (
+    Example,
+    Prediction,
+    SequenceClassificationTask,
+    SequenceClassifierModel,
+    SequenceSettings,
+    mean_by_example,
+)
 
 
 @dataclass
-class DatasetSettings(TextSettings):
-    """How texts become tokens, and labels hypotheses."""
+class HypothesisSettings(SequenceSettings):
+    """How examples become tokens, and labels hypotheses."""
 
     candidate_labels: list[str] = field(default_factory=list)
-    """The labels to choose among; none: those of the file that is evaluated."""
+    """The labels to choose from; none: those of the file that is evaluated."""
     hypothesis_template: str = "This example is {}."
-    """What a label says of a text; {} stands for the label."""
+    """The hypothesis of a label; {} stands for the label."""
     multi_label: bool = False
-    """Judge each label by itself (any number may hold) instead of against the others."""
+    """Compute the probability of each label by itself (any number may hold) instead of among all labels."""
     entailment_label: str = "entailment"
-    """The training data's label of what follows."""
+    """The training data's label of hypotheses that follow."""
     contradiction_label: str = "contradiction"
-    """The training data's label of what cannot be; it may have none."""
+    """The training data's label of hypotheses that contradict; they may have none."""
 
 
 @dataclass
-class ZeroShotModel(ClassifierModel):
+class ZeroShotModel(SequenceClassifierModel):
     """The network, its data and its optimizer."""
 
-    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    dataset: HypothesisSettings = field(default_factory=HypothesisSettings)
 
 
 @dataclass
@@ -47,14 +56,19 @@ class ZeroShotSettings(Settings):
 
 @dataclass(frozen=True)
 class Query(Example):
-    """A text and the labels to choose among."""
+    """A text and the labels to choose from."""
 
     candidates: tuple[str, ...] = ()
     template: str = "{}"
 
+    def pairs(self) -> list[Example]:
+        """Make a pair of premise and hypothesis for each label."""
+        hypotheses = [self.template.replace("{}", label) for label in self.candidates]
+        return [Example(self.id, self.text, hypothesis, None, self.location) for hypothesis in hypotheses]
 
-class ZeroShot(TextClassification):
-    r"""Classify texts under labels that are given only when asked: intents, topics.
+
+class ZeroShot(SequenceClassificationTask):
+    r"""Classify texts with labels that are given at prediction: intents, topics.
 
         megabert train zero_shot model.train_ds.file=MNLI/train.tsv model.validation_ds.file=MNLI/dev_matched.tsv \
             model.language_model.pretrained_model_name=megatron-bert-345m-uncased
@@ -62,29 +76,23 @@ class ZeroShot(TextClassification):
         megabert evaluate RUN file=topics.tsv model.dataset.hypothesis_template="This text is about {}."
 
     Training data: pairs of natural-language inference, premise and hypothesis with a label: GLUE's MNLI or RTE files
-    as distributed, tab-separated with a header, or JSON lines. To answer, each label becomes a hypothesis by
-    `model.dataset.hypothesis_template`, and the label whose hypothesis follows most surely from the text is chosen.
-    With `model.dataset.multi_label=true` each label is judged by itself.
+    as distributed, tab-separated with a header, or JSON lines. For prediction `model.dataset.hypothesis_template` makes
+    a hypothesis of each label, and the label whose hypothesis has the largest entailment logit is chosen. With
+    `model.dataset.multi_label=true` the probability of each label is computed by itself.
 
-    Answers: the best label and the probability of each.
+    Predictions: the best label and the probability of each.
 
-    Scores: `accuracy` on pairs; on a file of texts with labels, accuracy and each label's F1 without any training on
+    Metrics: `accuracy` on pairs; on a file of texts with labels, accuracy and each label's F1 without any training on
     them.
 
     Source: Yin, Hay and Roth 2019, arXiv:1909.00161; NeMo 1.5's zero-shot intent recognition.
     """
 
     settings_type = ZeroShotSettings
-    main_score = "accuracy"
 
     def __init__(self, settings: ZeroShotSettings) -> None:
         super().__init__(settings)
         _check_template(self.dataset.hypothesis_template)
-
-    @property
-    def problem(self) -> str:
-        """One label a pair."""
-        return "single_label"
 
     def example(self, **fields: Any) -> Example:
         """Make a query from `text`, `labels` (separated by commas, or a list) and `template`."""
@@ -95,95 +103,86 @@ class ZeroShot(TextClassification):
         items = labels.split(",") if isinstance(labels, str) else labels or self.dataset.candidate_labels
         candidates = tuple(dict.fromkeys(str(item).strip() for item in items if str(item).strip()))
         if not candidates:
-            raise InputError(
-                "There are no labels to choose among. Give labels=a,b,c or model.dataset.candidate_labels."
-            )
+            raise InputError("There are no labels to choose from. Give labels=a,b,c or model.dataset.candidate_labels.")
         _check_template(template)
-        return Query(plain.id, plain.text, None, None, plain.place, candidates, template)
+        return Query(plain.id, plain.text, None, None, plain.location, candidates, template)
 
-    def read(self, path: Any) -> list[Example]:
-        """Read pairs, or texts whose labels are not those of inference."""
+    def read(self, path: Path) -> list[Example]:
+        """Read pairs of premise and hypothesis, or texts with the labels to choose from."""
         examples = super().read(path)
         if any(example.pair is not None for example in examples):
-            lonely = next((example for example in examples if example.pair is None), None)
-            if lonely is not None:
-                raise InputError(f"{lonely.place}: there is no hypothesis, as other rows have one. Add it.")
+            for example in examples:
+                if example.pair is None:
+                    raise InputError(f"{example.location}: there is no hypothesis, as other rows have one. Add it.")
             return examples
-        found = dict.fromkeys(label for example in examples for label in example.labels or ())
-        candidates = tuple(self.dataset.candidate_labels or sorted(found))
+        labels = {label for example in examples for label in example.labels or ()}
+        candidates = tuple(self.dataset.candidate_labels or sorted(labels))
         if not candidates:
-            raise ConfigError(f"{path} names no labels. Give them: model.dataset.candidate_labels=[a,b,c].")
+            raise ConfigError(f"{path} has no labels. Give them: model.dataset.candidate_labels=[a,b,c].")
         template = self.dataset.hypothesis_template
-        return [Query(item.id, item.text, None, item.labels, item.place, candidates, template) for item in examples]
+        return [Query(item.id, item.text, None, item.labels, item.location, candidates, template) for item in examples]
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
-        """Tokenize pairs; a query is one pair a label."""
-        lonely = next((item for item in examples if isinstance(item, Query)), None)
-        if with_targets and lonely is not None:
-            raise InputError(f"{lonely.place}: training needs pairs of premise and hypothesis. Add the second text.")
-        return super().features(_pairs(examples), tokenizer, with_targets=with_targets)
+        """Tokenize pairs; a query becomes one pair for each label."""
+        for example in examples if with_targets else ():
+            if isinstance(example, Query):
+                raise InputError(
+                    f"{example.location}: training needs pairs of premise and hypothesis. Add the second text."
+                )
+        return super().features(_all_pairs(examples), tokenizer, with_targets=with_targets)
 
     def decode(
         self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
     ) -> list[Prediction]:
-        """Choose each pair's label, or the label that follows most surely from a query's text."""
+        """Choose each pair's label, or the label of a query whose hypothesis has the largest entailment logit."""
         if not any(isinstance(item, Query) for item in examples):
             return super().decode(examples, features, logits)
-        found: list[list[NDArray[np.float64]]] = [[] for _ in _pairs(examples)]
-        for feature, scores in zip(features, logits, strict=True):
-            found[feature.notes].append(scores.astype(np.float64))
-        rows = iter([np.mean(windows, axis=0) for windows in found])
-        return [self._choose(item, np.array([next(rows) for _ in _pairs([item])])) for item in examples]
+        windows = [item.astype(np.float64) for item in logits]
+        rows = iter(mean_by_example(len(_all_pairs(examples)), features, windows))
+        return [self._choose(item, np.array([next(rows) for _ in _all_pairs([item])])) for item in examples]
 
     def _choose(self, query: Example, logits_NC: NDArray[np.float64]) -> Prediction:
         if not isinstance(query, Query):
-            return self._predict(query, self._probabilities(logits_NC[0]))
-        entailment, contradiction = self._places()
-        follows_N = logits_NC[:, entailment]
+            return self.predict(query, self.outputs(logits_NC[0]))
+        entailment, contradiction = self._entailment_outputs()
+        entailment_N = logits_NC[:, entailment]
         if not self.dataset.multi_label:
-            probabilities_N = np.exp(follows_N - follows_N.max())
+            probabilities_N = np.exp(entailment_N - entailment_N.max())
             probabilities_N /= probabilities_N.sum()
         else:
             others_N = (
                 np.delete(logits_NC, entailment, axis=1) if contradiction is None else logits_NC[:, [contradiction]]
             )
-            largest_N = np.maximum(others_N.max(axis=1), follows_N)
-            weights_N = np.exp(follows_N - largest_N)
+            largest_N = np.maximum(others_N.max(axis=1), entailment_N)
+            weights_N = np.exp(entailment_N - largest_N)
             probabilities_N = weights_N / (weights_N + np.exp(others_N - largest_N[:, None]).sum(axis=1))
         pairs = sorted(zip(query.candidates, probabilities_N.tolist(), strict=True), key=lambda pair: -pair[1])
         return Prediction(query.id, query.text, (pairs[0][0],), dict(pairs))
 
-    def _places(self) -> tuple[int, int | None]:
-        """Find the outputs of entailment and, if there is one, of contradiction."""
-        wanted = self.dataset.entailment_label
-        if wanted not in self.labels:
+    def _entailment_outputs(self) -> tuple[int, int | None]:
+        """Return the indices of the outputs for entailment and, if there is one, for contradiction."""
+        entailment, contradiction = self.dataset.entailment_label, self.dataset.contradiction_label
+        if entailment not in self.labels:
             raise ConfigError(
-                f"The run's labels are {', '.join(self.labels)}: which of them says that a hypothesis follows? "
-                "Set model.dataset.entailment_label."
+                f"The run's labels are {', '.join(self.labels)}; model.dataset.entailment_label={entailment} is none "
+                "of them. Set it to the label of hypotheses that follow."
             )
-        other = self.dataset.contradiction_label
-        return self.labels.index(wanted), self.labels.index(other) if other in self.labels else None
+        index = self.labels.index
+        return index(entailment), index(contradiction) if contradiction in self.labels else None
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score pairs as text classification does, queries by the label that was chosen."""
         queries = [item for item in examples if isinstance(item, Query)]
         if not queries:
             return super().score(examples, predictions)
-        gold = [known_labels(item)[0] for item in examples]
+        gold = [require_labels(item, "labels")[0] for item in examples]
         labels = list(dict.fromkeys([*queries[0].candidates, *gold]))
         return classification.classification_scores(gold, [item.labels[0] for item in predictions], labels)
 
 
-def _pairs(examples: Sequence[Example]) -> list[Example]:
-    """Give a pair as it is, and a query as one pair a label."""
-    pairs: list[Example] = []
-    for item in examples:
-        if isinstance(item, Query):
-            plain = Example(item.id, item.text, None, None, item.place)
-            pairs += [replace(plain, pair=item.template.replace("{}", label)) for label in item.candidates]
-        else:
-            pairs.append(item)
-    return pairs
+def _all_pairs(examples: Sequence[Example]) -> list[Example]:
+    """Replace each query by its pairs."""
+    return [pair for item in examples for pair in (item.pairs() if isinstance(item, Query) else [item])]
 
 
 def _check_template(template: str) -> None:

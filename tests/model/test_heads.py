@@ -9,9 +9,7 @@ import torch.nn.functional as F
 
 from megabert.data.packing import NO_TARGET, BatchSize, Features, pack
 from megabert.model.attention import PackedSequences
-from megabert.model.config import EncoderConfig
-from megabert.model.encoder import Encoder
-from megabert.model.heads import (
+from megabert.model.config import (
     HAS_ORDER,
     HAS_TARGET,
     IS_CORRECT,
@@ -19,10 +17,10 @@ from megabert.model.heads import (
     LOSS,
     NUM_PREDICTIONS,
     ORDER_LOSS,
-    PretrainingHead,
-    TaskModel,
-    new_pretraining_model,
+    EncoderConfig,
 )
+from megabert.model.encoder import Encoder
+from megabert.model.heads import PretrainingHead, TaskModel, new_pretraining_model
 
 BERT = EncoderConfig(
     vocabulary_size=50, num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, max_positions=40,

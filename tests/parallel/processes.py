@@ -23,9 +23,9 @@ import torch.distributed.tensor
 from megabert.config.schema import OptimizerSettings, ParallelSettings
 from megabert.data.packing import NO_TARGET, Features
 from megabert.data.sampler import BatchSampler
-from megabert.model.config import EncoderConfig
+from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import LOSS, ORDER_LOSS, PretrainingHead, TaskModel
+from megabert.model.heads import PretrainingHead, TaskModel
 from megabert.parallel import gradient_reduction as gradients
 from megabert.parallel import sharding as plan
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes

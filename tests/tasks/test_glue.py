@@ -6,8 +6,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from megabert.config.parser import compose
 from megabert.errors import ConfigError
-from megabert.tasks.glue import TASKS, Glue, GlueSettings, task_of
-from megabert.tasks.text_classification import Prediction
+from megabert.tasks.glue import TASKS, Glue, GlueSettings
+from megabert.tasks.sequence_classification import Prediction
 
 HEADERS = {  # the header lines as GLUE distributes them; CoLA's files have none
     "sst-2": "sentence\tlabel",
@@ -91,7 +91,7 @@ def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
     assert Glue.score_files(gold, tmp_path / file) == pytest.approx(expected)
     assert Glue.score_files(gold, tmp_path / "found.jsonl") == pytest.approx(expected)
     # RTE and WNLI have the same columns; their labels tell them apart.
-    assert task_of(gold).row.name == own.row.name
+    assert Glue.scorer(gold, []).row.name == own.row.name
 
 
 def test_mnli_s_two_files_are_scored_apart(tmp_path):
@@ -116,5 +116,5 @@ def test_files_lie_in_the_data_folder(tmp_path):
 
 
 def test_a_task_must_be_named():
-    with pytest.raises(ConfigError, match=r"model.task_name to one of cola, sst-2"):
+    with pytest.raises(ConfigError, match=r"Set it to one of cola, sst-2"):
         Glue(GlueSettings())

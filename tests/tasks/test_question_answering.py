@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megabert.config.parser import compose
 from megabert.data.packing import BatchSize, pack
-from megabert.data.windows import best_contexts, window_spans
+from megabert.data.windows import max_context_masks, window_spans
 from megabert.errors import ConfigError, InputError
 from megabert.formats.squad import Answer, Example
 from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
@@ -46,14 +46,14 @@ def test_windows_show_every_token_and_one_of_them_best(num_tokens, room, data):
     shown = sorted({token for start, end in spans for token in range(start, end)})
     assert shown == list(range(num_tokens))
     counts = np.zeros(num_tokens, dtype=int)
-    for (start, end), best in zip(spans, best_contexts(num_tokens, spans), strict=True):
+    for (start, end), best in zip(spans, max_context_masks(num_tokens, spans), strict=True):
         counts[start:end] += best
     assert (counts == 1).all()
 
 
 def test_the_best_context_is_the_one_with_more_around_a_token():
     # tokens 2, 3, 4 stand in both windows; 4 is the second window's better, 3 is as good in both: the first counts
-    first, second = best_contexts(7, [(0, 5), (2, 7)])
+    first, second = max_context_masks(7, [(0, 5), (2, 7)])
     assert first.tolist() == [True, True, True, True, False]
     assert second.tolist() == [False, False, True, True, True]
 
@@ -134,7 +134,7 @@ def test_the_best_span_is_that_of_a_search_over_all(seed, num_words):
         window = feature.notes
         for first in range(len(window.offsets)):
             for last in range(first, min(first + 3, len(window.offsets))):
-                if window.is_best_context[first]:
+                if window.has_max_context[first]:
                     place = window.context_start
                     score = float(scores[place + first, 0]) + float(scores[place + last, 1])
                     text = context[window.offsets[first, 0] : window.offsets[last, 1]]
@@ -218,5 +218,5 @@ def test_scores_follow_the_version_of_the_data(tmp_path):
 def test_a_person_s_example_needs_question_and_context():
     with pytest.raises(InputError, match="context is missing"):
         task().example(question="Who?")
-    with pytest.raises(InputError, match="txt is not asked for"):
+    with pytest.raises(InputError, match="unexpected field txt"):
         task().example(question="Who?", context="He.", txt="")

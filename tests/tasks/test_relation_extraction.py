@@ -3,10 +3,15 @@ from sklearn.metrics import f1_score
 
 from megabert.config.parser import compose
 from megabert.errors import InputError
-from megabert.tasks.relation_extraction import Entity, RelationExtraction, RelationExtractionSettings, mark
+from megabert.tasks.relation_extraction import (
+    MarkedEntity,
+    RelationExtraction,
+    RelationExtractionSettings,
+    mark_entities,
+)
 
 TEXT = "Aspirin inhibits COX-2 well."
-DRUG, GENE = Entity(0, 7, "chemical"), Entity(17, 22, "GENE")
+DRUG, GENE = MarkedEntity(0, 7, "chemical"), MarkedEntity(17, 22, "GENE")
 
 
 @pytest.mark.parametrize(
@@ -14,16 +19,16 @@ DRUG, GENE = Entity(0, 7, "chemical"), Entity(17, 22, "GENE")
     [
         ("anonymize", DRUG, GENE, "@CHEMICAL$ inhibits @GENE$ well."),
         ("anonymize", GENE, DRUG, "@CHEMICAL$ inhibits @GENE$ well."),
-        ("anonymize", DRUG, Entity(3, 16, "GENE"), "@CHEMICAL-GENE$ COX-2 well."),
-        ("anonymize", Entity(0, 16, "a"), Entity(3, 5, "b"), "@A-B$ COX-2 well."),
+        ("anonymize", DRUG, MarkedEntity(3, 16, "GENE"), "@CHEMICAL-GENE$ COX-2 well."),
+        ("anonymize", MarkedEntity(0, 16, "a"), MarkedEntity(3, 5, "b"), "@A-B$ COX-2 well."),
         ("markers", DRUG, GENE, "<< Aspirin >> inhibits [[ COX-2 ]] well."),
         ("markers", GENE, DRUG, "[[ Aspirin ]] inhibits << COX-2 >> well."),
         ("typed_markers", DRUG, GENE, "@ * chemical * Aspirin @ inhibits # ^ gene ^ COX-2 # well."),
-        ("markers", Entity(0, 7, "a"), Entity(7, 8, "b"), "<< Aspirin >>[[   ]]inhibits COX-2 well."),
+        ("markers", MarkedEntity(0, 7, "a"), MarkedEntity(7, 8, "b"), "<< Aspirin >>[[   ]]inhibits COX-2 well."),
     ],
 )
 def test_entities_are_marked(marking, head, tail, expected):
-    assert mark(TEXT, head, tail, marking) == expected
+    assert mark_entities(TEXT, head, tail, marking) == expected
 
 
 def task(*words):
@@ -33,9 +38,9 @@ def task(*words):
 def test_entities_are_given_as_words_of_the_text():
     example = task().example(text=TEXT, head="Aspirin", head_type="CHEMICAL", tail="COX-2", tail_type="GENE")
     assert example.text == "@CHEMICAL$ inhibits @GENE$ well."
-    with pytest.raises(InputError, match="stands 2 times in the text"):
+    with pytest.raises(InputError, match="occurs 2 times in the text"):
         task().example(text="a b a", head="a", tail="b")
-    with pytest.raises(InputError, match="stands 0 times"):
+    with pytest.raises(InputError, match="occurs 0 times"):
         task().example(text="a b", head="a")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.metrics import classification, tagging
-from megabert.tasks.tag_decoding import best_valid_tags
+from megabert.tasks.iob_tags import best_valid_tags
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
 from megabert.tokenizers.wordpiece import Tokenizer
 from megabert.tokenizers.words import split_words
@@ -86,10 +86,12 @@ def test_each_word_is_learnt_and_asked_for_once(words):
     tags = tuple("B-X" if place % 3 == 0 else "O" for place in range(len(words)))
     from megabert.formats.columns import Sentence
 
-    (example,) = own._examples([Sentence(tuple(words), tags, "here")])
+    (example,) = own._labelled([Sentence(tuple(words), tags, "here")])
     own.learn_labels([example])
     features = own.features([example], TOKENIZER, with_targets=True)
-    asked = sorted(word for feature in features for word in feature.notes.words[feature.notes.asked()].tolist())
+    asked = sorted(
+        word for feature in features for word in feature.notes.words[feature.notes.word_positions()].tolist()
+    )
     assert asked == [place for place, word in enumerate(words) if word != "\u200b"]
     learnt = [
         own.labels[target] for feature in features for target in feature.token_targets["tag"].tolist() if target >= 0

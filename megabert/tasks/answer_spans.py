@@ -1,0 +1,104 @@
+"""Spans of a context as answers: targets of windows, search for the best spans, probabilities of candidates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.squad import Answer
+
+ScoredSpan = tuple[float, int, int]
+"""Score, first character, end character."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A possible answer, characters [start, end) of the context; an empty one is "no answer"."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class ContextWindow:
+    """The part of an example's context that a sequence shows."""
+
+    example: int
+    context_start: int
+    """Position of the first context token in the sequence."""
+    offsets: NDArray[np.int64]
+    """Characters [start, end) of each context token, [T, 2]."""
+    has_max_context: NDArray[np.bool_]
+    """For each context token, whether no other window shows more context around it."""
+
+
+def target_span(window: ContextWindow, answer: Answer | None) -> NDArray[np.int64]:
+    """Find the positions of the answer's first and last token; 0 and 0, the [CLS], unless the window shows all of it.
+
+    Answers in the middle of tokens are extended to whole tokens.
+    """
+    if answer is None or answer.start is None or not len(window.offsets):
+        return np.zeros(2, dtype=np.int64)
+    start, end = answer.start, answer.start + len(answer.text)
+    if window.offsets[0, 0] > start or window.offsets[-1, 1] < end:
+        return np.zeros(2, dtype=np.int64)
+    # The first token that ends after the answer's start, and the last one that starts before its end.
+    first = int(np.searchsorted(window.offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(window.offsets[:, 0], end, side="left")) - 1
+    if last < first:
+        return np.zeros(2, dtype=np.int64)
+    return np.array([first, last], dtype=np.int64) + window.context_start
+
+
+def best_spans(
+    window: ContextWindow, logits_T2: NDArray[np.float32], *, count: int, max_length: int
+) -> list[ScoredSpan]:
+    """Find the `count` best spans of at most `max_length` tokens whose first token has its maximum context here."""
+    num_tokens = len(window.offsets)
+    if not num_tokens:
+        return []
+    context = slice(window.context_start, window.context_start + num_tokens)
+    starts, ends = logits_T2[context, 0].astype(np.float64), logits_T2[context, 1].astype(np.float64)
+    longest = min(max_length, num_tokens)
+    # sums[s, d] is the score of the span of d + 1 tokens that starts at token s.
+    padded = np.concatenate([ends, np.full(longest, -np.inf)])
+    sums = starts[:, None] + np.lib.stride_tricks.sliding_window_view(padded, longest)[:num_tokens]
+    sums[~window.has_max_context] = -np.inf
+    flat = sums.ravel()
+    count = min(count, flat.size)
+    top = np.argpartition(flat, -count)[-count:]
+    spans = []
+    for index in top[np.isfinite(flat[top])]:
+        first, length = divmod(int(index), longest)
+        spans.append((float(flat[index]), int(window.offsets[first, 0]), int(window.offsets[first + length, 1])))
+    return spans
+
+
+def rank_answers(
+    context: str, spans: Sequence[ScoredSpan], *, count: int, null_score: float | None
+) -> tuple[list[Candidate], float]:
+    """Rank the best `count` different answers, best first, and compute their probabilities.
+
+    With a null score "no answer" is one more candidate. Also returns the score of the best answer, -inf without any.
+    """
+    ordered = sorted(spans, key=lambda span: (-span[0], span[1:]))
+    by_text = {context[start:end]: (score, start, end) for score, start, end in reversed(ordered)}
+    # A dict keeps the order in which its keys came first: sort again, best first.
+    kept = sorted(by_text.items(), key=lambda item: (-item[1][0], item[1][1:]))[:count]
+    best_score = kept[0][1][0] if kept else -np.inf
+    if null_score is not None:
+        kept.append(("", (null_score, 0, 0)))
+        kept.sort(key=lambda item: -item[1][0])
+    if not kept:
+        return [], best_score
+    scores = np.array([item[1][0] for item in kept])
+    weights = np.exp(scores - scores.max())
+    candidates = [
+        Candidate(text, start, end, score, float(weight / weights.sum()))
+        for (text, (score, start, end)), weight in zip(kept, weights, strict=True)
+    ]
+    return candidates, best_score

@@ -1,0 +1,141 @@
+"""Labels that are learnt from the training data: their order, class weights, targets, unseen labels, report pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import NO_TARGET
+from ..errors import InputError
+from .task import ExampleType, PredictionType, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelKind:
+    """A kind of label that a task predicts, such as the slots of words."""
+
+    name: str
+    """Its name in reports."""
+    field: str
+    """The attribute of examples and predictions: a sequence of labels; of examples None where they are unknown."""
+    outputs: str = "labels"
+    """The attribute of the task: the labels in the order of the head's outputs."""
+    weights: str | None = "weights"
+    """The attribute of the task with their class weights; None: there are none."""
+    first: str | None = None
+    """The label that precedes all others, such as O."""
+    is_set: bool = False
+    """Whether an example has any number of these labels, in no order."""
+
+
+class LabelledTask(Task[ExampleType, PredictionType]):
+    """A task whose head has an output for each label of the training data."""
+
+    def __init__(self, settings: Any, *kinds: LabelKind, class_balancing: str | None = None) -> None:
+        """Start without labels: they are learnt, or restored with a run."""
+        super().__init__(settings)
+        self.label_kinds = kinds
+        self.class_balancing = class_balancing
+        self.labels: list[str] = []
+        self.weights: list[float] = []
+
+    def learn_labels(self, examples: Sequence[ExampleType]) -> None:
+        """List each kind's labels, and weight them if `class_balancing` is set."""
+        for kind in self.label_kinds:
+            counts = Counter(label for example in examples for label in getattr(example, kind.field) or ())
+            if not counts:
+                raise InputError(f"the training data have no {kind.field}. Add them to the examples.")
+            labels = self.ordered(kind, counts)
+            setattr(self, kind.outputs, labels)
+            if kind.weights is not None:
+                setattr(self, kind.weights, class_weights(labels, counts, self.class_balancing))
+
+    def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:
+        """Sort a kind's labels into the order of the head's outputs."""
+        first = [] if kind.first is None else [kind.first]
+        return [*first, *sorted(set(labels) - set(first))]
+
+    def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
+        """Map each label that the head lacks to the location of its first example."""
+        locations: dict[str, str] = {}
+        for kind in self.label_kinds:
+            known = set(getattr(self, kind.outputs))
+            for example in examples:
+                for label in getattr(example, kind.field) or ():
+                    if label not in known:
+                        locations.setdefault(label, example.location)  # type: ignore[attr-defined]
+        return locations
+
+    def label_pairs(
+        self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+    ) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """Return pairs of gold and predicted label for each kind of which an example's labels have an order."""
+        return {
+            kind.name: [
+                pair
+                for example, prediction in zip(examples, predictions, strict=True)
+                for pair in zip(require_labels(example, kind.field), getattr(prediction, kind.field), strict=True)
+            ]
+            for kind in self.label_kinds
+            if not kind.is_set
+        }
+
+
+def require_labels(example: Any, field: str) -> tuple[str, ...]:
+    """Return an example's labels; raises InputError where they are unknown."""
+    labels: tuple[str, ...] | None = getattr(example, field)
+    if labels is None:
+        raise InputError(
+            f"{example.location}: the example has no {field} to train on or to score against. Add them, or predict."
+        )
+    return labels
+
+
+def class_weights(labels: Sequence[str], counts: Mapping[str, int], class_balancing: str | None) -> list[float]:
+    """Weight labels in the loss: all 1, or N / (K n) for N labels in all, K different ones, n of this one.
+
+    Source: NeMo 1.x's weighted_loss.
+    """
+    if class_balancing != "weighted_loss":
+        return [1.0] * len(labels)
+    total = sum(counts.values())
+    return [total / (len(counts) * counts[label]) if counts.get(label) else 1.0 for label in labels]
+
+
+@cache
+def device_constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as a tensor, made once for each device: a captured step must not copy from the host."""
+    import torch
+
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+        return torch.tensor(values, device=device)
+
+
+def label_indices(labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index of each wanted label, NO_TARGET for one that is not among the labels."""
+    indices = {label: index for index, label in enumerate(labels)}
+    return np.array([indices.get(label, NO_TARGET) for label in wanted], dtype=np.int64)
+
+
+def multi_hot(labels: Sequence[str], wanted: Collection[str]) -> NDArray[np.float32]:
+    """Return 1 for each wanted label and 0 for the others, [C]; what is not among the labels is left out."""
+    return np.array([label in wanted for label in labels], dtype=np.float32)
+
+
+def class_probabilities(logits_C: NDArray[np.float64], *, is_multi_label: bool) -> NDArray[np.float64]:
+    """Compute probabilities: the sigmoid of each logit if any number of labels may hold, else their softmax."""
+    if is_multi_label:
+        result: NDArray[np.float64] = 1 / (1 + np.exp(-logits_C))
+        return result
+    weights: NDArray[np.float64] = np.exp(logits_C - logits_C.max())
+    return weights / weights.sum()

@@ -1,0 +1,319 @@
+"""What tasks that classify sequences or pairs share: settings, data files, windows, head, loss, decoding, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.schema import ModelSettings, OptimizerSettings, choice, linear_decay
+from ..data.packing import NO_TARGET, Batch, Features
+from ..data.windows import half_overlapping_spans
+from ..errors import InputError
+from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.rows import Row
+from ..formats.tables import table_rows
+from ..formats.text_lines import read_lines
+from ..metrics import classification
+from ..model.config import EncoderConfig
+from ..tokenizers.wordpiece import Tokenizer
+from .head_settings import OutputHeadSettings, head_options
+from .labels import LabelKind, LabelledTask, class_probabilities, label_indices, multi_hot, require_labels
+from .task import require_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model.heads import Head
+
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "text_a", "premise")
+PAIR_COLUMNS = ("text_b", "sentence2", "hypothesis", "text2")
+LABEL_COLUMNS = ("label", "labels", "gold_label", "class", "score")
+COLUMNS = (*TEXT_COLUMNS, *PAIR_COLUMNS, *LABEL_COLUMNS, "id", "index", "idx")
+
+
+@dataclass
+class SequenceSettings:
+    """How examples become tokens."""
+
+    max_seq_length: int = 256
+    """Tokens of a text or pair with its special tokens; a longer one is read in overlapping windows."""
+    class_balancing: str | None = choice(None, "weighted_loss")
+    """weighted_loss: weight a class in the loss in inverse proportion to its number of examples, where each has one."""
+
+
+@dataclass
+class SequenceClassifierModel(ModelSettings):
+    """The network with a head for whole sequences, its data and its optimizer."""
+
+    dataset: SequenceSettings = field(default_factory=SequenceSettings)
+    classifier_head: OutputHeadSettings = field(default_factory=OutputHeadSettings)
+    optim: OptimizerSettings = field(default_factory=linear_decay(2e-5))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, or a pair, and its labels, None where they are unknown."""
+
+    id: str
+    text: str
+    pair: str | None
+    labels: tuple[str, ...] | None
+    location: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The labels of a text and the probability of every class; of a regression the value."""
+
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+    value: float | None = None
+
+
+class SequenceClassificationTask(LabelledTask[Example, Prediction]):
+    """A task whose examples have one label, several (`multi_label`), or a number (`regression`)."""
+
+    main_score = "accuracy"
+    state_names = ("labels", "weights", "problem")
+
+    def __init__(self, settings: Any, problem: str = "single_label") -> None:
+        self.dataset = settings.model.dataset
+        self.problem = problem
+        kinds = [] if self.is_regression else [LabelKind("label", "labels", is_set=problem == "multi_label")]
+        super().__init__(settings, *kinds, class_balancing=self.dataset.class_balancing)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether an example's target is a number."""
+        return self.problem == "regression"
+
+    def read(self, path: Path) -> list[Example]:
+        """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
+        if path.suffix in JSON_SUFFIXES:
+            rows = read_json_lines(path)
+        else:
+            lines = read_lines(path)
+            if any("\t" in line for line in lines):
+                rows = table_rows(path, lines, ("text", "label"), COLUMNS)
+            else:
+                rows = _rows_of_blanks(path, lines)
+        locations: dict[Any, str] = {}
+        for row in rows:
+            name = row.values.get("id")
+            if isinstance(name, str | int) and locations.setdefault(str(name), row.place) != row.place:
+                raise InputError(
+                    f"{row.place}: the id {name!r} is that of {locations[str(name)]} too. Give each its own."
+                )
+        return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
+
+    def example_of(self, row: Row, number: int) -> Example:
+        """Make an example from a row of a table or a JSON object."""
+        text, pair = _column(row, TEXT_COLUMNS), _column(row, PAIR_COLUMNS)
+        if text is None or not text.strip():
+            raise InputError(f"{row.place}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
+        name = next((name for name in LABEL_COLUMNS if name in row.values), None)
+        labels = None if name is None else self.parse_labels(row.values[name], row.place)
+        return Example(str(row.values.get("id", number)), text, pair, labels, row.place)
+
+    def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
+        """Convert a label, labels or number from a file; raises InputError if it is none."""
+        if self.is_regression:
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = float("nan")
+            if not np.isfinite(number):
+                raise InputError(f"{location}: the value is {value!r}; expected a number.")
+            return (repr(number),)
+        if self.problem == "multi_label":
+            items = value if isinstance(value, list) else [item for item in str(value).split(",") if item.strip()]
+            return tuple(str(item).strip() for item in items)
+        if isinstance(value, list | dict) or not str(value).strip():
+            raise InputError(f"{location}: the label is {value!r}; expected one word or number.")
+        return (str(value).strip(),)
+
+    def example(self, **fields: Any) -> Example:
+        """Make an example from `text` and, for pairs, `text_b`."""
+        text, pair = require_text(fields, "text_b"), fields.get("text_b")
+        return Example(str(fields.get("id", "text")), text, pair and str(pair), None, "the text")
+
+    def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:
+        """Sort labels: numbers by value, words alphabetically."""
+        are_numbers = all(label.lstrip("-").isdecimal() for label in labels)
+        return sorted(labels, key=int if are_numbers else str)
+
+    def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+        """Tokenize examples, long ones in several windows whose weights add up to that of one example."""
+        texts = tokenizer.encode_ids([example.text for example in examples])
+        pairs = iter(tokenizer.encode_ids([example.pair for example in examples if example.pair is not None]))
+        features = []
+        for index, (example, ids) in enumerate(zip(examples, texts, strict=True)):
+            pair_ids = None if example.pair is None else next(pairs)
+            windows = self._windows(ids, pair_ids, tokenizer, example)
+            targets, weight = self._targets(example, len(windows)) if with_targets else ({}, 1.0)
+            for token_ids, segment_ids in windows:
+                features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
+        return features
+
+    def _windows(
+        self, ids: NDArray[np.int64], pair: NDArray[np.int64] | None, tokenizer: Tokenizer, example: Example
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Return token and segment ids of each window; of a pair the longer part is cut, the shorter one is in each."""
+        cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
+        parts: list[tuple[NDArray[np.int64], NDArray[np.int64] | None]]
+        if pair is None:
+            parts = [(ids[start:end], None) for start, end in half_overlapping_spans(len(ids), self.row_length - 2)]
+        else:
+            room, short = self.row_length - 3, min(len(ids), len(pair))
+            if short > room // 2 and len(ids) + len(pair) > room:
+                raise InputError(
+                    f"{example.location}: both parts of the pair are too long to be read together ({len(ids)} and "
+                    f"{len(pair)} tokens). Raise model.dataset.max_seq_length."
+                )
+            spans = half_overlapping_spans(max(len(ids), len(pair)), room - short)
+            is_first_long = len(ids) >= len(pair)
+            parts = [(ids[slice(*span)], pair) if is_first_long else (ids, pair[slice(*span)]) for span in spans]
+        windows = []
+        for first, second in parts:
+            token_ids = np.concatenate([cls, first, sep] if second is None else [cls, first, sep, second, sep])
+            windows.append((token_ids, (np.arange(len(token_ids)) >= len(first) + 2).astype(np.int64)))
+        return windows
+
+    def _targets(self, example: Example, num_windows: int) -> tuple[dict[str, Any], float]:
+        labels, share = require_labels(example, "labels"), 1 / num_windows
+        if self.is_regression:
+            return {"value": np.float32(labels[0]), "weight": np.float32(share)}, share
+        if self.problem == "multi_label":
+            return {"chosen": multi_hot(self.labels, labels), "weight": np.float32(share)}, share
+        index = label_indices(self.labels, labels)[0]
+        weight = 0.0 if index == NO_TARGET else self.weights[index] / num_windows
+        return {"label": index, "weight": np.float32(weight)}, weight
+
+    def head(self, config: EncoderConfig) -> Head:
+        """Score the classes at a sequence's first token."""
+        from ..model.heads import SequenceHead
+
+        num_classes = 1 if self.is_regression else len(self.labels)
+        return SequenceHead(config.hidden_size, num_classes, **head_options(self.settings.model.classifier_head))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Sum the examples' weighted cross-entropy, binary cross-entropy (mean over classes) or squared error."""
+        import torch
+        from torch.nn import functional as F
+
+        weights_N = batch.targets["weight"].nan_to_num()
+        if self.is_regression:
+            values_N = torch.where(weights_N > 0, batch.targets["value"], 0.0)
+            losses_N = (logits[:, 0] - values_N) ** 2
+        elif self.problem == "multi_label":
+            targets_NC = batch.targets["chosen"].nan_to_num()
+            losses_N = F.binary_cross_entropy_with_logits(logits, targets_NC, reduction="none").mean(1)
+        else:
+            losses_N = F.cross_entropy(logits, batch.targets["label"], reduction="none")
+        return (losses_N * weights_N).sum()
+
+    def decode(
+        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
+    ) -> list[Prediction]:
+        """Average the probabilities of each example's windows and choose."""
+        outputs = [self.outputs(item.astype(np.float64)) for item in logits]
+        return list(map(self.predict, examples, mean_by_example(len(examples), features, outputs)))
+
+    def outputs(self, logits_C: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert logits to the probabilities of the classes; the value of a regression stays as it is."""
+        if self.is_regression:
+            return logits_C
+        return class_probabilities(logits_C, is_multi_label=self.problem == "multi_label")
+
+    def predict(self, example: Example, outputs_C: NDArray[np.float64]) -> Prediction:
+        """Choose the labels of an example, or its value."""
+        if self.is_regression:
+            return Prediction(example.id, example.text, (), {}, float(outputs_C[0]))
+        probabilities = dict(zip(self.labels, outputs_C.tolist(), strict=True))
+        if self.problem == "multi_label":
+            labels = tuple(label for label, probability in probabilities.items() if probability >= 0.5)
+        else:
+            labels = (self.labels[int(outputs_C.argmax())],)
+        return Prediction(example.id, example.text, labels, probabilities)
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Compute the metrics of the examples' kind of label."""
+        gold = [require_labels(example, "labels") for example in examples]
+        if self.is_regression:
+            values = [float(labels[0]) for labels in gold], [item.value or 0.0 for item in predictions]
+            return {
+                "pearson": 100 * classification.pearson(*values),
+                "spearman": 100 * classification.spearman(*values),
+            }
+        if self.problem == "multi_label":
+            return classification.multi_label_scores(
+                [set(labels) for labels in gold], [set(item.labels) for item in predictions]
+            )
+        labels = self.labels or sorted({labels[0] for labels in gold})
+        predicted = [item.labels[0] for item in predictions]
+        return classification.classification_scores([item[0] for item in gold], predicted, labels)
+
+    def to_json(self, prediction: Prediction) -> dict[str, Any]:
+        """Return the label or labels with all probabilities, or the value."""
+        values: dict[str, Any] = {"id": prediction.id, "text": prediction.text}
+        if prediction.value is not None:
+            return values | {"value": prediction.value}
+        if self.problem == "multi_label":
+            return values | {"labels": list(prediction.labels), "probabilities": prediction.probabilities}
+        label = prediction.labels[0]
+        probability = prediction.probabilities[label]
+        return values | {"label": label, "probability": probability, "probabilities": prediction.probabilities}
+
+    def from_json(self, example: Example, row: Row) -> Prediction:
+        """Read the label, labels or value of an example."""
+        name = {"regression": "value", "multi_label": "labels"}.get(self.problem, "label")
+        labels = self.parse_labels(row.get(name), row.place)
+        return Prediction(example.id, example.text, labels, {}, float(labels[0]) if self.is_regression else None)
+
+    @classmethod
+    def read_predictions(cls, path: Path) -> list[Row]:
+        """Read JSON lines as `megabert predict` writes them, or a label a line."""
+        lines = read_lines(path)
+        if lines[0].lstrip().startswith(("{", "[")):
+            return read_json_lines(path)
+        return [Row({"label": line.strip()}, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def mean_by_example(
+    num_examples: int, features: Sequence[Features], outputs: Sequence[NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    """Average the outputs of each example's windows; a feature's notes are the index of its example."""
+    windows: list[list[NDArray[np.float64]]] = [[] for _ in range(num_examples)]
+    for feature, output in zip(features, outputs, strict=True):
+        windows[feature.notes].append(output)
+    return [np.mean(items, axis=0) for items in windows]
+
+
+def _column(row: Row, names: Sequence[str]) -> str | None:
+    value = next((row.values[name] for name in names if name in row.values), None)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{row.place}: the text is {value!r}; expected a string.")
+    return value
+
+
+def _rows_of_blanks(path: Path, lines: Sequence[str]) -> list[Row]:
+    """Parse lines of words with an integer label at the end; if no line has one they are texts without labels."""
+    rows = []
+    for number, line in enumerate((line.strip(" ") for line in lines), start=1):
+        text, _, label = line.rpartition(" ")
+        values = {"text": text.rstrip(" "), "label": label} if text and label.isdecimal() else {"text": line}
+        if line:
+            rows.append(Row(values | {"id": str(number)}, f"{path}:{number}"))
+    unlabelled = [row for row in rows if "label" not in row.values]
+    if unlabelled and len(unlabelled) < len(rows):
+        raise InputError(
+            f"{unlabelled[0].place}: no label at the end, as other lines have one. Write text, a tab and the label."
+        )
+    return rows

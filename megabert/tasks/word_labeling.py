@@ -1,0 +1,175 @@
+"""What tasks that label words share: their data settings, windows, targets, loss, and word logits."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.schema import DataSettings, TrainDataSettings
+from ..data.packing import NO_TARGET, Batch, Features
+from ..data.windows import WordWindow, word_logits, word_windows
+from ..errors import ConfigError, InputError
+from ..formats.rows import Row
+from ..tokenizers.wordpiece import Tokenizer
+from .labels import LabelKind, LabelledTask, device_constant, label_indices, require_labels
+from .task import ExampleType, PredictionType, require_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class WordTargetSettings:
+    """Which tokens have the targets of words."""
+
+    ignore_extra_tokens: bool = True
+    """Train on the first token of each word only; false: on all its tokens."""
+    ignore_start_end: bool = True
+    """Do not train on [CLS] and [SEP]; false: their target is the label of words outside, O."""
+
+
+@dataclass
+class ParallelFiles:
+    """NeMo's two files, instead of `file`."""
+
+    text_file: str | None = None
+    """A sentence a line, words separated by blanks."""
+    labels_file: str | None = None
+    """The labels of each line's words."""
+
+
+@dataclass
+class WordDataSettings(DataSettings, ParallelFiles):
+    """One set of data: `file`, or text_file and labels_file."""
+
+
+@dataclass
+class WordTrainSettings(TrainDataSettings, ParallelFiles):
+    """The training data: `file`, or text_file and labels_file."""
+
+
+def parallel_files(data: Any, data_dir: str | None) -> list[str]:
+    """List the files of a set of data: `file`, or text_file and labels_file in data_dir."""
+    if data.text_file is None:
+        return [] if data.file is None else [data.file]
+    if data.file is not None:
+        raise ConfigError("file and text_file are both given. Give one of them.")
+    names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
+    return [str(Path(data_dir or "") / name) for name in names]
+
+
+class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
+    """A task with one label of each of its word kinds for each word.
+
+    Its examples have `text`, `words` and `location`. A token target has the name of its kind.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        *word_kinds: LabelKind,
+        target_settings: WordTargetSettings,
+        other_kinds: Sequence[LabelKind] = (),
+        class_balancing: str | None = None,
+    ) -> None:
+        super().__init__(settings, *word_kinds, *other_kinds, class_balancing=class_balancing)
+        self.word_kinds = word_kinds
+        self.target_settings = target_settings
+
+    @abstractmethod
+    def unlabelled(self, text: str, name: str, location: str) -> ExampleType:
+        """Make an example from raw text."""
+
+    def words(self, example: Any) -> list[str]:
+        """Return an example's words as the network sees them; `example.words` are their [start, end) characters."""
+        return [example.text[start:end] for start, end in example.words]
+
+    @property
+    def margin(self) -> int | None:
+        """Least number of tokens of context of each word on both sides; None: windows overlap by half."""
+        return None
+
+    def unlabelled_rows(self, rows: Sequence[Row]) -> list[ExampleType]:
+        """Make examples from JSON objects with `text`."""
+        return [
+            self.unlabelled(row.text("text"), str(row.values.get("id", number)), row.place)
+            for number, row in enumerate(rows, start=1)
+        ]
+
+    def unlabelled_lines(self, path: Path, lines: Sequence[str]) -> list[ExampleType]:
+        """Make examples from lines of raw text."""
+        numbered = enumerate(lines, start=1)
+        return [self.unlabelled(line, str(number), f"{path}:{number}") for number, line in numbered if line.strip()]
+
+    def example(self, **fields: Any) -> ExampleType:
+        """Make an example from `text`."""
+        return self.unlabelled(require_text(fields), str(fields.get("id", "text")), "the text")
+
+    def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+        """Tokenize words, long examples in several windows; each word has targets in one of them."""
+        words = [self.words(example) for example in examples]
+        windows = list(word_windows(words, tokenizer, self.row_length, self.margin))
+        if not with_targets:
+            return [window.features() for window in windows]
+        edge = NO_TARGET if self.target_settings.ignore_start_end else 0
+        indices = [
+            {
+                kind.name: label_indices(getattr(self, kind.outputs), require_labels(example, kind.field))
+                for kind in self.word_kinds
+            }
+            for example in examples
+        ]
+        num_windows = Counter(window.example for window in windows)
+        features = []
+        for window in windows:
+            targets = {
+                name: window.targets(of_words, first_only=self.target_settings.ignore_extra_tokens, edge=edge)
+                for name, of_words in indices[window.example].items()
+            }
+            share = 1 / num_windows[window.example]
+            features.append(self.window_features(window, examples[window.example], targets, share))
+        return features
+
+    def window_features(
+        self, window: WordWindow, example: ExampleType, targets: dict[str, NDArray[np.int64]], share: float
+    ) -> Features:
+        """Make a window's features; `share` is 1 divided by the number of the example's windows.
+
+        The weight is that of the targets of the first kind.
+        """
+        kind = self.word_kinds[0]
+        indices = targets[kind.name][targets[kind.name] != NO_TARGET]
+        weight = len(indices) if kind.weights is None else np.array(getattr(self, kind.weights))[indices].sum()
+        return window.features({}, targets, float(weight))
+
+    def word_loss(self, logits: Tensor, batch: Batch, kind: LabelKind) -> Tensor:
+        """Sum the cross-entropy over the tokens that have a target, weighted by class."""
+        from torch.nn import functional as F
+
+        weights_C = None
+        if self.class_balancing and kind.weights is not None:
+            weights_C = device_constant(tuple(getattr(self, kind.weights)), logits.device)
+        return F.cross_entropy(logits, batch.token_targets[kind.name], weight=weights_C, reduction="sum")
+
+    def word_logits(
+        self, examples: Sequence[Any], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float64]]:
+        """Gather the logits of each example's words, [W, C]."""
+        return word_logits([item.notes for item in features], logits, [len(example.words) for example in examples])
+
+
+def require_word_labels(example: Any, row: Row, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the predicted labels of a row; raises InputError unless there is one for each word of the example."""
+    if len(labels) != len(example.words):
+        raise InputError(
+            f"{row.place}: {len(labels)} labels for the {len(example.words)} words of {example.location}. Predict the "
+            "file that is scored against."
+        )
+    return tuple(labels)
