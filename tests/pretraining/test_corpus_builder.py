@@ -14,7 +14,7 @@ from megabert.tokenizers.wordpiece import Tokenizer
 DOCUMENTS = [
     "Marie Curie was born in Warsaw. She found radium.\nIn Paris, she was.",
     "The river Seine is in Paris.",
-    "Marie Curie was  born in Warsaw. She found radium.\nIn Paris, she was.",  # the first one again, but for a blank
+    "Marie Curie was  born in Warsaw. She found radium.\nIn Paris, she was.",  # the first one, up to a blank
     "The city of Paris.",
     "The river Seine is in Paris.",
 ]
@@ -31,7 +31,7 @@ def write(folder, documents=DOCUMENTS):
     return file
 
 
-def test_sentences_and_documents_without_duplicates(tmp_path, vocab_file, monkeypatch):
+def test_duplicate_documents_are_left_out(tmp_path, vocab_file, monkeypatch):
     file = write(tmp_path)
     tokenizer = Tokenizer.from_file(vocab_file)
     report = build([file], tmp_path / "a", BuildSettings(str(vocab_file)), workers=1)
@@ -57,7 +57,7 @@ def test_the_number_of_processes_and_units_changes_nothing(tmp_path, vocab_file,
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
-def test_a_build_that_was_stopped_goes_on(tmp_path, vocab_file, monkeypatch):
+def test_an_interrupted_build_resumes(tmp_path, vocab_file, monkeypatch):
     monkeypatch.setattr(corpus, "UNIT_CHARACTERS", 60)
     file = write(tmp_path)
     build([file], tmp_path / "a", BuildSettings(str(vocab_file)), workers=1)
@@ -80,12 +80,12 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, vocab_file, monkeypatch):
     seen = []
     build([file], tmp_path / "b", BuildSettings(str(vocab_file)), workers=1,
           progress=lambda *_: seen.append([unit.stat().st_mtime_ns for unit in made]))  # fmt: skip
-    assert seen[-1] == before  # what was done was not done again
+    assert seen[-1] == before  # finished units are not made again
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
     assert not (tmp_path / "b.work").exists()
 
 
-def test_text_without_words_is_left_out_and_counted(tmp_path, vocab_file):
+def test_documents_without_tokens_are_left_out_and_counted(tmp_path, vocab_file):
     report = build([write(tmp_path, ["\u200b", "Paris."])], tmp_path / "a", BuildSettings(str(vocab_file)), workers=1)
     assert (report.num_documents, report.num_empty) == (1, 1)
     (tmp_path / "y.txt").write_text("\n\n \n")

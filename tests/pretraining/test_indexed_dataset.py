@@ -56,7 +56,7 @@ CORPUS = st.lists(st.lists(SEQUENCES, min_size=1, max_size=4), min_size=1, max_s
 
 @settings(max_examples=60, deadline=None)
 @given(CORPUS, st.sampled_from([np.uint16, np.int32, np.int64]))
-def test_what_is_written_is_read_by_an_independent_reader_and_by_ours(tmp_path_factory, documents, dtype):
+def test_written_files_are_read_by_an_independent_reader_and_by_ours(tmp_path_factory, documents, dtype):
     prefix = tmp_path_factory.mktemp("corpus") / "x"
     write(prefix, documents, dtype)
     assert read_byte_by_byte(prefix) == documents
@@ -76,7 +76,7 @@ def test_parts_of_sequences(tmp_path):
     assert IndexedDataset(tmp_path / "x").read(0, 1, 3).tolist() == [6, 7]
 
 
-def test_an_error_leaves_nothing(tmp_path):
+def test_an_error_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), IndexedDatasetBuilder(tmp_path / "x", np.uint16) as writer:
         writer.add_document([np.array([1, 2])])
         raise RuntimeError
@@ -116,7 +116,7 @@ def test_damaged_indexes_are_refused(how, tmp_path):
         IndexedDataset(tmp_path / "x")
 
 
-def test_cut_tokens_and_missing_files_are_refused(tmp_path):
+def test_truncated_tokens_and_missing_files_are_refused(tmp_path):
     write(tmp_path / "x", DOCUMENTS)
     (tmp_path / "x.bin").write_bytes((tmp_path / "x.bin").read_bytes()[:-2])
     with pytest.raises(InputError, match="do not fit each other"):

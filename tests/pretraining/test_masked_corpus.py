@@ -20,12 +20,12 @@ def corpus(documents=DOCUMENTS, *, order=True, room=9, seed=3, **masking):
 
 
 def original(item):
-    """Put the answers back into a text."""
+    """Restore the masked tokens of a sequence."""
     targets = item.token_targets["token"]
     return np.where(targets == NO_TARGET, item.token_ids, targets).tolist()
 
 
-def test_without_sentence_order_a_text_is_a_run_of_sentences():
+def test_without_sentence_order_a_sequence_is_a_run_of_sentences():
     made = corpus(order=False)
     assert [original(made.sequence(index, 0)) for index in range(len(made))] == [
         [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 3],
@@ -36,7 +36,7 @@ def test_without_sentence_order_a_text_is_a_run_of_sentences():
     assert set(made.sequence(0, 0).token_targets) == {"token"}
 
 
-def test_segments_are_cut_at_sentences_and_swapped_half_of_the_time():
+def test_segments_end_at_sentences_and_are_swapped_half_of_the_time():
     made = corpus()
     cuts = {(5, 6, 7), (5, 6, 7, 8, 9)}
     firsts, swaps = set(), 0
@@ -55,34 +55,34 @@ def test_segments_are_cut_at_sentences_and_swapped_half_of_the_time():
     assert 70 < swaps < 130  # 100 +- 4 deviations
 
 
-def test_a_text_of_one_sentence_is_not_asked_for_its_order():
+def test_a_run_of_one_sentence_has_no_sentence_order_target():
     item = corpus().sequence(1, 0)
     assert original(item) == [2, 14, 15, 3]
     assert item.token_targets["order"].tolist() == [NO_TARGET] * 4
     assert item.token_targets["order_weight"][0] == 0
 
 
-def test_a_text_counts_as_much_as_it_is_asked_for():
+def test_the_weight_is_the_number_of_masked_positions():
     for index in range(3):
         item = corpus(masked_lm_prob=0.4).sequence(index, 1)
-        asked = int((item.token_targets["token"] != NO_TARGET).sum())
-        assert item.weight == asked >= 1
-        assert item.token_targets["order_weight"][0] == (0 if index == 1 else asked)
+        num_masked = int((item.token_targets["token"] != NO_TARGET).sum())
+        assert item.weight == num_masked >= 1
+        assert item.token_targets["order_weight"][0] == (0 if index == 1 else num_masked)
 
 
-def test_masks_are_another_in_each_pass_and_a_function_of_it():
+def test_masks_are_resampled_in_each_pass_as_a_function_of_the_seed():
     made = corpus(order=False, masked_lm_prob=0.3)
-    texts = [made.sequence(0, number).token_ids.tolist() for number in range(20)]
-    assert len({tuple(ids) for ids in texts}) > 5
-    assert texts == [
+    sequences = [made.sequence(0, number).token_ids.tolist() for number in range(20)]
+    assert len({tuple(ids) for ids in sequences}) > 5
+    assert sequences == [
         corpus(order=False, masked_lm_prob=0.3).sequence(0, number).token_ids.tolist() for number in range(20)
     ]
-    assert texts != [
+    assert sequences != [
         corpus(order=False, masked_lm_prob=0.3, seed=4).sequence(0, number).token_ids.tolist() for number in range(20)
     ]
 
 
-def test_a_sentence_longer_than_a_text_is_cut_and_no_token_is_lost():
+def test_a_sentence_longer_than_a_sequence_is_divided_without_losing_tokens():
     made = corpus([[list(range(5, 30)), [30, 31]]], room=8)
     found = [token for index in range(len(made)) for token in original(made.sequence(index, 0)) if token > 4]
     assert sorted(found) == list(range(5, 32))
@@ -94,7 +94,7 @@ def test_tokens_beyond_the_vocabulary_are_named():
         corpus([[[5, 99]]]).sequence(0, 0)
 
 
-def test_the_fingerprint_tells_other_texts_and_other_plans():
+def test_the_fingerprint_depends_on_tokens_and_settings():
     same = corpus().fingerprint()
     assert corpus().fingerprint() == same
     others = [corpus(DOCUMENTS[:2]), corpus(order=False), corpus(masked_lm_prob=0.2), corpus(room=5), corpus(seed=4)]

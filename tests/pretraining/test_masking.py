@@ -16,52 +16,52 @@ def choose(masking=None, seed=0, continuation=CONTINUATION, maskable=MASKABLE):
 
 
 @pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 1.0])
-def test_words_are_whole_and_special_tokens_stay(share):
+def test_whole_words_are_masked_and_special_tokens_are_not(share):
     for seed in range(200):
-        places = set(choose(Masking(masked_lm_prob=share), seed).tolist())
-        assert not places & {0, 8, 12}
-        assert 1 <= len(places) <= max(1, round(share * 13))
-        assert all(word <= places or not word & places for word in WORDS)
+        positions = set(choose(Masking(masked_lm_prob=share), seed).tolist())
+        assert not positions & {0, 8, 12}
+        assert 1 <= len(positions) <= max(1, round(share * 13))
+        assert all(word <= positions or not word & positions for word in WORDS)
 
 
-def test_each_token_is_asked_for_as_often_and_the_share_is_reached():
+def test_each_token_is_masked_equally_often_and_the_share_is_reached():
     counts = np.zeros(200)
     maskable = np.ones(200, dtype=bool)
     total = 0
     for seed in range(1500):
-        places = choose(Masking(), seed, np.zeros(200, dtype=bool), maskable)
-        counts[places] += 1
-        total += len(places)
+        positions = choose(Masking(), seed, np.zeros(200, dtype=bool), maskable)
+        counts[positions] += 1
+        total += len(positions)
     assert total == 1500 * 30  # round(0.15 * 200) single-token words: always reached
     assert counts[5:-5].std() < 3 * np.sqrt(1500 * 0.15 * 0.85)
     assert counts[5:-5].mean() == pytest.approx(1500 * 0.15, rel=0.05)
 
 
-def test_runs_of_words_are_as_frequent_as_megatron_s():
-    # With room for one run only its length is what was drawn: 6/11, 3/11, 2/11 for 1, 2 and 3 words.
+def test_ngram_lengths_are_as_frequent_as_megatron_s():
+    # If only one n-gram fits, its length has the sampled probabilities: 6/11, 3/11, 2/11 for 1, 2 and 3 words.
     # The first run decides, and only one of three words makes the whole; two runs rarely touch.
     wholes = 0
     for seed in range(4000):
-        places = choose(Masking(masked_lm_prob=3 / 400), seed, np.zeros(400, dtype=bool), np.ones(400, dtype=bool))
-        wholes += int(len(places) == 3 and places[2] - places[0] == 2)
+        positions = choose(Masking(masked_lm_prob=3 / 400), seed, np.zeros(400, dtype=bool), np.ones(400, dtype=bool))
+        wholes += int(len(positions) == 3 and positions[2] - positions[0] == 2)
     assert wholes / 4000 == pytest.approx(2 / 11, abs=0.03)
 
 
-def test_runs_end_before_special_tokens():
+def test_ngrams_end_before_special_tokens():
     for seed in range(100):
-        places = choose(Masking(masked_lm_prob=1.0, max_ngram=5), seed).tolist()
-        assert 8 not in places
+        positions = choose(Masking(masked_lm_prob=1.0, max_ngram=5), seed).tolist()
+        assert 8 not in positions
 
 
-def test_pieces_alone():
+def test_without_whole_words_pieces_are_masked_alone():
     found = {
         tuple(choose(Masking(masked_lm_prob=0.08, whole_words=False, max_ngram=1), seed).tolist())
         for seed in range(300)
     }
-    assert found == {(place,) for place in np.flatnonzero(MASKABLE)}
+    assert found == {(position,) for position in np.flatnonzero(MASKABLE)}
 
 
-def test_a_word_longer_than_what_may_be_asked_for():
+def test_a_word_with_more_pieces_than_may_be_masked():
     continuation = np.array([0, 0, *[1] * 9, 0], dtype=bool)
     maskable = np.array([0, *[1] * 10, 0], dtype=bool)
     assert len(choose(Masking(), 0, continuation, maskable)) == 1
@@ -70,23 +70,23 @@ def test_a_word_longer_than_what_may_be_asked_for():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.integers(0, 10**6))
-def test_places_are_sorted_unique_and_maskable(tokens, seed):
+def test_positions_are_sorted_unique_and_maskable(tokens, seed):
     continuation, maskable = (np.array(side, dtype=bool) for side in zip(*tokens, strict=True))
-    places = choose(Masking(), seed, continuation, maskable)
-    assert (np.diff(places) > 0).all()
-    assert maskable[places].all()
-    assert len(places) <= max(1, round(0.15 * len(tokens)))
-    assert len(places) >= min(1, maskable.sum())
+    positions = choose(Masking(), seed, continuation, maskable)
+    assert (np.diff(positions) > 0).all()
+    assert maskable[positions].all()
+    assert len(positions) <= max(1, round(0.15 * len(tokens)))
+    assert len(positions) >= min(1, maskable.sum())
 
 
-def test_what_is_seen_in_their_place():
+def test_replacements_of_masked_positions():
     random = np.random.default_rng(1)
     token_ids = np.full(20_000, 7)
-    places = np.arange(0, 20_000, 2)
-    seen = apply_mask(token_ids, places, Masking(), random, mask_id=4, vocabulary_size=1000)
+    positions = np.arange(0, 20_000, 2)
+    seen = apply_mask(token_ids, positions, Masking(), random, mask_id=4, vocabulary_size=1000)
     assert (seen[1::2] == 7).all()
-    assert (seen[places] == 4).mean() == pytest.approx(0.8, abs=0.015)
-    assert (seen[places] == 7).mean() == pytest.approx(0.1, abs=0.015)
-    others = seen[places][(seen[places] != 4) & (seen[places] != 7)]
+    assert (seen[positions] == 4).mean() == pytest.approx(0.8, abs=0.015)
+    assert (seen[positions] == 7).mean() == pytest.approx(0.1, abs=0.015)
+    others = seen[positions][(seen[positions] != 4) & (seen[positions] != 7)]
     assert len(np.unique(others)) > 500
     assert (token_ids == 7).all()

@@ -30,7 +30,7 @@ def megatron_sample_index(sizes, doc_idx, seq_length, num_samples):
             length = sizes[doc_idx[document]] - offset
             remaining -= length
             if remaining <= 0:
-                # The next text begins with this one's last token.
+                # The next sequence begins with this one's last token.
                 offset += remaining + length - 1
                 remaining = 0
             else:
@@ -41,14 +41,14 @@ def megatron_sample_index(sizes, doc_idx, seq_length, num_samples):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 15), st.integers(0, 9))
-def test_the_index_is_megatron_s(sizes, length, seed):
+def test_the_sample_index_equals_megatron_s(sizes, length, seed):
     order = np.arange(len(sizes))
     np.random.RandomState(seed).shuffle(order)
     found = index_samples(np.array(sizes), order, length)
     num_samples = (sum(sizes) - 1) // length
     expected = megatron_sample_index(sizes, order, length, num_samples)
     pairs = list(zip(found.documents.tolist(), found.offsets.tolist(), strict=True))
-    # Where a text ends with its document, the place behind it may be said in two ways: the token is the same one.
+    # A position at the end of a document has two notations; both are the same token.
     stream = np.concatenate([np.arange(sizes[document]) + 100 * document for document in order])
     starts = np.concatenate([[0], np.cumsum(np.array(sizes)[order])])
     places = [[starts[document] + offset for document, offset in rows] for rows in (pairs, expected)]
@@ -57,7 +57,7 @@ def test_the_index_is_megatron_s(sizes, length, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 15))
-def test_texts_of_a_pass_are_its_documents_end_to_end(sizes, length):
+def test_sequences_of_a_pass_are_its_concatenated_documents(sizes, length):
     made = corpus(sizes, length)
     for number in range(3):
         order = np.arange(len(sizes))
@@ -72,7 +72,7 @@ def test_texts_of_a_pass_are_its_documents_end_to_end(sizes, length):
             assert item.weight == length
 
 
-def test_nothing_is_asked_behind_an_end_of_document_if_so_set():
+def test_tokens_of_no_loss_after_have_no_target():
     item = corpus([3, 3], 5, no_loss_after=[5]).sequence(0, 0)
     assert 5 in item.token_ids
     masked = item.token_targets["token"] == NO_TARGET
@@ -80,13 +80,13 @@ def test_nothing_is_asked_behind_an_end_of_document_if_so_set():
     assert item.weight == 4
 
 
-def test_sequences_of_a_document_are_read_end_to_end():
+def test_the_sentences_of_a_document_are_concatenated():
     tokens = InMemoryTokens([[np.array([1, 2]), np.array([3]), np.array([4, 5, 6])]])
     made = NextTokenCorpus(tokens, (0, 1), 2, vocabulary_size=9, seed=0, source="x")
     assert [made.sequence(index, 0).token_ids.tolist() for index in range(len(made))] == [[1, 2], [3, 4]]
 
 
-def test_a_corpus_that_is_too_short_has_no_texts():
+def test_a_corpus_that_is_too_short_has_no_sequences():
     assert len(corpus([3], 5)) == 0
     assert corpus([3], 5).lengths(0).tolist() == []
 

@@ -39,7 +39,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_s
 
 @settings(max_examples=80, deadline=None)
 @given(DOCUMENTS, st.integers(2, 40), st.sampled_from([0.0, 0.1, 0.9]), st.integers(0, 1000))
-def test_no_token_is_lost_or_seen_twice(tmp_path_factory, documents, room, short_seq_prob, seed):
+def test_every_token_is_in_exactly_one_run(tmp_path_factory, documents, room, short_seq_prob, seed):
     tokens = corpus(tmp_path_factory.mktemp("corpus") / "x", documents)
     seen = []
     for first, end, offset, count in runs(tokens, room, short_seq_prob=short_seq_prob, seed=seed):
@@ -52,7 +52,7 @@ def test_no_token_is_lost_or_seen_twice(tmp_path_factory, documents, room, short
     assert seen == list(range(sum(map(sum, documents))))
 
 
-def test_a_share_of_the_texts_is_short(tmp_path):
+def test_a_share_of_the_runs_is_short(tmp_path):
     tokens = corpus(tmp_path / "x", [[1] * 5000])
     lengths = np.array([row[3] for row in runs(tokens, 50, short_seq_prob=0.5)])
     assert 0.3 < (lengths < 50).mean() < 0.7
@@ -60,7 +60,7 @@ def test_a_share_of_the_texts_is_short(tmp_path):
     assert runs(tokens, 50, short_seq_prob=0.5) != runs(tokens, 50, short_seq_prob=0.5, seed=1)
 
 
-def test_a_part_of_the_documents(tmp_path):
+def test_a_range_of_documents(tmp_path):
     tokens = corpus(tmp_path / "x", [[3], [4, 4], [5]])
     found = build_sample_mapping(tokens, 1, 2, 100, short_seq_prob=0.0, seed=0)
     assert (found.firsts.tolist(), found.ends.tolist(), found.num_tokens.tolist()) == ([1], [3], [8])
