@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..config.schema import (
     DataSettings,
-    HeadSettings,
     ModelSettings,
     OptimizerSettings,
     Settings,
@@ -29,7 +28,7 @@ from ..formats.utterances import Utterance, read_utterances, utterance_files
 from ..metrics import classification, tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words, split_words
-from .head_settings import OutputHeadSettings, head_options
+from .head_settings import IntentHeadSettings, head_options
 from .iob_tags import OUTSIDE, Span, add_prefixes, decode_tags, find_spans, is_entity_tag, to_iob2
 from .labels import LabelKind, class_probabilities, device_constant, multi_hot, require_labels
 from .task import Logits
@@ -70,14 +69,6 @@ class IntentTrainSettings(TrainDataSettings):
     """Utterances in a micro-batch."""
     prefix: str | None = "train"
     """PREFIX.tsv and PREFIX_slots.tsv (NeMo), or a folder PREFIX with seq.in, seq.out and label."""
-
-
-@dataclass
-class IntentHeadSettings(OutputHeadSettings, HeadSettings):
-    """Both heads: one reads an utterance's first token, the other each word's."""
-
-    num_output_layers: int = 1
-    """Number of linear layers of each. NeMo 1.x has 2, with which slot F1 is lower."""
 
 
 @dataclass

@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.schema import (
-    HeadSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Settings,
-    TrainerSettings,
-    choice,
-    linear_decay,
-)
+from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
 from ..formats.columns import Sentence, column_sentences, sentence_of
 from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
@@ -24,7 +16,7 @@ from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words, split_words
-from .head_settings import TokenHeadSettings, head_options
+from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans, is_entity_tag, to_iob2
 from .labels import LabelKind, require_labels
 from .task import Logits
@@ -57,11 +49,6 @@ class TaggedWordSettings(WordTargetSettings):
     """weighted_loss: weight a tag in the loss in inverse proportion to its number of words."""
     constrained_decoding: bool = False
     """Predict the most likely valid sequence of tags, in which an I- always continues an entity."""
-
-
-@dataclass
-class TagHeadSettings(TokenHeadSettings, HeadSettings):
-    """The head that scores each token."""
 
 
 @dataclass
