@@ -1,4 +1,4 @@
-"""Runs that the first round's code wrote (runs_v1, a tiny one of each task) answer, measure and go on as then."""
+"""Runs of version 1's format (runs_v1, a tiny one of each task) predict, evaluate and resume with the same results."""
 
 import json
 import shutil
@@ -10,15 +10,15 @@ import megabert
 from megabert.cli import main
 
 RUNS = Path(__file__).parent / "runs_v1"
-# text_classification is there four times: one label, pairs, several labels, a number.
-ANSWERING = [
+# text_classification has four runs: one label, pairs, several labels, a number.
+PREDICTING = [
     "glue", "intent_slot", "punctuation_capitalization", "question_answering", "relation_extraction",
     "text_classification", "text_classification_multi_label", "text_classification_pairs",
     "text_classification_regression", "token_classification", "zero_shot",
 ]  # fmt: skip
 PRETRAINING = ["causal_language_model", "masked_language_model"]
-# What is asked where a text alone is not enough.
-ASKED = {
+# Fields of an example, where a text alone is not enough.
+FIELDS = {
     "glue": {"text": "marie found radium", "text_b": "radium was found"},
     "text_classification_pairs": {"text": "marie", "text_b": "paris"},
     "relation_extraction": {"text": "marie was born in paris", "head": "marie", "tail": "paris"},
@@ -36,42 +36,42 @@ def input_of(name):
     return file
 
 
-def assert_same(found, expected, tolerance=1e-6):
-    """Texts, labels and places are equal, keys and their order too; numbers that are computed nearly."""
+def assert_same(actual, expected, tolerance=1e-6):
+    """Strings, integers, keys and their order must be equal, floats nearly."""
     if isinstance(expected, dict):
-        assert list(found) == list(expected)
+        assert list(actual) == list(expected)
         for key in expected:
-            assert_same(found[key], expected[key], tolerance)
+            assert_same(actual[key], expected[key], tolerance)
     elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             assert_same(one, other, tolerance)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+        assert actual == pytest.approx(expected, rel=tolerance, abs=tolerance)
     else:
-        assert type(found) is type(expected)
-        assert found == expected
+        assert type(actual) is type(expected)
+        assert actual == expected
 
 
-def test_every_run_of_the_first_round_is_asked():
-    assert sorted(folder.name for folder in RUNS.iterdir()) == sorted(ANSWERING + PRETRAINING)
+def test_every_stored_run_is_tested():
+    assert sorted(folder.name for folder in RUNS.iterdir()) == sorted(PREDICTING + PRETRAINING)
 
 
-@pytest.mark.parametrize("name", ANSWERING)
-def test_a_run_of_the_first_round_answers_as_then(name, tmp_path, capsys):
+@pytest.mark.parametrize("name", PREDICTING)
+def test_a_stored_run_predicts_the_same(name, tmp_path, capsys):
     run, output = RUNS / name / "run", tmp_path / "answers.jsonl"
     assert main(["predict", str(run), f"file={input_of(name)}", f"output={output}", "accelerator=cpu"]) == 0
     assert_same([json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()], stored(name))
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_a_pre_trained_run_of_the_first_round_measures_as_then(name, capsys):
+def test_a_stored_pre_training_run_evaluates_the_same(name, capsys):
     assert main(["evaluate", str(RUNS / name / "run"), f"file={input_of(name)}", "accelerator=cpu"]) == 0
     assert_same(json.loads(capsys.readouterr().out), stored(name))
 
 
-@pytest.mark.parametrize("name", [*ANSWERING, *PRETRAINING])
-def test_a_run_of_the_first_round_is_loaded_from_python(name):
+@pytest.mark.parametrize("name", [*PREDICTING, *PRETRAINING])
+def test_a_stored_run_is_loaded_from_python(name):
     predictor = megabert.load(RUNS / name / "run", accelerator="cpu")
     if name == "question_answering":
         paragraph = json.loads(input_of(name).read_text(encoding="utf-8"))["data"][0]["paragraphs"][0]
@@ -79,10 +79,10 @@ def test_a_run_of_the_first_round_is_loaded_from_python(name):
             answer = predictor.predict(question=question["question"], context=paragraph["context"])
             assert answer.text == expected["answer"]
     else:
-        assert predictor.predict(**ASKED.get(name, {"text": "marie was born"})) is not None
+        assert predictor.predict(**FIELDS.get(name, {"text": "marie was born"})) is not None
 
 
-def test_a_training_of_the_first_round_goes_on_as_then(tmp_path, monkeypatch):
+def test_a_stored_training_resumes_the_same(tmp_path, monkeypatch):
     shutil.copytree(RUNS / "text_classification", tmp_path / "a")
     monkeypatch.chdir(tmp_path / "a")  # its settings name the data by a relative path
     monkeypatch.setenv("MEGABERT_HOME", str(tmp_path / "home"))

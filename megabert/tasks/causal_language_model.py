@@ -15,11 +15,10 @@ from ..errors import ConfigError, InputError
 from ..model.config import EncoderConfig
 from ..pretraining.next_token_corpus import NextTokenCorpus, next_token_features
 from ..tokenizers.wordpiece import Tokenizer
+from .corpora import DocumentRange, Example
 from .language_modeling import (
     CorpusModel,
     CorpusSettings,
-    DocumentRange,
-    Example,
     MaskPositions,
     Measured,
     Prediction,

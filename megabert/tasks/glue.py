@@ -75,20 +75,15 @@ class GlueExampleSettings(SequenceSettings):
 
 
 @dataclass
-class GlueFiles:
-    """Files by their names in model.dataset.data_dir, instead of `file`."""
+class GlueDataSettings(DataSettings):
+    """One set of data: `file`, or names in data_dir. The default of validation_ds is the task's dev files."""
 
     ds_item: Any = None
     """A file's name in data_dir, or a list of names."""
 
 
 @dataclass
-class GlueDataSettings(DataSettings, GlueFiles):
-    """One set of data: `file`, or names in data_dir. The default of validation_ds is the task's dev files."""
-
-
-@dataclass
-class GlueTrainSettings(TrainDataSettings, GlueFiles):
+class GlueTrainSettings(TrainDataSettings):
     """The training data: `file`, or names in data_dir."""
 
     batch_size: int = 32

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.schema import choice
+from ..config.schema import HeadSettings, choice
 from ..model.config import ACTIVATIONS
 
 
@@ -33,6 +33,19 @@ class OutputHeadSettings(FullyConnectedSettings):
     """Number of linear layers."""
     activation: str = choice("tanh", *ACTIVATIONS)
     """Between linear layers; with two of them tanh makes BERT's pooler and classifier."""
+
+
+@dataclass
+class TagHeadSettings(TokenHeadSettings, HeadSettings):
+    """The head that scores each token."""
+
+
+@dataclass
+class IntentHeadSettings(OutputHeadSettings, HeadSettings):
+    """Both heads: one reads an utterance's first token, the other each word's."""
+
+    num_output_layers: int = 1
+    """Number of linear layers of each. NeMo 1.x has 2, with which slot F1 is lower."""
 
 
 def head_options(settings: Any) -> dict[str, Any]:

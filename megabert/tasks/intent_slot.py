@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..config.schema import (
     DataSettings,
-    HeadSettings,
     ModelSettings,
     OptimizerSettings,
     Settings,
@@ -29,10 +28,11 @@ from ..formats.utterances import Utterance, read_utterances, utterance_files
 from ..metrics import classification, tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words, split_words
-from .head_settings import OutputHeadSettings, head_options
-from .iob_tags import OUTSIDE, Span, decode_tags, find_spans, is_entity_tag, to_iob2
+from .head_settings import IntentHeadSettings, head_options
+from .iob_tags import OUTSIDE, Span, add_prefixes, decode_tags, find_spans, is_entity_tag, to_iob2
 from .labels import LabelKind, class_probabilities, device_constant, multi_hot, require_labels
-from .word_labeling import WordLabelingTask, WordTargetSettings, require_word_labels
+from .task import Logits
+from .word_labeling import WordExample, WordLabelingTask, WordTargetSettings, require_word_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +53,8 @@ class UtteranceSettings:
 
 
 @dataclass
-class PrefixedFiles:
-    """Files by their prefix in model.data_dir, instead of `file`."""
+class IntentDataSettings(DataSettings):
+    """One set of data: `file` (or folder), or a prefix in data_dir."""
 
     prefix: str | None = None
     """PREFIX.tsv and PREFIX_slots.tsv beside dict.intents.csv and dict.slots.csv (NeMo), or a folder PREFIX with
@@ -62,26 +62,13 @@ class PrefixedFiles:
 
 
 @dataclass
-class IntentDataSettings(DataSettings, PrefixedFiles):
-    """One set of data: `file` (or folder), or a prefix in data_dir."""
-
-
-@dataclass
-class IntentTrainSettings(TrainDataSettings, PrefixedFiles):
+class IntentTrainSettings(TrainDataSettings):
     """The training data: `file` (or folder), or a prefix in data_dir."""
 
     batch_size: int = 32
     """Utterances in a micro-batch."""
     prefix: str | None = "train"
     """PREFIX.tsv and PREFIX_slots.tsv (NeMo), or a folder PREFIX with seq.in, seq.out and label."""
-
-
-@dataclass
-class IntentHeadSettings(OutputHeadSettings, HeadSettings):
-    """Both heads: one reads an utterance's first token, the other each word's."""
-
-    num_output_layers: int = 1
-    """Number of linear layers of each. NeMo 1.x has 2, with which slot F1 is lower."""
 
 
 @dataclass
@@ -112,15 +99,11 @@ class IntentSlotSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Example:
-    """An utterance, its words as [start, end) characters, its intents and the words' tags, None where unknown."""
+class Example(WordExample):
+    """An utterance, its words, its intents and the words' tags, None where they are unknown."""
 
-    id: str
-    text: str
-    words: tuple[tuple[int, int], ...]
-    intents: tuple[str, ...] | None
-    tags: tuple[str, ...] | None
-    location: str
+    intents: tuple[str, ...] | None = None
+    tags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,13 +149,10 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         self.intents: list[str] = []
         self.intent_weights: list[float] = []
         self.mean_words = 1.0
-        super().__init__(
-            settings,
-            LabelKind("slot", "tags", first=OUTSIDE),
-            other_kinds=[LabelKind("intent", "intents", "intents", "intent_weights", is_set=self.dataset.multi_label)],
-            target_settings=self.model,
-            class_balancing=self.model.class_balancing,
-        )
+        slot = LabelKind("slot", "tags", first=OUTSIDE)
+        intent = LabelKind("intent", "intents", "intents", "intent_weights", is_set=self.dataset.multi_label)
+        balancing = self.model.class_balancing
+        super().__init__(settings, slot, target_settings=self.model, other_kinds=[intent], class_balancing=balancing)
         if not 0 <= self.model.intent_loss_weight <= 1:
             raise ConfigError(f"model.intent_loss_weight={self.model.intent_loss_weight}; expected 0 to 1.")
 
@@ -195,7 +175,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split raw text into words."""
-        return Example(name, text, split_words(text), None, None, location)
+        return Example(name, text, split_words(text), location)
 
     def _example(self, utterance: Utterance, number: int) -> Example:
         name, location = utterance.id or str(number), utterance.place
@@ -204,19 +184,15 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         intents, tags, words = utterance.intents, utterance.tags, utterance.words
         if intents is not None and self.dataset.multi_label:
             parts = [part.strip() for intent in intents for part in re.split("[#,]", intent)]
-            intents = tuple(dict.fromkeys(part for part in parts if part))
+            intents = tuple(dict.fromkeys(filter(None, parts)))
         elif intents is not None and len(intents) > 1:
-            raise InputError(
-                f"{location}: {len(intents)} intents where one is expected. Set model.dataset.multi_label=true."
-            )
+            raise InputError(f"{location}: {len(intents)} intents; expected one. Set model.dataset.multi_label=true.")
         if tags is not None:
             if len(tags) != len(words):
-                raise InputError(
-                    f"{location}: {len(tags)} slots for {len(words)} words. Give each word one, O for none."
-                )
+                raise InputError(f"{location}: {len(tags)} slots for {len(words)} words. Give O to words without one.")
             are_entities = all(tag == OUTSIDE or is_entity_tag(tag) for tag in tags)
-            tags = to_iob2(tags if are_entities else _with_prefixes(tags), OUTSIDE, location)
-        return Example(name, " ".join(words), joined_words(words), intents, tags, location)
+            tags = to_iob2(tags if are_entities else add_prefixes(tags), OUTSIDE, location)
+        return Example(name, " ".join(words), joined_words(words), location, intents, tags)
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List slots (O first) and intents, and count the mean number of words."""
@@ -262,9 +238,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         weight = self.model.intent_loss_weight
         return weight * (losses_N * shares_N).sum() + (1 - weight) * slots / self.mean_words
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Choose intents by the first tokens of an utterance's windows, and each word's slot by its first token."""
         num_slots = len(self.labels)
         intents: list[list[NDArray[np.float64]]] = [[] for _ in examples]
@@ -273,19 +247,16 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
             probabilities_I = class_probabilities(logits_I, is_multi_label=self.dataset.multi_label)
             intents[feature.notes.example].append(probabilities_I)
         slots = self.word_logits(examples, features, [item[:, :num_slots] for item in logits])
-        return [
-            self._predict(example, np.mean(windows, axis=0), logits_WC)
-            for example, windows, logits_WC in zip(examples, intents, slots, strict=True)
-        ]
-
-    def _predict(self, example: Example, intents_I: NDArray[np.float64], logits_WC: NDArray[np.float64]) -> Prediction:
-        tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
-        best: tuple[str, ...] = (self.intents[int(intents_I.argmax())],)
-        if self.dataset.multi_label:
-            best = tuple(name for name, value in zip(self.intents, intents_I, strict=True) if value >= 0.5) or best
-        probabilities = dict(zip(self.intents, intents_I.tolist(), strict=True))
-        slots = find_spans(example.text, example.words, tags, scores)
-        return Prediction(example.id, example.text, best, probabilities, tags, slots)
+        predictions = []
+        for example, windows, logits_WC in zip(examples, intents, slots, strict=True):
+            tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
+            spans = find_spans(example.text, example.words, tags, scores)
+            probabilities = dict(zip(self.intents, np.mean(windows, axis=0).tolist(), strict=True))
+            best: tuple[str, ...] = (max(probabilities, key=probabilities.__getitem__),)
+            if self.dataset.multi_label:
+                best = tuple(name for name, value in probabilities.items() if value >= 0.5) or best
+            predictions.append(Prediction(example.id, example.text, best, probabilities, tags, spans))
+        return predictions
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score intents, slots, and whole utterances."""
@@ -321,12 +292,3 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         settings = cls.settings_type()
         settings.model.dataset.multi_label = any("intent" not in row.values for row in rows)
         return cls(settings)
-
-
-def _with_prefixes(tags: Sequence[str]) -> tuple[str, ...]:
-    """Convert slots without B- and I- to IOB2: equal neighbours are one slot."""
-    before = [OUTSIDE, *tags[:-1]]
-    return tuple(
-        tag if tag == OUTSIDE else f"{'I' if tag == last else 'B'}-{tag}"
-        for tag, last in zip(tags, before, strict=True)
-    )

@@ -39,6 +39,15 @@ def to_iob2(tags: tuple[str, ...], outside: str, location: str) -> tuple[str, ..
     return tuple(converted)
 
 
+def add_prefixes(tags: Sequence[str]) -> tuple[str, ...]:
+    """Convert slots without B- and I- to IOB2: equal neighbours are one slot."""
+    before = [OUTSIDE, *tags[:-1]]
+    return tuple(
+        tag if tag == OUTSIDE else f"{'I' if tag == last else 'B'}-{tag}"
+        for tag, last in zip(tags, before, strict=True)
+    )
+
+
 def decode_tags(
     logits_WC: NDArray[np.float64], labels: Sequence[str], *, constrained: bool
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,17 @@ from ..config.schema import (
     TrainerSettings,
     choice,
 )
-from ..data.packing import Batch, Features, ResampledFeatures
+from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.corpus_documents import corpus_files, read_documents
 from ..formats.json_lines import read_json_lines
 from ..model.config import HAS_ORDER, HAS_TARGET, IS_CORRECT, IS_ORDER_CORRECT, LOSS, NUM_PREDICTIONS, ORDER_LOSS
 from ..pretraining.blend import Blend, SequenceCorpus, parse_blend
-from ..pretraining.indexed_dataset import IndexedDataset, TokenDataset, files_of
+from ..pretraining.indexed_dataset import IndexedDataset, files_of
 from ..pretraining.sample_mapping import split_documents
 from ..tokenizers.wordpiece import Tokenizer
-from .task import Task, require_text
+from .corpora import Corpora, DocumentRange, EvenlySpaced, Example
+from .task import Logits, Task, require_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,85 +103,6 @@ def pretraining_optimizer(lr: float, sched: str) -> OptimizerSettings:
     """Make the defaults of an optimizer block: those of Megatron-LM for BERT and GPT-2."""
     schedule = ScheduleSettings(name=sched, warmup_ratio=0.01, min_lr=1e-5)
     return OptimizerSettings(lr=lr, weight_decay=0.01, sched=schedule)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A document, or a string whose tokens are predicted."""
-
-    id: str
-    text: str
-
-
-@dataclass(frozen=True)
-class DocumentRange:
-    """Documents [first, end) of a pair of token files."""
-
-    tokens: TokenDataset
-    first: int
-    end: int
-    source: str
-
-
-@dataclass(frozen=True)
-class Corpora(Sequence[Example]):
-    """The documents of one corpus or several, and how they are blended; they are read when sequences are made."""
-
-    parts: Sequence[DocumentRange]
-    weights: Sequence[float] | None
-    limit: int
-    """Number of sequences, evenly spaced over all; -1: all."""
-
-    def __len__(self) -> int:
-        """Count the documents."""
-        return sum(part.end - part.first for part in self.parts)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: Any) -> Any:
-        """Return a document's id; token files do not hold its text."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        for part in self.parts:
-            if index < part.end - part.first:
-                return Example(f"{part.source}:{part.first + index}", "")
-            index -= part.end - part.first
-        raise IndexError(index)
-
-
-@dataclass(frozen=True)
-class EvenlySpaced(ResampledFeatures):
-    """A number of evenly spaced sequences of others."""
-
-    sequences: ResampledFeatures
-    indices: NDArray[np.int64]
-
-    @classmethod
-    def choose(cls, sequences: ResampledFeatures, number: int) -> EvenlySpaced:
-        """Choose so many of the sequences."""
-        return cls(sequences, np.arange(number) * len(sequences) // max(number, 1))
-
-    def resampled(self, epoch: int) -> EvenlySpaced:
-        """Return the same indices of another epoch."""
-        return EvenlySpaced(self.sequences.resampled(epoch), self.indices)
-
-    def __len__(self) -> int:
-        """Count the sequences."""
-        return len(self.indices)
-
-    def sequence(self, index: int) -> Features:
-        """Make a sequence."""
-        return self.sequences[int(self.indices[index])]
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Count each sequence's tokens."""
-        return self.sequences.lengths()[self.indices]
-
-    def fingerprint(self) -> str:
-        """Digest what the sequences are made from."""
-        return f"{self.sequences.fingerprint()} {len(self)}"
 
 
 @dataclass(frozen=True)
@@ -329,9 +251,7 @@ class PretrainingTask(Task[Example, Prediction]):
             total = total + (logits[:, ORDER_LOSS] * batch.token_targets["order_weight"].clamp(min=0)).sum()
         return total
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Sum the losses of each document, or of each sequence of corpora; without targets fill in the masks."""
         if isinstance(examples, Corpora):
             return [_measure(str(number), [columns], "") for number, columns in enumerate(logits)]

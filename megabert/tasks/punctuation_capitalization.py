@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_decay
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
-from ..formats.columns import Sentence, read_parallel
+from ..formats.columns import Sentence
 from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
 from ..formats.punctuation import NONE, Word, find_words, restore
 from ..formats.rows import Row
@@ -23,12 +20,12 @@ from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words
 from .head_settings import TokenHeadSettings, head_options
 from .labels import LabelKind
+from .task import Logits
 from .word_labeling import (
     WordDataSettings,
     WordLabelingTask,
     WordTargetSettings,
     WordTrainSettings,
-    parallel_files,
     require_word_labels,
 )
 
@@ -147,22 +144,21 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         """Least number of tokens of context of each word on both sides."""
         return self.dataset.margin
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file`, or the two files."""
-        return parallel_files(data, self.dataset.data_dir)
-
-    def read_files(self, files: Sequence[str]) -> list[Example]:
-        """Read plain text, or words and their labels in parallel."""
-        if len(files) == 1:
-            return self.read(Path(files[0]))
-        sentences = read_parallel(Path(files[0]), Path(files[1]))
-        return [_labelled(sentence, number) for number, sentence in enumerate(sentences, start=1)]
-
     def read(self, path: Path) -> list[Example]:
         """Read plain text, a paragraph a line, or JSON lines with `text`."""
         if path.suffix in JSON_SUFFIXES:
             return self.unlabelled_rows(read_json_lines(path))
         return self.unlabelled_lines(path, read_lines(path))
+
+    def labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
+        """Make examples from sentences with labels of two letters for each word."""
+        examples = []
+        for number, sentence in enumerate(sentences, start=1):
+            tags = sentence.tags or ()
+            _require_two_letters(tags, sentence.place)
+            words = tuple(Word(*span, *tag) for span, tag in zip(joined_words(sentence.words), tags, strict=True))
+            examples.append(Example(str(number), " ".join(sentence.words), words, sentence.place))
+        return examples
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split a text into words with marks and cases; the marks are those that the head has, if it has any."""
@@ -189,9 +185,7 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         marks, cases = logits[:, : len(self.marks)], logits[:, len(self.marks) :]
         return self.word_loss(marks, batch, mark) + self.word_loss(cases, batch, case)
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Choose each word's mark and case, and restore the texts with them."""
         predictions = []
         for example, logits_WC in zip(examples, self.word_logits(examples, features, logits), strict=True):
@@ -226,14 +220,6 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         _require_two_letters(labels, row.place)
         marks, cases = (tuple(label[letter] for label in labels) for letter in (0, 1))
         return Prediction(example.id, example.text, "", marks, cases)
-
-
-def _labelled(sentence: Sentence, number: int) -> Example:
-    tags = sentence.tags or ()
-    _require_two_letters(tags, sentence.place)
-    spans = joined_words(sentence.words)
-    words = tuple(Word(*span, *tag) for span, tag in zip(spans, tags, strict=True))
-    return Example(str(number), " ".join(sentence.words), words, sentence.place)
 
 
 def _require_two_letters(labels: Sequence[str], location: str) -> None:

@@ -21,7 +21,7 @@ from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Encoded, Tokenizer
 from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span
 from .head_settings import head_options
-from .task import Task
+from .task import Logits, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,9 +207,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         logits_NL2 = batch.by_sequence(logits.float(), fill=lowest, max_seqlen=self.row_length)
         return F.cross_entropy(logits_NL2, batch.targets["span"], reduction="sum") / 2
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Choose the best spans of each question over all its windows."""
         spans: list[list[ScoredSpan]] = [[] for _ in examples]
         null_scores = [float("inf")] * len(examples)

@@ -23,7 +23,7 @@ from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .head_settings import OutputHeadSettings, head_options
 from .labels import LabelKind, LabelledTask, class_probabilities, label_indices, multi_hot, require_labels
-from .task import require_text
+from .task import Logits, require_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,9 +219,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             losses_N = F.cross_entropy(logits, batch.targets["label"], reduction="none")
         return (losses_N * weights_N).sum()
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Average the probabilities of each example's windows and choose."""
         outputs = [self.outputs(item.astype(np.float64)) for item in logits]
         return list(map(self.predict, examples, mean_by_example(len(examples), features, outputs)))

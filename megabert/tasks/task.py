@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ExampleType = TypeVar("ExampleType")
 PredictionType = TypeVar("PredictionType")
+Logits = Sequence[NDArray[np.float32]]
+"""Of each feature: [T, C], or [C] of a head for whole sequences."""
 
 
 class Task(ABC, Generic[ExampleType, PredictionType]):
@@ -92,15 +94,9 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
     @abstractmethod
     def decode(
-        self,
-        examples: Sequence[ExampleType],
-        features: Sequence[Features],
-        logits: Sequence[NDArray[np.float32]],
+        self, examples: Sequence[ExampleType], features: Sequence[Features], logits: Logits
     ) -> list[PredictionType]:
-        """Turn logits into one prediction for each example.
-
-        A feature's logits are [T, C], those of a head for whole sequences [C].
-        """
+        """Turn logits into one prediction for each example."""
 
     @abstractmethod
     def score(self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]) -> dict[str, float]:

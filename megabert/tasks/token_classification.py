@@ -7,35 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..config.schema import (
-    HeadSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Settings,
-    TrainerSettings,
-    choice,
-    linear_decay,
-)
+from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
-from ..formats.columns import Sentence, column_sentences, read_parallel, sentence_of
+from ..formats.columns import Sentence, column_sentences, sentence_of
 from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words, split_words
-from .head_settings import TokenHeadSettings, head_options
+from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans, is_entity_tag, to_iob2
 from .labels import LabelKind, require_labels
+from .task import Logits
 from .word_labeling import (
     WordDataSettings,
+    WordExample,
     WordLabelingTask,
     WordTargetSettings,
     WordTrainSettings,
-    parallel_files,
     require_word_labels,
 )
 
@@ -62,11 +52,6 @@ class TaggedWordSettings(WordTargetSettings):
 
 
 @dataclass
-class TagHeadSettings(TokenHeadSettings, HeadSettings):
-    """The head that scores each token."""
-
-
-@dataclass
 class TokenClassificationModel(ModelSettings):
     """The network, its data and its optimizer."""
 
@@ -87,14 +72,10 @@ class TokenClassificationSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Example:
-    """A string, its words as [start, end) characters, and their tags, None where they are unknown."""
+class Example(WordExample):
+    """A string, its words, and their tags, None where they are unknown."""
 
-    id: str
-    text: str
-    words: tuple[tuple[int, int], ...]
-    tags: tuple[str, ...] | None
-    location: str
+    tags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,34 +126,25 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         tags = LabelKind("tag", "tags", first=self.dataset.pad_label)
         super().__init__(settings, tags, target_settings=self.dataset, class_balancing=self.dataset.class_balancing)
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file`, or the two files."""
-        return parallel_files(data, self.dataset.data_dir)
-
-    def read_files(self, files: Sequence[str]) -> list[Example]:
-        """Read one file in columns, or two in parallel."""
-        if len(files) == 1:
-            return self.read(Path(files[0]))
-        return self._labelled(read_parallel(Path(files[0]), Path(files[1])))
-
     def read(self, path: Path) -> list[Example]:
         """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
         if path.suffix in JSON_SUFFIXES:
             rows = read_json_lines(path)
             if any("text" not in row.values for row in rows):
-                return self._labelled([sentence_of(row) for row in rows])
+                return self.labelled([sentence_of(row) for row in rows])
             return self.unlabelled_rows(rows)
         lines = read_lines(path)
         is_raw = path.suffix in (".txt", ".raw") and not any("\t" in line for line in lines)
         if is_raw and not _are_columns(lines):
             return self.unlabelled_lines(path, lines)
-        return self._labelled(column_sentences(path, lines))
+        return self.labelled(column_sentences(path, lines))
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split raw text into words."""
-        return Example(name, text, split_words(text), None, location)
+        return Example(name, text, split_words(text), location)
 
-    def _labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
+    def labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
+        """Make examples from sentences; tags of entities are converted to IOB2."""
         are_entities = any(is_entity_tag(tag) for item in sentences for tag in item.tags or ())
         examples = []
         for number, sentence in enumerate(sentences, start=1):
@@ -180,7 +152,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             if tags is not None and are_entities:
                 tags = to_iob2(tags, self.dataset.pad_label, sentence.place)
             text, words = " ".join(sentence.words), joined_words(sentence.words)
-            examples.append(Example(str(number), text, words, tags, sentence.place))
+            examples.append(Example(str(number), text, words, sentence.place, tags))
         return examples
 
     def head(self, config: EncoderConfig) -> Head:
@@ -193,9 +165,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         """Sum the cross-entropy over tokens with a tag, weighted by tag."""
         return self.word_loss(logits, batch, self.word_kinds[0])
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Tag each word by the logits of its first token."""
         predictions = []
         for example, logits_WC in zip(examples, self.word_logits(examples, features, logits), strict=True):

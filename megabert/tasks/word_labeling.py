@@ -16,6 +16,7 @@ from ..config.schema import DataSettings, TrainDataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import WordWindow, word_logits, word_windows
 from ..errors import ConfigError, InputError
+from ..formats.columns import Sentence, read_parallel
 from ..formats.rows import Row
 from ..tokenizers.wordpiece import Tokenizer
 from .labels import LabelKind, LabelledTask, device_constant, label_indices, require_labels
@@ -55,20 +56,20 @@ class WordTrainSettings(TrainDataSettings, ParallelFiles):
     """The training data: `file`, or text_file and labels_file."""
 
 
-def parallel_files(data: Any, data_dir: str | None) -> list[str]:
-    """List the files of a set of data: `file`, or text_file and labels_file in data_dir."""
-    if data.text_file is None:
-        return [] if data.file is None else [data.file]
-    if data.file is not None:
-        raise ConfigError("file and text_file are both given. Give one of them.")
-    names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
-    return [str(Path(data_dir or "") / name) for name in names]
+@dataclass(frozen=True)
+class WordExample:
+    """A string and its words as [start, end) characters."""
+
+    id: str
+    text: str
+    words: tuple[tuple[int, int], ...]
+    location: str
 
 
 class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     """A task with one label of each of its word kinds for each word.
 
-    Its examples have `text`, `words` and `location`. A token target has the name of its kind.
+    Its examples have the fields of `WordExample`. A token target has the name of its kind.
     """
 
     def __init__(
@@ -82,6 +83,24 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         super().__init__(settings, *word_kinds, *other_kinds, class_balancing=class_balancing)
         self.word_kinds = word_kinds
         self.target_settings = target_settings
+
+    def files(self, data: Any) -> list[str]:
+        """Return `file`, or text_file and labels_file in data_dir."""
+        if data.text_file is None:
+            return super().files(data)
+        if data.file is not None:
+            raise ConfigError("file and text_file are both given. Give one of them.")
+        names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
+        return [str(Path(self.settings.model.dataset.data_dir or "") / name) for name in names]
+
+    def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
+        """Read one file, or a text file and a labels file in parallel."""
+        paths = [Path(file) for file in files]
+        return self.read(paths[0]) if len(paths) == 1 else self.labelled(read_parallel(*paths))
+
+    def labelled(self, sentences: Sequence[Sentence]) -> list[ExampleType]:
+        """Make examples from sentences with the labels of their words."""
+        raise NotImplementedError
 
     @abstractmethod
     def unlabelled(self, text: str, name: str, location: str) -> ExampleType:

@@ -22,6 +22,7 @@ from .sequence_classification import (
     SequenceSettings,
     mean_by_example,
 )
+from .task import Logits
 
 
 @dataclass
@@ -131,9 +132,7 @@ class ZeroShot(SequenceClassificationTask):
                 )
         return super().features(_all_pairs(examples), tokenizer, with_targets=with_targets)
 
-    def decode(
-        self, examples: Sequence[Example], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
-    ) -> list[Prediction]:
+    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Choose each pair's label, or the label of a query whose hypothesis has the largest entailment logit."""
         if not any(isinstance(item, Query) for item in examples):
             return super().decode(examples, features, logits)

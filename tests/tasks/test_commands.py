@@ -1,4 +1,4 @@
-"""The commands on runs of labels: what they read, print and leave in folders."""
+"""The commands evaluate, predict, score and import on runs of labels: what they read, print and write."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_standard_input_is_answered_line_by_line(runs, monkeypatch, capsys):
+def test_standard_input_is_predicted_line_by_line(runs, monkeypatch, capsys):
     run, _ = runs("text_classification")
     content = (
         b'\xef\xbb\xbf{"text": "the river in paris", "id": "a"}\n\nradium in france\r\n{"text": "x", "text_b": "y"}\n'
@@ -50,14 +50,14 @@ def test_standard_input_is_answered_line_by_line(runs, monkeypatch, capsys):
         (b"a\xff\n", "standard input:1: not UTF-8"),
     ],
 )
-def test_a_bad_line_of_standard_input_is_named(content, message, runs, monkeypatch, capsys):
+def test_a_malformed_line_of_standard_input_is_reported(content, message, runs, monkeypatch, capsys):
     run, _ = runs("text_classification")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert main(["predict", str(run), "file=-", "accelerator=cpu"]) == 65
     assert message in capsys.readouterr().err
 
 
-def test_an_evaluation_leaves_scores_predictions_report_and_confusion(runs, tmp_path, capsys):
+def test_an_evaluation_writes_scores_predictions_report_and_confusion(runs, tmp_path, capsys):
     run, file = runs("token_classification")
     assert main(["evaluate", str(run), f"file={file}", f"output_dir={tmp_path}", "accelerator=cpu"]) == 0
     names = {"scores.json", "predictions.txt", "report_tag.txt", "confusion_tag.tsv", "confusion_tag.png"}
@@ -104,7 +104,7 @@ def test_a_sweep_ends_with_mean_and_deviation(tmp_path, vocab_file, monkeypatch,
     assert f"{sweep['scores']['accuracy']['mean']:.2f} ±" in printed
 
 
-def test_zero_shot_answers_for_labels_that_are_given_when_asked(runs, tmp_path, capsys):
+def test_zero_shot_predicts_labels_that_are_given_at_prediction(runs, tmp_path, capsys):
     run, _ = runs("zero_shot")
     (tmp_path / "topics.tsv").write_text("the river\triver\nmarie was born\tborn\n")
     assert main(["evaluate", str(run), f"file={tmp_path / 'topics.tsv'}", "accelerator=cpu"]) == 0
@@ -115,10 +115,10 @@ def test_zero_shot_answers_for_labels_that_are_given_when_asked(runs, tmp_path, 
         assert set(answer["probabilities"]) == {"born", "river"}
         assert more or sum(answer["probabilities"].values()) == pytest.approx(1)
     assert main(["predict", str(run), "text=the river", "accelerator=cpu"]) == 65
-    assert "There are no labels to choose among" in capsys.readouterr().err
+    assert "There are no labels to choose from" in capsys.readouterr().err
     words = ["text=a", "labels=b", "accelerator=cpu", "model.dataset.entailment_label=yes"]
     assert main(["predict", str(run), *words]) == 64
-    assert "which of them says that a hypothesis follows" in capsys.readouterr().err
+    assert "Set it to the label of hypotheses that follow" in capsys.readouterr().err
 
 
 def test_columns_are_imported_as_nemo_s_two_files(tmp_path):

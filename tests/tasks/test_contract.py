@@ -1,4 +1,4 @@
-"""What every task must do: learn lines by heart, keep them, answer the same in a fresh process; refuse bad files."""
+"""What every task must do: overfit a few examples, predict the same in a fresh process; refuse malformed files."""
 
 import json
 import subprocess
@@ -21,14 +21,14 @@ TINY = (
 
 @dataclass
 class Case:
-    """A task, a file of lines to learn, its settings, the score that says they are learnt."""
+    """A task, a data file to overfit, overrides, the metric that must be 99 or more, an example to predict."""
 
     task: str
     file: str
     content: str
     words: tuple[str, ...]
     score: str
-    asked: tuple[str, ...]
+    fields: tuple[str, ...]
 
 
 COLUMNS = "marie B-PER\ncurie I-PER\nwas O\nborn O\nin O\nwarsaw B-LOC\n\nthe O\nseine B-LOC\nis O\nin O\nparis B-LOC\n"
@@ -152,7 +152,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_lines_learnt_by_heart_are_answered_in_a_fresh_process(name, tmp_path, vocab_file, capsys):
+def test_a_task_overfits_its_examples_and_predicts_the_same_in_a_fresh_process(name, tmp_path, vocab_file, capsys):
     case = CASES[name]
     run, file = train(case, tmp_path / "a", vocab_file)
     capsys.readouterr()
@@ -160,9 +160,9 @@ def test_lines_learnt_by_heart_are_answered_in_a_fresh_process(name, tmp_path, v
     scores = json.loads(capsys.readouterr().out)
     assert scores[case.score] >= 99
     file.unlink()  # a run needs no data
-    assert main(["predict", str(run), *case.asked, "accelerator=cpu"]) == 0
+    assert main(["predict", str(run), *case.fields, "accelerator=cpu"]) == 0
     here = json.loads(capsys.readouterr().out)
-    command = [sys.executable, "-m", "megabert", "predict", str(run), *case.asked, "accelerator=cpu"]
+    command = [sys.executable, "-m", "megabert", "predict", str(run), *case.fields, "accelerator=cpu"]
     there = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert there == here
 
@@ -183,7 +183,7 @@ def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
     assert set(json.loads(capsys.readouterr().out)["probabilities"]) == {"left", "right"}
 
 
-def test_a_head_for_whole_texts_starts_from_the_pre_trained_pooler(minilm, tmp_path):
+def test_a_sequence_head_starts_from_the_pre_trained_pooler(minilm, tmp_path):
     from safetensors.torch import load_file
 
     from megabert.build import load_language_model, new_task_model
@@ -205,9 +205,9 @@ BALANCED = {
 }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: steps are recorded there")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: only there steps are captured")
 @pytest.mark.parametrize("name", CASES)
-def test_every_loss_can_be_recorded(name, tmp_path, vocab_file, capsys):
+def test_every_loss_can_be_captured_in_a_cuda_graph(name, tmp_path, vocab_file, capsys):
     more = (
         "trainer.accelerator=gpu",
         "trainer.max_epochs=5",
@@ -219,7 +219,7 @@ def test_every_loss_can_be_recorded(name, tmp_path, vocab_file, capsys):
 
 
 @pytest.mark.parametrize("name", ["text_classification", "several labels", "token_classification", "intent_slot"])
-def test_labels_that_training_never_showed_are_scored_as_errors(name, tmp_path, vocab_file, capsys):
+def test_labels_without_training_examples_are_scored_as_errors(name, tmp_path, vocab_file, capsys):
     case = CASES[name]
     dev = tmp_path / f"dev-{case.file}"
     changed = {"\tmaybe": "\tnever", "\tc\n": "\tnever\n", "B-LOC\n\nthe": "B-NEVER\n\nthe", "B-river": "B-never"}
@@ -242,7 +242,7 @@ def test_labels_that_training_never_showed_are_scored_as_errors(name, tmp_path, 
         ("token_classification", "a B-X\n", '{"text": "a"}\n', ":1: there is no 'tags'"),
     ],
 )
-def test_predictions_that_cannot_be_scored_are_answered_with_their_place(name, gold, content, message, tmp_path):
+def test_predictions_that_cannot_be_scored_are_reported_with_their_location(name, gold, content, message, tmp_path):
     (tmp_path / "gold.tsv").write_text(gold)
     (tmp_path / "found.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):

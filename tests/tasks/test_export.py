@@ -1,4 +1,4 @@
-"""What a fine-tuned run becomes in transformers: the same labels with the same probabilities."""
+"""A fine-tuned run that is converted for transformers predicts the same labels with the same probabilities there."""
 
 import json
 
@@ -16,7 +16,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["text_classification", "a number", "token_classification"])
-def test_transformers_gives_the_same_labels(name, tmp_path, vocab_file):
+def test_transformers_predicts_the_same_labels(name, tmp_path, vocab_file):
     transformers = pytest.importorskip("transformers")
     case: Case = CASES[name]
     run, _ = train(case, tmp_path / "a", vocab_file, "trainer.max_epochs=3")

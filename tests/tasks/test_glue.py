@@ -32,8 +32,8 @@ def write(folder, name, labels, file="dev.tsv"):
         if name == "cola":
             rows.append(f"gj04\t{label}\t\tsentence {number}")
             continue
-        own = task(name).row
-        values = dict.fromkeys(own.columns, f"text {number}") | {own.label_column: label, "index": str(number)}
+        glue = task(name).row
+        values = dict.fromkeys(glue.columns, f"text {number}") | {glue.label_column: label, "index": str(number)}
         rows.append("\t".join(values.get(column.lower(), "x") for column in HEADERS[name].split("\t")))
     header = [] if name == "cola" else [HEADERS[name]]
     (folder / file).write_text("\n".join([*header, *rows]) + "\n")
@@ -44,23 +44,25 @@ GOLD = {name: [*row.labels * 3][:7] if row.labels else ["0", "5.0", "2.5", "3", 
         for name, row in TASKS.items()}  # fmt: skip
 
 
-def prediction(example, found, regression):
+def prediction(example, label, regression):
     if regression:
-        return Prediction(example.id, example.text, (), {}, float(found))
-    return Prediction(example.id, example.text, (found,), {found: 1.0})
+        return Prediction(example.id, example.text, (), {}, float(label))
+    return Prediction(example.id, example.text, (label,), {label: 1.0})
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_each_task_s_metrics_are_those_of_the_benchmark(name, tmp_path):
-    own = task(name)
-    examples = own.read(write(tmp_path, name, GOLD[name]))
-    own.learn_labels(examples)
-    founds = [*GOLD[name][1:], GOLD[name][0]]
-    founds[2] = GOLD[name][2]
-    regression = own.is_regression
-    predictions = [prediction(item, found, regression) for item, found in zip(examples, founds, strict=True)]
-    scores = own.score(examples, predictions)
-    numbers = [[float(item) for item in side] for side in (GOLD[name], founds)] if regression else [GOLD[name], founds]
+    glue = task(name)
+    examples = glue.read(write(tmp_path, name, GOLD[name]))
+    glue.learn_labels(examples)
+    predicted = [*GOLD[name][1:], GOLD[name][0]]
+    predicted[2] = GOLD[name][2]
+    regression = glue.is_regression
+    predictions = [prediction(item, label, regression) for item, label in zip(examples, predicted, strict=True)]
+    scores = glue.score(examples, predictions)
+    numbers = (
+        [[float(item) for item in side] for side in (GOLD[name], predicted)] if regression else [GOLD[name], predicted]
+    )
     expected = {
         "matthews": lambda: matthews_corrcoef(*numbers),
         "accuracy": lambda: accuracy_score(*numbers),
@@ -68,51 +70,53 @@ def test_each_task_s_metrics_are_those_of_the_benchmark(name, tmp_path):
         "pearson": lambda: stats.pearsonr(*numbers).statistic,
         "spearman": lambda: stats.spearmanr(*numbers).statistic,
     }
-    figures = [100 * expected[metric]() for metric in own.row.metrics]
-    assert [scores[metric] for metric in own.row.metrics] == pytest.approx(figures)
-    assert scores["glue"] == pytest.approx(sum(figures) / len(figures))
+    expected_scores = [100 * expected[metric]() for metric in glue.row.metrics]
+    assert [scores[metric] for metric in glue.row.metrics] == pytest.approx(expected_scores)
+    assert scores["glue"] == pytest.approx(sum(expected_scores) / len(expected_scores))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
-    own = task(name)
+    glue = task(name)
     gold = write(tmp_path, name, GOLD[name], "dev_matched.tsv" if name == "mnli" else "dev.tsv")
-    examples = own.read(gold)
-    regression = own.is_regression
-    founds = [*GOLD[name][1:], GOLD[name][0]]
-    predictions = [prediction(item, found, regression) for item, found in zip(examples, founds, strict=True)]
-    ((file, content),) = own.write_predictions(tmp_path, examples, predictions).items()
-    assert file == ("MNLI-m.tsv" if name == "mnli" else f"{own.row.name}.tsv")
+    examples = glue.read(gold)
+    regression = glue.is_regression
+    predicted = [*GOLD[name][1:], GOLD[name][0]]
+    predictions = [prediction(item, label, regression) for item, label in zip(examples, predicted, strict=True)]
+    ((file, content),) = glue.write_predictions(tmp_path, examples, predictions).items()
+    assert file == ("MNLI-m.tsv" if name == "mnli" else f"{glue.row.name}.tsv")
     assert content.startswith("index\tprediction\n0\t")
     (tmp_path / file).write_text(content)
-    (tmp_path / "found.jsonl").write_text("".join(json.dumps(own.to_json(item)) + "\n" for item in predictions))
-    own.learn_labels(examples)
-    expected = own.score(examples, predictions)
+    (tmp_path / "found.jsonl").write_text("".join(json.dumps(glue.to_json(item)) + "\n" for item in predictions))
+    glue.learn_labels(examples)
+    expected = glue.score(examples, predictions)
     assert Glue.score_files(gold, tmp_path / file) == pytest.approx(expected)
     assert Glue.score_files(gold, tmp_path / "found.jsonl") == pytest.approx(expected)
-    # RTE and WNLI have the same columns; their labels tell them apart.
-    assert Glue.scorer(gold, []).row.name == own.row.name
+    # RTE and WNLI have the same columns; only their labels differ.
+    assert Glue.scorer(gold, []).row.name == glue.row.name
 
 
-def test_mnli_s_two_files_are_scored_apart(tmp_path):
-    own = task("mnli")
+def test_mnli_s_two_files_are_scored_separately(tmp_path):
+    glue = task("mnli")
     files = [str(write(tmp_path, "mnli", ["neutral"] * 4, name)) for name in ("dev_matched.tsv", "dev_mismatched.tsv")]
-    examples = own.read_files(files)
-    own.learn_labels(examples)
-    founds = ["neutral", "neutral", "neutral", "entailment", "neutral", *["entailment"] * 3]
-    predictions = [Prediction(item.id, item.text, (found,), {}) for item, found in zip(examples, founds, strict=True)]
-    scores = own.score(examples, predictions)
+    examples = glue.read_files(files)
+    glue.learn_labels(examples)
+    predicted = ["neutral", "neutral", "neutral", "entailment", "neutral", *["entailment"] * 3]
+    predictions = [
+        Prediction(item.id, item.text, (label,), {}) for item, label in zip(examples, predicted, strict=True)
+    ]
+    scores = glue.score(examples, predictions)
     assert (scores["accuracy"], scores["dev_mismatched/accuracy"], scores["total"]) == (75, 25, 8)
-    assert set(own.write_predictions(tmp_path, examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
+    assert set(glue.write_predictions(tmp_path, examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
 def test_files_lie_in_the_data_folder(tmp_path):
     words = ["model.task_name=mnli", f"model.dataset.data_dir={tmp_path}", "model.test_ds.ds_item=[a.tsv,b.tsv]"]
-    own = Glue(compose(GlueSettings, words, owner="glue")[0])
-    model = own.settings.model
-    assert own.files(model.train_ds) == [f"{tmp_path}/train.tsv"]
-    assert own.files(model.validation_ds) == [f"{tmp_path}/dev_matched.tsv", f"{tmp_path}/dev_mismatched.tsv"]
-    assert own.files(model.test_ds) == [f"{tmp_path}/a.tsv", f"{tmp_path}/b.tsv"]
+    glue = Glue(compose(GlueSettings, words, owner="glue")[0])
+    model = glue.settings.model
+    assert glue.files(model.train_ds) == [f"{tmp_path}/train.tsv"]
+    assert glue.files(model.validation_ds) == [f"{tmp_path}/dev_matched.tsv", f"{tmp_path}/dev_mismatched.tsv"]
+    assert glue.files(model.test_ds) == [f"{tmp_path}/a.tsv", f"{tmp_path}/b.tsv"]
 
 
 def test_a_task_must_be_named():

@@ -1,4 +1,4 @@
-"""Pre-training by the commands: corpora to a run, its figures, what it goes on from, what is refused."""
+"""Pre-training with the commands: metrics of a run, resuming, continued pre-training, prediction, what is refused."""
 
 import json
 import math
@@ -50,27 +50,27 @@ def train(folder, corpus, vocab_file, *more, task="masked_language_model"):
 
 
 @pytest.mark.parametrize("task", ["masked_language_model", "causal_language_model"])
-def test_training_validates_as_the_plain_network_computes(task, tmp_path, corpus, vocab_file, capsys):
+def test_validation_metrics_are_those_of_the_plain_network(task, tmp_path, corpus, vocab_file, capsys):
     assert train(tmp_path / "run", corpus, vocab_file, "trainer.max_steps=3", task=task) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     stored = next(row for row in rows if row["split"] == "validation")
     predictor = load_run(tmp_path / "run", accelerator="cpu")
     model, made = predictor.session.model, predictor.task
     features = made.features(made.read_data(made.settings.model.validation_ds), predictor.tokenizer, with_targets=True)
-    sums, num_asked, orders = 0.0, 0, []
-    for item in features:  # text by text, logits over the whole vocabulary
+    sums, num_predicted, orders = 0.0, 0, []
+    for item in features:  # one sequence at a time, logits over the whole vocabulary
         hidden_TD = model.encoder(torch.tensor(item.token_ids)[None], segment_ids=torch.tensor(item.segment_ids)[None])[
             0
         ]
         targets = torch.tensor(item.token_targets["token"])
         sums += float(F.cross_entropy(model.head.language_model(hidden_TD), targets, reduction="sum"))
-        num_asked += int((targets != NO_TARGET).sum())
+        num_predicted += int((targets != NO_TARGET).sum())
         if item.token_targets.get("order", [NO_TARGET])[0] != NO_TARGET:
             logits = model.head.sentence_order(hidden_TD[:1])
             orders.append(float(F.cross_entropy(logits, torch.tensor(item.token_targets["order"][:1]))))
-    assert stored["total"] == num_asked
-    assert stored["lm_loss"] == pytest.approx(sums / num_asked, abs=1e-5)
-    assert stored["perplexity"] == pytest.approx(math.exp(sums / num_asked), rel=1e-5)
+    assert stored["total"] == num_predicted
+    assert stored["lm_loss"] == pytest.approx(sums / num_predicted, abs=1e-5)
+    assert stored["perplexity"] == pytest.approx(math.exp(sums / num_predicted), rel=1e-5)
     if task == "masked_language_model":
         assert len(orders) > 3
         assert stored["order_loss"] == pytest.approx(sum(orders) / len(orders), abs=1e-5)
@@ -79,7 +79,7 @@ def test_training_validates_as_the_plain_network_computes(task, tmp_path, corpus
         assert stored["val_loss"] == pytest.approx(stored["lm_loss"], abs=1e-5)
 
 
-def test_a_corpus_is_named_by_itself_and_nothing_needs_to_be_validated(tmp_path, corpus, vocab_file, capsys):
+def test_training_data_may_be_a_file_and_validation_is_optional(tmp_path, corpus, vocab_file, capsys):
     own = ("model.dataset.data_prefix=[]", f"model.train_ds.file={corpus / 'c'}", "trainer.max_steps=1")
     assert train(tmp_path / "run", corpus, vocab_file, *own) == 0
     assert "nothing is validated" in capsys.readouterr().err
@@ -88,7 +88,7 @@ def test_a_corpus_is_named_by_itself_and_nothing_needs_to_be_validated(tmp_path,
     assert '"lm_loss"' in (tmp_path / "other" / "metrics.jsonl").read_text()
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, corpus, vocab_file):
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(tmp_path, corpus, vocab_file):
     blend = f"model.dataset.data_prefix=[0.7,{corpus / 'c'},0.3,{corpus / 'c'}]"
     common = (blend, "trainer.max_epochs=-1", "exp_manager.resume_if_exists=true", "exp_manager.resume_past_end=true",
               "model.optim.sched.name=WarmupPolicy", "model.optim.sched.min_lr=0")  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, corpus, voca
     assert whole == cut
 
 
-def test_training_goes_on_from_a_checkpoint_with_its_heads(genuine_checkpoints, tmp_path):
+def test_continued_pre_training_starts_from_the_checkpoint_s_heads(genuine_checkpoints, tmp_path):
     from safetensors.torch import load_file
 
     source = genuine_checkpoints / "v1.0_tp2"
@@ -132,7 +132,7 @@ def test_another_task_starts_from_a_pre_training_run(tmp_path, corpus, vocab_fil
     assert torch.equal(model.head.hidden[0].weight, trained.head.sentence_order.pooler.weight)
 
 
-def test_gpt_is_trained_measured_and_asked_with_its_own_vocabulary(tmp_path, corpus, files, capsys):  # noqa: F811
+def test_gpt_is_trained_evaluated_and_predicts_with_its_own_vocabulary(tmp_path, corpus, files, capsys):  # noqa: F811
     words = ["corpus", "build", str(corpus / "text.txt"), "-o", str(tmp_path / "c"), "--workers", "1"]
     assert main([*words, "--vocab_file", str(files / "vocab.json")]) == 0
     assert (
@@ -156,7 +156,7 @@ def test_gpt_is_trained_measured_and_asked_with_its_own_vocabulary(tmp_path, cor
     assert shares == sorted(shares, reverse=True) and len(shares) == 5
 
 
-def test_long_texts_are_filled_in_by_windows(tmp_path, corpus, vocab_file, capsys):
+def test_masks_of_long_texts_are_filled_in_by_windows(tmp_path, corpus, vocab_file, capsys):
     assert train(tmp_path / "run", corpus, vocab_file, "trainer.max_steps=1") == 0
     capsys.readouterr()
     text = "[MASK] " + "the river of paris " * 40 + "is [MASK] " + "in france " * 30 + "[MASK]"
@@ -175,7 +175,7 @@ def test_long_texts_are_filled_in_by_windows(tmp_path, corpus, vocab_file, capsy
         (["model.dataset.data_prefix=[]"], "masked_language_model", 64, "model.train_ds.file is not given"),
         (["model.dataset.masked_lm_prob=2"], "masked_language_model", 64, "no share"),
         (["model.dataset.max_ngram=0"], "masked_language_model", 64, "at least 1"),
-        (["model.dataset.splits_string='0,1,0'"], "masked_language_model", 65, "makes no text"),
+        (["model.dataset.splits_string='0,1,0'"], "masked_language_model", 65, "makes no sequence"),
         (["trainer.max_epochs=-1"], "masked_language_model", 64, "would have no end"),
         (["model.language_model.config={hidden_size: 32, num_layers: 1, num_attention_heads: 2, is_causal: true}"],
          "masked_language_model", 64, "Use causal_language_model"),
@@ -183,18 +183,18 @@ def test_long_texts_are_filled_in_by_windows(tmp_path, corpus, vocab_file, capsy
          "causal_language_model", 64, "Use masked_language_model"),
     ],
 )  # fmt: skip
-def test_mistakes_are_answered(words, task, code, message, tmp_path, corpus, vocab_file, capsys):
+def test_mistakes_are_reported(words, task, code, message, tmp_path, corpus, vocab_file, capsys):
     assert train(tmp_path / "run", corpus, vocab_file, *words, task=task) == code
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_text_without_a_mask_cannot_be_filled_in(tmp_path, corpus, vocab_file, capsys):
+def test_a_text_without_a_mask_is_refused(tmp_path, corpus, vocab_file, capsys):
     assert train(tmp_path / "run", corpus, vocab_file, "trainer.max_steps=1") == 0
     assert main(["predict", str(tmp_path / "run"), "text=the river", "accelerator=cpu"]) == 65
-    assert "there is no [MASK] in it" in capsys.readouterr().err
+    assert "text has no [MASK]" in capsys.readouterr().err
     assert main(["score", "masked_language_model", "a", "b"]) == 64
 
 
-def test_gpt_s_vocabulary_does_not_serve_bert_s_tasks(tmp_path, corpus, files, capsys):  # noqa: F811
+def test_gpt_s_vocabulary_is_refused_for_bert(tmp_path, corpus, files, capsys):  # noqa: F811
     assert train(tmp_path / "run", corpus, files / "vocab.json", "trainer.max_steps=1") == 64
     assert "a vocabulary of GPT-2" in capsys.readouterr().err

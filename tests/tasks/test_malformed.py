@@ -1,4 +1,4 @@
-"""What every reader answers to files that are not as they should be: place and remedy, or all rows."""
+"""Readers of malformed files raise errors with location and remedy, or return all rows."""
 
 import gzip
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from megabert.tasks import registry
 
 @dataclass
 class Reader:
-    """A reader: its task and settings, the files that it takes, a good one with its number of examples."""
+    """A reader: its task and overrides, its files, a good one with its number of examples."""
 
     task: str
     name: str
@@ -80,7 +80,7 @@ READERS = {
     "inference": Reader("zero_shot", "x.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\n", 1),
 }  # fmt: skip
 
-# Of every reader: bytes made from the good file, and what they must give: a message, or all rows.
+# For every reader: how the good file is damaged, and the expected message, or that all rows are read.
 ALL = "all rows"
 EVERYWHERE = {
     "empty": (lambda good: b"", "is empty"),
@@ -119,7 +119,7 @@ HOLDS_WORDS = {"table": "good", "header": "good", "json": "good", "blanks": "goo
 
 @pytest.mark.parametrize("case", EVERYWHERE)
 @pytest.mark.parametrize("name", READERS)
-def test_files_that_are_no_good_text(name, case, tmp_path):
+def test_damaged_text_files(name, case, tmp_path):
     reader, (damage, expected) = READERS[name], EVERYWHERE[case]
     content = damage(reader.good.encode())
     if expected is ALL:
@@ -142,7 +142,7 @@ def test_a_file_that_is_not_there_or_is_a_folder(name, tmp_path):
 
 @pytest.mark.parametrize("case", WORDS)
 @pytest.mark.parametrize("name", HOLDS_WORDS)
-def test_no_character_costs_a_row(name, case, tmp_path):
+def test_no_character_loses_a_row(name, case, tmp_path):
     reader = READERS[name]
     content = reader.good.replace(HOLDS_WORDS[name], WORDS[case], 1)
     if name == "json":
@@ -217,7 +217,7 @@ PLACED = [
     ("nemo intents", "sentence\tlabel\ngo home\t0\n", "1 utterances below its header, .* has 2 lines"),
     ("nemo intents", "go home\t0\nplay\t1\n", "1 utterances below its header"),
     ("intents in json", '{"tokens": ["a"], "tags": ["O"], "intent": 3}\n', ":1: 'intent' is 3"),
-    ("intents in json", '{"tokens": ["a"], "tags": ["O"], "intents": ["x", "y"]}\n', ":1: 2 intents where one"),
+    ("intents in json", '{"tokens": ["a"], "tags": ["O"], "intents": ["x", "y"]}\n', ":1: 2 intents; expected one"),
     ("intents in json", '{"tokens": ["a"], "tags": ["O", "O"], "intent": "x"}\n', ":1: 2 tags for 1 words"),
     ("intents in json", '{"intent": "x"}\n', ":1: there is no 'text'"),
     ("marks", ",U OO\n.U\n", "labels.txt:1: 2 tags for the 3 words"),
@@ -228,7 +228,7 @@ PLACED = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), PLACED)
-def test_what_is_wrong_in_a_file_is_told_with_its_place(name, content, message, tmp_path):
+def test_malformed_lines_are_reported_with_their_location(name, content, message, tmp_path):
     with pytest.raises(InputError, match=message):
         READERS[name].read(tmp_path, content.encode())
 
@@ -293,6 +293,6 @@ def test_related_pairs_of_different_sentences_are_not_lost(tmp_path):
         ({"relations": "1\tCPR:4\n"}, "relations:1: 2 columns"),
     ],
 )
-def test_chemprot_files_that_do_not_fit(changed, message, tmp_path):
+def test_inconsistent_chemprot_files(changed, message, tmp_path):
     with pytest.raises(InputError, match=message):
         chemprot(tmp_path, **changed)

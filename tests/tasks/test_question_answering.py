@@ -40,7 +40,7 @@ def test_windows_start_a_stride_apart_and_end_with_the_text():
 
 
 @given(st.integers(0, 300), st.integers(1, 50), st.data())
-def test_windows_show_every_token_and_one_of_them_best(num_tokens, room, data):
+def test_every_token_has_its_maximum_context_in_one_window(num_tokens, room, data):
     stride = data.draw(st.integers(1, room))
     spans = window_spans(num_tokens, room, stride)
     shown = sorted({token for start, end in spans for token in range(start, end)})
@@ -51,8 +51,8 @@ def test_windows_show_every_token_and_one_of_them_best(num_tokens, room, data):
     assert (counts == 1).all()
 
 
-def test_the_best_context_is_the_one_with_more_around_a_token():
-    # tokens 2, 3, 4 stand in both windows; 4 is the second window's better, 3 is as good in both: the first counts
+def test_the_maximum_context_is_in_the_window_with_more_tokens_around():
+    # tokens 2, 3 and 4 are in both windows; 4 has more context in the second, 3 as much in both: the first counts
     first, second = max_context_masks(7, [(0, 5), (2, 7)])
     assert first.tolist() == [True, True, True, True, False]
     assert second.tolist() == [False, False, True, True, True]
@@ -65,13 +65,13 @@ def test_a_feature_is_question_and_context_with_special_tokens():
     assert feature.targets["span"].tolist() == [5, 6]
 
 
-def test_an_answer_outside_a_window_targets_the_first_token():
+def test_the_target_of_a_window_without_the_answer_is_cls():
     context = "a b c d e f g h i j"  # room for 7 tokens: windows 0-7, 2-9, 4-10
     features = small().features([question(context, "h i")], LETTERS, with_targets=True)
     assert [f.targets["span"].tolist() for f in features] == [[0, 0], [9, 10], [7, 8]]
 
 
-def test_a_long_question_is_cut_and_an_empty_context_has_one_window():
+def test_a_long_question_is_truncated_and_an_empty_context_has_one_window():
     (feature,) = small().features([question("", text="a b c d e")], LETTERS, with_targets=False)
     assert [LETTERS.tokens[i] for i in feature.token_ids] == ["[CLS]", "a", "b", "c", "[SEP]", "[SEP]"]
 
@@ -89,7 +89,7 @@ def logits_for(feature, start, end, value=10.0):
     return scores
 
 
-def test_the_answer_is_cut_out_of_the_untouched_text():
+def test_the_answer_is_a_span_of_the_original_text():
     example = question("Marie  CURIE was\u00a0born in Warsaw.", text="Who was born?")
     qa = task()
     (feature,) = qa.features([example], TOKENIZER, with_targets=False)
@@ -111,7 +111,7 @@ def test_an_answer_is_at_most_as_long_as_allowed():
     assert all(len(candidate.text.split()) <= 2 for candidate in prediction.n_best)
 
 
-def test_the_question_and_the_special_tokens_are_no_answers():
+def test_the_question_and_special_tokens_are_never_answers():
     example = question("a b c d")
     qa = small()
     (feature,) = qa.features([example], LETTERS, with_targets=False)
@@ -122,7 +122,7 @@ def test_the_question_and_the_special_tokens_are_no_answers():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 14))
-def test_the_best_span_is_that_of_a_search_over_all(seed, num_words):
+def test_the_best_span_is_that_of_an_exhaustive_search(seed, num_words):
     context = " ".join("abcdefghijklmnopqrstuvwxyz"[index] for index in range(num_words))
     example = question(context)
     qa = small("model.dataset.max_answer_length=3")
@@ -177,8 +177,8 @@ def test_loss_is_the_cross_entropy_over_each_window_s_own_tokens():
         start += len(feature)
         for side in (0, 1):
             expected -= 0.5 * float(torch.log_softmax(own[:, side], 0)[feature.targets["span"][side]])
-    for filled_up in (None, BatchSize(100, 20)):
-        batch = pack(features, max_seqlen=20, pad_id=0, size=filled_up)
+    for static_size in (None, BatchSize(100, 20)):
+        batch = pack(features, max_seqlen=20, pad_id=0, size=static_size)
         leaf = logits[: len(batch.token_ids_T)].clone().requires_grad_()
         loss = qa.loss(leaf, batch)
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
@@ -202,7 +202,7 @@ def test_unanswerable_questions_need_version_2():
     assert feature.targets["span"].tolist() == [0, 0]
 
 
-def test_scores_follow_the_version_of_the_data(tmp_path):
+def test_the_version_of_the_data_determines_the_scores(tmp_path):
     gold = tmp_path / "gold.json"
     predictions = tmp_path / "predictions.json"
     gold.write_text(json.dumps(squad_document()))
@@ -215,7 +215,7 @@ def test_scores_follow_the_version_of_the_data(tmp_path):
     assert QuestionAnswering.score_files(gold, predictions)["NoAns_exact_match"] == 100.0
 
 
-def test_a_person_s_example_needs_question_and_context():
+def test_an_example_needs_question_and_context():
     with pytest.raises(InputError, match="context is missing"):
         task().example(question="Who?")
     with pytest.raises(InputError, match="unexpected field txt"):

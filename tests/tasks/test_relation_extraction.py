@@ -35,7 +35,7 @@ def task(*words):
     return RelationExtraction(compose(RelationExtractionSettings, words, owner="relation_extraction")[0])
 
 
-def test_entities_are_given_as_words_of_the_text():
+def test_entities_may_be_given_as_words_of_the_text():
     example = task().example(text=TEXT, head="Aspirin", head_type="CHEMICAL", tail="COX-2", tail_type="GENE")
     assert example.text == "@CHEMICAL$ inhibits @GENE$ well."
     with pytest.raises(InputError, match="occurs 2 times in the text"):
@@ -45,11 +45,11 @@ def test_entities_are_given_as_words_of_the_text():
 
 
 def test_the_published_measure_leaves_pairs_without_a_relation_out(tmp_path):
-    golds = ["false", "CPR:3", "CPR:4", "false", "CPR:3"]
-    founds = ["CPR:3", "CPR:3", "false", "false", "CPR:4"]
-    (tmp_path / "gold.tsv").write_text("".join(f"text\t{label}\n" for label in golds))
-    (tmp_path / "found.txt").write_text("".join(f"{label}\n" for label in founds))
-    scores = RelationExtraction.score_files(tmp_path / "gold.tsv", tmp_path / "found.txt")
-    expected = f1_score(golds, founds, labels=["CPR:3", "CPR:4"], average="micro")
+    gold = ["false", "CPR:3", "CPR:4", "false", "CPR:3"]
+    predicted = ["CPR:3", "CPR:3", "false", "false", "CPR:4"]
+    (tmp_path / "gold.tsv").write_text("".join(f"text\t{label}\n" for label in gold))
+    (tmp_path / "predictions.txt").write_text("".join(f"{label}\n" for label in predicted))
+    scores = RelationExtraction.score_files(tmp_path / "gold.tsv", tmp_path / "predictions.txt")
+    expected = f1_score(gold, predicted, labels=["CPR:3", "CPR:4"], average="micro")
     assert scores["f1"] == pytest.approx(100 * expected)
     assert scores["accuracy"] == pytest.approx(40)

@@ -34,7 +34,7 @@ def write(path, content):
         ("IOBES", "B-A E-A S-A O S-B O"),
     ],
 )
-def test_schemes_are_turned_into_iob2(scheme, tags, tmp_path):
+def test_tagging_schemes_are_converted_to_iob2(scheme, tags, tmp_path):
     words = "".join(f"w{place} {tag}\n" for place, tag in enumerate(tags.split()))
     (example,) = task().read(write(tmp_path / "x.conll", words))
     assert " ".join(example.tags) == "B-A I-A B-A O B-B O"
@@ -52,20 +52,20 @@ def test_columns_may_have_more_than_two_and_documents(tmp_path):
 def test_nemo_s_two_files(tmp_path):
     write(tmp_path / "text_dev.txt", "Jennifer is here .\nParis\n")
     write(tmp_path / "labels_dev.txt", "B-PER O O O\nB-LOC\n")
-    own = task(f"model.dataset.data_dir={tmp_path}", "model.test_ds.text_file=text_dev.txt",
+    tagger = task(f"model.dataset.data_dir={tmp_path}", "model.test_ds.text_file=text_dev.txt",
                "model.test_ds.labels_file=labels_dev.txt")  # fmt: skip
-    first, second = own.read_files(own.files(own.settings.model.test_ds))
+    first, second = tagger.read_files(tagger.files(tagger.settings.model.test_ds))
     assert first.tags == ("B-PER", "O", "O", "O")
     assert second.text == "Paris"
     write(tmp_path / "labels_dev.txt", "B-PER O O\nB-LOC\n")
     with pytest.raises(InputError, match=r"labels_dev.txt:1: 3 tags for the 4 words"):
-        own.read_files(own.files(own.settings.model.test_ds))
+        tagger.read_files(tagger.files(tagger.settings.model.test_ds))
     write(tmp_path / "labels_dev.txt", "B-PER O O O\n")
     with pytest.raises(InputError, match="has 2 lines"):
-        own.read_files(own.files(own.settings.model.test_ds))
+        tagger.read_files(tagger.files(tagger.settings.model.test_ds))
 
 
-def testsplit_words_raw_text_keep_what_is_inside_them():
+def test_words_of_raw_text_keep_inner_punctuation():
     text = "The (p53)  and IL-2, «été»!"
     assert [text[start:end] for start, end in split_words(text)] == [
         "The", "(", "p53", ")", "and", "IL-2", ",", "«", "été", "»", "!"]  # fmt: skip
@@ -73,7 +73,7 @@ def testsplit_words_raw_text_keep_what_is_inside_them():
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60))
-def testsplit_words_raw_text_hold_all_but_blanks(text):
+def test_words_of_raw_text_have_all_characters_but_blanks(text):
     words = split_words(text)
     assert "".join(text[start:end] for start, end in words) == "".join(text.split())
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(words))
@@ -81,22 +81,22 @@ def testsplit_words_raw_text_hold_all_but_blanks(text):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["marie", "xyz", "paris", "of", "q1-7", "\u200b"]), min_size=1, max_size=40))
-def test_each_word_is_learnt_and_asked_for_once(words):
-    own = task("model.dataset.max_seq_length=12")
+def test_each_word_has_one_target_and_one_prediction(words):
+    tagger = task("model.dataset.max_seq_length=12")
     tags = tuple("B-X" if place % 3 == 0 else "O" for place in range(len(words)))
     from megabert.formats.columns import Sentence
 
-    (example,) = own._labelled([Sentence(tuple(words), tags, "here")])
-    own.learn_labels([example])
-    features = own.features([example], TOKENIZER, with_targets=True)
-    asked = sorted(
+    (example,) = tagger.labelled([Sentence(tuple(words), tags, "here")])
+    tagger.learn_labels([example])
+    features = tagger.features([example], TOKENIZER, with_targets=True)
+    predicted = sorted(
         word for feature in features for word in feature.notes.words[feature.notes.word_positions()].tolist()
     )
-    assert asked == [place for place, word in enumerate(words) if word != "\u200b"]
-    learnt = [
-        own.labels[target] for feature in features for target in feature.token_targets["tag"].tolist() if target >= 0
+    assert predicted == [place for place, word in enumerate(words) if word != "\u200b"]
+    targets = [
+        tagger.labels[target] for feature in features for target in feature.token_targets["tag"].tolist() if target >= 0
     ]
-    assert sorted(learnt) == sorted(tag for tag, word in zip(tags, words, strict=True) if word != "\u200b")
+    assert sorted(targets) == sorted(tag for tag, word in zip(tags, words, strict=True) if word != "\u200b")
     assert all(len(feature) <= 12 for feature in features)
 
 
@@ -105,7 +105,7 @@ LABELS_IOB = ["O", "B-A", "I-A", "B-B", "I-B"]
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=5, max_size=5), min_size=1, max_size=5))
-def test_constrained_tags_are_the_likeliest_valid_sequence(rows):
+def test_constrained_tags_are_the_most_likely_valid_sequence(rows):
     scores = np.array(rows)
 
     def is_valid(path):
@@ -135,15 +135,15 @@ SENTENCES = st.lists(st.lists(TAGS, min_size=1, max_size=9), min_size=1, max_siz
 
 @settings(max_examples=150, deadline=None)
 @given(SENTENCES, st.randoms(use_true_random=False))
-def test_entity_scores_are_seqeval_s(gold, random):
+def test_entity_scores_equal_seqeval_s(gold, random):
     seqeval = pytest.importorskip("seqeval.metrics")
     from seqeval.scheme import IOB2
 
-    found = [[random.choice([tag, tag, "O", "B-A", "I-B"]) for tag in tags] for tags in gold]
-    scores = tagging.entity_scores(gold, found)
-    assert scores["f1"] == pytest.approx(100 * seqeval.f1_score(gold, found, zero_division=0))
-    assert scores["precision"] == pytest.approx(100 * seqeval.precision_score(gold, found, zero_division=0))
-    strict = seqeval.f1_score(gold, found, mode="strict", scheme=IOB2, zero_division=0)
+    predicted = [[random.choice([tag, tag, "O", "B-A", "I-B"]) for tag in tags] for tags in gold]
+    scores = tagging.entity_scores(gold, predicted)
+    assert scores["f1"] == pytest.approx(100 * seqeval.f1_score(gold, predicted, zero_division=0))
+    assert scores["precision"] == pytest.approx(100 * seqeval.precision_score(gold, predicted, zero_division=0))
+    strict = seqeval.f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0)
     assert scores["strict_f1"] == pytest.approx(100 * strict)
 
 
@@ -152,17 +152,17 @@ LABELS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), mi
 
 @settings(max_examples=100, deadline=None)
 @given(LABELS)
-def test_classification_scores_are_scikit_learn_s(pairs):
+def test_classification_scores_equal_scikit_learn_s(pairs):
     theirs = pytest.importorskip("sklearn.metrics")
-    gold, found = zip(*pairs, strict=True)
-    scores = classification.classification_scores(gold, found, "abcd")
-    assert scores["accuracy"] == pytest.approx(100 * theirs.accuracy_score(gold, found))
+    gold, predicted = zip(*pairs, strict=True)
+    scores = classification.classification_scores(gold, predicted, "abcd")
+    assert scores["accuracy"] == pytest.approx(100 * theirs.accuracy_score(gold, predicted))
     for average in ("macro", "weighted"):
-        expected = theirs.f1_score(gold, found, average=average, zero_division=0)
+        expected = theirs.f1_score(gold, predicted, average=average, zero_division=0)
         assert scores[f"{average}_f1"] == pytest.approx(100 * expected)
-    assert scores["matthews"] == pytest.approx(100 * theirs.matthews_corrcoef(gold, found))
-    micro = classification.micro_f1(gold, found, without={"a"})
-    expected = theirs.f1_score(gold, found, labels=list("bcd"), average="micro", zero_division=0)
+    assert scores["matthews"] == pytest.approx(100 * theirs.matthews_corrcoef(gold, predicted))
+    micro = classification.micro_f1(gold, predicted, without={"a"})
+    expected = theirs.f1_score(gold, predicted, labels=list("bcd"), average="micro", zero_division=0)
     assert micro["f1"] == pytest.approx(100 * expected)
 
 
@@ -171,20 +171,22 @@ SETS = st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.sets(st.sampled_fr
 
 @settings(max_examples=60, deadline=None)
 @given(SETS)
-def test_multi_label_scores_are_scikit_learn_s(pairs):
+def test_multi_label_scores_equal_scikit_learn_s(pairs):
     theirs = pytest.importorskip("sklearn.metrics")
-    gold, found = ([[label in item for label in "abc"] for item in side] for side in zip(*pairs, strict=True))
+    gold, predicted = ([[label in item for label in "abc"] for item in side] for side in zip(*pairs, strict=True))
     scores = classification.multi_label_scores([a for a, _ in pairs], [b for _, b in pairs])
-    assert scores["f1"] == pytest.approx(100 * theirs.f1_score(gold, found, average="micro", zero_division=0))
-    assert scores["exact_match"] == pytest.approx(100 * theirs.accuracy_score(gold, found))
+    assert scores["f1"] == pytest.approx(100 * theirs.f1_score(gold, predicted, average="micro", zero_division=0))
+    assert scores["exact_match"] == pytest.approx(100 * theirs.accuracy_score(gold, predicted))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(-5, 5)), min_size=2, max_size=30))
-def test_correlations_are_scipy_s(pairs):
+def test_correlations_equal_scipy_s(pairs):
     stats = pytest.importorskip("scipy.stats")
-    gold, found = ([float(value) for value in side] for side in zip(*pairs, strict=True))
-    if len(set(gold)) < 2 or max(found) - min(found) < 1e-3:
+    gold, predicted = ([float(value) for value in side] for side in zip(*pairs, strict=True))
+    if len(set(gold)) < 2 or max(predicted) - min(predicted) < 1e-3:
         return
-    assert classification.pearson(gold, found) == pytest.approx(stats.pearsonr(gold, found).statistic, abs=1e-9)
-    assert classification.spearman(gold, found) == pytest.approx(stats.spearmanr(gold, found).statistic, abs=1e-9)
+    assert classification.pearson(gold, predicted) == pytest.approx(stats.pearsonr(gold, predicted).statistic, abs=1e-9)
+    assert classification.spearman(gold, predicted) == pytest.approx(
+        stats.spearmanr(gold, predicted).statistic, abs=1e-9
+    )
