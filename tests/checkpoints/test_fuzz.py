@@ -20,7 +20,7 @@ SIZES = {"model_type": "megatron-bert", "vocab_size": 50, "num_hidden_layers": 4
 
 def test_random_damage_is_refused_or_read_within_bounds():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.fuzz"], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "tests.checkpoints.fuzz"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "{'refused': 2000}" in done.stdout
