@@ -1,4 +1,4 @@
-"""The GPU kernel against PyTorch's attention, document by document."""
+"""The Triton attention kernel against PyTorch's attention of each document."""
 
 import pytest
 import torch
@@ -12,9 +12,9 @@ LENGTHS = [5, 64, 1, 200, 0, 65, 128, 31]
 
 def inputs(dtype, head_dim=64, heads=3):
     torch.manual_seed(0)
-    boundaries = torch.tensor([0, *LENGTHS]).cumsum(0).int().cuda()
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int().cuda()
     qkv = torch.randn(sum(LENGTHS), heads, 3, head_dim, device="cuda", dtype=dtype)
-    return qkv, PackedSequences(boundaries, 210)
+    return qkv, PackedSequences(cu_seqlens, 210)
 
 
 def kernel(qkv, documents, *, dropout=0.0, is_causal=False, seed=1):
@@ -24,29 +24,29 @@ def kernel(qkv, documents, *, dropout=0.0, is_causal=False, seed=1):
     return varlen_attention(qkv, *documents[:1], seed_1, documents.max_seqlen, dropout, is_causal)[0]
 
 
-def relative(found, expected):
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative_error(actual, expected):
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
-def test_results_and_gradients_are_those_of_the_formula(dtype, tolerance, head_dim, is_causal):
+def test_outputs_and_gradients_match_the_formula(dtype, tolerance, head_dim, is_causal):
     qkv, documents = inputs(dtype, head_dim)
     exact = qkv.double().requires_grad_()
     expected = _document_by_document(exact, documents, 0.0, is_causal)
     leaf = qkv.clone().requires_grad_()
-    found = kernel(leaf, documents, is_causal=is_causal)
-    assert relative(found, expected) < tolerance
-    weights = torch.randn_like(found)
-    (gradient,) = torch.autograd.grad(found, leaf, weights)
+    output = kernel(leaf, documents, is_causal=is_causal)
+    assert relative_error(output, expected) < tolerance
+    weights = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, leaf, weights)
     (exact_gradient,) = torch.autograd.grad(expected, exact, weights.double())
     for part in range(3):
-        assert relative(gradient[:, :, part], exact_gradient[:, :, part]) < 2 * tolerance
+        assert relative_error(gradient[:, :, part], exact_gradient[:, :, part]) < 2 * tolerance
 
 
 def dropped_weights(documents, dropout, seed, heads=2, dim=128):
-    """Read the attention weights themselves off the results: the values are unit vectors."""
+    """Compute the attention weights after dropout: with unit vectors as values they are the output."""
     num_tokens = int(documents.cu_seqlens_N1[-1])
     qkv = torch.zeros(num_tokens, heads, 3, dim, device="cuda")
     for start, end in zip(documents.cu_seqlens_N1.tolist(), documents.cu_seqlens_N1.tolist()[1:], strict=False):
@@ -54,13 +54,13 @@ def dropped_weights(documents, dropout, seed, heads=2, dim=128):
     return kernel(qkv, documents, dropout=dropout, seed=seed)
 
 
-def test_dropout_drops_the_share_that_it_says_and_scales_the_rest():
+def test_dropout_has_its_probability_and_scales_the_kept_weights():
     documents = PackedSequences(torch.tensor([0, 128, 256, 384], dtype=torch.int32).cuda(), 128)
     weights = dropped_weights(documents, 0.1, seed=7)
     is_kept = weights > 0
     assert float(is_kept.float().mean()) == pytest.approx(0.9, abs=0.005)
     torch.testing.assert_close(weights[is_kept], torch.full_like(weights[is_kept], 1 / 128 / 0.9))
-    # No row repeats another, whatever its head or document: correlations are those of chance.
+    # Masks of rows are independent across heads and documents: correlations are those of chance.
     rows = is_kept.permute(1, 0, 2).flatten(0, 1).double() - 0.9
     for of in (rows, rows.T):
         correlations = (of @ of.T) / of.shape[1] / 0.09
@@ -71,12 +71,12 @@ def test_dropout_drops_the_share_that_it_says_and_scales_the_rest():
     assert not torch.equal(weights, dropped_weights(documents, 0.1, seed=8))
 
 
-def test_gradients_drop_what_the_results_dropped():
+def test_gradients_use_the_dropout_mask_of_the_forward_pass():
     qkv, documents = inputs(torch.float32)
     leaf = qkv.clone().requires_grad_()
-    found = kernel(leaf, documents, dropout=0.3)
-    direction, probe = torch.randn_like(found), torch.randn_like(qkv)
-    (gradient,) = torch.autograd.grad(found, leaf, direction)
+    output = kernel(leaf, documents, dropout=0.3)
+    direction, probe = torch.randn_like(output), torch.randn_like(qkv)
+    (gradient,) = torch.autograd.grad(output, leaf, direction)
     for part in range(3):
         step = torch.zeros_like(qkv)
         step[:, :, part] = 1e-3 * probe[:, :, part]

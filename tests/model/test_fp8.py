@@ -1,4 +1,4 @@
-"""8-bit products against float32 ones; on a CPU PyTorch multiplies 8-bit matrices too, slowly."""
+"""FP8 matmuls against float32 ones; PyTorch supports them on a CPU, too, slowly."""
 
 import copy
 
@@ -19,37 +19,37 @@ CONFIG = EncoderConfig(
     vocabulary_size=60, num_layers=3, hidden_size=64, num_heads=2, ffn_size=96, max_positions=40,
     hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-# Of e4m3's 3 bits of fraction the rounding error is 2^-4 at most, 2.6 % in the mean, twice that of e5m2's 2 bits;
-# two of each meet in a product.
+# The rounding error of e4m3's 3 bits of mantissa is 2^-4 at most, 2.6 % in the mean, that of e5m2's 2 bits twice as
+# much; a product has two rounded factors.
 FORWARD_ERROR, BACKWARD_ERROR = 0.07, 0.1
 
 
-def relative(found, expected):
-    found, expected = found.detach(), expected.detach()
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative_error(actual, expected):
+    actual, expected = actual.detach(), expected.detach()
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def parts(device, variant="erf"):
+def modules(device, variant="erf"):
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 48)
     mlp = MLP(EncoderConfig(60, 1, 64, 2, 96, 40, gelu=variant))
-    # In bfloat16 the weights are the same numbers for both.
+    # Cast first, so that the exact modules have the same weights.
     return [item.to(device).bfloat16() for item in (linear, mlp)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", ["erf", "tanh"])
-@pytest.mark.parametrize("num_tokens", [64, 77])  # 77 is no multiple of 16
-def test_results_and_gradients_are_those_of_float32_but_for_the_rounding(device, variant, num_tokens):
-    linear, mlp = parts(device, variant)
+@pytest.mark.parametrize("num_tokens", [64, 77])  # 77 is not a multiple of 16
+def test_outputs_and_gradients_match_float32_up_to_rounding(device, variant, num_tokens):
+    linear, mlp = modules(device, variant)
     for exact, rounded in ((linear, fp8.Fp8Linear(linear)), (mlp, fp8.Fp8MLP(mlp))):
         exact = copy.deepcopy(exact).float()
         hidden = torch.randn(num_tokens, 64, device=device).bfloat16().requires_grad_()
         same = hidden.detach().float().requires_grad_()
         found, expected = rounded(hidden), exact(same)
         assert found.shape == expected.shape
-        assert relative(found, expected) < FORWARD_ERROR
-        # Gradients are small numbers, most of them of few tokens.
+        assert relative_error(found, expected) < FORWARD_ERROR
+        # Realistic gradients are small, and large for a few tokens only.
         weights = torch.randn_like(expected) * 1e-6
         weights[5:] *= 1e-3
         names = [name for name, _ in exact.named_parameters()]
@@ -57,13 +57,13 @@ def test_results_and_gradients_are_those_of_float32_but_for_the_rounding(device,
         exact_gradients = torch.autograd.grad(expected, [same, *exact.parameters()], weights)
         for name, gradient, other in zip(["hidden", *names], gradients, exact_gradients, strict=True):
             assert gradient.dtype == torch.bfloat16
-            assert relative(gradient, other) < BACKWARD_ERROR, name
+            assert relative_error(gradient, other) < BACKWARD_ERROR, name
         with torch.no_grad():
             torch.testing.assert_close(rounded(hidden), found, rtol=0.02, atol=0.02)
 
 
-def test_zeros_and_numbers_that_are_not_finite_stay_what_they_are():
-    linear = fp8.Fp8Linear(parts("cpu")[0])
+def test_zeros_and_non_finite_values_are_preserved():
+    linear = fp8.Fp8Linear(modules("cpu")[0])
     torch.testing.assert_close(linear(torch.zeros(16, 64).bfloat16()), linear.bias.expand(16, 48))
     for bad in (torch.nan, torch.inf):
         hidden = torch.randn(16, 64).bfloat16()
@@ -79,7 +79,7 @@ def encoders():
     return plain, model
 
 
-def test_an_encoder_keeps_its_names_and_nearly_its_results():
+def test_an_encoder_keeps_its_parameter_names_and_nearly_its_outputs():
     plain, model = encoders()
     names = [name for name, _ in plain.named_parameters()]
     cast_model(model, "fp8")
@@ -87,12 +87,12 @@ def test_an_encoder_keeps_its_names_and_nearly_its_results():
     tokens = torch.arange(40)[None] % 60
     with torch.no_grad():
         expected, found = plain(tokens), model.encoder(tokens)
-        assert relative(found, expected) < 0.1
+        assert relative_error(found, expected) < 0.1
         freeze(model)
         assert torch.equal(model.encoder(tokens), found)
 
 
-def test_devices_and_sizes_without_it_are_told():
+def test_unsupported_devices_and_sizes_are_rejected():
     with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
         resolve_precision("fp8", torch.device("cpu"))
     model = torch.nn.Module()
@@ -104,7 +104,7 @@ def test_devices_and_sizes_without_it_are_told():
 @needs_gpu
 @pytest.mark.parametrize("variant", ["", "erf", "tanh"])
 @pytest.mark.parametrize("shape", [(64, 64), (333, 1040), (1000, 48), (2048, 4096)])
-def test_the_kernel_rounds_as_plain_pytorch_does(variant, shape):
+def test_the_kernel_quantizes_as_the_reference(variant, shape):
     from megabert.kernels import fp8 as triton_fp8
 
     torch.manual_seed(0)
@@ -117,13 +117,13 @@ def test_the_kernel_rounds_as_plain_pytorch_does(variant, shape):
     second = fp8.plain_quantize_gradient(gradient, unit, hidden, variant)
     for found, expected in [*zip(*pairs, strict=True), *zip(first[:2], second[:2], strict=True)]:
         assert found.shape == expected.shape
-        # A few numbers lie on the edge between two of 8 bits, and the two sides compute GELU in other ways.
-        assert relative(found.float(), expected.float()) < (1e-2 if variant else 1e-5)
+        # A few values are ties between two 8-bit numbers, and the two implementations compute GELU differently.
+        assert relative_error(found.float(), expected.float()) < (1e-2 if variant else 1e-5)
     torch.testing.assert_close(first[2].sum(0), second[2][0], rtol=1e-4, atol=1e-6)
 
 
 @needs_gpu
-def test_compiled_layers_give_what_plain_ones_do():
+def test_compiled_layers_match_eager_ones():
     _, model = encoders()
     cast_model(model, "fp8")
     model.cuda()
@@ -136,8 +136,8 @@ def test_compiled_layers_give_what_plain_ones_do():
         found.append([hidden, *gradients])
         compile_layers(model)
     names = ["hidden", *(name for name, _ in model.encoder.named_parameters())]
-    # Compiled, a norm's result may be off by a bit of bfloat16, and 8 bits round it to the other side: gradients of
-    # both are 10 to 20 % from the exact ones after three layers of 64, each in its own way.
-    differences = {name: relative(*pair) for name, pair in zip(names, zip(*found, strict=True), strict=True)}
+    # A compiled norm may differ in the last bit of bfloat16, which can change 8-bit rounding: after three layers of
+    # width 64 both gradients are 10 to 20 % from the exact ones.
+    differences = {name: relative_error(*pair) for name, pair in zip(names, zip(*found, strict=True), strict=True)}
     assert differences.pop("hidden") < 0.1
     assert max(differences.values()) < 0.3, differences

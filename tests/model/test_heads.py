@@ -1,4 +1,4 @@
-"""The pre-training head gives losses instead of logits: they and their gradients are those of the whole network."""
+"""The pre-training head returns losses instead of logits; they and their gradients match those of PretrainingModel."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ GPT = dataclasses.replace(BERT, is_causal=True, num_segments=0)
 
 
 def models(config, *, sentence_order, share):
-    """The same weights as a task's network and as the plain one."""
+    """Build a TaskModel and a PretrainingModel with the same weights."""
     plain = new_pretraining_model(config, 3, language_model=True, sentence_order=sentence_order).double()
     head = PretrainingHead(config, target_share=share, sentence_order=sentence_order)
     ours = TaskModel(Encoder(config), head).double()
@@ -39,9 +39,9 @@ def models(config, *, sentence_order, share):
     return ours, plain
 
 
-def texts(share, *, order):
+def make_features(share, *, order):
     random = np.random.default_rng(0)
-    made = []
+    features = []
     for number, length in enumerate((11, 5, 17, 1)):
         ids = random.integers(1, 50, length)
         targets = np.where(random.random(length) < share, ids, NO_TARGET)
@@ -50,19 +50,19 @@ def texts(share, *, order):
             token_targets["order"] = np.full(length, NO_TARGET)
             token_targets["order"][0] = (1, 0, NO_TARGET, 0)[number]
         segments = (np.arange(length) > length // 2).astype(np.int64)
-        made.append(Features(ids, segments, token_targets=token_targets))
-    return made
+        features.append(Features(ids, segments, token_targets=token_targets))
+    return features
 
 
-@pytest.mark.parametrize("size", [None, BatchSize(64, 6)], ids=["tight", "filled up"])
+@pytest.mark.parametrize("size", [None, BatchSize(64, 6)], ids=["tight", "static size"])
 @pytest.mark.parametrize(("config", "share"), [(BERT, 0.3), (GPT, 1.0)], ids=["bert", "gpt"])
-def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size):
+def test_losses_and_gradients_match_those_of_the_pretraining_model(config, share, size):
     order = not config.is_causal
     ours, plain = models(config, sentence_order=order, share=share)
-    items = texts(share * 0.8, order=order)
+    items = make_features(share * 0.8, order=order)
     batch = pack(items, 40, 0, size)
     columns = ours(*batch.inputs())
-    expected_lm, expected_order, asked, right = [], [], [], []
+    expected_lm, expected_order, has_target, is_correct = [], [], [], []
     for item in items:
         ids, segments = torch.tensor(item.token_ids)[None], torch.tensor(item.segment_ids)[None]
         logits, order_logits = plain(
@@ -70,15 +70,15 @@ def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size
         )
         targets = torch.tensor(item.token_targets["token"])
         expected_lm.append(F.cross_entropy(logits[0], targets, ignore_index=NO_TARGET, reduction="none"))
-        asked.append(targets != NO_TARGET)
-        right.append((logits[0].argmax(1) == targets) & asked[-1])
+        has_target.append(targets != NO_TARGET)
+        is_correct.append((logits[0].argmax(1) == targets) & has_target[-1])
         if order:
             target = torch.tensor(item.token_targets["order"][:1])
             expected_order.append(F.cross_entropy(order_logits, target, ignore_index=NO_TARGET, reduction="none"))
     num = sum(map(len, items))
     torch.testing.assert_close(columns[:num, LOSS].double(), torch.cat(expected_lm), atol=1e-6, rtol=1e-6)
-    assert columns[:num, HAS_TARGET].bool().equal(torch.cat(asked))
-    assert columns[:num, IS_CORRECT].bool().equal(torch.cat(right))
+    assert columns[:num, HAS_TARGET].bool().equal(torch.cat(has_target))
+    assert columns[:num, IS_CORRECT].bool().equal(torch.cat(is_correct))
     assert not columns[num:, [LOSS, HAS_TARGET, IS_CORRECT, HAS_ORDER, ORDER_LOSS]].any()
     total, expected = columns[:, LOSS].sum(), torch.cat(expected_lm).sum()
     if order:
@@ -91,24 +91,24 @@ def test_losses_and_gradients_are_those_of_the_plain_network(config, share, size
         total, expected = total + 2 * columns[:, ORDER_LOSS].sum(), expected + 2 * torch.cat(expected_order).sum()
     total.backward()
     expected.backward()
-    found = {name.removeprefix("head."): parameter.grad for name, parameter in ours.named_parameters()}
+    gradients = {name.removeprefix("head."): parameter.grad for name, parameter in ours.named_parameters()}
     for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_without_targets_the_likeliest_tokens_are_named():
+def test_without_targets_the_most_probable_tokens_are_returned():
     ours, plain = models(BERT, sentence_order=False, share=0.3)
-    (item,) = texts(0.3, order=False)[:1]
+    (item,) = make_features(0.3, order=False)[:1]
     batch = pack([dataclasses.replace(item, token_targets={})], 40, 0)
     columns = ours(*batch.inputs())
     ids, segments = torch.tensor(item.token_ids)[None], torch.tensor(item.segment_ids)[None]
     logits, _ = plain(ids, segments)
-    likeliest = logits[0].softmax(-1).topk(NUM_PREDICTIONS)
-    assert columns[:, :NUM_PREDICTIONS].long().equal(likeliest.indices)
-    torch.testing.assert_close(columns[:, NUM_PREDICTIONS:].double(), likeliest.values, atol=1e-6, rtol=1e-5)
+    top = logits[0].softmax(-1).topk(NUM_PREDICTIONS)
+    assert columns[:, :NUM_PREDICTIONS].long().equal(top.indices)
+    torch.testing.assert_close(columns[:, NUM_PREDICTIONS:].double(), top.values, atol=1e-6, rtol=1e-5)
 
 
-def test_the_word_embedding_is_the_matrix_to_the_vocabulary():
+def test_the_vocabulary_weights_are_tied_to_the_word_embedding():
     ours, _ = models(BERT, sentence_order=True, share=0.3)
     assert ours.head.language_model.vocabulary.weight is ours.encoder.embeddings.word.weight
     assert "head.language_model.vocabulary.weight" not in dict(ours.named_parameters())

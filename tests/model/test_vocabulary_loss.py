@@ -16,21 +16,21 @@ def inputs(dtype=torch.float32, seed=0):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_losses_and_gradients_are_pytorch_s(chunk, monkeypatch):
+def test_losses_and_gradients_match_pytorch(chunk, monkeypatch):
     monkeypatch.setattr(vocabulary_loss, "CHUNK", chunk)
     parts, targets = inputs()
     scales = torch.linspace(-1, 2, 13)
     losses, is_right = vocabulary_losses(*parts, targets)
-    found = torch.autograd.grad((losses * scales).sum(), parts)
+    gradients = torch.autograd.grad((losses * scales).sum(), parts)
     logits = F.linear(*parts)
     expected = F.cross_entropy(logits, targets, reduction="none")
     torch.testing.assert_close(losses, expected)
     assert is_right.tolist() == (logits.argmax(1) == targets).tolist()
-    for ours, theirs in zip(found, torch.autograd.grad((expected * scales).sum(), parts), strict=True):
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * scales).sum(), parts), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-def test_no_bias_and_no_target_at_all():
+def test_without_bias_or_targets():
     (hidden, weight, _), targets = inputs()
     losses, _ = vocabulary_losses(hidden, weight, None, targets)
     torch.testing.assert_close(losses, F.cross_entropy(F.linear(hidden, weight), targets, reduction="none"))
@@ -54,8 +54,8 @@ def test_half_precision_keeps_sums_in_float32():
         torch.testing.assert_close(ours.float(), theirs, atol=0.2, rtol=0.1)
 
 
-def test_only_the_logits_of_a_chunk_are_kept(monkeypatch):
-    # What backward holds on to is the inputs and one number a token.
+def test_no_logits_are_saved_for_the_backward_pass(monkeypatch):
+    # The backward pass saves the inputs and one number for each token.
     parts, targets = inputs()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda item: saved.append(item) or item, lambda item: item):

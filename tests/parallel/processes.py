@@ -1,9 +1,9 @@
-"""Several processes on one machine, for tests: forked from one that has imported everything, they start at once.
+"""Several processes on one machine, for tests: forked from one that has imported all modules, they start quickly.
 
     python -m tests.parallel.processes FOLDER
 
-Runs every check of `CHECKS`, each with its number of processes, and leaves what the first process found in FOLDER as
-<check>.npz. The tests compare these with what one process finds.
+Runs every check of `CHECKS` with its number of processes and writes the results of rank zero to FOLDER/<check>.npz. The
+tests compare them with those of one process.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # each process would import it, for FSDP and for checkpointed layers: seconds
+import torch._dynamo  # FSDP and activation checkpointing import it, which would take each process seconds
 import torch.distributed
 import torch.distributed.fsdp
 import torch.distributed.tensor
@@ -26,8 +26,7 @@ from megabert.data.sampler import BatchSampler
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import PretrainingHead, TaskModel
-from megabert.parallel import gradient_reduction as gradients
-from megabert.parallel import sharding as plan
+from megabert.parallel import gradient_reduction, sharding
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize
@@ -44,11 +43,11 @@ NETWORKS = {
     "post": replace(BERT, norm_place="post"),
     "five_words": replace(BERT, vocabulary_size=5),  # for four processes: two rows, two, one, none
 }
-# So that even small networks fill several.
-gradients.BUCKET_SIZE = 5000
-plan.FSDP_UNIT_SIZE = 5000
-# Texts of a micro-batch, and micro-batches of a step in all processes together.
-BATCH, GROUPS = 2, 4
+# So that even small models have several buckets and FSDP units.
+gradient_reduction.BUCKET_SIZE = 5000
+sharding.FSDP_UNIT_SIZE = 5000
+# Sequences of a micro-batch, and micro-batches of a step in all processes together.
+BATCH, NUM_MICRO_BATCHES = 2, 4
 STEPS = 3
 LAYOUTS = {
     "data2": (2, {}),
@@ -66,21 +65,23 @@ LAYOUTS = {
 }
 
 
-def texts(config, count=26):
-    """Make texts of random tokens, a third of them asked for (a causal network: all), none in the last one."""
+def make_features(config, count=26):
+    """Make sequences of random tokens; a third of them have targets, with a causal model all."""
     random = np.random.default_rng(0)
-    made = []
+    features = []
     for number in range(count):
         ids = random.integers(0, config.vocabulary_size, random.integers(5, 24))
-        is_asked = np.ones(len(ids), bool) if config.is_causal else random.random(len(ids)) < 0.3
-        targets = np.where(is_asked, np.roll(ids, -1), NO_TARGET)
+        has_target = np.ones(len(ids), bool) if config.is_causal else random.random(len(ids)) < 0.3
+        targets = np.where(has_target, np.roll(ids, -1), NO_TARGET)
         order = np.full(len(ids), NO_TARGET)
         order[0] = number % 2
         segments = (np.arange(len(ids)) > 4).astype(np.int64)
-        made.append(
-            Features(ids, segments, token_targets={"token": targets, "order": order}, weight=float(is_asked.sum() + 1))
+        features.append(
+            Features(
+                ids, segments, token_targets={"token": targets, "order": order}, weight=float(has_target.sum() + 1)
+            )
         )
-    return made
+    return features
 
 
 def loss(columns_T6, batch):
@@ -91,7 +92,7 @@ def network(config):
     head = PretrainingHead(config, target_share=1.0, sentence_order=not config.is_causal)
     model = TaskModel(Encoder(config), head)
     initialize(model, torch.Generator().manual_seed(1), num_layers=config.num_layers)
-    with torch.no_grad():  # else biases are 0, and one that is added twice is not noticed
+    with torch.no_grad():  # with biases of 0 a bias that is added twice would go unnoticed
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
@@ -100,13 +101,13 @@ def network(config):
 
 def make(config, world, settings, *, precision="32", clip=0.0, count=26):
     model = network(config)
-    layout = parallelize(model, world, ParallelSettings(**settings), precision=precision, is_compiled=False)
+    sharded = parallelize(model, world, ParallelSettings(**settings), precision=precision, is_compiled=False)
     stepper = Stepper(
-        model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, sharding=layout
+        model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, sharding=sharded
     )  # fmt: skip
     source = BatchSampler(
-        texts(config, count), BATCH, 24, 0, seed=1, accumulate=GROUPS // world.data_size, data_rank=world.data_rank,
-        data_size=world.data_size,
+        make_features(config, count), BATCH, 24, 0, seed=1, accumulate=NUM_MICRO_BATCHES // world.data_size,
+        data_rank=world.data_rank, data_size=world.data_size,
     )  # fmt: skip
     return stepper, source
 
@@ -117,32 +118,34 @@ def train(stepper, source, steps):
     ]
 
 
-def whole(layout, kind, tensors):
-    return {f"{kind}/{name}": layout.unshard(name, item.detach()).numpy().copy() for name, item in tensors.items()}
+def unshard_all(sharding, kind, tensors):
+    return {f"{kind}/{name}": sharding.unshard(name, item.detach()).numpy().copy() for name, item in tensors.items()}
 
 
-def learn(world, settings, config, **more):
-    """Make a step, look at its loss and gradients; then what further steps make of the weights."""
+def train_and_compare(world, settings, config, **more):
+    """Return losses and gradient norms, the gradients of the first step and the weights of the last."""
     stepper, source = make(config, world, settings, **more)
-    figures = train(stepper, source, [0])
-    found = whole(stepper.sharding, "gradient", {name: master.grad for name, master in stepper.master_weights.items()})
-    figures += train(stepper, source, range(1, STEPS))
-    return found | whole(stepper.sharding, "weight", stepper.master_weights) | {"figures": np.array(figures)}
+    metrics = train(stepper, source, [0])
+    gradients = unshard_all(
+        stepper.sharding, "gradient", {name: master.grad for name, master in stepper.master_weights.items()}
+    )
+    metrics += train(stepper, source, range(1, STEPS))
+    return gradients | unshard_all(stepper.sharding, "weight", stepper.master_weights) | {"metrics": np.array(metrics)}
 
 
-def copies(world, settings, config, **more):
-    """Train with dropout; look whether what several processes hold is the same to the last bit."""
+def compare_replicas(world, settings, config, **more):
+    """Train with dropout; return checksums of the replicated weights of every process."""
     stepper, source = make(replace(config, hidden_dropout=0.2, attention_dropout=0.2), world, settings, **more)
-    figures = train(stepper, source, range(STEPS))
+    metrics = train(stepper, source, range(STEPS))
     shared = [master for name, master in stepper.master_weights.items() if name not in stepper.sharding.tensor_sharded]
     sums = torch.stack([torch.stack([item.sum(), item.square().sum()]) for item in shared]).detach()
-    everyone = [torch.empty_like(sums) for _ in range(world.size)]
-    torch.distributed.all_gather(everyone, sums)
-    return {"figures": np.array(figures), "sums": torch.stack(everyone).numpy()}
+    gathered = [torch.empty_like(sums) for _ in range(world.size)]
+    torch.distributed.all_gather(gathered, sums)
+    return {"metrics": np.array(metrics), "sums": torch.stack(gathered).numpy()}
 
 
 def overflow(world, settings, config):
-    """Let a gradient that one process alone has overflow: all must skip the step, and halve the scale."""
+    """Overflow a gradient that one process has: all must skip the step and halve the loss scale."""
     stepper, source = make(config, world, settings, precision="16")
     train(stepper, source, [0])
     before = {name: master.detach().clone() for name, master in stepper.master_weights.items()}
@@ -156,18 +159,18 @@ def overflow(world, settings, config):
     stepper._reducer.reduce = overflowing
     train(stepper, source, [1])
     is_same = all(torch.equal(master, before[name]) for name, master in stepper.master_weights.items())
-    said = world.all_gather_text(f"{int(is_same)} {stepper.scaler.get_scale()}")
+    reports = world.all_gather_text(f"{int(is_same)} {stepper.scaler.get_scale()}")
     stepper._reducer.reduce = reduce
-    figures = train(stepper, source, [1])
-    return {"said": np.array([text.split() for text in said], dtype=float), "figures": np.array(figures)}
+    metrics = train(stepper, source, [1])
+    return {"reports": np.array([text.split() for text in reports], dtype=float), "metrics": np.array(metrics)}
 
 
-def answers(world, settings, config):
-    """Ask for the likeliest words, of which several processes have a part each."""
+def predict(world, settings, config):
+    """Predict the most probable tokens, with a vocabulary that may be sharded."""
     stepper, source = make(config, world, settings)
     (batch, *_) = source.step(0)
     with torch.no_grad():
-        return {"guesses": stepper._model.eval()(*batch.inputs()[:5]).numpy()}
+        return {"predictions": stepper._model.eval()(*batch.inputs()[:5]).numpy()}
 
 
 CHECKS = {}
@@ -178,27 +181,27 @@ WHICH = {
     "gpt": ("tensor2", "sequence2", "fsdp2", *MIXED),
     "post": ("data2_sequence2", "fsdp2_tensor2"),
     "five_words": ("tensor4", "data2_sequence2"),
-    # Three texts a step, for four micro-batches: a process has none, and takes part.
-    "three_texts": ("data4", "data2_fsdp2"),
+    # Three sequences for four micro-batches of a step: one process has none, and takes part in collectives.
+    "three_sequences": ("data4", "data2_fsdp2"),
     "clipped": MIXED,
     "bf16": ("data2", "sequence2", "fsdp2", "fsdp2_tensor2"),
     "16": ("sequence2", "fsdp2"),
 }
 CHANGES = {
-    "three_texts": {"count": 3},
+    "three_sequences": {"count": 3},
     "clipped": {"clip": 0.1},
     "bf16": {"precision": "bf16"},
     "16": {"precision": "16"},
 }
 for _case, _layouts in WHICH.items():
     _arguments = {"config": NETWORKS.get(_case, BERT), **CHANGES.get(_case, {})}
-    CHECKS[f"one.{_case}"] = (1, {}, learn, _arguments)
-    CHECKS |= {f"{_layout}.{_case}": (*LAYOUTS[_layout], learn, _arguments) for _layout in _layouts}
+    CHECKS[f"one.{_case}"] = (1, {}, train_and_compare, _arguments)
+    CHECKS |= {f"{_layout}.{_case}": (*LAYOUTS[_layout], train_and_compare, _arguments) for _layout in _layouts}
 CHECKS["tensor2.overflow"] = (*LAYOUTS["tensor2"], overflow, {"config": BERT})
 for _layout in ("one", "sequence2", "tensor4"):
-    CHECKS[f"{_layout}.answers"] = (*LAYOUTS.get(_layout, (1, {})), answers, {"config": BERT})
+    CHECKS[f"{_layout}.predictions"] = (*LAYOUTS.get(_layout, (1, {})), predict, {"config": BERT})
 for _layout in ("data2", "tensor2", "data2_sequence2"):
-    CHECKS[f"{_layout}.copies"] = (*LAYOUTS[_layout], copies, {"config": BERT})
+    CHECKS[f"{_layout}.replicas"] = (*LAYOUTS[_layout], compare_replicas, {"config": BERT})
 
 
 def run(size, rank, port, folder):
@@ -212,9 +215,9 @@ def run(size, rank, port, folder):
         axes = resolve_mesh_axes(size, ParallelSettings(**settings))
         if axes not in worlds:
             worlds[axes] = init_mesh(launch, device, axes)
-        found = check(worlds[axes], settings, **arguments)
+        results = check(worlds[axes], settings, **arguments)
         if rank == 0:
-            np.savez(folder / f"{name}.npz", **found)
+            np.savez(folder / f"{name}.npz", **results)
 
 
 # A process that forks must have no other thread: numpy's OpenBLAS starts one when it is imported.
@@ -222,7 +225,7 @@ FORKING = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def check_alone():
-    """Fail where other threads than this one would be lost, with what they hold, in a forked process."""
+    """Fail if other threads run, since a forked process would lose them and the locks that they hold."""
     tasks = Path("/proc/self/task")
     assert not tasks.is_dir() or len(list(tasks.iterdir())) == 1, "run this with the environment FORKING"
 
@@ -234,7 +237,7 @@ def find_port():
 
 
 def run_together(size, folder):
-    """Run the checks of one size; returns how each process ended, as waitpid tells it."""
+    """Run the checks of one size; returns the waitpid statuses of the processes."""
     port = find_port()
     children = []
     for rank in range(size):
@@ -256,10 +259,10 @@ def main():
     check_alone()
     for size in sorted({size for size, *_ in CHECKS.values()}):
         ends = run_together(size, folder)
-        # glibc has once ended a process here ("malloc(): unaligned tcache chunk"), in one of some thirty runs, when the
-        # one that forks still had a second thread. Who is ended by a signal has found no wrong number: once more.
+        # In one of some thirty runs glibc aborted a process ("malloc(): unaligned tcache chunk") when the parent still
+        # had a second thread. A signal is not a wrong result: run once more.
         if any(os.WIFSIGNALED(end) for end in ends):
-            print(f"a process of {size} was ended by a signal: {ends}; once more", file=sys.stderr)
+            print(f"a process of {size} was ended by a signal: {ends}; running it once more", file=sys.stderr)
             ends = run_together(size, folder)
         if any(ends):
             return 1

@@ -1,4 +1,4 @@
-"""Several GPUs train as one does: NCCL, collectives in CUDA graphs, FSDP. Skipped where there are not two."""
+"""Training on several GPUs matches one: NCCL, collectives in CUDA graphs, FSDP. Skipped with fewer than two."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 LAYOUTS = "data2", "fsdp2", "tensor2", "tensor2xsequence", "tensor2xsequencexrecompute"
 
 
-def test_fifty_losses_of_each_layout_are_those_of_one_gpu(tmp_path):
+def test_fifty_losses_of_each_layout_match_one_gpu(tmp_path):
     words = ["--out", str(tmp_path), "--check", "--layouts", ",".join(("1", *LAYOUTS))]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling", *words], check=False, capture_output=True, text=True

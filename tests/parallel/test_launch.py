@@ -1,4 +1,4 @@
-"""Starting the processes of a training: how many, and what comes of them."""
+"""Launching the processes of a training: their number and exit codes."""
 
 import pytest
 
@@ -11,15 +11,15 @@ def settings(parallel=None, **trainer):
     return Settings(trainer=TrainerSettings(accelerator="cpu", **trainer), parallel=parallel or ParallelSettings())
 
 
-def test_processes_are_started_where_nobody_did():
+def test_processes_are_launched_unless_a_launcher_did():
     assert count_to_start(settings(), {}) == 0
     assert count_to_start(settings(devices=3), {}) == 3
-    assert count_to_start(settings(devices=-1), {}) == 0  # one without GPUs
+    assert count_to_start(settings(devices=-1), {}) == 0  # one process without GPUs
     assert count_to_start(settings(devices=3), {"RANK": "0", "WORLD_SIZE": "3"}) == 0
     assert count_to_start(settings(devices=3), {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "3"}) == 0
 
 
-def test_what_cannot_be_started_is_told_before():
+def test_impossible_settings_are_rejected_before_the_launch():
     with pytest.raises(ConfigError, match="torchrun"):
         count_to_start(settings(num_nodes=2, devices=2), {})
     with pytest.raises(ConfigError, match=r"parallel\.tensor=3"):
@@ -27,11 +27,11 @@ def test_what_cannot_be_started_is_told_before():
 
 
 @pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([0, 75], 75), ([76, -9], 76), ([-9, 0], 76), ([64, 64], 64)])
-def test_one_exit_code_stands_for_all(codes, code):
+def test_exit_codes_are_combined_into_one(codes, code):
     assert _exit_code(codes) == code
 
 
-def test_processes_that_fail_are_an_error_that_says_nothing_more(capfd):
+def test_failed_processes_raise_an_error_that_is_not_printed_again(capfd):
     with pytest.raises(ProcessesFailed) as caught:
         launch(["no_such_command"], 2)
     assert (caught.value.exit_code, caught.value.is_reported) == (64, True)

@@ -9,7 +9,7 @@ from megabert.parallel.rendezvous import LaunchEnvironment, first_host, read_lau
 from megabert.training.step import seed_step
 
 
-def test_precision_is_settled_by_the_device():
+def test_auto_precision_depends_on_the_device():
     cpu = torch.device("cpu")
     assert resolve_precision("auto", cpu) == "32"
     assert resolve_precision("bf16-mixed", cpu) == "bf16"
@@ -26,7 +26,7 @@ def test_precision_is_settled_by_the_device():
         (8, {"tensor": 2, "fsdp": -1}, (1, 4, 2)),
     ],
 )
-def test_processes_are_laid_out_on_three_axes(size, words, axes):
+def test_the_mesh_has_three_axes(size, words, axes):
     assert resolve_mesh_axes(size, ParallelSettings(**words)) == axes
 
 
@@ -39,12 +39,12 @@ def test_processes_are_laid_out_on_three_axes(size, words, axes):
         (4, {"tensor": 0}, "parallel.tensor=0"),
     ],
 )
-def test_layouts_that_do_not_divide_are_told(size, words, message):
+def test_axes_that_do_not_divide_are_rejected(size, words, message):
     with pytest.raises(ConfigError, match=message):
         resolve_mesh_axes(size, ParallelSettings(**words))
 
 
-def test_launchers_are_told_apart():
+def test_launchers_are_recognized():
     assert (
         read_launch_environment({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
     )  # a shell in a job
@@ -57,11 +57,11 @@ def test_launchers_are_told_apart():
 
 
 @pytest.mark.parametrize(("nodes", "first"), [("a", "a"), ("a,b", "a"), ("n[1-4]", "n1"), ("n[07,9],m", "n07")])
-def test_the_first_machine_of_a_list(nodes, first):
+def test_the_first_host_of_a_slurm_node_list(nodes, first):
     assert first_host(nodes) == first
 
 
-def test_as_many_processes_are_there_as_were_asked_for():
+def test_another_number_of_processes_than_requested_is_rejected():
     one = {"RANK": "0", "WORLD_SIZE": "1"}
     four = connect(TrainerSettings(devices=2, num_nodes=2), ParallelSettings(), one)
     with pytest.raises(ConfigError, match=r"asks for 4 processes, but 1 was started"), four:
@@ -73,7 +73,7 @@ def test_as_many_processes_are_there_as_were_asked_for():
         count_processes(TrainerSettings(devices=0))
 
 
-def test_one_process_is_a_world_of_its_own():
+def test_one_process_is_a_world_of_size_one():
     with connect(TrainerSettings(accelerator="cpu"), ParallelSettings(), {}) as world:
         assert (world.size, world.is_rank_zero, world.any_rank(True), world.any_rank(False)) == (1, True, True, False)
         assert world.all_gather_text("ä") == ["ä"]
@@ -81,16 +81,16 @@ def test_one_process_is_a_world_of_its_own():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_told():
+def test_a_missing_gpu_is_rejected():
     assert resolve_device("auto").type == "cpu"
     with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("gpu")
 
 
-def test_dropout_of_a_step_is_a_function_of_seed_and_number():
-    def initialize_weights(seed, number):
+def test_dropout_is_a_function_of_seed_and_micro_batch_number():
+    def draw(seed, number):
         seed_step(seed, number)
         return torch.rand(4).tolist()
 
-    assert initialize_weights(1, 2) == initialize_weights(1, 2)
-    assert len({tuple(initialize_weights(seed, number)) for seed in range(3) for number in range(20)}) == 60
+    assert draw(1, 2) == draw(1, 2)
+    assert len({tuple(draw(seed, number)) for seed in range(3) for number in range(20)}) == 60

@@ -1,4 +1,4 @@
-"""Training laid out over 2 and 4 processes against one process: losses, gradients, weights."""
+"""Training on 2 and 4 processes against one process: losses, gradients, weights."""
 
 import subprocess
 import sys
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What each check left, by its name."""
-    folder = tmp_path_factory.mktemp("found")
+def results(tmp_path_factory):
+    """Results of each check, by its name."""
+    folder = tmp_path_factory.mktemp("results")
     command = [sys.executable, "-m", "tests.parallel.processes", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=FORKING, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -31,40 +31,40 @@ def largest_difference(one, other, kind):
     return max(np.abs(one[name] - other[name]).max() for name in one.files if name.startswith(kind))
 
 
-@pytest.mark.parametrize("name", named("bert", "gpt", "post", "five_words", "three_texts", "clipped"))
-def test_loss_and_gradients_are_those_of_one_process(found, name):
-    one, several = found[f"one.{name.partition('.')[2]}"], found[name]
-    np.testing.assert_allclose(several["figures"], one["figures"], rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("name", named("bert", "gpt", "post", "five_words", "three_sequences", "clipped"))
+def test_losses_gradients_and_weights_match_one_process(results, name):
+    one, several = results[f"one.{name.partition('.')[2]}"], results[name]
+    np.testing.assert_allclose(several["metrics"], one["metrics"], rtol=1e-6, atol=1e-6)
     assert largest_difference(one, several, "gradient/") < 1e-6
     assert largest_difference(one, several, "weight/") < 1e-5
 
 
 @pytest.mark.parametrize("name", named("bf16", "16"))
-def test_lower_precision_learns_alike(found, name):
-    one, several = found[f"one.{name.partition('.')[2]}"], found[name]
-    np.testing.assert_allclose(several["figures"], one["figures"], rtol=3e-2)
+def test_lower_precision_is_close_to_one_process(results, name):
+    one, several = results[f"one.{name.partition('.')[2]}"], results[name]
+    np.testing.assert_allclose(several["metrics"], one["metrics"], rtol=3e-2)
     gradients = [name for name in one.files if name.startswith("gradient/")]
     expected = np.concatenate([one[name].ravel() for name in gradients])
     difference = np.concatenate([several[name].ravel() for name in gradients]) - expected
     assert np.linalg.norm(difference) < 0.02 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", named("copies"))
-def test_what_several_processes_hold_stays_the_same_to_the_last_bit(found, name):
-    sums = found[name]["sums"]
+@pytest.mark.parametrize("name", named("replicas"))
+def test_replicas_stay_bit_identical(results, name):
+    sums = results[name]["sums"]
     assert len(sums) == LAYOUTS[name.partition(".")[0]][0]
     assert (sums == sums[0]).all()
 
 
-def test_an_overflow_in_one_process_is_one_in_all(found):
-    assert found["tensor2.overflow"]["said"].tolist() == [[1.0, 2.0**15], [1.0, 2.0**15]]
-    np.testing.assert_allclose(found["tensor2.overflow"]["figures"][0], found["one.16"]["figures"][1], rtol=3e-2)
+def test_an_overflow_in_one_process_skips_the_step_in_all(results):
+    assert results["tensor2.overflow"]["reports"].tolist() == [[1.0, 2.0**15], [1.0, 2.0**15]]
+    np.testing.assert_allclose(results["tensor2.overflow"]["metrics"][0], results["one.16"]["metrics"][1], rtol=3e-2)
 
 
-@pytest.mark.parametrize("name", named("answers"))
-def test_answers_are_those_of_one_process(found, name):
-    np.testing.assert_allclose(found[name]["guesses"], found["one.answers"]["guesses"], atol=1e-6)
+@pytest.mark.parametrize("name", named("predictions"))
+def test_predictions_match_one_process(results, name):
+    np.testing.assert_allclose(results[name]["predictions"], results["one.predictions"]["predictions"], atol=1e-6)
 
 
-def test_dropout_was_on_where_copies_were_compared(found):
-    assert not np.allclose(found["data2.copies"]["figures"], found["data2.bert"]["figures"], rtol=1e-3)
+def test_replicas_were_compared_with_dropout(results):
+    assert not np.allclose(results["data2.replicas"]["metrics"], results["data2.bert"]["metrics"], rtol=1e-3)

@@ -11,7 +11,7 @@ print(sorted(set(sys.modules) - before))
 """
 
 
-def test_a_thread_beside_the_main_one_imports_nothing():
-    # Two threads that import PyTorch's compiler at once leave it half imported.
-    found = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
-    assert found.stdout.strip() == "[]"
+def test_the_warm_up_thread_imports_nothing():
+    # Two threads that import PyTorch's compiler at the same time leave it partially imported.
+    result = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"

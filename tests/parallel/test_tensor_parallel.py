@@ -1,4 +1,4 @@
-"""What needs no second process: dropout in parts, the table of cuts, where parts lie."""
+"""Tensor parallelism without a second process: dropout streams, the sharding tables, shards."""
 
 import pytest
 import torch
@@ -11,15 +11,14 @@ from megabert.model.dropout import Dropout
 from megabert.model.encoder import Encoder
 from megabert.model.heads import PretrainingHead, TaskModel, TokenHead
 from megabert.parallel.process_group import World
-from megabert.parallel.sharding import HEAD_SHARDING, SHARDING, Sharding, find_sharded_modules
-from megabert.parallel.sharding import parallelize as lay_out
+from megabert.parallel.sharding import HEAD_SHARDING, SHARDING, Sharding, find_sharded_modules, parallelize
 from tests.parallel.processes import BERT, network
 
 
 def test_every_row_of_the_sharding_tables_names_modules():
-    found = find_sharded_modules(network(BERT))
-    assert len(found) == 1 + 4 * BERT.num_layers + 1
-    assert set(found.values()) == set((SHARDING | HEAD_SHARDING).values())
+    sharded = find_sharded_modules(network(BERT))
+    assert len(sharded) == 1 + 4 * BERT.num_layers + 1
+    assert set(sharded.values()) == set((SHARDING | HEAD_SHARDING).values())
     model = network(BERT)
     model.encoder.layers[0].mlp.down = model.encoder.layers[1].mlp.down = nn.Module()
     del model.encoder.embeddings.word
@@ -27,36 +26,36 @@ def test_every_row_of_the_sharding_tables_names_modules():
         find_sharded_modules(model)
 
 
-def test_a_head_without_a_vocabulary_is_whole_in_every_process():
+def test_a_head_without_a_vocabulary_is_replicated():
     model = TaskModel(Encoder(BERT), TokenHead(32, 2, num_layers=1, dropout=0.0, activation="relu"))
     assert not any(name.startswith("head") for name in find_sharded_modules(model))
 
 
-def test_sizes_that_cannot_be_shared_are_told():
+def test_sizes_that_do_not_divide_are_rejected():
     world = World(torch.device("cpu"), size=3, tensor_size=3)
     with pytest.raises(ConfigError, match=r"parallel\.tensor=3 does not divide the network's attention heads, 4"):
-        lay_out(network(BERT), world, ParallelSettings(tensor=3), precision="32", is_compiled=False)
+        parallelize(network(BERT), world, ParallelSettings(tensor=3), precision="32", is_compiled=False)
 
 
 def test_fp8_needs_unsharded_layers():
     world = World(torch.device("cpu"), size=2, tensor_size=2)
     with pytest.raises(ConfigError, match=r"precision=fp8 needs unsharded layers"):
-        lay_out(network(BERT), world, ParallelSettings(tensor=2), precision="fp8", is_compiled=False)
+        parallelize(network(BERT), world, ParallelSettings(tensor=2), precision="fp8", is_compiled=False)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(30522, 4), (30522, 8), (5, 4), (3, 4), (1, 2)])
-def test_parts_of_any_vocabulary_make_the_whole(rows, size):
-    whole = torch.arange(2 * rows).view(rows, 2)
-    cuts = {"word": (0, whole.shape)}
-    parts = [
-        Sharding(World(torch.device("cpu"), tensor_rank=rank, tensor_size=size), cuts).shard("word", whole)
+def test_the_shards_of_any_vocabulary_make_the_full_weight(rows, size):
+    full = torch.arange(2 * rows).view(rows, 2)
+    tensor_sharded = {"word": (0, full.shape)}
+    shards = [
+        Sharding(World(torch.device("cpu"), tensor_rank=rank, tensor_size=size), tensor_sharded).shard("word", full)
         for rank in range(size)
     ]
-    assert torch.equal(torch.cat(parts), whole)
-    assert max(map(len, parts)) == -(-rows // size)
+    assert torch.equal(torch.cat(shards), full)
+    assert max(map(len, shards)) == -(-rows // size)
 
 
-def test_parts_drop_differently_and_leave_the_generator_alike():
+def test_shards_have_different_dropout_masks_and_the_same_random_state():
     hidden = torch.ones(64, 64)
     drops, after = [], []
     for stream in (1, 2):
@@ -70,18 +69,18 @@ def test_parts_drop_differently_and_leave_the_generator_alike():
     assert all(abs(float(item.mean()) - 1) < 0.1 for item in drops)
 
 
-def test_heads_in_parts_drop_differently_and_leave_the_generator_alike():
+def test_sharded_heads_have_different_dropout_masks_and_the_same_random_state():
     torch.manual_seed(0)
     qkv = torch.randn(20, 2, 3, 8)
     documents = PackedSequences(torch.tensor([0, 9, 20], dtype=torch.int32), 20)
-    mixed, after = [], []
+    contexts, after = [], []
     for stream in (1, 2, 1):
         torch.manual_seed(3)
-        mixed.append(attend(qkv, documents, dropout=0.5, is_causal=False, stream=stream))
+        contexts.append(attend(qkv, documents, dropout=0.5, is_causal=False, stream=stream))
         after.append(torch.rand(1))
     assert after[0] == after[1]
-    assert torch.equal(mixed[0], mixed[2])
-    assert not torch.allclose(mixed[0], mixed[1], atol=0.1)
+    assert torch.equal(contexts[0], contexts[2])
+    assert not torch.allclose(contexts[0], contexts[1], atol=0.1)
 
 
 def test_the_language_model_head_computes_losses_by_its_vocabulary():

@@ -1,4 +1,4 @@
-"""Whole trainings on several processes: what they leave, going on with another layout, processes that are lost."""
+"""Complete trainings on several processes: checkpoints, resuming with another layout, lost processes."""
 
 import json
 import re
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folder with the runs of `trainings`, and what came of each."""
+    """Folder with the runs of `trainings`, and the exit codes."""
     from ..conftest import WORDS, squad_document
 
     folder = tmp_path_factory.mktemp("runs")
@@ -41,13 +41,14 @@ def tensors(folder):
 
 
 def lines(folder, split):
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    about = ("seconds", "tokens_per_second", "split")
-    own = [line for line in found if line["split"] == split]
-    return [{name: value for name, value in line.items() if name not in about} for line in own]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    ignored = ("seconds", "tokens_per_second", "split")
+    return [
+        {name: value for name, value in row.items() if name not in ignored} for row in rows if row["split"] == split
+    ]
 
 
-def said(folder, name, rank):
+def log_of(folder, name, rank):
     return (folder / f"{name}.{rank}").read_text()
 
 
@@ -55,7 +56,7 @@ def all_tensors(folder):
     return {f"{group}/{name}": item for group, items in tensors(folder).items() for name, item in items.items()}
 
 
-def test_a_checkpoint_holds_no_trace_of_the_layout(runs):
+def test_a_checkpoint_is_independent_of_the_layout(runs):
     folder, results = runs
     assert results["mixed"] == [0, 0, 0, 0]
     one, several = all_tensors(folder / "mixed_as_one"), all_tensors(folder / "mixed")
@@ -68,7 +69,7 @@ def test_a_checkpoint_holds_no_trace_of_the_layout(runs):
 
 
 @pytest.mark.parametrize(("again", "whole"), [("dropping_again", "dropping"), ("mixed_again", "mixed")])
-def test_a_run_goes_on_with_the_same_bits(runs, again, whole):
+def test_a_resumed_run_is_bit_identical(runs, again, whole):
     folder, results = runs
     assert set(results[again]) == {0}
     first, second = all_tensors(folder / whole), all_tensors(folder / again)
@@ -84,12 +85,12 @@ def test_a_run_goes_on_with_the_same_bits(runs, again, whole):
         ("data_as_smaller", "data"),
         ("data_as_sequence", "data"),
         ("mixed_as_one", "mixed"),
-        ("dropping_as_one", "dropping"),  # dropout is that of micro-batches, whoever computes them
+        ("dropping_as_one", "dropping"),  # dropout depends on the micro-batch, not on the process
     ],
 )
-def test_a_run_goes_on_with_another_layout(runs, again, whole):
+def test_a_run_resumes_with_another_layout(runs, again, whole):
     folder, results = runs
-    assert set(results[again]) == {0}, said(folder, again, 0)
+    assert set(results[again]) == {0}, log_of(folder, again, 0)
     first, second = all_tensors(folder / whole), all_tensors(folder / again)
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-5, msg=name)
@@ -97,23 +98,23 @@ def test_a_run_goes_on_with_another_layout(runs, again, whole):
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other], abs=1e-5)
     assert [line["grad_norm"] for line in one] == pytest.approx([line["grad_norm"] for line in other], rel=1e-4)
     assert len(lines(folder / again, "train")) == STEPS
-    assert f"from step {CUT}" in said(folder, again, 0)
+    assert f"from step {CUT}" in log_of(folder, again, 0)
 
 
-def test_scores_of_several_processes_are_those_of_one(runs):
+def test_validation_scores_match_one_process(runs):
     folder, _ = runs
     one, several = lines(folder / "data_as_one", "validation"), lines(folder / "data", "validation")
     assert [line["step"] for line in one] == [10, 20]
     assert one == [pytest.approx(line, abs=1e-5) for line in several]
-    # And those of the run that was saved are the ones of a predictor on one device.
+    # The saved run has the same scores with a predictor on one device.
     result = load_run(folder / "mixed", accelerator="cpu").evaluate_file(folder / "facts.json")
     assert result.scores["f1"] == pytest.approx(max(line["f1"] for line in lines(folder / "mixed", "validation")))
 
 
-def test_accumulation_follows_the_number_of_processes(runs):
+def test_accumulation_keeps_the_global_batch(runs):
     folder, _ = runs
-    assert "accumulate_grad_batches=2 keeps the run's 4 sequences a step" in said(folder, "data_as_one", 0)
-    assert "accumulate_grad_batches=2 keeps the run's 4 sequences a step" in said(folder, "data_as_smaller", 0)
+    assert "accumulate_grad_batches=2 keeps the run's 4 sequences a step" in log_of(folder, "data_as_one", 0)
+    assert "accumulate_grad_batches=2 keeps the run's 4 sequences a step" in log_of(folder, "data_as_smaller", 0)
     settings = Settings()
     settings.model.train_ds.batch_size = 2
     documents = {
@@ -131,26 +132,26 @@ def test_accumulation_follows_the_number_of_processes(runs):
         keep_sequences_per_step(settings, documents, World(torch.device("cpu"), data_size=5), notes.append)
 
 
-def test_the_others_notice_that_a_process_was_killed(runs):
+def test_a_killed_process_stops_the_others(runs):
     folder, results = runs
     assert results["killed"] == [76, -signal.SIGKILL]
     assert results["killed.seconds"] < 30
-    assert f"process 2 of 2 is gone, so the others stop. What was saved is whole; go on with: megabert train "\
-           f"question_answering --resume {folder}/killed" in said(folder, "killed", 0)  # fmt: skip
+    assert f"process 2 of 2 is gone, so the others stop. Saved checkpoints are complete; resume with: megabert train "\
+           f"question_answering --resume {folder}/killed" in log_of(folder, "killed", 0)  # fmt: skip
     assert results["killed_again"] == [0, 0]
     steps = [line["step"] for line in lines(folder / "killed", "train")]
     assert steps == list(range(1, 61))
 
 
-def test_a_request_to_one_process_stops_all_behind_the_same_step(runs):
+def test_a_signal_to_one_process_stops_all_after_the_same_step(runs):
     folder, results = runs
     assert results["asked"] == [75, 75]
-    step = int(re.search(r"Stopped after step (\d+)", said(folder, "asked", 0))[1])
+    step = int(re.search(r"Stopped after step (\d+)", log_of(folder, "asked", 0))[1])
     assert run.find_last(folder / "asked").step == step
-    assert "Stopped" not in said(folder, "asked", 1)  # one speaks for all
+    assert "Stopped" not in log_of(folder, "asked", 1)  # rank zero logs for all
 
 
-def test_the_command_starts_its_processes_and_stops_them(runs):
+def test_the_command_launches_its_processes_and_stops_them(runs):
     folder, _ = runs
     mine = folder / "command"
     command = words(folder / "facts.json", folder / "vocab.txt", mine, "trainer.devices=2", "trainer.max_epochs=100000")

@@ -1,8 +1,8 @@
-"""Whole trainings on several processes, for tests: forked as in `processes`, each calls what the command calls.
+"""Complete trainings on several processes, for tests: forked as in `processes`, each runs the command's main function.
 
     python -m tests.parallel.trainings FOLDER SQUAD_FILE VOCAB_FILE
 
-Leaves run folders in FOLDER, and results.json with exit codes and what was said.
+Writes run folders and logs to FOLDER, and results.json with the exit codes.
 """
 
 import json
@@ -34,10 +34,10 @@ FINISHED = (
 
 
 def words(squad, vocabulary, folder, *more):
-    """Write a command line; two texts of a process make a micro-batch.
+    """Build a command line; a micro-batch has two sequences of a process.
 
-    Some weights have no gradient but rounding errors (a bias that shifts all scores alike); with a small eps Adam would
-    make steps of them.
+    Some gradients are rounding errors only (a bias that shifts all logits equally); a large eps keeps Adam from
+    turning them into steps.
     """
     return [
         "train", "question_answering", f"model.train_ds.file={squad}", f"model.validation_ds={squad}",
@@ -51,7 +51,7 @@ def words(squad, vocabulary, folder, *more):
 
 
 def start(command, size, log):
-    """Fork the processes of a training; returns their numbers. What they say goes to a file each."""
+    """Fork the processes of a training and return their ids; each logs to its own file."""
     port = find_port()
     children = []
     for rank in range(size):
@@ -78,8 +78,8 @@ def wait(children):
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def cut_back(folder, to):
-    """Copy a run as it was when it had been killed behind a checkpoint."""
+def copy_interrupted(folder, to):
+    """Copy a run as if it had been killed after the checkpoint of step CUT."""
     shutil.copytree(folder, to)
     for entry in run.list_checkpoints(to):
         if entry.step > CUT:
@@ -99,27 +99,27 @@ def main():
     torch.set_num_threads(1)
     check_alone()
     os.environ.update(MEGABERT_HOME=str(folder / "home"), TORCH_CPP_LOG_LEVEL="ERROR")
-    saver.prune = lambda *arguments: None  # keep every checkpoint, to go on from one in the middle
+    saver.prune = lambda *arguments: None  # keep every checkpoint, to resume from one in the middle
     training_run.plot_curves = lambda *arguments: True  # takes longer than the training
     results = {}
 
     def train(name, size, *more, source=None):
         for _ in range(2):
             if source is not None:
-                cut_back(folder / source, folder / name)
+                copy_interrupted(folder / source, folder / name)
             children = start(words(squad, vocabulary, folder / name, *more), size, folder / f"{name}.log")
             results[name] = wait(children)
             if not any(code < 0 for code in results[name]):
                 return
-            # A signal that nobody sent: see processes.main.
-            print(f"{name} was ended by a signal: {results[name]}; once more", file=sys.stderr)
+            # A signal that no test sent: see processes.main.
+            print(f"{name} was ended by a signal: {results[name]}; running it once more", file=sys.stderr)
             shutil.rmtree(folder / name)
 
-    def take_up(name, source, size, *more):
+    def resume(name, source, size, *more):
         train(name, size, *more, "exp_manager.resume_if_exists=true", source=source)
 
-    def disturb(name, number, *more):
-        """Send one of two processes a signal in the middle of a training."""
+    def interrupt(name, number, *more):
+        """Send a signal to one of two processes in the middle of a training."""
         children = start(words(squad, vocabulary, folder / name, *more), 2, folder / f"{name}.log")
         wait_for_steps(folder / name, 30)
         begin = time.monotonic()
@@ -129,24 +129,24 @@ def main():
 
     exact = (*FINISHED, *NO_DROPOUT)
     train("data", 2, *exact, "trainer.devices=2")
-    take_up("data_as_one", "data", 1, *exact)
-    take_up("data_as_sequence", "data", 2, *exact, "trainer.devices=2", "parallel.tensor=2", "parallel.sequence=true")
-    take_up("data_as_smaller", "data", 2, *exact, "trainer.devices=2", "model.train_ds.batch_size=1")
+    resume("data_as_one", "data", 1, *exact)
+    resume("data_as_sequence", "data", 2, *exact, "trainer.devices=2", "parallel.tensor=2", "parallel.sequence=true")
+    resume("data_as_smaller", "data", 2, *exact, "trainer.devices=2", "model.train_ds.batch_size=1")
     mixed = ("trainer.devices=4", "parallel.fsdp=2", "parallel.tensor=2", "parallel.activation_checkpointing=true")
     train("mixed", 4, *exact, *mixed)
-    take_up("mixed_again", "mixed", 4, *exact, *mixed)
-    take_up("mixed_as_one", "mixed", 1, *exact)
+    resume("mixed_again", "mixed", 4, *exact, *mixed)
+    resume("mixed_as_one", "mixed", 1, *exact)
     dropping = (*FINISHED, "trainer.devices=2")
     train("dropping", 2, *dropping)
-    take_up("dropping_again", "dropping", 2, *dropping)
-    take_up("dropping_as_one", "dropping", 1, *FINISHED)
+    resume("dropping_again", "dropping", 2, *dropping)
+    resume("dropping_as_one", "dropping", 1, *FINISHED)
     saving = "exp_manager.checkpoint_callback_params.every_n_train_steps=10"
     endless = ("trainer.max_epochs=100000", "trainer.val_check_interval=0", saving, "trainer.devices=2")
-    disturb("killed", signal.SIGKILL, *endless)
+    interrupt("killed", signal.SIGKILL, *endless)
     children = start(["train", "question_answering", "--resume", str(folder / "killed"), "trainer.max_steps=60"], 2,
                      folder / "killed_again.log")  # fmt: skip
     results["killed_again"] = wait(children)
-    disturb("asked", signal.SIGTERM, *endless)
+    interrupt("asked", signal.SIGTERM, *endless)
     (folder / "results.json").write_text(json.dumps(results))
     return 0
 

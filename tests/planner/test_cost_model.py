@@ -18,15 +18,15 @@ H100, V100 = GPUS["h100"], GPUS["v100"]
 SMALL = EncoderConfig(1000, num_layers=2, hidden_size=64, num_heads=4, ffn_size=256, max_positions=128)
 
 
-def estimate(shape, texts, *, precision="bf16", is_pretraining=True, **layout):
-    return Estimate(Workload(shape, precision, is_pretraining), texts, ParallelLayout(**layout), H100)
+def estimate(shape, batch, *, precision="bf16", is_pretraining=True, **layout):
+    return Estimate(Workload(shape, precision, is_pretraining), batch, ParallelLayout(**layout), H100)
 
 
 # Parameters
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_parameters_are_those_of_the_real_modules(name):
+def test_parameter_counts_match_the_modules(name):
     config = NETWORKS[name]
     with torch.device("meta"):
         encoder = Encoder(config)
@@ -44,44 +44,44 @@ def count(module):
 
 
 @pytest.mark.parametrize("norm_place", ["post", "pre_residual_normed"])
-def test_parameters_of_other_norm_places_are_too(norm_place):
+def test_parameter_counts_match_for_other_norm_places(norm_place):
     config = EncoderConfig(1000, 2, 64, 4, 256, 128, norm_place=norm_place)
     with torch.device("meta"):
         assert count_parameters(Workload(config, is_pretraining=False)).total == count(Encoder(config))
 
 
-def test_a_tensor_parallel_process_holds_its_share_by_hand():
-    # qkv 3 x 64 x 65, out 64 x 64, up 256 x 65, down 64 x 256 are halved; two biases and two norms are not.
-    halved = 3 * 64 * 65 + 64 * 64 + 256 * 65 + 64 * 256
-    found = count_parameters(Workload(SMALL, is_pretraining=False), 2)
-    assert found.layer == halved / 2 + 6 * 64
-    assert found.rest == (500 + 128 + 2 + 2) * 64
+def test_parameters_of_a_tensor_parallel_process_by_hand():
+    # qkv 3 x 64 x 65, out 64 x 64, up 256 x 65, down 64 x 256 are sharded; two biases and two norms are not.
+    sharded = 3 * 64 * 65 + 64 * 64 + 256 * 65 + 64 * 256
+    counts = count_parameters(Workload(SMALL, is_pretraining=False), 2)
+    assert counts.layer == sharded / 2 + 6 * 64
+    assert counts.rest == (500 + 128 + 2 + 2) * 64
 
 
 # Memory
 
 
-def test_memory_of_a_small_network_is_that_by_hand():
-    # Many tokens, so that activations are more than gradients.
+def test_memory_of_a_small_model_by_hand():
+    # Many tokens, so that activations exceed gradients.
     memory = estimate(SMALL, MicroBatch.uniform(32, 128), is_pretraining=False).memory
     weights = 2 * (3 * 64 * 65 + 64 * 64 + 256 * 65 + 64 * 256 + 6 * 64) + (1000 + 128 + 2 + 2) * 64
     assert (memory.masters, memory.moments, memory.copy) == (4 * weights, 8 * weights, 2 * weights)
     assert memory.gradients == memory.logits == 0
     assert memory.buffers == WORKSPACE
-    # A layer keeps 8 hidden vectors and 2 of the MLP's width in 16 bits, statistics of norms and 4 heads' log sums.
+    # A layer stores 8 hidden states and 2 of the MLP's width in 16 bits, norm statistics and the logsumexp of 4 heads.
     layer = 2 * (8 * 64 + 2 * 256) + 16 + 4 * 4
-    on_the_way = 2 * (2 * 256 + 3 * 64)
-    assert memory.activations == 4096 * (2 * layer + on_the_way + 2 * 64 * 2 + 64)
+    temporary = 2 * (2 * 256 + 3 * 64)
+    assert memory.activations == 4096 * (2 * layer + temporary + 2 * 64 * 2 + 64)
     assert memory.total == 14 * weights + memory.activations + WORKSPACE
 
 
-def test_with_few_texts_the_gradients_are_the_fullest_moment():
+def test_with_few_tokens_the_peak_is_at_the_end_of_the_backward_pass():
     memory = estimate(SMALL, MicroBatch.uniform(1, 8), is_pretraining=False).memory
     assert memory.activations == 0
     assert memory.gradients == memory.copy
 
 
-def test_fsdp_shares_out_sixteen_bytes_a_weight():
+def test_fsdp_shards_sixteen_bytes_of_each_weight():
     texts = MicroBatch.uniform(32, 128)
     one, shared = (estimate(SMALL, texts, gpus=8, fsdp=fsdp).memory for fsdp in (1, 8))
     for part in ("masters", "moments", "gradients"):
@@ -98,15 +98,15 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_measured_steps_are_met_within_five_percent(name):
+def test_measured_steps_are_predicted_within_five_percent(name):
     texts, is_pretraining, seconds, memory = MEASURED[name]
     found = estimate(NETWORKS["345m"], texts, is_pretraining=is_pretraining)
     assert found.time.total == pytest.approx(seconds, rel=0.05)
     assert found.memory.total == pytest.approx(memory, rel=0.05)
 
 
-# Measured on two H100s of one machine (docs/performance.md), pre-training on texts of 512 tokens: network, layout,
-# texts of a GPU that sees texts of its own, milliseconds, GB.
+# Measured on two H100s of one machine (docs/performance.md), pre-training on sequences of 512 tokens: model, layout,
+# sequences of a data-parallel process, milliseconds, GB.
 ON_TWO = [
     ("345m", {}, 64, 160.4, 32.6),
     ("345m", {"gpus": 2}, 64, 166.8, 34.0),
@@ -126,19 +126,19 @@ ON_TWO = [
 
 
 @pytest.mark.parametrize(("name", "layout", "texts", "milliseconds", "gigabytes"), ON_TWO)
-def test_steps_measured_on_two_gpus_are_met(name, layout, texts, milliseconds, gigabytes):
+def test_measured_steps_on_two_gpus_are_predicted(name, layout, texts, milliseconds, gigabytes):
     found = estimate(NETWORKS[name], MicroBatch.uniform(texts, 512), **layout)
     assert 1000 * found.time.total == pytest.approx(milliseconds, rel=0.1)
     assert found.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
 
 
-def test_the_host_is_the_limit_of_fsdp_on_few_tokens():
+def test_fsdp_on_few_tokens_is_bound_by_the_host():
     texts = MEASURED["fine-tuning, 32 texts"][0]
     found = estimate(NETWORKS["345m"], texts, is_pretraining=False, gpus=2, fsdp=2)
     assert found.time.total == pytest.approx(0.117, rel=0.1)
 
 
-# Milliseconds of kernels by the profiler: products, attention, GELU with all else that is element-wise, Adam.
+# Profiled milliseconds of kernels: matmuls, attention, element-wise kernels, Adam.
 PARTS = {
     "fine-tuning, 32 texts": (13.6, 3.0, 6.6, 3.9),
     "fine-tuning, 96 texts": (39, 8.8, 18.9, 3.9),
@@ -147,14 +147,14 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_measured_parts_are_met_within_a_fifth(name):
+def test_measured_parts_are_predicted_within_a_fifth(name):
     texts, is_pretraining, _, _ = MEASURED[name]
     time = estimate(NETWORKS["345m"], texts, is_pretraining=is_pretraining).time
     parts = (time.products, time.attention, time.elementwise, time.optimizer)
     assert [1000 * part for part in parts] == pytest.approx(list(PARTS[name]), rel=0.2)
 
 
-def test_flops_are_those_of_the_benchmarks():
+def test_flops_match_those_of_the_benchmarks():
     from benchmarks.common import MEGATRON_345M
     from benchmarks.common import forward_flops as of_benchmarks
 
@@ -169,13 +169,13 @@ def test_flops_are_those_of_the_benchmarks():
     )
 
 
-# Published: Shoeybi et al. 2019 (arXiv:1909.08053v4), table 1, figure 5, tables 7 and 8. Batches of 8 texts of 1,024 a
-# model, 64 models with data parallelism.
+# Published: Shoeybi et al. 2019 (arXiv:1909.08053v4), table 1, figure 5, tables 7 and 8. Batches of 8 sequences
+# of 1,024 for each model, 64 replicas with data parallelism.
 PAPER = {1: (40, 1536, 16), 2: (54, 1920, 20), 4: (64, 2304, 24), 8: (72, 3072, 32)}
 
 
 def paper_rate(num_layers, hidden, heads, *, tensor, data=1):
-    """FLOP/s of each GPU as the paper counts them: 8 a weight and token, the pass that is computed again included."""
+    """FLOP/s of each GPU as the paper counts them: 8 for each weight and token, including recomputation."""
     shape = EncoderConfig(51_200, num_layers, hidden, heads, 4 * hidden, 1024, num_segments=0, is_causal=True)
     layout = ParallelLayout(gpus=tensor * data, gpus_per_node=16, tensor=tensor, activation_checkpointing=True)
     found = Estimate(Workload(shape, "16"), MicroBatch.uniform(8, 1024), layout, V100, MEGATRON_2019)
@@ -188,33 +188,34 @@ def baseline():
     return paper_rate(*PAPER[1], tensor=1)
 
 
-def test_the_papers_one_gpu_rate_is_met(baseline):
+def test_the_papers_one_gpu_rate_is_predicted(baseline):
     assert baseline == pytest.approx(39e12, rel=0.03)  # fitted
     assert baseline / V100.peak == pytest.approx(0.30, abs=0.01)
 
 
-def test_the_papers_counting_of_flops_is_understood():
-    """62.4 TFLOP/s and 1,288 ms for 1.2 billion weights, as NVIDIA said of version 1.0, are 8 a weight and token."""
+def test_the_papers_flops_are_eight_for_each_weight_and_token():
+    """NVIDIA published 62.4 TFLOP/s and 1,288 ms for 1.2 billion weights with version 1.0."""
     shape = EncoderConfig(51_200, 40, 1536, 16, 6144, 1024, num_segments=0, is_causal=True)
     assert 8 * count_parameters(Workload(shape)).total * 8 * 1024 / 1.288 == pytest.approx(62.4e12, rel=0.02)
 
 
 @pytest.mark.parametrize(("tensor", "published"), [(2, 0.95), (4, 0.82), (8, 0.77)])
-def test_the_papers_model_parallel_scaling_is_met_within_four_points(baseline, tensor, published):
+def test_the_papers_model_parallel_scaling_is_predicted_within_four_points(baseline, tensor, published):
     assert paper_rate(*PAPER[tensor], tensor=tensor) / baseline == pytest.approx(published, abs=0.04)
 
 
-# On 128 GPUs the paper falls by 12 points from 2 GPUs' 95 %, on 64, 256 and 512 by 3 or 4: no smooth model has both.
+# On 128 GPUs the paper's efficiency is 12 points below that of 2 GPUs, on 64, 256 and 512 only 3 or 4 points: no
+# smooth model fits both.
 @pytest.mark.parametrize(
     ("tensor", "published", "tolerance"), [(1, 0.96, 0.05), (2, 0.83, 0.13), (4, 0.79, 0.05), (8, 0.74, 0.05)]
 )
-def test_the_papers_scaling_with_data_parallelism_is_met(baseline, tensor, published, tolerance):
+def test_the_papers_scaling_with_data_parallelism_is_predicted(baseline, tensor, published, tolerance):
     found = paper_rate(*PAPER[tensor], tensor=tensor, data=64) / baseline
     assert found == pytest.approx(published, abs=tolerance)
 
 
 @pytest.mark.parametrize(("tensor", "published", "tolerance"), [(2, 1.64, 0.05), (4, 2.34, 0.15), (8, 2.98, 0.25)])
-def test_the_papers_strong_scaling_is_too_good_here(baseline, tensor, published, tolerance):
+def test_the_papers_strong_scaling_is_overestimated(baseline, tensor, published, tolerance):
     found = tensor * paper_rate(*PAPER[1], tensor=tensor) / baseline
     assert published <= found <= published * (1 + tolerance)
 
@@ -222,13 +223,13 @@ def test_the_papers_strong_scaling_is_too_good_here(baseline, tensor, published,
 # Layouts
 
 
-def test_a_rings_traffic_is_counted_by_hand():
-    # Half of what is summed, twice (scatter, gather), over NVLink at what was measured for 8.
+def test_collective_times_by_hand():
+    # A ring sends (n - 1) / n of the bytes twice, over NVLink at the bandwidth measured for 8.
     group = CommunicationGroup(8, 8)
     assert group.all_reduce_seconds(1e9, H100, MEGABERT) == pytest.approx(2 * 7 / 8 * 1e9 / 314e9 + 20e-6)
     assert group.all_gather_seconds(1e9, H100, MEGABERT) == pytest.approx(7 / 8 * 1e9 / (0.77 * 314e9) + 10e-6)
     assert CommunicationGroup(1, 1).all_reduce_seconds(1e9, H100, MEGABERT) == 0
-    # Between machines each member has its own adapter; one member a machine has one only.
+    # Between nodes each member has its own network adapter.
     assert CommunicationGroup(8, 4).bus_bandwidth(H100) == 4 * 40e9
     assert CommunicationGroup(2, 1).bus_bandwidth(H100) == 40e9
 
@@ -251,12 +252,12 @@ def test_the_tensor_axis_is_innermost():
         ({"sequence": True}, "tensor=2 or more"),
     ],
 )
-def test_impossible_layouts_are_refused_with_the_reason(wrong, message):
+def test_impossible_layouts_are_rejected_with_the_reason(wrong, message):
     with pytest.raises(ConfigError, match=message):
         estimate(SMALL, MicroBatch.uniform(1, 8), **wrong)
 
 
-def test_a_gpu_without_bfloat16_is_told():
+def test_a_gpu_without_bfloat16_is_rejected():
     with pytest.raises(ConfigError, match="precision=bf16"):
         Estimate(Workload(SMALL), MicroBatch.uniform(1, 8), ParallelLayout(), V100)
 
@@ -267,11 +268,11 @@ shapes = st.builds(
     st.sampled_from([8, 16, 32, 64]),
     st.sampled_from([32, 64, 128]),
 )
-texts = st.builds(MicroBatch.uniform, st.integers(1, 64), st.integers(1, 512))
+batches = st.builds(MicroBatch.uniform, st.integers(1, 64), st.integers(1, 512))
 
 
 @settings(deadline=None)
-@given(shapes, texts, st.integers(0, 5), st.booleans())
+@given(shapes, batches, st.integers(0, 5), st.booleans())
 def test_more_gpus_never_need_more_memory_each_under_fsdp(shape, some, power, checkpointing):
     count = 2 ** (power + 1)
     few, many = (
@@ -282,8 +283,8 @@ def test_more_gpus_never_need_more_memory_each_under_fsdp(shape, some, power, ch
 
 
 @settings(deadline=None)
-@given(shapes, texts, st.sampled_from([1, 2, 4]))
-def test_cutting_and_checkpointing_never_need_more_memory(shape, some, tensor):
+@given(shapes, batches, st.sampled_from([1, 2, 4]))
+def test_sharding_and_checkpointing_never_need_more_memory(shape, some, tensor):
     def total(**layout):
         return estimate(shape, some, gpus=8, **layout).memory.total
 
@@ -294,8 +295,8 @@ def test_cutting_and_checkpointing_never_need_more_memory(shape, some, tensor):
 
 
 @settings(deadline=None)
-@given(shapes, texts, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]))
-def test_more_texts_take_longer_and_no_part_is_negative(shape, some, tensor, accumulate):
+@given(shapes, batches, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]))
+def test_more_sequences_take_longer_and_no_part_is_negative(shape, some, tensor, accumulate):
     layout = {"gpus": 64, "tensor": tensor, "fsdp": 8, "accumulate": accumulate}
     more = MicroBatch(2 * some.num_sequences, 2 * some.num_tokens, 2 * some.num_tiled_pairs, 2 * some.num_pairs)
     one, two = estimate(shape, some, **layout), estimate(shape, more, **layout)
@@ -306,7 +307,7 @@ def test_more_texts_take_longer_and_no_part_is_negative(shape, some, tensor, acc
 
 
 @settings(deadline=None)
-@given(texts, st.sampled_from([2, 8, 64, 512]))
+@given(batches, st.sampled_from([2, 8, 64, 512]))
 def test_no_gpu_is_faster_than_alone_under_plain_data_parallelism(some, gpus):
     alone, together = (estimate(NETWORKS["345m"], some, gpus=count) for count in (1, gpus))
     assert together.tokens_per_second / gpus <= alone.tokens_per_second

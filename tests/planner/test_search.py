@@ -11,12 +11,12 @@ from megabert.planner.workload import Workload
 REQUEST = PlanRequest(Workload(NETWORKS["345m"]), GPUS["h100"], gpus=8, gpus_per_node=8, batch=1024, length=512)
 
 
-def test_every_layout_goes_through_the_whole_batch():
+def test_every_layout_has_the_global_batch():
     for estimate in estimate_all(REQUEST):
         assert estimate.tokens == 1024 * 512
 
 
-def test_those_that_fit_come_first_and_fastest_first():
+def test_layouts_that_fit_come_first_and_fastest_first():
     estimates = estimate_all(replace(REQUEST, workload=Workload(NETWORKS["8.3b"]), length=1024))
     fits = [estimate.fits for estimate in estimates]
     assert True in fits and False in fits
@@ -25,7 +25,7 @@ def test_those_that_fit_come_first_and_fastest_first():
     assert times == sorted(times)
 
 
-def test_the_simplest_of_those_about_as_fast_is_chosen():
+def test_the_simplest_of_about_equally_fast_layouts_is_chosen():
     best = choose(estimate_all(replace(REQUEST, gpus=1)))
     assert best is not None
     assert not best.layout.activation_checkpointing
@@ -37,7 +37,7 @@ def test_the_simplest_of_those_about_as_fast_is_chosen():
     }
 
 
-def test_a_network_too_large_for_one_gpu_has_no_best_layout_there():
+def test_a_model_too_large_for_one_gpu_has_no_best_layout_there():
     request = replace(REQUEST, workload=Workload(NETWORKS["8.3b"]), gpus=1, length=1024)
     assert choose(estimate_all(request)) is None
     points = scale(request, [1, 8], is_weak=True)
@@ -45,7 +45,7 @@ def test_a_network_too_large_for_one_gpu_has_no_best_layout_there():
     assert points[-1].estimate is not None
 
 
-def test_what_the_user_has_settled_is_kept():
+def test_fixed_settings_are_kept():
     estimates = estimate_all(replace(REQUEST, tensor=2, fsdp=ALL, activation_checkpointing=True, sequence=False))
     (one,) = estimates
     layout = one.layout
@@ -55,7 +55,7 @@ def test_what_the_user_has_settled_is_kept():
     assert words["parallel.activation_checkpointing"] == "true"
 
 
-def test_settled_layouts_that_cannot_be_are_refused():
+def test_impossible_fixed_settings_are_rejected():
     with pytest.raises(ConfigError, match="attention heads"):
         estimate_all(replace(REQUEST, tensor=32, gpus=32, gpus_per_node=32))
     with pytest.raises(ConfigError, match="divide evenly among 8"):
@@ -64,21 +64,21 @@ def test_settled_layouts_that_cannot_be_are_refused():
         estimate_all(replace(REQUEST, gpus=1, sequence=True))
 
 
-def test_weak_scaling_of_one_gpu_is_whole():
+def test_weak_scaling_starts_at_one_gpu_with_full_efficiency():
     points = scale(REQUEST, [1, 8, 64], is_weak=True)
     assert [point.gpus for point in points] == [1, 8, 64]
     assert points[0].efficiency == 1
     assert all(point.efficiency > 0.9 for point in points)
 
 
-def test_a_constant_batch_scales_worse_the_more_gpus_share_it():
+def test_efficiency_of_strong_scaling_falls_with_the_gpus():
     points = scale(REQUEST, [1, 8, 64, 512], is_weak=False)
     efficiencies = [point.efficiency for point in points]
     assert efficiencies == sorted(efficiencies, reverse=True)
     assert efficiencies[-1] < 0.5
 
 
-def test_overlap_hides_the_sum_of_gradients():
+def test_overlap_hides_the_gradient_all_reduce():
     def exposed(overlap):
         request = replace(REQUEST, tensor=1, fsdp=1, implementation=replace(MEGABERT, overlap=overlap))
         return choose(estimate_all(request)).time.data_communication
@@ -86,7 +86,7 @@ def test_overlap_hides_the_sum_of_gradients():
     assert exposed(0.0) > exposed(0.5) > exposed(1.0) == 0
 
 
-def test_the_page_holds_the_tables_that_the_model_gives():
+def test_the_documented_tables_match_the_model():
     from benchmarks import predictions
 
     page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text().splitlines()
