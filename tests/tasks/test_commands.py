@@ -46,7 +46,7 @@ def test_standard_input_is_predicted_line_by_line(runs, monkeypatch, capsys):
     [
         (b'{"text": \n', "standard input:1: not JSON"),
         (b'good\n{"text": ""}\n', "standard input:2: text is missing"),
-        (b'{"text": "a", "x": 1}\n', "standard input:1: x is not asked for"),
+        (b'{"text": "a", "x": 1}\n', "standard input:1: unexpected field x"),
         (b"a\xff\n", "standard input:1: not UTF-8"),
     ],
 )
