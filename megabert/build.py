@@ -60,11 +60,6 @@ class InitialModel:
     notes: tuple[str, ...] = ()
     """Lines for the log: where the weights come from."""
 
-    @property
-    def needs_head(self) -> bool:
-        """Whether the task must learn its labels and get a new head."""
-        return self.model is None
-
     def build(self, seed: int) -> TaskModel:
         """Return the run's model, or put a new head on the encoder."""
         return new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
@@ -122,6 +117,7 @@ def load_language_model(
             f"{source.weights} comes without a vocabulary. Give the vocab.txt (of GPT-2: vocab.json, merges.txt beside "
             "it) that it was trained with: model.tokenizer.vocab_file=FILE."
         )
+    warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
     shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
     encoder = _new_encoder(EncoderConfig.from_dict(shape))
@@ -133,7 +129,7 @@ def load_language_model(
         *checkpoint.notes,
         f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {tokenizer.source}",
         f"text is {'lower-cased' if tokenizer.lower_case else 'cased'}",
-        *_case_warning(tokenizer),
+        *warning,
     )
     heads = {name: item for name, item in tensors.items() if not name.startswith(prefix)}
     return LanguageModel(encoder, tokenizer, checkpoint.source, notes, heads)

@@ -22,7 +22,7 @@ from ..storage import atomic_write
 from .cache_files import explain_write_errors, file_sha256, locked
 from .download import download
 from .partial_download import DownloadError
-from .published import PUBLISHED, ROLES, File, Published, Role
+from .published import ROLES, File, Published, Role, published_checkpoints
 
 RECORD_NAME = "files.json"
 # The encoders included in the package, one megabert folder each
@@ -71,10 +71,11 @@ def cache_home(environment: Mapping[str, str]) -> Path:
 
 def find(name: str) -> Published:
     """Look up a name or an alias. Raises ConfigError with the nearest names if it is unknown."""
-    published = PUBLISHED.get(name) or next((row for row in PUBLISHED.values() if name in row.aliases), None)
+    rows = published_checkpoints()
+    published = rows.get(name) or next((row for row in rows.values() if name in row.aliases), None)
     if published is None:
-        near = difflib.get_close_matches(name.lower(), list(PUBLISHED), n=3, cutoff=0.6)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(PUBLISHED)}."
+        near = difflib.get_close_matches(name.lower(), list(rows), n=3, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(rows)}."
         raise ConfigError(f"{name!r} is not the name of a published model. {hint} `megabert models` lists them.")
     return published
 
@@ -91,7 +92,7 @@ def describe(home: Path) -> list[dict[str, Any]]:
     """List the published names with their properties, as plain values for a table or JSON. `size` is approximate."""
     rows = [
         asdict(row) | {"aliases": list(row.aliases), "parameters": row.num_parameters, "in_cache": in_cache(name, home)}
-        for name, row in PUBLISHED.items()
+        for name, row in published_checkpoints().items()
     ]
     return [{key: value for key, value in row.items() if key != "files"} for row in rows]
 

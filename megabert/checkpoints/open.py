@@ -4,6 +4,7 @@ The format is detected from the content, not the name: megabert's folder has a m
 a `.nemo` file is a tar archive with a model_config.yaml; the generation of Megatron-LM follows from the tensor names.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def open_checkpoint(
 
 def _open(path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None) -> Checkpoint:
     if (path / MANIFEST).is_file() or (path / CHECKPOINTS).is_dir():
-        return _open_native(find_checkpoint(path))
+        return _open_native(path)
     if is_nemo(path):
         return _open_nemo(path, user_shape, qkv_layout)
     folder = find_folder(path)
@@ -142,13 +143,18 @@ def _open(path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None) -> 
 
 
 def _open_native(path: Path) -> Checkpoint:
+    path = find_checkpoint(path)
     opened = open_manifest_folder(path, groups=("model",))
     try:
         config = EncoderConfig.from_dict(opened.documents["encoder"])
         lower_case = opened.documents.get("tokenizer", {}).get("lower_case")
     except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} lacks {error}. Is it a checkpoint of megabert?") from None
-    tensors = {_native_name(name): checked(item, str(path), name) for name, item in opened.tensors["model"].items()}
+    # Pre-training heads are stored with the prefix of a task's head.
+    tensors = {
+        re.sub(r"^head\.(?=language_model\.|sentence_order\.)", "", name): checked(item, str(path), name)
+        for name, item in opened.tensors["model"].items()
+    }
     is_run = "run" in opened.documents
     return Checkpoint(
         format="megabert, " + ("run" if is_run else "language model"),
@@ -163,12 +169,6 @@ def _open_native(path: Path) -> Checkpoint:
         head={name: item for name, item in tensors.items() if name.startswith("head.")},
         documents=opened.documents,
     )
-
-
-def _native_name(name: str) -> str:
-    """Remove the prefix `head.` of pre-training heads; heads of other tasks keep it."""
-    bare = name.removeprefix("head.")
-    return bare if bare.startswith(("language_model.", "sentence_order.")) else name
 
 
 def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:

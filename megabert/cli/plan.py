@@ -144,15 +144,15 @@ def _shape(model: str) -> "EncoderConfig":
 
 
 def _published_shape(name: str) -> "EncoderConfig":
-    from ..checkpoints.published import PUBLISHED
+    from ..checkpoints.published import published_checkpoints
     from ..config.parser import nearest
     from ..model.config import EncoderConfig
     from ..planner.hardware import BERT_VOCABULARY, NETWORKS
 
-    aliases = {alias: item.name for item in PUBLISHED.values() for alias in item.aliases}
-    published = PUBLISHED.get(aliases.get(name, name))
+    aliases = {alias: item.name for item in published_checkpoints().values() for alias in item.aliases}
+    published = published_checkpoints().get(aliases.get(name, name))
     if published is None:
-        guess = nearest(name, [*NETWORKS, *PUBLISHED])
+        guess = nearest(name, [*NETWORKS, *published_checkpoints()])
         raise ConfigError(
             f"model={name} is neither a size nor a published name nor an existing file."
             f"{f' Did you mean {guess}?' if guess else ''} Sizes are {', '.join(NETWORKS)}."

@@ -97,7 +97,7 @@ def save(cache: Path, name: str, features: Sequence[Features], meta: Mapping[str
 
 def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
     arrays: dict[str, NDArray[Any]] = {
-        "ends": np.cumsum([len(item) for item in features]),
+        "ends": np.cumsum([len(item.token_ids) for item in features]),
         "weights": np.array([item.weight for item in features]),
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
         "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),

@@ -25,12 +25,8 @@ class Execution:
     """Steps run without host synchronization."""
     obstacle: str | None
     """Why steps on a GPU cannot be captured in a CUDA graph although trainer.cuda_graph is set."""
-
-    def facts(self) -> dict[str, str]:
-        """Name the GPU model, or the CPU with its number of threads, and the precision."""
-        is_gpu = self.device.type == "cuda"
-        name = torch.cuda.get_device_name(self.device) if is_gpu else f"cpu, {torch.get_num_threads()} threads"
-        return {"device": name, "precision": self.precision}
+    device_name: str
+    """The GPU model, or the CPU with its number of threads."""
 
 
 def resolve_execution(
@@ -38,10 +34,12 @@ def resolve_execution(
 ) -> Execution:
     """Settle how to compute on a device. Raises ConfigError where the precision is not possible on it."""
     is_compiled = resolve_compile(trainer.compile, device)
+    is_gpu = device.type == "cuda"
+    device_name = torch.cuda.get_device_name(device) if is_gpu else f"cpu, {torch.get_num_threads()} threads"
     precision = resolve_precision(trainer.precision, device)
     is_static = resolve_static_batches(trainer.cuda_graph, device, config, precision)
     obstacle = None
-    if trainer.cuda_graph and device.type == "cuda":
+    if trainer.cuda_graph and is_gpu:
         obstacle = find_obstacle(parallel, optimizer, precision, config.head_dim, has_kernel=is_static)
     return Execution(
         device=device,
@@ -50,6 +48,7 @@ def resolve_execution(
         has_static_batches=is_static,
         is_sync_free=is_static and supports_sync_free(optimizer, precision),
         obstacle=obstacle,
+        device_name=device_name,
     )
 
 

@@ -31,15 +31,21 @@ NAMES = (
 
 def find(name: str) -> type[Task[Any, Any]]:
     """Find the Task class in tasks/<name>.py, or in a user's own file if `name` ends with .py."""
-    if name.endswith(".py"):
-        return _class_in(_load_file(Path(name)), name)
-    if name not in NAMES:
+    if not name.endswith(".py") and name not in NAMES:
         guess = nearest(name, NAMES)
         raise ConfigError(
             f"{name!r} is not a task.{f' Did you mean {guess}?' if guess else ''} "
             f"The tasks are: {', '.join(NAMES)}; or give your own file, ./my_task.py."
         )
-    return _class_in(importlib.import_module(f"megabert.tasks.{name}"), name)
+    module = importlib.import_module(f"megabert.tasks.{name}") if name in NAMES else _load_file(Path(name))
+    classes = [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item) and issubclass(item, Task) and item.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise ConfigError(f"{name} defines {len(classes)} Task classes; a task's file has exactly one.")
+    return classes[0]
 
 
 def page(name: str) -> str:
@@ -67,14 +73,3 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and the help of settings look the module up by its name
     spec.loader.exec_module(module)
     return module
-
-
-def _class_in(module: ModuleType, name: str) -> type[Task[Any, Any]]:
-    classes = [
-        item
-        for item in vars(module).values()
-        if inspect.isclass(item) and issubclass(item, Task) and item.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise ConfigError(f"{name} defines {len(classes)} Task classes; a task's file has exactly one.")
-    return classes[0]

@@ -125,6 +125,19 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """List the files of a set of data; none if the settings name none."""
         return [] if data.file is None else [data.file]
 
+    def check_files(self) -> None:
+        """Raise ConfigError or InputError where a data file is missing: before the network is loaded, which is slow."""
+        model = self.settings.model
+        if self.settings.do_training and not self.files(model.train_ds):
+            raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
+        for name in ("train_ds", "validation_ds", "test_ds"):
+            data: DataSettings = getattr(model, name)
+            for file in self.files(data):
+                if not Path(file).is_file():
+                    raise InputError(f"model.{name}: {file} does not exist.")
+            if data.batch_size < 1:
+                raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
+
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
         """Read the files that `files` listed."""
         return self.read(Path(files[0]))

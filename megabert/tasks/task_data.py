@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from .. import __version__
-from ..config.schema import DataSettings, ModelSettings, Settings
+from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from ..tokenizers.wordpiece import Tokenizer
 from .task import Task
 
@@ -37,20 +37,6 @@ def software_versions() -> dict[str, str]:
     return {"megabert": __version__, "python": platform.python_version(), **installed}
 
 
-def check_data_files(task: Task[Any, Any], settings: Settings) -> None:
-    """Look for the data files before the network is loaded, which takes longer. Raises ConfigError or InputError."""
-    model = settings.model
-    if settings.do_training and not task.files(model.train_ds):
-        raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
-    for name in ("train_ds", "validation_ds", "test_ds"):
-        data: DataSettings = getattr(model, name)
-        for file in task.files(data):
-            if not Path(file).is_file():
-                raise InputError(f"model.{name}: {file} does not exist.")
-        if data.batch_size < 1:
-            raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
-
-
 def load_training_data(
     task: Task[Any, Any],
     tokenizer: Tokenizer,
@@ -68,11 +54,12 @@ def load_training_data(
     uses_cache = data.use_cache and task.caches_features
     key = ""
     if uses_cache:
+        code_files = _code_files(task)
         facts = [_settings_in_key(settings), tokenizer.lower_case, software_versions(), learn_labels, task.state()]
         key = feature_cache.digest(
             json.dumps(facts, default=str).encode(),
             *(content.encode() for content in tokenizer.files().values()),
-            *(path.read_bytes() for path in [*map(Path, task.files(data)), *_code_files(task)]),
+            *(path.read_bytes() for path in [*map(Path, task.files(data)), *code_files]),
         )
         cached = feature_cache.load(cache_folder, key)
         if cached is not None:

@@ -160,7 +160,7 @@ class RunLog:
             shown = [
                 f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and "/" not in name
             ]
-            self.say(f"step {step}  {split}: {'  '.join(shown)}")
+            self._display.say(f"step {step}  {split}: {'  '.join(shown)}")
         seconds = round(self._seconds_before + self._meter.seconds(), 3)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, "seconds": seconds, "split": split, **finite}

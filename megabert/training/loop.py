@@ -60,7 +60,8 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             is_stopping = world.any_rank(stop.is_set())
             saves = intervals.saves_after(step)
             is_last = step >= intervals.total_steps
-            if saves or is_last or intervals.validates_after(step) or is_stopping or step % log_every == 0:
+            is_due = saves or is_last or intervals.validates_after(step) or is_stopping or step % log_every == 0
+            if pending and is_due:
                 _log_steps(setup, log, pending)
             if intervals.validates_after(step) and progress.validated_step != step:
                 try:
@@ -103,14 +104,12 @@ class _Done:
 
 def _log_steps(setup: TrainingSetup, log: RunLog, pending: list[_Done]) -> None:
     """Copy loss and norm of pending steps to the host, log them, and stop if one is not finite."""
-    if not pending:
-        return
     fetched = torch.stack([done.loss_norm_2 for done in pending]).tolist()
     every, total = setup.settings.trainer.log_every_n_steps, setup.intervals.total_steps
     for done, (loss, norm) in zip(pending, fetched, strict=True):
         _check_finite(setup, loss, norm, done.step - 1)
         metrics = {"loss": loss, "lr": done.rate, "grad_norm": norm}
-        epoch = setup.intervals.epoch(done.step)
+        epoch = done.step / setup.intervals.steps_per_epoch
         log.step(done.step, **metrics, tokens=done.num_tokens, epoch=epoch)
         if done.step % every == 0 or done.step == total:
             log.write(done.step, {"split": "train", "epoch": epoch, **metrics})

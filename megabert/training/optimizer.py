@@ -84,15 +84,15 @@ def build_optimizer(parameters: Parameters, settings: OptimizerSettings) -> Opti
     Raises ConfigError if a setting does not fit the optimizer or the schedule.
     """
     row = OPTIMIZERS[settings.name]
-    optional = {name for row in OPTIMIZERS.values() for name in row.takes}
-    refuse_unused_settings(settings, row.takes, optional, "model.optim")
-    check_schedule(settings)
     arguments = {name: getattr(settings, name) for name in row.takes if name != "weight_decay"}
     if "betas" in arguments:
         arguments["betas"] = _two_betas(settings.betas)
     if row.has_fused:
         arguments["fused"] = True
     groups = parameter_groups(parameters, settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
+    optional = {name for row in OPTIMIZERS.values() for name in row.takes}
+    refuse_unused_settings(settings, row.takes, optional, "model.optim")
+    check_schedule(settings)
     try:
         return row.cls(groups, lr=settings.lr, **arguments)
     except ValueError as error:  # PyTorch checks the ranges

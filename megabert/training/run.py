@@ -1,5 +1,6 @@
 """A training from settings to a finished run: join the process group, set up, fit, plot, evaluate the test data."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ from ..parallel.execution import resolve_compile
 from ..parallel.process_group import connect
 from ..parallel.sharding import warm_up
 from ..tasks import registry
-from ..tasks.task_data import check_data_files
 from .evaluation import evaluate_test_data, write_evaluation
 from .loop import fit
 from .metrics_file import METRICS, read_metrics
@@ -47,15 +47,16 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
         log = log if world.is_rank_zero else lambda line: None
         if world.device.type == "cuda" and resolve_compile(settings.trainer.compile, world.device):
             warm_up(world.device)
+        # By rank 0's clock, where the run folder is named by date and time.
+        started = world.broadcast_text(time.strftime("%Y-%m-%d_%H-%M-%S"))
         task = registry.find(task_name)(settings)
-        check_data_files(task, settings)
-        folder = run_folder_path(settings.exp_manager, task.name())
+        task.check_files()
+        folder = run_folder_path(settings.exp_manager, task.name(), started)
+        resume_command = f"megabert train {task_name} --resume {folder}"
+        if world.size > 1:
+            world.set_recovery_command(resume_command)
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(folder))
-        # By rank 0's clock, where it is named by date and time; no other rank looks into it before it is locked.
-        folder = Path(world.broadcast_text(str(folder)))
-        resume_command = f"megabert train {task_name} --resume {folder}"
-        world.set_recovery_command(resume_command)
         checkpoint = find_resume_checkpoint(settings.exp_manager, folder)
         resumed = None
         if checkpoint is not None:
@@ -70,8 +71,9 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
         except Interrupted as stop:
             raise Interrupted(f"{stop} Resume with: {resume_command}") from None
         finally:
-            if world.is_rank_zero:
-                _plot(folder, log)
+            metrics = folder / METRICS
+            if world.is_rank_zero and metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
+                log('No plot: matplotlib is not installed (pip install "megabert[track]").')
         if not world.is_rank_zero:
             return None
         if last is not None:
@@ -83,7 +85,7 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
 
 def past_outcome(settings: Settings, task_name: str) -> Outcome | None:
     """Read the outcome of a training in other processes; None where the folder is named by the time it was made."""
-    folder = run_folder_path(settings.exp_manager, task_name)
+    folder = run_folder_path(settings.exp_manager, task_name, "")
     last = find_last(folder)
     if last is None:
         return None
@@ -94,9 +96,3 @@ def past_outcome(settings: Settings, task_name: str) -> Outcome | None:
     about = ("step", "seconds", "split", "epoch", "val_loss")
     scores = {name: value for line in lines[-1:] for name, value in line.items() if name not in about}
     return Outcome(folder, best, facts["monitor"], scores)
-
-
-def _plot(folder: Path, log: Callable[[str], None]) -> None:
-    metrics = folder / METRICS
-    if metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
-        log('No plot: matplotlib is not installed (pip install "megabert[track]").')

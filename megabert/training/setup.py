@@ -55,7 +55,7 @@ class TrainingSetup:
 
     def load_step(self, step: int) -> tuple[list[Batch], int]:
         """Pack a step's micro-batches, in pinned memory for a GPU; also returns the number of tokens over all ranks."""
-        batches, num_tokens = self.train_sampler.step(step), self.train_sampler.count_tokens(step)
+        num_tokens, batches = self.train_sampler.count_tokens(step), self.train_sampler.step(step)
         if self.execution.device.type == "cuda":
             batches = [batch.map(Tensor.pin_memory) for batch in batches]
         return batches, num_tokens
@@ -83,7 +83,7 @@ def set_up(
             log(note)
         task, tokenizer = initial.task, initial.language_model.tokenizer
         training_data = load_training_data(
-            task, tokenizer, model_settings, home / "texts", learn_labels=initial.needs_head
+            task, tokenizer, model_settings, home / "texts", learn_labels=initial.model is None
         )
     model = initial.build(settings.seed)
     execution = resolve_execution(
@@ -108,7 +108,8 @@ def set_up(
     monitor = checkpoints.monitor or task.main_score
     mode = checkpoints.mode or ("min" if "loss" in monitor else "max")
     about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
-    documents = model_documents(task, model, tokenizer) | {"run": about | execution.facts()}
+    about |= {"device": execution.device_name, "precision": execution.precision}
+    documents = model_documents(task, model, tokenizer) | {"run": about}
     precision, is_static = execution.precision, execution.has_static_batches
     sharding = parallelize(model, world, settings.parallel, precision=precision, is_compiled=execution.is_compiled)
     session = TorchSession(model, task.loss, world.device, precision, is_static=is_static, world=world)

@@ -59,9 +59,9 @@ class Stepper:
         self.master_weights, self._copies = _make_master_weights(model, precision, self.sharding)
         self._trained = [master for master in self.master_weights.values() if master.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.master_weights, settings)
-        self.device = self._trained[0].device
+        self.device = next(iter(self.master_weights.values())).device
         self.scaler = build_loss_scaler(self.device.type, enabled=self._has_loss_scale)
+        self.optimizer = build_optimizer(self.master_weights, settings)
         self._weight = torch.ones((), device=self.device)
         self._loss_sum = torch.zeros((), device=self.device)
         self._reducer = GradientReducer(self.master_weights, self.sharding) if self._world.size > 1 else None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from megabert import cli
 from megabert.checkpoints import catalog
 from megabert.checkpoints.catalog import cache_home, describe, find, in_cache, resolve
-from megabert.checkpoints.published import PUBLISHED, File, NetworkSizes, Published, Vocabulary
+from megabert.checkpoints.published import File, NetworkSizes, Published, Vocabulary, published_checkpoints
 from megabert.errors import CheckpointError, ConfigError
 from tests.checkpoints.networks import VOCABULARY, write
 from tests.checkpoints.test_convert import to
@@ -39,7 +39,7 @@ def sha256(content: bytes) -> str:
 # --- the table ---
 
 
-@pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("published", published_checkpoints().values(), ids=list(published_checkpoints()))
 def test_every_row_of_the_table_is_complete(published: Published) -> None:
     assert published.summary
     assert published.licence
@@ -69,14 +69,22 @@ def test_the_names_and_casings_are_those_of_nemo() -> None:
         "megatron-bert-uncased": False,
         "megatron-bert-cased": True,
     }
-    assert {name: PUBLISHED[name].vocabulary.is_cased for name in names_of_1_0} == names_of_1_0
+    assert {name: published_checkpoints()[name].vocabulary.is_cased for name in names_of_1_0} == names_of_1_0
     names_of_1_6 = {
         f"biomegatron345m_biovocab_{size}_{case}": case == "cased" for size in ("30k", "50k") for case in CASES
     } | {f"megatron_bert_345m_{case}": case == "cased" for case in CASES}
     assert {name: find(name).vocabulary.is_cased for name in names_of_1_6} == names_of_1_6
-    assert all(name == row.name for name, row in PUBLISHED.items())
-    assert {row.vocabulary.size for row in PUBLISHED.values() if row.vocabulary.is_cased} == {28_996, 50_257, None}
-    assert {row.vocabulary.size for row in PUBLISHED.values() if not row.vocabulary.is_cased} == {30_522, None, 12_288}
+    assert all(name == row.name for name, row in published_checkpoints().items())
+    assert {row.vocabulary.size for row in published_checkpoints().values() if row.vocabulary.is_cased} == {
+        28_996,
+        50_257,
+        None,
+    }
+    assert {row.vocabulary.size for row in published_checkpoints().values() if not row.vocabulary.is_cased} == {
+        30_522,
+        None,
+        12_288,
+    }
 
 
 def test_the_parameters_are_counted_without_heads() -> None:
@@ -88,7 +96,7 @@ def test_the_parameters_are_counted_without_heads() -> None:
 def test_the_description_is_plain_json(tmp_path: Path) -> None:
     rows = describe(tmp_path)
     assert json.loads(json.dumps(rows)) == rows
-    assert [row["name"] for row in rows] == list(PUBLISHED)
+    assert [row["name"] for row in rows] == list(published_checkpoints())
     assert rows[0]["architecture"] == {
         "num_layers": 24,
         "hidden_size": 1024,
@@ -110,14 +118,14 @@ def test_an_unknown_name_is_reported_with_the_nearest() -> None:
 
 
 @given(
-    name=st.sampled_from(sorted(PUBLISHED)),
+    name=st.sampled_from(sorted(published_checkpoints())),
     place=st.integers(0, 99),
     letter=st.sampled_from(string.ascii_letters),
 )
 def test_one_wrong_letter_still_finds_the_name(name: str, place: int, letter: str) -> None:
     place %= len(name)
     for wrong in (name[:place] + name[place + 1 :], name[:place] + letter + name[place + 1 :]):
-        if wrong not in PUBLISHED:
+        if wrong not in published_checkpoints():
             with pytest.raises(ConfigError, match=rf"(mean|or) {name}\b"):
                 find(wrong)
 
@@ -166,7 +174,7 @@ def words_server() -> Iterator[Server]:
 def tiny(monkeypatch: pytest.MonkeyPatch, server: Server, words_server: Server) -> Published:
     """A row of the table whose files are on this machine."""
     row = replace(
-        PUBLISHED["megatron-bert-345m-uncased"],
+        published_checkpoints()["megatron-bert-345m-uncased"],
         name="tiny",
         architecture=None,
         vocabulary=Vocabulary("five words", 5, is_cased=False),
@@ -178,7 +186,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, server: Server, words_server: Server) 
             File("vocabulary", "vocab.txt", "vocabulary", words_server.url, (), len(WORDS), sha256(WORDS)),
         ),
     )
-    monkeypatch.setitem(catalog.PUBLISHED, "tiny", row)
+    monkeypatch.setitem(catalog.published_checkpoints(), "tiny", row)
     return row
 
 
@@ -292,7 +300,7 @@ def test_a_mirror_is_tried_for_a_file_of_known_hash(
 ) -> None:
     *others, vocabulary = tiny.files
     moved = replace(vocabulary, url=server.url, mirrors=(words_server.url,))
-    monkeypatch.setitem(catalog.PUBLISHED, "tiny", replace(tiny, files=(*others, moved)))
+    monkeypatch.setitem(catalog.published_checkpoints(), "tiny", replace(tiny, files=(*others, moved)))
     server.script = [answers(410)]
     assert resolve("tiny", home=tmp_path).vocabulary.read_bytes() == WORDS
     assert record(tmp_path)["vocab.txt"]["source"] == words_server.url
@@ -324,7 +332,7 @@ def test_a_vocabulary_of_unknown_hash_must_have_the_right_number_of_tokens(
 ) -> None:
     *others, vocabulary = tiny.files
     unknown = replace(vocabulary, size=None, sha256=None)
-    monkeypatch.setitem(catalog.PUBLISHED, "tiny", replace(tiny, files=(*others, unknown)))
+    monkeypatch.setitem(catalog.published_checkpoints(), "tiny", replace(tiny, files=(*others, unknown)))
     words_server.content = WORDS + b"more\n"
     with pytest.raises(CheckpointError, match="it has 6 lines instead of 5"):
         resolve("tiny", home=tmp_path)
@@ -358,7 +366,7 @@ def test_without_a_network_the_files_and_places_are_named(
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
         files = tuple(replace(file, url=url) for file in tiny.files)
-        monkeypatch.setitem(catalog.PUBLISHED, "tiny", replace(tiny, files=files))
+        monkeypatch.setitem(catalog.published_checkpoints(), "tiny", replace(tiny, files=files))
         started = time.monotonic()
         with pytest.raises(CheckpointError) as caught:
             resolve("tiny", home=tmp_path)
@@ -407,7 +415,7 @@ SHAPE = NetworkSizes(4, 16, 4, 12)
 def small(monkeypatch: pytest.MonkeyPatch) -> Published:
     """A published network as small as those of the other tests."""
     row = replace(
-        PUBLISHED["megatron-bert-345m-uncased"],
+        published_checkpoints()["megatron-bert-345m-uncased"],
         name="small",
         architecture=SHAPE,
         vocabulary=Vocabulary("fifty words", 50, is_cased=False),
@@ -416,7 +424,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Published:
             File("vocabulary", "vocab.txt", "vocabulary", "https://example.invalid/vocab.txt"),
         ),
     )
-    monkeypatch.setitem(catalog.PUBLISHED, "small", row)
+    monkeypatch.setitem(catalog.published_checkpoints(), "small", row)
     return row
 
 
@@ -487,7 +495,7 @@ def test_another_model_is_refused_whatever_its_name(
     reason: str,
 ) -> None:
     row = replace(small, architecture=shape, vocabulary=Vocabulary("words", words, is_cased=False))
-    monkeypatch.setitem(catalog.PUBLISHED, "small", row)
+    monkeypatch.setitem(catalog.published_checkpoints(), "small", row)
     folder = small_folder(tmp_path)
     with pytest.raises(CheckpointError, match=reason):
         catalog.put("small", folder / "download (1).bin", tmp_path / "home")

@@ -6,10 +6,10 @@ import torch
 from megabert.build import load_encoder
 from megabert.checkpoints import catalog
 from megabert.checkpoints.open import open_checkpoint
-from megabert.checkpoints.published import PUBLISHED
+from megabert.checkpoints.published import published_checkpoints
 from megabert.cli import main
 
-NAMES = [name for name, row in PUBLISHED.items() if row.is_shipped]
+NAMES = [name for name, row in published_checkpoints().items() if row.is_shipped]
 
 
 def test_there_are_two():
@@ -20,8 +20,8 @@ def test_there_are_two():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_encoder_opens_by_its_name_without_a_cache(name, tmp_path):
     encoder, tokenizer = load_encoder(name, home=tmp_path / "nothing")
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == PUBLISHED[name].num_parameters
-    assert len(tokenizer) == PUBLISHED[name].vocabulary.size == encoder.config.vocabulary_size
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == published_checkpoints()[name].num_parameters
+    assert len(tokenizer) == published_checkpoints()[name].vocabulary.size == encoder.config.vocabulary_size
     assert tokenizer.lower_case
     assert not (tmp_path / "nothing").exists()
 

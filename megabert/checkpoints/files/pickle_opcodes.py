@@ -7,6 +7,7 @@ Source: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from .pickle_machine import Machine, decode_text
@@ -51,13 +52,10 @@ def _pairs_to_dict(arguments: tuple[object, ...]) -> object:
     raise ValueError("its arguments are not a list of pairs.")
 
 
-def _namespace(name: Name) -> Call:
-    def make_namespace(arguments: tuple[object, ...]) -> object:
-        if arguments:
-            raise ValueError("it takes no arguments.")
-        return Record(*name, state={})
-
-    return make_namespace
+def _make_namespace(name: Name, arguments: tuple[object, ...]) -> object:
+    if arguments:
+        raise ValueError("it takes no arguments.")
+    return Record(*name, state={})
 
 
 def _reconstruct(arguments: tuple[object, ...]) -> object:
@@ -94,7 +92,7 @@ def _items(arguments: tuple[object, ...]) -> list[object]:
     raise ValueError("its arguments are not one list.")
 
 
-_MAKE_NAMESPACE: dict[Name, Call] = {name: _namespace(name) for name in NAMESPACES}
+_MAKE_NAMESPACE: dict[Name, Call] = {name: partial(_make_namespace, name) for name in NAMESPACES}
 
 # Protocols 0 to 2 write the modules of Python 2: __builtin__ and copy_reg.
 CALLS: dict[Name, Call] = {

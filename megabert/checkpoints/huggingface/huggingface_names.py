@@ -4,7 +4,7 @@ Source: transformers' modeling_megatron_bert.py, modeling_bert.py and modeling_g
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..mapping import CONV1D_QKV, QKV_LAYOUTS, SEPARATE_QKV, TRANSPOSED, Rule
@@ -148,16 +148,26 @@ class HuggingFaceArchitecture:
 RESIDUAL_POST_NORM = "megatron-bert-residual-post-layernorm"
 
 
-def _bert(name: str, class_prefix: str, norm_rules: Sequence[Rule], norm_place: str) -> HuggingFaceArchitecture:
-    defaults = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
-    rules = [*SHARED_RULES, *norm_rules]
-    return HuggingFaceArchitecture(name, class_prefix, rules, "bert.", BERT_KEYS, "hidden_act", defaults, norm_place)
-
-
+_MEGATRON_BERT = HuggingFaceArchitecture(
+    "megatron-bert",
+    "MegatronBert",
+    [*SHARED_RULES, *NORM_RULES["megatron-bert"]],
+    "bert.",
+    BERT_KEYS,
+    "hidden_act",
+    {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"},
+    "pre",
+)
 _ROWS = (
-    _bert("megatron-bert", "MegatronBert", NORM_RULES["megatron-bert"], "pre"),
-    _bert(RESIDUAL_POST_NORM, "MegatronBert", NORM_RULES["megatron-bert"], "pre_residual_normed"),
-    _bert("bert", "Bert", NORM_RULES["bert"], "post"),
+    _MEGATRON_BERT,
+    replace(_MEGATRON_BERT, name=RESIDUAL_POST_NORM, norm_place="pre_residual_normed"),
+    replace(
+        _MEGATRON_BERT,
+        name="bert",
+        class_prefix="Bert",
+        rules=[*SHARED_RULES, *NORM_RULES["bert"]],
+        norm_place="post",
+    ),
     HuggingFaceArchitecture(
         "gpt2",
         "GPT2",

@@ -167,17 +167,12 @@ def _plain_names(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
         return dict(weights), ()
     # GPT-2 of 2019 has no nesting; the names of a lone encoder begin with its embedding.
     flat = {_FLAT_EMBEDDING.sub(r"embedding.\1", name): item for name, item in weights.items()}
-    return {name if name.startswith(_TOP) else f"language_model.{name}": item for name, item in flat.items()}, ()
+    top = (*_TOP, *(rule.sources[0].partition(".")[0] + "." for rule in FINE_TUNED))
+    return {name if name.startswith(top) else f"language_model.{name}": item for name, item in flat.items()}, ()
 
 
 _FLAT_EMBEDDING = re.compile(r"^((word|position|tokentype)_embeddings\.)")
-_TOP = (
-    "language_model.",
-    "lm_head.",
-    "binary_head.",
-    "word_embeddings_for_head.",
-    *(rule.sources[0].partition(".")[0] + "." for rule in FINE_TUNED),
-)
+_TOP = ("language_model.", "lm_head.", "binary_head.", "word_embeddings_for_head.")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 

@@ -23,9 +23,8 @@ from torch import Tensor
 from ...data.prefetch import prefetch
 from ...errors import CheckpointError
 from ...storage import atomic_folder, replace_folder
-from ..files.lazy_tensor import LazyTensor, Readable, in_memory
-from ..files.safetensors_file import safetensors_pieces
-from ..files.weight_files import open_file
+from ..files.lazy_tensor import LazyTensor, Readable, in_memory, open_regular
+from ..files.safetensors_file import open_safetensors, safetensors_pieces
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -156,18 +155,20 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     Raises CheckpointError if a file is missing or damaged.
     """
     manifest = read_manifest(folder)
-    tensors: dict[str, dict[str, LazyTensor]] = {}
     documents, texts = {}, {}
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
-        if suffix == "safetensors":
-            group = _PART.sub("", stem)
-            if group in groups:
-                tensors.setdefault(group, {}).update(_open_tensors(folder / name, entry))
-        elif suffix == "json" and name not in _TEXT_FILES:
+        if suffix == "json" and name not in _TEXT_FILES:
             documents[stem] = json.loads(_read_verified(folder / name, entry))
-        else:
+        elif suffix != "safetensors":
             texts[name] = _read_verified(folder / name, entry).decode()
+    tensors: dict[str, dict[str, LazyTensor]] = {}
+    for name, entry in manifest["files"].items():
+        stem, _, suffix = name.rpartition(".")
+        group = _PART.sub("", stem)
+        if suffix == "safetensors" and group in groups:
+            _verify(folder / name, entry)
+            tensors.setdefault(group, {}).update(open_safetensors(open_regular(folder / name))[0])
     missing = [group for group in groups if group not in tensors]
     if missing:
         raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
@@ -199,15 +200,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     sha256 = hashlib.sha256(_json_bytes(manifest)).hexdigest()
     return _json_bytes({**manifest, "sha256": sha256})
-
-
-def _open_tensors(file: Path, entry: Any) -> Mapping[str, LazyTensor]:
-    _verify(file, entry)
-    opened = open_file(file)
-    content = opened.content
-    if opened.kind != "safetensors" or not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a safetensors file.")
-    return content
 
 
 def _verify(file: Path, entry: Any) -> None:

@@ -17,14 +17,17 @@ from ...storage import atomic_write
 from .run_checkpoints import Entry, find_last
 
 
-def run_folder_path(settings: ExperimentSettings, task_name: str) -> Path:
-    """Return explicit_log_dir, or exp_dir/name/version as NeMo's exp_manager lays them out."""
+def run_folder_path(settings: ExperimentSettings, task_name: str, started: str) -> Path:
+    """Return explicit_log_dir, or exp_dir/name/version as NeMo's exp_manager lays them out.
+
+    `started`, date and time, stands for a version that is not given.
+    """
     if settings.explicit_log_dir is not None:
         return Path(settings.explicit_log_dir)
     folder = Path(settings.exp_dir) / (settings.name or task_name)
     if settings.version is not None:
         return folder / settings.version
-    return folder if settings.resume_if_exists else folder / time.strftime("%Y-%m-%d_%H-%M-%S")
+    return folder if settings.resume_if_exists else folder / started
 
 
 @contextmanager
