@@ -15,7 +15,7 @@ from ..errors import ConfigError, InputError
 from ..model.config import EncoderConfig
 from ..pretraining.next_token_corpus import NextTokenCorpus, next_token_features
 from ..tokenizers.wordpiece import Tokenizer
-from .corpora import DocumentRange, Example
+from .corpus_data import DocumentRange, Example
 from .language_modeling import (
     CorpusModel,
     CorpusSettings,

@@ -35,7 +35,7 @@ from ..pretraining.blend import Blend, SequenceCorpus, parse_blend
 from ..pretraining.indexed_dataset import IndexedDataset, files_of
 from ..pretraining.sample_mapping import split_documents
 from ..tokenizers.wordpiece import Tokenizer
-from .corpora import Corpora, DocumentRange, EvenlySpaced, Example
+from .corpus_data import Corpora, DocumentRange, EvenlySpaced, Example
 from .task import Logits, Task, require_text
 
 if TYPE_CHECKING:

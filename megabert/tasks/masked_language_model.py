@@ -22,7 +22,7 @@ from ..pretraining.masking import Masking
 from ..pretraining.sample_mapping import build_sample_mapping
 from ..tokenizers.sentences import split_sentences
 from ..tokenizers.wordpiece import Tokenizer
-from .corpora import DocumentRange, Example
+from .corpus_data import DocumentRange, Example
 from .language_modeling import (
     CorpusModel,
     CorpusSettings,

@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..checkpoints.native.run_folder import write_run_json
+from omegaconf import OmegaConf
+
+from ..config.schema import Settings
+from ..storage import atomic_write
 from .display import BarDisplay, Display, LineDisplay, StepStatus
 from .event_file import EventFile
 from .metrics_file import METRICS, keep_until
@@ -187,6 +190,19 @@ class RunLog:
         self._display.say(text)
 
 
+def _write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, total_steps: int) -> None:
+    """Write run.json, what is needed to repeat the run: task, command, versions, seed, all settings."""
+    facts = {
+        **about,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "seed": settings.seed,
+        "total_steps": total_steps,
+        "settings": OmegaConf.to_container(OmegaConf.structured(settings)),
+    }
+    atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
 @contextmanager
 def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[RunLog]":
     """Open the log of a training and write run.json; on ranks other than 0 yield a log that writes nothing."""
@@ -201,7 +217,7 @@ def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[RunLog]":
         progress_bar=settings.trainer.enable_progress_bar,
         tensorboard=settings.exp_manager.create_tensorboard_logger,
     ) as log:
-        write_run_json(setup.folder, setup.documents["run"], settings, total_steps)
+        _write_run_json(setup.folder, setup.documents["run"], settings, total_steps)
         yield log
 
 

@@ -177,7 +177,7 @@ def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
     words = [f"model.train_ds.file={file}", *start, "trainer.accelerator=cpu", "model.dataset.max_seq_length=64"]
     refused = main(["train", "text_classification", *words, f"exp_manager.explicit_log_dir={tmp_path / 'c'}"])
     assert refused == 65
-    assert "y.tsv:1: 'left' is not one of the labels that were trained (maybe, no, yes)" in capsys.readouterr().err
+    assert "y.tsv:1: 'left' is not one of the trained labels (maybe, no, yes)" in capsys.readouterr().err
     train(other, tmp_path / "d", vocab_file, *start, "model.head.reset=true")
     assert main(["predict", str(tmp_path / "d" / "run"), "text=marie", "accelerator=cpu"]) == 0
     assert set(json.loads(capsys.readouterr().out)["probabilities"]) == {"left", "right"}
@@ -228,7 +228,7 @@ def test_labels_without_training_examples_are_scored_as_errors(name, tmp_path, v
         content = content.replace(old, new)
     dev.write_text(content)
     run, _ = train(case, tmp_path / "a", vocab_file, f"model.validation_ds.file={dev}")
-    assert "labels of the validation data that training does not show" in capsys.readouterr().err
+    assert "labels of the validation data that the training data lack" in capsys.readouterr().err
     scores = json.loads((run / "validation" / "scores.json").read_text())
     assert 0 < scores[case.score] < 99
 

@@ -27,8 +27,8 @@ def test_transformers_predicts_the_same_labels(name, tmp_path, vocab_file):
     (feature,) = ours.task.features([ours.task.example(text="marie was born")], ours.tokenizer, with_targets=False)
     with torch.inference_mode():
         logits = theirs(torch.from_numpy(feature.token_ids)[None]).logits[0]
-        hidden = ours.model.encoder(torch.from_numpy(feature.token_ids)[None])[0]
-        expected = ours.model.head(hidden, torch.tensor([0]))
+        hidden = ours.session.model.encoder(torch.from_numpy(feature.token_ids)[None])[0]
+        expected = ours.session.model.head(hidden, torch.tensor([0]))
     torch.testing.assert_close(logits, expected.reshape(logits.shape), atol=1e-4, rtol=1e-4)
     if ours.task.labels:
         assert [theirs.config.id2label[number] for number in range(len(ours.task.labels))] == ours.task.labels

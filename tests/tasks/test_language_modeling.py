@@ -127,7 +127,7 @@ def test_another_task_starts_from_a_pre_training_run(tmp_path, corpus, vocab_fil
     made = kind(compose(kind.settings_type, words, owner="text_classification")[0])
     made.labels = ["a", "b"]
     model = new_task_model(made, load_language_model(made.settings.model, home=tmp_path, seed=0), seed=0)
-    trained = load_run(tmp_path / "run", accelerator="cpu").model
+    trained = load_run(tmp_path / "run", accelerator="cpu").session.model
     assert torch.equal(model.encoder.layers[1].mlp.up.weight, trained.encoder.layers[1].mlp.up.weight)
     assert torch.equal(model.head.hidden[0].weight, trained.head.sentence_order.pooler.weight)
 

@@ -1,19 +1,12 @@
 """The run folder of a training: its path, its lock, the checkpoint to resume from, run.json."""
 
-import json
 import os
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from ...config.schema import ExperimentSettings, Settings
+from ...config.schema import ExperimentSettings
 from ...errors import CheckpointError, ConfigError
-from ...storage import atomic_write
 from .run_checkpoints import Entry, find_last
 
 
@@ -72,16 +65,3 @@ def find_resume_checkpoint(settings: ExperimentSettings, folder: Path) -> Entry 
             "and set exp_manager.resume_past_end=true."
         )
     return last
-
-
-def write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, total_steps: int) -> None:
-    """Write run.json, what is needed to repeat the run: task, command, versions, seed, all settings."""
-    facts = {
-        **about,
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "seed": settings.seed,
-        "total_steps": total_steps,
-        "settings": OmegaConf.to_container(OmegaConf.structured(settings)),
-    }
-    atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
