@@ -78,8 +78,7 @@ class IntentSlotModel(ModelSettings, WordTargetSettings):
     data_dir: str | None = None
     """Folder of the prefixes."""
     intent_loss_weight: float = 0.3
-    """Weight of the intents in the loss; that of the slots is 1 minus it. NeMo 1.x has 0.6, with which slot F1 is
-    lower."""
+    """Weight of the intent loss; the slot loss has 1 minus it. NeMo 1.x has 0.6, with lower slot F1."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: weight slots, and intents unless multi_label, in the loss in inverse proportion to their
     numbers."""

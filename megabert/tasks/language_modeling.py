@@ -51,8 +51,7 @@ class CorpusSettings:
     """The corpora."""
 
     data_prefix: list[Any] = field(default_factory=list)
-    """Token files to blend, without .bin and .idx: [PREFIX, ...], each sequence once an epoch, or
-    [WEIGHT, PREFIX, WEIGHT, PREFIX, ...]. Used for each set that names no file of its own."""
+    """Token files, without .bin and .idx, for sets without a file: [PREFIX, ...], or blended [WEIGHT, PREFIX, ...]."""
     splits_string: str = "949,50,1"
     """Shares of data_prefix's documents for training, validation and test."""
 

@@ -23,8 +23,7 @@ class EntityPairSettings(SequenceSettings):
     """How examples become tokens, and how the two entities are marked in them."""
 
     entity_marking: str = choice("anonymize", "anonymize", "markers", "typed_markers")
-    """For data that give the positions of entities: anonymize writes @TYPE$ in their place, markers << head >> and
-    [[ tail ]] around them, typed_markers "@ * type * head @" and "# ^ type ^ tail #"."""
+    """How entities given by their positions are marked: replaced by @TYPE$ (anonymize), or with marks around them."""
     negative_label: str = "false"
     """The label of pairs without a relation: micro-F1 leaves it out."""
 
@@ -63,7 +62,8 @@ class RelationExtraction(SequenceClassificationTask):
     Data: as those of text classification, with the entities already marked in the text (`id<TAB>sentence<TAB>label`
     with a header, or JSON lines); or JSON lines with the entities' positions: `{"text": "...", "head": {"start": 0,
     "end": 7, "type": "CHEMICAL"}, "tail": {...}, "label": "CPR:4"}`. Then `model.dataset.entity_marking` is how they
-    are marked: `@CHEMICAL$` in their place, or marks around them. Two entities that overlap are anonymized as one,
+    are marked: `anonymize` replaces them by `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them,
+    `typed_markers` writes `@ * type * head @` and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one,
     `@CHEMICAL-GENE$`.
 
     Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together, the published
