@@ -191,9 +191,9 @@ def test_the_warmup_is_given_in_steps_or_as_a_fraction_rounded_down():
     [
         (
             {"warmup_steps": 0, "warmup_ratio": 0.1},
-            "warmup_steps=0 and warmup_ratio=0.1 say the same thing twice",
+            "warmup_steps=0 and warmup_ratio=0.1 both define the warm-up",
         ),
-        ({"warmup_ratio": 10.0}, "warmup_ratio=10 is no fraction"),
+        ({"warmup_ratio": 10.0}, "warmup_ratio=10 is not a fraction"),
         ({"warmup_steps": -1}, "warmup_steps=-1 is negative"),
     ],
 )
@@ -298,7 +298,7 @@ def test_restored_state_shares_no_memory_with_what_it_was_restored_from():
     [
         (lambda tensors: tensors.pop("norm.bias/exp_avg"), "norm.bias/exp_avg is missing"),
         (lambda tensors: tensors.pop("unused.bias/untouched"), "unused.bias/exp_avg_sq is missing"),
-        (lambda tensors: tensors.update({"a.weight/step": torch.ones(())}), "a.weight/step is not known"),
+        (lambda tensors: tensors.update({"a.weight/step": torch.ones(())}), "a.weight/step is unexpected"),
         (
             lambda tensors: tensors.update({"words.weight/exp_avg": torch.ones(4, 7)}),
             r"words.weight/exp_avg has the shape \[4, 7\], not \[7, 4\]",
