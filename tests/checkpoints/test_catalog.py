@@ -227,9 +227,9 @@ def test_a_name_is_downloaded_once_and_recorded(
 
 @pytest.mark.usefixtures("tiny")
 def test_without_weights_only_the_vocabulary_is_fetched(tmp_path: Path, server: Server) -> None:
-    found = resolve("tiny", home=tmp_path, weights=False)
-    assert found.weights is None
-    assert found.vocabulary.read_bytes() == WORDS
+    resolved = resolve("tiny", home=tmp_path, weights=False)
+    assert resolved.weights is None
+    assert resolved.vocabulary.read_bytes() == WORDS
     assert server.seen == []
 
 
@@ -246,8 +246,8 @@ def test_files_put_there_by_hand_are_used_and_recorded(
     tmp_path: Path, server: Server, words_server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path, weights=WEIGHTS, vocabulary=WORDS)
-    found = resolve("tiny", home=tmp_path)
-    assert found.sha256["model_optim_rng.pt"] == sha256(WEIGHTS)
+    resolved = resolve("tiny", home=tmp_path)
+    assert resolved.sha256["model_optim_rng.pt"] == sha256(WEIGHTS)
     assert sha256(WEIGHTS) in capsys.readouterr().err
     assert record(tmp_path)["model_optim_rng.pt"]["source"] == "found in the cache"
     assert server.seen == words_server.seen == []
@@ -283,13 +283,13 @@ def test_a_known_file_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_later_download_has_to_match_the_record(tmp_path: Path, server: Server) -> None:
-    found = resolve("tiny", home=tmp_path)
-    assert found.weights is not None
-    found.weights.unlink()
+    resolved = resolve("tiny", home=tmp_path)
+    assert resolved.weights is not None
+    resolved.weights.unlink()
     server.content = OTHER_WEIGHTS
     with pytest.raises(CheckpointError, match=r"(?s)SHA-256.*To take another file, remove the entry 'model_opt"):
         resolve("tiny", home=tmp_path)
-    assert not found.weights.exists()
+    assert not resolved.weights.exists()
 
     (tmp_path / "tiny" / "files.json").unlink()
     assert resolve("tiny", home=tmp_path).sha256["model_optim_rng.pt"] == sha256(OTHER_WEIGHTS)

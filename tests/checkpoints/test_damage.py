@@ -285,9 +285,9 @@ def test_the_network_s_names_are_those_of_the_modules():
 
     for name, (config, heads) in ARCHITECTURES.items():
         expected = {key: tuple(item.shape) for key, item in network(name).named_parameters()}
-        found = encoder_shapes(config)
+        actual = encoder_shapes(config)
         if heads["language_model"]:
-            found |= head_shapes(config).get("language-model head", {})
+            actual |= head_shapes(config).get("language-model head", {})
         if heads.get("sentence_order"):
-            found |= head_shapes(config)["pooler"] | head_shapes(config)["sentence-order head"]
-        assert found == expected
+            actual |= head_shapes(config)["pooler"] | head_shapes(config)["sentence-order head"]
+        assert actual == expected

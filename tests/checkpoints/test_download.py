@@ -162,8 +162,8 @@ def client(tmp_path: Path) -> Client:
 
 def test_a_complete_file_is_returned_with_size_and_sha256(server: Server, client: Client) -> None:
     reports: list[tuple[int, int | None]] = []
-    found = client.get(server, progress=lambda *report: reports.append(report))
-    assert found == Downloaded(len(CONTENT), SHA256)
+    actual = client.get(server, progress=lambda *report: reports.append(report))
+    assert actual == Downloaded(len(CONTENT), SHA256)
     assert client.path.read_bytes() == CONTENT
     assert client.leftovers() == {"file.bin"}
     assert server.seen[0]["accept-encoding"] == "identity"
@@ -223,9 +223,9 @@ def test_a_break_at_any_byte_resumes_without_loss_or_duplicates(
     client = Client(tmp_path_factory.mktemp("cuts") / "file.bin")
     with serving(content) as server:
         server.script = [breaks_off(cut) for cut in cuts]
-        found = client.get(server)
+        actual = client.get(server)
     assert client.path.read_bytes() == content
-    assert found == Downloaded(len(content), hashlib.sha256(content).hexdigest())
+    assert actual == Downloaded(len(content), hashlib.sha256(content).hexdigest())
     assert server.num_bytes_sent == len(content)
 
 

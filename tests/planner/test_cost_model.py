@@ -100,9 +100,9 @@ MEASURED = {
 @pytest.mark.parametrize("name", MEASURED)
 def test_measured_steps_are_predicted_within_five_percent(name):
     texts, is_pretraining, seconds, memory = MEASURED[name]
-    found = estimate(NETWORKS["345m"], texts, is_pretraining=is_pretraining)
-    assert found.time.total == pytest.approx(seconds, rel=0.05)
-    assert found.memory.total == pytest.approx(memory, rel=0.05)
+    actual = estimate(NETWORKS["345m"], texts, is_pretraining=is_pretraining)
+    assert actual.time.total == pytest.approx(seconds, rel=0.05)
+    assert actual.memory.total == pytest.approx(memory, rel=0.05)
 
 
 # Measured on two H100s of one machine (docs/performance.md), pre-training on sequences of 512 tokens: model, layout,
@@ -127,15 +127,15 @@ ON_TWO = [
 
 @pytest.mark.parametrize(("name", "layout", "texts", "milliseconds", "gigabytes"), ON_TWO)
 def test_measured_steps_on_two_gpus_are_predicted(name, layout, texts, milliseconds, gigabytes):
-    found = estimate(NETWORKS[name], MicroBatch.uniform(texts, 512), **layout)
-    assert 1000 * found.time.total == pytest.approx(milliseconds, rel=0.1)
-    assert found.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
+    actual = estimate(NETWORKS[name], MicroBatch.uniform(texts, 512), **layout)
+    assert 1000 * actual.time.total == pytest.approx(milliseconds, rel=0.1)
+    assert actual.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
 
 
 def test_fsdp_on_few_tokens_is_bound_by_the_host():
     texts = MEASURED["fine-tuning, 32 texts"][0]
-    found = estimate(NETWORKS["345m"], texts, is_pretraining=False, gpus=2, fsdp=2)
-    assert found.time.total == pytest.approx(0.117, rel=0.1)
+    actual = estimate(NETWORKS["345m"], texts, is_pretraining=False, gpus=2, fsdp=2)
+    assert actual.time.total == pytest.approx(0.117, rel=0.1)
 
 
 # Profiled milliseconds of kernels: matmuls, attention, element-wise kernels, Adam.
@@ -178,9 +178,9 @@ def paper_rate(num_layers, hidden, heads, *, tensor, data=1):
     """FLOP/s of each GPU as the paper counts them: 8 for each weight and token, including recomputation."""
     shape = EncoderConfig(51_200, num_layers, hidden, heads, 4 * hidden, 1024, num_segments=0, is_causal=True)
     layout = ParallelLayout(gpus=tensor * data, gpus_per_node=16, tensor=tensor, activation_checkpointing=True)
-    found = Estimate(Workload(shape, "16"), MicroBatch.uniform(8, 1024), layout, V100, MEGATRON_2019)
-    flops = 8 * count_parameters(found.workload).total * found.tokens
-    return flops / layout.gpus / found.time.total
+    actual = Estimate(Workload(shape, "16"), MicroBatch.uniform(8, 1024), layout, V100, MEGATRON_2019)
+    flops = 8 * count_parameters(actual.workload).total * actual.tokens
+    return flops / layout.gpus / actual.time.total
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +210,14 @@ def test_the_papers_model_parallel_scaling_is_predicted_within_four_points(basel
     ("tensor", "published", "tolerance"), [(1, 0.96, 0.05), (2, 0.83, 0.13), (4, 0.79, 0.05), (8, 0.74, 0.05)]
 )
 def test_the_papers_scaling_with_data_parallelism_is_predicted(baseline, tensor, published, tolerance):
-    found = paper_rate(*PAPER[tensor], tensor=tensor, data=64) / baseline
-    assert found == pytest.approx(published, abs=tolerance)
+    actual = paper_rate(*PAPER[tensor], tensor=tensor, data=64) / baseline
+    assert actual == pytest.approx(published, abs=tolerance)
 
 
 @pytest.mark.parametrize(("tensor", "published", "tolerance"), [(2, 1.64, 0.05), (4, 2.34, 0.15), (8, 2.98, 0.25)])
 def test_the_papers_strong_scaling_is_overestimated(baseline, tensor, published, tolerance):
-    found = tensor * paper_rate(*PAPER[1], tensor=tensor) / baseline
-    assert published <= found <= published * (1 + tolerance)
+    actual = tensor * paper_rate(*PAPER[1], tensor=tensor) / baseline
+    assert published <= actual <= published * (1 + tolerance)
 
 
 # Layouts

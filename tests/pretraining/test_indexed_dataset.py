@@ -61,8 +61,8 @@ def test_written_files_are_read_by_an_independent_reader_and_by_ours(tmp_path_fa
     write(prefix, documents, dtype)
     assert read_byte_by_byte(prefix) == documents
     tokens = IndexedDataset(prefix)
-    found = [[sequence.tolist() for sequence in tokens.document(n)] for n in range(tokens.num_documents)]
-    assert found == documents
+    actual = [[sequence.tolist() for sequence in tokens.document(n)] for n in range(tokens.num_documents)]
+    assert actual == documents
     assert tokens.num_tokens == sum(len(sequence) for document in documents for sequence in document)
 
 

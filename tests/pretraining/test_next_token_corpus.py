@@ -44,10 +44,10 @@ def megatron_sample_index(sizes, doc_idx, seq_length, num_samples):
 def test_the_sample_index_equals_megatron_s(sizes, length, seed):
     order = np.arange(len(sizes))
     np.random.RandomState(seed).shuffle(order)
-    found = index_samples(np.array(sizes), order, length)
+    actual = index_samples(np.array(sizes), order, length)
     num_samples = (sum(sizes) - 1) // length
     expected = megatron_sample_index(sizes, order, length, num_samples)
-    pairs = list(zip(found.documents.tolist(), found.offsets.tolist(), strict=True))
+    pairs = list(zip(actual.documents.tolist(), actual.offsets.tolist(), strict=True))
     # A position at the end of a document has two notations; both are the same token.
     stream = np.concatenate([np.arange(sizes[document]) + 100 * document for document in order])
     starts = np.concatenate([[0], np.cumsum(np.array(sizes)[order])])

@@ -154,10 +154,10 @@ def test_any_partition_into_blocks_is_joined(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("dist")
     tensors = {"a.x": torch.randn(shape), "encoder.layers.y": torch.randn(shape)}
     write_blocks(folder, tensors, dict.fromkeys(tensors, blocks))
-    found = open_torch_dist(folder).tensors
-    assert torch.equal(found["a.x"].read(), tensors["a.x"])
+    actual = open_torch_dist(folder).tensors
+    assert torch.equal(actual["a.x"].read(), tensors["a.x"])
     for number in range(shape[0]):
-        assert torch.equal(found[f"encoder.layers.{number}.y"].read(), tensors["encoder.layers.y"][number])
+        assert torch.equal(actual[f"encoder.layers.{number}.y"].read(), tensors["encoder.layers.y"][number])
 
 
 def damaged(tmp_path, change):

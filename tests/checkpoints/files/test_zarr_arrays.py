@@ -29,9 +29,9 @@ def write_array(folder, tensor, blocks, **changes):
 def test_arrays_are_read_whatever_their_blocks(tmp_path, dtype, blocks):
     tensor = torch.randn(4, 6).to(dtype)
     write_array(tmp_path / "encoder.x", tensor, blocks)
-    (found,) = open_zarr(tmp_path).values()
-    assert found.dtype == dtype
-    assert torch.equal(found.read(), tensor)
+    (actual,) = open_zarr(tmp_path).values()
+    assert actual.dtype == dtype
+    assert torch.equal(actual.read(), tensor)
 
 
 @pytest.mark.parametrize(
