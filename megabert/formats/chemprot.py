@@ -27,7 +27,7 @@ class _Mention:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows, and notes for the user on how they were made."""
+    """The rows of chemical-gene pairs, and notes for the user about them."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -69,7 +69,9 @@ def read_chemprot(abstracts: Path, entities: Path, relations: Path | None) -> Co
     num_ambiguous = sum(len(set(groups)) > 1 for groups in labels.values())
     notes = [f"{len(texts)} articles, {len(rows)} pairs of a chemical and a gene."]
     if num_distant:
-        notes.append(f"{num_distant} related pairs are in different sentences; their texts include those between.")
+        notes.append(
+            f"{num_distant} related pairs are in different sentences; their rows include the sentences between."
+        )
     if num_ambiguous:
         notes.append(f"{num_ambiguous} pairs have relations of several groups; the first of each is used.")
     return Corpus(rows, notes)

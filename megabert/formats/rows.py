@@ -27,7 +27,7 @@ class Row:
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a required list of one string or more."""
+        """Return a required list of strings that is not empty."""
         value = self.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
             raise InputError(f"{self.place}: {name!r} is {str(value)[:60]!r}; expected a list of strings.")

@@ -33,7 +33,7 @@ class Example:
 
 
 def read_squad(path: Path) -> list[Example]:
-    """Read a file. Raises InputError with the location in it if it is not SQuAD JSON or contradicts itself."""
+    """Read a SQuAD file. Raises InputError with the location in it if it is not SQuAD JSON or inconsistent."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -99,6 +99,8 @@ def _get(owner: Any, key: str, expected: type | tuple[type, ...], place: str) ->
         raise InputError(f"{place} has no {key!r}; it is not SQuAD's format.")
     value = owner[key]
     if not isinstance(value, expected) or isinstance(value, bool):
-        wanted = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
-        raise InputError(f"{place}: {key} is a {type(value).__name__}; expected {wanted}.")
+        expected_names = " or ".join(
+            kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))
+        )
+        raise InputError(f"{place}: {key} is a {type(value).__name__}; expected {expected_names}.")
     return value

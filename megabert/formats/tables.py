@@ -13,7 +13,7 @@ from .text_lines import read_lines
 
 
 def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: Sequence[str]) -> list[Row]:
-    """Parse a file's lines as a table; `known` are the names of a header.
+    """Parse a file's lines as a table; `known` are the column names that a header may have.
 
     `columns` names the columns of a table without header, in order; the last ones may be absent in all rows.
     """

@@ -97,13 +97,15 @@ def _read_nemo(table: Path, slots: Path, intents_file: Path, slots_file: Path) -
     for (columns, place), (line, number) in zip(rows, tag_lines, strict=True):
         if len(columns) != 2 or not columns[0].strip():
             raise InputError(f"{place}: expected a sentence, a tab and the number of its intent.")
-        own = tuple(_look_up(intents, item, place, intents_file) for item in columns[1].split(","))
+        labels = tuple(_look_up(intents, item, place, intents_file) for item in columns[1].split(","))
         tags = tuple(_look_up(names, item, f"{slots}:{number}", slots_file) for item in blank_split(line))
-        utterances.append(Utterance(tuple(blank_split(columns[0])), tags, own, place))
+        utterances.append(Utterance(tuple(blank_split(columns[0])), tags, labels, place))
     return utterances
 
 
 def _look_up(names: Sequence[str], item: str, place: str, source: Path) -> str:
     if not item.strip().isdecimal() or int(item) >= len(names):
-        raise InputError(f"{place}: {item.strip()!r} is no number of the {len(names)} lines of {source}, from 0 on.")
+        raise InputError(
+            f"{place}: {item.strip()!r} is not the number of one of the {len(names)} lines of {source}, counted from 0."
+        )
     return names[int(item)]

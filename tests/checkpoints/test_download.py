@@ -77,9 +77,9 @@ class Server(ThreadingHTTPServer):
 
 def honest(handler: Handler, *, keep: int | None = None) -> None:
     """Respond as RFC 9110 defines, but close the connection after `keep` bytes of the body."""
-    server, asked = handler.server, handler.server.seen[-1]
-    match = re.fullmatch(r"bytes=(\d+)-", asked.get("range", ""))
-    if match is None or asked.get("if-range") not in (None, *server.versions.values()):
+    server, request = handler.server, handler.server.seen[-1]
+    match = re.fullmatch(r"bytes=(\d+)-", request.get("range", ""))
+    if match is None or request.get("if-range") not in (None, *server.versions.values()):
         body, status, headers = server.content, 200, {}
     else:
         start, total = int(match[1]), len(server.content)
@@ -448,9 +448,9 @@ def test_a_check_can_refuse_the_file_before_it_is_moved(server: Server, client: 
     assert client.leftovers() == set()
 
 
-@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/file.bin", "http://example.org/file.bin"])
-def test_redirections_elsewhere_are_refused(server: Server, client: Client, place: str) -> None:
-    server.script = [answers(302, Location=place)]
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/file.bin", "http://example.org/file.bin"])
+def test_redirections_elsewhere_are_refused(server: Server, client: Client, target: str) -> None:
+    server.script = [answers(302, Location=target)]
     refused(server, client, "only https|not allowed")
 
 
@@ -490,7 +490,7 @@ def test_a_folder_that_is_not_writable_is_named(server: Server, client: Client) 
         client.get(server)
 
 
-def test_a_folder_in_the_place_of_the_file_is_named(server: Server, client: Client) -> None:
+def test_a_folder_at_the_path_of_the_file_is_named(server: Server, client: Client) -> None:
     client.path.mkdir(parents=True)
     with pytest.raises(CheckpointError, match=f"Cannot write {client.path}"):
         client.get(server)

@@ -30,12 +30,12 @@ def read_byte_by_byte(prefix):
     (num_bounds,) = struct.unpack("<Q", index[26:34])
     end = 34 + 4 * num_sequences
     lengths = struct.unpack(f"<{num_sequences}i", index[34:end])
-    places = struct.unpack(f"<{num_sequences}q", index[end : end + 8 * num_sequences])
+    offsets = struct.unpack(f"<{num_sequences}q", index[end : end + 8 * num_sequences])
     bounds = struct.unpack(f"<{num_bounds}q", index[end + 8 * num_sequences :])
     size = struct.calcsize(letter)
     sequences = [
-        list(struct.unpack(f"<{length}{letter}", data[place : place + length * size]))
-        for length, place in zip(lengths, places, strict=True)
+        list(struct.unpack(f"<{length}{letter}", data[offset : offset + length * size]))
+        for length, offset in zip(lengths, offsets, strict=True)
     ]
     assert sum(lengths) * size == len(data)
     return [sequences[start:end] for start, end in itertools.pairwise(bounds)]

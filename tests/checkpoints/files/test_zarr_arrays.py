@@ -17,11 +17,11 @@ def write_array(folder, tensor, blocks, **changes):
             "compressor": None, "filters": None, "fill_value": None, "order": "C"}  # fmt: skip
     (folder / ".zarray").write_text(json.dumps(note | changes))
     counts = [-(-dim // size) for dim, size in zip(tensor.shape, blocks, strict=True)]
-    for place in product(*map(range, counts)):
+    for block_index in product(*map(range, counts)):
         block = torch.zeros(blocks, dtype=tensor.dtype)
-        part = tensor[tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, blocks, strict=True))]
+        part = tensor[tuple(slice(i * size, (i + 1) * size) for i, size in zip(block_index, blocks, strict=True))]
         block[tuple(slice(0, dim) for dim in part.shape)] = part
-        (folder / ".".join(map(str, place))).write_bytes(block.view(torch.uint8).numpy().tobytes())
+        (folder / ".".join(map(str, block_index))).write_bytes(block.view(torch.uint8).numpy().tobytes())
 
 
 @pytest.mark.parametrize("dtype", CODES)
