@@ -19,16 +19,16 @@ class Sentence:
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
-    place: str
+    location: str
 
 
 def sentence_of(row: Row) -> Sentence:
     """Convert a JSON object with words (and tags) to a sentence."""
-    words = row.texts("tokens" if "tokens" in row.values else "words")
-    tags = row.texts("tags") if "tags" in row.values else None
+    words = row.strings("tokens" if "tokens" in row.values else "words")
+    tags = row.strings("tags") if "tags" in row.values else None
     if tags is not None and len(tags) != len(words):
-        raise InputError(f"{row.place}: {len(tags)} tags for {len(words)} words. Give each word one.")
-    return Sentence(words, tags, row.place)
+        raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
+    return Sentence(words, tags, row.location)
 
 
 def read_columns(path: Path) -> list[Sentence]:
