@@ -402,8 +402,8 @@ def test_attempts_are_bounded(server: Server, client: Client) -> None:
 
 def test_a_length_that_is_never_reached_is_an_error(server: Server, client: Client) -> None:
     promised = len(CONTENT) + 10
-    lie = answers(200, CONTENT, Content_Length=promised)
-    server.script = [lie] * 99
+    wrong_length = answers(200, CONTENT, Content_Length=promised)
+    server.script = [wrong_length] * 99
     refused(server, client, f"ended after 700,001 of {promised:,} bytes")
 
 
