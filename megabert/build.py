@@ -1,6 +1,6 @@
-"""From files to networks: a pre-trained language model, a task's model with a new head, a trained run.
+"""Load models from files: a pre-trained language model, a task's model with a new head, a trained run.
 
-The only place where tensors of a checkpoint become modules: weights are initialized or loaded here, nowhere else.
+The only module that turns the tensors of a checkpoint into parameters: it initializes or loads all weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,14 @@ class LanguageModel:
     tokenizer: Tokenizer
     source: str
     notes: tuple[str, ...] = ()
-    """What was assumed while reading it."""
+    """The assumptions made while reading the checkpoint."""
     heads: Mapping[str, Readable] = field(default_factory=dict)
     """Tensors of its pre-training heads, where the checkpoint has them: a task's head may start from them."""
 
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What a training starts from. A new head has an output for each label, so it is made once these are known."""
+    """The initial model of a training. A new head needs the number of labels, so it is built after reading the data."""
 
     task: Task[Any, Any]
     language_model: LanguageModel
@@ -61,14 +61,14 @@ class InitialModel:
     """Lines for the log: where the weights come from."""
 
     def build(self, seed: int) -> TaskModel:
-        """Return the run's model, or put a new head on the encoder."""
+        """Return the run's model, or add a new head to the encoder."""
         return new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
 
 
 def load_initial_model(
     task_name: str, settings: Settings, *, home: Path, resumed: run_checkpoints.Contents | None, folder: Path
 ) -> InitialModel:
-    """Load what a training starts from: its own checkpoint, another run (pretrained_model), or a language model."""
+    """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder."""
     if resumed is not None:
         return _initial_model_of_run(resumed, folder, task_name, settings)
     if settings.pretrained_model is not None:
@@ -122,8 +122,8 @@ def load_language_model(
     shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
     encoder = _new_encoder(EncoderConfig.from_dict(shape))
     prefix = "encoder."
-    own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
-    load_weights(encoder, own, checkpoint.source)
+    encoder_tensors = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+    load_weights(encoder, encoder_tensors, checkpoint.source)
     notes = (
         f"format: {checkpoint.format}",
         *checkpoint.notes,
@@ -169,7 +169,7 @@ def _random_language_model(
 
 
 def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: int) -> TaskModel:
-    """Put a new head of the task on an encoder."""
+    """Add a task's new head to an encoder."""
     config = language_model.encoder.config
     if task.row_length > config.max_positions:
         raise ConfigError(
@@ -193,7 +193,7 @@ def initialize_weights(module: nn.Module, seed: int, stream: int) -> None:
 
 
 def _new_encoder(config: EncoderConfig) -> Encoder:
-    # Made on the meta device: memory is not filled twice.
+    # On the meta device, so that weights are not initialized before they are loaded.
     with torch.device("meta"):
         encoder = Encoder(config)
     materialize(encoder)

@@ -1,4 +1,4 @@
-"""Predictor: examples to predictions, by features, network and decoding; the one path that everything answers through.
+"""Predictor: from examples to predictions by features, model and decoding; inference and validation go through it.
 
 Training validates with it; `evaluate`, `predict` and `megabert.load` use the same object. The network itself is behind
 a `Session`, so that this module imports no torch: `torch_session.py` has the one for PyTorch.
@@ -21,7 +21,7 @@ ProgressCallback = Callable[[int, int], None]
 """Called with the number of batches done and their total."""
 
 
-class EvaluationStopped(Exception):  # noqa: N818  (a way out, not a fault)
+class EvaluationStopped(Exception):  # noqa: N818  (control flow, not an error)
     """An evaluation ended early because its `should_stop` returned true."""
 
 

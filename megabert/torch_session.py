@@ -36,7 +36,7 @@ class TorchSession:
     precision: str = "32"
     """What the encoder computes in; its weights are cast already."""
     is_static: bool = False
-    """Batches are filled to one static size, and captured in a CUDA graph unless FSDP shards the network."""
+    """Batches are padded to one static size, and captured in a CUDA graph unless FSDP shards the model."""
     world: World = SINGLE_PROCESS
 
     @property
@@ -93,12 +93,12 @@ class TorchSession:
         return SessionOutput(logits, loss / weight if with_loss and weight else None)
 
     def _all_gather_logits(
-        self, own: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
+        self, logits: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
     ) -> list[NDArray[np.float32]]:
-        """Gather the logits of all ranks: each fills in its own, zeros elsewhere, and they are summed."""
+        """All-gather the logits of all ranks, as a sum: each rank has zeros for the sequences of the others."""
         is_per_sequence = self.model.head.is_per_sequence
         shapes = [(width,) if is_per_sequence else (int(length), width) for length in lengths]
-        filled = [item if item.size else np.zeros(shape) for item, shape in zip(own, shapes, strict=True)]
+        filled = [item if item.size else np.zeros(shape) for item, shape in zip(logits, shapes, strict=True)]
         flat = self._all_reduce(np.concatenate([item.astype(np.float32).ravel() for item in filled]))
         ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
         return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]

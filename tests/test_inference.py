@@ -17,7 +17,7 @@ from tests.training.test_loop import TINY
 def predictor(vocab_file):
     words = [
         "model.language_model.pretrained_model_name=null",
-        TINY.replace("num_attention_heads: 4", "num_attention_heads: 2"),  # for these there is a GPU kernel
+        TINY.replace("num_attention_heads: 4", "num_attention_heads: 2"),  # a head size that the GPU kernel supports
         f"model.tokenizer.vocab_file={vocab_file}",
         "model.dataset.max_seq_length=64",
         "model.dataset.max_query_length=24",
@@ -34,7 +34,7 @@ def predictor(vocab_file):
     return Predictor(task, language_model.tokenizer, session)
 
 
-def test_an_answer_does_not_depend_on_what_it_is_batched_with(predictor, squad_file):
+def test_a_prediction_does_not_depend_on_its_batch(predictor, squad_file):
     examples = predictor.task.read(squad_file) * 3
     together = predictor.predict_examples(examples)
     alone = [dataclasses.replace(predictor, batch_size=1).predict_examples([example])[0] for example in examples]
@@ -43,12 +43,12 @@ def test_an_answer_does_not_depend_on_what_it_is_batched_with(predictor, squad_f
         assert [c.score for c in first.n_best] == pytest.approx([c.score for c in second.n_best], abs=1e-5)
 
 
-def test_results_come_in_the_order_of_the_examples(predictor, squad_file):
+def test_predictions_are_in_the_order_of_the_examples(predictor, squad_file):
     examples = predictor.task.read(squad_file)
     assert [item.id for item in predictor.predict_examples(examples[::-1])] == ["1.1", "1.0", "0.1", "0.0"]
 
 
-def test_nothing_in_gives_nothing_out(predictor):
+def test_no_examples_give_no_predictions(predictor):
     assert predictor.predict_examples([]) == []
 
 
@@ -76,8 +76,8 @@ def test_an_encoder_comes_with_its_tokenizer(minilm):
     assert encoder(torch.tensor([ids])).shape == (1, len(ids), 384)
 
 
-def test_the_compiler_is_not_imported_to_answer_a_question():
-    """It takes a second or more, and nothing of it is used."""
+def test_the_compiler_is_not_imported_for_inference():
+    """Importing torch._dynamo takes a second or more."""
     import subprocess
     import sys
 
@@ -96,8 +96,8 @@ def test_the_compiler_is_not_imported_to_answer_a_question():
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: batches are recorded there")
-def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad_file, tmp_path):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: batches are captured there")
+def test_compiled_and_captured_predictions_match_eager_ones(predictor, squad_file, tmp_path):
     from megabert.model.precision import resolve_static_batches
     from megabert.parallel.sharding import compile_layers
 
@@ -109,6 +109,6 @@ def test_compiled_and_recorded_answers_are_those_of_plain_calls(predictor, squad
     compile_layers(session.model)
     has_size = resolve_static_batches(True, session.device, session.model.encoder.config, "32")
     static = dataclasses.replace(plain, session=dataclasses.replace(session, is_static=has_size))
-    found = static.predict_examples(examples)
+    actual = static.predict_examples(examples)
     assert has_size
-    assert [item.text for item in found] == [item.text for item in expected]
+    assert [item.text for item in actual] == [item.text for item in expected]

@@ -131,12 +131,12 @@ def test_the_architecture_page_names_every_module():
 
 
 def test_a_class_name_is_used_once():
-    places = defaultdict(list)
+    files_by_name = defaultdict(list)
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and not is_task_local(file, node.name):
-                places[node.name].append(str(file.relative_to(PACKAGE)))
-    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+                files_by_name[node.name].append(str(file.relative_to(PACKAGE)))
+    assert {name: files for name, files in files_by_name.items() if len(files) > 1} == {}
 
 
 def is_task_local(file, name):
@@ -156,7 +156,7 @@ def test_a_module_name_is_used_in_one_room_apart_from_listed_pairs():
     for file in FILES:
         # __init__.py stands for its folder.
         rooms[file.parent.name if file.stem == "__init__" else file.stem].add(room_of(file))
-    assert {name: found for name, found in rooms.items() if len(found) > 1} == MODULE_NAMES_OF_TWO_ROOMS
+    assert {name: files for name, files in rooms.items() if len(files) > 1} == MODULE_NAMES_OF_TWO_ROOMS
 
 
 @pytest.mark.parametrize("room", TORCH_FREE)

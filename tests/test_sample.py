@@ -59,8 +59,8 @@ def test_ids_are_unique_across_both_files():
 @pytest.mark.parametrize("split", SPLITS)
 def test_no_paragraph_has_the_same_question_twice(split):
     for paragraph in paragraphs(split):
-        asked = [question["question"] for question in paragraph["qas"]]
-        assert len(set(asked)) == len(asked), asked
+        questions = [question["question"] for question in paragraph["qas"]]
+        assert len(set(questions)) == len(questions), questions
 
 
 def test_no_paragraph_is_in_both_files():

@@ -32,8 +32,8 @@ def import_all():
 
     for room in WITHOUT_TORCH:
         module = importlib.import_module(f"megabert.{room}")
-        for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"megabert.{room}."):
-            importlib.import_module(found.name)
+        for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"megabert.{room}."):
+            importlib.import_module(info.name)
     assert megabert.__file__ and "torch" not in sys.modules
 
 

@@ -1,4 +1,4 @@
-"""Files of the cache: hashes, locks between processes, and errors that tell what to do."""
+"""Files of the cache: hashes, locks between processes, and write errors with remedies."""
 
 import errno
 import hashlib

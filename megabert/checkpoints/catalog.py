@@ -101,7 +101,7 @@ def resolve(name: str, *, home: Path, weights: bool = True, download: bool = Tru
     """Find the files of a name in `home`, or download them; without `weights` only the vocabulary.
 
     Raises ConfigError for an unknown name, and CheckpointError if a file has the wrong content or is missing and cannot
-    be downloaded (without `download`: must not be); the message says where to get it and where to put it.
+    be downloaded (without `download`: must not be); the message names its address and its path in the cache.
     """
     published = find(name)
     if published.is_shipped:

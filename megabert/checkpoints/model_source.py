@@ -1,4 +1,4 @@
-"""From settings to an opened checkpoint with its vocabulary: a published name, or paths that the user gives.
+"""Find and open the checkpoint and vocabulary that settings name: a published name, or a user's paths.
 
 User configuration takes precedence: model.language_model and model.tokenizer over the catalog, the catalog over files.
 """
@@ -18,7 +18,7 @@ from .open import Checkpoint, open_checkpoint, read_config
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the weights, the vocabulary and the configuration of a language model are, as far as settings name them."""
+    """Paths of the weights and the vocabulary of a language model, and its configuration; None where not given."""
 
     weights: Path | None
     vocabulary: Path | None = None

@@ -120,7 +120,7 @@ def open_checkpoint(
     for name, value in user_shape.items():
         if checkpoint.shape.get(name, value) != value:
             raise CheckpointError(
-                f"{checkpoint.source} has {name} {checkpoint.shape[name]}, but {config_source} says {value}. "
+                f"{checkpoint.source} has {name} {checkpoint.shape[name]}, but {config_source} has {value}. "
                 "Give the configuration that belongs to this checkpoint, or leave it out."
             )
     shape = {**checkpoint.shape, **user_shape}
@@ -211,7 +211,7 @@ def _open_megatron(file: MegatronFile, path: Path, user_shape: Mapping[str, Any]
     hidden_size = _hidden_size(file)
     head_dim = _head_dim(hidden_size, shape["num_heads"], str(path))
     decision = decide_qkv_layout(file, head_dim)
-    layout, evidence = (qkv_layout, "as asked") if qkv_layout else (decision.layout, decision.evidence)
+    layout, evidence = (qkv_layout, "as requested") if qkv_layout else (decision.layout, decision.evidence)
     tensors, dropped = read_tensors(file.shards, file.era.rules(layout), head_dim, str(path))
     shape |= {"hidden_size": hidden_size} | _sizes_of(tensors, str(path))
     tokenizer_source, tokenizer_files = find_tokenizer(folders_of_megatron(path))

@@ -66,7 +66,7 @@ def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source
     for name, (count, shown) in _counts(tensors).items():
         if getattr(config, name) != count:
             raise CheckpointError(
-                f"{source}: its configuration says {name} {getattr(config, name)}, its tensors {count}{shown}."
+                f"{source}: its configuration has {name} {getattr(config, name)}, its tensors {count}{shown}."
             )
     expected = encoder_shapes(config)
     for head in head_shapes(config).values():

@@ -61,7 +61,7 @@ class CachedFeatures(LazyFeatures):
 
 
 def digest(*parts: bytes) -> str:
-    """Compute an entry's name from everything that its features depend on."""
+    """Hash everything that the features depend on; the digest is the name of their cache entry."""
     sha256 = hashlib.sha256()
     for part in parts:
         sha256.update(len(part).to_bytes(8, "little"))
@@ -70,7 +70,7 @@ def digest(*parts: bytes) -> str:
 
 
 def load(cache: Path, name: str) -> CachedFeatures | None:
-    """Open the entry of a name and mark it as used; None if it is missing or damaged."""
+    """Open the cache entry of a name and mark it as recently used; None if it is missing or damaged."""
     try:
         features = CachedFeatures(cache / name)
         os.utime(cache / name)
@@ -80,7 +80,7 @@ def load(cache: Path, name: str) -> CachedFeatures | None:
 
 
 def save(cache: Path, name: str, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
-    """Write an entry, replacing a damaged one; `meta` holds plain values.
+    """Write a cache entry, replacing a damaged one; `meta` holds plain values.
 
     A full or read-only disk is no error: the next run then tokenizes again.
     """

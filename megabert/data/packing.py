@@ -75,7 +75,7 @@ class ResampledFeatures(LazyFeatures):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Digest the data and settings that determine the sequences, to detect a change on resuming."""
+        """Hash the data and settings that determine the sequences, to detect a change on resuming."""
 
 
 @dataclass(frozen=True)

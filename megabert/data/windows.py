@@ -12,7 +12,7 @@ from .packing import NO_TARGET, Features
 
 
 def window_spans(num_tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Cut [0, num_tokens) into windows of `room` tokens, each starting `stride` after the one before.
+    """Split [0, num_tokens) into windows of `room` tokens, each starting `stride` after the one before.
 
     The last window ends with the sequence. Source: Google BERT's run_squad.py.
     """
@@ -24,7 +24,7 @@ def window_spans(num_tokens: int, room: int, stride: int) -> list[tuple[int, int
 
 
 def half_overlapping_spans(num_tokens: int, room: int) -> list[tuple[int, int]]:
-    """Cut a sequence into windows that overlap by half; a sequence that fits is one window."""
+    """Split a sequence into windows that overlap by half; a sequence that fits is one window."""
     return window_spans(num_tokens, room, max(room // 2, 1))
 
 

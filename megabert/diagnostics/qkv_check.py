@@ -52,7 +52,7 @@ _LARGEST_RATIO = 0.5
 
 @dataclass(frozen=True)
 class QkvCheck:
-    """The result. `by_loss` and `by_bias` are the layouts that each test favors, None where it is undecided."""
+    """Result of the check. `by_loss` and `by_bias` are the layouts that each test favors, None where undecided."""
 
     read: str | None
     claimed: str | None

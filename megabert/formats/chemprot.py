@@ -27,7 +27,7 @@ class _Mention:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows, and notes for the user on how they were made."""
+    """The rows of chemical-gene pairs, and notes for the user about them."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -41,9 +41,9 @@ def read_chemprot(abstracts: Path, entities: Path, relations: Path | None) -> Co
     Raises InputError with file and line for rows that do not fit the format, and for mentions whose text differs.
     """
     texts: dict[str, str] = {}
-    for (article, title, abstract), place in _rows(abstracts, 3):
+    for (article, title, abstract), location in _rows(abstracts, 3):
         if article in texts:
-            raise InputError(f"{place}: article {article} appears twice. Keep it once.")
+            raise InputError(f"{location}: article {article} appears twice. Keep it once.")
         texts[article] = f"{title} {abstract}"
     mentions = _read_mentions(entities, texts)
     labels = {} if relations is None else _read_relations(relations, mentions)
@@ -69,30 +69,32 @@ def read_chemprot(abstracts: Path, entities: Path, relations: Path | None) -> Co
     num_ambiguous = sum(len(set(groups)) > 1 for groups in labels.values())
     notes = [f"{len(texts)} articles, {len(rows)} pairs of a chemical and a gene."]
     if num_distant:
-        notes.append(f"{num_distant} related pairs are in different sentences; their texts include those between.")
+        notes.append(
+            f"{num_distant} related pairs are in different sentences; their rows include the sentences between."
+        )
     if num_ambiguous:
         notes.append(f"{num_ambiguous} pairs have relations of several groups; the first of each is used.")
     return Corpus(rows, notes)
 
 
 def _rows(path: Path, width: int) -> Iterator[tuple[list[str], str]]:
-    for fields, place in split_rows(path):
+    for fields, location in split_rows(path):
         if len(fields) != width:
-            raise InputError(f"{place}: {len(fields)} columns where ChemProt's file has {width}. Is it that file?")
-        yield fields, place
+            raise InputError(f"{location}: {len(fields)} columns where ChemProt's file has {width}. Is it that file?")
+        yield fields, location
 
 
 def _read_mentions(path: Path, texts: Mapping[str, str]) -> dict[str, dict[str, _Mention]]:
     mentions: dict[str, dict[str, _Mention]] = {}
-    for (article, name, kind, start, end, mention), place in _rows(path, 6):
+    for (article, name, kind, start, end, mention), location in _rows(path, 6):
         if article not in texts:
-            raise InputError(f"{place}: article {article} is not among the abstracts. Give the files of one set.")
+            raise InputError(f"{location}: article {article} is not among the abstracts. Give the files of one set.")
         if not (start.isdecimal() and end.isdecimal()) or texts[article][int(start) : int(end)] != mention:
-            raise InputError(f"{place}: {mention!r} is not at characters {start} to {end} of article {article}.")
+            raise InputError(f"{location}: {mention!r} is not at characters {start} to {end} of article {article}.")
         if name in mentions.setdefault(article, {}):
-            raise InputError(f"{place}: {name} appears twice in article {article}. Keep it once.")
+            raise InputError(f"{location}: {name} appears twice in article {article}. Keep it once.")
         if kind != "CHEMICAL" and not kind.startswith("GENE"):
-            raise InputError(f"{place}: the type {kind!r} is neither CHEMICAL nor GENE-Y or GENE-N.")
+            raise InputError(f"{location}: the type {kind!r} is neither CHEMICAL nor GENE-Y or GENE-N.")
         mentions[article][name] = _Mention(name, kind == "CHEMICAL", int(start), int(end))
     return mentions
 
@@ -102,12 +104,12 @@ def _read_relations(
 ) -> dict[tuple[str, str, str], list[str]]:
     """Map article, chemical and gene to the evaluated groups of their relations."""
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for (article, group, is_evaluated, _, first, second), place in _rows(path, 6):
+    for (article, group, is_evaluated, _, first, second), location in _rows(path, 6):
         names = [argument.partition(":")[2] for argument in (first, second)]
         in_article = mentions.get(article, {})
         unknown = [name for name in names if name not in in_article]
         if unknown:
-            raise InputError(f"{place}: article {article} has no entity {unknown[0]!r}. Give the files of one set.")
+            raise InputError(f"{location}: article {article} has no entity {unknown[0]!r}. Give the files of one set.")
         if in_article[names[1]].is_chemical:
             names.reverse()
         if is_evaluated.strip() == "Y":

@@ -19,25 +19,25 @@ class Sentence:
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
-    place: str
+    location: str
 
 
 def sentence_of(row: Row) -> Sentence:
-    """Take a sentence from a JSON object."""
-    words = row.texts("tokens" if "tokens" in row.values else "words")
-    tags = row.texts("tags") if "tags" in row.values else None
+    """Convert a JSON object with words (and tags) to a sentence."""
+    words = row.strings("tokens" if "tokens" in row.values else "words")
+    tags = row.strings("tags") if "tags" in row.values else None
     if tags is not None and len(tags) != len(words):
-        raise InputError(f"{row.place}: {len(tags)} tags for {len(words)} words. Give each word one.")
-    return Sentence(words, tags, row.place)
+        raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
+    return Sentence(words, tags, row.location)
 
 
 def read_columns(path: Path) -> list[Sentence]:
-    """Read CoNLL's format from a file."""
+    """Read a file in CoNLL's column format."""
     return column_sentences(path, read_lines(path))
 
 
 def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
-    """Parse CoNLL's format; columns are separated by a tab or blanks.
+    """Parse lines in CoNLL's column format; columns are separated by a tab or blanks.
 
     With one column there are no tags. Lines of -DOCSTART- are left out, as in CoNLL's own scorer.
     """
@@ -69,7 +69,7 @@ def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
 
 
 def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:
-    """Read NeMo's two files; empty lines are left out."""
+    """Read NeMo's parallel files, sentences and their tags; empty lines are left out."""
     lines = read_lines(text)
     tag_lines = read_lines(labels) if labels is not None else None
     if tag_lines is not None and len(tag_lines) != len(lines):

@@ -40,7 +40,7 @@ def _kind(path: Path) -> str:
 
 
 def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
-    """Stream a file's documents.
+    """Stream the documents of a corpus file.
 
     Text: documents separated by blank lines. JSON lines: the string under `json_key` of each object. PubMed or MEDLINE
     XML: title and abstract of each article.

@@ -16,13 +16,13 @@ def read_json_lines(path: Path) -> list[Row]:
     return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
-def json_row(line: str, place: str) -> Row:
+def json_row(line: str, location: str) -> Row:
     """Parse a line's JSON object."""
     try:
         values = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise InputError(f"{place}: not JSON: {reason}. Write one JSON object a line.") from None
+        raise InputError(f"{location}: not JSON: {reason}. Write one JSON object a line.") from None
     if not isinstance(values, dict):
-        raise InputError(f"{place}: a JSON {type(values).__name__}; expected an object, one a line.")
-    return Row(values, place)
+        raise InputError(f"{location}: a JSON {type(values).__name__}; expected an object, one a line.")
+    return Row(values, location)

@@ -8,27 +8,27 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Row:
-    """One record; `place` is its file and line."""
+    """One record; `location` is its file and line."""
 
     values: dict[str, Any]
-    place: str
+    location: str
 
     def get(self, name: str) -> Any:
         """Return a required value."""
         if name not in self.values:
-            raise InputError(f"{self.place}: there is no {name!r}.")
+            raise InputError(f"{self.location}: there is no {name!r}.")
         return self.values[name]
 
-    def text(self, name: str) -> str:
+    def string(self, name: str) -> str:
         """Return a required string that is not blank."""
         value = self.get(name)
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{self.place}: {name!r} is {value!r}; expected a string that is not blank.")
+            raise InputError(f"{self.location}: {name!r} is {value!r}; expected a string that is not blank.")
         return value
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Return a required list of one string or more."""
+    def strings(self, name: str) -> tuple[str, ...]:
+        """Return a required list of strings that is not empty."""
         value = self.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-            raise InputError(f"{self.place}: {name!r} is {str(value)[:60]!r}; expected a list of strings.")
+            raise InputError(f"{self.location}: {name!r} is {str(value)[:60]!r}; expected a list of strings.")
         return tuple(value)

@@ -33,7 +33,7 @@ class Example:
 
 
 def read_squad(path: Path) -> list[Example]:
-    """Read a file. Raises InputError with the location in it if it is not SQuAD JSON or contradicts itself."""
+    """Read a SQuAD file. Raises InputError with the location in it if it is not SQuAD JSON or inconsistent."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -57,48 +57,50 @@ def read_squad(path: Path) -> list[Example]:
 
 def _examples(data: list[Any], path: Path) -> Iterator[Example]:
     for article_number, article in enumerate(data):
-        article_place = f"{path}: data[{article_number}]"
-        for number, paragraph in enumerate(_get(article, "paragraphs", list, article_place)):
-            place = f"{article_place}.paragraphs[{number}]"
-            context = _get(paragraph, "context", str, place)
-            for question_number, question in enumerate(_get(paragraph, "qas", list, place)):
-                yield _example(question, context, f"{place}.qas[{question_number}]")
+        article_location = f"{path}: data[{article_number}]"
+        for number, paragraph in enumerate(_get(article, "paragraphs", list, article_location)):
+            location = f"{article_location}.paragraphs[{number}]"
+            context = _get(paragraph, "context", str, location)
+            for question_number, question in enumerate(_get(paragraph, "qas", list, location)):
+                yield _example(question, context, f"{location}.qas[{question_number}]")
 
 
-def _example(question: Any, context: str, place: str) -> Example:
-    name = _get(question, "id", (str, int), place)
-    place = f"{place} (id {name!r})"
-    text = _get(question, "question", str, place)
+def _example(question: Any, context: str, location: str) -> Example:
+    name = _get(question, "id", (str, int), location)
+    location = f"{location} (id {name!r})"
+    text = _get(question, "question", str, location)
     if not text.strip():
-        raise InputError(f"{place}: the question is empty.")
+        raise InputError(f"{location}: the question is empty.")
     if "answers" not in question and not question.get("is_impossible"):
         return Example(str(name), text, context, None)
-    answers = _get(question, "answers", list, place) if "answers" in question else []
+    answers = _get(question, "answers", list, location) if "answers" in question else []
     if question.get("is_impossible"):
         return Example(str(name), text, context, ())
-    return Example(str(name), text, context, tuple(_answer(item, context, place) for item in answers))
+    return Example(str(name), text, context, tuple(_answer(item, context, location) for item in answers))
 
 
-def _answer(item: Any, context: str, place: str) -> Answer:
-    text = _get(item, "text", str, f"{place}.answers")
+def _answer(item: Any, context: str, location: str) -> Answer:
+    text = _get(item, "text", str, f"{location}.answers")
     if not text:
-        raise InputError(f"{place}: an answer is empty. Give its text, or is_impossible: true and no answers.")
+        raise InputError(f"{location}: an answer is empty. Give its text, or is_impossible: true and no answers.")
     if "answer_start" not in item:
         return Answer(text, None)
-    start = _get(item, "answer_start", int, f"{place}.answers")
+    start = _get(item, "answer_start", int, f"{location}.answers")
     if start < 0 or context[start : start + len(text)] != text:
         real = context.find(text)
         remedy = f"it starts at {real}: correct answer_start" if real >= 0 else "nor anywhere else: correct the answer"
         shown = text if len(text) <= 60 else f"{text[:60]}..."
-        raise InputError(f"{place}: the answer {shown!r} is not at character {start} of its context; {remedy}.")
+        raise InputError(f"{location}: the answer {shown!r} is not at character {start} of its context; {remedy}.")
     return Answer(text, start)
 
 
-def _get(owner: Any, key: str, expected: type | tuple[type, ...], place: str) -> Any:
+def _get(owner: Any, key: str, expected: type | tuple[type, ...], location: str) -> Any:
     if not isinstance(owner, dict) or key not in owner:
-        raise InputError(f"{place} has no {key!r}; it is not SQuAD's format.")
+        raise InputError(f"{location} has no {key!r}; it is not SQuAD's format.")
     value = owner[key]
     if not isinstance(value, expected) or isinstance(value, bool):
-        wanted = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
-        raise InputError(f"{place}: {key} is a {type(value).__name__}; expected {wanted}.")
+        expected_names = " or ".join(
+            kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))
+        )
+        raise InputError(f"{location}: {key} is a {type(value).__name__}; expected {expected_names}.")
     return value

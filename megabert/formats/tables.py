@@ -13,7 +13,7 @@ from .text_lines import read_lines
 
 
 def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: Sequence[str]) -> list[Row]:
-    """Parse a file's lines as a table; `known` are the names of a header.
+    """Parse a file's lines as a table; `known` are the column names that a header may have.
 
     `columns` names the columns of a table without header, in order; the last ones may be absent in all rows.
     """
@@ -34,13 +34,13 @@ def table_rows(path: Path, lines: Sequence[str], columns: Sequence[str], known: 
         names = list(columns[:width])
     if not rows:
         raise InputError(f"{path} holds no rows but a header.")
-    for values, place in rows:
+    for values, location in rows:
         if len(values) != len(names):
             raise InputError(
-                f"{place}: {len(values)} columns where {len(names)} are expected ({', '.join(names)}). "
+                f"{location}: {len(values)} columns where {len(names)} are expected ({', '.join(names)}). "
                 "Is there a tab too many or too few?"
             )
-    return [Row(dict(zip(names, values, strict=True)), place) for values, place in rows]
+    return [Row(dict(zip(names, values, strict=True)), location) for values, location in rows]
 
 
 def split_rows(path: Path) -> list[tuple[list[str], str]]:

@@ -26,7 +26,7 @@ class Utterance:
     words: tuple[str, ...] | str
     tags: tuple[str, ...] | None
     intents: tuple[str, ...] | None
-    place: str
+    location: str
     id: str = ""
 
 
@@ -60,14 +60,14 @@ def _read_file(path: Path) -> list[Utterance]:
 def _from_json(row: Row) -> Utterance:
     name = str(row.values.get("id", ""))
     if "tokens" not in row.values:
-        return Utterance(row.text("text"), None, None, row.place, name)
+        return Utterance(row.string("text"), None, None, row.location, name)
     sentence = sentence_of(row)
     intents = None
     if "intents" in row.values:
-        intents = row.texts("intents")
+        intents = row.strings("intents")
     elif "intent" in row.values:
-        intents = (row.text("intent"),)
-    return Utterance(sentence.words, sentence.tags, intents, row.place, name)
+        intents = (row.string("intent"),)
+    return Utterance(sentence.words, sentence.tags, intents, row.location, name)
 
 
 def _read_folder(paths: Sequence[Path]) -> list[Utterance]:
@@ -94,16 +94,16 @@ def _read_nemo(table: Path, slots: Path, intents_file: Path, slots_file: Path) -
     if len(rows) != len(tag_lines):
         raise InputError(f"{table} has {len(rows)} utterances below its header, {slots} has {len(tag_lines)} lines.")
     utterances = []
-    for (columns, place), (line, number) in zip(rows, tag_lines, strict=True):
+    for (columns, location), (line, number) in zip(rows, tag_lines, strict=True):
         if len(columns) != 2 or not columns[0].strip():
-            raise InputError(f"{place}: expected a sentence, a tab and the number of its intent.")
-        own = tuple(_look_up(intents, item, place, intents_file) for item in columns[1].split(","))
+            raise InputError(f"{location}: expected a sentence, a tab and the number of its intent.")
+        labels = tuple(_look_up(intents, item, location, intents_file) for item in columns[1].split(","))
         tags = tuple(_look_up(names, item, f"{slots}:{number}", slots_file) for item in blank_split(line))
-        utterances.append(Utterance(tuple(blank_split(columns[0])), tags, own, place))
+        utterances.append(Utterance(tuple(blank_split(columns[0])), tags, labels, location))
     return utterances
 
 
-def _look_up(names: Sequence[str], item: str, place: str, source: Path) -> str:
+def _look_up(names: Sequence[str], item: str, location: str, source: Path) -> str:
     if not item.strip().isdecimal() or int(item) >= len(names):
-        raise InputError(f"{place}: {item.strip()!r} is no number of the {len(names)} lines of {source}, from 0 on.")
+        raise InputError(f"{location}: {item.strip()!r} is no number of the {len(names)} lines of {source}, from 0 on.")
     return names[int(item)]

@@ -17,7 +17,7 @@ class CapturedGraph(Generic[ResultType]):
     """A function without arguments that reads and writes static tensors; each replay overwrites the same results.
 
     The first call runs the function eagerly, which initializes lazy parts (compilation, optimizer state); the second
-    captures it, and later calls replay. Each replay draws new random numbers from PyTorch's generator. With
+    captures it, and later calls replay. Each replay samples new random numbers from PyTorch's generator. With
     `capture=False` every call is eager.
     """
 

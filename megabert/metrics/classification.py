@@ -58,14 +58,14 @@ def label_report(matrix: Confusion) -> str:
         label: MatchCounts(row[number], sum(row), columns[number])
         for number, (label, row) in enumerate(zip(matrix.labels, matrix.counts, strict=True))
     }
-    in_gold = [own for own in counts.values() if own.num_gold]
-    correct = sum(own.num_correct for own in in_gold)
-    total = sum(own.num_gold for own in in_gold)
-    rows = [(label, list(own.scores().values()), own.num_gold) for label, own in counts.items()]
+    in_gold = [item for item in counts.values() if item.num_gold]
+    correct = sum(item.num_correct for item in in_gold)
+    total = sum(item.num_gold for item in in_gold)
+    rows = [(label, list(item.scores().values()), item.num_gold) for label, item in counts.items()]
     averages = [
         ("micro avg", list(MatchCounts(correct, total, total).scores().values()), total),
         ("macro avg", _mean_scores(in_gold, [1] * len(in_gold)), total),
-        ("weighted avg", _mean_scores(in_gold, [own.num_gold for own in in_gold]), total),
+        ("weighted avg", _mean_scores(in_gold, [item.num_gold for item in in_gold]), total),
     ]
     width = max(len(row[0]) for row in [*rows, *averages])
     lines = [
@@ -78,7 +78,7 @@ def label_report(matrix: Confusion) -> str:
 
 def _mean_scores(counts: Sequence[MatchCounts], weights: Sequence[int]) -> list[float]:
     return [
-        sum(getattr(own, name) * weight for own, weight in zip(counts, weights, strict=True)) / max(sum(weights), 1)
+        sum(getattr(item, name) * weight for item, weight in zip(counts, weights, strict=True)) / max(sum(weights), 1)
         for name in ("precision", "recall", "f1")
     ]
 

@@ -45,7 +45,7 @@ class MatchCounts:
 
 def scores_by_label(counts: Mapping[str, MatchCounts]) -> dict[str, float]:
     """Return LABEL/precision, LABEL/recall and LABEL/f1 of each label."""
-    return {name: score for label, own in counts.items() for name, score in own.scores(f"{label}/").items()}
+    return {name: score for label, item in counts.items() for name, score in item.scores(f"{label}/").items()}
 
 
 def require_pairs(gold: Sequence[Any], predicted: Sequence[Any]) -> None:

@@ -14,21 +14,21 @@ def entities(tags: Sequence[str], *, strict: bool = False) -> list[Entity]:
     As in conlleval, an I- that cannot continue the tag before it begins an entity. Strict: only a B- does (or S-).
     Source: Sang and Buchholz 2000, conlleval's startOfChunk and endOfChunk; seqeval's default is the same.
     """
-    found: list[Entity] = []
+    spans: list[Entity] = []
     start, kind = 0, ""
     for position, tag in enumerate([*tags, "O"]):
         prefix, _, tag_kind = tag.partition("-")
         tag_kind = tag_kind or "_"  # seqeval's type for tags without one
         begins = prefix in ("B", "S") or (prefix in ("I", "E") and tag_kind != kind)
         if kind and (begins or prefix not in ("I", "E")):
-            found.append((kind, start, position))
+            spans.append((kind, start, position))
             kind = ""
         if begins and (not strict or prefix in ("B", "S")):
             start, kind = position, tag_kind
         if kind and prefix in ("E", "S"):
-            found.append((kind, start, position + 1))
+            spans.append((kind, start, position + 1))
             kind = ""
-    return found
+    return spans
 
 
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -38,12 +38,14 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     the entities that begin with B-. macro_f1 is the mean over types.
     """
     require_pairs(gold, predicted)
-    golds, founds = ([set(entities(tags)) for tags in side] for side in (gold, predicted))
+    golds, predictions = ([set(entities(tags)) for tags in side] for side in (gold, predicted))
     strict = ([set(entities(tags, strict=True)) for tags in side] for side in (gold, predicted))
     by_kind = {
-        kind: MatchCounts.of_sets(*([{i for i in items if i[0] == kind} for items in side] for side in (golds, founds)))
-        for kind in sorted({kind for items in (*golds, *founds) for kind, _, _ in items})
+        kind: MatchCounts.of_sets(
+            *([{i for i in items if i[0] == kind} for items in side] for side in (golds, predictions))
+        )
+        for kind in sorted({kind for items in (*golds, *predictions) for kind, _, _ in items})
     }
     macro_f1 = sum(counts.f1 for counts in by_kind.values()) / max(len(by_kind), 1)
-    scores = MatchCounts.of_sets(golds, founds).scores() | {"macro_f1": macro_f1} | scores_by_label(by_kind)
+    scores = MatchCounts.of_sets(golds, predictions).scores() | {"macro_f1": macro_f1} | scores_by_label(by_kind)
     return scores | MatchCounts.of_sets(*strict).scores("strict_")

@@ -1,7 +1,8 @@
-"""Variable-length self-attention over packed sequences: each token attends to the tokens of its own document only.
+"""Variable-length self-attention over packed sequences: each token attends to the tokens of its own sequence only.
 
-Packing needs no padding tokens. On a GPU one Triton kernel computes it (`kernels/attention.py`); elsewhere PyTorch's
-scaled_dot_product_attention is called for each document.
+The sequences of a batch are called documents here, as in document masks. Packing needs no padding tokens. On a GPU one
+Triton kernel computes the attention (`kernels/attention.py`); elsewhere PyTorch's scaled_dot_product_attention is
+called for each document.
 
 Shape legend: T tokens, N documents, H heads, K head dim.
 """
@@ -65,7 +66,7 @@ def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_c
     process passes a different `stream`, not 0, so that equal seeds give its heads different dropout masks.
     """
     if qkv_TH3K.is_cuda and has_kernel(qkv_TH3K.dtype, qkv_TH3K.shape[-1]):
-        # The seed is drawn on the device, so that each replay of a captured CUDA graph has a new one.
+        # The seed is sampled on the device, so that each replay of a captured CUDA graph has a new one.
         seed_1 = torch.randint(2**31, (1,), device=qkv_TH3K.device)
         if stream:
             seed_1 = (seed_1 + stream * STREAM) % 2**31

@@ -1,6 +1,6 @@
 """Dropout whose mask is a counter hash of seed, row and column, for compiled models.
 
-PyTorch's compiled dropout draws Philox numbers, some eighty integer operations each, and stores the mask for the
+PyTorch's compiled dropout generates Philox numbers, some eighty integer operations each, and stores the mask for the
 backward pass. Here a mask element costs one multiplication of two hashes, of its row and of its column, and the
 backward pass recomputes the mask from the seed.
 

@@ -44,9 +44,9 @@ def freeze(model: nn.Module) -> None:
             module.freeze()
 
 
-def resolve_static_batches(asked: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
+def resolve_static_batches(requested: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
     """Resolve whether batches have one static size: on request, on a GPU, if the attention kernel supports the model.
 
     Steps can then be captured in CUDA graphs; where sharding prevents capture, layers are compiled for one size only.
     """
-    return asked and device.type == "cuda" and has_kernel(DTYPES[precision], config.head_dim)
+    return requested and device.type == "cuda" and has_kernel(DTYPES[precision], config.head_dim)

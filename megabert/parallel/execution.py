@@ -14,13 +14,13 @@ FUSED_OPTIMIZERS = ("adam", "adamw")
 
 @dataclass(frozen=True)
 class Execution:
-    """Decisions on how a training computes, each made once from the settings and the device."""
+    """Device, precision, compilation and CUDA graph capture of a training, resolved once from the settings."""
 
     device: torch.device
     precision: str
     is_compiled: bool
     has_static_batches: bool
-    """Every micro-batch is filled to one size, so that steps can be captured in a CUDA graph."""
+    """Every micro-batch is padded to one size, so that steps can be captured in a CUDA graph."""
     is_sync_free: bool
     """Steps run without host synchronization."""
     obstacle: str | None
@@ -32,7 +32,10 @@ class Execution:
 def resolve_execution(
     trainer: TrainerSettings, parallel: ParallelSettings, optimizer: str, device: torch.device, config: EncoderConfig
 ) -> Execution:
-    """Settle how to compute on a device. Raises ConfigError where the precision is not possible on it."""
+    """Resolve precision, compilation and CUDA graph capture for a device.
+
+    Raises ConfigError where the device does not support the precision.
+    """
     is_compiled = resolve_compile(trainer.compile, device)
     is_gpu = device.type == "cuda"
     device_name = torch.cuda.get_device_name(device) if is_gpu else f"cpu, {torch.get_num_threads()} threads"
@@ -53,7 +56,7 @@ def resolve_execution(
 
 
 def resolve_compile(requested: bool | None, device: torch.device) -> bool:
-    """Settle whether layers are compiled; None: on a GPU."""
+    """Resolve whether layers are compiled; None: on a GPU."""
     return device.type == "cuda" if requested is None else requested
 
 
@@ -65,7 +68,7 @@ def supports_sync_free(optimizer: str, precision: str) -> bool:
 def find_obstacle(
     parallel: ParallelSettings, optimizer: str, precision: str, head_dim: int, *, has_kernel: bool
 ) -> str | None:
-    """Say why steps on a GPU cannot be captured in a CUDA graph; None where they can."""
+    """Return why steps on a GPU cannot be captured in a CUDA graph; None where they can."""
     if not has_kernel:
         return f"there is no attention kernel for heads of {head_dim} in this installation (Triton; 16, 32, 64 or 128)"
     if parallel.fsdp != 1:

@@ -166,7 +166,7 @@ def connect(
     size = 1 if launch is None else launch.size
     if size != requested:
         raise ConfigError(
-            f"trainer.devices={trainer.devices} x trainer.num_nodes={trainer.num_nodes} asks for {requested} "
+            f"trainer.devices={trainer.devices} x trainer.num_nodes={trainer.num_nodes} requests {requested} "
             f"processes, but {size} {'was' if size == 1 else 'were'} started. Make them equal "
             "(torchrun --nproc_per_node, srun -n)."
         )

@@ -1,7 +1,7 @@
 """Parallelize a model from outside: tensor parallelism, compilation, activation checkpointing, FSDP, in this order.
 
-Model code knows nothing of it. A table in Megatron-LM's terms says how modules are sharded. A `Sharding` records where
-the shards of each parameter are, so that a checkpoint holds full tensors and no trace of the sharding.
+Model code does not depend on it. A table in Megatron-LM's terms defines how modules are sharded. A `Sharding` records
+where the shards of each parameter are, so that a checkpoint holds full tensors, independent of the sharding.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Tables of the cost model: GPUs with measured rates and interconnects, implementations, published models.
 
 Rates are those that programs reach, not those of data sheets. Where nothing was measured, the data sheet's value times
-the share measured on an H100 is used, and `source` says so.
+the share measured on an H100 is used, and `source` notes it.
 """
 
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ GPUS: Mapping[str, Gpu] = {
 
 @dataclass(frozen=True)
 class Implementation:
-    """What an implementation moves and computes besides the model's FLOP: efficiencies, bytes, overheads, overlap.
+    """Costs of an implementation besides the model's FLOP: efficiencies, memory traffic, overheads, overlap.
 
     Fitted to sixteen measured steps of megabert on one and two H100s (docs/scaling.md), together with the GPU's
     matmul_rate: exposed_matmul_traffic, matmul_overhead, attention_efficiency, elementwise_efficiency, norm_bytes,

@@ -45,7 +45,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: a model in a precision, with the pre-training heads or a small one."""
+    """The model of a training, its precision, and whether it has the pre-training heads or a small head."""
 
     shape: EncoderConfig
     precision: str = "bf16"

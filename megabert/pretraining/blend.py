@@ -39,7 +39,7 @@ class SequenceCorpus(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Digest the data and settings that determine the sequences."""
+        """Hash the data and settings that determine the sequences."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Blend(ResampledFeatures):
         return np.concatenate([self._lengths_of(source) for source in range(len(self.corpora))])
 
     def fingerprint(self) -> str:
-        """Digest the corpora and how they are blended."""
+        """Hash the corpora and how they are blended."""
         facts = [*(corpus.fingerprint() for corpus in self.corpora), str(self.weights), str(self.seed)]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 

@@ -49,7 +49,7 @@ class TokenDataset(Protocol):
         """Read tokens [start, end) of a sequence."""
 
     def fingerprint(self) -> str:
-        """Digest the tokens, to detect a change."""
+        """Hash the tokens, to detect a change."""
 
 
 class InMemoryTokens:
@@ -65,7 +65,7 @@ class InMemoryTokens:
         return self._sequences[index][start:end]
 
     def fingerprint(self) -> str:
-        """Digest lengths and tokens."""
+        """Hash lengths and tokens."""
         digest = hashlib.sha256(self.lengths.tobytes() + self.documents.tobytes())
         for sequence in self._sequences:
             digest.update(sequence.tobytes())
@@ -96,7 +96,7 @@ class IndexedDataset:
         expected = HEADER_SIZE + 12 * num_sequences + 8 * num_bounds
         # Multimodal files have one more byte per sequence.
         if num_sequences < 1 or num_bounds < 2 or size not in (expected, expected + num_sequences):
-            raise InputError(f"{idx_file} is {size} bytes long; its header says {expected}. Is it truncated?")
+            raise InputError(f"{idx_file} is {size} bytes long; its header implies {expected}. Is it truncated?")
         index = np.memmap(idx_file, mode="r", dtype=np.uint8)
         ends = np.cumsum([HEADER_SIZE, 4 * num_sequences, 8 * num_sequences, 8 * num_bounds])
         self.lengths: NDArray[np.int32] = index[ends[0] : ends[1]].view("<i4")
@@ -139,7 +139,7 @@ class IndexedDataset:
         return self._tokens[first + start : first + end]
 
     def fingerprint(self) -> str:
-        """Digest the whole index and samples of the tokens, which may be hundreds of gigabytes."""
+        """Hash the whole index and samples of the tokens, which may be hundreds of gigabytes."""
         digest = hashlib.sha256(self.lengths.tobytes() + self.documents.tobytes())
         for start in np.linspace(0, max(len(self._tokens) - DIGESTED_LENGTH, 0), num=NUM_DIGESTED, dtype=np.int64):
             digest.update(self._tokens[start : start + DIGESTED_LENGTH].tobytes())

@@ -65,7 +65,7 @@ class MaskedCorpus(SequenceCorpus):
         return self._runs.num_tokens + 2 + self._has_order
 
     def fingerprint(self) -> str:
-        """Digest the tokens, the runs and the masking settings."""
+        """Hash the tokens, the runs and the masking settings."""
         runs, facts = self._runs, asdict(self._settings)
         # Run folders hold the fingerprint, so the names in it are those of its first version.
         names = {"masked_lm_prob": "share", "max_ngram": "largest_ngram"}

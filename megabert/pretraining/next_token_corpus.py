@@ -82,7 +82,7 @@ class NextTokenCorpus(SequenceCorpus):
         return np.full(len(self), self._length)
 
     def fingerprint(self) -> str:
-        """Digest the tokens and how they are divided."""
+        """Hash the tokens and how they are divided."""
         facts = f"{self._tokens.fingerprint()} {self._first} {len(self._lengths)} {self._length} {self._seed}"
         return hashlib.sha256(facts.encode()).hexdigest()
 

@@ -223,7 +223,7 @@ class Glue(SequenceClassificationTask):
         if rows[0].values.get("label") != "index\tprediction":
             return rows
         return [
-            Row({"id": name, "label": label}, row.place)
+            Row({"id": name, "label": label}, row.location)
             for row in rows[1:]
             for name, _, label in [str(row.values["label"]).partition("\t")]
         ]
@@ -231,7 +231,7 @@ class Glue(SequenceClassificationTask):
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the label or value of an example; in files other than JSON lines a value is a label, too."""
         if self.is_regression and "value" not in row.values:
-            row = Row({"value": row.values.get("label")}, row.place)
+            row = Row({"value": row.values.get("label")}, row.location)
         return super().from_json(example, row)
 
     @classmethod

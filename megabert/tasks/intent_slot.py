@@ -177,7 +177,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         return Example(name, text, split_words(text), location)
 
     def _example(self, utterance: Utterance, number: int) -> Example:
-        name, location = utterance.id or str(number), utterance.place
+        name, location = utterance.id or str(number), utterance.location
         if isinstance(utterance.words, str):
             return self.unlabelled(utterance.words, name, location)
         intents, tags, words = utterance.intents, utterance.tags, utterance.words
@@ -282,8 +282,8 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
 
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the intents of an utterance and the tags of its words."""
-        tags = require_word_labels(example, row, row.texts("tags"))
-        return Prediction(example.id, example.text, row.texts("intents"), {}, tags, ())
+        tags = require_word_labels(example, row, row.strings("tags"))
+        return Prediction(example.id, example.text, row.strings("intents"), {}, tags, ())
 
     @classmethod
     def scorer(cls, gold: Path, rows: Sequence[Row]) -> IntentSlotClassification:

@@ -212,7 +212,7 @@ class PretrainingTask(Task[Example, Prediction]):
             return Corpora([DocumentRange(tokens, 0, tokens.num_documents, str(name))], None, -1)
         if path.suffix == ".jsonl":
             rows = enumerate(read_json_lines(path), start=1)
-            return [Example(str(row.values.get("id", number)), row.text("text")) for number, row in rows]
+            return [Example(str(row.values.get("id", number)), row.string("text")) for number, row in rows]
         documents = (text for file in corpus_files([path]) for text in read_documents(file))
         examples = [Example(str(number), text) for number, text in enumerate(documents, start=1)]
         if not examples:

@@ -155,9 +155,9 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         examples = []
         for number, sentence in enumerate(sentences, start=1):
             tags = sentence.tags or ()
-            _require_two_letters(tags, sentence.place)
+            _require_two_letters(tags, sentence.location)
             words = tuple(Word(*span, *tag) for span, tag in zip(joined_words(sentence.words), tags, strict=True))
-            examples.append(Example(str(number), " ".join(sentence.words), words, sentence.place))
+            examples.append(Example(str(number), " ".join(sentence.words), words, sentence.location))
         return examples
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
@@ -217,7 +217,7 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the labels of two letters of an example's words."""
         labels = require_word_labels(example, row, str(row.get("labels")).split())
-        _require_two_letters(labels, row.place)
+        _require_two_letters(labels, row.location)
         marks, cases = (tuple(label[letter] for label in labels) for letter in (0, 1))
         return Prediction(example.id, example.text, "", marks, cases)
 

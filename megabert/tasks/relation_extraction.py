@@ -76,8 +76,8 @@ class RelationExtraction(SequenceClassificationTask):
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""
         if "head" in row.values or "tail" in row.values:
-            marked = self._marked(row.text("text"), row.get("head"), row.get("tail"), row.place)
-            row = Row(row.values | {"text": marked}, row.place)
+            marked = self._marked(row.string("text"), row.get("head"), row.get("tail"), row.location)
+            row = Row(row.values | {"text": marked}, row.location)
         return super().example_of(row, number)
 
     def example(self, **fields: Any) -> Example:

@@ -107,9 +107,9 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         locations: dict[Any, str] = {}
         for row in rows:
             name = row.values.get("id")
-            if isinstance(name, str | int) and locations.setdefault(str(name), row.place) != row.place:
+            if isinstance(name, str | int) and locations.setdefault(str(name), row.location) != row.location:
                 raise InputError(
-                    f"{row.place}: the id {name!r} is that of {locations[str(name)]} too. Give each its own."
+                    f"{row.location}: the id {name!r} is that of {locations[str(name)]} too. Give each its own."
                 )
         return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
 
@@ -117,10 +117,10 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         """Make an example from a row of a table or a JSON object."""
         text, pair = _column(row, TEXT_COLUMNS), _column(row, PAIR_COLUMNS)
         if text is None or not text.strip():
-            raise InputError(f"{row.place}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
+            raise InputError(f"{row.location}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
         name = next((name for name in LABEL_COLUMNS if name in row.values), None)
-        labels = None if name is None else self.parse_labels(row.values[name], row.place)
-        return Example(str(row.values.get("id", number)), text, pair, labels, row.place)
+        labels = None if name is None else self.parse_labels(row.values[name], row.location)
+        return Example(str(row.values.get("id", number)), text, pair, labels, row.location)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
         """Convert a label, labels or number from a file; raises InputError if it is none."""
@@ -272,7 +272,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the label, labels or value of an example."""
         name = {"regression": "value", "multi_label": "labels"}.get(self.problem, "label")
-        labels = self.parse_labels(row.get(name), row.place)
+        labels = self.parse_labels(row.get(name), row.location)
         return Prediction(example.id, example.text, labels, {}, float(labels[0]) if self.is_regression else None)
 
     @classmethod
@@ -297,7 +297,7 @@ def mean_by_example(
 def _column(row: Row, names: Sequence[str]) -> str | None:
     value = next((row.values[name] for name in names if name in row.values), None)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{row.place}: the text is {value!r}; expected a string.")
+        raise InputError(f"{row.location}: the text is {value!r}; expected a string.")
     return value
 
 
@@ -312,6 +312,6 @@ def _rows_of_blanks(path: Path, lines: Sequence[str]) -> list[Row]:
     unlabelled = [row for row in rows if "label" not in row.values]
     if unlabelled and len(unlabelled) < len(rows):
         raise InputError(
-            f"{unlabelled[0].place}: no label at the end, as other lines have one. Write text, a tab and the label."
+            f"{unlabelled[0].location}: no label at the end, as other lines have one. Write text, a tab and the label."
         )
     return rows

@@ -203,7 +203,9 @@ def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> li
     for row in rows:
         name = str(row.get("id"))
         if by_id.setdefault(name, row) is not row:
-            raise InputError(f"{row.place}: the id {name!r} is that of {by_id[name].place} too. Give each its own.")
+            raise InputError(
+                f"{row.location}: the id {name!r} is that of {by_id[name].location} too. Give each its own."
+            )
     names = [str(example.id) for example in examples]
     for problem, extra in (
         ("has no prediction for", set(names) - set(by_id)),

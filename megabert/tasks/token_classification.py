@@ -150,9 +150,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         for number, sentence in enumerate(sentences, start=1):
             tags = sentence.tags
             if tags is not None and are_entities:
-                tags = to_iob2(tags, self.dataset.pad_label, sentence.place)
+                tags = to_iob2(tags, self.dataset.pad_label, sentence.location)
             text, words = " ".join(sentence.words), joined_words(sentence.words)
-            examples.append(Example(str(number), text, words, sentence.place, tags))
+            examples.append(Example(str(number), text, words, sentence.location, tags))
         return examples
 
     def head(self, config: EncoderConfig) -> Head:
@@ -198,7 +198,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the tags of an example's words."""
-        return Prediction(example.id, example.text, require_word_labels(example, row, row.texts("tags")), ())
+        return Prediction(example.id, example.text, require_word_labels(example, row, row.strings("tags")), ())
 
     @classmethod
     def read_predictions(cls, path: Path) -> list[Row]:

@@ -118,7 +118,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     def unlabelled_rows(self, rows: Sequence[Row]) -> list[ExampleType]:
         """Make examples from JSON objects with `text`."""
         return [
-            self.unlabelled(row.text("text"), str(row.values.get("id", number)), row.place)
+            self.unlabelled(row.string("text"), str(row.values.get("id", number)), row.location)
             for number, row in enumerate(rows, start=1)
         ]
 
@@ -188,7 +188,7 @@ def require_word_labels(example: Any, row: Row, labels: Sequence[str]) -> tuple[
     """Return the predicted labels of a row; raises InputError unless there is one for each word of the example."""
     if len(labels) != len(example.words):
         raise InputError(
-            f"{row.place}: {len(labels)} labels for the {len(example.words)} words of {example.location}. Predict the "
-            "file that is scored against."
+            f"{row.location}: {len(labels)} labels for the {len(example.words)} words of {example.location}. Predict "
+            "the file that is scored against."
         )
     return tuple(labels)

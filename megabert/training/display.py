@@ -33,7 +33,7 @@ class StepStatus:
     tokens_per_second: float
     seconds: float
 
-    def text(self) -> str:
+    def line(self) -> str:
         """Format the metrics as one line."""
         return (
             f"loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  {self.tokens_per_second:,.0f} tokens/s"
@@ -52,12 +52,12 @@ class Display:
     def end_validation(self) -> None:
         """Remove the progress of a validation."""
 
-    def say(self, text: str) -> None:
+    def message(self, message: str) -> None:
         """Print a message."""
-        print(text, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """Stop to draw."""
+        """Stop drawing."""
 
 
 class LineDisplay(Display):
@@ -77,20 +77,20 @@ class LineDisplay(Display):
         tenth = max(math.ceil(self._total / 10), 1)
         self._next = (status.step // tenth + 1) * tenth
         left = status.seconds / (status.step - self._first) * (self._total - status.step)
-        self.say(
+        self.message(
             f"step {status.step}/{self._total} ({status.step / self._total:.0%})  epoch {status.epoch:.2f}  "
-            f"{status.text()}  {_duration(status.seconds)} elapsed, {_duration(left)} left"
+            f"{status.line()}  {_duration(status.seconds)} elapsed, {_duration(left)} left"
         )
 
     def validation(self, done: int, total: int | None) -> None:
         """Show the progress of a validation in batches."""
         if self._is_time() and total is not None:
-            self.say(f"validation {done}/{total}")
+            self.message(f"validation {done}/{total}")
 
-    def say(self, text: str) -> None:
+    def message(self, message: str) -> None:
         """Print a message."""
         self._last_line = self._clock()
-        super().say(text)
+        super().message(message)
 
     def _is_time(self) -> bool:
         return self._clock() - self._last_line >= SECONDS_BETWEEN_LINES
@@ -131,7 +131,7 @@ class BarDisplay(Display):
 
     def step(self, status: StepStatus) -> None:
         """Show the metrics after a step."""
-        self._progress.metrics = status.text()
+        self._progress.metrics = status.line()
         self._progress.update(self._training, completed=status.step, description=f"epoch {status.epoch:.2f}")
 
     def validation(self, done: int, total: int | None) -> None:
@@ -147,10 +147,10 @@ class BarDisplay(Display):
             self._progress.remove_task(self._validation)
             self._validation = None
 
-    def say(self, text: str) -> None:
+    def message(self, message: str) -> None:
         """Print a message."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """Stop to draw."""
+        """Stop drawing."""
         self._progress.stop()

@@ -1,6 +1,6 @@
-"""Evaluate a trained run on a data file and write what an evaluation leaves in a folder.
+"""Evaluate a trained run on a data file, and write scores, predictions and confusion matrices to a folder.
 
-`megabert evaluate`, a training's test_ds and `do_training=false` go through here.
+`megabert evaluate`, a training's test_ds and `do_training=false` use it.
 """
 
 import json

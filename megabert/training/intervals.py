@@ -1,4 +1,4 @@
-"""When a training validates, saves and ends, counted in optimizer steps from the settings alone."""
+"""Intervals of validations and checkpoints, and the total number of optimizer steps, from the settings alone."""
 
 import math
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def count_intervals(settings: Settings, steps_per_epoch: int) -> Intervals:
 
 
 def count_epochs(settings: Settings, num_sequences: int, data_parallel_size: int) -> int:
-    """Count the epochs that a training enters, the last one perhaps in part."""
+    """Count the epochs of a training, including the last one if it is incomplete."""
     trainer = settings.trainer
     if trainer.max_steps < 0:
         return trainer.max_epochs

@@ -21,7 +21,7 @@ from .metrics_file import METRICS, keep_until
 if TYPE_CHECKING:
     from .setup import TrainingSetup
 
-# Steps that end within these seconds count as one sample of the rate.
+# Steps completed within these seconds count as one sample of the rate.
 MIN_SAMPLE_SECONDS = 0.05
 
 
@@ -105,7 +105,7 @@ class RunLog:
     ) -> None:
         """Open the files in `folder` for a run that starts or resumes after `first_step` steps.
 
-        Lines of metrics.jsonl about later steps are removed: those steps will be made again.
+        Lines of metrics.jsonl about later steps are removed: those steps will be repeated.
         """
         folder.mkdir(parents=True, exist_ok=True)
         kept = keep_until(folder / METRICS, first_step)
@@ -121,7 +121,7 @@ class RunLog:
         elif progress_bar:
             self._display = LineDisplay(total_steps, first_step, clock)
         if tensorboard and self._events is None:
-            self.say('No TensorBoard curves: tensorboard is not installed (pip install "megabert[track]").')
+            self.message('No TensorBoard curves: tensorboard is not installed (pip install "megabert[track]").')
         self._loss = _RunningMean()
         self._meter = _Meter(clock)  # last, to leave out the time to import tensorboard
 
@@ -152,7 +152,7 @@ class RunLog:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append metrics to metrics.jsonl and TensorBoard. Their "split" is "train" or "validation".
 
-        Training metrics get tokens_per_second since the last line; validation metrics are shown as well.
+        Adds tokens_per_second since the last line to training metrics; validation metrics are also printed.
         """
         metrics = {name: value for name, value in metrics.items() if value is not None}
         split = metrics.pop("split")
@@ -163,7 +163,7 @@ class RunLog:
             shown = [
                 f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and "/" not in name
             ]
-            self._display.say(f"step {step}  {split}: {'  '.join(shown)}")
+            self._display.message(f"step {step}  {split}: {'  '.join(shown)}")
         seconds = round(self._seconds_before + self._meter.seconds(), 3)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, "seconds": seconds, "split": split, **finite}
@@ -185,9 +185,9 @@ class RunLog:
             finally:
                 self._display.end_validation()
 
-    def say(self, text: str) -> None:
+    def message(self, message: str) -> None:
         """Print a message, above the bar where there is one."""
-        self._display.say(text)
+        self._display.message(message)
 
 
 def _write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, total_steps: int) -> None:
@@ -244,5 +244,5 @@ class SilentLog(RunLog):
         """Write nothing."""
         yield lambda done, total: None
 
-    def say(self, text: str) -> None:
+    def message(self, message: str) -> None:
         """Write nothing."""

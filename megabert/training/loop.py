@@ -1,7 +1,7 @@
 """The training loop: micro-batches in, optimizer steps, validations and checkpoints out, top to bottom, no hooks.
 
-Everything that shapes the next step is a function of the settings and the step's number, or is in the checkpoint; so a
-run that was stopped anywhere resumes with the same numbers.
+Each step is a function of the settings, the step's number and the checkpoint, so that a run interrupted at any step
+resumes with the same numbers.
 """
 
 import math
@@ -30,8 +30,8 @@ from .step import SyncFreeStepper, make_stepper
 def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     """Train to the last step, from the start or from a checkpoint's contents.
 
-    Leaves the last and the best checkpoints in setup.folder; returns the last validation that was made. Raises
-    Interrupted, after a checkpoint, on Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
+    Writes the last and the best checkpoints to setup.folder; returns the last validation. Raises Interrupted, after
+    saving a checkpoint, on Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
     """
     settings, world, intervals = setup.settings, setup.world, setup.intervals
     device, sampler = setup.world.device, setup.train_sampler
@@ -66,7 +66,7 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             if intervals.validates_after(step) and progress.validated_step != step:
                 try:
                     progress, last_validation = _validate(setup, progress, log, lambda: world.any_rank(stop.is_set()))
-                except EvaluationStopped:  # it is made on resuming
+                except EvaluationStopped:  # the resumed run validates instead
                     is_stopping = True
                 is_stopping = is_stopping or world.any_rank(stop.is_set())
                 saves = True
@@ -117,7 +117,7 @@ def _log_steps(setup: TrainingSetup, log: RunLog, pending: list[_Done]) -> None:
 
 
 def _check_finite(setup: TrainingSetup, loss: float, norm: float, step: int) -> None:
-    """Stop before a step that would ruin the weights; with a loss scale an overflow of the gradients skips the step."""
+    """Raise InputError if loss or norm is not finite; with a loss scale an overflow of gradients only skips a step."""
     if math.isfinite(loss) and (math.isfinite(norm) or setup.execution.precision == "16"):
         return
     indices = [int(index) for group in setup.train_sampler.indices(step) for index in group]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: NeMo 1.x's names and formulas."""
+"""Learning-rate schedules with warm-up, by NeMo 1.x's names and formulas: pure functions of the step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from ..errors import ConfigError
 
 
 def check_schedule(settings: OptimizerSettings) -> None:
-    """Raise ConfigError where a setting of the schedule does not fit its formula."""
+    """Check the schedule's settings. Raises ConfigError where one is out of range or its formula ignores it."""
     schedule = settings.sched
     optional = {name for row in SCHEDULES.values() for name in row.takes}
     refuse_unused_settings(schedule, SCHEDULES[schedule.name].takes, optional, "model.optim.sched")
@@ -25,7 +25,7 @@ def check_schedule(settings: OptimizerSettings) -> None:
 
 
 def refuse_unused_settings(settings: Any, takes: tuple[str, ...], optional: Iterable[str], block: str) -> None:
-    """Raise ConfigError for a setting that was changed but would do nothing; 0 asks for nothing."""
+    """Raise ConfigError for a setting that was changed but has no effect; values of 0 are accepted."""
     default = type(settings)()
     for name in sorted(set(optional) - set(takes)):
         value = getattr(settings, name)
@@ -38,7 +38,7 @@ def refuse_unused_settings(settings: Any, takes: tuple[str, ...], optional: Iter
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of a run, and all that a formula may use to give its learning rate."""
+    """The step and the hyperparameters from which a formula computes the learning rate."""
 
     step: int
     max_steps: int
@@ -61,7 +61,7 @@ def _linear(now: Moment) -> float:
 
 
 def _square_root(now: Moment) -> float:
-    # Counts from step 0 and not from the end of the warm-up: the rate jumps down at the first step after it.
+    # NeMo counts from step 0, not from the end of the warm-up: the rate drops at the first step after the warm-up.
     remaining = (now.max_steps - now.step) / now.max_steps
     return max(now.lr * math.sqrt(remaining), now.min_lr)
 
@@ -84,7 +84,7 @@ def _polynomial(now: Moment) -> float:
 def _polynomial_after_hold(now: Moment) -> float:
     if now.step < now.hold_end:
         return now.lr
-    # The hold may fill the run: then there is nothing left to decay over.
+    # The hold may last until the end of the run: no steps are left for the decay.
     progress = (now.step - now.hold_end) / max(now.max_steps - now.hold_end, 1)
     return now.min_lr + (now.lr - now.min_lr) * math.pow(1 - progress, now.power)
 
@@ -94,7 +94,7 @@ def _inverse_square_root(now: Moment) -> float:
 
 
 def _noam(now: Moment) -> float:
-    """Follow Vaswani et al. 2017, arXiv:1706.03762, equation 3; `lr` is a factor and not the largest rate."""
+    """Compute equation 3 of Vaswani et al. 2017, arXiv:1706.03762; `lr` is a factor, not the peak learning rate."""
     step = max(now.step, 1)
     curve = 1 / math.sqrt(step)
     if now.warmup_steps > 0:
@@ -109,7 +109,7 @@ def _constant(now: Moment) -> float:
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """A schedule: its formula after the warm-up, the settings that only some take, and its warm-up."""
+    """A schedule: its formula after the warm-up, the optional settings that it uses, and the formula of its warm-up."""
 
     formula: Callable[[Moment], float]
     takes: tuple[str, ...] = ()
@@ -132,19 +132,19 @@ SCHEDULES = {
 
 
 def resolve_warmup(settings: ScheduleSettings, max_steps: int) -> int:
-    """Return the number of warm-up steps; a ratio is rounded down.
+    """Return the number of warm-up steps from warmup_steps or warmup_ratio, rounded down.
 
     Raises ConfigError if both are given or one is out of range.
     """
     steps, ratio = settings.warmup_steps, settings.warmup_ratio
     if steps is not None and ratio is not None:
         raise ConfigError(
-            f"model.optim.sched.warmup_steps={steps} and warmup_ratio={ratio:g} say the same thing twice. "
+            f"model.optim.sched.warmup_steps={steps} and warmup_ratio={ratio:g} both define the warm-up. "
             "Give one of them, and null for the other."
         )
     if ratio is not None and not 0 <= ratio <= 1:
         raise ConfigError(
-            f"model.optim.sched.warmup_ratio={ratio:g} is no fraction of all steps. Give 0 to 1, for example 0.1."
+            f"model.optim.sched.warmup_ratio={ratio:g} is not a fraction of all steps. Give 0 to 1, for example 0.1."
         )
     if steps is not None and steps < 0:
         raise ConfigError(f"model.optim.sched.warmup_steps={steps} is negative. Give 0 for no warm-up.")
@@ -152,10 +152,10 @@ def resolve_warmup(settings: ScheduleSettings, max_steps: int) -> int:
 
 
 def learning_rate(step: int, settings: ScheduleSettings, *, lr: float, max_steps: int, hidden_size: int) -> float:
-    """Return the learning rate of one optimizer step, counted from 0, of `max_steps`.
+    """Compute the learning rate of an optimizer step, counted from 0, in a run of `max_steps`.
 
-    The warm-up takes steps 0 to W: lr (step + 1) / (W + 1), so that the first step already moves. After
-    `max_steps` the rate is min_lr; before, InverseSquareRootAnnealing and the constant ones do not heed it.
+    The warm-up is steps 0 to W with the rate lr (step + 1) / (W + 1), which is not 0 at the first step. After
+    `max_steps` the rate is min_lr; before, InverseSquareRootAnnealing and the constant schedules ignore min_lr.
     Raises ConfigError if the warm-up is given twice or out of range.
     """
     now = Moment(

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the metrics of a run over its steps, read and cut back to a step.
+"""Read metrics.jsonl, the metrics of a run over its steps, and truncate it to a step when the run is resumed.
 
 A line is one JSON object: {"step": 50, "seconds": 81.2, "split": "train", "loss": 1.2, ...}. `step` is the number of
 completed optimizer steps; `seconds` is the run's duration, summed over its resumptions; a metric that is not finite is
@@ -36,7 +36,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove lines of metrics.jsonl about steps after `step`, which will be made again; return those kept."""
+    """Remove lines of metrics.jsonl about steps after `step`, which will be repeated; return the others."""
     if not path.exists():
         return []
     kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []

@@ -1,7 +1,6 @@
-"""How weights move: parameter groups, optimizers, learning rates, gradient clipping, the loss scale.
+"""Optimizers: parameter groups, weight decay, gradient clipping, loss scale, and optimizer state in checkpoints.
 
-Everything is a function of the settings and the step. The learning rate keeps no state, so a resumed run
-needs the step alone; the optimizer's own state goes to a checkpoint and back as tensors with readable names.
+The optimizer is built from the settings alone. Its state is saved as tensors named "<parameter name>/<state name>".
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from .lr_schedules import check_schedule, refuse_unused_settings
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """One of PyTorch's optimizers: the settings it takes and the state that it keeps for each parameter."""
+    """One of PyTorch's optimizers: the settings that it takes, and the names of its state for each parameter."""
 
     cls: Callable[..., Optimizer]
     takes: tuple[str, ...]
@@ -28,7 +27,7 @@ class OptimizerRow:
     has_fused: bool = False
 
 
-# The names are settings. Adagrad has a fused step too, but not on every device.
+# By the values of model.optim.name. Adagrad has a fused implementation too, but not on every device.
 OPTIMIZERS = {
     "adamw": OptimizerRow(
         torch.optim.AdamW, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
@@ -43,35 +42,31 @@ OPTIMIZERS = {
     "rmsprop": OptimizerRow(
         torch.optim.RMSprop, ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")
     ),
-    # Its steps grow and shrink by themselves: the learning rate is the size of the first one only.
+    # Adapts the step size of each weight itself: the learning rate is only the initial one.
     "rprop": OptimizerRow(torch.optim.Rprop, (), ("step", "prev", "step_size")),
 }
 
 
-# Stands in a checkpoint for a parameter that has had no gradient yet: nothing is left out unsaid.
+# Key of an empty tensor that a checkpoint has for a parameter without optimizer state, so that none is missing.
 UNTOUCHED = "untouched"
-
 
 # All other state has the parameter's shape.
 SHAPES = {"step": torch.Size([]), UNTOUCHED: torch.Size([0])}
 
-
 Parameters = Mapping[str, nn.Parameter]
-
-
-"""A model's parameters by name, as named_parameters() gives them: one that two modules share is listed once."""
+"""A model's parameters by name, as named_parameters() returns them: tied parameters are listed once."""
 
 
 def parameter_groups(named: Parameters, weight_decay: float, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into those that decay and those that do not, for an optimizer.
+    """Split the trainable parameters into groups with and without weight decay.
 
     Raises ConfigError if all are frozen.
     """
     parameters = [parameter for parameter in named.values() if parameter.requires_grad]
     if not parameters:
         raise ConfigError("Nothing to train: every parameter of the model is frozen.")
-    # Decided by shape and not by name: the parameters with fewer than two dims are exactly the biases and the
-    # gains of norms, whatever a task's author calls them. Decay would pull a norm's gain from 1 to 0.
+    # By shape, not by name: parameters with fewer than two dims are exactly the biases and the weights of norms,
+    # whatever a task names them. Decay would pull the weight of a norm from 1 to 0.
     decayed = [parameter for parameter in parameters if decay_norm_and_bias or parameter.ndim >= 2]
     kept = [parameter for parameter in parameters if not (decay_norm_and_bias or parameter.ndim >= 2)]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
@@ -79,7 +74,7 @@ def parameter_groups(named: Parameters, weight_decay: float, *, decay_norm_and_b
 
 
 def build_optimizer(parameters: Parameters, settings: OptimizerSettings) -> Optimizer:
-    """Build the optimizer that the settings name, with its step in one kernel where it has such a one.
+    """Build the optimizer that the settings name, in its fused implementation where PyTorch has one.
 
     Raises ConfigError if a setting does not fit the optimizer or the schedule.
     """
@@ -95,7 +90,7 @@ def build_optimizer(parameters: Parameters, settings: OptimizerSettings) -> Opti
     check_schedule(settings)
     try:
         return row.cls(groups, lr=settings.lr, **arguments)
-    except ValueError as error:  # PyTorch checks the ranges
+    except ValueError as error:  # PyTorch checks the ranges of the hyperparameters
         raise ConfigError(f"model.optim: {error} (optimizer {settings.name}).") from None
 
 
@@ -106,16 +101,16 @@ def _two_betas(betas: list[float]) -> tuple[float, float]:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give all parameter groups the same learning rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients so that their 2-norm together is at most `max_norm`; 0: leave them.
+    """Clip the global 2-norm of the gradients to `max_norm`; 0: no clipping.
 
-    Returns the norm before clipping, a tensor of no dims on the device (it may be infinite or NaN: then the
-    gradients are of no use and the caller decides). Parameters without a gradient do not count.
+    Returns the norm before clipping, a scalar tensor on the device. If it is infinite or NaN, the caller must not
+    use the gradients. Parameters without a gradient are left out.
     """
     if max_norm < 0:
         raise ConfigError(f"trainer.gradient_clip_val={max_norm:g} is negative. Give 0 for no clipping.")
@@ -127,12 +122,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def build_loss_scaler(device_type: str, *, enabled: bool) -> torch.amp.GradScaler:
-    """Build the dynamic loss scale of float16 training; not enabled, it passes everything through.
+    """Build the dynamic loss scaler of float16 training; if not enabled, its methods do nothing.
 
-    It halves at each overflow, whose step is skipped, and doubles after 1,000 steps without one, as in
-    Megatron-LM. It starts at 2**16, where Megatron-LM starts at 2**32: the way down from there skips some 16
-    steps, which is nothing for pre-training and a good part of a fine-tuning's warm-up. Megatron-LM also
-    waits for a second overflow (hysteresis 2) and never goes below 1; PyTorch's scaler has neither.
+    The scale is halved after each overflow, whose step is skipped, and doubled after 1,000 steps without one, as in
+    Megatron-LM. It starts at 2**16 instead of Megatron-LM's 2**32, which would skip about 16 steps: nothing in
+    pre-training, but a large part of the warm-up in fine-tuning. Megatron-LM halves only after a second overflow
+    (hysteresis 2) and has a minimum of 1; PyTorch's scaler has neither.
     """
     return torch.amp.GradScaler(
         device_type,
@@ -145,9 +140,9 @@ def build_loss_scaler(device_type: str, *, enabled: bool) -> torch.amp.GradScale
 
 
 def load_loss_scale(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
-    """Continue from `scaler.state_dict()`: plain numbers, or nothing if the scale was not enabled.
+    """Load a loss scaler's `state_dict()` from a checkpoint; it is empty where the scaler was not enabled.
 
-    Raises CheckpointError if the state is that of another precision.
+    Raises CheckpointError if the run had another precision.
     """
     if set(state) != set(scaler.state_dict()):
         raise CheckpointError(
@@ -159,10 +154,10 @@ def load_loss_scale(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> N
 
 
 def optimizer_tensors(optimizer: Optimizer, parameters: Parameters) -> dict[str, Tensor]:
-    """Name the optimizer's state "<parameter name>/<state name>", for a checkpoint.
+    """Return the optimizer state for a checkpoint, keyed "<parameter name>/<state name>".
 
-    The tensors are the live ones, not copies. A parameter that has had no gradient yet is stated as an empty
-    tensor, "<parameter name>/untouched".
+    The tensors are not copied. A parameter without state (it had no gradient yet) has an empty tensor,
+    "<parameter name>/untouched".
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in _optimized(optimizer, parameters).items():
@@ -173,10 +168,10 @@ def optimizer_tensors(optimizer: Optimizer, parameters: Parameters) -> dict[str,
 
 
 def load_optimizer_tensors(optimizer: Optimizer, named: Parameters, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; the optimizer then goes on bit for bit as if never interrupted.
+    """Load the state that `optimizer_tensors` returned; the next steps equal those of an uninterrupted run bit for bit.
 
     The order of the model's parameters does not matter. The tensors are copied.
-    Raises CheckpointError, and changes nothing, if a tensor is missing, unknown or of another shape.
+    Raises CheckpointError, and changes nothing, if a tensor is missing, unexpected or of another shape.
     """
     parameters = _optimized(optimizer, named)
     keys = _expected_keys(optimizer, parameters, tensors)
@@ -187,24 +182,26 @@ def load_optimizer_tensors(optimizer: Optimizer, named: Parameters, tensors: Map
     for index, parameter in enumerate(ordered):
         name = names[id(parameter)]
         if keys[name] != [UNTOUCHED]:
-            state[index] = {key: _placed(tensors[f"{name}/{key}"], key, parameter) for key in keys[name]}
+            state[index] = {key: _copy_to_device(tensors[f"{name}/{key}"], key, parameter) for key in keys[name]}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _placed(tensor: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
-    # Step counts live on the CPU; where a fused step wants them on the device, load_state_dict moves them.
+def _copy_to_device(tensor: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
+    # Step counts are on the CPU; where a fused optimizer needs them on the device, load_state_dict moves them.
     return tensor.to("cpu" if key == "step" else parameter.device, copy=True)
 
 
 def _optimized(optimizer: Optimizer, parameters: Parameters) -> dict[str, nn.Parameter]:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
-    assert len(named) == len(held), "the optimizer holds parameters that are not the model's"
+    """Return the parameters that the optimizer updates, by name."""
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    named = {name: parameter for name, parameter in parameters.items() if id(parameter) in updated}
+    assert len(named) == len(updated), "the optimizer has parameters that are not the model's"
     return named
 
 
 def _expected_keys(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the names of the state that a checkpoint must have for each parameter."""
     row = next(row for row in OPTIMIZERS.values() if row.cls is type(optimizer))
     has_momentum = bool(optimizer.defaults.get("momentum"))
     keys = [key for key in row.state if has_momentum or key != "momentum_buffer"] or [UNTOUCHED]
@@ -216,7 +213,7 @@ def _check_tensors(
 ) -> None:
     shapes = {f"{name}/{key}": SHAPES.get(key, parameters[name].shape) for name in keys for key in keys[name]}
     faults = [f"{name} is missing" for name in shapes if name not in tensors]
-    faults += [f"{name} is not known" for name in tensors if name not in shapes]
+    faults += [f"{name} is unexpected" for name in tensors if name not in shapes]
     faults += [
         f"{name} has the shape {list(tensors[name].shape)}, not {list(shape)}"
         for name, shape in shapes.items()

@@ -1,4 +1,4 @@
-"""Pictures: a run's loss, scores and learning rate from metrics.jsonl, and confusion matrices, as PNG."""
+"""Plots with matplotlib, as PNG: curves of loss, scores and learning rate from metrics.jsonl; confusion matrices."""
 
 import io
 import itertools
@@ -13,22 +13,22 @@ from ..metrics.classification import Confusion
 from ..storage import atomic_write
 from .metrics_file import read_metrics
 
-# Okabe and Ito's colours can be told apart with every kind of colour vision; scores differ in markers too.
+# Okabe and Ito's palette, safe for colour-blind readers; scores have different markers, too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
 SCORES = ("#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#999999")
 MARKERS = "osD^vPX*"
 
-# Up to this many points on a curve, each gets a mark.
+# Curves with at most this many points have markers, and no smoothing.
 FEW = 60
 
 Curve = tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
 
 
 def plot_curves(metrics_file: Path, destination: Path) -> bool:
-    """Draw the curves of a run; the PNG at `destination` appears whole.
+    """Plot the curves of a run and write the PNG atomically.
 
-    Returns False, and does nothing, if matplotlib is not installed.
-    Raises CheckpointError if the file holds something else than figures.
+    Returns False, and writes nothing, if matplotlib is not installed.
+    Raises CheckpointError if a line of the file is not one of metrics.
     """
     try:
         from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def plot_curves(metrics_file: Path, destination: Path) -> bool:
         return False
     lines = read_metrics(metrics_file)
     scores = _score_names(lines)
-    # The object interface, not pyplot: it needs no window system and leaves no state outside this figure.
+    # matplotlib's object interface instead of pyplot: it needs no display and has no global state.
     figure = Figure(figsize=(12, 6), dpi=120, layout="constrained")
     figure.suptitle(_title(metrics_file.absolute().parent.name, lines), fontsize="x-large")
     grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=(3, 1))
@@ -49,20 +49,20 @@ def plot_curves(metrics_file: Path, destination: Path) -> bool:
     return True
 
 
-# More labels than these do not fit a picture; the most frequent ones are shown.
-MOST_LABELS = 40
+# More labels do not fit into a plot; the most frequent ones are shown.
+MAX_LABELS = 40
 
 
 def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
-    """Draw a confusion matrix: colours by the share of each gold label, counts in the fields.
+    """Plot a confusion matrix, colours normalized by row (gold label), with the counts in its cells.
 
-    Returns False, and does nothing, if matplotlib is not installed.
+    Returns False, and writes nothing, if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    labels = matrix.labels[:MOST_LABELS]
+    labels = matrix.labels[:MAX_LABELS]
     counts = numpy.array(matrix.counts)[: len(labels), : len(labels)]
     totals = numpy.maximum(numpy.array([sum(row) for row in matrix.counts])[: len(labels)], 1)
     shares = counts / totals[:, None]
@@ -98,23 +98,20 @@ def _write(figure: Any, destination: Path) -> None:
 
 
 def _score_names(lines: list[dict[str, Any]]) -> list[str]:
-    """List the scores of the validations, those of single labels aside.
-
-    Whole numbers are counts; a threshold is on a scale of its own.
-    """
+    """List the validation scores, except those per label, integers (counts) and thresholds (of another scale)."""
     names = [
         name
         for line in lines
         if line["split"] == "validation"
-        for name, figure in line.items()
-        if isinstance(figure, float) and not name.endswith("threshold") and "/" not in name
+        for name, value in line.items()
+        if isinstance(value, float) and not name.endswith("threshold") and "/" not in name
     ]
     return [name for name in dict.fromkeys(names) if name not in ("seconds", "epoch", "val_loss")]
 
 
 def _title(run: str, lines: list[dict[str, Any]]) -> str:
     if not lines:
-        return f"{run}: no figures yet"
+        return f"{run}: no metrics yet"
     last = lines[-1]
     words = [f"{last['step']:,} step{'s' * (last['step'] != 1)}"]
     if last.get("epoch") is not None:
@@ -130,21 +127,21 @@ def _duration(seconds: float) -> str:
 
 
 def _curve(lines: list[dict[str, Any]], split: str, name: str) -> Curve:
-    """Pick one figure's steps and values; null becomes NaN."""
+    """Return the steps and values of one metric; null becomes NaN."""
     points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
     values = [math.nan if value is None else value for _, value in points]
     return numpy.array([step for step, _ in points], dtype=float), numpy.array(values, dtype=float)
 
 
 def _smooth(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
-    """Average over a window of a fortieth of the curve on either side; NaN is left out."""
-    reach = len(values) // 40
+    """Compute the moving average over a fortieth of the curve on either side, without values that are not finite."""
+    half_width = len(values) // 40
     positions = numpy.arange(len(values))
-    starts, ends = numpy.maximum(positions - reach, 0), numpy.minimum(positions + reach + 1, len(values))
+    starts, ends = numpy.maximum(positions - half_width, 0), numpy.minimum(positions + half_width + 1, len(values))
     is_finite = numpy.isfinite(values)
     sums = numpy.concatenate([[0.0], numpy.cumsum(numpy.where(is_finite, values, 0.0))])
     counts = numpy.concatenate([[0], numpy.cumsum(is_finite)])
-    with numpy.errstate(invalid="ignore"):  # 0 / 0 in a window without numbers is NaN: a gap
+    with numpy.errstate(invalid="ignore"):  # 0 / 0 in a window without finite values is NaN, a gap in the curve
         means: NDArray[numpy.float64] = (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])
     return means
 
@@ -152,7 +149,7 @@ def _smooth(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
 def _draw_loss(axes: Any, lines: list[dict[str, Any]]) -> None:
     steps, losses = _curve(lines, "train", "loss")
     if len(steps) > FEW:
-        axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.8, label="training, as it came")
+        axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.8, label="training, each step")
         axes.plot(steps, _smooth(losses), color=TRAINING, linewidth=2, label="training, smoothed")
     elif len(steps):
         axes.plot(steps, losses, color=TRAINING, marker=".", label="training")
@@ -163,7 +160,7 @@ def _draw_loss(axes: Any, lines: list[dict[str, Any]]) -> None:
         axes.plot(steps, losses, color=VALIDATION, marker="o" if len(steps) <= FEW else None, label=label)
         _draw_ring(axes, steps[best], losses[best], VALIDATION)
     _draw_not_finite(axes, lines)
-    _finish(axes, "Loss", "loss")
+    _format_axes(axes, "Loss", "loss")
     axes.tick_params(labelbottom=False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
@@ -179,12 +176,12 @@ def _draw_scores(axes: Any, lines: list[dict[str, Any]], names: list[str]) -> No
             label += f": {scores[best]:.4g} ({steps[best]:,.0f})"
             _draw_ring(axes, steps[best], scores[best], color)
         axes.plot(steps, scores, color=color, marker=marker if len(steps) <= FEW else None, label=label)
-    _finish(axes, "Validation scores", "score")
+    _format_axes(axes, "Validation scores", "score")
     axes.set_xlabel("optimizer steps")
     axes.legend(
         title="highest (at step)",
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.1),  # below: there may be many curves, and they end where a legend would lie
+        bbox_to_anchor=(0.5, -0.1),  # below the axes: inside, the legend would cover the ends of the curves
         ncols=2,
         frameon=False,
     )
@@ -193,18 +190,18 @@ def _draw_scores(axes: Any, lines: list[dict[str, Any]], names: list[str]) -> No
 def _draw_rate(axes: Any, lines: list[dict[str, Any]]) -> None:
     steps, rates = _curve(lines, "train", "lr")
     axes.plot(steps, rates, color=GREY, marker="." if len(steps) <= FEW else None)
-    _finish(axes, "Learning rate", "rate")
+    _format_axes(axes, "Learning rate", "rate")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer steps")
 
 
 def _draw_ring(axes: Any, step: float, value: float, color: str) -> None:
-    """Mark the best point of a curve."""
+    """Draw a ring around the best point of a curve."""
     axes.plot(step, value, "o", markersize=14, fillstyle="none", color=color)
 
 
 def _draw_not_finite(axes: Any, lines: list[dict[str, Any]]) -> None:
-    """Mark the steps whose loss was no number, at the lower edge, so that a gap is not overlooked."""
+    """Mark the steps whose loss is not finite at the lower edge of the axes."""
     curves = [_curve(lines, "train", "loss"), _curve(lines, "validation", "val_loss")]
     steps = numpy.concatenate([steps[~numpy.isfinite(values)] for steps, values in curves])
     if len(steps):
@@ -212,7 +209,7 @@ def _draw_not_finite(axes: Any, lines: list[dict[str, Any]]) -> None:
         axes.plot(steps, numpy.full(len(steps), 0.03), "kx", transform=edge, label="not finite")
 
 
-def _finish(axes: Any, title: str, unit: str) -> None:
+def _format_axes(axes: Any, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_ylabel(unit)
     axes.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""Resume a run: where it stands, which settings may have changed, and the same sequences per step on other ranks."""
+"""Resume a run from a checkpoint: its progress, the settings that may change, constant sequences per step."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ FREE_ON_RESUME = (
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, as progress.json of a checkpoint holds it."""
+    """The progress of a run, as progress.json of a checkpoint stores it."""
 
     step: int = 0
     validated_step: int = 0
@@ -61,7 +61,7 @@ def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress
 
 
 def fingerprint(features: Sequence[Features]) -> str:
-    """Digest token ids and targets of the training data, to notice on resuming that they changed."""
+    """Hash token ids and targets of the training data, to detect on resuming that they changed."""
     if isinstance(features, ResampledFeatures):
         return features.fingerprint()
     digest = hashlib.sha256()
@@ -100,7 +100,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def keep_sequences_per_step(
     settings: Settings, documents: Mapping[str, Any], world: World, log: Callable[[str], None]
 ) -> None:
-    """Keep the number of sequences in a step: on another number of ranks gradient accumulation changes instead.
+    """Keep the global batch size of a resumed run: on another number of ranks gradient accumulation changes instead.
 
     Changes `settings`. Raises ConfigError where no accumulation gives the same number, or another one was requested.
     """

@@ -34,7 +34,7 @@ class Outcome:
 
 
 def train(task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None]) -> Outcome | None:
-    """Train as the settings say, on every rank; rank 0 logs, evaluates the test data and returns the outcome."""
+    """Run a training by its settings, on every rank; rank 0 logs, evaluates the test data and returns the outcome."""
     outcome = _train_on_rank(task_name, settings, home=home, log=log)
     if outcome is not None and registry.find(task_name)(settings).files(settings.model.test_ds):
         return replace(outcome, test=evaluate_test_data(settings, outcome.folder).scores)
@@ -47,7 +47,7 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
         log = log if world.is_rank_zero else lambda line: None
         if world.device.type == "cuda" and resolve_compile(settings.trainer.compile, world.device):
             warm_up(world.device)
-        # By rank 0's clock, where the run folder is named by date and time.
+        # By rank 0's clock, so that all ranks use the same run folder where it is named by date and time.
         started = world.broadcast_text(time.strftime("%Y-%m-%d_%H-%M-%S"))
         task = registry.find(task_name)(settings)
         task.check_files()
@@ -84,7 +84,7 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
 
 
 def past_outcome(settings: Settings, task_name: str) -> Outcome | None:
-    """Read the outcome of a training in other processes; None where the folder is named by the time it was made."""
+    """Read the outcome of a training in other processes; None where its folder is named by its start time."""
     folder = run_folder_path(settings.exp_manager, task_name, "")
     last = find_last(folder)
     if last is None:

@@ -45,9 +45,9 @@ class Saver:
             self.wait()
 
     def save(self, contents: Contents, write: Callable[[Contents], None], *, is_last: bool = False) -> None:
-        """Write the contents as they are now, directly or in the background.
+        """Write a snapshot of the contents, directly or in the background.
 
-        The last ones do not change any more, so they are not copied first.
+        The contents of the last checkpoint do not change any more, so they are not copied first.
         """
         self.wait()
         if self._executor is None or is_last:
@@ -119,7 +119,7 @@ def gather_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Shardin
     Groups are a model's parameters by name, and an optimizer's state as optimizer_tensors names it.
     """
     filled = [0] * sharding.world.size
-    own: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+    written: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
     for group, tensors in groups.items():
         for key, shard in tensors.items():
             name = parameter_of(key)
@@ -127,5 +127,5 @@ def gather_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Shardin
             owner = filled.index(min(filled))
             filled[owner] += whole.numel()
             if owner == sharding.world.rank:
-                own[group][key] = whole.cpu()
-    return own
+                written[group][key] = whole.cpu()
+    return written

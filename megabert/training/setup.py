@@ -1,4 +1,4 @@
-"""Training setup: settings in, everything that the training loop needs out, decided once, from top to bottom."""
+"""Training setup: from settings to model, data, sampler, sharding and predictor, all that the training loop needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from .intervals import Intervals, count_epochs, count_intervals
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a training consists of. Each rank has one; ranks differ in their shard of the network and of the data."""
+    """All parts of a training. Each rank has one; ranks differ in their shards of the model and of the data."""
 
     task_name: str
     settings: Settings
@@ -71,7 +71,7 @@ def set_up(
     resumed: Contents | None,
     log: Callable[[str], None],
 ) -> TrainingSetup:
-    """Load the model and the data, settle how to compute, and shard the model over the ranks.
+    """Load the model and the data, resolve device, precision and compilation, and shard the model over the ranks.
 
     `resumed` is the checkpoint to resume from, `home` the cache folder. Raises ConfigError where settings do not fit
     each other or the model.
@@ -122,7 +122,7 @@ def set_up(
 
 
 def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
-    """Log what is trained on what, and what a user may not expect."""
+    """Log the numbers of examples, sequences, tokens and steps, the device, and warnings about data and speed."""
     data, validation = setup.training_data, setup.validation_data
     if setup.execution.obstacle is not None:
         log(f"note: steps are not captured in a CUDA graph, and take longer: {setup.execution.obstacle}.")

@@ -2,8 +2,8 @@
 
 Master weights are float32: the optimizer updates them and checkpoints hold them. Where the encoder computes in lower
 precision it has copies, refreshed from the masters once a step; gradients of micro-batches are accumulated in float32.
-Each rank has the masters of its shard; gradients are all-reduced once a step, and so are loss and gradient norm, by
-which all ranks decide alike whether the step counts.
+Each rank has the masters of its shard. Gradients, loss and gradient norm are all-reduced once a step, so that all
+ranks make the same decision whether to skip it.
 """
 
 import math
@@ -75,8 +75,9 @@ class Stepper:
             self._reducer.register_hooks(zip(self._parameters, self._trained, strict=True))
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
-        """Make a step; dropout is a function of the seed and of `number`, that of the step's first micro-batch.
+        """Make an optimizer step with learning rate `rate` on micro-batches, the first of which has the given number.
 
+        Dropout is a function of the seed and the micro-batch number.
         Returns (mean loss, gradient norm before clipping), [2], the same on every rank; if one of them is not finite,
         nothing was updated. (With precision 16 an overflow of the gradients skips the step.)
         """
@@ -122,7 +123,7 @@ class Stepper:
                     master.grad += gradient
 
     def _set_weight(self, batches: Sequence[Batch]) -> None:
-        # The mean over the whole step, however it is cut into micro-batches.
+        # The loss is the mean over the global batch, however it is split into micro-batches.
         self._weight.fill_(sum(batch.weight for batch in batches))
         if self._world.data_size > 1:
             self._world.all_reduce_data(self._weight)
@@ -132,7 +133,7 @@ class Stepper:
         seed_step(self._seed, number + index * self._world.data_size + self._world.data_rank)
 
     def _finish_gradients(self) -> Tensor:
-        """All-reduce, unscale and clip; returns (loss, norm)."""
+        """All-reduce, unscale and clip the gradients; returns (loss, norm)."""
         if self._reducer is None:
             self.scaler.unscale_(self.optimizer)
             return torch.stack([self._loss_sum, clip_gradients(self._trained, self._clip)])
@@ -280,7 +281,7 @@ def _make_master_weights(
 ) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:
     """Return the float32 master weights by name, and for each that the model holds in lower precision its copy.
 
-    With FSDP they are this rank's shards, in FSDP's own memory: it casts what it gathers.
+    With FSDP they are views of FSDP's shards of this rank, which it casts to lower precision when it all-gathers them.
     """
     before = {name: parameter.detach() for name, parameter in model.named_parameters()}
     assert all(parameter.dtype == torch.float32 for parameter in before.values()), "masters are made of float32"

@@ -67,13 +67,13 @@ def files_of(path):
 
 
 def flip(data, random_):
-    place = random_.randrange(len(data))
-    data[place] ^= 1 << random_.randrange(8)
+    offset = random_.randrange(len(data))
+    data[offset] ^= 1 << random_.randrange(8)
 
 
 def overwrite(data, random_):
-    place = random_.randrange(len(data))
-    data[place : place + random_.randint(1, 16)] = random_.randbytes(random_.randint(1, 16))
+    offset = random_.randrange(len(data))
+    data[offset : offset + random_.randint(1, 16)] = random_.randbytes(random_.randint(1, 16))
 
 
 def cut(data, random_):
@@ -81,25 +81,25 @@ def cut(data, random_):
 
 
 def insert(data, random_):
-    place = random_.randrange(len(data))
-    data[place:place] = random_.randbytes(random_.randint(1, 64))
+    offset = random_.randrange(len(data))
+    data[offset:offset] = random_.randbytes(random_.randint(1, 64))
 
 
 def remove(data, random_):
-    place = random_.randrange(len(data))
-    del data[place : place + random_.randint(1, 64)]
+    offset = random_.randrange(len(data))
+    del data[offset : offset + random_.randint(1, 64)]
 
 
 def repeat(data, random_):
-    place = random_.randrange(len(data))
-    data[place:place] = data[place : place + random_.randint(1, 512)]
+    offset = random_.randrange(len(data))
+    data[offset:offset] = data[offset : offset + random_.randint(1, 512)]
 
 
 def huge(data, random_):
-    place = random_.randrange(len(data))
+    offset = random_.randrange(len(data))
     width = random_.choice((4, 8))
     value = random_.choice((2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, 0)) % 2 ** (8 * width)
-    data[place : place + width] = value.to_bytes(width, random_.choice(("little", "big")))
+    data[offset : offset + width] = value.to_bytes(width, random_.choice(("little", "big")))
 
 
 MUTATIONS = (flip, overwrite, cut, insert, remove, repeat, huge)

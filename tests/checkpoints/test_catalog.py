@@ -119,12 +119,12 @@ def test_an_unknown_name_is_reported_with_the_nearest() -> None:
 
 @given(
     name=st.sampled_from(sorted(published_checkpoints())),
-    place=st.integers(0, 99),
+    position=st.integers(0, 99),
     letter=st.sampled_from(string.ascii_letters),
 )
-def test_one_wrong_letter_still_finds_the_name(name: str, place: int, letter: str) -> None:
-    place %= len(name)
-    for wrong in (name[:place] + name[place + 1 :], name[:place] + letter + name[place + 1 :]):
+def test_one_wrong_letter_still_finds_the_name(name: str, position: int, letter: str) -> None:
+    position %= len(name)
+    for wrong in (name[:position] + name[position + 1 :], name[:position] + letter + name[position + 1 :]):
         if wrong not in published_checkpoints():
             with pytest.raises(ConfigError, match=rf"(mean|or) {name}\b"):
                 find(wrong)
@@ -227,9 +227,9 @@ def test_a_name_is_downloaded_once_and_recorded(
 
 @pytest.mark.usefixtures("tiny")
 def test_without_weights_only_the_vocabulary_is_fetched(tmp_path: Path, server: Server) -> None:
-    found = resolve("tiny", home=tmp_path, weights=False)
-    assert found.weights is None
-    assert found.vocabulary.read_bytes() == WORDS
+    resolved = resolve("tiny", home=tmp_path, weights=False)
+    assert resolved.weights is None
+    assert resolved.vocabulary.read_bytes() == WORDS
     assert server.seen == []
 
 
@@ -246,8 +246,8 @@ def test_files_put_there_by_hand_are_used_and_recorded(
     tmp_path: Path, server: Server, words_server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path, weights=WEIGHTS, vocabulary=WORDS)
-    found = resolve("tiny", home=tmp_path)
-    assert found.sha256["model_optim_rng.pt"] == sha256(WEIGHTS)
+    resolved = resolve("tiny", home=tmp_path)
+    assert resolved.sha256["model_optim_rng.pt"] == sha256(WEIGHTS)
     assert sha256(WEIGHTS) in capsys.readouterr().err
     assert record(tmp_path)["model_optim_rng.pt"]["source"] == "found in the cache"
     assert server.seen == words_server.seen == []
@@ -283,13 +283,13 @@ def test_a_known_file_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_later_download_has_to_match_the_record(tmp_path: Path, server: Server) -> None:
-    found = resolve("tiny", home=tmp_path)
-    assert found.weights is not None
-    found.weights.unlink()
+    resolved = resolve("tiny", home=tmp_path)
+    assert resolved.weights is not None
+    resolved.weights.unlink()
     server.content = OTHER_WEIGHTS
     with pytest.raises(CheckpointError, match=r"(?s)SHA-256.*To take another file, remove the entry 'model_opt"):
         resolve("tiny", home=tmp_path)
-    assert not found.weights.exists()
+    assert not resolved.weights.exists()
 
     (tmp_path / "tiny" / "files.json").unlink()
     assert resolve("tiny", home=tmp_path).sha256["model_optim_rng.pt"] == sha256(OTHER_WEIGHTS)
@@ -350,7 +350,9 @@ def assert_tells_everything(message: str, home: Path, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_without_downloads_the_files_and_places_are_named(tmp_path: Path, server: Server, words_server: Server) -> None:
+def test_without_downloads_the_files_and_their_paths_are_named(
+    tmp_path: Path, server: Server, words_server: Server
+) -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve("tiny", home=tmp_path, download=False)
     assert_tells_everything(str(caught.value), tmp_path, server)
@@ -359,7 +361,7 @@ def test_without_downloads_the_files_and_places_are_named(tmp_path: Path, server
     assert not (tmp_path / "tiny").exists()
 
 
-def test_without_a_network_the_files_and_places_are_named(
+def test_without_a_network_the_files_and_their_paths_are_named(
     tmp_path: Path, tiny: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as unused:
@@ -387,7 +389,7 @@ def test_a_refused_download_names_only_what_is_missing(tmp_path: Path, server: S
     assert_tells_everything(str(caught.value), tmp_path, server)
     assert "vocab.txt" not in str(caught.value)
     assert not (tmp_path / "tiny" / "model_optim_rng.pt").exists()
-    put(tmp_path, weights=WEIGHTS)  # as the message says
+    put(tmp_path, weights=WEIGHTS)  # as the message recommends
     resolve("tiny", home=tmp_path, download=False)
 
 
@@ -480,9 +482,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path, change: Callable[[Path], obje
 @pytest.mark.parametrize(
     ("shape", "words", "reason"),
     [
-        (replace(SHAPE, num_layers=24), 50, "has num_layers 4, but the catalog says 24"),
-        (replace(SHAPE, hidden_size=1024), 50, "has hidden_size 16, but the catalog says 1024"),
-        (replace(SHAPE, max_position_embeddings=512), 50, "has max_positions 12, but the catalog says 512"),
+        (replace(SHAPE, num_layers=24), 50, "has num_layers 4, but the catalog has 24"),
+        (replace(SHAPE, hidden_size=1024), 50, "has hidden_size 16, but the catalog has 1024"),
+        (replace(SHAPE, max_position_embeddings=512), 50, "has max_positions 12, but the catalog has 512"),
         (SHAPE, 30_522, "it has 128 rows for 30,522 tokens"),
     ],
 )
@@ -500,9 +502,9 @@ def test_another_model_is_refused_whatever_its_name(
     with pytest.raises(CheckpointError, match=reason):
         catalog.put("small", folder / "download (1).bin", tmp_path / "home")
     # the same where the file was put into the cache under the right name
-    place = tmp_path / "home" / "small"
-    place.mkdir(parents=True, exist_ok=True)
-    (folder / "download (1).bin").rename(place / "model_optim_rng.pt")
-    (place / "vocab.txt").write_text("".join(f"{word}\n" for word in range(words)))
+    folder_in_cache = tmp_path / "home" / "small"
+    folder_in_cache.mkdir(parents=True, exist_ok=True)
+    (folder / "download (1).bin").rename(folder_in_cache / "model_optim_rng.pt")
+    (folder_in_cache / "vocab.txt").write_text("".join(f"{word}\n" for word in range(words)))
     with pytest.raises(CheckpointError, match=reason):
         resolve("small", home=tmp_path / "home", download=False)

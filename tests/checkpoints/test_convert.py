@@ -34,11 +34,11 @@ def to(source, dest, name, layout=ModelParallelLayout(), num_tokens=None, dtype=
 
 def assert_same(folder, tensors, num_tokens=None):
     read = open_checkpoint(folder)
-    found = read.tensors if num_tokens is None else fit_vocabulary(read, num_tokens, "test")
-    assert found.keys() == tensors.keys()
+    actual = read.tensors if num_tokens is None else fit_vocabulary(read, num_tokens, "test")
+    assert actual.keys() == tensors.keys()
     for name, expected in tensors.items():
-        assert found[name].dtype == expected.dtype
-        assert torch.equal(found[name].read(), expected), name
+        assert actual[name].dtype == expected.dtype
+        assert torch.equal(actual[name].read(), expected), name
 
 
 def can_hold(name, architecture):
@@ -172,19 +172,19 @@ def test_transformers_loads_what_is_written_and_gives_equal_logits(tmp_path, arc
     model = network(architecture)
     with torch.inference_mode():
         if architecture == "gpt":
-            found = theirs.eval()(ids, attention_mask=mask).logits
+            actual = theirs.eval()(ids, attention_mask=mask).logits
             expected = model(ids, documents=PackedSequences.of_rows(mask))[0]
         elif architecture == "headless":
-            found = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask).last_hidden_state
+            actual = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask).last_hidden_state
             expected = model.encoder(ids, segment_ids=segments, documents=PackedSequences.of_rows(mask))
         else:
             segments = None if architecture == "no segments" else segments
             output = theirs.eval()(ids, token_type_ids=segments, attention_mask=mask)
-            found = output.prediction_logits if "prediction_logits" in output else output.logits
+            actual = output.prediction_logits if "prediction_logits" in output else output.logits
             ours = {} if segments is None else {"segment_ids_BL": segments}
             expected = model(ids, documents=PackedSequences.of_rows(mask), **ours)[0]
     is_real = mask.bool()
-    torch.testing.assert_close(found[is_real], expected[is_real], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(actual[is_real], expected[is_real], atol=2e-5, rtol=1e-5)
 
 
 def test_transformers_finds_the_tokenizer(tmp_path):
@@ -345,10 +345,10 @@ def test_heads_of_fine_tuned_runs_become_transformers_heads(tmp_path, task, arch
             hidden = torch.tanh(hidden[:, 0] @ tensors["head.hidden.0.weight"].T + tensors["head.hidden.0.bias"])
         expected = hidden @ tensors["head.out.weight"].T + tensors["head.out.bias"]
     if task == "question_answering":
-        found, is_real = torch.stack([output.start_logits, output.end_logits], dim=-1), mask.bool()
+        actual, is_real = torch.stack([output.start_logits, output.end_logits], dim=-1), mask.bool()
     else:
-        found, is_real = output.logits, mask.bool() if task == "token_classification" else slice(None)
-    torch.testing.assert_close(found[is_real], expected[is_real], atol=1e-4, rtol=1e-5)
+        actual, is_real = output.logits, mask.bool() if task == "token_classification" else slice(None)
+    torch.testing.assert_close(actual[is_real], expected[is_real], atol=1e-4, rtol=1e-5)
 
 
 def test_a_head_that_transformers_does_not_have_is_refused(tmp_path):

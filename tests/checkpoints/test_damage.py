@@ -255,7 +255,7 @@ CONFIGS = {
     "a huge number": {"hidden_size": 10**400},
     "segments that are not there": {"num_tokentypes": 1},
 }
-TEXTS = {
+INVALID_JSON = {
     "nothing": "",
     "no object": "[1, 2]",
     "half": '{"model_type": "megatron-bert"',
@@ -267,14 +267,14 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("case", [*CONFIGS, *TEXTS])
+@pytest.mark.parametrize("case", [*CONFIGS, *INVALID_JSON])
 def test_an_invalid_config_json_is_refused(tmp_path, case):
     write(tmp_path / "ours", "megatron-bert")
     file = to(tmp_path / "ours", tmp_path / "theirs", "huggingface") / "config.json"
     if case in CONFIGS:
         file.write_text(json.dumps(json.loads(file.read_text()) | CONFIGS[case]))
     else:
-        file.write_text(TEXTS[case])
+        file.write_text(INVALID_JSON[case])
     with pytest.raises(CheckpointError):
         read_all(tmp_path / "theirs")
 
@@ -285,9 +285,9 @@ def test_the_network_s_names_are_those_of_the_modules():
 
     for name, (config, heads) in ARCHITECTURES.items():
         expected = {key: tuple(item.shape) for key, item in network(name).named_parameters()}
-        found = encoder_shapes(config)
+        actual = encoder_shapes(config)
         if heads["language_model"]:
-            found |= head_shapes(config).get("language-model head", {})
+            actual |= head_shapes(config).get("language-model head", {})
         if heads.get("sentence_order"):
-            found |= head_shapes(config)["pooler"] | head_shapes(config)["sentence-order head"]
-        assert found == expected
+            actual |= head_shapes(config)["pooler"] | head_shapes(config)["sentence-order head"]
+        assert actual == expected

@@ -77,9 +77,9 @@ class Server(ThreadingHTTPServer):
 
 def honest(handler: Handler, *, keep: int | None = None) -> None:
     """Respond as RFC 9110 defines, but close the connection after `keep` bytes of the body."""
-    server, asked = handler.server, handler.server.seen[-1]
-    match = re.fullmatch(r"bytes=(\d+)-", asked.get("range", ""))
-    if match is None or asked.get("if-range") not in (None, *server.versions.values()):
+    server, request = handler.server, handler.server.seen[-1]
+    match = re.fullmatch(r"bytes=(\d+)-", request.get("range", ""))
+    if match is None or request.get("if-range") not in (None, *server.versions.values()):
         body, status, headers = server.content, 200, {}
     else:
         start, total = int(match[1]), len(server.content)
@@ -162,8 +162,8 @@ def client(tmp_path: Path) -> Client:
 
 def test_a_complete_file_is_returned_with_size_and_sha256(server: Server, client: Client) -> None:
     reports: list[tuple[int, int | None]] = []
-    found = client.get(server, progress=lambda *report: reports.append(report))
-    assert found == Downloaded(len(CONTENT), SHA256)
+    actual = client.get(server, progress=lambda *report: reports.append(report))
+    assert actual == Downloaded(len(CONTENT), SHA256)
     assert client.path.read_bytes() == CONTENT
     assert client.leftovers() == {"file.bin"}
     assert server.seen[0]["accept-encoding"] == "identity"
@@ -223,9 +223,9 @@ def test_a_break_at_any_byte_resumes_without_loss_or_duplicates(
     client = Client(tmp_path_factory.mktemp("cuts") / "file.bin")
     with serving(content) as server:
         server.script = [breaks_off(cut) for cut in cuts]
-        found = client.get(server)
+        actual = client.get(server)
     assert client.path.read_bytes() == content
-    assert found == Downloaded(len(content), hashlib.sha256(content).hexdigest())
+    assert actual == Downloaded(len(content), hashlib.sha256(content).hexdigest())
     assert server.num_bytes_sent == len(content)
 
 
@@ -402,8 +402,8 @@ def test_attempts_are_bounded(server: Server, client: Client) -> None:
 
 def test_a_length_that_is_never_reached_is_an_error(server: Server, client: Client) -> None:
     promised = len(CONTENT) + 10
-    lie = answers(200, CONTENT, Content_Length=promised)
-    server.script = [lie] * 99
+    wrong_length = answers(200, CONTENT, Content_Length=promised)
+    server.script = [wrong_length] * 99
     refused(server, client, f"ended after 700,001 of {promised:,} bytes")
 
 
@@ -448,9 +448,9 @@ def test_a_check_can_refuse_the_file_before_it_is_moved(server: Server, client: 
     assert client.leftovers() == set()
 
 
-@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/file.bin", "http://example.org/file.bin"])
-def test_redirections_elsewhere_are_refused(server: Server, client: Client, place: str) -> None:
-    server.script = [answers(302, Location=place)]
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/file.bin", "http://example.org/file.bin"])
+def test_redirections_elsewhere_are_refused(server: Server, client: Client, target: str) -> None:
+    server.script = [answers(302, Location=target)]
     refused(server, client, "only https|not allowed")
 
 
@@ -490,7 +490,7 @@ def test_a_folder_that_is_not_writable_is_named(server: Server, client: Client) 
         client.get(server)
 
 
-def test_a_folder_in_the_place_of_the_file_is_named(server: Server, client: Client) -> None:
+def test_a_folder_at_the_path_of_the_file_is_named(server: Server, client: Client) -> None:
     client.path.mkdir(parents=True)
     with pytest.raises(CheckpointError, match=f"Cannot write {client.path}"):
         client.get(server)

@@ -10,7 +10,7 @@ from tests.checkpoints.files.test_tar_archive import HOSTILE
 from tests.checkpoints.nemo.test_open_nemo import CONFIG, pack, saved
 from tests.checkpoints.nemo.test_open_nemo import CONFIGS as YAML
 from tests.checkpoints.test_damage import CONFIGS as JSON
-from tests.checkpoints.test_damage import TEXTS
+from tests.checkpoints.test_damage import INVALID_JSON
 from tests.checkpoints.weight_files import write_zip
 
 ROOT = Path(__file__).parents[2]
@@ -74,13 +74,13 @@ def write_hostile(folder, evil, weights):
         pack(folder / f"nemo-{number}", members)
     for number, config in enumerate(YAML.values()):
         pack(folder / f"yaml-{number}", {"model_config.yaml": config, "model_weights.ckpt": weights})
-    texts = [*TEXTS.values(), *(json.dumps(SIZES | change) for change in JSON.values())]
-    for number, text in enumerate(texts):
+    strings = [*INVALID_JSON.values(), *(json.dumps(SIZES | change) for change in JSON.values())]
+    for number, text in enumerate(strings):
         (folder / f"json-{number}").mkdir()
         (folder / f"json-{number}" / "config.json").write_text(text)
         (folder / f"json-{number}" / "pytorch_model.bin").write_bytes(evil)
     assert len(HOSTILE) + 3 * len(NAMES) >= 100
-    assert len(YAML) + len(texts) >= 60
+    assert len(YAML) + len(strings) >= 60
     return len(list(folder.iterdir()))
 
 

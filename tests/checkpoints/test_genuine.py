@@ -93,12 +93,12 @@ def test_a_missing_shard_is_named(genuine_checkpoints, tmp_path):
         open_checkpoint(copy)
     shutil.rmtree(copy / "iter_0000007" / "mp_rank_01_000")
     shutil.rmtree(copy / "iter_0000007" / "mp_rank_01_001")
-    with pytest.raises(CheckpointError, match="say 2 tensor-parallel parts, 1 found"):
+    with pytest.raises(CheckpointError, match="specify 2 tensor-parallel parts, 1 found"):
         open_checkpoint(copy)
 
 
 def test_a_configuration_of_another_size_is_refused(genuine_checkpoints):
-    with pytest.raises(CheckpointError, match=r"num_layers 2, but mine\.json says 24"):
+    with pytest.raises(CheckpointError, match=r"num_layers 2, but mine\.json has 24"):
         open_checkpoint(genuine_checkpoints / "v1.0_tp1", config={"num-layers": 24}, config_source="mine.json")
 
 

@@ -55,7 +55,7 @@ def test_each_encoder_has_the_lower_loss_in_its_domain(tmp_path):
     from megabert.tasks import registry
     from megabert.torch_session import TorchSession
 
-    texts = {
+    passages = {
         "megabert-mini-uncased": "The president of the United States spoke to the members of the Congress about the "
         "war and the peace of the world. He was the son of a farmer and lived in the city of New York for years.",
         "biomegabert-mini-uncased": "The patients were treated with the drug for six weeks in a randomized, placebo "
@@ -70,7 +70,7 @@ def test_each_encoder_has_the_lower_loss_in_its_domain(tmp_path):
         model = new_task_model(task, language_model, seed=0).eval()
         session = TorchSession(model, task.loss, torch.device("cpu"))
         predictor = Predictor(task, language_model.tokenizer, session)
-        for text_of, text in texts.items():
+        for text_of, text in passages.items():
             examples = [task.example(text=text, id=str(number)) for number in range(20)]  # with different masks
             losses[name, text_of] = predictor.evaluate(examples).scores["lm_loss"]
     general, biomedical = NAMES

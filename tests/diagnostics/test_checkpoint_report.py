@@ -63,13 +63,13 @@ def test_logits_of_genuine_checkpoints_are_the_original_s(genuine_checkpoints, t
     oracle_file = genuine_checkpoints / name / "oracle.safetensors"
     code, _, err = inspect(capsys, genuine_checkpoints / name, "--logits", oracle_file, tmp_path / "out.safetensors")
     assert code == 0, err
-    found, oracle = (safetensors.torch.load_file(file) for file in (tmp_path / "out.safetensors", oracle_file))
+    actual, oracle = (safetensors.torch.load_file(file) for file in (tmp_path / "out.safetensors", oracle_file))
     is_real = oracle["attention_mask"].bool()
-    assert found["lm_logits"].shape == (4, 24, 512)
-    torch.testing.assert_close(found["lm_logits"][is_real], oracle["lm_logits"][is_real], atol=1e-6, rtol=0)
-    assert ("binary_logits" in found) == ("binary_logits" in oracle)
-    if "binary_logits" in found:
-        torch.testing.assert_close(found["binary_logits"], oracle["binary_logits"], atol=1e-6, rtol=0)
+    assert actual["lm_logits"].shape == (4, 24, 512)
+    torch.testing.assert_close(actual["lm_logits"][is_real], oracle["lm_logits"][is_real], atol=1e-6, rtol=0)
+    assert ("binary_logits" in actual) == ("binary_logits" in oracle)
+    if "binary_logits" in actual:
+        torch.testing.assert_close(actual["binary_logits"], oracle["binary_logits"], atol=1e-6, rtol=0)
 
 
 def test_a_headless_network_gives_its_vectors(tmp_path, capsys):
@@ -237,11 +237,11 @@ def test_the_command_warns(tmp_path, trained, capsys):
     folder = write_megatron(tmp_path / "x", trained, "heads_dim_3", 3.0)
     (tmp_path / "text").write_text(TEXT)
     code, out, err = inspect(capsys, folder, "--check-language-model", tmp_path / "text", "--json")
-    found = json.loads(out)["language_model_check"]
+    actual = json.loads(out)["language_model_check"]
     assert code == 0
-    assert found["found"] == "heads_dim_3"
-    assert found["agrees"] is False
-    assert found["losses"]["heads_dim_3"] < 1.0 < found["losses"]["heads_3_dim"]
+    assert actual["found"] == "heads_dim_3"
+    assert actual["agrees"] is False
+    assert actual["losses"]["heads_dim_3"] < 1.0 < actual["losses"]["heads_3_dim"]
     assert "WARNING: the weights were trained as heads_dim_3 and are read so, but the file claims heads_3_dim" in err
 
 

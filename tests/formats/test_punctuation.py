@@ -5,18 +5,18 @@ from hypothesis import strategies as st
 from megabert.formats.punctuation import find_words, restore
 
 
-def found(text, marks=".,?"):
+def words_of(text, marks=".,?"):
     return [(text[word.start : word.end], word.mark, word.case) for word in find_words(text, marks)]
 
 
 def test_marks_and_cases_of_a_text():
-    assert found('Well, "IL-2" is from NATO... Is it? (Yes!)') == [
+    assert words_of('Well, "IL-2" is from NATO... Is it? (Yes!)') == [
         ("Well", ",", "U"), ("IL-2", "O", "A"), ("is", "O", "O"), ("from", "O", "O"), ("NATO", ".", "A"),
         ("Is", "O", "U"), ("it", "?", "O"), ("Yes", "O", "U")]  # fmt: skip
 
 
 def test_dashes_separate_words_and_a_mark_may_be_between_blanks():
-    assert found("peace--war , now") == [("peace", "O", "O"), ("war", ",", "O"), ("now", "O", "O")]
+    assert words_of("peace--war , now") == [("peace", "O", "O"), ("war", ",", "O"), ("now", "O", "O")]
 
 
 def bare(text):

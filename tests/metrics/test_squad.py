@@ -24,10 +24,10 @@ NO_BREAK_SPACE = "\u00a0"
 PIECES = ["the", "The ", "a", "an ", "A.", "theory", "ant", "p53", "1,480", "IL-2", "mg", "ein", "ß", "7"]
 PIECES += ["É", "İ", "μ", "$", ".", ",", "-", "–", "'", "’", "_"]
 PIECES += [" ", NO_BREAK_SPACE, "\u3000", "\t", "\n", "a\u0301"]
-texts = st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(max_size=8)
+strings = st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(max_size=8)
 question_ids = st.sampled_from("abcdefgh")
-golds = st.dictionaries(question_ids, st.lists(texts, max_size=3), min_size=1)
-answerable_golds = st.dictionaries(question_ids, st.lists(texts, min_size=1, max_size=3), min_size=1)
+golds = st.dictionaries(question_ids, st.lists(strings, max_size=3), min_size=1)
+answerable_golds = st.dictionaries(question_ids, st.lists(strings, min_size=1, max_size=3), min_size=1)
 null_scores = st.sampled_from([-3.5, -1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
 
 
@@ -116,12 +116,12 @@ def test_normalisation_of_a_known_answer(text, expected):
     assert normalize_answer(text) == expected
 
 
-@given(texts)
+@given(strings)
 def test_normalisation_agrees_with_the_oracle(text):
     assert normalize_answer(text).split() == oracle_words(text)
 
 
-@given(texts)
+@given(strings)
 def test_normalised_text_has_single_blanks(text):
     assert normalize_answer(text) == " ".join(normalize_answer(text).split())
 
@@ -150,13 +150,13 @@ def test_scores_of_one_answer(prediction, gold, exact, f1):
     assert squad_f1(prediction, gold) == pytest.approx(f1)
 
 
-@given(texts, texts)
+@given(strings, strings)
 def test_f1_is_symmetric_and_within_0_and_1(one, other):
     assert squad_f1(one, other) == squad_f1(other, one)
     assert 0 <= squad_exact_match(one, other) <= squad_f1(one, other) <= 1
 
 
-@given(texts, texts)
+@given(strings, strings)
 def test_f1_agrees_with_the_oracle(one, other):
     assert squad_f1(one, other) == pytest.approx(float(oracle_f1(one, other, both_empty=1)))
 
@@ -197,18 +197,18 @@ def test_v1_names_the_question_that_has_no_gold_answer():
         squad_v1({"q": []}, {"q": "a"})
 
 
-@pytest.mark.parametrize("score", [squad_v1, squad_v2, lambda gold, texts: squad_best_threshold(gold, texts, {})])
+@pytest.mark.parametrize("score", [squad_v1, squad_v2, lambda gold, strings: squad_best_threshold(gold, strings, {})])
 def test_no_question_at_all_is_an_error(score):
     with pytest.raises(InputError, match="no question"):
         score({}, {"q": "a"})
 
 
-@given(answerable_golds, st.dictionaries(question_ids, texts))
+@given(answerable_golds, st.dictionaries(question_ids, strings))
 def test_v1_agrees_with_the_oracle(gold, predictions):
     assert_scores(squad_v1(gold, predictions), oracle_v1(gold, predictions))
 
 
-@given(answerable_golds, st.dictionaries(question_ids, texts), st.randoms())
+@given(answerable_golds, st.dictionaries(question_ids, strings), st.randoms())
 def test_the_order_of_questions_answers_and_predictions_changes_nothing(gold, predictions, random):
     def shuffled(items):
         return random.sample(list(items), len(items))
@@ -288,12 +288,12 @@ def test_v2_names_a_prediction_without_a_null_score():
         squad_v2(GOLD_V2, {"gene": "", "year": ""}, null_scores={"gene": 0.0, "none": 0.0})
 
 
-@given(golds, st.dictionaries(question_ids, texts))
+@given(golds, st.dictionaries(question_ids, strings))
 def test_v2_agrees_with_the_oracle(gold, predictions):
     assert_scores(squad_v2(gold, predictions), oracle_v2(gold, predictions))
 
 
-@given(golds, st.dictionaries(question_ids, texts))
+@given(golds, st.dictionaries(question_ids, strings))
 def test_the_groups_of_v2_add_up_to_the_whole(gold, predictions):
     result = squad_v2(gold, predictions)
     for key in ("exact_match", "f1"):
@@ -302,7 +302,7 @@ def test_the_groups_of_v2_add_up_to_the_whole(gold, predictions):
         assert 0 <= result[key] <= 100
 
 
-@given(answerable_golds, st.dictionaries(question_ids, texts))
+@given(answerable_golds, st.dictionaries(question_ids, strings))
 def test_v1_and_v2_differ_only_where_an_answer_normalises_to_nothing(gold, predictions):
     if all(normalize_answer(answer) for answers in gold.values() for answer in answers):
         v1, v2 = squad_v1(gold, predictions), squad_v2(gold, predictions)
@@ -350,7 +350,7 @@ def test_best_threshold_without_predictions_is_0():
     assert set(squad_best_threshold(GOLD_V2, {}, {}).values()) == {0.0}
 
 
-@given(golds, st.dictionaries(question_ids, texts), st.fixed_dictionaries(dict.fromkeys("abcdefgh", null_scores)))
+@given(golds, st.dictionaries(question_ids, strings), st.fixed_dictionaries(dict.fromkeys("abcdefgh", null_scores)))
 @example({"a": []}, {"a": "the"}, dict.fromkeys("abcdefgh", 0.0))
 def test_best_threshold_is_the_best_of_all_thresholds(gold, predictions, scores):
     # Between and beyond the values that null scores can take here, every threshold acts like one of these.

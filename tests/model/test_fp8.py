@@ -46,20 +46,20 @@ def test_outputs_and_gradients_match_float32_up_to_rounding(device, variant, num
         exact = copy.deepcopy(exact).float()
         hidden = torch.randn(num_tokens, 64, device=device).bfloat16().requires_grad_()
         same = hidden.detach().float().requires_grad_()
-        found, expected = rounded(hidden), exact(same)
-        assert found.shape == expected.shape
-        assert relative_error(found, expected) < FORWARD_ERROR
+        result, expected = rounded(hidden), exact(same)
+        assert result.shape == expected.shape
+        assert relative_error(result, expected) < FORWARD_ERROR
         # Realistic gradients are small, and large for a few tokens only.
         weights = torch.randn_like(expected) * 1e-6
         weights[5:] *= 1e-3
         names = [name for name, _ in exact.named_parameters()]
-        gradients = torch.autograd.grad(found, [hidden, *rounded.parameters()], weights.bfloat16())
+        gradients = torch.autograd.grad(result, [hidden, *rounded.parameters()], weights.bfloat16())
         exact_gradients = torch.autograd.grad(expected, [same, *exact.parameters()], weights)
         for name, gradient, other in zip(["hidden", *names], gradients, exact_gradients, strict=True):
             assert gradient.dtype == torch.bfloat16
             assert relative_error(gradient, other) < BACKWARD_ERROR, name
         with torch.no_grad():
-            torch.testing.assert_close(rounded(hidden), found, rtol=0.02, atol=0.02)
+            torch.testing.assert_close(rounded(hidden), result, rtol=0.02, atol=0.02)
 
 
 def test_zeros_and_non_finite_values_are_preserved():
@@ -86,10 +86,10 @@ def test_an_encoder_keeps_its_parameter_names_and_nearly_its_outputs():
     assert [name for name, _ in model.encoder.named_parameters()] == names
     tokens = torch.arange(40)[None] % 60
     with torch.no_grad():
-        expected, found = plain(tokens), model.encoder(tokens)
-        assert relative_error(found, expected) < 0.1
+        expected, result = plain(tokens), model.encoder(tokens)
+        assert relative_error(result, expected) < 0.1
         freeze(model)
-        assert torch.equal(model.encoder(tokens), found)
+        assert torch.equal(model.encoder(tokens), result)
 
 
 def test_unsupported_devices_and_sizes_are_rejected():
@@ -115,10 +115,10 @@ def test_the_kernel_quantizes_as_the_reference(variant, shape):
     gradient, unit = torch.randn(shape, device="cuda").bfloat16() * 1e-4, torch.tensor(1e-8, device="cuda")
     first = triton_fp8.quantize_gradient(gradient, unit, hidden, variant)
     second = fp8.plain_quantize_gradient(gradient, unit, hidden, variant)
-    for found, expected in [*zip(*pairs, strict=True), *zip(first[:2], second[:2], strict=True)]:
-        assert found.shape == expected.shape
+    for result, expected in [*zip(*pairs, strict=True), *zip(first[:2], second[:2], strict=True)]:
+        assert result.shape == expected.shape
         # A few values are ties between two 8-bit numbers, and the two implementations compute GELU differently.
-        assert relative_error(found.float(), expected.float()) < (1e-2 if variant else 1e-5)
+        assert relative_error(result.float(), expected.float()) < (1e-2 if variant else 1e-5)
     torch.testing.assert_close(first[2].sum(0), second[2][0], rtol=1e-4, atol=1e-6)
 
 
@@ -129,15 +129,15 @@ def test_compiled_layers_match_eager_ones():
     model.cuda()
     tokens = torch.arange(120, device="cuda").view(3, 40) % 60
     weights = torch.randn(3, 40, 64, device="cuda")
-    found = []
+    results = []
     for _ in range(2):
         hidden = model.encoder(tokens)
         gradients = torch.autograd.grad((hidden.float() * weights).sum(), list(model.encoder.parameters()))
-        found.append([hidden, *gradients])
+        results.append([hidden, *gradients])
         compile_layers(model)
     names = ["hidden", *(name for name, _ in model.encoder.named_parameters())]
     # A compiled norm may differ in the last bit of bfloat16, which can change 8-bit rounding: after three layers of
     # width 64 both gradients are 10 to 20 % from the exact ones.
-    differences = {name: relative_error(*pair) for name, pair in zip(names, zip(*found, strict=True), strict=True)}
+    differences = {name: relative_error(*pair) for name, pair in zip(names, zip(*results, strict=True), strict=True)}
     assert differences.pop("hidden") < 0.1
     assert max(differences.values()) < 0.3, differences

@@ -64,10 +64,10 @@ def test_the_first_host_of_a_slurm_node_list(nodes, first):
 def test_another_number_of_processes_than_requested_is_rejected():
     one = {"RANK": "0", "WORLD_SIZE": "1"}
     four = connect(TrainerSettings(devices=2, num_nodes=2), ParallelSettings(), one)
-    with pytest.raises(ConfigError, match=r"asks for 4 processes, but 1 was started"), four:
+    with pytest.raises(ConfigError, match=r"requests 4 processes, but 1 was started"), four:
         pass
     alone = connect(TrainerSettings(), ParallelSettings(), {"RANK": "0", "WORLD_SIZE": "2"})
-    with pytest.raises(ConfigError, match=r"asks for 1 processes, but 2 were started"), alone:
+    with pytest.raises(ConfigError, match=r"requests 1 processes, but 2 were started"), alone:
         pass
     with pytest.raises(ConfigError, match=r"trainer.devices=0"):
         count_processes(TrainerSettings(devices=0))

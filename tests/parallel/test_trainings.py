@@ -145,10 +145,10 @@ def test_a_killed_process_stops_the_others(runs):
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(runs):
     folder, results = runs
-    assert results["asked"] == [75, 75]
-    step = int(re.search(r"Stopped after step (\d+)", log_of(folder, "asked", 0))[1])
-    assert run.find_last(folder / "asked").step == step
-    assert "Stopped" not in log_of(folder, "asked", 1)  # rank zero logs for all
+    assert results["signalled"] == [75, 75]
+    step = int(re.search(r"Stopped after step (\d+)", log_of(folder, "signalled", 0))[1])
+    assert run.find_last(folder / "signalled").step == step
+    assert "Stopped" not in log_of(folder, "signalled", 1)  # rank zero logs for all
 
 
 def test_the_command_launches_its_processes_and_stops_them(runs):

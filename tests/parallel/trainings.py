@@ -146,7 +146,7 @@ def main():
     children = start(["train", "question_answering", "--resume", str(folder / "killed"), "trainer.max_steps=60"], 2,
                      folder / "killed_again.log")  # fmt: skip
     results["killed_again"] = wait(children)
-    interrupt("asked", signal.SIGTERM, *endless)
+    interrupt("signalled", signal.SIGTERM, *endless)
     (folder / "results.json").write_text(json.dumps(results))
     return 0
 

@@ -82,8 +82,8 @@ def test_with_few_tokens_the_peak_is_at_the_end_of_the_backward_pass():
 
 
 def test_fsdp_shards_sixteen_bytes_of_each_weight():
-    texts = MicroBatch.uniform(32, 128)
-    one, shared = (estimate(SMALL, texts, gpus=8, fsdp=fsdp).memory for fsdp in (1, 8))
+    batch = MicroBatch.uniform(32, 128)
+    one, shared = (estimate(SMALL, batch, gpus=8, fsdp=fsdp).memory for fsdp in (1, 8))
     for part in ("masters", "moments", "gradients"):
         assert getattr(one, part) == 8 * getattr(shared, part)
     assert one.activations == shared.activations
@@ -91,18 +91,18 @@ def test_fsdp_shards_sixteen_bytes_of_each_weight():
 
 # Measured on one H100 (docs/performance.md): the lengths are those of benchmarks/common.py's squad_like_lengths.
 MEASURED = {
-    "fine-tuning, 32 texts": (MicroBatch(32, 5186, 1_345_536, 984_799), False, 27.59e-3, 9.0e9),
-    "fine-tuning, 96 texts": (MicroBatch(96, 15_358, 3_977_558, 2_913_705), False, 71.14e-3, 17.5e9),
+    "fine-tuning, 32 sequences": (MicroBatch(32, 5186, 1_345_536, 984_799), False, 27.59e-3, 9.0e9),
+    "fine-tuning, 96 sequences": (MicroBatch(96, 15_358, 3_977_558, 2_913_705), False, 71.14e-3, 17.5e9),
     "pre-training, 64 x 512": (MicroBatch.uniform(64, 512), True, 157.24e-3, 31.9e9),
 }
 
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_measured_steps_are_predicted_within_five_percent(name):
-    texts, is_pretraining, seconds, memory = MEASURED[name]
-    found = estimate(NETWORKS["345m"], texts, is_pretraining=is_pretraining)
-    assert found.time.total == pytest.approx(seconds, rel=0.05)
-    assert found.memory.total == pytest.approx(memory, rel=0.05)
+    batch, is_pretraining, seconds, memory = MEASURED[name]
+    actual = estimate(NETWORKS["345m"], batch, is_pretraining=is_pretraining)
+    assert actual.time.total == pytest.approx(seconds, rel=0.05)
+    assert actual.memory.total == pytest.approx(memory, rel=0.05)
 
 
 # Measured on two H100s of one machine (docs/performance.md), pre-training on sequences of 512 tokens: model, layout,
@@ -125,31 +125,31 @@ ON_TWO = [
 ]
 
 
-@pytest.mark.parametrize(("name", "layout", "texts", "milliseconds", "gigabytes"), ON_TWO)
-def test_measured_steps_on_two_gpus_are_predicted(name, layout, texts, milliseconds, gigabytes):
-    found = estimate(NETWORKS[name], MicroBatch.uniform(texts, 512), **layout)
-    assert 1000 * found.time.total == pytest.approx(milliseconds, rel=0.1)
-    assert found.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
+@pytest.mark.parametrize(("name", "layout", "num_sequences", "milliseconds", "gigabytes"), ON_TWO)
+def test_measured_steps_on_two_gpus_are_predicted(name, layout, num_sequences, milliseconds, gigabytes):
+    actual = estimate(NETWORKS[name], MicroBatch.uniform(num_sequences, 512), **layout)
+    assert 1000 * actual.time.total == pytest.approx(milliseconds, rel=0.1)
+    assert actual.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
 
 
 def test_fsdp_on_few_tokens_is_bound_by_the_host():
-    texts = MEASURED["fine-tuning, 32 texts"][0]
-    found = estimate(NETWORKS["345m"], texts, is_pretraining=False, gpus=2, fsdp=2)
-    assert found.time.total == pytest.approx(0.117, rel=0.1)
+    batch = MEASURED["fine-tuning, 32 sequences"][0]
+    actual = estimate(NETWORKS["345m"], batch, is_pretraining=False, gpus=2, fsdp=2)
+    assert actual.time.total == pytest.approx(0.117, rel=0.1)
 
 
 # Profiled milliseconds of kernels: matmuls, attention, element-wise kernels, Adam.
 PARTS = {
-    "fine-tuning, 32 texts": (13.6, 3.0, 6.6, 3.9),
-    "fine-tuning, 96 texts": (39, 8.8, 18.9, 3.9),
+    "fine-tuning, 32 sequences": (13.6, 3.0, 6.6, 3.9),
+    "fine-tuning, 96 sequences": (39, 8.8, 18.9, 3.9),
     "pre-training, 64 x 512": (82, 26.4, 41.5, 4.1),
 }
 
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_measured_parts_are_predicted_within_a_fifth(name):
-    texts, is_pretraining, _, _ = MEASURED[name]
-    time = estimate(NETWORKS["345m"], texts, is_pretraining=is_pretraining).time
+    batch, is_pretraining, _, _ = MEASURED[name]
+    time = estimate(NETWORKS["345m"], batch, is_pretraining=is_pretraining).time
     parts = (time.products, time.attention, time.elementwise, time.optimizer)
     assert [1000 * part for part in parts] == pytest.approx(list(PARTS[name]), rel=0.2)
 
@@ -159,13 +159,13 @@ def test_flops_match_those_of_the_benchmarks():
     from benchmarks.common import forward_flops as of_benchmarks
 
     numpy = pytest.importorskip("numpy")
-    texts = MicroBatch.from_lengths([100, 200, 384])
-    assert forward_flops(Workload(MEGATRON_345M, is_pretraining=False), texts) == pytest.approx(
+    batch = MicroBatch.from_lengths([100, 200, 384])
+    assert forward_flops(Workload(MEGATRON_345M, is_pretraining=False), batch) == pytest.approx(
         of_benchmarks(MEGATRON_345M, numpy.array([100, 200, 384]))
     )
-    asked = Workload(MEGATRON_345M).num_targets(MicroBatch.uniform(64, 512))
+    num_targets = Workload(MEGATRON_345M).num_targets(MicroBatch.uniform(64, 512))
     assert forward_flops(Workload(MEGATRON_345M), MicroBatch.uniform(64, 512)) == pytest.approx(
-        of_benchmarks(MEGATRON_345M, numpy.full(64, 512), asked)
+        of_benchmarks(MEGATRON_345M, numpy.full(64, 512), num_targets)
     )
 
 
@@ -178,9 +178,9 @@ def paper_rate(num_layers, hidden, heads, *, tensor, data=1):
     """FLOP/s of each GPU as the paper counts them: 8 for each weight and token, including recomputation."""
     shape = EncoderConfig(51_200, num_layers, hidden, heads, 4 * hidden, 1024, num_segments=0, is_causal=True)
     layout = ParallelLayout(gpus=tensor * data, gpus_per_node=16, tensor=tensor, activation_checkpointing=True)
-    found = Estimate(Workload(shape, "16"), MicroBatch.uniform(8, 1024), layout, V100, MEGATRON_2019)
-    flops = 8 * count_parameters(found.workload).total * found.tokens
-    return flops / layout.gpus / found.time.total
+    actual = Estimate(Workload(shape, "16"), MicroBatch.uniform(8, 1024), layout, V100, MEGATRON_2019)
+    flops = 8 * count_parameters(actual.workload).total * actual.tokens
+    return flops / layout.gpus / actual.time.total
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +210,14 @@ def test_the_papers_model_parallel_scaling_is_predicted_within_four_points(basel
     ("tensor", "published", "tolerance"), [(1, 0.96, 0.05), (2, 0.83, 0.13), (4, 0.79, 0.05), (8, 0.74, 0.05)]
 )
 def test_the_papers_scaling_with_data_parallelism_is_predicted(baseline, tensor, published, tolerance):
-    found = paper_rate(*PAPER[tensor], tensor=tensor, data=64) / baseline
-    assert found == pytest.approx(published, abs=tolerance)
+    actual = paper_rate(*PAPER[tensor], tensor=tensor, data=64) / baseline
+    assert actual == pytest.approx(published, abs=tolerance)
 
 
 @pytest.mark.parametrize(("tensor", "published", "tolerance"), [(2, 1.64, 0.05), (4, 2.34, 0.15), (8, 2.98, 0.25)])
 def test_the_papers_strong_scaling_is_overestimated(baseline, tensor, published, tolerance):
-    found = tensor * paper_rate(*PAPER[1], tensor=tensor) / baseline
-    assert published <= found <= published * (1 + tolerance)
+    actual = tensor * paper_rate(*PAPER[1], tensor=tensor) / baseline
+    assert published <= actual <= published * (1 + tolerance)
 
 
 # Layouts

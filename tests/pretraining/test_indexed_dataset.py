@@ -30,12 +30,12 @@ def read_byte_by_byte(prefix):
     (num_bounds,) = struct.unpack("<Q", index[26:34])
     end = 34 + 4 * num_sequences
     lengths = struct.unpack(f"<{num_sequences}i", index[34:end])
-    places = struct.unpack(f"<{num_sequences}q", index[end : end + 8 * num_sequences])
+    offsets = struct.unpack(f"<{num_sequences}q", index[end : end + 8 * num_sequences])
     bounds = struct.unpack(f"<{num_bounds}q", index[end + 8 * num_sequences :])
     size = struct.calcsize(letter)
     sequences = [
-        list(struct.unpack(f"<{length}{letter}", data[place : place + length * size]))
-        for length, place in zip(lengths, places, strict=True)
+        list(struct.unpack(f"<{length}{letter}", data[offset : offset + length * size]))
+        for length, offset in zip(lengths, offsets, strict=True)
     ]
     assert sum(lengths) * size == len(data)
     return [sequences[start:end] for start, end in itertools.pairwise(bounds)]
@@ -61,8 +61,8 @@ def test_written_files_are_read_by_an_independent_reader_and_by_ours(tmp_path_fa
     write(prefix, documents, dtype)
     assert read_byte_by_byte(prefix) == documents
     tokens = IndexedDataset(prefix)
-    found = [[sequence.tolist() for sequence in tokens.document(n)] for n in range(tokens.num_documents)]
-    assert found == documents
+    actual = [[sequence.tolist() for sequence in tokens.document(n)] for n in range(tokens.num_documents)]
+    assert actual == documents
     assert tokens.num_tokens == sum(len(sequence) for document in documents for sequence in document)
 
 

@@ -84,8 +84,8 @@ def test_masks_are_resampled_in_each_pass_as_a_function_of_the_seed():
 
 def test_a_sentence_longer_than_a_sequence_is_divided_without_losing_tokens():
     made = corpus([[list(range(5, 30)), [30, 31]]], room=8)
-    found = [token for index in range(len(made)) for token in original(made.sequence(index, 0)) if token > 4]
-    assert sorted(found) == list(range(5, 32))
+    actual = [token for index in range(len(made)) for token in original(made.sequence(index, 0)) if token > 4]
+    assert sorted(actual) == list(range(5, 32))
     assert made.lengths(0).tolist() == [len(made.sequence(index, 0)) for index in range(len(made))]
 
 

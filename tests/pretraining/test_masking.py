@@ -54,11 +54,11 @@ def test_ngrams_end_before_special_tokens():
 
 
 def test_without_whole_words_pieces_are_masked_alone():
-    found = {
+    actual = {
         tuple(choose(Masking(masked_lm_prob=0.08, whole_words=False, max_ngram=1), seed).tolist())
         for seed in range(300)
     }
-    assert found == {(position,) for position in np.flatnonzero(MASKABLE)}
+    assert actual == {(position,) for position in np.flatnonzero(MASKABLE)}
 
 
 def test_a_word_with_more_pieces_than_may_be_masked():

@@ -22,7 +22,7 @@ def corpus(lengths, length, **more):
 
 
 def megatron_sample_index(sizes, doc_idx, seq_length, num_samples):
-    """Walk through documents as the description of build_sample_idx says: pairs of (document, offset)."""
+    """Walk through documents as the description of build_sample_idx specifies: pairs of (document, offset)."""
     rows, document, offset = [(0, 0)], 0, 0
     for _ in range(num_samples):
         remaining = seq_length + 1
@@ -44,15 +44,15 @@ def megatron_sample_index(sizes, doc_idx, seq_length, num_samples):
 def test_the_sample_index_equals_megatron_s(sizes, length, seed):
     order = np.arange(len(sizes))
     np.random.RandomState(seed).shuffle(order)
-    found = index_samples(np.array(sizes), order, length)
+    actual = index_samples(np.array(sizes), order, length)
     num_samples = (sum(sizes) - 1) // length
     expected = megatron_sample_index(sizes, order, length, num_samples)
-    pairs = list(zip(found.documents.tolist(), found.offsets.tolist(), strict=True))
+    pairs = list(zip(actual.documents.tolist(), actual.offsets.tolist(), strict=True))
     # A position at the end of a document has two notations; both are the same token.
     stream = np.concatenate([np.arange(sizes[document]) + 100 * document for document in order])
     starts = np.concatenate([[0], np.cumsum(np.array(sizes)[order])])
-    places = [[starts[document] + offset for document, offset in rows] for rows in (pairs, expected)]
-    assert [stream[place] for place in places[0]] == [stream[place] for place in places[1]]
+    positions = [[starts[document] + offset for document, offset in rows] for rows in (pairs, expected)]
+    assert [stream[position] for position in positions[0]] == [stream[position] for position in positions[1]]
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,8 +21,8 @@ def corpus(prefix, documents):
 
 
 def runs(tokens, room, **more):
-    found = build_sample_mapping(tokens, 0, tokens.num_documents, room, **{"short_seq_prob": 0.0, "seed": 0} | more)
-    return [tuple(row) for row in np.stack([found.firsts, found.ends, found.offsets, found.num_tokens], 1).tolist()]
+    actual = build_sample_mapping(tokens, 0, tokens.num_documents, room, **{"short_seq_prob": 0.0, "seed": 0} | more)
+    return [tuple(row) for row in np.stack([actual.firsts, actual.ends, actual.offsets, actual.num_tokens], 1).tolist()]
 
 
 def test_runs_of_known_documents(tmp_path):
@@ -62,8 +62,8 @@ def test_a_share_of_the_runs_is_short(tmp_path):
 
 def test_a_range_of_documents(tmp_path):
     tokens = corpus(tmp_path / "x", [[3], [4, 4], [5]])
-    found = build_sample_mapping(tokens, 1, 2, 100, short_seq_prob=0.0, seed=0)
-    assert (found.firsts.tolist(), found.ends.tolist(), found.num_tokens.tolist()) == ([1], [3], [8])
+    actual = build_sample_mapping(tokens, 1, 2, 100, short_seq_prob=0.0, seed=0)
+    assert (actual.firsts.tolist(), actual.ends.tolist(), actual.num_tokens.tolist()) == ([1], [3], [8])
 
 
 @pytest.mark.parametrize(

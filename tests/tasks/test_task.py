@@ -62,7 +62,7 @@ def rows(*names):
 
 
 def test_rows_of_predictions_are_matched_by_id():
-    assert [row.place for row in rows_by_id(EXAMPLES, rows("c", "a", "b"), Path("x"))] == ["x:2", "x:3", "x:1"]
+    assert [row.location for row in rows_by_id(EXAMPLES, rows("c", "a", "b"), Path("x"))] == ["x:2", "x:3", "x:1"]
     lines = [Row({"label": "1"}, "x:1")] * 3
     assert rows_by_id(EXAMPLES, lines, Path("x")) == lines  # without ids, in their order
 

@@ -10,7 +10,7 @@ from megabert.errors import CheckpointError, ConfigError
 from megabert.tokenizers.bpe import BytePairTokenizer
 from megabert.tokenizers.load import load_tokenizer, read_tokenizer
 
-TEXTS = ["Radium was found by Marie Curie.", "  naïve\n\nΔG‡ → 日本 🙂", ""]
+STRINGS = ["Radium was found by Marie Curie.", "  naïve\n\nΔG‡ → 日本 🙂", ""]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     trainer = BpeTrainer(
         vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
-    made.train_from_iterator(TEXTS * 5, trainer)
+    made.train_from_iterator(STRINGS * 5, trainer)
     made.model.save(str(folder))
     return folder
 
@@ -35,12 +35,12 @@ def tokenizer(files):
 def test_ids_are_those_of_transformers_gpt2(files, tokenizer):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2Tokenizer(str(files / "vocab.json"), str(files / "merges.txt"))
-    for text in TEXTS:
+    for text in STRINGS:
         assert tokenizer.encode_ids([text])[0].tolist() == theirs(text)["input_ids"]
 
 
 def test_decoding_restores_every_string(tokenizer):
-    for text, ids in zip(TEXTS, tokenizer.encode_ids(TEXTS), strict=True):
+    for text, ids in zip(STRINGS, tokenizer.encode_ids(STRINGS), strict=True):
         assert tokenizer.decode(ids.tolist()) == text
 
 

@@ -26,6 +26,6 @@ def test_sentences_of_prose(text, expected):
 @given(st.text(alphabet="aB.!? \n\"'3", max_size=60))
 def test_nothing_but_blanks_is_between_sentences(text):
     spans = split_sentences(text)
-    kept = [place for start, end in spans for place in range(start, end)]
+    kept = [position for start, end in spans for position in range(start, end)]
     assert len(kept) == len(set(kept))
-    assert all(text[place].isspace() for place in set(range(len(text))) - set(kept))
+    assert all(text[position].isspace() for position in set(range(len(text))) - set(kept))

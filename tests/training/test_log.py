@@ -16,7 +16,7 @@ from megabert.training.plots import plot_curves
 
 
 class Clock:
-    """A clock that the test turns."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 100.0
@@ -60,7 +60,7 @@ def write_steps(folder, steps, *, first_step=0, clock=None):
 # -- metrics.jsonl -----------------------------------------------------------------------------------------
 
 
-def test_figures_become_one_json_object_a_line_that_is_on_the_disk_at_once(tmp_path):
+def test_metrics_are_json_lines_that_are_flushed_at_once(tmp_path):
     clock = Clock()
     with open_log(tmp_path / "new" / "run", clock=clock) as log:
         train(log, (1, 2), clock=clock)
@@ -74,31 +74,31 @@ def test_figures_become_one_json_object_a_line_that_is_on_the_disk_at_once(tmp_p
     ]
 
 
-def test_numbers_that_are_not_finite_are_null_and_what_is_not_there_is_left_out(tmp_path):
+def test_metrics_that_are_not_finite_are_null_and_missing_ones_are_left_out(tmp_path):
     with open_log(tmp_path) as log:
-        figures = {"loss": math.nan, "a": math.inf, "b": -math.inf, "c": None}
-        log.write(1, {"split": "validation", **figures})
+        metrics = {"loss": math.nan, "a": math.inf, "b": -math.inf, "c": None}
+        log.write(1, {"split": "validation", **metrics})
     text = (tmp_path / "metrics.jsonl").read_text()
     (line,) = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert line == {"step": 1, "seconds": 0.0, "split": "validation", "loss": None, "a": None, "b": None}
 
 
-def test_a_resumed_run_goes_on_after_its_last_step_without_doubles(tmp_path):
+def test_a_resumed_run_appends_without_duplicate_steps(tmp_path):
     clock = Clock()
     write_steps(tmp_path, (1, 2, 3, 4), clock=clock)
-    clock.now += 1000.0  # nobody trains
+    clock.now += 1000.0  # between the two sessions
     file = write_steps(tmp_path, (3, 4), first_step=2, clock=clock)
-    found = [(line["step"], line["seconds"]) for line in read_metrics(file)]
-    assert found == [(1, 2.0), (2, 4.0), (3, 6.0), (4, 8.0)]
+    actual = [(line["step"], line["seconds"]) for line in read_metrics(file)]
+    assert actual == [(1, 2.0), (2, 4.0), (3, 6.0), (4, 8.0)]
 
 
-def test_a_run_that_starts_anew_keeps_no_old_lines(tmp_path):
+def test_a_new_run_removes_old_lines(tmp_path):
     write_steps(tmp_path, (0, 1, 2))
     assert [line["step"] for line in read_metrics(write_steps(tmp_path, (1,)))] == [1]
 
 
 @pytest.mark.parametrize("rest", [b'{"step": 3, "seconds": 1.0, "spl', b"\x00\x00\x00", b'{"a": "\xc3'])
-def test_a_last_line_that_a_crash_cut_short_is_dropped(tmp_path, rest):
+def test_a_truncated_last_line_is_dropped(tmp_path, rest):
     file = write_steps(tmp_path, (1, 2))
     file.write_bytes(file.read_bytes() + rest)
     assert [line["step"] for line in read_metrics(file)] == [1, 2]
@@ -115,7 +115,7 @@ def test_a_damaged_line_before_the_last_is_refused_by_number(tmp_path, damaged):
         open_log(tmp_path, first_step=2)
 
 
-def test_a_failure_while_lines_are_cut_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_a_failure_while_the_file_is_truncated_leaves_it_unchanged(tmp_path, monkeypatch):
     file = write_steps(tmp_path, (1, 2, 3))
     before = file.read_bytes()
 
@@ -128,7 +128,7 @@ def test_a_failure_while_lines_are_cut_leaves_the_file_as_it_was(tmp_path, monke
     assert file.read_bytes() == before
 
 
-def test_steps_that_are_heard_of_together_have_the_rate_of_all(tmp_path, capsys):
+def test_steps_logged_together_share_one_throughput(tmp_path, capsys):
     clock = Clock()
     with open_log(tmp_path, clock=clock, total_steps=400, progress_bar=True) as log:
         for number in range(4):
@@ -150,14 +150,14 @@ def test_tokens_per_second_leave_out_validations(tmp_path):
             clock.now += 60.0
         train(log, (3, 4), clock=clock, seconds=1.0, tokens=1000)
         log.write(4, {"split": "train"})
-    found = [(line["seconds"], line["tokens_per_second"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
-    assert found == [(4.0, 500.0), (66.0, 1000.0)]
+    actual = [(line["seconds"], line["tokens_per_second"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert actual == [(4.0, 500.0), (66.0, 1000.0)]
 
 
 # -- the terminal ------------------------------------------------------------------------------------------
 
 
-def test_without_a_terminal_a_tenth_of_the_run_is_one_plain_line(tmp_path, capsys):
+def test_without_a_terminal_each_tenth_of_the_run_prints_a_line(tmp_path, capsys):
     clock = Clock()
     with open_log(tmp_path, progress_bar=True, clock=clock) as log:
         train(log, range(1, 101), clock=clock)
@@ -171,7 +171,7 @@ def test_without_a_terminal_a_tenth_of_the_run_is_one_plain_line(tmp_path, capsy
     )
 
 
-def test_without_a_terminal_a_slow_run_still_shows_a_sign_of_life(tmp_path, capsys):
+def test_without_a_terminal_a_slow_run_prints_a_line_every_half_minute(tmp_path, capsys):
     clock = Clock()
     with open_log(tmp_path, total_steps=10_000, first_step=5000, progress_bar=True, clock=clock) as log:
         train(log, range(5001, 5006), clock=clock, seconds=20.0)
@@ -180,8 +180,8 @@ def test_without_a_terminal_a_slow_run_still_shows_a_sign_of_life(tmp_path, caps
                 clock.now += 20.0
                 show(done, 4)
         log.write(5005, {"split": "validation", "epoch": 1.0, "val_loss": 1.25, "f1": 88.126, "total": 10570})
-    found = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
-    assert found == [
+    actual = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert actual == [
         "step 5001/10000 (50%)",
         "step 5003/10000 (50%)",
         "step 5005/10000 (50%)",
@@ -191,24 +191,24 @@ def test_without_a_terminal_a_slow_run_still_shows_a_sign_of_life(tmp_path, caps
     ]
 
 
-def test_the_figures_of_a_validation_are_shown_without_counts(tmp_path, capsys):
+def test_validation_metrics_are_shown_without_counts(tmp_path, capsys):
     with open_log(tmp_path, progress_bar=True) as log:
         log.write(5, {"split": "validation", "epoch": 1.0, "val_loss": 1.25, "f1": 88.126, "total": 10570})
     assert capsys.readouterr().err == "step 5  validation: epoch 1  val_loss 1.25  f1 88.13\n"
 
 
-def test_with_the_bar_switched_off_only_what_is_said_is_shown(tmp_path, capsys):
+def test_without_the_progress_bar_only_messages_are_shown(tmp_path, capsys):
     clock = Clock()
     with open_log(tmp_path, total_steps=2, clock=clock) as log:
         train(log, (1, 2), clock=clock, seconds=100.0)
         with log.validation() as show:
             show(1, 1)
         log.write(2, {"split": "validation", "f1": 1.0})
-        log.say("the end")
+        log.message("the end")
     assert capsys.readouterr().err == "the end\n"
 
 
-def test_on_a_terminal_there_is_a_bar_and_what_is_said_stands_above_it(tmp_path, monkeypatch):
+def test_on_a_terminal_messages_are_printed_above_the_progress_bar(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -217,7 +217,7 @@ def test_on_a_terminal_there_is_a_bar_and_what_is_said_stands_above_it(tmp_path,
         train(log, range(11, 21), clock=clock)
         with log.validation() as show:
             show(2, 8)
-            log.say("a [line] of 80 columns is not [bold]broken[/bold]: " + "x" * 80)
+            log.message("a [line] of 80 columns is not [bold]broken[/bold]: " + "x" * 80)
         log.write(20, {"split": "validation", "f1": 88.0})
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     rows = [row.rstrip() for row in text.replace("\r", "\n").split("\n")]
@@ -233,14 +233,14 @@ def test_the_shown_loss_is_a_running_mean_and_survives_nan(tmp_path, capsys):
     with open_log(tmp_path, total_steps=4, progress_bar=True) as log:
         for step, loss in enumerate((1.0, 2.0, math.nan, 3.0), start=1):
             log.step(step, loss=loss, lr=1.0, tokens=1, grad_norm=1.0, epoch=0.0)
-    # (0.98 * 1 + 2) / (0.98 + 1); NaN is shown, then forgotten: (0.9604 + 0.98 * 2 + 3) / (0.9604 + 0.98 + 1)
+    # (0.98 * 1 + 2) / (0.98 + 1); NaN is shown and not averaged: (0.9604 + 0.98 * 2 + 3) / (0.9604 + 0.98 + 1)
     assert re.findall(r"loss (\S+)", capsys.readouterr().err) == ["1.0000", "1.5051", "nan", "2.0135"]
 
 
 # -- TensorBoard -------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_gets_the_same_figures_and_forgets_steps_that_are_made_again(tmp_path):
+def test_tensorboard_has_the_same_metrics_and_drops_repeated_steps(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -257,11 +257,11 @@ def test_tensorboard_gets_the_same_figures_and_forgets_steps_that_are_made_again
         "validation/f1",
         "validation/val_loss",
     ]
-    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert found == [(1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0)]
+    actual = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert actual == [(1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0)]
 
 
-def test_without_tensorboard_the_run_says_once_how_to_get_it_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_without_tensorboard_one_message_names_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in [name for name in sys.modules if name.startswith("tensorboard.")]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -285,7 +285,7 @@ print("tensorboard" in sys.modules, "tensorflow" in sys.modules)
 """
 
 
-def test_tensorboard_and_matplotlib_are_imported_when_needed_and_tensorflow_never(tmp_path):
+def test_tensorboard_and_matplotlib_are_imported_on_demand_and_tensorflow_never(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -331,7 +331,7 @@ RUNS = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("lines", RUNS.values(), ids=RUNS)
-def test_every_run_can_be_drawn(tmp_path, lines):
+def test_the_curves_of_every_run_are_plotted(tmp_path, lines):
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -342,7 +342,7 @@ def test_every_run_can_be_drawn(tmp_path, lines):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
-def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch):
+def test_without_matplotlib_no_plot_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     file = write_steps(tmp_path, (1, 2))
     assert plot_curves(file, tmp_path / "curves.png") is False

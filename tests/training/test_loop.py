@@ -1,4 +1,4 @@
-"""Training on four questions with a tiny network: learning, resuming, stopping, and what may not change the numbers."""
+"""Training on four questions with a tiny network: overfitting, resuming, interruption, and bit-identical results."""
 
 import json
 import os
@@ -26,35 +26,28 @@ TINY = (
 )
 
 
+def settings_words(squad_file, vocab_file, folder):
+    return [
+        f"model.train_ds.file={squad_file}", f"model.validation_ds={squad_file}",
+        "model.language_model.pretrained_model_name=null", TINY, f"model.tokenizer.vocab_file={vocab_file}",
+        "model.dataset.max_seq_length=64", "model.dataset.max_query_length=24", "model.dataset.doc_stride=16",
+        "model.train_ds.batch_size=2", "model.optim.lr=3e-3", "model.optim.sched.name=WarmupPolicy",
+        "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
+        "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}",
+    ]  # fmt: skip
+
+
 def settings(squad_file, vocab_file, folder, *more):
-    words = [
-        f"model.train_ds.file={squad_file}",
-        f"model.validation_ds={squad_file}",
-        "model.language_model.pretrained_model_name=null",
-        TINY,
-        f"model.tokenizer.vocab_file={vocab_file}",
-        "model.dataset.max_seq_length=64",
-        "model.dataset.max_query_length=24",
-        "model.dataset.doc_stride=16",
-        "model.train_ds.batch_size=2",
-        "model.optim.lr=3e-3",
-        "model.optim.sched.name=WarmupPolicy",
-        "trainer.accelerator=cpu",
-        "trainer.enable_progress_bar=false",
-        "trainer.log_every_n_steps=1",
-        "exp_manager.create_tensorboard_logger=false",
-        f"exp_manager.explicit_log_dir={folder}",
-        *more,
-    ]
+    words = [*settings_words(squad_file, vocab_file, folder), *more]
     return compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
 
 
 def train(*arguments):
-    said = []
+    lines = []
     outcome = training_run.train(
-        "question_answering", settings(*arguments), home=arguments[2].parent / "home", log=said.append
+        "question_answering", settings(*arguments), home=arguments[2].parent / "home", log=lines.append
     )
-    return outcome, said
+    return outcome, lines
 
 
 def weights(folder):
@@ -74,7 +67,7 @@ def losses(folder):
     return {line["step"]: line["loss"] for line in lines if line["split"] == "train"}
 
 
-def test_four_questions_are_learned_by_heart_and_answered_in_a_fresh_process(squad_file, vocab_file, tmp_path):
+def test_training_overfits_four_questions_and_the_run_loads_in_a_fresh_process(squad_file, vocab_file, tmp_path):
     folder = tmp_path / "run"
     more = (
         TINY.replace("hidden_size: 32", "hidden_size: 64"),
@@ -83,10 +76,10 @@ def test_four_questions_are_learned_by_heart_and_answered_in_a_fresh_process(squ
         "model.train_ds.batch_size=4", "model.optim.lr=3e-3", "model.optim.sched.name=WarmupAnnealing",
         "model.optim.sched.warmup_ratio=0.1",
     )  # fmt: skip
-    outcome, said = train(squad_file, vocab_file, folder, *more)
+    outcome, lines = train(squad_file, vocab_file, folder, *more)
     assert outcome.best.figure == 100.0
-    assert any("not pre-trained" in line for line in said)
-    squad_file.unlink()  # neither data nor base weights are needed any more
+    assert any("not pre-trained" in line for line in lines)
+    squad_file.unlink()  # inference needs neither data nor base weights
     script = (
         f"import megabert; reader = megabert.load({str(folder)!r}, accelerator='cpu'); "
         "print(reader.predict(question='Where was Marie Curie born?', "
@@ -111,11 +104,11 @@ def test_the_same_settings_give_the_same_numbers(squad_file, vocab_file, tmp_pat
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4])  # mid-epoch, mid-epoch of the second, between epochs
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(squad_file, vocab_file, tmp_path, stop_at):
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(squad_file, vocab_file, tmp_path, stop_at):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     common = ("trainer.max_steps=7", "trainer.max_epochs=9", "model.optim.sched.name=CosineAnnealing")
     train(squad_file, vocab_file, whole, *common)
-    # A checkpoint at every step; then the run is cut back to the one at stop_at, as if it had been killed there.
+    # A checkpoint at every step; later ones are removed, as if the run had been killed at stop_at.
     save = (
         "exp_manager.checkpoint_callback_params.every_n_train_steps=1",
         "exp_manager.checkpoint_callback_params.save_top_k=9",
@@ -138,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(squad_file, vocab_fil
     assert losses(whole) == losses(parts)
 
 
-def test_control_c_leaves_a_run_that_can_be_resumed(squad_file, vocab_file, tmp_path):
+def test_control_c_saves_a_checkpoint_to_resume_from(squad_file, vocab_file, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(squad_file, vocab_file, whole, "trainer.max_epochs=30")
     words = [sys.executable, "-m", "megabert", "train", "question_answering"]
@@ -150,29 +143,18 @@ def test_control_c_leaves_a_run_that_can_be_resumed(squad_file, vocab_file, tmp_
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    stderr = process.communicate(timeout=120)[1]
     if run.find_last(stopped).is_end:
         pytest.skip("the run came to its end before the signal did")
-    assert process.returncode == 75, said
-    assert "Traceback" not in said
-    assert f"--resume {stopped}" in said
+    assert process.returncode == 75, stderr
+    assert "Traceback" not in stderr
+    assert f"--resume {stopped}" in stderr
     resumed = subprocess.run([*words, "--resume", str(stopped)], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert_same(weights(whole), weights(stopped))
 
 
-def settings_words(squad_file, vocab_file, folder):
-    return [
-        f"model.train_ds.file={squad_file}", f"model.validation_ds={squad_file}",
-        "model.language_model.pretrained_model_name=null", TINY, f"model.tokenizer.vocab_file={vocab_file}",
-        "model.dataset.max_seq_length=64", "model.dataset.max_query_length=24", "model.dataset.doc_stride=16",
-        "model.train_ds.batch_size=2", "model.optim.lr=3e-3", "model.optim.sched.name=WarmupPolicy",
-        "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
-        "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}",
-    ]  # fmt: skip
-
-
-def test_texts_that_were_kept_train_alike(squad_file, vocab_file, tmp_path):
+def test_training_on_cached_features_gives_the_same_losses(squad_file, vocab_file, tmp_path):
     for name in ("first", "second"):
         train(squad_file, vocab_file, tmp_path / name, "trainer.max_epochs=2")
         assert len(list((tmp_path / "home" / "texts").iterdir())) == 1
@@ -183,7 +165,7 @@ def test_texts_that_were_kept_train_alike(squad_file, vocab_file, tmp_path):
     assert len(list((tmp_path / "home" / "texts").iterdir())) == 2
 
 
-def test_cutting_a_step_into_micro_batches_does_not_change_it(squad_file, vocab_file, tmp_path):
+def test_gradient_accumulation_does_not_change_the_losses(squad_file, vocab_file, tmp_path):
     common = (
         "trainer.max_epochs=3",
         "model.language_model.hidden_dropout=0",
@@ -197,7 +179,7 @@ def test_cutting_a_step_into_micro_batches_does_not_change_it(squad_file, vocab_
         assert loss == pytest.approx(second[step], abs=1e-4)
 
 
-def test_a_finished_run_is_not_trained_again_unless_asked(squad_file, vocab_file, tmp_path):
+def test_a_finished_run_is_resumed_only_with_resume_past_end(squad_file, vocab_file, tmp_path):
     common = (squad_file, vocab_file, tmp_path / "run")
     train(*common, "trainer.max_epochs=1")
     with pytest.raises(ConfigError, match="holds a run already"):
@@ -210,7 +192,7 @@ def test_a_finished_run_is_not_trained_again_unless_asked(squad_file, vocab_file
     assert run.find_last(outcome.folder).step == 4
 
 
-def test_other_settings_or_data_do_not_go_on_silently(squad_file, vocab_file, tmp_path):
+def test_resuming_with_other_settings_or_data_is_refused(squad_file, vocab_file, tmp_path):
     common = (squad_file, vocab_file, tmp_path / "run")
     more = ("trainer.max_epochs=2", "exp_manager.resume_if_exists=true", "exp_manager.resume_past_end=true")
     train(*common, "trainer.max_epochs=1")
@@ -230,7 +212,7 @@ def test_loss_that_is_not_finite_stops_before_the_update(squad_file, vocab_file,
 
 
 @pytest.mark.parametrize("precision", ["bf16", "16"])
-def test_lower_precision_learns_too(squad_file, vocab_file, tmp_path, precision):
+def test_lower_precision_reduces_the_loss(squad_file, vocab_file, tmp_path, precision):
     outcome, _ = train(
         squad_file, vocab_file, tmp_path / "run", f"trainer.precision={precision}", "trainer.max_epochs=8",
         "trainer.val_check_interval=0", "trainer.gradient_clip_val=1.0",
@@ -239,12 +221,12 @@ def test_lower_precision_learns_too(squad_file, vocab_file, tmp_path, precision)
     assert seen[max(seen)] < 0.8 * seen[1]
 
 
-def test_starting_from_a_run_takes_its_head_along(squad_file, vocab_file, tmp_path):
+def test_training_from_another_run_starts_with_its_head(squad_file, vocab_file, tmp_path):
     train(squad_file, vocab_file, tmp_path / "first", "trainer.max_epochs=1")
-    outcome, said = train(
+    outcome, lines = train(
         squad_file, vocab_file, tmp_path / "second", "trainer.max_steps=0", f"pretrained_model={tmp_path / 'first'}"
     )
-    assert any("its head included" in line for line in said)
+    assert any("its head included" in line for line in lines)
     first, second = weights(tmp_path / "first")["model"], weights(outcome.folder)["model"]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -270,7 +252,7 @@ def test_two_processes_do_not_train_in_one_folder(squad_file, vocab_file, tmp_pa
 
 
 def test_training_works_in_a_thread(squad_file, vocab_file, tmp_path):
-    # Notebooks and servers do this; signals cannot be caught there.
+    # As notebooks and servers do; signal handlers cannot be set outside the main thread.
     thread = threading.Thread(target=train, args=(squad_file, vocab_file, tmp_path / "run", "trainer.max_epochs=1"))
     thread.start()
     thread.join()
@@ -289,12 +271,12 @@ def intervals(**changes):
     ("every", "expected"),
     [(0, [10]), (4, [2, 4, 6, 8, 10]), (5.0, [3, 5, 8, 10]), (1, list(range(1, 11))), (2.5, [2, 3, 4, 5, 7, 8, 9, 10])],
 )
-def test_validations_fall_on_the_first_step_after_their_time(every, expected):
+def test_a_validation_is_due_at_the_first_step_after_each_interval(every, expected):
     due = [step for step in range(11) if intervals(validate_every=every).validates_after(step)]
     assert due == expected
 
 
-def test_epochs_count_by_steps():
+def test_epochs_are_counted_from_steps():
     assert intervals().epoch(5) == 1.0
     assert intervals().epoch(7) == 1.4
 
@@ -308,21 +290,21 @@ def test_epochs_count_by_steps():
         (["model.optim.name=sgd"], "bf16", True, "the optimizer sgd cannot be captured; adam, adamw can"),
     ],
 )
-def test_what_keeps_steps_from_being_recorded_is_said(words, precision, has_kernel, expected):
+def test_the_obstacle_to_cuda_graph_capture_is_reported(words, precision, has_kernel, expected):
     composed = compose(QuestionAnsweringSettings, words, owner="question_answering")[0]
-    found = find_obstacle(composed.parallel, composed.model.optim.name, precision, 48, has_kernel=has_kernel)
-    assert found is None if expected is None else expected in found
+    actual = find_obstacle(composed.parallel, composed.model.optim.name, precision, 48, has_kernel=has_kernel)
+    assert actual is None if expected is None else expected in actual
 
 
-def test_another_batch_size_or_place_of_the_file_finds_the_texts_again(squad_file, vocab_file, tmp_path, monkeypatch):
+def test_cached_features_do_not_depend_on_batch_size_or_file_path(squad_file, vocab_file, tmp_path, monkeypatch):
     home = tmp_path / "home"
     monkeypatch.setenv("MEGABERT_HOME", str(home))
     moved = tmp_path / "moved.json"
     moved.write_bytes(squad_file.read_bytes())
     for number, more in enumerate([(), ("model.train_ds.batch_size=1",), (f"model.train_ds.file={moved}",)]):
-        own = settings(squad_file, vocab_file, tmp_path / str(number), "trainer.max_epochs=1", *more)
-        training_run.train("question_answering", own, home=home, log=lambda line: None)
+        changed = settings(squad_file, vocab_file, tmp_path / str(number), "trainer.max_epochs=1", *more)
+        training_run.train("question_answering", changed, home=home, log=lambda line: None)
     assert len(list((home / "texts").iterdir())) == 1
-    own = settings(squad_file, vocab_file, tmp_path / "3", "trainer.max_epochs=1", "model.dataset.doc_stride=15")
-    training_run.train("question_answering", own, home=home, log=lambda line: None)
+    changed = settings(squad_file, vocab_file, tmp_path / "3", "trainer.max_epochs=1", "model.dataset.doc_stride=15")
+    training_run.train("question_answering", changed, home=home, log=lambda line: None)
     assert len(list((home / "texts").iterdir())) == 2

@@ -31,7 +31,7 @@ def named(model):
 
 
 class Tied(nn.Module):
-    """Word vectors shared with the output, a norm, a layer that is never used and one that is frozen."""
+    """Tied word embedding and output, a norm, an unused layer and a frozen one."""
 
     def __init__(self, *, is_reversed=False):
         super().__init__()
@@ -42,7 +42,7 @@ class Tied(nn.Module):
             "unused": nn.Linear(4, 2),
             "frozen": nn.Linear(4, 4),
         }
-        # A shared parameter bears the name under which it comes first, so words stays ahead of vocabulary.
+        # named_parameters() lists a tied parameter under its first name, so words must precede vocabulary.
         order = ("frozen", "unused", "words", "vocabulary", "norm") if is_reversed else parts
         for name in order:
             self.add_module(name, parts[name])
@@ -61,26 +61,26 @@ def named_groups(model, **options):
     ]
 
 
-def test_biases_and_norms_do_not_decay_and_shared_or_frozen_parameters_are_not_listed_twice_or_at_all():
+def test_biases_and_norms_have_no_weight_decay_and_tied_parameters_are_listed_once():
     assert named_groups(Tied(), decay_norm_and_bias=False) == [
         (["unused.weight", "words.weight"], 0.01),
         (["norm.bias", "norm.weight", "unused.bias", "vocabulary.bias"], 0.0),
     ]
 
 
-def test_everything_decays_if_asked_for():
+def test_weight_decay_can_include_norms_and_biases():
     (names, weight_decay), *others = named_groups(Tied(), decay_norm_and_bias=True)
     assert (len(names), weight_decay, others) == (6, 0.01, [])
 
 
-def test_a_model_that_is_frozen_altogether_is_refused():
+def test_a_frozen_model_is_refused():
     with pytest.raises(ConfigError, match="every parameter of the model is frozen"):
         parameter_groups(named(Tied().requires_grad_(False)), 0.01, decay_norm_and_bias=False)
 
 
 # -- learning rates ----------------------------------------------------------------------------------------
 
-# lr 1, 10 steps, 2 of warm-up: 1/3, 2/3, 1 at steps 0, 1, 2 and what follows at steps 3, 6, 10, 11.
+# lr 1, 10 steps, 2 of warm-up: 1/3, 2/3, 1 at steps 0, 1, 2, and these rates at steps 3, 6, 10, 11.
 POINTS = {
     "WarmupAnnealing": (7 / 8, 4 / 8, 0.0, 0.0),
     "SquareRootAnnealing": (math.sqrt(0.7), math.sqrt(0.4), 0.0, 0.0),
@@ -100,25 +100,25 @@ def rates(steps, *, lr=1.0, max_steps=10, hidden_size=16, **settings):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_a_schedule_goes_through_the_points_computed_by_hand(name):
+def test_a_schedule_matches_rates_computed_by_hand(name):
     hold = {"hold_steps": 3} if "Hold" in name else {}
-    found = rates((0, 1, 2, 3, 6, 10, 11), name=name, warmup_steps=2, **hold)
-    assert found == pytest.approx([1 / 3, 2 / 3, 1.0, *POINTS[name]])
+    actual = rates((0, 1, 2, 3, 6, 10, 11), name=name, warmup_steps=2, **hold)
+    assert actual == pytest.approx([1 / 3, 2 / 3, 1.0, *POINTS[name]])
 
 
-def test_noam_is_scaled_by_the_hidden_size_and_has_a_warmup_of_its_own():
+def test_noam_is_scaled_by_the_hidden_size_and_has_a_different_warmup():
     # 16 ** -0.5 = 1/4; up to step 4: step * 4 ** -1.5 = step / 8; then step ** -0.5
-    found = rates((0, 1, 4, 9, 10, 11), name="NoamAnnealing", warmup_steps=4, lr=2.0, min_lr=0.001)
-    assert found == pytest.approx([1 / 16, 1 / 16, 1 / 4, 1 / 6, 0.5 / math.sqrt(10), 0.001])
+    actual = rates((0, 1, 4, 9, 10, 11), name="NoamAnnealing", warmup_steps=4, lr=2.0, min_lr=0.001)
+    assert actual == pytest.approx([1 / 16, 1 / 16, 1 / 4, 1 / 6, 0.5 / math.sqrt(10), 0.001])
     assert rates((0, 4), name="NoamAnnealing") == pytest.approx([1 / 4, 1 / 8])
 
 
-def test_every_schedule_of_the_table_has_its_points_and_its_name_in_the_settings():
+def test_every_schedule_is_tested_and_a_choice_of_the_settings():
     (field,) = [field for field in dataclasses.fields(ScheduleSettings) if field.name == "name"]
     assert {*POINTS, "NoamAnnealing"} == set(SCHEDULES) == set(field.metadata["choices"])
 
 
-def test_the_lowest_rate_and_the_power_are_heeded():
+def test_min_lr_and_power_are_used():
     assert rates((6, 10), name="WarmupAnnealing", warmup_steps=2, min_lr=0.2) == pytest.approx([0.6, 0.2])
     assert rates((6, 10), name="CosineAnnealing", warmup_steps=2, min_lr=0.2) == pytest.approx([0.6, 0.2])
     assert rates((9, 10), name="SquareAnnealing", min_lr=0.2) == pytest.approx([0.2, 0.2])
@@ -126,7 +126,7 @@ def test_the_lowest_rate_and_the_power_are_heeded():
     assert rates((5,), name="PolynomialDecayAnnealing", power=2.0, min_lr=0.2) == pytest.approx([0.4])
 
 
-def test_square_root_annealing_jumps_after_the_warmup_and_the_others_do_not():
+def test_only_square_root_annealing_is_discontinuous_after_the_warmup():
     jumps = {}
     for name in SCHEDULES:
         peak, after = rates((100, 101), name=name, warmup_steps=100, max_steps=1000)
@@ -143,10 +143,10 @@ def test_square_root_annealing_jumps_after_the_warmup_and_the_others_do_not():
     lr=st.floats(1e-6, 1.0),
     floor=st.floats(0.0, 1.0),
 )
-def test_every_rate_is_within_the_two_limits_and_never_rises_after_the_warmup(name, max_steps, warmup, hold, lr, floor):
-    # Noam's lr is a factor; the inverse square root does not heed min_lr before the end.
+def test_rates_are_between_min_lr_and_lr_and_do_not_rise_after_the_warmup(name, max_steps, warmup, hold, lr, floor):
+    # Noam's lr is a factor; InverseSquareRootAnnealing ignores min_lr before the end.
     min_lr = 0.0 if name in ("NoamAnnealing", "InverseSquareRootAnnealing") else floor * lr
-    found = rates(
+    actual = rates(
         range(max_steps + 3),
         name=name,
         lr=lr,
@@ -157,10 +157,10 @@ def test_every_rate_is_within_the_two_limits_and_never_rises_after_the_warmup(na
         hidden_size=64,
     )
     tolerance = 1e-12
-    assert all(0 <= rate <= lr + tolerance for rate in found)
-    assert all(rate >= min_lr - tolerance for rate in found[warmup + 1 :])
-    assert all(later <= earlier + tolerance for earlier, later in pairwise(found[warmup:]))
-    assert all(later >= earlier for earlier, later in pairwise(found[: warmup + 1]))
+    assert all(0 <= rate <= lr + tolerance for rate in actual)
+    assert all(rate >= min_lr - tolerance for rate in actual[warmup + 1 :])
+    assert all(later <= earlier + tolerance for earlier, later in pairwise(actual[warmup:]))
+    assert all(later >= earlier for earlier, later in pairwise(actual[: warmup + 1]))
 
 
 @settings(deadline=None, max_examples=40)  # the first example imports transformers
@@ -174,10 +174,10 @@ def test_warmup_annealing_is_transformers_linear_schedule_one_step_ahead_in_the_
         return curve
 
     warmup = min(warmup, max_steps - 1)
-    found = rates(range(max_steps + 1), name="WarmupAnnealing", warmup_steps=warmup, max_steps=max_steps)
-    # (s+1)/(W+1) instead of s/W: their warm-up of one step more, read one step later.
-    assert found[:warmup] == pytest.approx([linear(warmup + 1)(step + 1) for step in range(warmup)])
-    assert found[warmup:] == pytest.approx([linear(warmup)(step) for step in range(warmup, max_steps + 1)])
+    actual = rates(range(max_steps + 1), name="WarmupAnnealing", warmup_steps=warmup, max_steps=max_steps)
+    # (s+1)/(W+1) instead of s/W: as transformers' warm-up of W + 1 steps at step s + 1.
+    assert actual[:warmup] == pytest.approx([linear(warmup + 1)(step + 1) for step in range(warmup)])
+    assert actual[warmup:] == pytest.approx([linear(warmup)(step) for step in range(warmup, max_steps + 1)])
 
 
 def test_the_warmup_is_given_in_steps_or_as_a_fraction_rounded_down():
@@ -191,13 +191,13 @@ def test_the_warmup_is_given_in_steps_or_as_a_fraction_rounded_down():
     [
         (
             {"warmup_steps": 0, "warmup_ratio": 0.1},
-            "warmup_steps=0 and warmup_ratio=0.1 say the same thing twice",
+            "warmup_steps=0 and warmup_ratio=0.1 both define the warm-up",
         ),
-        ({"warmup_ratio": 10.0}, "warmup_ratio=10 is no fraction"),
+        ({"warmup_ratio": 10.0}, "warmup_ratio=10 is not a fraction"),
         ({"warmup_steps": -1}, "warmup_steps=-1 is negative"),
     ],
 )
-def test_a_warmup_that_cannot_be_meant_is_refused(wrong, message):
+def test_a_contradictory_warmup_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         resolve_warmup(ScheduleSettings(**wrong), 100)
 
@@ -240,7 +240,7 @@ CASES += [("sgd", {"momentum": 0.0}), ("rmsprop", {"momentum": 0.0})]
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_an_optimizer_restored_from_a_file_goes_on_bit_for_bit(name, overrides):
+def test_a_restored_optimizer_is_bit_identical(name, overrides):
     straight, straight_optimizer = start(name, **overrides)
     train(straight, straight_optimizer, range(6))
 
@@ -255,9 +255,9 @@ def test_an_optimizer_restored_from_a_file_goes_on_bit_for_bit(name, overrides):
     train(second, second_optimizer, range(3, 6))
 
     expected = straight.state_dict() | optimizer_tensors(straight_optimizer, named(straight))
-    found = second.state_dict() | optimizer_tensors(second_optimizer, named(second))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    actual = second.state_dict() | optimizer_tensors(second_optimizer, named(second))
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
 def test_state_is_named_after_the_parameter():
@@ -274,7 +274,7 @@ def test_state_is_named_after_the_parameter():
     assert not [name for name in shapes if name.startswith(("frozen", "vocabulary.weight"))]
 
 
-def test_an_optimizer_that_has_made_no_step_can_be_saved_and_restored():
+def test_an_optimizer_without_state_can_be_saved_and_restored():
     model, optimizer = start("adamw")
     load_optimizer_tensors(optimizer, named(model), through_a_file(optimizer_tensors(optimizer, named(model))))
     assert optimizer_tensors(optimizer, named(model)).keys() == {
@@ -282,7 +282,7 @@ def test_an_optimizer_that_has_made_no_step_can_be_saved_and_restored():
     }
 
 
-def test_restored_state_shares_no_memory_with_what_it_was_restored_from():
+def test_restored_state_is_a_copy():
     model, optimizer = start("adamw")
     train(model, optimizer, range(1))
     tensors = optimizer_tensors(optimizer, named(model))
@@ -298,14 +298,14 @@ def test_restored_state_shares_no_memory_with_what_it_was_restored_from():
     [
         (lambda tensors: tensors.pop("norm.bias/exp_avg"), "norm.bias/exp_avg is missing"),
         (lambda tensors: tensors.pop("unused.bias/untouched"), "unused.bias/exp_avg_sq is missing"),
-        (lambda tensors: tensors.update({"a.weight/step": torch.ones(())}), "a.weight/step is not known"),
+        (lambda tensors: tensors.update({"a.weight/step": torch.ones(())}), "a.weight/step is unexpected"),
         (
             lambda tensors: tensors.update({"words.weight/exp_avg": torch.ones(4, 7)}),
             r"words.weight/exp_avg has the shape \[4, 7\], not \[7, 4\]",
         ),
     ],
 )
-def test_state_that_does_not_fit_is_refused_by_name_and_changes_nothing(change, message):
+def test_state_that_does_not_fit_is_refused_by_name_and_not_loaded(change, message):
     model, optimizer = start("adamw")
     train(model, optimizer, range(1))
     tensors = optimizer_tensors(optimizer, named(model))
@@ -324,11 +324,11 @@ def test_the_state_of_another_optimizer_is_refused():
         load_optimizer_tensors(other_optimizer, named(other), optimizer_tensors(optimizer, named(model)))
 
 
-def test_the_optimizer_gets_the_settings_that_it_takes():
+def test_the_optimizer_uses_its_settings():
     _, optimizer = start("adamw", betas=[0.8, 0.95], eps=1e-6, weight_decay=0.1, decay_norm_and_bias=True)
     (group,) = optimizer.param_groups
-    found = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-    assert found == {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    actual = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    assert actual == {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
     assert start("sgd", momentum=0.5)[1].defaults["momentum"] == 0.5
 
 
@@ -354,7 +354,7 @@ def test_a_setting_that_does_not_fit_is_refused(name, wrong, message):
         build_optimizer(named(Tied()), optimizer_settings(name, **wrong))
 
 
-def test_no_weight_decay_may_be_asked_of_an_optimizer_that_has_none():
+def test_weight_decay_0_is_accepted_for_an_optimizer_without_it():
     build_optimizer(named(Tied()), optimizer_settings("rprop", weight_decay=0.0))
 
 
@@ -368,20 +368,20 @@ def with_gradients(*values):
     return parameters
 
 
-def test_gradients_are_scaled_down_to_the_largest_norm_and_their_norm_is_returned():
+def test_gradients_are_clipped_to_the_maximum_norm_and_their_norm_is_returned():
     parameters = with_gradients(3.0, None, 4.0)
     assert clip_gradients(parameters, 1.0).item() == 5.0
     assert [parameters[0].grad.item(), parameters[2].grad.item()] == pytest.approx([0.6, 0.8], rel=1e-5)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 6.0])
-def test_gradients_within_the_norm_or_without_a_limit_are_left_alone(max_norm):
+def test_gradients_below_the_maximum_norm_or_without_one_are_not_changed(max_norm):
     parameters = with_gradients(3.0, 4.0)
     assert clip_gradients(iter(parameters), max_norm).item() == 5.0
     assert [parameter.grad.item() for parameter in parameters] == [3.0, 4.0]
 
 
-def test_a_norm_that_is_not_finite_is_told_and_not_hidden():
+def test_a_norm_that_is_not_finite_is_returned():
     assert math.isnan(clip_gradients(with_gradients(3.0, math.nan), 1.0))
     assert math.isinf(clip_gradients(with_gradients(3.0, math.inf), 0.0))
 
@@ -400,7 +400,7 @@ def overflow(scaler):
     return parameter.item()
 
 
-def test_the_loss_scale_halves_at_an_overflow_skips_the_step_and_survives_json():
+def test_an_overflow_halves_the_loss_scale_and_skips_the_step():
     scaler = build_loss_scaler("cpu", enabled=True)
     assert scaler.get_scale() == 2.0**16
     assert overflow(scaler) == 0.0
@@ -412,7 +412,7 @@ def test_the_loss_scale_halves_at_an_overflow_skips_the_step_and_survives_json()
     assert again.get_scale() == 2.0**14
 
 
-def test_a_loss_scale_that_is_not_enabled_keeps_nothing_and_takes_nothing():
+def test_a_disabled_loss_scale_has_no_state():
     scaler = build_loss_scaler("cpu", enabled=False)
     assert scaler.state_dict() == {}
     load_loss_scale(scaler, {})

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while a GPU goes on."""
+"""Checkpoints written in the background while the GPU computes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from megabert.training.saver import Saver
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("free", [0, 2**40])  # no room for a copy on the GPU, and room
-def test_a_checkpoint_holds_the_numbers_of_its_time(monkeypatch, free):
+def test_a_checkpoint_is_a_snapshot_of_the_weights_at_its_step(monkeypatch, free):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
     weight = torch.zeros(2**20, device="cuda")
     written = []

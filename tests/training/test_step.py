@@ -1,4 +1,4 @@
-"""The optimizer step: masters of lower precision, CUDA graphs against plain calls, steps that are not finite."""
+"""The optimizer step: float32 master weights, CUDA graphs against eager steps, losses that are not finite."""
 
 import copy
 
@@ -47,9 +47,9 @@ def model():
     return made.train()
 
 
-def stepper(network, *, precision="32", record=False, settings=None, accumulate=1, clip=1.0):
+def stepper(network, *, precision="32", captured=False, settings=None, accumulate=1, clip=1.0):
     settings = settings or OptimizerSettings(lr=1e-3)
-    if not record:
+    if not captured:
         return Stepper(network, loss, settings, precision=precision, clip=clip, seed=5)
     return SyncFreeStepper(network, loss, settings, precision=precision, clip=clip, seed=5, accumulate=accumulate)
 
@@ -62,7 +62,7 @@ def loader(**changes):
     return BatchSampler(features(), **({"batch_size": 6, "max_seqlen": 40, "pad_id": 0, "seed": 1} | changes))
 
 
-def test_a_step_is_that_of_plain_pytorch():
+def test_a_step_matches_plain_pytorch():
     network = model()
     plain = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
@@ -75,24 +75,24 @@ def test_a_step_is_that_of_plain_pytorch():
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    for found, expected in zip(network.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    for actual, expected in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_filling_up_changes_nothing():
+def test_padding_to_a_static_size_changes_no_loss():
     tight, filled = stepper(model()), stepper(model())
     assert losses(tight, loader(), 8) == pytest.approx(losses(filled, loader(static_epochs=2), 8), abs=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_micro_batches_add_up(precision):
+def test_accumulated_micro_batches_match_the_global_batch(precision):
     whole, cut = stepper(model(), precision=precision), stepper(model(), precision=precision)
     expected = losses(whole, loader(), 8)
-    found = losses(cut, loader(batch_size=2, accumulate=3), 8)
-    assert found == pytest.approx(expected, abs=1e-4 if precision == "32" else 2e-2)
+    actual = losses(cut, loader(batch_size=2, accumulate=3), 8)
+    assert actual == pytest.approx(expected, abs=1e-4 if precision == "32" else 2e-2)
 
 
-def test_lower_precision_keeps_masters_and_a_head_of_float32():
+def test_lower_precision_keeps_master_weights_and_head_in_float32():
     network = model()
     made = stepper(network, precision="bf16")
     before = {name: master.detach().clone() for name, master in made.master_weights.items()}
@@ -105,7 +105,7 @@ def test_lower_precision_keeps_masters_and_a_head_of_float32():
         assert torch.equal(parameter, made.master_weights[name].to(parameter.dtype)), name
 
 
-def test_lower_precision_learns_alike():
+def test_lower_precision_has_nearly_the_losses_of_float32():
     exact, rounded = losses(stepper(model()), loader(), 40), losses(stepper(model(), precision="bf16"), loader(), 40)
     assert exact[-1] < 0.5 * exact[0]
     assert rounded == pytest.approx(exact, abs=0.05)
@@ -117,13 +117,13 @@ def poisoned(made_loader, number):
     return batches
 
 
-@pytest.mark.parametrize("record", [False, pytest.param(True, marks=needs_gpu)])
-def test_a_loss_that_is_not_finite_updates_nothing(record):
-    network = model().to("cuda" if record else "cpu")
+@pytest.mark.parametrize("captured", [False, pytest.param(True, marks=needs_gpu)])
+def test_a_loss_that_is_not_finite_updates_nothing(captured):
+    network = model().to("cuda" if captured else "cpu")
     with torch.no_grad():
         network.encoder.embeddings.word.weight[59] = torch.nan
     with side_stream(next(network.parameters()).device):
-        made = stepper(network, record=record)
+        made = stepper(network, captured=captured)
         clean = [
             Features(item.token_ids % 59, item.segment_ids, token_targets=item.token_targets) for item in features()
         ]
@@ -131,11 +131,11 @@ def test_a_loss_that_is_not_finite_updates_nothing(record):
         made.step(source.step(0), 1e-3, 0)
         made.step(source.step(1), 1e-3, 1)
         before = {name: master.detach().clone() for name, master in made.master_weights.items()}
-        figures = made.step(poisoned(source, 2), 1e-3, 2)
-        assert not figures[0].isfinite()
+        loss_norm = made.step(poisoned(source, 2), 1e-3, 2)
+        assert not loss_norm[0].isfinite()
         for name, master in made.master_weights.items():
             torch.testing.assert_close(master, before[name], equal_nan=True, atol=0, rtol=0)
-        if record:  # nor afterwards: the host hears of it late
+        if captured:  # nor does any later step: the host reads losses late
             made.step(source.step(3), 1e-3, 3)
             for name, master in made.master_weights.items():
                 torch.testing.assert_close(master, before[name], equal_nan=True, atol=0, rtol=0)
@@ -145,29 +145,29 @@ def test_a_loss_that_is_not_finite_updates_nothing(record):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("precision", "tolerance"), [("32", 1e-4), ("bf16", 2e-2), ("fp8", 5e-2)])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_recorded_steps_are_those_of_plain_calls(precision, tolerance, accumulate, compiled):
+def test_captured_steps_match_eager_ones(precision, tolerance, accumulate, compiled):
     if precision == "fp8" and torch.cuda.get_device_capability() < OLDEST:
         pytest.skip("this GPU has no fp8")
     source = loader(batch_size=6 // accumulate, accumulate=accumulate, static_epochs=20)
     assert len(source.step(0)) == accumulate
-    found = {}
-    for record in (False, True):
+    actual = {}
+    for captured in (False, True):
         network = model().cuda()
         if compiled:
             compile_layers(network)
         with side_stream(torch.device("cuda")):
-            made = stepper(network, precision=precision, record=record, accumulate=accumulate)
-            found[record] = losses(made, source, 50)
-    assert found[True] == pytest.approx(found[False], abs=tolerance)
-    assert found[True][-1] < 0.5 * found[True][0]
+            made = stepper(network, precision=precision, captured=captured, accumulate=accumulate)
+            actual[captured] = losses(made, source, 50)
+    assert actual[True] == pytest.approx(actual[False], abs=tolerance)
+    assert actual[True][-1] < 0.5 * actual[True][0]
 
 
 @needs_gpu
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_steps_that_cannot_be_recorded_are_those_of_plain_calls(accumulate):
+def test_sync_free_steps_without_capture_match_plain_steps(accumulate):
     source = loader(batch_size=6 // accumulate, accumulate=accumulate, static_epochs=20)
     settings = ParallelSettings(activation_checkpointing=True)
-    found = {}
+    actual = {}
     for kind in (Stepper, SyncFreeStepper):
         network = model()
         sharding = parallelize(network, World(torch.device("cuda")), settings, precision="bf16", is_compiled=False)
@@ -176,14 +176,14 @@ def test_steps_that_cannot_be_recorded_are_those_of_plain_calls(accumulate):
             made = kind(
                 network, loss, OptimizerSettings(lr=1e-3), precision="bf16", clip=1.0, seed=5, sharding=sharding, **more
             )
-            found[kind] = losses(made, source, 50)
+            actual[kind] = losses(made, source, 50)
     assert not sharding.is_capturable
-    assert found[SyncFreeStepper] == pytest.approx(found[Stepper], abs=2e-2)
-    assert found[Stepper][-1] < 0.5 * found[Stepper][0]
+    assert actual[SyncFreeStepper] == pytest.approx(actual[Stepper], abs=2e-2)
+    assert actual[Stepper][-1] < 0.5 * actual[Stepper][0]
 
 
 @needs_gpu
-def test_a_layer_that_is_computed_again_can_be_recorded_for_answers():
+def test_layers_with_activation_checkpointing_are_captured_for_inference():
     network = model()
     parallelize(
         network, World(torch.device("cuda")), ParallelSettings(activation_checkpointing=True),
@@ -197,7 +197,7 @@ def test_a_layer_that_is_computed_again_can_be_recorded_for_answers():
 
 
 @needs_gpu
-def test_recorded_dropout_is_drawn_anew_and_is_a_function_of_the_step():
+def test_captured_dropout_is_resampled_and_is_a_function_of_the_step():
     import dataclasses
 
     source = loader(static_epochs=20)
@@ -210,7 +210,7 @@ def test_recorded_dropout_is_drawn_anew_and_is_a_function_of_the_step():
         network.cuda().train()
         with side_stream(torch.device("cuda")):
             settings = OptimizerSettings(lr=0.0, weight_decay=0.0)
-            made = stepper(network, record=True, settings=settings, clip=0.0)
+            made = stepper(network, captured=True, settings=settings, clip=0.0)
             runs.append([made.step(source.step(0), 0.0, number).tolist()[0] for number in (3, 4, 5, 6, 5)])
     assert runs[0] == pytest.approx(runs[1], abs=1e-5)
     assert len({round(value, 4) for value in runs[0][:4]}) == 4
@@ -220,12 +220,12 @@ def test_recorded_dropout_is_drawn_anew_and_is_a_function_of_the_step():
 @needs_gpu
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_step_is_pytorch_s(name, dtype):
+def test_the_fused_adam_step_matches_pytorch(name, dtype):
     from megabert.kernels.adam import FusedAdam, total_norm
 
     settings = OptimizerSettings(name=name, lr=1e-2, weight_decay=0.1)
     torch.manual_seed(0)
-    shapes = [(7,), (100, 64), (4096,), (65, 127), (0, 8)]  # FSDP may leave a process no row
+    shapes = [(7,), (100, 64), (4096,), (65, 127), (0, 8)]  # a rank of FSDP may have an empty shard
     weights = {str(shape): torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes}
     plain = {key: torch.nn.Parameter(weight.detach().clone()) for key, weight in weights.items()}
     copies = {weight: torch.nn.Parameter(weight.detach().bfloat16()) for weight in weights.values()}

@@ -35,7 +35,7 @@ class Readable(_Described, Protocol):
     """A lazy tensor, with its shape and dtype."""
 
     def read(self) -> torch.Tensor:
-        """Read it into memory of its own. Raises CheckpointError if its bytes are damaged."""
+        """Read it into newly allocated memory. Raises CheckpointError if its bytes are damaged."""
 
 
 class _File:
@@ -193,7 +193,7 @@ class LazyTensor:
         return self.start + (last + 1) * self.dtype.itemsize
 
     def read(self) -> torch.Tensor:
-        """Read the numbers into memory of their own. Raises CheckpointError if they are damaged."""
+        """Read the numbers into newly allocated memory. Raises CheckpointError if they are damaged."""
         assert self.storage.source is not None, "a storage is bound to its bytes before open_file returns"
         if 0 in self.shape:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
@@ -254,7 +254,7 @@ def cast_on_read(source: Readable, dtype: torch.dtype) -> Derived:
 
 
 def resize_rows(source: Readable, num_rows: int) -> Derived:
-    """Cut a tensor to its first rows, or pad it with rows of zeros, when it is read."""
+    """Truncate a tensor to its first rows, or pad it with rows of zeros, when it is read."""
 
     def read() -> torch.Tensor:
         tensor = source.read()

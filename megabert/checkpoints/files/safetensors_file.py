@@ -1,6 +1,6 @@
 """The safetensors format, read into lazy tensors and written piece by piece.
 
-Not through the library, which maps the file into memory or wants all tensors in memory at once.
+Does not use the library, which maps the file into memory or needs all tensors in memory at once.
 Source: section Format of https://github.com/huggingface/safetensors.
 """
 

@@ -53,7 +53,7 @@ class TorchBlock:
             raise CheckpointError(f"{source}: {self.region.label} holds no tensor of {dtype}.")
         if tuple(dim for dim in content.shape if dim != 1) != tuple(dim for dim in self.sizes if dim != 1):
             raise CheckpointError(
-                f"{source}: {self.region.label} has shape {content.shape}; its metadata says {self.sizes}."
+                f"{source}: {self.region.label} has shape {content.shape}; its metadata has {self.sizes}."
             )
         return content.read().reshape(self.sizes)
 

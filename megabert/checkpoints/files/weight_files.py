@@ -146,7 +146,7 @@ def _describe(head: bytes) -> str:
     text = head.decode("utf-8", "replace")
     if text.lstrip("\ufeff \t\r\n")[:14].lower().startswith(("<!doctype", "<html", "<?xml", "<head")):
         return (
-            "this is a web page, not the weights: the address asked for a login or answered with an error. "
+            "this is a web page, not the weights: the address requires a login or responded with an error. "
             "Open it in a browser to see why, then download the file again."
         )
     if "\ufffd" not in text[:-1] and all(character.isprintable() or character.isspace() for character in text[:-1]):

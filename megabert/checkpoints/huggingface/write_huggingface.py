@@ -107,7 +107,7 @@ def _notes(
 ) -> Iterator[str]:
     if architecture.name == RESIDUAL_POST_NORM:
         yield (
-            f"WARNING: transformers has no network that takes its residuals after the layer norm. config.json says "
+            f"WARNING: transformers has no network that takes its residuals after the layer norm. config.json has "
             f"model_type {architecture.name}, which its Auto classes refuse; MegatronBert classes would compute "
             "something else. megabert reads the folder as it is."
         )

@@ -111,7 +111,7 @@ def _check_rank_count(path: Path, arguments: dict[str, Any], num_shards: int, nu
     for kind, expected, actual in (("tensor", expected_shards, num_shards), ("pipeline", expected_stages, num_stages)):
         if isinstance(expected, int) and expected != actual:
             raise CheckpointError(
-                f"{path}: its arguments say {expected} {kind}-parallel parts, {actual} found. "
+                f"{path}: its arguments specify {expected} {kind}-parallel parts, {actual} found. "
                 "Give the folder that holds all mp_rank_* folders."
             )
 
@@ -222,7 +222,8 @@ def find_shape(file: MegatronFile) -> tuple[dict[str, Any], list[str]]:
     num_layers = len({int(match[1]) for name in file.shards[0] if (match := _LAYER.search(name))})
     if arguments.get("num_layers", num_layers) != num_layers:
         raise CheckpointError(
-            f"{file.source}: its arguments say {arguments['num_layers']} layers, {num_layers} found. Is a file missing?"
+            f"{file.source}: its arguments specify {arguments['num_layers']} layers, {num_layers} found. Is a file "
+            "missing?"
         )
     shape: dict[str, Any] = {"num_layers": num_layers}
     is_gpt = file.era.name.endswith("GPT") or not (file.has("tokentype_embeddings") or file.has("lm_head."))

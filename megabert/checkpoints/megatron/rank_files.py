@@ -74,7 +74,7 @@ def _open_files(path: Path) -> dict[Rank, RankFile]:
             if rank in ranks:
                 raise CheckpointError(f"{ranks[rank].label} and {label} are of one rank. Remove the wrong one.")
             ranks[rank] = RankFile(label, opened)
-    if len(ranks) == 1:  # a file of one rank by itself; its arguments tell whether others are missing
+    if len(ranks) == 1:  # a file of one rank by itself; its arguments show whether others are missing
         return {(0, 0): next(iter(ranks.values()))}
     return ranks
 

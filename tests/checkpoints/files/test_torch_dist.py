@@ -32,10 +32,10 @@ from tests.checkpoints.test_convert import assert_same, to
 def write_blocks(folder, tensors, cuts):
     """Write tensors in blocks: `cuts` gives for each name its blocks, lists of (offsets, sizes).
 
-    PyTorch writes what a rank has; here its own metadata classes say that one rank has several blocks.
+    PyTorch writes what a rank has; here metadata, made of its classes, describe several blocks of one rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    described, places, data = {}, {}, io.BytesIO()
+    described, locations, data = {}, {}, io.BytesIO()
     for name, tensor in tensors.items():
         blocks = cuts.get(name, [((0,) * tensor.ndim, tuple(tensor.shape))])
         chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in blocks]
@@ -46,11 +46,11 @@ def write_blocks(folder, tensors, cuts):
             start = data.tell()
             torch.save(part.clone(), data)
             info = dcp.filesystem._StorageInfo("__0_0.distcp", start, data.tell() - start)
-            places[MetadataIndex(name, torch.Size(offsets), number)] = info
+            locations[MetadataIndex(name, torch.Size(offsets), number)] = info
     (folder / "__0_0.distcp").write_bytes(data.getvalue())
     described["encoder.layers._extra_state/shard_0_2"] = BytesStorageMetadata()
     with (folder / ".metadata").open("wb") as file:
-        pickle.dump(Metadata(described, storage_data=places), file)
+        pickle.dump(Metadata(described, storage_data=locations), file)
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "common_backend": "torch"}))
 
 
@@ -154,10 +154,10 @@ def test_any_partition_into_blocks_is_joined(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("dist")
     tensors = {"a.x": torch.randn(shape), "encoder.layers.y": torch.randn(shape)}
     write_blocks(folder, tensors, dict.fromkeys(tensors, blocks))
-    found = open_torch_dist(folder).tensors
-    assert torch.equal(found["a.x"].read(), tensors["a.x"])
+    actual = open_torch_dist(folder).tensors
+    assert torch.equal(actual["a.x"].read(), tensors["a.x"])
     for number in range(shape[0]):
-        assert torch.equal(found[f"encoder.layers.{number}.y"].read(), tensors["encoder.layers.y"][number])
+        assert torch.equal(actual[f"encoder.layers.{number}.y"].read(), tensors["encoder.layers.y"][number])
 
 
 def damaged(tmp_path, change):
@@ -173,7 +173,7 @@ def damaged(tmp_path, change):
     return open_torch_dist(folder).tensors["x"].read()
 
 
-def place(metadata, number):
+def location(metadata, number):
     return list(metadata.storage_data.values())[number]
 
 
@@ -193,17 +193,17 @@ CASES = {
     "a gap": (lambda m, _: m.state_dict_metadata["x"].chunks.pop(), "4 numbers of x are in no block"),
     "an overlap": (overlap, "two blocks of x overlap"),
     "outside": (lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([7])), r"is outside of \(7,\)"),
-    "another shape": (swap_sizes, r"has shape \(4,\); its metadata says \(3,\)"),
+    "another shape": (swap_sizes, r"has shape \(4,\); its metadata has \(3,\)"),
     "another dtype": (
         lambda m, _: setattr(m.state_dict_metadata["x"].properties, "dtype", torch.float16),
         "holds no tensor of torch.float16",
     ),
-    "no place": (lambda m, _: m.storage_data.popitem(), "does not locate the block of x"),
-    "beyond the file": (lambda m, _: setattr(place(m, 0), "length", 10**9), "exceeds the"),
-    "a negative place": (lambda m, _: setattr(place(m, 0), "offset", -4), "exceeds the"),
-    "another folder": (lambda m, _: setattr(place(m, 0), "relative_path", "../x.distcp"), "not a file beside it"),
-    "an absolute path": (lambda m, _: setattr(place(m, 0), "relative_path", "/etc/passwd"), "not a file beside it"),
-    "a missing file": (lambda m, _: setattr(place(m, 0), "relative_path", "__9_9.distcp"), "cannot be opened"),
+    "no location": (lambda m, _: m.storage_data.popitem(), "does not locate the block of x"),
+    "beyond the file": (lambda m, _: setattr(location(m, 0), "length", 10**9), "exceeds the"),
+    "a negative offset": (lambda m, _: setattr(location(m, 0), "offset", -4), "exceeds the"),
+    "another folder": (lambda m, _: setattr(location(m, 0), "relative_path", "../x.distcp"), "not a file beside it"),
+    "an absolute path": (lambda m, _: setattr(location(m, 0), "relative_path", "/etc/passwd"), "not a file beside it"),
+    "a missing file": (lambda m, _: setattr(location(m, 0), "relative_path", "__9_9.distcp"), "cannot be opened"),
     "a cut file": (lambda _, f: os.truncate(f / "__0_0.distcp", 1500), "exceeds the"),
     "no tensors": (lambda m, _: m.state_dict_metadata.clear(), "holds no tensors of a model"),
     "no metadata": (lambda _, f: (f / ".metadata").unlink(), "cannot be opened"),

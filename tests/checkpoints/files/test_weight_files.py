@@ -335,7 +335,7 @@ def test_any_mutation_opens_or_raises_a_checkpoint_error(tmp_path, small_files, 
 
 CHILD = """
 import copyreg, json, pickle, sys
-sys.path.insert(0, ".")  # evil_marker.py lies here
+sys.path.insert(0, ".")  # the folder of evil_marker.py
 from pathlib import Path
 from megabert.checkpoints.files.weight_files import open_file
 from megabert.checkpoints.files.pickle_reader import read_pickle

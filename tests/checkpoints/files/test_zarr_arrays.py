@@ -17,11 +17,11 @@ def write_array(folder, tensor, blocks, **changes):
             "compressor": None, "filters": None, "fill_value": None, "order": "C"}  # fmt: skip
     (folder / ".zarray").write_text(json.dumps(note | changes))
     counts = [-(-dim // size) for dim, size in zip(tensor.shape, blocks, strict=True)]
-    for place in product(*map(range, counts)):
+    for block_index in product(*map(range, counts)):
         block = torch.zeros(blocks, dtype=tensor.dtype)
-        part = tensor[tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, blocks, strict=True))]
+        part = tensor[tuple(slice(i * size, (i + 1) * size) for i, size in zip(block_index, blocks, strict=True))]
         block[tuple(slice(0, dim) for dim in part.shape)] = part
-        (folder / ".".join(map(str, place))).write_bytes(block.view(torch.uint8).numpy().tobytes())
+        (folder / ".".join(map(str, block_index))).write_bytes(block.view(torch.uint8).numpy().tobytes())
 
 
 @pytest.mark.parametrize("dtype", CODES)
@@ -29,9 +29,9 @@ def write_array(folder, tensor, blocks, **changes):
 def test_arrays_are_read_whatever_their_blocks(tmp_path, dtype, blocks):
     tensor = torch.randn(4, 6).to(dtype)
     write_array(tmp_path / "encoder.x", tensor, blocks)
-    (found,) = open_zarr(tmp_path).values()
-    assert found.dtype == dtype
-    assert torch.equal(found.read(), tensor)
+    (actual,) = open_zarr(tmp_path).values()
+    assert actual.dtype == dtype
+    assert torch.equal(actual.read(), tensor)
 
 
 @pytest.mark.parametrize(

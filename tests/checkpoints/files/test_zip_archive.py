@@ -69,7 +69,7 @@ def test_links_and_rare_compressions_are_refused(tmp_path, changes, reason):
 FLAGS, CHECKSUM, PACKED, SIZE, START, COUNT, LENGTH = 8, 16, 20, 24, 42, 10, 12
 
 
-def lie(data, record, offset, layout, value):
+def overwrite(data, record, offset, layout, value):
     """Overwrite one number of a record of a zip archive."""
     struct.pack_into(layout, data, data.index(record) + offset, value)
 
@@ -95,7 +95,7 @@ def lie(data, record, offset, layout, value):
 def test_an_inconsistent_zip_archive_is_refused(tmp_path, record, offset, layout, value, reason):
     path = write_zip(tmp_path / "x", PLAIN)
     data = bytearray(path.read_bytes())
-    lie(data, record, offset, layout, value)
+    overwrite(data, record, offset, layout, value)
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=reason):
         open_file(path)
@@ -117,7 +117,7 @@ def test_an_inconsistent_zip_archive_is_refused(tmp_path, record, offset, layout
 def test_an_inconsistent_64_bit_end_record_is_refused(tmp_path, record, offset, layout, value, reason):
     path = save([1], tmp_path / "x")
     data = bytearray(path.read_bytes())
-    lie(data, record, offset, layout, value)
+    overwrite(data, record, offset, layout, value)
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=reason):
         open_file(path)
@@ -149,7 +149,7 @@ def test_a_zip_bomb_is_refused_before_it_grows(tmp_path):
 def test_a_member_longer_than_declared_is_not_inflated(tmp_path):
     path = write_zip(tmp_path / "x", {"a/data.pkl": bytes(10**5)}, method=zipfile.ZIP_DEFLATED)
     data = bytearray(path.read_bytes())
-    lie(data, b"PK\1\2", SIZE, "<I", 2000)
+    overwrite(data, b"PK\1\2", SIZE, "<I", 2000)
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="longer than the archive declares"):
         open_file(path)

@@ -94,8 +94,8 @@ def test_every_layout_of_weight_files_is_read(tmp_path, kind):
         halves = {"a.bin": names[::2], "b.bin": names[1::2]}
         for file, part in halves.items():
             torch.save({name: state[name] for name in part}, tmp_path / file)
-        places = {name: file for file, part in halves.items() for name in part}
-        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+        weight_map = {name: file for file, part in halves.items() for name in part}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     read = open_checkpoint(tmp_path)
     word = read.tensors["encoder.embeddings.word.weight"].read()
     assert torch.equal(word, state["bert.embeddings.word_embeddings.weight"])
@@ -118,11 +118,11 @@ def rewrite(folder, **changes):
     [
         ({"model_type": "roberta"}, "model_type is 'roberta'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ({"num_hidden_layers": 3}, "says num_layers 3, its tensors 2"),
-        ({"hidden_size": 64}, "says hidden_size 64, its tensors 32"),
-        ({"intermediate_size": 49}, "says ffn_size 49, its tensors 48"),
-        ({"vocab_size": 7}, "says vocabulary_size 7"),
-        ({"max_position_embeddings": 512}, "says max_positions 512, its tensors 20"),
+        ({"num_hidden_layers": 3}, "has num_layers 3, its tensors 2"),
+        ({"hidden_size": 64}, "has hidden_size 64, its tensors 32"),
+        ({"intermediate_size": 49}, "has ffn_size 49, its tensors 48"),
+        ({"vocab_size": 7}, "has vocabulary_size 7"),
+        ({"max_position_embeddings": 512}, "has max_positions 512, its tensors 20"),
         ({"num_attention_heads": 5}, "hidden_size 32 does not divide by num_heads 5"),
         ({"num_attention_heads": ...}, "lacks num_attention_heads"),
         ({"is_decoder": True}, "is_decoder is True; only False"),

@@ -30,13 +30,13 @@ def test_interleaved_pipeline_stages_are_put_in_order(tmp_path, name):
             for stage in range(4)
         ]
         for stage in range(2):
-            place = folder / f"mp_rank_0{rank}_00{stage}"
-            place.mkdir(parents=True)
+            rank_folder = folder / f"mp_rank_0{rank}_00{stage}"
+            rank_folder.mkdir(parents=True)
             arguments = parts[0]["args"]
             arguments.pipeline_model_parallel_size, arguments.virtual_pipeline_model_parallel_size = 2, 2
             content = {"args": arguments, "checkpoint_version": 3.0, "iteration": 3}
             content |= {f"model{chunk}": parts[2 * chunk + stage]["model"] for chunk in range(2)}
-            torch.save(content, place / "model_optim_rng.pt")
+            torch.save(content, rank_folder / "model_optim_rng.pt")
     assert_same(folder.parent, tensors, num_tokens=50)
     facts = open_checkpoint(folder).facts
     assert (facts["pipeline_parallel"], facts["interleaved"], facts["iteration"]) == (2, 2, 3)
@@ -153,9 +153,9 @@ def test_of_several_iterations_without_a_tracker_the_last_is_read(tmp_path):
     release = to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50) / "release"
     for number in (2, 11):
         content = torch.load(release / "mp_rank_00" / "model_optim_rng.pt", weights_only=False)
-        place = tmp_path / "run" / f"iter_{number:07d}" / "mp_rank_00"
-        place.mkdir(parents=True)
-        torch.save(content | {"iteration": number}, place / "model_optim_rng.pt")
+        rank_folder = tmp_path / "run" / f"iter_{number:07d}" / "mp_rank_00"
+        rank_folder.mkdir(parents=True)
+        torch.save(content | {"iteration": number}, rank_folder / "model_optim_rng.pt")
     assert open_checkpoint(tmp_path / "run").facts["iteration"] == 11
 
 

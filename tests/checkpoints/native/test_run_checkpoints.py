@@ -36,8 +36,8 @@ def test_every_flipped_bit_is_detected(tmp_path):
     folder = write(tmp_path, 1)
     for file in sorted(folder.iterdir()):
         data = bytearray(file.read_bytes())
-        for place in range(0, len(data), max(1, len(data) // 40)):
-            data[place] ^= 1 << (place % 8)
+        for position in range(0, len(data), max(1, len(data) // 40)):
+            data[position] ^= 1 << (position % 8)
             file.write_bytes(data)
             if file.name == run_checkpoints.MANIFEST:
                 # a readable manifest is compared with the files; metric and step have no second copy
@@ -49,7 +49,7 @@ def test_every_flipped_bit_is_detected(tmp_path):
             else:
                 with pytest.raises(CheckpointError):
                     run_checkpoints.read(folder, groups=("model", "optimizer"))
-            data[place] ^= 1 << (place % 8)
+            data[position] ^= 1 << (position % 8)
         file.write_bytes(data)
 
 
