@@ -252,7 +252,7 @@ def test_plan_accepts_a_configuration_a_checkpoint_or_a_published_name(capsys, t
     [
         (["model=346m"], "Did you mean 345m?"),
         (["gpus=12"], "multiple of 8"),
-        (["gpus=8", "tensor=3"], "does not divide by tensor=3"),
+        (["gpus=8", "tensor=3"], "is not divisible by tensor=3"),
         (["gpus=7", "tensor=7", "model=1.3b"], "attention heads, 32"),
         (["gpu=v100"], "precision=bf16"),
         (["length=1000"], "512 positions"),

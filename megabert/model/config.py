@@ -53,7 +53,7 @@ class EncoderConfig:
             raise CheckpointError(f"num_segments is {self.num_segments}; expected 0 to {LARGEST_SIZE}.")
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
-                f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}. "
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}. "
                 "Correct the model's configuration."
             )
         for name, options in CHOICES.items():

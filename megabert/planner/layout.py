@@ -33,7 +33,7 @@ class ParallelLayout:
             )
         if self.gpus % (self.tensor * self.fsdp):
             raise ConfigError(
-                f"gpus={self.gpus} does not divide by tensor={self.tensor} x fsdp={self.fsdp} = "
+                f"gpus={self.gpus} is not divisible by tensor={self.tensor} x fsdp={self.fsdp} = "
                 f"{self.tensor * self.fsdp} processes. Change one of them."
             )
         if self.sequence and self.tensor == 1:

@@ -175,7 +175,7 @@ def test_a_head_scores_every_token():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 3}, "does not divide"),
+        ({"num_heads": 3}, "is not divisible"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"norm_place": "middle"}, "norm_place is 'middle'"),
         ({"gelu": "quick"}, "gelu is 'quick'"),

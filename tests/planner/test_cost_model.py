@@ -246,7 +246,7 @@ def test_the_tensor_axis_is_innermost():
     ("wrong", "message"),
     [
         ({"tensor": 3, "gpus": 3}, "attention heads"),
-        ({"gpus": 8, "tensor": 2, "fsdp": 8}, "does not divide by tensor=2 x fsdp=8"),
+        ({"gpus": 8, "tensor": 2, "fsdp": 8}, "is not divisible by tensor=2 x fsdp=8"),
         ({"gpus": 12}, "multiple of 8"),
         ({"gpus": 0}, "at least 1"),
         ({"sequence": True}, "tensor=2 or more"),

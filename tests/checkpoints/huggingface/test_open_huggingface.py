@@ -123,7 +123,7 @@ def rewrite(folder, **changes):
         ({"intermediate_size": 49}, "has ffn_size 49, its tensors 48"),
         ({"vocab_size": 7}, "has vocabulary_size 7"),
         ({"max_position_embeddings": 512}, "has max_positions 512, its tensors 20"),
-        ({"num_attention_heads": 5}, "hidden_size 32 does not divide by num_heads 5"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
         ({"num_attention_heads": ...}, "lacks num_attention_heads"),
         ({"is_decoder": True}, "is_decoder is True; only False"),
     ],
