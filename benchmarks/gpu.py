@@ -53,7 +53,7 @@ CONFIG = MEGATRON_345M
 def span_loss(logits_TC: Tensor, batch: Batch) -> Tensor:
     """Loss of question answering."""
     lowest = torch.finfo(torch.float32).min
-    logits_NLC = batch.by_document(logits_TC, fill=lowest, max_seqlen=batch.max_seqlen)
+    logits_NLC = batch.by_sequence(logits_TC, fill=lowest, max_seqlen=batch.max_seqlen)
     return F.cross_entropy(logits_NLC, batch.targets["span"], reduction="sum") / 2
 
 

@@ -223,8 +223,8 @@ def measure(case: Case, world: World, settings: ParallelSettings) -> Row:
         0,
         seed=0,
         static_epochs=1 if isinstance(stepper, SyncFreeStepper) else 0,
-        share=world.data_rank,
-        num_shares=world.data_size,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
     )
     steps = [loader.step(number) for number in range(len(loader))]
     warm = 0 if case.kind == "check" else 4
