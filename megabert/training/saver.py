@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoints.files.lazy_tensor import Readable
 from ..checkpoints.native.run_checkpoints import Contents, prune, read_whole, write, write_together
 from ..parallel.sharding import Sharding
-from .optimizer import SHAPES, optimizer_tensors
+from .optimizer import optimizer_tensors, parameter_of
 from .resume import Progress
 
 if TYPE_CHECKING:
@@ -129,9 +129,3 @@ def gather_tensors(groups: Mapping[str, Mapping[str, Tensor]], sharding: Shardin
             if owner == sharding.world.rank:
                 written[group][key] = whole.cpu()
     return written
-
-
-def parameter_of(key: str) -> str | None:
-    """Return the parameter that a checkpoint key belongs to and is shaped like; None for step counts and the like."""
-    name, _, state = key.rpartition("/")
-    return key if not name else None if state in SHAPES else name

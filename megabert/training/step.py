@@ -26,8 +26,14 @@ from ..parallel.execution import supports_sync_free
 from ..parallel.gradient_reduction import GradientReducer
 from ..parallel.process_group import World
 from ..parallel.sharding import Sharding
-from .optimizer import build_loss_scaler, build_optimizer, clip_gradients, load_optimizer_tensors, set_learning_rate
-from .saver import parameter_of
+from .optimizer import (
+    build_loss_scaler,
+    build_optimizer,
+    clip_gradients,
+    load_optimizer_tensors,
+    parameter_of,
+    set_learning_rate,
+)
 
 if TYPE_CHECKING:
     from .setup import TrainingSetup
