@@ -167,6 +167,12 @@ def optimizer_tensors(optimizer: Optimizer, parameters: Parameters) -> dict[str,
     return tensors
 
 
+def parameter_of(key: str) -> str | None:
+    """Return the parameter that a checkpoint key belongs to and is shaped like; None for step counts and the like."""
+    name, _, state = key.rpartition("/")
+    return key if not name else None if state in SHAPES else name
+
+
 def load_optimizer_tensors(optimizer: Optimizer, named: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Load the state that `optimizer_tensors` returned; the next steps equal those of an uninterrupted run bit for bit.
 
