@@ -5,12 +5,13 @@ write of the same name overwrites or removes it.
 """
 
 import ctypes
+import glob
 import os
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -51,7 +52,7 @@ def _open_temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
         temporary = path.with_name(f".{path.name}{TEMPORARY}{number}")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         file = os.fdopen(descriptor, "r+b")
-        if not _lock(descriptor):
+        if _lock(descriptor) is False:
             number += 1
         # The process that had it may have renamed it before it was locked here.
         elif temporary.exists() and os.path.samestat(temporary.stat(), os.fstat(descriptor)):
@@ -72,7 +73,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         replace_folder(temporary, final)
-    remove_leftovers(final)
+    remove_leftovers(final.parent, f"{glob.escape(final.name)}{TEMPORARY}*")
 
 
 def replace_folder(complete: Path, final: Path) -> None:
@@ -111,14 +112,12 @@ def temporary_name(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{TEMPORARY}{uuid.uuid4().hex[:8]}")
 
 
-def remove_leftovers(final: Path) -> None:
-    """Remove the temporary folders of a folder that no process is writing."""
-    prefix = f"{final.name}{TEMPORARY}"
-    for leftover in final.parent.iterdir():
-        if leftover.name.startswith(prefix) and leftover.is_dir():
-            with _locked(leftover) as is_abandoned:
-                if is_abandoned:
-                    shutil.rmtree(leftover, ignore_errors=True)
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary folders in `folder` that match the glob pattern and that no process is writing."""
+    for leftover in folder.glob(pattern):
+        with suppress(FileNotFoundError), _locked(leftover) as is_abandoned:
+            if is_abandoned:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -142,23 +141,25 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a file or folder; yields false where another process holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_NONBLOCK)
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Hold the lock of a folder; yields what `_lock` returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield _lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; returns whether no other process holds the lock."""
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file until it is closed; returns whether it was free, None where there are no locks."""
     if sys.platform == "win32":
-        return True
+        return None
     import fcntl
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # some network file systems
+        return None
     return True
