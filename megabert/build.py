@@ -72,8 +72,7 @@ def load_initial_model(
     if resumed is not None:
         return _initial_model_of_run(resumed, folder, task_name, settings)
     if settings.pretrained_model is not None:
-        source = run_checkpoints.find_checkpoint(Path(settings.pretrained_model))
-        contents = run_checkpoints.read(source, groups=("model",))
+        source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
         initial = _initial_model_of_run(contents, source, task_name, settings)
         if not settings.model.head.reset:
             return InitialModel(
@@ -302,8 +301,7 @@ def load_run(
 
     `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
-    folder = run_checkpoints.find_checkpoint(path)
-    contents = run_checkpoints.read(folder, groups=("model",))
+    folder, contents = run_checkpoints.read_best(path, groups=("model",))
     task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
     device = resolve_device(accelerator)
     precision = resolve_precision(precision, device)

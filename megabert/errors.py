@@ -32,6 +32,10 @@ class CheckpointError(MegabertError):
     exit_code = 66
 
 
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint of a run is skipped; another one is used."""
+
+
 class Interrupted(MegabertError):  # noqa: N818  (not a failure: the run can be resumed)
     """The user or the scheduler stopped the run; a checkpoint is saved."""
 

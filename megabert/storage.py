@@ -1,68 +1,165 @@
-"""Atomic writes of files and folders: under a temporary name, fsync, then a rename to the final name."""
+"""Atomic writes of files and folders: under a temporary name, fsync, then a rename to the final name.
 
+A temporary file or folder is locked while it is written. One without a lock was left by a killed process; the next
+write of the same name overwrites or removes it.
+"""
+
+import ctypes
+import glob
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from .errors import InputError
+
+TEMPORARY = ".tmp-"
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file atomically, a string as UTF-8; a file of that name is replaced."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a temporary file beside `path` to write to; rename it to `path` on success, remove it on an error."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file's name.")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+    temporary, file = _open_temporary_file(path)
+    with file:
+        try:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be renamed there
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _open_temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
+    """Open and lock the first temporary file that no other process writes; a leftover is overwritten."""
+    number = 0
+    while True:
+        temporary = path.with_name(f".{path.name}{TEMPORARY}{number}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        file = os.fdopen(descriptor, "r+b")
+        if _lock(descriptor) is False:
+            number += 1
+        # The process that had it may have renamed it before it was locked here.
+        elif temporary.exists() and os.path.samestat(temporary.stat(), os.fstat(descriptor)):
+            file.truncate()
+            return temporary, file
+        file.close()
 
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `final`; rename it to `final` on success, remove it on an error."""
-    temporary = _temporary_name(final)
+    temporary = temporary_name(final)
     temporary.mkdir()
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    replace_folder(temporary, final)
+    with _locked(temporary):
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        replace_folder(temporary, final)
+    remove_leftovers(final.parent, f"{glob.escape(final.name)}{TEMPORARY}*")
 
 
 def replace_folder(complete: Path, final: Path) -> None:
-    """Rename a complete folder to its final name, replacing a folder of that name; its files are already synced."""
+    """Rename a complete folder to its final name, replacing a folder of that name; its files are already synced.
+
+    The two are exchanged in one operation where the system can. Otherwise there is a moment at which both have a
+    temporary name; who finds no folder of the final name then looks for a complete one under a temporary name.
+    """
     for folder in (*(path for path in complete.rglob("*") if path.is_dir()), complete):
-        _fsync_folder(folder)
-    replaced = rename_aside(final) if final.exists() else None
-    complete.rename(final)
-    _fsync_folder(final.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced)
+        fsync_folder(folder)
+    if not final.exists():
+        complete.rename(final)
+        fsync_folder(final.parent)
+        return
+    replaced = complete
+    if not _exchange(complete, final):
+        replaced = rename_aside(final)
+        try:
+            complete.rename(final)
+        except OSError:
+            replaced.rename(final)
+            raise
+    fsync_folder(final.parent)
+    shutil.rmtree(replaced)
 
 
 def rename_aside(folder: Path) -> Path:
     """Rename a folder that is to be deleted, so that it is never seen half deleted under its own name."""
-    aside = _temporary_name(folder)
+    aside = temporary_name(folder)
     folder.rename(aside)
     return aside
 
 
-def _temporary_name(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+def temporary_name(folder: Path) -> Path:
+    """Return a name beside a folder's for a folder that is incomplete, or to be deleted."""
+    return folder.with_name(f"{folder.name}{TEMPORARY}{uuid.uuid4().hex[:8]}")
 
 
-def _fsync_folder(folder: Path) -> None:
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary folders in `folder` that match the glob pattern and that no process is writing."""
+    for leftover in folder.glob(pattern):
+        with suppress(FileNotFoundError), _locked(leftover) as is_abandoned:
+            if is_abandoned:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Write a folder's entries, such as a new name, to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders in one operation; false where the system or the file system cannot."""
+    at_current_folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or glibc before 2.28
+        return False
+    names = (os.fsencode(first), os.fsencode(second))
+    return rename(at_current_folder, names[0], at_current_folder, names[1], exchange) == 0
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Hold the lock of a folder; yields what `_lock` returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file until it is closed; returns whether it was free, None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return None
+    return True

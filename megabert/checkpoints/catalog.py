@@ -9,7 +9,6 @@ import difflib
 import json
 import shutil
 import sys
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from ..storage import atomic_write
+from ..storage import atomic_file, atomic_write
 from .cache_files import explain_write_errors, file_sha256, locked
 from .download import download
 from .partial_download import DownloadError
@@ -300,12 +299,8 @@ def _match_role(published: Published, role: Role, path: Path) -> tuple[File | No
 def _copy(source: Path, target: Path) -> None:
     """Copy a file atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        shutil.copyfile(source, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with source.open("rb") as opened, atomic_file(target) as copy:
+        shutil.copyfileobj(opened, copy)
 
 
 def _read_records(folder: Path) -> dict[str, _Record]:

@@ -18,8 +18,8 @@ from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_hug
 from .mapping import QKV_LAYOUTS, read_tensors
 from .megatron.open_megatron import MegatronFile, find_shape, open_megatron
 from .megatron.qkv_layout import decide_qkv_layout
-from .native.manifest_folder import MANIFEST, open_manifest_folder
-from .native.run_checkpoints import CHECKPOINTS, find_checkpoint
+from .native.manifest_folder import MANIFEST
+from .native.run_checkpoints import CHECKPOINTS, open_best
 from .nemo.open_nemo import is_nemo, open_nemo
 from .tensor_names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
 from .tokenizer_files import find_tokenizer, folders_of_megatron, read_lower_case
@@ -143,8 +143,7 @@ def _open(path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None) -> 
 
 
 def _open_native(path: Path) -> Checkpoint:
-    path = find_checkpoint(path)
-    opened = open_manifest_folder(path, groups=("model",))
+    path, opened = open_best(path, groups=("model",))
     try:
         config = EncoderConfig.from_dict(opened.documents["encoder"])
         lower_case = opened.documents.get("tokenizer", {}).get("lower_case")

@@ -7,11 +7,14 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from .. import __version__
 from ..config.parser import did_you_mean
-from ..errors import ConfigError, MegabertError
+from ..errors import CheckpointWarning, ConfigError, MegabertError
 from .checkpoints import fetch, models
 from .conversion import convert
 from .corpora import corpus, vocabulary
@@ -63,7 +66,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             hint = did_you_mean(words[0], COMMANDS)
             raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
-        return COMMANDS[words[0]](words[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            return COMMANDS[words[0]](words[1:])
     except MegabertError as error:
         if not error.is_reported:
             print(f"megabert: {error}", file=sys.stderr)
@@ -82,6 +87,14 @@ def main(words: Sequence[str] | None = None) -> int:
         # The outermost frame: a bug keeps its traceback and has an exit code of its own.
         traceback.print_exc()
         return 70
+
+
+def _show_warning(show: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Print a warning of megabert like its errors, without the line of code that others are shown with."""
+    if issubclass(category, CheckpointWarning):
+        print(f"megabert: {message}", file=sys.stderr)
+    else:
+        show(message, category, *where)
 
 
 def _overview() -> str:

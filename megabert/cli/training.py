@@ -25,6 +25,7 @@ def train(words: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="sweep: train once per value of seed=1,2,3")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; key=value takes precedence")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="resume an interrupted run, with its settings")
+    parser.add_argument("--step", type=int, metavar="N", help="with --resume: from the checkpoint of step N")
     parser.add_argument("--bert_config", metavar="FILE", help="same as model.language_model.config_file=FILE")
     parser.add_argument("--bert_checkpoint", metavar="PATH", help="same as model.language_model.lm_checkpoint=PATH")
     arguments = parser.parse_intermixed_args(list(words))
@@ -32,8 +33,10 @@ def train(words: Sequence[str]) -> int:
     for option, key in (("bert_config", "config_file"), ("bert_checkpoint", "lm_checkpoint")):
         if getattr(arguments, option) is not None:
             overrides.append(f"model.language_model.{key}={quote(getattr(arguments, option))}")
+    if arguments.step is not None and arguments.resume is None:
+        raise ConfigError(f"--step {arguments.step} chooses a checkpoint of a run to resume. Give --resume RUN, too.")
     if not arguments.multirun:
-        _train_once(arguments.task, overrides, file=arguments.config, resume=arguments.resume)
+        _train_once(arguments.task, overrides, file=arguments.config, resume=arguments.resume, step=arguments.step)
     elif arguments.resume is None:
         _train_sweep(arguments.task, overrides, file=arguments.config)
     else:
@@ -42,7 +45,7 @@ def train(words: Sequence[str]) -> int:
 
 
 def _train_once(
-    task_name: str, words: Sequence[str], *, file: Path | None, resume: Path | None = None
+    task_name: str, words: Sequence[str], *, file: Path | None, resume: Path | None = None, step: int | None = None
 ) -> "Outcome | None":
     """Train one run, in this process or in several that are started here; returns its outcome on rank zero."""
     from ..checkpoints.catalog import cache_home
@@ -59,8 +62,8 @@ def _train_once(
             log(f"note: {notice}")
     num_processes = count_to_start(settings, os.environ) if settings.do_training else 0
     if num_processes:
-        options = [("--config", file), ("--resume", resume)]
-        given = [word for name, path in options if path is not None for word in (name, str(path))]
+        options = [("--config", file), ("--resume", resume), ("--step", step)]
+        given = [word for name, value in options if value is not None for word in (name, str(value))]
         launch(["train", task_name, *words, *given], num_processes)
     from ..training.evaluation import evaluate_test_data
     from ..training.run import past_outcome, train
@@ -72,7 +75,7 @@ def _train_once(
             raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
         print(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
         return None
-    outcome = train(task_name, settings, home=cache_home(os.environ), log=log)
+    outcome = train(task_name, settings, home=cache_home(os.environ), log=log, step=step)
     if outcome is not None:
         _report(outcome)
     return outcome

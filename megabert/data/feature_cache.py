@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage import atomic_folder
+from ..storage import TEMPORARY, atomic_folder, remove_leftovers
 from .packing import Features, LazyFeatures
 
 # The least recently used entries beyond these are deleted.
@@ -86,6 +86,7 @@ def save(cache: Path, name: str, features: Sequence[Features], meta: Mapping[str
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(cache, f"*{TEMPORARY}*")
         with atomic_folder(cache / name) as folder:
             _write(folder, features, meta)
         entries = sorted(cache.glob("*/" + META), key=lambda path: path.parent.stat().st_mtime)

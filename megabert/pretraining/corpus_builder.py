@@ -6,11 +6,13 @@ holds a few units, 8 bytes per document and 4 per sequence.
 """
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import shutil
+import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..formats.corpus_documents import corpus_files, read_documents
-from ..storage import atomic_write
+from ..storage import atomic_file, atomic_write
 from ..tokenizers.load import read_tokenizer
 from ..tokenizers.sentences import split_sentences
 from ..tokenizers.wordpiece import Tokenizer
@@ -71,7 +73,9 @@ def build(
 
     Raises InputError for input that cannot be read, and if the files exist already.
     """
-    for file in files_of(prefix):
+    bin_file, idx_file = files_of(prefix)
+    # The index is written last; without it, tokens beside a folder of units are those of an interrupted build.
+    for file in [idx_file] if _work_folder(prefix).is_dir() else [bin_file, idx_file]:
         if file.exists():
             raise InputError(f"{file} exists already. Remove it, or choose another prefix.")
     files = corpus_files(inputs)
@@ -84,7 +88,7 @@ def build(
 
 def _open_work_folder(prefix: Path, files: Sequence[Path], settings: BuildSettings) -> Path:
     """Create the folder of units, or reuse one of the same input and settings."""
-    work = prefix.with_name(f"{prefix.name}.work")
+    work = _work_folder(prefix)
     stamps = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     contents = "".join(_tokenizer(settings).files().values())
     vocabulary = hashlib.sha256(contents.encode()).hexdigest()
@@ -97,6 +101,10 @@ def _open_work_folder(prefix: Path, files: Sequence[Path], settings: BuildSettin
     work.mkdir(parents=True, exist_ok=True)
     atomic_write(made_of, description)
     return work
+
+
+def _work_folder(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}.work")
 
 
 def _units(files: Sequence[Path], json_key: str) -> Iterator[list[str]]:
@@ -129,7 +137,7 @@ def _tokenize_all(
             for number, unit in enumerate(_units(files, settings.json_key)):
                 num_units, num_read = number + 1, num_read + len(unit)
                 target = work / f"{number:08d}.npz"
-                if target.is_file():
+                if _is_complete(target):
                     done += 1
                 else:
                     running.add(pool.submit(_tokenize_unit, unit, target, settings))
@@ -151,12 +159,30 @@ def _tokenize_all(
     return num_units
 
 
+def _is_complete(unit: Path) -> bool:
+    """Whether a unit is there and its checksums match; a damaged one is made again."""
+    try:
+        with zipfile.ZipFile(unit) as archive:
+            return archive.testzip() is None and bool(archive.namelist())
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error):
+        return False
+
+
 _worker: dict[str, Tokenizer] = {}
 
 
 def _start_worker(settings: BuildSettings) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the worker processes are parallel already
     _worker["tokenizer"] = _tokenizer(settings)
+
+
+def _exit_with_parent() -> None:
+    """End this worker when the process that started it ends, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
 
 
 def _tokenizer(settings: BuildSettings) -> Tokenizer:
@@ -194,9 +220,8 @@ def _tokenize_unit(documents: Sequence[str], target: Path, settings: BuildSettin
         "digests": np.frombuffer(b"".join(digests), dtype="<u8"),
     }
     arrays["tokens"] = arrays["tokens"].astype(token_dtype(len(tokenizer)))
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
-    atomic_write(target, content.getvalue())
+    with atomic_file(target) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _merge(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]) -> BuildReport:

@@ -7,8 +7,8 @@ Source: Megatron-LM, megatron/data/indexed_dataset.py, MMapIndexedDataset.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..storage import atomic_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER_SIZE = 34
@@ -159,11 +160,14 @@ class IndexedDatasetBuilder:
         self._lengths: list[NDArray[np.int32]] = []
         self._documents: list[NDArray[np.int64]] = [np.zeros(1, dtype=np.int64)]
         self._num_sequences = 0
-        self._temporary = [file.with_name(f".{file.name}.tmp-{os.getpid()}") for file in files_of(prefix)]
+        self._files = ExitStack()
 
     def __enter__(self) -> Self:
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = self._temporary[0].open("wb")
+        bin_file, idx_file = files_of(self.prefix)
+        # The stack renames the index last: where it exists, both are complete.
+        self._idx = self._files.enter_context(atomic_file(idx_file))
+        self._bin = self._files.enter_context(atomic_file(bin_file))
         return self
 
     def add(self, tokens: NDArray[Any], lengths: NDArray[np.int32], sequences: NDArray[np.int64]) -> None:
@@ -181,31 +185,19 @@ class IndexedDatasetBuilder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            with self._bin:
-                if kind is None:
-                    self._write_index()
-                    os.fsync(self._bin.fileno())
-            if kind is None:
-                # The index last: where it exists, both are complete.
-                for temporary, file in zip(self._temporary, files_of(self.prefix), strict=True):
-                    temporary.replace(file)
-        finally:
-            for temporary in self._temporary:
-                temporary.unlink(missing_ok=True)
+        with self._files:
+            if error is not None:
+                raise error
+            self._write_index()
 
     def _write_index(self) -> None:
         if not self._num_sequences:
             raise InputError(f"There is nothing to write to {self.prefix}: no document has a token.")
-        self._bin.flush()
         lengths = np.concatenate(self._lengths)
         offsets = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), offsets[:-1]])
         documents = np.concatenate(self._documents)
-        with self._temporary[1].open("wb") as file:
-            file.write(MAGIC + (1).to_bytes(8, "little") + CODES[self.dtype].to_bytes(1, "little"))
-            file.write(len(lengths).to_bytes(8, "little") + len(documents).to_bytes(8, "little"))
-            for array, kind in ((lengths, "<i4"), (offsets, "<i8"), (documents, "<i8")):
-                file.write(array.astype(kind).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        self._idx.write(MAGIC + (1).to_bytes(8, "little") + CODES[self.dtype].to_bytes(1, "little"))
+        self._idx.write(len(lengths).to_bytes(8, "little") + len(documents).to_bytes(8, "little"))
+        for array, kind in ((lengths, "<i4"), (offsets, "<i8"), (documents, "<i8")):
+            self._idx.write(array.astype(kind).tobytes())

@@ -53,11 +53,14 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
         setup.model.train()
         # Loss and norm of sync-free steps stay on the GPU until they are logged.
         pending: list[_Done] = []
+        saved = None if resumed is None else progress
         last_validation: Evaluation | None = None
         log_every = settings.trainer.log_every_n_steps if isinstance(stepper, SyncFreeStepper) else 1
         while True:
             step = progress.step
-            is_stopping = world.any_rank(stop.is_set())
+            is_stopping = world.any_rank(stop.is_set() or saver.has_failed)
+            if is_stopping:
+                saver.wait()  # raises on all ranks if the background writer of one has failed
             saves = intervals.saves_after(step)
             is_last = step >= intervals.total_steps
             is_due = saves or is_last or intervals.validates_after(step) or is_stopping or step % log_every == 0
@@ -71,8 +74,10 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
                 is_stopping = is_stopping or world.any_rank(stop.is_set())
                 saves = True
             saves = saves and settings.exp_manager.create_checkpoint_callback
-            if saves or is_stopping or is_last:
+            # A resumed run does not write the checkpoint again that it has just read.
+            if is_last or ((saves or is_stopping) and progress != saved):
                 save_checkpoint(setup, progress, stepper, saver, is_last=is_last or is_stopping)
+                saved = progress
             if is_stopping:
                 saver.wait()
                 raise Interrupted(f"Stopped after step {step}; the checkpoint is in {setup.folder}.")
@@ -122,10 +127,23 @@ def _check_finite(setup: TrainingSetup, loss: float, norm: float, step: int) -> 
         return
     indices = [int(index) for group in setup.train_sampler.indices(step) for index in group]
     raise InputError(
-        f"Step {step + 1}: the loss is {loss} and the gradients' norm {norm}; nothing was updated. The last checkpoint "
-        f"is in {setup.folder}. Lower model.optim.lr, clip (trainer.gradient_clip_val=1.0) or use "
-        f"trainer.precision=32. The step's sequences have the indices {indices[:64]}."
+        f"Step {step + 1}: the loss is {loss} and the gradients' norm {norm}; nothing was updated. Checkpoints are in "
+        f"{setup.folder}. {_advice(setup, loss, step)} The step's sequences have the indices {indices[:64]}."
     )
+
+
+def _advice(setup: TrainingSetup, loss: float, step: int) -> str:
+    """Advise what may make a loss or a gradient finite, of what is not set already."""
+    trainer = setup.settings.trainer
+    remedies = ["use trainer.precision=32"] if setup.execution.precision != "32" else []
+    if step > 0:
+        remedies = ["lower model.optim.lr", *remedies]
+        if not trainer.gradient_clip_val:
+            remedies.insert(1, "clip gradients (trainer.gradient_clip_val=1.0)")
+        return f"Resume from an earlier checkpoint (--step N) and {' or '.join(remedies)}."
+    cause = "the step's examples" if math.isfinite(loss) else "the weights that the training starts from"
+    check = f"No step was made before it, so the learning rate is not the cause: check {cause}"
+    return f"{check}, or {remedies[0]}." if remedies else f"{check}."
 
 
 def _validate(

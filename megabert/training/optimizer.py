@@ -231,9 +231,3 @@ def _check_tensors(
             f"The checkpoint's optimizer state does not fit: {shown}. "
             "Resume with the model and model.optim.name that the run was started with."
         )
-
-
-def parameter_of(key: str) -> str | None:
-    """Return the parameter that a checkpoint key belongs to and is shaped like; None for step counts and the like."""
-    name, _, state = key.rpartition("/")
-    return key if not name else None if state in SHAPES else name

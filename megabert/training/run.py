@@ -6,12 +6,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..checkpoints.native.run_checkpoints import Entry, find_best, find_last, open_lazily
-from ..checkpoints.native.run_folder import find_resume_checkpoint, lock_run_folder, run_folder_path
+from ..checkpoints.native.run_checkpoints import (
+    CHECKPOINTS,
+    Contents,
+    Entry,
+    find_best,
+    find_last,
+    open_lazily,
+    set_aside_after,
+)
+from ..checkpoints.native.run_folder import RESUMED_GROUPS, find_resume_point, lock_run_folder, run_folder_path
 from ..config.schema import Settings
 from ..errors import Interrupted
 from ..parallel.execution import resolve_compile
-from ..parallel.process_group import connect
+from ..parallel.process_group import World, connect
 from ..parallel.sharding import warm_up
 from ..tasks import registry
 from .evaluation import evaluate_test_data, write_evaluation
@@ -33,15 +41,22 @@ class Outcome:
     test: dict[str, float] | None = None
 
 
-def train(task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None]) -> Outcome | None:
-    """Run a training by its settings, on every rank; rank 0 logs, evaluates the test data and returns the outcome."""
-    outcome = _train_on_rank(task_name, settings, home=home, log=log)
+def train(
+    task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None], step: int | None = None
+) -> Outcome | None:
+    """Run a training by its settings, on every rank; rank 0 logs, evaluates the test data and returns the outcome.
+
+    A run that is resumed continues from its newest checkpoint, or from that of `step`.
+    """
+    outcome = _train_on_rank(task_name, settings, home=home, log=log, step=step)
     if outcome is not None and registry.find(task_name)(settings).files(settings.model.test_ds):
         return replace(outcome, test=evaluate_test_data(settings, outcome.folder).scores)
     return outcome
 
 
-def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None]) -> Outcome | None:
+def _train_on_rank(
+    task_name: str, settings: Settings, *, home: Path, log: Callable[[str], None], step: int | None
+) -> Outcome | None:
     """Train in this process, one of the process group; only rank 0 returns an outcome."""
     with connect(settings.trainer, settings.parallel) as world, ExitStack() as stack:
         log = log if world.is_rank_zero else lambda line: None
@@ -57,15 +72,17 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
             world.set_recovery_command(resume_command)
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(folder))
-        checkpoint = find_resume_checkpoint(settings.exp_manager, folder)
-        resumed = None
-        if checkpoint is not None:
-            log(f"Resuming {folder} from step {checkpoint.step}.")
-            resumed = open_lazily(checkpoint.path, groups=("model", "optimizer"))
+        resumed = _resume(settings, folder, world, log, step=step)
+        if resumed is not None:
             check_unchanged(settings, resumed.documents["settings"])
             keep_sequences_per_step(settings, resumed.documents, world, log)
         setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
         log_setup(setup, log)
+        if resumed is not None and world.is_rank_zero:
+            # So that a later checkpoint, damaged or not chosen, is not taken for the last one of the resumed run.
+            reason = "damaged" if step is None else "superseded"
+            for path in set_aside_after(folder, resumed.documents["progress"]["step"], reason):
+                log(f"note: a later checkpoint is set aside as {path}.")
         try:
             last = fit(setup, resumed)
         except Interrupted as stop:
@@ -81,6 +98,22 @@ def _train_on_rank(task_name: str, settings: Settings, *, home: Path, log: Calla
         best = find_best(folder, setup.mode)
         assert best is not None, "training ends with a checkpoint"
         return Outcome(folder, best, setup.monitor, {} if last is None else last.scores)
+
+
+def _resume(
+    settings: Settings, folder: Path, world: World, log: Callable[[str], None], *, step: int | None
+) -> Contents | None:
+    """Open the checkpoint to resume from: rank 0 decides which, and the others open the same one."""
+    point = None
+    if world.is_rank_zero:
+        point = find_resume_point(settings.exp_manager, folder, log, step=step)
+    name = world.broadcast_text("" if point is None else point.entry.path.name)
+    if not name:
+        return None
+    if point is None:
+        return open_lazily(folder / CHECKPOINTS / name, groups=RESUMED_GROUPS)
+    log(f"Resuming {folder} from step {point.entry.step}.")
+    return point.contents
 
 
 def past_outcome(settings: Settings, task_name: str) -> Outcome | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.files.lazy_tensor import Readable
+from ..checkpoints.native.manifest_folder import run_on_all
 from ..checkpoints.native.run_checkpoints import Contents, prune, read_whole, write, write_together
 from ..parallel.sharding import Sharding
 from .optimizer import optimizer_tensors, parameter_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Saver:
     """Writes checkpoints one after another. A context manager; leaving it waits for the last one.
 
-    An error while writing is raised at the next save, at `wait` or on leaving.
+    An error while writing is raised at the next save, at `wait` or on leaving; `has_failed` reports it before.
     """
 
     def __init__(self, *, in_background: bool) -> None:
@@ -62,6 +63,11 @@ class Saver:
             write(replace(contents, tensors=copies))
 
         self._last = self._executor.submit(write_copies)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether writing the last checkpoint has ended with an error that is not raised yet."""
+        return self._last is not None and self._last.done() and self._last.exception() is not None
 
     def wait(self) -> None:
         """Wait for the checkpoint being written."""
@@ -102,11 +108,14 @@ def save_checkpoint(
     ranks: dict[str, Any] = {"part": world.rank, "num_parts": world.size}
 
     def write_and_prune(contents: Contents) -> None:
+        gather = world.all_gather_text_on_writer_thread
         if world.size == 1:
             write(folder, progress.step, contents, **facts)
         else:
-            gather = world.all_gather_text_on_writer_thread
             write_together(folder, progress.step, contents, **facts, **ranks, all_gather_text=gather)
+        run_on_all(prune_on_rank_zero, gather)
+
+    def prune_on_rank_zero() -> None:
         if world.is_rank_zero:
             prune(folder, setup.mode, setup.settings.exp_manager.checkpoint_callback_params.save_top_k)
 

@@ -124,9 +124,14 @@ class Stepper:
 
     def _set_weight(self, batches: Sequence[Batch]) -> None:
         # The loss is the mean over the global batch, however it is split into micro-batches.
-        self._weight.fill_(sum(batch.weight for batch in batches))
-        if self._world.data_size > 1:
-            self._world.all_reduce_data(self._weight)
+        # A step without any target has the loss 0, not 0 / 0.
+        weight = sum(batch.weight for batch in batches)
+        if self._world.data_size == 1:
+            self._weight.fill_(weight or 1.0)
+            return
+        self._weight.fill_(weight)
+        self._world.all_reduce_data(self._weight)
+        self._weight.masked_fill_(self._weight == 0, 1.0)  # on the device: the host does not wait for it
 
     def _seed_dropout(self, number: int, index: int) -> None:
         # Micro-batches are numbered over all data-parallel ranks, as BatchSampler assigns them.

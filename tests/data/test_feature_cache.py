@@ -92,3 +92,9 @@ def test_the_least_recently_used_entries_are_deleted(tmp_path):
     assert len(names) == feature_cache.MAX_ENTRIES
     assert {"last", f"name{feature_cache.MAX_ENTRIES + 1}"} <= names
     assert not {"name0", "name1"} & names
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path):
+    (tmp_path / "other.tmp-dead").mkdir()
+    feature_cache.save(tmp_path, "a", [Features(np.arange(3), np.zeros(3, dtype=np.int64))], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,5 +1,8 @@
 import itertools
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -131,3 +134,33 @@ def test_the_commands(tmp_path, vocab_file, capsys):
     assert tokenizer.unknown_id not in np.concatenate(tokenizer.encode_ids(DOCUMENTS))
     assert main([*words[:4], "9000", "-o", str(tmp_path / "w.txt")]) == 65
     assert "too few words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-30], lambda data: data[:99] + b"?" + data[100:]]
+)
+def test_a_damaged_unit_is_made_again(tmp_path, vocab_file, monkeypatch, damage):
+    file = write(tmp_path)
+    build([file], tmp_path / "a", BuildSettings(str(vocab_file)), workers=1)
+    monkeypatch.setattr(corpus.shutil, "rmtree", lambda folder: None)
+    build([file], tmp_path / "b", BuildSettings(str(vocab_file)), workers=1)
+    monkeypatch.undo()
+    # As a kill before the index was renamed leaves it.
+    (tmp_path / "b.idx").unlink()
+    unit = tmp_path / "b.work" / "00000000.npz"
+    unit.write_bytes(damage(unit.read_bytes()))
+    build([file], tmp_path / "b", BuildSettings(str(vocab_file)), workers=1)
+    assert contents(tmp_path / "b") == contents(tmp_path / "a")
+    assert not (tmp_path / "b.work").exists()
+
+
+def test_workers_end_with_a_killed_build(tmp_path, vocab_file):
+    file = write(tmp_path, [f"{document} {number}" for number in range(12_000) for document in DOCUMENTS])
+    words = ["corpus", "build", str(file), "-o", str(tmp_path / "a"), "--vocab_file", str(vocab_file), "--workers", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "megabert", *words], stderr=subprocess.PIPE)
+    while not list((tmp_path / "a.work").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    # The workers hold the pipe, too: it ends when the last one has ended.
+    process.communicate(timeout=60)

@@ -2,23 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
 
 import megabert
 from megabert.checkpoints.native import run_checkpoints as run
+from megabert.cli import main
 from megabert.config.parser import compose
-from megabert.errors import CheckpointError, ConfigError, InputError
+from megabert.errors import CheckpointError, CheckpointWarning, ConfigError, InputError
 from megabert.parallel.execution import find_obstacle
 from megabert.tasks.question_answering import QuestionAnsweringSettings
+from megabert.training import loop, saver
 from megabert.training import run as training_run
-from megabert.training import saver
 from megabert.training.intervals import Intervals
 
 TINY = (
@@ -209,6 +212,89 @@ def test_loss_that_is_not_finite_stops_before_the_update(squad_file, vocab_file,
     folder = tmp_path / "run"
     with pytest.raises(InputError, match="nothing was updated"):
         train(squad_file, vocab_file, folder, "model.optim.lr=1e30", "model.optim.name=sgd", "trainer.max_epochs=9")
+
+
+def flip_a_bit(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+SAVE_OFTEN = (
+    "trainer.max_steps=6",
+    "trainer.max_epochs=9",
+    "exp_manager.checkpoint_callback_params.every_n_train_steps=2",
+    "exp_manager.checkpoint_callback_params.save_top_k=9",
+)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "optimizer.safetensors"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(squad_file, vocab_file, tmp_path, name):
+    common = (squad_file, vocab_file, tmp_path / "run", *SAVE_OFTEN)
+    train(*common)
+    expected, last = losses(tmp_path / "run"), run.find_last(tmp_path / "run").path
+    whole = weights(tmp_path / "run")
+    flip_a_bit(last / name)
+    with pytest.warns(CheckpointWarning, match=f"step-00000006.{name} is damaged"):
+        _, lines = train(*common, "exp_manager.resume_if_exists=true")
+    assert any(line.endswith("from step 4.") for line in lines)
+    assert len(list(last.parent.glob("step-00000006.damaged-*"))) == 1
+    assert_same(whole, weights(tmp_path / "run"))
+    assert losses(tmp_path / "run") == expected
+
+
+def test_a_run_is_resumed_from_a_chosen_step(squad_file, vocab_file, tmp_path):
+    folder = tmp_path / "run"
+    train(squad_file, vocab_file, folder, *SAVE_OFTEN)
+    expected, whole = losses(folder), weights(folder)
+    command = ["train", "question_answering", "--resume", str(folder)]
+    assert main([*command, "--step", "3"]) == 64
+    assert main([*command[:2], "--step", "4"]) == 64
+    assert len(run.list_checkpoints(folder)) == 3
+    assert main([*command, "--step", "2"]) == 0
+    assert losses(folder) == expected
+    assert_same(whole, weights(folder))
+    assert len(list((folder / "checkpoints").glob("step-*.superseded-*"))) == 2
+
+
+def test_a_resumed_run_does_not_write_its_checkpoint_again(squad_file, vocab_file, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    train(squad_file, vocab_file, folder, *SAVE_OFTEN)
+    for entry in run.list_checkpoints(folder)[1:]:
+        shutil.rmtree(entry.path)
+    written = []
+    write = saver.write
+
+    def counted(run, step, *rest, **more):
+        written.append(step)
+        return write(run, step, *rest, **more)
+
+    monkeypatch.setattr(saver, "write", counted)
+    train(squad_file, vocab_file, folder, *SAVE_OFTEN, "exp_manager.resume_if_exists=true")
+    assert written == [4, 6]
+
+
+def test_a_failed_background_write_stops_at_the_next_step(squad_file, vocab_file, tmp_path, monkeypatch):
+    class FailedSaver(saver.Saver):
+        """Fails once it has written the checkpoint of step 2."""
+
+        def save(self, contents, write, *, is_last=False):
+            super().save(contents, write, is_last=is_last)
+            self._last = Future()
+            self._last.set_exception(OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(loop, "Saver", FailedSaver)
+    with pytest.raises(OSError, match="No space"):
+        train(squad_file, vocab_file, tmp_path / "run", *SAVE_OFTEN[:3], "trainer.val_check_interval=0")
+    assert max(losses(tmp_path / "run")) == 2
+
+
+def test_advice_about_a_loss_that_is_not_finite_fits_the_run(squad_file, vocab_file, tmp_path):
+    common = (squad_file, vocab_file, tmp_path / "run", "model.optim.lr=1e30", "model.optim.name=sgd")
+    with pytest.raises(InputError, match=r"lower model\.optim\.lr\.") as raised:
+        train(*common, "trainer.max_epochs=9", "trainer.precision=32", "trainer.gradient_clip_val=1.0")
+    assert "precision" not in str(raised.value)
+    assert "gradient_clip_val" not in str(raised.value)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "16"])

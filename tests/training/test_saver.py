@@ -1,5 +1,7 @@
 """Checkpoints written in the background while the GPU computes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -32,3 +34,14 @@ def test_an_error_while_writing_is_raised():
     saver = Saver(in_background=False)
     with pytest.raises(OSError, match="full"):
         saver.save(Contents(tensors={}, documents={}), fail)
+
+
+def test_an_error_of_the_background_writer_is_reported_before_the_next_save():
+    saver = Saver(in_background=True)
+    assert not saver.has_failed
+    with ThreadPoolExecutor(1) as executor:
+        saver._last = executor.submit(lambda: 1 / 0)
+    assert saver.has_failed
+    with pytest.raises(ZeroDivisionError):
+        saver.wait()
+    assert not saver.has_failed

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,8 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from ...data.prefetch import prefetch
-from ...errors import CheckpointError
-from ...storage import atomic_folder, replace_folder
+from ...errors import CheckpointError, MegabertError
+from ...storage import atomic_folder, replace_folder, temporary_name
 from ..files.lazy_tensor import LazyTensor, Readable, in_memory, open_regular
 from ..files.safetensors_file import open_safetensors, safetensors_pieces
 
@@ -96,7 +95,7 @@ def write_sharded_folder(
     `all_gather_text` returns the strings of all processes in the order of parts. If one process fails, all raise, and
     the folder does not appear.
     """
-    partial = final.with_name(all_gather_text(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")[0])
+    partial = final.with_name(all_gather_text(temporary_name(final).name)[0])
 
     def begin() -> None:
         if part == 0:
@@ -113,30 +112,37 @@ def write_sharded_folder(
             replace_folder(partial, final)
 
     try:
-        _run_on_all(begin, all_gather_text)
-        shards = _run_on_all(write_shard, all_gather_text)
+        run_on_all(begin, all_gather_text)
+        shards = run_on_all(write_shard, all_gather_text)
         sums = {name: entry for entries in shards for name, entry in entries.items()}
-        _run_on_all(finish, all_gather_text)
-    except OSError:
+        run_on_all(finish, all_gather_text)
+    except Exception:
         if part == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _run_on_all(work: Callable[[], Any], all_gather_text: Callable[[str], list[str]]) -> list[Any]:
-    """Run a function on all processes and gather the results. Raises OSError on all if it fails on one."""
-    failure: OSError | None = None
+def run_on_all(work: Callable[[], Any], all_gather_text: Callable[[str], list[str]]) -> list[Any]:
+    """Run a function on all processes and gather the results. If it fails on one, all raise.
+
+    The process that failed raises its own error; the others raise an OSError like it, or a MegabertError that names it.
+    """
+    failure: Exception | None = None
     outcome: dict[str, Any] = {}
     try:
         outcome["result"] = work()
     except OSError as error:
-        failure, outcome["error"] = error, [error.errno, error.strerror, str(error.filename)]
+        failure, outcome["os_error"] = error, [error.errno, error.strerror or str(error), str(error.filename)]
+    except Exception as error:  # whatever it is: the others would wait for this process
+        failure, outcome["error"] = error, f"{type(error).__name__}: {error}"
     outcomes = [json.loads(text) for text in all_gather_text(json.dumps(outcome))]
     if failure is not None:
         raise failure
-    for other in outcomes:
+    for number, other in enumerate(outcomes):
+        if "os_error" in other:
+            raise OSError(*other["os_error"])
         if "error" in other:
-            raise OSError(*other["error"])
+            raise MegabertError(f"process {number + 1} of {len(outcomes)} failed: {other['error']}")
     return [other["result"] for other in outcomes]
 
 
@@ -173,6 +179,12 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     if missing:
         raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
     return OpenFolder(manifest, tensors, documents, texts)
+
+
+def verify_manifest_folder(folder: Path) -> None:
+    """Compare all files of a checkpoint with its manifest. Raises CheckpointError if one is missing or damaged."""
+    for name, entry in read_manifest(folder)["files"].items():
+        _verify(folder / name, entry)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,26 +2,31 @@
 
 A run folder holds `checkpoints/step-00000123/` (each a `manifest_folder`) and files for people (settings, metrics,
 plot). Each checkpoint is self-contained: weights, settings, vocabulary, and the state to resume training from.
-The last and the best are found by listing; there is no pointer that could be wrong.
+The last and the best are found by listing; there is no pointer that could be wrong. A damaged one is skipped with a
+CheckpointWarning.
 """
 
-import json
 import re
 import shutil
-from collections.abc import Callable
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
-from ...errors import CheckpointError
-from ...storage import rename_aside
+from ...errors import CheckpointError, CheckpointWarning
+from ...storage import TEMPORARY, fsync_folder, rename_aside
 from ..files.lazy_tensor import Readable
 from .manifest_folder import (
     MANIFEST,
     Contents,
+    OpenFolder,
     open_manifest_folder,
     read_manifest,
+    verify_manifest_folder,
     write_manifest_folder,
     write_sharded_folder,
 )
@@ -29,6 +34,7 @@ from .manifest_folder import (
 __all__ = ["CHECKPOINTS", "MANIFEST", "Contents", "Entry", "read", "write"]
 
 CHECKPOINTS = "checkpoints"
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -69,19 +75,38 @@ def _folder_of(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
+def checkpoint_folders(run: Path) -> list[Path]:
+    """List the folders of a run's checkpoints by step, damaged ones included, those under another name not."""
+    folders = (run / CHECKPOINTS).glob("step-*")
+    return sorted((folder for folder in folders if re.fullmatch(r"step-\d{8,}", folder.name)), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-").partition(".")[0])
+
+
 def list_checkpoints(run: Path) -> list[Entry]:
-    """List the complete checkpoints of a run, by step. Incomplete ones have a temporary name and are skipped."""
+    """List the checkpoints of a run that have a sound manifest, by step; warns of the others."""
     entries = []
-    for folder in sorted((run / CHECKPOINTS).glob("step-*")):
-        if re.fullmatch(r"step-\d{8,}", folder.name) and (folder / MANIFEST).is_file():
-            manifest = read_manifest(folder)
-            try:
-                entries.append(Entry(folder, manifest["step"], manifest["figure"], manifest["is_end"]))
-            except KeyError as error:
-                raise CheckpointError(
-                    f"{folder} is not a checkpoint of training: its manifest lacks {error}."
-                ) from None
+    for folder in checkpoint_folders(run):
+        try:
+            entries.append(read_entry(folder))
+        except CheckpointError as error:
+            _warn_skipped(error)
     return entries
+
+
+def read_entry(folder: Path) -> Entry:
+    """Read a checkpoint's manifest. Raises CheckpointError if it is damaged or not that of a training."""
+    manifest = read_manifest(folder)
+    try:
+        return Entry(folder, manifest["step"], manifest["figure"], manifest["is_end"])
+    except KeyError as error:
+        raise CheckpointError(f"{folder} is not a checkpoint of training: its manifest lacks {error}.") from None
+
+
+def _warn_skipped(error: CheckpointError) -> None:
+    warnings.warn(f"skipping a checkpoint: {error}", CheckpointWarning, stacklevel=3)
 
 
 def find_last(run: Path) -> Entry | None:
@@ -102,15 +127,62 @@ def _ranked(entries: list[Entry], mode: str) -> list[Entry]:
 
 
 def prune(run: Path, mode: str, keep_best: int) -> None:
-    """Delete all but the `keep_best` best checkpoints and the last one, and the remains of interrupted writes."""
+    """Delete all but the `keep_best` best checkpoints and the last one, and the remains of interrupted writes.
+
+    Damaged checkpoints stay. Called after a write, so that a sound checkpoint exists.
+    """
     entries = list_checkpoints(run)
-    last = find_last(run)
-    kept = {entry.path for entry in _ranked(entries, mode)[:keep_best]} | ({last.path} if last else set())
+    last = entries[-1:]
+    kept = {entry.path for entry in [*_ranked(entries, mode)[:keep_best], *last]}
     for entry in entries:
         if entry.path not in kept:
             shutil.rmtree(rename_aside(entry.path))
-    for leftover in (run / CHECKPOINTS).glob("*.tmp-*"):
+    for leftover in list_leftovers(run):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def list_leftovers(run: Path) -> list[Path]:
+    """List the folders that interrupted writes and deletions left under a temporary name."""
+    return sorted((run / CHECKPOINTS).glob(f"step-*{TEMPORARY}*"))
+
+
+def restore_leftovers(run: Path) -> list[Path]:
+    """Rename complete checkpoints under a temporary name to their own where no sound one is; returns their new paths.
+
+    A process that was killed before the rename that ends a write leaves them. Call this only with the run's lock.
+    """
+    restored = []
+    complete = [folder for folder in list_leftovers(run) if (folder / MANIFEST).is_file() and _is_sound(folder)]
+    for leftover in sorted(complete, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns, reverse=True):
+        final = leftover.with_name(leftover.name.partition(TEMPORARY)[0])
+        if final.exists():
+            if _is_sound(final):
+                continue
+            set_aside(final, "damaged")
+        leftover.rename(final)
+        fsync_folder(final.parent)
+        restored.append(final)
+    return restored
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        verify_manifest_folder(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def set_aside(folder: Path, reason: str) -> Path:
+    """Rename a checkpoint, so that it no longer counts but is kept; returns its new path."""
+    aside = folder.with_name(f"{folder.name}.{reason}-{uuid.uuid4().hex[:8]}")
+    folder.rename(aside)
+    return aside
+
+
+def set_aside_after(run: Path, step: int, reason: str) -> list[Path]:
+    """Set the checkpoints of later steps aside: a run that resumes from `step` makes those steps again."""
+    return [set_aside(folder, reason) for folder in checkpoint_folders(run) if _step_of(folder) > step]
 
 
 def find_checkpoint(path: Path, mode: str | None = None) -> Path:
@@ -118,18 +190,53 @@ def find_checkpoint(path: Path, mode: str | None = None) -> Path:
 
     `mode` None takes the run's own mode (whether its metric is to be maximized or minimized).
     """
+    return _candidates(path, mode)[0]
+
+
+def _candidates(path: Path, mode: str | None = None) -> list[Path]:
+    """List the checkpoints that a path may refer to: itself, or those of a run folder, the best first."""
     if (path / MANIFEST).is_file():
-        return path
+        return [path]
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. Give the folder that `megabert train` wrote.")
-    last = find_last(path) if path.is_dir() else None
-    if last is None:
+    newest_first = list_checkpoints(path)[::-1] if path.is_dir() else []
+    if not newest_first:
         raise CheckpointError(f"{path} holds no complete checkpoint of megabert. Give the folder that training wrote.")
     if mode is None:
-        mode = json.loads((last.path / "run.json").read_text(encoding="utf-8")).get("mode", "max")
-    best = find_best(path, mode)
-    assert best is not None, "a run with a last checkpoint has a best one"
-    return best.path
+        facts = first_sound(
+            (entry.path for entry in newest_first), lambda folder: open_manifest_folder(folder, groups=())
+        )
+        mode = facts.documents.get("run", {}).get("mode", "max")
+    ranked = _ranked(newest_first, mode)
+    return [entry.path for entry in [*ranked, *(entry for entry in newest_first if entry not in ranked)]]
+
+
+def first_sound(folders: Iterable[Path], open_folder: Callable[[Path], Opened]) -> Opened:
+    """Open the first folder that is not damaged, and warn of those before it.
+
+    Raises the CheckpointError of the first one if all are damaged.
+    """
+    errors: list[CheckpointError] = []
+    for folder in folders:
+        try:
+            opened = open_folder(folder)
+        except CheckpointError as error:
+            errors.append(error)
+        else:
+            for damage in errors:
+                _warn_skipped(damage)
+            return opened
+    raise errors[0]
+
+
+def open_best(path: Path, *, groups: tuple[str, ...]) -> tuple[Path, OpenFolder]:
+    """Open a checkpoint, or the best of a run folder that is not damaged; returns its path, too."""
+    return first_sound(_candidates(path), lambda folder: (folder, open_manifest_folder(folder, groups=groups)))
+
+
+def read_best(path: Path, *, groups: tuple[str, ...]) -> tuple[Path, Contents]:
+    """Read a checkpoint, or the best of a run folder that is not damaged; returns its path, too."""
+    return first_sound(_candidates(path), lambda folder: (folder, read(folder, groups=groups)))
 
 
 def read(path: Path, *, groups: tuple[str, ...]) -> Contents:

@@ -1,13 +1,27 @@
 """The run folder of a training: its path, its lock, the checkpoint to resume from, run.json."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.schema import ExperimentSettings
 from ...errors import CheckpointError, ConfigError
-from .run_checkpoints import Entry, find_last
+from .manifest_folder import MANIFEST, Contents
+from .run_checkpoints import (
+    CHECKPOINTS,
+    Entry,
+    checkpoint_folders,
+    first_sound,
+    list_checkpoints,
+    list_leftovers,
+    open_lazily,
+    read_entry,
+    restore_leftovers,
+)
+
+RESUMED_GROUPS = ("model", "optimizer")
 
 
 def run_folder_path(settings: ExperimentSettings, task_name: str, started: str) -> Path:
@@ -42,26 +56,79 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def find_resume_checkpoint(settings: ExperimentSettings, folder: Path) -> Entry | None:
-    """Find the checkpoint to resume from; None starts a new run.
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint that a run resumes from, and its contents with lazy tensors."""
 
-    Raises ConfigError where the folder's run may not be resumed, CheckpointError where a checkpoint is required.
+    entry: Entry
+    contents: Contents
+
+
+def find_resume_point(
+    settings: ExperimentSettings, folder: Path, log: Callable[[str], None], *, step: int | None = None
+) -> ResumePoint | None:
+    """Open the newest sound checkpoint, or that of `step`, to resume from; None starts a new run.
+
+    Restores checkpoints whose write was complete but for the rename; requires the run's lock. Raises ConfigError where
+    the folder's run may not be resumed, CheckpointError where a checkpoint is required, or where there are only damaged
+    ones: never begins from the start where there was something to resume.
     """
-    last = find_last(folder)
     if not settings.resume_if_exists:
-        if last is not None:
+        if checkpoint_folders(folder) or any((leftover / MANIFEST).is_file() for leftover in list_leftovers(folder)):
             raise ConfigError(
                 f"{folder} holds a run already. Resume it with exp_manager.resume_if_exists=true, "
                 "or choose another folder."
             )
         return None
-    if last is None and not settings.resume_ignore_no_checkpoint:
+    for path in restore_leftovers(folder):
+        log(f"note: {path} is restored: its write was interrupted when all files were complete.")
+    candidates = checkpoint_folders(folder)[::-1]
+    if step is not None:
+        candidates = [_checkpoint_of_step(folder, step)]
+    elif not candidates:
+        _check_nothing_is_lost(settings, folder, log)
+        return None
+    try:
+        point = first_sound(candidates, _open_to_resume)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"No checkpoint of {folder} can be resumed from. {error} To start anew, choose another folder."
+        ) from None
+    if point.entry.is_end and not settings.resume_past_end:
+        raise ConfigError(
+            f"The run in {folder} is complete at step {point.entry.step}. To train further raise trainer.max_epochs "
+            "and set exp_manager.resume_past_end=true."
+        )
+    return point
+
+
+def _open_to_resume(path: Path) -> ResumePoint:
+    return ResumePoint(read_entry(path), open_lazily(path, groups=RESUMED_GROUPS))
+
+
+def _checkpoint_of_step(folder: Path, step: int) -> Path:
+    steps = {entry.step: entry.path for entry in list_checkpoints(folder)}
+    if step not in steps:
+        raise ConfigError(
+            f"--step {step}: {folder} has no checkpoint of that step. "
+            f"It has those of: {', '.join(map(str, steps)) or 'none'}."
+        )
+    return steps[step]
+
+
+def _check_nothing_is_lost(settings: ExperimentSettings, folder: Path, log: Callable[[str], None]) -> None:
+    """Raise CheckpointError in a run without checkpoints if one is required, or if there are remains of some."""
+    # The manifest is written last: what has none was never complete.
+    remains = [path for path in (folder / CHECKPOINTS).glob("step-*") if (path / MANIFEST).exists()]
+    if remains:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint to resume from, but incomplete or set aside ones: "
+            f"{', '.join(path.name for path in remains)}. Rename a sound one to step-NNNNNNNN, or choose another "
+            "folder to start anew."
+        )
+    if not settings.resume_ignore_no_checkpoint:
         raise CheckpointError(
             f"{folder} holds no checkpoint to resume from (exp_manager.resume_ignore_no_checkpoint=false)."
         )
-    if last is not None and last.is_end and not settings.resume_past_end:
-        raise ConfigError(
-            f"The run in {folder} is complete at step {last.step}. To train further raise trainer.max_epochs "
-            "and set exp_manager.resume_past_end=true."
-        )
-    return last
+    if leftovers := list_leftovers(folder):
+        log(f"note: {leftovers[0]} was interrupted before it was complete, so the run starts from its beginning.")

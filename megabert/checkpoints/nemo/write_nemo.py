@@ -7,16 +7,17 @@ import hashlib
 import io
 import os
 import tarfile
-import uuid
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
 from torch import Tensor
 
 from ...model.config import EncoderConfig
+from ...storage import atomic_file
 from ..files.lazy_tensor import Readable
 from ..megatron.write_megatron import ModelParallelLayout, network_arguments
 from .open_nemo import CONFIG, WEIGHTS
@@ -51,24 +52,21 @@ def write_nemo(
     `ranks` maps (tensor-parallel rank, pipeline stage) to a function that makes its tensors under the names of
     Megatron-LM v2.6; one rank is in memory at a time.
     """
-    partial = dest.with_name(f".{dest.name}.tmp-{uuid.uuid4().hex[:8]}")
-    weights = partial.with_suffix(".ckpt")
-    try:
-        with tarfile.open(partial, "x", format=tarfile.GNU_FORMAT) as archive:
-            artifacts = {f"{hashlib.md5(data).hexdigest()}_{name}": data for name, data in tokenizer_files.items()}  # noqa: S324
-            tokenizer = _tokenizer_config(artifacts, lower_case)
-            _add(archive, CONFIG, yaml.safe_dump({**config, "tokenizer": tokenizer}, sort_keys=False).encode())
-            for name, data in artifacts.items():
-                _add(archive, name, data)
-            for rank, make in ranks.items():
-                torch.save({_nemo_name(name): tensor for name, tensor in make().items()}, weights)
-                archive.add(weights, f"./{_folder_of(rank, ranks)}{WEIGHTS}", filter=_anonymous)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(dest)
-    finally:
-        weights.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_file(dest) as file,
+        tempfile.TemporaryFile(dir=dest.parent) as weights,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        artifacts = {f"{hashlib.md5(data).hexdigest()}_{name}": data for name, data in tokenizer_files.items()}  # noqa: S324
+        tokenizer = _tokenizer_config(artifacts, lower_case)
+        _add(archive, CONFIG, yaml.safe_dump({**config, "tokenizer": tokenizer}, sort_keys=False).encode())
+        for name, data in artifacts.items():
+            _add(archive, name, data)
+        for rank, make in ranks.items():
+            weights.seek(0)
+            weights.truncate()
+            torch.save({_nemo_name(name): tensor for name, tensor in make().items()}, weights)
+            _add_file(archive, f"{_folder_of(rank, ranks)}{WEIGHTS}", weights)
 
 
 def _tokenizer_config(artifacts: Mapping[str, bytes], lower_case: bool | None) -> dict[str, Any]:
@@ -96,13 +94,12 @@ def _folder_of(rank: tuple[int, int], ranks: Mapping[tuple[int, int], object]) -
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    _add_file(archive, name, io.BytesIO(data))
+
+
+def _add_file(archive: tarfile.TarFile, name: str, file: IO[bytes]) -> None:
+    """Add an open file's content, without owner and time."""
     entry = tarfile.TarInfo(f"./{name}")
-    entry.size, entry.mode = len(data), 0o644
-    archive.addfile(entry, io.BytesIO(data))
-
-
-def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Remove owner and time."""
-    entry.uid = entry.gid = entry.mtime = 0
-    entry.uname = entry.gname = ""
-    return entry
+    entry.size, entry.mode = file.seek(0, os.SEEK_END), 0o644
+    file.seek(0)
+    archive.addfile(entry, file)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megabert.checkpoints.native import run_checkpoints
-from megabert.errors import CheckpointError
+from megabert.errors import CheckpointError, CheckpointWarning, MegabertError
 
 
 def contents(value=1.0):
@@ -149,7 +149,7 @@ def together(folder, parts, *, step=5, spoil=None):
             run_checkpoints.write_together(
                 folder, step, own, figure=None, is_end=False, part=part, num_parts=len(parts), all_gather_text=exchange
             )
-        except OSError as error:
+        except Exception as error:
             raised[part] = error
 
     threads = [threading.Thread(target=write_part, args=(part,)) for part in range(len(parts))]
@@ -181,3 +181,59 @@ def test_a_failed_write_raises_on_all_processes_and_leaves_nothing(tmp_path):
     assert [error.errno for error in raised] == [28, 28]
     assert run_checkpoints.list_checkpoints(tmp_path) == []
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+class Invalid(Unreadable):
+    """A tensor whose reading is a bug."""
+
+    def read(self):
+        raise ValueError("shapes differ")
+
+
+def test_any_error_of_one_process_raises_on_all(tmp_path):
+    own, others = together(tmp_path, [{"a": Invalid()}, {"b": torch.ones(2)}])
+    assert type(own) is ValueError
+    assert type(others) is MegabertError
+    assert str(others) == "process 1 of 2 failed: ValueError: shapes differ"
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def damage(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "run.json"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, name):
+    for step, figure in ((10, 50.0), (20, 70.0), (30, 60.0)):
+        folder = write(tmp_path, step, figure, value=float(step))
+        if step == 20:
+            damage(folder, name)
+    with pytest.warns(CheckpointWarning, match=f"skipping a checkpoint: .*step-00000020.*{name} is damaged"):
+        path, read = run_checkpoints.read_best(tmp_path, groups=("model",))
+    assert path.name == "step-00000030"
+    assert read.tensors["model"]["w"][0] == 30.0
+    with pytest.raises(CheckpointError, match="is damaged"):  # a checkpoint that was chosen has no substitute
+        run_checkpoints.read_best(tmp_path / "checkpoints" / "step-00000020", groups=("model",))
+
+
+@pytest.mark.filterwarnings("ignore::megabert.errors.CheckpointWarning")
+def test_saving_does_not_fail_on_a_damaged_manifest_and_keeps_it(tmp_path):
+    damage(write(tmp_path, 10, 90.0), "manifest.json")
+    write(tmp_path, 20, 50.0)
+    write(tmp_path, 30, 40.0)
+    run_checkpoints.prune(tmp_path, "max", keep_best=1)
+    assert [folder.name[-2:] for folder in run_checkpoints.checkpoint_folders(tmp_path)] == ["10", "20", "30"]
+    write(tmp_path, 10, 90.0)  # a sound one takes its place
+    assert run_checkpoints.find_best(tmp_path, "max").step == 10
+
+
+@pytest.mark.filterwarnings("ignore::megabert.errors.CheckpointWarning")
+def test_a_run_of_damaged_checkpoints_only_is_an_error(tmp_path):
+    damage(write(tmp_path, 10), "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        run_checkpoints.read_best(tmp_path, groups=("model",))
+    damage(write(tmp_path, 10), "manifest.json")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        run_checkpoints.read_best(tmp_path, groups=("model",))
