@@ -50,8 +50,6 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
     "training": {"training", "cli"},
-    # Commands on token files, and token files as a task's examples:
-    "corpora": {"tasks", "cli"},
 }
 # megabert/__init__.py may import from everywhere, inside its functions.
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
