@@ -107,6 +107,29 @@ def test_transformers_reads_what_is_converted_to_the_same_ids(tmp_path, accents)
     assert len(model.embeddings.word_embeddings.weight) == len(theirs)
 
 
+def test_a_gpt_2_folder_with_tokenizer_json_alone_is_opened_and_converted(tmp_path):
+    letters = [*"abcdefghijklmnopqrstuvwxyz.", "Ġ", "th", "Ġth", "the", "<|endoftext|>"]
+    merges = [("t", "h"), ("Ġ", "th"), ("th", "e")]
+    theirs = transformers.GPT2Tokenizer(vocab={letter: index for index, letter in enumerate(letters)}, merges=merges)
+    theirs.add_tokens(["<gene>"], special_tokens=True)
+    config = transformers.GPT2Config(vocab_size=len(theirs), n_embd=16, n_layer=1, n_head=4, n_positions=20)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "hub")
+    theirs.save_pretrained(tmp_path / "hub")
+    assert not (tmp_path / "hub" / "vocab.json").exists()
+    text = "the path <gene>of thin.<|endoftext|>"
+    _, tokenizer = load_encoder(str(tmp_path / "hub"), home=tmp_path)
+    assert tokenizer.encode_ids([text])[0].tolist() == theirs(text)["input_ids"]
+    assert tokenizer.end_id == letters.index("<|endoftext|>")
+    for name in ("huggingface", "megatron", "nemo", "megabert"):
+        assert cli.main(["convert", str(tmp_path / "hub"), str(tmp_path / name), "--to", name]) == 0
+        again = open_named_source(str(tmp_path / name), home=tmp_path)
+        assert again.tokenizer.tokens == [*letters, "<gene>"]
+        assert torch.equal(again.checkpoint.tensors[WORD].read()[: len(theirs)], model.transformer.wte.weight)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "huggingface")
+    assert again(text)["input_ids"] == theirs(text)["input_ids"]
+
+
 def test_more_rows_than_tokens_open_where_the_folder_names_its_tokens(tmp_path):
     model, _ = make(tmp_path / "hub", rows=1104 + 37)
     found = opened(tmp_path / "hub")
