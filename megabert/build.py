@@ -29,6 +29,7 @@ from .parallel.sharding import compile_layers
 from .tasks import registry
 from .tasks.task import Task
 from .tokenizers.load import load_tokenizer, read_tokenizer
+from .tokenizers.rules import TokenizerRules
 from .tokenizers.wordpiece import Tokenizer
 from .torch_session import TorchSession
 
@@ -245,7 +246,7 @@ def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer
         "settings": OmegaConf.to_container(OmegaConf.structured(task.settings)),
         "encoder": model.encoder.config.to_dict(),
         "task": task.state(),
-        "tokenizer": {"lower_case": tokenizer.lower_case},
+        "tokenizer": tokenizer.to_document(),
     }
 
 
@@ -272,12 +273,13 @@ def restore(
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
         lower_case = contents.documents["tokenizer"]["lower_case"]
+        rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
     task = task_type(settings)
     task.restore_state(contents.documents.get("task", {}))
     files = {name: content.encode() for name, content in contents.texts.items()}
-    tokenizer = load_tokenizer(files, lower_case=lower_case, source=str(folder))
+    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
     if tokenizer is None:
         raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
     with torch.device("meta"):

@@ -4,7 +4,7 @@ The result appears atomically. Tensors are read one at a time: memory holds at m
 Megatron-LM and NeMo, whose containers need it) or one tensor (for the others).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,9 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from ..model.config import EncoderConfig
 from ..storage import atomic_folder
+from ..tokenizers.bpe import END_OF_TEXT
+from ..tokenizers.load import files_with_added_tokens
+from ..tokenizers.wordpiece import SPECIAL_TOKENS
 from .files.lazy_tensor import Derived, Readable, cast_on_read, num_bytes
 from .huggingface.write_huggingface import write_huggingface
 from .megatron.write_megatron import ModelParallelLayout, era_of, rank_tensors, write_megatron
@@ -115,7 +118,7 @@ def _write_megabert(dest: Path, job: _Job) -> list[str]:
         "origin": {"format": source.format, "name": Path(source.source).name, "notes": list(source.notes)},
     }
     if source.tokenizer_files:
-        documents["tokenizer"] = {"lower_case": source.lower_case}
+        documents["tokenizer"] = {"lower_case": source.lower_case, **source.tokenizer_rules.to_document()}
     texts = {name: data.decode() for name, data in source.tokenizer_files.items()}
     write_manifest_folder(dest, Contents({"model": job.tensors}, documents, texts), {})
     return _note_dropped_head(source)
@@ -130,6 +133,7 @@ def _write_huggingface(dest: Path, job: _Job) -> list[str]:
             job.config,
             tokenizer_files=source.tokenizer_files,
             lower_case=source.lower_case,
+            rules=source.tokenizer_rules,
             head=source.head,
             task=source.documents.get("run", {}).get("task"),
             task_config=_task_config(source.documents),
@@ -172,9 +176,9 @@ def _write_megatron(dest: Path, job: _Job) -> list[str]:
             core=job.target.format == "megatron-core",
             lower_case=source.lower_case,
         )
-        for name, data in source.tokenizer_files.items():
+        for name, data in files_with_added_tokens(source.tokenizer_files, source.tokenizer_rules).items():
             write_file(folder / name, [data])
-    return _note_dropped_head(source)
+    return [*_note_dropped_head(source), *_note_dropped_rules(source)]
 
 
 def _write_nemo(dest: Path, job: _Job) -> list[str]:
@@ -184,16 +188,33 @@ def _write_nemo(dest: Path, job: _Job) -> list[str]:
         dest,
         {(rank, stage): make for rank, stage, make in ranks},
         nemo_config(job.tensors, job.config, layout),
-        job.source.tokenizer_files,
+        files_with_added_tokens(job.source.tokenizer_files, job.source.tokenizer_rules),
         lower_case=job.source.lower_case,
     )
-    return _note_dropped_head(job.source)
+    return [*_note_dropped_head(job.source), *_note_dropped_rules(job.source)]
 
 
 def _note_dropped_head(source: Checkpoint) -> list[str]:
     if not source.head:
         return []
     return ["the head of the fine-tuned run has no place in this format and was dropped; the encoder was written"]
+
+
+def _note_dropped_rules(source: Checkpoint) -> Iterator[str]:
+    """Yield what the tokenizers of Megatron-LM and NeMo cannot express: they read vocabulary and casing only."""
+    rules, theirs = source.tokenizer_rules, "the tokenizers of Megatron-LM and NeMo"
+    added = [token.content for token in rules.added_tokens if token.content not in (*SPECIAL_TOKENS, END_OF_TEXT)]
+    if added:
+        shown = ", ".join(map(repr, added[:6])) + (" ..." if len(added) > 6 else "")
+        yield (
+            f"WARNING: {theirs} split the added tokens {shown} in a text like other words. Their rows are kept, and "
+            "the vocabulary names them; put their ids into the input yourself."
+        )
+    if "vocab.txt" in source.tokenizer_files and rules.strip_accents not in (None, source.lower_case):
+        what = "strips accents without lower-casing" if rules.strip_accents else "lower-cases but keeps accents"
+        yield f"WARNING: this model's tokenizer {what}; {theirs} strip accents exactly where they lower-case."
+    if not rules.tokenize_chinese_chars:
+        yield f"WARNING: this model's tokenizer leaves Chinese characters together; {theirs} make each one a word."
 
 
 WRITERS: Mapping[str, Callable[[Path, _Job], list[str]]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import LanguageModelSettings, ModelSettings, TokenizerSettings
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..tokenizers.load import load_tokenizer, read_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from . import catalog
@@ -72,9 +72,15 @@ def open_source(source: ModelSource, *, home: Path, qkv_layout: str | None = Non
     if source.vocabulary is None and not checkpoint.tokenizer_files and source.published is not None:
         source = replace(source, vocabulary=catalog.resolve(source.published, home=home, weights=False).vocabulary)
     lower_case = checkpoint.lower_case if source.lower_case is None else source.lower_case
+    rules = checkpoint.tokenizer_rules
     if source.vocabulary is not None:
-        return OpenedSource(checkpoint, read_tokenizer(source.vocabulary, source.merges, lower_case=lower_case))
-    tokenizer = load_tokenizer(checkpoint.tokenizer_files, lower_case=lower_case, source=checkpoint.tokenizer_source)
+        given = read_tokenizer(source.vocabulary, source.merges, lower_case=lower_case, rules=rules)
+        return OpenedSource(checkpoint, given)
+    if checkpoint.tokenizer_problem:
+        raise CheckpointError(checkpoint.tokenizer_problem)
+    tokenizer = load_tokenizer(
+        checkpoint.tokenizer_files, lower_case=lower_case, rules=rules, source=checkpoint.tokenizer_source
+    )
     return OpenedSource(checkpoint, tokenizer)
 
 

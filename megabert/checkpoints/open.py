@@ -12,6 +12,8 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..model.config import EncoderConfig
+from ..tokenizers.huggingface_files import StoredTokenizer
+from ..tokenizers.rules import TokenizerRules
 from .files.json_object import read_json_object as read_config
 from .files.lazy_tensor import Readable, checked, resize_rows
 from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_huggingface, open_lone_file
@@ -22,7 +24,7 @@ from .native.manifest_folder import MANIFEST
 from .native.run_checkpoints import CHECKPOINTS, open_best
 from .nemo.open_nemo import is_nemo, open_nemo
 from .tensor_names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
-from .tokenizer_files import find_tokenizer, folders_of_megatron, read_lower_case
+from .tokenizer_files import find_tokenizer, folders_of_megatron, read_huggingface_tokenizer
 
 __all__ = [
     "Checkpoint",
@@ -58,7 +60,9 @@ class Checkpoint:
 
     `shape` holds the properties of an EncoderConfig, with vocabulary_size counting all rows of the file. `tensors` has
     megabert's names and the file's dtypes; `head` holds the head of a fine-tuned run. `lower_case` is None where the
-    files do not define it. `tokenizer_files` are those beside the weights (vocab.txt, or vocab.json and merges.txt).
+    files do not define it. `tokenizer_files` are those beside the weights (vocab.txt, or vocab.json and merges.txt),
+    `num_tokens` counts the rows that they name, None where rows may be padding; `tokenizer_problem` is the message of
+    a tokenizer that cannot be read, which matters only where no other vocabulary is given.
     `facts` are properties of the file for reports, `notes` the assumptions, `documents` the JSON documents of a
     megabert folder.
     """
@@ -71,6 +75,9 @@ class Checkpoint:
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     tokenizer_source: str = ""
     lower_case: bool | None = None
+    tokenizer_rules: TokenizerRules = field(default_factory=TokenizerRules)
+    num_tokens: int | None = None
+    tokenizer_problem: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Readable] = field(default_factory=dict)
     documents: Mapping[str, Any] = field(default_factory=dict)
@@ -146,7 +153,8 @@ def _open_native(path: Path) -> Checkpoint:
     path, opened = open_best(path, groups=("model",))
     try:
         config = EncoderConfig.from_dict(opened.documents["encoder"])
-        lower_case = opened.documents.get("tokenizer", {}).get("lower_case")
+        tokenizer = opened.documents.get("tokenizer", {})
+        lower_case = tokenizer.get("lower_case")
     except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} lacks {error}. Is it a checkpoint of megabert?") from None
     # Pre-training heads are stored with the prefix of a task's head.
@@ -164,6 +172,7 @@ def _open_native(path: Path) -> Checkpoint:
         tokenizer_files={name: text.encode() for name, text in opened.texts.items()},
         tokenizer_source=str(path),
         lower_case=lower_case,
+        tokenizer_rules=TokenizerRules.from_document(tokenizer, str(path)),
         facts={"container": "safetensors", **({"iteration": opened.manifest["step"]} if is_run else {})},
         head={name: item for name, item in tensors.items() if name.startswith("head.")},
         documents=opened.documents,
@@ -176,16 +185,23 @@ def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:
     tensors, dropped = read_tensors([file.weights], file.architecture.rules, head_dim, file.source)
     if not file.shape["num_segments"]:
         tensors.pop(SEGMENT, None)
-    tokenizer_source, tokenizer_files = find_tokenizer([folder])
+    problem, source, tokenizer = "", "", StoredTokenizer()
+    try:
+        source, tokenizer = read_huggingface_tokenizer(folder)
+    except CheckpointError as error:
+        problem = str(error)
     return Checkpoint(
         format=f"Hugging Face, {file.architecture.name}",
         source=file.source,
         shape=file.shape,
         tensors=tensors,
-        notes=[*file.notes, *_not_read(dropped)],
-        tokenizer_files=tokenizer_files,
-        tokenizer_source=tokenizer_source,
-        lower_case=read_lower_case(folder),
+        notes=[*file.notes, *_not_read(dropped), *tokenizer.notes],
+        tokenizer_files=tokenizer.files,
+        tokenizer_source=source,
+        lower_case=tokenizer.lower_case,
+        tokenizer_rules=tokenizer.rules,
+        num_tokens=tokenizer.num_tokens,
+        tokenizer_problem=problem,
         facts={"container": file.container, "not_kept": dropped, "unknown_globals": sorted(file.unknown_globals)},
     )
 
@@ -280,11 +296,18 @@ def _head_dim(hidden_size: int, num_heads: int, source: str) -> int:
 def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: str) -> dict[str, Readable]:
     """Return the tensors without the padding rows of a vocabulary of `num_tokens`.
 
-    Megatron-LM pads to a multiple of 128 x tensor-parallel size, Hugging Face's tools to a multiple of 8 to 128.
-    Raises CheckpointError if the vocabulary cannot be the checkpoint's.
+    Where the checkpoint's own files name that many tokens, all other rows are padding. Otherwise the number of rows
+    must be a padded one: Megatron-LM pads to a multiple of 128 x tensor-parallel size, Hugging Face's tools to a
+    multiple of 8 to 128. Raises CheckpointError if the vocabulary cannot be the checkpoint's.
     """
     rows = checkpoint.shape["vocabulary_size"]
-    if not is_padded(num_tokens, rows):
+    if num_tokens == checkpoint.num_tokens and num_tokens > rows:
+        raise CheckpointError(
+            f"{vocabulary_source} and the files beside it name {num_tokens} tokens, but {checkpoint.source} has {rows} "
+            "word vectors. Give every token one (in transformers model.resize_token_embeddings(len(tokenizer)), then "
+            "train it and save the model), or take the added tokens out of the tokenizer's files."
+        )
+    if num_tokens != checkpoint.num_tokens and not is_padded(num_tokens, rows):
         raise CheckpointError(
             f"{vocabulary_source} has {num_tokens} tokens, but {checkpoint.source} has {rows} word vectors, and no "
             f"padding leads from one to the other. Give the vocabulary that the checkpoint was trained with "

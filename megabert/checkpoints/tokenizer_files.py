@@ -1,10 +1,11 @@
 """Find the tokenizer's files beside a checkpoint."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .files.json_object import read_json_object
+from ..tokenizers.huggingface_files import FILES, StoredTokenizer, parse_tokenizer
 
 # File names by the name that megabert uses, for each kind of tokenizer
 _TOKENIZERS = (
@@ -25,11 +26,18 @@ def find_tokenizer(folders: Iterable[Path]) -> tuple[str, dict[str, bytes]]:
     return "", {}
 
 
-def read_lower_case(folder: Path) -> bool | None:
-    """Read do_lower_case from tokenizer_config.json; None if it is not set."""
-    file = folder / "tokenizer_config.json"
-    value = read_json_object(file).get("do_lower_case") if file.is_file() else None
-    return value if isinstance(value, bool) else None
+def read_huggingface_tokenizer(folder: Path) -> tuple[str, StoredTokenizer]:
+    """Read the tokenizer of a Hugging Face folder; returns its main file, "" if there is no vocabulary, and it.
+
+    Raises CheckpointError for files that are malformed or too large, and for a tokenizer that cannot be read.
+    """
+    files = {name: _read_small(folder / name) for name in FILES if (folder / name).is_file()}
+    tokenizer = parse_tokenizer(files, str(folder))
+    if not tokenizer.files:
+        source, others = find_tokenizer([folder])  # gpt2-vocab.json and gpt2-merges.txt
+        return source, replace(tokenizer, files=others)
+    main = next(iter(tokenizer.files))
+    return str(folder / (main if files.get(main) == tokenizer.files[main] else "tokenizer.json")), tokenizer
 
 
 def folders_of_megatron(path: Path) -> Iterator[Path]:
@@ -42,7 +50,10 @@ def folders_of_megatron(path: Path) -> Iterator[Path]:
 
 
 def _read_small(file: Path) -> bytes:
-    size = file.stat().st_size
-    if size > _LARGEST_FILE:
-        raise CheckpointError(f"{file} has {size} bytes, which is no vocabulary; at most {_LARGEST_FILE} are read.")
-    return file.read_bytes()
+    try:
+        size = file.stat().st_size
+        if size > _LARGEST_FILE:
+            raise CheckpointError(f"{file} has {size} bytes, which is no vocabulary; at most {_LARGEST_FILE} are read.")
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None

@@ -18,7 +18,7 @@ from ..checkpoints.mapping import QKV_LAYOUTS
 from ..checkpoints.open import Checkpoint
 from ..errors import ConfigError
 from ..model.heads import PretrainingModel
-from ..tokenizers.bpe import BytePairTokenizer
+from ..tokenizers.load import load_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from .checkpoint_logits import load_pretraining_model
 
@@ -163,19 +163,28 @@ def _batches(checkpoint: Checkpoint, text: str) -> list[tuple[Tensor, Tensor]]:
     if config.is_causal:
         if "merges.txt" not in files:
             raise ConfigError("The text needs GPT-2's vocab.json and merges.txt; put them beside the checkpoint.")
-        ids = BytePairTokenizer(files["vocab.json"], files["merges.txt"]).encode_ids([text])[0].tolist()
+        ids = _tokenizer(checkpoint).encode_ids([text])[0].tolist()
         return [_next_tokens(torch.tensor(part)) for part in _split(ids, config.max_positions)]
     if "vocab.txt" not in files:
         raise ConfigError("The text needs the vocabulary that the checkpoint was trained with: --vocab-file FILE.")
-    tokenizer = Tokenizer.from_bytes(
-        files["vocab.txt"], lower_case=checkpoint.lower_case, source=checkpoint.tokenizer_source
-    )
+    tokenizer = _tokenizer(checkpoint)
     parts = [
         part
         for encoded in tokenizer.encode([line for line in text.splitlines() if line.strip()])
         for part in _split(encoded.token_ids.tolist(), config.max_positions - 2)
     ]
     return [_masked(torch.tensor([tokenizer.cls_id, *part, tokenizer.sep_id]), tokenizer.mask_id) for part in parts]
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    tokenizer = load_tokenizer(
+        checkpoint.tokenizer_files,
+        lower_case=checkpoint.lower_case,
+        rules=checkpoint.tokenizer_rules,
+        source=checkpoint.tokenizer_source,
+    )
+    assert tokenizer is not None, "the files of a vocabulary are there"
+    return tokenizer
 
 
 def _split(ids: list[int], length: int) -> list[list[int]]:

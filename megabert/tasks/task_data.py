@@ -55,7 +55,7 @@ def load_training_data(
     key = ""
     if uses_cache:
         code_files = _code_files(task)
-        facts = [_settings_in_key(settings), tokenizer.lower_case, software_versions(), learn_labels, task.state()]
+        facts = [_settings_in_key(settings), tokenizer.to_document(), software_versions(), learn_labels, task.state()]
         key = feature_cache.digest(
             json.dumps(facts, default=str).encode(),
             *(content.encode() for content in tokenizer.files().values()),

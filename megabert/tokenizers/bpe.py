@@ -12,7 +12,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ..errors import CheckpointError, ConfigError
-from .wordpiece import Tokenizer
+from .rules import TokenizerRules, add_tokens, all_tokens
+from .wordpiece import DEFAULT_RULES, Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
@@ -24,7 +25,14 @@ class BytePairTokenizer(Tokenizer):
     It has no [CLS], [SEP] and [MASK]: their ids raise ConfigError.
     """
 
-    def __init__(self, vocabulary: bytes, merges: bytes, *, source: str = "vocab.json") -> None:
+    def __init__(
+        self,
+        vocabulary: bytes,
+        merges: bytes,
+        *,
+        rules: TokenizerRules = DEFAULT_RULES,
+        source: str = "vocab.json",
+    ) -> None:
         """Raise CheckpointError if the files do not have GPT-2's format."""
         try:
             ids = {str(token): int(index) for token, index in json.loads(vocabulary).items()}
@@ -37,16 +45,18 @@ class BytePairTokenizer(Tokenizer):
             raise CheckpointError(
                 f"merges.txt merges {wrong}, which are not all in vocab.json. Give two files of one tokenizer."
             )
-        self.tokens = sorted(ids, key=lambda token: ids[token])
-        if [ids[token] for token in self.tokens] != list(range(len(ids))):
+        by_id = sorted(ids, key=lambda token: ids[token])
+        if [ids[token] for token in by_id] != list(range(len(ids))):
             raise CheckpointError(f"{source} does not number its {len(ids)} tokens from 0 on without gaps.")
-        self.source, self.lower_case, self.is_uncased = source, False, False
+        self.tokens = all_tokens(by_id, rules, source)
+        self.source, self.rules, self.lower_case, self.is_uncased = source, rules, False, False
         self._files = {VOCABULARY_FILE: vocabulary.decode("utf-8"), MERGES_FILE: merges.decode("utf-8")}
-        self.pad_id = ids.get(END_OF_TEXT, 0)
-        self._has_end = END_OF_TEXT in ids
+        self._has_end = END_OF_TEXT in self.tokens
+        self.pad_id = self.tokens.index(END_OF_TEXT) if self._has_end else 0
         self._rust = RustTokenizer(BPE(ids, [(pair[0], pair[1]) for pair in pairs]))
         self._rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
         self._rust.decoder = ByteLevelDecoder()
+        add_tokens(self._rust, rules)
 
     def __getattr__(self, name: str) -> Any:
         """Raise ConfigError for the special tokens that only BERT's vocabularies have."""

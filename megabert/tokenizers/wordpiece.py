@@ -6,6 +6,7 @@ Offsets count characters of the original string, never of a normalized copy, so 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..errors import CheckpointError
+from .rules import TokenizerRules, add_tokens, all_tokens
 
+DEFAULT_RULES = TokenizerRules()
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -31,46 +34,57 @@ class Encoded:
 class Tokenizer:
     """WordPiece with BERT's rules for white space, punctuation, Chinese characters and accents.
 
-    `lower_case` also strips accents, as Google's BERT does; None: if the vocabulary has no capital letter.
+    `vocabulary` has the tokens that words are split into; `tokens` are these and the added ones of `rules`, by id.
+    `lower_case` None lower-cases if the vocabulary has no capital letter. Accents are stripped where text is
+    lower-cased, as Google's BERT does, unless `rules` say otherwise.
     """
 
-    def __init__(self, tokens: Sequence[str], *, lower_case: bool | None = None, source: str = "vocabulary") -> None:
-        self.tokens = list(tokens)
-        self.source = source
-        self.is_uncased = not any(map(_has_capital, self.tokens))
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        lower_case: bool | None = None,
+        rules: TokenizerRules = DEFAULT_RULES,
+        source: str = "vocabulary",
+    ) -> None:
+        self.source, self.rules = source, rules
+        self._vocabulary = list(vocabulary)
+        self.is_uncased = not any(map(_has_capital, vocabulary))
         self.lower_case = self.is_uncased if lower_case is None else lower_case
-        vocabulary = {token: index for index, token in enumerate(self.tokens)}
-        _check(self.tokens, vocabulary, source)
-        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (
-            vocabulary[token] for token in SPECIAL_TOKENS
+        ids = {token: index for index, token in enumerate(vocabulary)}
+        _check(vocabulary, ids, source)
+        self.tokens = all_tokens(vocabulary, rules, source)
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
+        self._rust = RustTokenizer(WordPiece(ids, unk_token="[UNK]"))  # noqa: S106  (a token, no password)
+        self._rust.normalizer = BertNormalizer(
+            lowercase=self.lower_case,
+            strip_accents=rules.strip_accents,
+            handle_chinese_chars=rules.tokenize_chinese_chars,
         )
-        self._rust = RustTokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106  (a token, no password)
-        self._rust.normalizer = BertNormalizer(lowercase=self.lower_case)
         self._rust.pre_tokenizer = BertPreTokenizer()
         self._rust.decoder = WordPieceDecoder()
+        add_tokens(self._rust, rules)
 
     @classmethod
-    def from_file(cls, path: Path, *, lower_case: bool | None = None) -> "Tokenizer":
+    def from_file(
+        cls, path: Path, *, lower_case: bool | None = None, rules: TokenizerRules = DEFAULT_RULES
+    ) -> "Tokenizer":
         """Read a vocabulary of one token a line. Raises CheckpointError if it is malformed."""
         try:
             data = path.read_bytes()
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read as a vocabulary: {error}") from None
-        return cls.from_bytes(data, lower_case=lower_case, source=str(path))
+        return cls.from_bytes(data, lower_case=lower_case, rules=rules, source=str(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, lower_case: bool | None = None, source: str) -> "Tokenizer":
+    def from_bytes(
+        cls, data: bytes, *, lower_case: bool | None = None, rules: TokenizerRules = DEFAULT_RULES, source: str
+    ) -> "Tokenizer":
         """Parse a vocabulary file's content. Raises CheckpointError if it is malformed."""
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{source} cannot be read as a vocabulary: {error}") from None
-        # split, not splitlines: U+2028 and its like may be tokens.
-        tokens = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-        return cls(tokens, lower_case=lower_case, source=source)
+        return cls(parse_vocabulary(data, source), lower_case=lower_case, rules=rules, source=source)
 
     def __len__(self) -> int:
-        """Count the tokens of the vocabulary."""
+        """Count the tokens, added ones included."""
         return len(self.tokens)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
@@ -104,8 +118,22 @@ class Tokenizer:
         return self.sep_id
 
     def files(self) -> dict[str, str]:
-        """Return the vocabulary file, content by name: vocab.txt, one token a line."""
-        return {"vocab.txt": "".join(f"{token}\n" for token in self.tokens)}
+        """Return the vocabulary file, content by name: vocab.txt, one token a line, without added tokens."""
+        return {"vocab.txt": "".join(f"{token}\n" for token in self._vocabulary)}
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what a run stores beside the vocabulary file: the casing, and the rules that are not BERT's."""
+        return {"lower_case": self.lower_case, **self.rules.to_document()}
+
+
+def parse_vocabulary(data: bytes, source: str) -> list[str]:
+    """Parse a vocab.txt, one token a line. Raises CheckpointError if it is not UTF-8."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{source} cannot be read as a vocabulary: {error}") from None
+    # split, not splitlines: U+2028 and its like may be tokens.
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _has_capital(token: str) -> bool:
@@ -113,15 +141,19 @@ def _has_capital(token: str) -> bool:
     return not (token.startswith("[") and token.endswith("]")) and any("A" <= letter <= "Z" for letter in token)
 
 
-def _check(tokens: list[str], vocabulary: dict[str, int], source: str) -> None:
-    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+def _check(tokens: Sequence[str], ids: dict[str, int], source: str) -> None:
+    missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:
         raise CheckpointError(
             f"{source} is not a BERT vocabulary: it has no {', '.join(missing)} among its {len(tokens)} lines. "
             "Give the vocab.txt of the checkpoint (model.tokenizer.vocab_file)."
         )
-    if len(vocabulary) != len(tokens):
+    if len(ids) != len(tokens):
         seen: set[str] = set()
         double = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
         lines = [index + 1 for index, token in enumerate(tokens) if token == double]
-        raise CheckpointError(f"{source}: the token {double!r} is on lines {lines}. Keep each token once.")
+        # The loaders of BERT, Megatron-LM and transformers let the last line win.
+        raise CheckpointError(
+            f"{source}: the token {double!r} is on lines {lines[:6]}. Rename all but the last to [unusedN], N a number "
+            "that is free; do not delete a line, which would give every later token its neighbour's word vector."
+        )

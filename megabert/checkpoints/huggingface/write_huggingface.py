@@ -14,6 +14,7 @@ import torch
 
 from ...errors import ConfigError
 from ...model.config import EncoderConfig
+from ...tokenizers.rules import TokenizerRules
 from ..files.lazy_tensor import Readable, in_memory, num_bytes
 from ..files.safetensors_file import safetensors_pieces
 from ..mapping import ForeignTensors, Rule, write_tensors
@@ -70,6 +71,7 @@ def write_huggingface(
     *,
     tokenizer_files: Mapping[str, bytes],
     lower_case: bool | None,
+    rules: TokenizerRules,
     head: Mapping[str, Readable],
     task: str | None,
     task_config: Mapping[str, Any],
@@ -88,6 +90,7 @@ def write_huggingface(
             "tokenizer_class": "BertTokenizer" if is_bert else "GPT2Tokenizer",
             **({"do_lower_case": bool(lower_case)} if is_bert else {}),
             "model_max_length": config.max_positions,
+            **_rules_config(rules),
         }
     for name, document in documents.items():
         write_file(folder / name, [(json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()])
@@ -100,6 +103,15 @@ def write_huggingface(
         converted += write_tensors(head, task_head.rules, config.head_dim)
     _write_weights(folder, converted)
     return list(_notes(architecture, config, tokenizer_files))
+
+
+def _rules_config(rules: TokenizerRules) -> dict[str, Any]:
+    """Return the entries of tokenizer_config.json for rules that differ from transformers' defaults."""
+    document = rules.to_document()
+    added = document.pop("added_tokens", [])
+    if added:
+        document["added_tokens_decoder"] = {str(entry.pop("id")): entry for entry in added}
+    return document
 
 
 def _notes(
