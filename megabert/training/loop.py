@@ -33,9 +33,8 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     Writes the last and the best checkpoints to setup.folder; returns the last validation. Raises Interrupted, after
     saving a checkpoint, on Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
     """
-    settings, world, intervals = setup.settings, setup.world, setup.intervals
-    device, sampler = setup.world.device, setup.train_sampler
-    progress = initial_progress(sampler)
+    settings, world, intervals, device = setup.settings, setup.world, setup.intervals, setup.world.device
+    progress = initial_progress(setup.train_sampler)
     if resumed is not None:
         progress = resumed_progress(progress, resumed.documents["progress"])
     with (
@@ -47,19 +46,19 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     ):
         upcoming = next(steps, None)
         stepper = make_stepper(setup)
+        saved = None
         if resumed is not None:
             stepper.load_optimizer(resumed.tensors["optimizer"])
             load_loss_scale(stepper.scaler, resumed.documents["progress"]["scaler"])
+            saved = progress
         setup.model.train()
         # Loss and norm of sync-free steps stay on the GPU until they are logged.
         pending: list[_Done] = []
-        saved = None if resumed is None else progress
         last_validation: Evaluation | None = None
         log_every = settings.trainer.log_every_n_steps if isinstance(stepper, SyncFreeStepper) else 1
         while True:
             step = progress.step
-            is_stopping = world.any_rank(stop.is_set() or saver.has_failed)
-            if is_stopping:
+            if is_stopping := world.any_rank(stop.is_set() or saver.has_failed):
                 saver.wait()  # raises on all ranks if the background writer of one has failed
             saves = intervals.saves_after(step)
             is_last = step >= intervals.total_steps
@@ -73,9 +72,8 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
                     is_stopping = True
                 is_stopping = is_stopping or world.any_rank(stop.is_set())
                 saves = True
-            saves = saves and settings.exp_manager.create_checkpoint_callback
-            # A resumed run does not write the checkpoint again that it has just read.
-            if is_last or ((saves or is_stopping) and progress != saved):
+            saves = is_stopping or (saves and settings.exp_manager.create_checkpoint_callback)
+            if is_last or (saves and progress != saved):  # a resumed run does not rewrite what it has just read
                 save_checkpoint(setup, progress, stepper, saver, is_last=is_last or is_stopping)
                 saved = progress
             if is_stopping:
@@ -84,17 +82,17 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             if is_last or upcoming is None:
                 return last_validation
             batches, num_tokens = upcoming
-            rate = learning_rate(
-                step,
-                settings.model.optim.sched,
-                lr=settings.model.optim.lr,
-                max_steps=intervals.total_steps,
-                hidden_size=setup.model.encoder.config.hidden_size,
-            )
-            loss_norm_2 = stepper.step(batches, rate, number=step * sampler.micro_batches_per_step)
+            rate = _learning_rate(setup, step)
+            loss_norm_2 = stepper.step(batches, rate, number=step * setup.train_sampler.micro_batches_per_step)
             pending.append(_Done(step + 1, loss_norm_2, rate, num_tokens))
             upcoming = next(steps, None)  # while a GPU still computes this step
             progress = replace(progress, step=step + 1, figure=None)
+
+
+def _learning_rate(setup: TrainingSetup, step: int) -> float:
+    optimizer, max_steps = setup.settings.model.optim, setup.intervals.total_steps
+    hidden_size = setup.model.encoder.config.hidden_size
+    return learning_rate(step, optimizer.sched, lr=optimizer.lr, max_steps=max_steps, hidden_size=hidden_size)
 
 
 @dataclass(frozen=True)

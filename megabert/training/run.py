@@ -7,19 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.native.run_checkpoints import (
-    CHECKPOINTS,
-    Contents,
     Entry,
     find_best,
     find_last,
     open_lazily,
     set_aside_after,
 )
-from ..checkpoints.native.run_folder import RESUMED_GROUPS, find_resume_point, lock_run_folder, run_folder_path
+from ..checkpoints.native.run_folder import lock_run_folder, open_resume_point, run_folder_path
 from ..config.schema import Settings
 from ..errors import Interrupted
 from ..parallel.execution import resolve_compile
-from ..parallel.process_group import World, connect
+from ..parallel.process_group import connect
 from ..parallel.sharding import warm_up
 from ..tasks import registry
 from .evaluation import evaluate_test_data, write_evaluation
@@ -72,7 +70,14 @@ def _train_on_rank(
             world.set_recovery_command(resume_command)
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(folder))
-        resumed = _resume(settings, folder, world, log, step=step)
+        resumed = open_resume_point(
+            settings.exp_manager,
+            folder,
+            log,
+            step=step,
+            is_rank_zero=world.is_rank_zero,
+            broadcast=world.broadcast_text,
+        )
         if resumed is not None:
             check_unchanged(settings, resumed.documents["settings"])
             keep_sequences_per_step(settings, resumed.documents, world, log)
@@ -98,22 +103,6 @@ def _train_on_rank(
         best = find_best(folder, setup.mode)
         assert best is not None, "training ends with a checkpoint"
         return Outcome(folder, best, setup.monitor, {} if last is None else last.scores)
-
-
-def _resume(
-    settings: Settings, folder: Path, world: World, log: Callable[[str], None], *, step: int | None
-) -> Contents | None:
-    """Open the checkpoint to resume from: rank 0 decides which, and the others open the same one."""
-    point = None
-    if world.is_rank_zero:
-        point = find_resume_point(settings.exp_manager, folder, log, step=step)
-    name = world.broadcast_text("" if point is None else point.entry.path.name)
-    if not name:
-        return None
-    if point is None:
-        return open_lazily(folder / CHECKPOINTS / name, groups=RESUMED_GROUPS)
-    log(f"Resuming {folder} from step {point.entry.step}.")
-    return point.contents
 
 
 def past_outcome(settings: Settings, task_name: str) -> Outcome | None:

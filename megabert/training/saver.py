@@ -107,17 +107,15 @@ def save_checkpoint(
     facts: dict[str, Any] = {"figure": progress.figure, "is_end": is_end}
     ranks: dict[str, Any] = {"part": world.rank, "num_parts": world.size}
 
+    keep_best = setup.settings.exp_manager.checkpoint_callback_params.save_top_k
+
     def write_and_prune(contents: Contents) -> None:
         gather = world.all_gather_text_on_writer_thread
         if world.size == 1:
             write(folder, progress.step, contents, **facts)
         else:
             write_together(folder, progress.step, contents, **facts, **ranks, all_gather_text=gather)
-        run_on_all(prune_on_rank_zero, gather)
-
-    def prune_on_rank_zero() -> None:
-        if world.is_rank_zero:
-            prune(folder, setup.mode, setup.settings.exp_manager.checkpoint_callback_params.save_top_k)
+        run_on_all(lambda: prune(folder, setup.mode, keep_best) if world.is_rank_zero else None, gather)
 
     saver.save(contents, write_and_prune, is_last=is_last)
 

@@ -64,6 +64,26 @@ class ResumePoint:
     contents: Contents
 
 
+def open_resume_point(
+    settings: ExperimentSettings,
+    folder: Path,
+    log: Callable[[str], None],
+    *,
+    step: int | None,
+    is_rank_zero: bool,
+    broadcast: Callable[[str], str],
+) -> Contents | None:
+    """Open the checkpoint to resume from, the same on all ranks: rank 0 decides which. None starts a new run."""
+    point = find_resume_point(settings, folder, log, step=step) if is_rank_zero else None
+    name = broadcast("" if point is None else point.entry.path.name)
+    if not name:
+        return None
+    if point is None:
+        return open_lazily(folder / CHECKPOINTS / name, groups=RESUMED_GROUPS)
+    log(f"Resuming {folder} from step {point.entry.step}.")
+    return point.contents
+
+
 def find_resume_point(
     settings: ExperimentSettings, folder: Path, log: Callable[[str], None], *, step: int | None = None
 ) -> ResumePoint | None:
