@@ -1,4 +1,4 @@
-"""FP8 matmuls for an encoder's linear layers: twice the rate of bfloat16 on GPUs that support them.
+"""FP8 matmuls (GEMMs) for an encoder's linear layers: twice the rate of bfloat16 on GPUs that support them.
 
 Weights and activations are quantized to e4m3 (3 bits of mantissa), gradients to e5m2 (2 bits, more range); accumulation
 is float32, outputs bfloat16. Scaling is per tensor and current: by the largest magnitude, computed each time, so that

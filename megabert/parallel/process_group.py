@@ -52,6 +52,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    """World size, the number of processes."""
     local_rank: int = 0
     data_rank: int = 0
     """Index of the shard of the data that this process sees, over the axes data and fsdp together."""

@@ -24,7 +24,7 @@ class Span:
 
 
 def is_entity_tag(tag: str) -> bool:
-    """Tell whether a tag is one of IOB or IOBES, O apart."""
+    """Return whether a tag is an IOB or IOBES tag other than O."""
     return tag[:2] in ("B-", "I-", "E-", "S-")
 
 
