@@ -2,7 +2,8 @@
 
 Hopper's FP8 matmuls need both operands contiguous along the reduction dim, and the three matmuls of a layer reduce over
 three dims. Therefore each tensor is needed in both layouts: a tile is read once and written twice. The GELU or its
-gradient is fused (an epilogue of the matmul before it), so that its output is written in 8 bits only, and so are the sums of the bias gradients.
+gradient is fused (an epilogue of the matmul before it), so that its output is written in 8 bits only, and so are the
+sums of the bias gradients.
 
 Shape legend: T tokens (or rows of a weight), K their width, P T padded to a multiple of 16, B blocks of rows.
 """
