@@ -1,15 +1,14 @@
 """`megabert plan`: estimate memory, time and the best parallel layout of a training before it is started."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.parser import quote
+from ..config.parser import compose, did_you_mean, quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import log, new_parser, to_json
+from .console import log, new_settings_parser, to_json
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
@@ -58,29 +57,19 @@ class PlanSettings:
 
 def plan(words: Sequence[str]) -> int:
     """Estimate memory, time and the best layout of GPUs: megabert plan model=1.3b gpus=64."""
-    from ..config.listing import list_settings, show
-    from ..config.parser import compose
-
-    listed = "\n".join(
-        f"  {item.key}={show(item.default)}{' (' + ' | '.join(item.choices) + ')' if item.choices else ''}  {item.help}"
-        for item in list_settings(PlanSettings)
-    )
-    parser = new_parser("plan", plan, f"settings:\n{listed}\n\nNothing is run, and no GPU is needed. {_CAVEAT}")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = new_settings_parser("plan", plan, PlanSettings, f"Nothing is run, and no GPU is needed. {_CAVEAT}")
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes, seconds and FLOP/s")
     arguments = parser.parse_intermixed_args(list(words))
-    settings = compose(PlanSettings, [_quote_path(word) for word in arguments.words], owner="plan")[0]
+    given = [_quote_path(word) for word in arguments.words]
+    settings = compose(PlanSettings, given, owner="plan", list_command="megabert plan --help")[0]
     request = _request(settings)
     from ..planner.search import GPU_COUNTS, choose, estimate_all, scale
 
     estimates = estimate_all(request)
     best = choose(estimates)
     counts = sorted({*GPU_COUNTS, request.gpus})
-    series = {
-        "weak": scale(request, counts, is_weak=True),
-        "constant_batch": scale(request, counts, is_weak=False),
-    }
+    series = {name: scale(request, counts, is_weak=name == "weak") for name in ("weak", "constant_batch")}
     if arguments.json:
         print(to_json(_document(settings, request, estimates, best, series)))
     else:
@@ -145,17 +134,16 @@ def _shape(model: str) -> "EncoderConfig":
 
 def _published_shape(name: str) -> "EncoderConfig":
     from ..checkpoints.published import published_checkpoints
-    from ..config.parser import nearest
     from ..model.config import EncoderConfig
     from ..planner.hardware import BERT_VOCABULARY, NETWORKS
 
     aliases = {alias: item.name for item in published_checkpoints().values() for alias in item.aliases}
     published = published_checkpoints().get(aliases.get(name, name))
     if published is None:
-        guess = nearest(name, [*NETWORKS, *published_checkpoints()])
+        guess = did_you_mean(name, [*NETWORKS, *published_checkpoints()])
         raise ConfigError(
-            f"model={name} is neither a size nor a published name nor an existing file."
-            f"{f' Did you mean {guess}?' if guess else ''} Sizes are {', '.join(NETWORKS)}."
+            f"model={name} is neither a size nor a published name nor an existing file.{guess} "
+            f"Sizes are {', '.join(NETWORKS)}."
         )
     architecture = published.architecture
     if architecture is None:

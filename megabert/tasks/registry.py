@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..config.listing import list_settings, show
-from ..config.parser import nearest
+from ..config.parser import did_you_mean
 from ..config.schema import Settings
 from ..errors import ConfigError
 from .task import Task
@@ -32,9 +32,8 @@ NAMES = (
 def find(name: str) -> type[Task[Any, Any]]:
     """Find the Task class in tasks/<name>.py, or in a user's own file if `name` ends with .py."""
     if not name.endswith(".py") and name not in NAMES:
-        guess = nearest(name, NAMES)
         raise ConfigError(
-            f"{name!r} is not a task.{f' Did you mean {guess}?' if guess else ''} "
+            f"{name!r} is not a task.{did_you_mean(name, NAMES)} "
             f"The tasks are: {', '.join(NAMES)}; or give your own file, ./my_task.py."
         )
     module = importlib.import_module(f"megabert.tasks.{name}") if name in NAMES else _load_file(Path(name))
