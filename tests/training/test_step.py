@@ -141,25 +141,25 @@ def test_a_loss_that_is_not_finite_updates_nothing(captured):
                 torch.testing.assert_close(master, before[name], equal_nan=True, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("record", [False, pytest.param(True, marks=needs_gpu)])
-def test_a_step_without_any_target_has_the_loss_0_and_leaves_finite_moments(record):
+@pytest.mark.parametrize("captured", [False, pytest.param(True, marks=needs_gpu)])
+def test_a_step_without_any_target_has_the_loss_0_and_leaves_finite_moments(captured):
     made_features = [
         Features(
             item.token_ids, item.segment_ids, token_targets={"label": np.full(len(item.token_ids), -100)}, weight=0.0
         )
         for item in features()
     ]
-    network = model().to("cuda" if record else "cpu")
+    network = model().to("cuda" if captured else "cpu")
     settings = OptimizerSettings(lr=1e-3, weight_decay=0.0)
     with side_stream(next(network.parameters()).device):
-        made = stepper(network, record=record, settings=settings)
+        made = stepper(network, captured=captured, settings=settings)
         before = {name: master.detach().clone() for name, master in made.master_weights.items()}
         empty = BatchSampler(made_features, 6, 40, 0, seed=1, static_epochs=1)
         # By hand: a sum of 0 over no target, gradients of 0, moments of 0, so the update is 0 / (0 + eps).
         assert made.step(empty.step(0), 1e-3, 0).tolist() == [0.0, 0.0]
         for name, master in made.master_weights.items():
             assert torch.equal(master, before[name]), name
-        # A step with targets after it learns as ever.
+        # A step with targets after it trains as usual.
         found = made.step(loader(static_epochs=1).step(0), 1e-3, 1)
         assert found.isfinite().all()
         assert found[0] > 0
