@@ -112,7 +112,7 @@ def _log_steps(setup: TrainingSetup, log: RunLog, pending: list[_Done]) -> None:
     for done, (loss, norm) in zip(pending, fetched, strict=True):
         _check_finite(setup, loss, norm, done.step - 1)
         metrics = {"loss": loss, "lr": done.rate, "grad_norm": norm}
-        epoch = done.step / setup.intervals.steps_per_epoch
+        epoch = setup.intervals.epoch(done.step)
         log.step(done.step, **metrics, tokens=done.num_tokens, epoch=epoch)
         if done.step % every == 0 or done.step == total:
             log.write(done.step, {"split": "train", "epoch": epoch, **metrics})
