@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
-from .checkpoints.open import fit_vocabulary, shape_of_config
+from .checkpoints.open import fit_vocabulary
+from .checkpoints.user_config import parse_user_config
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
@@ -110,7 +111,7 @@ def load_language_model(
     source = find_source(model, home=home)
     if source.weights is None:
         return _random_language_model(source, settings, seed, default_shape or {})
-    opened = open_source(source, home=home, qkv_layout=settings.qkv_layout)
+    opened = open_source(source, home=home, qkv_layout=settings.qkv_layout, ignored=settings.ignored_arguments)
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if tokenizer is None:
         raise ConfigError(
@@ -152,9 +153,10 @@ def _random_language_model(
 ) -> LanguageModel:
     if source.vocabulary is None:
         raise ConfigError("An encoder with random weights needs a vocabulary: model.tokenizer.vocab_file=FILE.")
-    shape, others = shape_of_config(source.config, source.config_source)
-    if others:
-        raise ConfigError(f"{source.config_source}: {', '.join(others)} does not shape a network.")
+    user = parse_user_config(source.config, source.config_source, ignored=settings.ignored_arguments)
+    shape, without_effect = user.full_shape, [*user.others, *user.arguments]
+    if without_effect:
+        raise ConfigError(f"{source.config_source}: {', '.join(without_effect)} does not shape a network.")
     if any(name not in shape for name in ("hidden_size", "num_layers", "num_heads")):
         raise ConfigError(
             "model.language_model.pretrained_model_name=null starts from random weights and needs their shape: "

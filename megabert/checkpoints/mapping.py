@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .files.lazy_tensor import Readable, check_finite, check_floating_point
+from .other_formats import adapter_tensors
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,11 @@ def read_tensors(
     """
     groups, unknown = _match_rules(sorted({name for shard in shards for name in shard}), rules)
     if unknown:
-        raise CheckpointError(f"{source}: unknown tensors: {_list(unknown)}.")
+        is_adapted = bool(adapter_tensors(unknown))
+        remedy = (
+            " They are of an adapter (LoRA); merge it into the model (peft: merge_and_unload)." if is_adapted else ""
+        )
+        raise CheckpointError(f"{source}: unknown tensors: {_list(unknown)}.{remedy}")
     tensors: dict[str, JoinedTensor] = {}
     for (rule, name), sources in groups.items():
         if name is None:

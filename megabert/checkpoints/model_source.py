@@ -3,7 +3,7 @@
 User configuration takes precedence: model.language_model and model.tokenizer over the catalog, the catalog over files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,17 @@ def find_source(model: ModelSettings, *, home: Path) -> ModelSource:
     return replace(source, config_source=f"the catalog for {settings.pretrained_model_name}")
 
 
-def open_source(source: ModelSource, *, home: Path, qkv_layout: str | None = None) -> OpenedSource:
+def open_source(
+    source: ModelSource, *, home: Path, qkv_layout: str | None = None, ignored: Collection[str] = ()
+) -> OpenedSource:
     """Open a source's weights and tokenizer. Raises CheckpointError where the files do not fit each other."""
     assert source.weights is not None, "a source without weights is initialized, not opened"
     checkpoint = open_checkpoint(
-        source.weights, config=source.config, config_source=source.config_source, qkv_layout=qkv_layout
+        source.weights,
+        config=source.config,
+        config_source=source.config_source,
+        qkv_layout=qkv_layout,
+        ignored=ignored,
     )
     if source.vocabulary is None and not checkpoint.tokenizer_files and source.published is not None:
         source = replace(source, vocabulary=catalog.resolve(source.published, home=home, weights=False).vocabulary)
@@ -91,6 +97,7 @@ def open_named_source(
     config_file: Path | None = None,
     vocab_file: Path | None = None,
     qkv_layout: str | None = None,
+    ignored: Collection[str] = (),
 ) -> OpenedSource:
     """Open a published name or a path for `inspect` and `convert`, with the vocabulary's files in the checkpoint."""
     text = {"config_file": config_file, "vocab_file": vocab_file}
@@ -98,7 +105,7 @@ def open_named_source(
     settings = LanguageModelSettings(pretrained_model_name=name_or_path, config_file=given["config_file"])
     model = ModelSettings(language_model=settings, tokenizer=TokenizerSettings(vocab_file=given["vocab_file"]))
     source = find_source(model, home=home)
-    opened = open_source(source, home=home, qkv_layout=qkv_layout)
+    opened = open_source(source, home=home, qkv_layout=qkv_layout, ignored=ignored)
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if tokenizer is not None and source.vocabulary is not None:
         files = {name: content.encode() for name, content in tokenizer.files().items()}

@@ -5,7 +5,7 @@ a `.nemo` file is a tar archive with a model_config.yaml; the generation of Mega
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_hug
 from .mapping import QKV_LAYOUTS, read_tensors
 from .megatron.open_megatron import MegatronFile, find_shape, open_megatron
 from .megatron.qkv_layout import decide_qkv_layout
+from .megatron.zero_centered_norms import restore_norms
 from .native.manifest_folder import MANIFEST
 from .native.run_checkpoints import CHECKPOINTS, open_best
+from .nemo.nemo2_folder import find_nemo2, open_nemo2
 from .nemo.open_nemo import is_nemo, open_nemo
+from .other_formats import refuse_other_format
 from .tensor_names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
 from .tokenizer_files import find_tokenizer, folders_of_megatron, read_huggingface_tokenizer
+from .user_config import UserConfig, merge_arguments, parse_user_config
 
 __all__ = [
     "Checkpoint",
@@ -33,23 +37,8 @@ __all__ = [
     "open_checkpoint",
     "read_config",
     "resize_vocabulary",
-    "shape_of_config",
 ]
 
-# The keys of a user's configuration, by property of an EncoderConfig: names of NeMo, Megatron-LM and Hugging Face
-_CONFIG_KEYS = {
-    "num_layers": ("num_layers", "num_hidden_layers"),
-    "hidden_size": ("hidden_size",),
-    "num_heads": ("num_attention_heads",),
-    "ffn_size": ("ffn_hidden_size", "intermediate_size"),
-    "max_positions": ("max_position_embeddings", "max_seq_length", "seq_length"),
-    "num_segments": ("num_tokentypes", "type_vocab_size"),
-    "norm_epsilon": ("layernorm_epsilon", "norm_epsilon", "layer_norm_eps"),
-    "hidden_dropout": ("hidden_dropout", "hidden_dropout_prob"),
-    "attention_dropout": ("attention_dropout", "attention_probs_dropout_prob"),
-    **{name: (name,) for name in ("gelu", "head_gelu", "norm_place", "is_causal")},
-}
-CONFIG_KEYS = {key: name for name, keys in _CONFIG_KEYS.items() for key in keys}
 # Properties of Megatron-LM's networks that are only inferred from a file: the user's configuration takes precedence.
 _INFERRED = ("gelu", "head_gelu", "norm_place", "is_causal")
 
@@ -93,28 +82,29 @@ class Checkpoint:
         return find_heads(self.tensors, self.config)
 
 
-def shape_of_config(config: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
-    """Take the shape of a network from a user's configuration; returns it and the keys that do not belong to it."""
-    shape: dict[str, Any] = {}
-    others = []
-    for key, value in config.items():
-        name = CONFIG_KEYS.get(key.replace("-", "_"))  # NeMo's files write max-seq-length
-        if name is None:
-            others.append(key)
-        elif name in shape and shape[name] != value:
-            raise ConfigError(f"{source} gives {name} twice: {shape[name]} and {value}. Leave one out.")
-        else:
-            shape[name] = value
-    return shape, others
+@dataclass(frozen=True)
+class _Options:
+    """What the user gives beside a checkpoint."""
+
+    config: UserConfig
+    qkv_layout: str | None
+    ignored: Collection[str]
 
 
 def open_checkpoint(
-    path: Path, *, config: Mapping[str, Any] | None = None, config_source: str = "", qkv_layout: str | None = None
+    path: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    config_source: str = "",
+    qkv_layout: str | None = None,
+    ignored: Collection[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint file or folder of Megatron-LM, NeMo, Hugging Face or megabert.
 
-    `config` gives what the checkpoint does not hold; values that both give must agree.
-    Raises CheckpointError if there is no checkpoint, if it is damaged, or if it differs from `config`.
+    `config` gives what the checkpoint does not hold; values that both give must agree. `ignored` are arguments of the
+    checkpoint or of `config` that have no effect on the network, although megabert has no rule for them.
+    Raises CheckpointError if there is no checkpoint, if it is damaged, if its arguments mean a network that megabert
+    does not compute, or if it differs from `config`.
     """
     if not path.exists():
         raise CheckpointError(
@@ -122,31 +112,36 @@ def open_checkpoint(
         )
     if qkv_layout is not None and qkv_layout not in QKV_LAYOUTS:
         raise ConfigError(f"qkv_layout {qkv_layout!r} is unknown. Choose one of {', '.join(QKV_LAYOUTS)}.")
-    user_shape, others = shape_of_config(config or {}, config_source)
-    checkpoint = _open(path, user_shape, qkv_layout)
-    for name, value in user_shape.items():
+    user = parse_user_config(config or {}, config_source, ignored=ignored)
+    checkpoint = _open(path, _Options(user, qkv_layout, ignored))
+    given = user.shape if "era" in checkpoint.facts else user.full_shape
+    for name, value in given.items():
         if checkpoint.shape.get(name, value) != value:
             raise CheckpointError(
                 f"{checkpoint.source} has {name} {checkpoint.shape[name]}, but {config_source} has {value}. "
                 "Give the configuration that belongs to this checkpoint, or leave it out."
             )
-    shape = {**checkpoint.shape, **user_shape}
+    shape = {**checkpoint.shape, **given}
     check_tensors(checkpoint.tensors, EncoderConfig.from_dict(shape), checkpoint.source)
-    notes = [*checkpoint.notes, *([f"not used from {config_source}: {', '.join(others)}"] if others else [])]
-    return replace(checkpoint, shape=shape, notes=notes)
+    unused = [f"not used from {config_source}: {', '.join(user.others)}"] if user.others else []
+    return replace(checkpoint, shape=shape, notes=[*checkpoint.notes, *user.notes, *unused])
 
 
-def _open(path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None) -> Checkpoint:
+def _open(path: Path, options: _Options) -> Checkpoint:
+    refuse_other_format(path)
     if (path / MANIFEST).is_file() or (path / CHECKPOINTS).is_dir():
         return _open_native(path)
+    if (nemo2 := find_nemo2(path)) is not None:
+        checkpoint = _open_megatron(open_nemo2(nemo2), nemo2 / "context", options)
+        return replace(checkpoint, format=f"NeMo 2, names of {checkpoint.facts['era']}")
     if is_nemo(path):
-        return _open_nemo(path, user_shape, qkv_layout)
+        return _open_nemo(path, options)
     folder = find_folder(path)
     if folder is not None:
-        return _open_huggingface(open_huggingface(folder), folder)
-    if path.is_file() and (lone_file := open_lone_file(path, user_shape)) is not None:
+        return _open_huggingface(open_huggingface(folder, options.ignored), folder)
+    if path.is_file() and (lone_file := open_lone_file(path, options.config.full_shape)) is not None:
         return _open_huggingface(lone_file, path.parent)
-    return _open_megatron(open_megatron(path), path, user_shape, qkv_layout)
+    return _open_megatron(open_megatron(path), path, options)
 
 
 def _open_native(path: Path) -> Checkpoint:
@@ -206,9 +201,9 @@ def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:
     )
 
 
-def _open_nemo(path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None) -> Checkpoint:
+def _open_nemo(path: Path, options: _Options) -> Checkpoint:
     opened = open_nemo(path)
-    checkpoint = _open_megatron(opened.megatron, path, user_shape, qkv_layout)
+    checkpoint = _open_megatron(opened.megatron, path, options)
     notes = [*checkpoint.notes, *_not_read(sorted(opened.heads))]
     checkpoint = replace(checkpoint, format=f"NeMo, names of {opened.megatron.era.name}", notes=notes)
     if opened.tokenizer_files:
@@ -216,26 +211,38 @@ def _open_nemo(path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None
     return checkpoint
 
 
-def _open_megatron(file: MegatronFile, path: Path, user_shape: Mapping[str, Any], qkv_layout: str | None) -> Checkpoint:
-    shape, assumptions = find_shape(file)
+def _open_megatron(file: MegatronFile, path: Path, options: _Options) -> Checkpoint:
+    user, source = options.config, file.source
+    file = replace(file, arguments=merge_arguments(user, file.arguments, source))
+    shape, assumptions = find_shape(file, options.ignored)
+    # Hugging Face's "gelu" may be either variant of Megatron-LM's: the file's own arguments take precedence.
+    user_shape = user.shape if user.activation == "gelu" and file.arguments else user.full_shape
     shape |= {name: value for name, value in user_shape.items() if name not in shape or name in _INFERRED}
     if "num_heads" not in shape:
         raise CheckpointError(
             f"{path} does not hold its number of attention heads. Give it: --bert_config FILE with num_attention_heads."
         )
     hidden_size = _hidden_size(file)
-    head_dim = _head_dim(hidden_size, shape["num_heads"], str(path))
+    head_dim = _head_dim(hidden_size, shape["num_heads"], source)
     decision = decide_qkv_layout(file, head_dim)
+    qkv_layout = options.qkv_layout
     layout, evidence = (qkv_layout, "as requested") if qkv_layout else (decision.layout, decision.evidence)
-    tensors, dropped = read_tensors(file.shards, file.era.rules(layout), head_dim, str(path))
-    shape |= {"hidden_size": hidden_size} | _sizes_of(tensors, str(path))
+    stored, dropped = read_tensors(file.shards, file.era.rules(layout), head_dim, source)
+    tensors, norm_notes = restore_norms(stored, file, options.ignored)
+    shape |= {"hidden_size": hidden_size} | _sizes_of(tensors, source)
     tokenizer_source, tokenizer_files = find_tokenizer(folders_of_megatron(path))
     return Checkpoint(
         format=f"Megatron-LM, {file.era.name}",
-        source=str(path),
+        source=source,
         shape=shape,
         tensors=tensors,
-        notes=[*assumptions, f"query-key-value rows: {layout} ({evidence})", *file.notes, *_not_read(dropped)],
+        notes=[
+            *assumptions,
+            *norm_notes,
+            f"query-key-value rows: {layout} ({evidence})",
+            *file.notes,
+            *_not_read(dropped),
+        ],
         tokenizer_files=tokenizer_files,
         tokenizer_source=tokenizer_source,
         facts={

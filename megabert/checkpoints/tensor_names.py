@@ -3,7 +3,9 @@
 A checkpoint must hold the complete encoder, and each head either completely or not at all.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from ..errors import CheckpointError
 from ..model.config import EncoderConfig
@@ -16,6 +18,25 @@ VOCABULARY_BIAS = "language_model.vocabulary.bias"
 PER_TOKEN = (WORD, VOCABULARY_BIAS)
 
 Shape = tuple[int, ...]
+Item = TypeVar("Item")
+
+# What torch.compile, FSDP and activation checkpointing insert into names
+_INSERTED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def without_wrappers(name: str) -> str:
+    """Remove what wrappers of modules add to a tensor's name: leading `module.`, `_orig_mod.` and the like."""
+    return re.sub(r"^(module\.)+", "", _INSERTED.sub("", name))
+
+
+def rename(tensors: Mapping[str, Item], new_name: Callable[[str], str], source: str) -> dict[str, Item]:
+    """Rename tensors. Raises CheckpointError if two get the same name."""
+    renamed: dict[str, Item] = {}
+    for name, item in tensors.items():
+        if new_name(name) in renamed:
+            raise CheckpointError(f"{source} holds {new_name(name)} twice, once as {name}. Remove the wrong one.")
+        renamed[new_name(name)] = item
+    return renamed
 
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, Shape]:

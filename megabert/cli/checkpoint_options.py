@@ -18,6 +18,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--bert_config", type=Path, metavar="FILE", help="sizes that the checkpoint does not hold, as JSON"
     )
     parser.add_argument("--qkv-layout", metavar="LAYOUT", help="layout of the query-key-value rows, where it is known")
+    parser.add_argument(
+        "--ignore-argument",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="argument of the checkpoint that is refused, but has no effect on this network",
+    )
 
 
 def open_source(source: str, arguments: argparse.Namespace, qkv_layout: str | None) -> "OpenedSource":
@@ -31,4 +38,5 @@ def open_source(source: str, arguments: argparse.Namespace, qkv_layout: str | No
         config_file=arguments.bert_config,
         vocab_file=arguments.vocab_file,
         qkv_layout=qkv_layout,
+        ignored=arguments.ignore_argument,
     )

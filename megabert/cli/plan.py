@@ -164,12 +164,13 @@ def _published_shape(name: str) -> "EncoderConfig":
 
 
 def _shape_of_file(path: Path) -> "EncoderConfig":
-    from ..checkpoints.open import read_config, shape_of_config
+    from ..checkpoints.open import read_config
+    from ..checkpoints.user_config import parse_user_config
     from ..model.config import EncoderConfig
     from ..planner.hardware import BERT_VOCABULARY
 
     config = read_config(path)
-    shape, _ = shape_of_config(config, str(path))
+    shape = parse_user_config(config, str(path)).full_shape
     missing = [name for name in ("hidden_size", "num_layers", "num_heads") if name not in shape]
     if missing:
         raise ConfigError(f"{path} has no {', '.join(missing)}. Is it the configuration of a model?")

@@ -130,6 +130,8 @@ class LanguageModelSettings:
     """The architecture itself: hidden_size, num_layers, num_attention_heads, ...; config_file takes precedence."""
     qkv_layout: str | None = choice(None, "3_heads_dim", "heads_dim_3", "heads_3_dim")
     """Row order of a Megatron-LM checkpoint's fused query-key-value weights; null: by its version and arguments."""
+    ignored_arguments: list[str] = field(default_factory=list)
+    """Arguments in the checkpoint or its configuration that are refused, but have no effect on this network."""
     hidden_dropout: float | None = None
     """Dropout probability after embeddings, attention and MLP; null: that of a Hugging Face config.json, else 0.1."""
     attention_dropout: float | None = None

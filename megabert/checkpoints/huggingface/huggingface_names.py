@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...errors import CheckpointError
 from ..mapping import CONV1D_QKV, QKV_LAYOUTS, SEPARATE_QKV, TRANSPOSED, Rule
 from ..tensor_names import VOCABULARY_BIAS, WORD
 
@@ -122,6 +123,17 @@ GELUS = {
     "erf": ("gelu", "gelu_python"),
     "tanh": ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"),
 }
+
+
+def find_gelu(name: object, key: str, source: str) -> str:
+    """Return the variant of an activation's name. Raises CheckpointError for another activation."""
+    for variant, names in GELUS.items():
+        if name in names:
+            return variant
+    known = ", ".join(name for names in GELUS.values() for name in names)
+    raise CheckpointError(f"{source}: {key} is {name!r:.60}; known are {known}.")
+
+
 # megabert's own key: Megatron-LM's fused kernel computes tanh GELU in the MLPs, and its head erf GELU.
 HEAD_ACTIVATION = "head_hidden_act"
 # megabert's own key: 0 for a network without segments, for which zeros are written because transformers needs them.

@@ -4,7 +4,7 @@ Returns lazy tensors under transformers' names without their prefix, the shape o
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,10 @@ from ...errors import CheckpointError, ConfigError
 from ..files.json_object import read_json_object
 from ..files.lazy_tensor import Readable
 from ..files.weight_files import LazyTensor, looks_like_weights, open_file, open_files
-from .huggingface_names import ARCHITECTURES, GELUS, HEAD_ACTIVATION, NUM_SEGMENTS, HuggingFaceArchitecture
+from ..network_arguments import check_arguments
+from ..tensor_names import rename, without_wrappers
+from .huggingface_names import ARCHITECTURES, HEAD_ACTIVATION, NUM_SEGMENTS, HuggingFaceArchitecture, find_gelu
 
-# config.json keys whose other values mean another network
-_REQUIRED = {
-    "position_embedding_type": ("absolute", None),
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "tie_word_embeddings": (True, None),
-    "scale_attn_weights": (True, None),
-    "scale_attn_by_inverse_layer_idx": (False, None),
-}
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
@@ -59,8 +52,11 @@ def find_folder(path: Path) -> Path | None:
     return folder if has_weights or "model_type" in read_json_object(folder / "config.json") else None
 
 
-def open_huggingface(folder: Path) -> HuggingFaceFile:
-    """Open a folder. Raises CheckpointError if its architecture is not supported, or if it is damaged or incomplete."""
+def open_huggingface(folder: Path, ignored: Collection[str] = ()) -> HuggingFaceFile:
+    """Open a folder. Raises CheckpointError if its architecture is not supported, or if it is damaged or incomplete.
+
+    `ignored` are keys of config.json that the user declares to have no effect.
+    """
     file = folder / "config.json"
     config = read_json_object(file)
     name = config.get("model_type")
@@ -69,9 +65,9 @@ def open_huggingface(folder: Path) -> HuggingFaceFile:
             f"{file}: model_type is {name!r}; folders of {', '.join(ARCHITECTURES)} architecture can be read."
         )
     architecture = ARCHITECTURES[name]
-    shape, notes = _shape_of(config, architecture, file)
+    shape, notes = _shape_of(config, architecture, file, ignored)
     weights = _open_weights(folder)
-    tensors = _without_prefix(weights.tensors)
+    tensors = _without_prefix(weights.tensors, folder)
     return HuggingFaceFile(str(folder), architecture, shape, tensors, weights.kind, notes, weights.unknown_globals)
 
 
@@ -93,7 +89,7 @@ def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFil
             "--bert_config FILE with num_attention_heads, or put the config.json beside it."
         )
     weights = _tensors_of(file)
-    tensors = _without_prefix(weights.tensors)
+    tensors = _without_prefix(weights.tensors, file)
     is_post_norm = architecture.norm_place == "post"
     gelu = user_config.get("gelu", "tanh" if architecture.is_causal else "erf")
     shape = {
@@ -111,7 +107,7 @@ def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFil
 
 def _architecture_of(names: Iterable[str]) -> HuggingFaceArchitecture | None:
     """Detect an architecture by a name that only it has."""
-    plain = {str(name).removeprefix("bert.").removeprefix("transformer.") for name in names}
+    plain = {_plain_name(str(name)) for name in names}
     for architecture, evidence in (
         ("megatron-bert", "encoder.layer.0.attention.ln.weight"),
         ("bert", "encoder.layer.0.attention.output.LayerNorm.weight"),
@@ -145,7 +141,7 @@ def _sizes_of(tensors: Mapping[str, LazyTensor], architecture: HuggingFaceArchit
 
 
 def _shape_of(
-    config: dict[str, Any], architecture: HuggingFaceArchitecture, file: Path
+    config: dict[str, Any], architecture: HuggingFaceArchitecture, file: Path, ignored: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Read the shape of the network from config.json; returns it and the assumptions."""
     config = {**architecture.defaults, **config}
@@ -153,29 +149,21 @@ def _shape_of(
     missing = [key for key, name in keys.items() if key not in config and not name.endswith("_dropout")]
     if missing:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}.")
-    for key, allowed in _REQUIRED.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise CheckpointError(f"{file}: {key} is {config[key]!r}; only {allowed[0]!r} can be read.")
-    gelu = _gelu(config, architecture.activation_key, file)
+    read = {*keys, architecture.activation_key, HEAD_ACTIVATION, NUM_SEGMENTS}
+    notes = check_arguments(config, str(file), read=read, ignored=ignored)
+    gelu = find_gelu(config[architecture.activation_key], architecture.activation_key, str(file))
     shape = {name: config[key] for key, name in keys.items() if key in config}
     if shape["ffn_size"] is None:  # GPT-2's default
         shape["ffn_size"] = 4 * shape["hidden_size"]
     shape["num_segments"] = config.get(NUM_SEGMENTS, shape.get("num_segments", 0))
     shape["gelu"] = gelu
-    shape["head_gelu"] = _gelu(config, HEAD_ACTIVATION, file) if HEAD_ACTIVATION in config else gelu
+    has_own = HEAD_ACTIVATION in config
+    shape["head_gelu"] = find_gelu(config[HEAD_ACTIVATION], HEAD_ACTIVATION, str(file)) if has_own else gelu
     shape |= {"norm_place": architecture.norm_place, "is_causal": architecture.is_causal}
-    notes = [f"gelu: {gelu}", f"layer norm epsilon: {shape['norm_epsilon']}"]
+    notes += [f"gelu: {gelu}", f"layer norm epsilon: {shape['norm_epsilon']}"]
     if architecture.name == "megatron-bert" and shape["norm_epsilon"] == architecture.defaults["layer_norm_eps"]:
         notes.append("(Megatron-LM trains with 1e-5; transformers' converter left its own default in config.json)")
     return shape, notes
-
-
-def _gelu(config: Mapping[str, Any], key: str, file: Path) -> str:
-    for variant, names in GELUS.items():
-        if config[key] in names:
-            return variant
-    known = ", ".join(name for names in GELUS.values() for name in names)
-    raise CheckpointError(f"{file}: {key} is {config[key]!r}; known are {known}.")
 
 
 def _open_weights(folder: Path) -> _NamedWeights:
@@ -220,5 +208,9 @@ def _tensors_of(file: Path) -> _NamedWeights:
     return _NamedWeights(content, opened.kind, opened.unknown_globals)
 
 
-def _without_prefix(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    return {name.removeprefix("bert.").removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+def _plain_name(name: str) -> str:
+    return without_wrappers(name).removeprefix("bert.").removeprefix("transformer.")
+
+
+def _without_prefix(tensors: Mapping[str, LazyTensor], source: Path) -> dict[str, LazyTensor]:
+    return rename(tensors, _plain_name, str(source))

@@ -127,3 +127,4 @@ ERAS = [
     Era("megatron.core BERT", re.compile(r"encoder\.layers\.\d+\."), {"trunk": "encoder"}, is_core=True),
     Era("megatron.core GPT", re.compile(r"decoder\.layers\.\d+\."), {"trunk": "decoder"}, is_core=True),
 ]
+LEGACY, CORE_BERT, CORE_GPT = ERAS[1], ERAS[3], ERAS[4]

@@ -5,7 +5,7 @@ Source: the history of https://github.com/NVIDIA/Megatron-LM, tags v1.0 to core_
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,11 @@ from ...errors import CheckpointError
 from ..files.lazy_tensor import LazyTensor, Readable
 from ..files.pickle_reader import Record
 from ..files.torch_dist import is_torch_dist, open_torch_dist
-from .megatron_names import ERAS, FINE_TUNED, Era
+from ..other_formats import DEEPSPEED_REMEDY
+from ..tensor_names import rename, without_wrappers
+from .megatron_arguments import Arguments, read_arguments, to_number
+from .megatron_names import CORE_GPT, ERAS, FINE_TUNED, Era
 from .rank_files import RankFile, find_iteration, open_ranks
-
-# Arguments whose other values mean a network that megabert does not support
-REQUIRED_ARGUMENTS = {
-    "swiglu": (False, None),
-    "normalization": ("LayerNorm", None),
-    "position_embedding_type": ("learned_absolute", None),
-    "add_bias_linear": (True, None),
-    "num_experts": (None, 0),
-    "group_query_attention": (False, None),
-    "squared_relu": (False, None),
-    "untie_embeddings_and_output_weights": (False, None),
-    "multi_latent_attention": (False, None),
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ def open_megatron(path: Path) -> MegatronFile:
     """
     path = find_iteration(path)
     if path.is_dir() and is_torch_dist(path):
-        return _open_torch_dist(path)
+        return open_distributed(path)
     ranks = open_ranks(path)
     shards, stages = sorted({shard for shard, _ in ranks}), sorted({stage for _, stage in ranks})
     first = ranks[0, 0].content
@@ -80,8 +70,8 @@ def open_megatron(path: Path) -> MegatronFile:
         era=find_era(named[0][0], str(path)),
         shards=[weights for weights, _ in named],
         arguments=arguments,
-        version=first.get("checkpoint_version"),
-        iteration=first.get("iteration", first.get("total_iters")),
+        version=read_version(first.get("checkpoint_version"), str(path)),
+        iteration=_iteration(first),
         num_stages=len(stages),
         num_chunks=num_chunks,
         container=ranks[0, 0].opened.kind,
@@ -90,26 +80,42 @@ def open_megatron(path: Path) -> MegatronFile:
     )
 
 
-def _open_torch_dist(path: Path) -> MegatronFile:
+def open_distributed(path: Path) -> MegatronFile:
+    """Open the folder of a distributed checkpoint of megatron.core, without reading its tensors."""
     opened = open_torch_dist(path)
+    tensors = rename(opened.tensors, without_wrappers, str(path))
     return MegatronFile(
         source=str(path),
-        era=find_era(opened.tensors, str(path)),
-        shards=[opened.tensors],
+        era=find_era(tensors, str(path)),
+        shards=[tensors],
         arguments=_arguments(opened.common.get("args")),
-        version=opened.common.get("checkpoint_version"),
-        iteration=opened.common.get("iteration"),
+        version=read_version(opened.common.get("checkpoint_version"), str(path)),
+        iteration=_iteration(opened.common),
         container=opened.backend,
         unknown_globals=opened.unknown_globals,
     )
 
 
+def read_version(value: object, source: str) -> float | None:
+    """Read a checkpoint_version, which decides the layout of the query-key-value rows; some tools store it as text."""
+    number = to_number(value)
+    if value is not None and (number is None or number < 0):
+        raise CheckpointError(f"{source}: its checkpoint_version is {value!r:.40}; expected a number, such as 3.0.")
+    return number
+
+
+def _iteration(content: Mapping[str, Any]) -> int | None:
+    value = content.get("iteration", content.get("total_iters"))
+    return value if isinstance(value, int) else None
+
+
 def _check_rank_count(path: Path, arguments: dict[str, Any], num_shards: int, num_stages: int) -> None:
     """Compare with the arguments, to detect missing ranks at the end."""
-    expected_shards = arguments.get("tensor_model_parallel_size", arguments.get("model_parallel_size"))
-    expected_stages = arguments.get("pipeline_model_parallel_size")
+    typed = Arguments(arguments, str(path))
+    expected_shards = typed.integer("tensor_model_parallel_size") or typed.integer("model_parallel_size")
+    expected_stages = typed.integer("pipeline_model_parallel_size")
     for kind, expected, actual in (("tensor", expected_shards, num_shards), ("pipeline", expected_stages, num_stages)):
-        if isinstance(expected, int) and expected != actual:
+        if expected not in (None, actual):
             raise CheckpointError(
                 f"{path}: its arguments specify {expected} {kind}-parallel parts, {actual} found. "
                 "Give the folder that holds all mp_rank_* folders."
@@ -130,14 +136,16 @@ def _chunks_of(file: RankFile) -> list[dict[str, LazyTensor]]:
             trees.append(content[f"model{len(trees)}"])
     else:
         trees = [content.get("model", content.get("state_dict", content))]
-    chunks = [flatten(tree) for tree in trees]
+    if "ds_config" in content or "ds_version" in content:
+        raise CheckpointError(f"{file.label} is a rank's file of DeepSpeed. {DEEPSPEED_REMEDY}")
+    chunks = [flatten(tree, file.label) for tree in trees]
     if not all(chunks):
         raise CheckpointError(f"{file.label} holds no tensors under 'model'. Is it a model's checkpoint?")
     return chunks
 
 
-def flatten(tree: Any) -> dict[str, LazyTensor]:
-    """Flatten nested dictionaries to dotted names, without the prefix `module.` of wrappers.
+def flatten(tree: Any, source: str) -> dict[str, LazyTensor]:
+    """Flatten nested dictionaries to dotted names, without what wrappers add to them.
 
     Values other than tensors, and `_extra_state`, are dropped.
     """
@@ -148,8 +156,8 @@ def flatten(tree: Any) -> dict[str, LazyTensor]:
         if isinstance(value, dict):
             pending.extend((f"{prefix}.{name}" if prefix else str(name), item) for name, item in value.items())
         elif isinstance(value, LazyTensor) and not prefix.endswith("_extra_state"):
-            flat[re.sub(r"^(module\.)+", "", prefix)] = value
-    return flat
+            flat[prefix] = value
+    return rename(flat, without_wrappers, source)
 
 
 # Prefixes of the encoders of retrievers, which have two encoders or a shared one
@@ -210,36 +218,20 @@ def find_era(weights: Mapping[str, Any], source: str) -> Era:
     )
 
 
-def find_shape(file: MegatronFile) -> tuple[dict[str, Any], list[str]]:
-    """Read the network's shape from tensors and arguments; returns the known properties and the assumptions."""
-    arguments, notes = file.arguments, []
-    for name, allowed in REQUIRED_ARGUMENTS.items():
-        if arguments.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(
-                f"{file.source}: its argument {name} is {arguments[name]!r}; megabert's encoder has "
-                f"{name}={allowed[0]!r} only."
-            )
+def find_shape(file: MegatronFile, ignored: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Read the network's shape from tensors and arguments; returns the known properties and the assumptions.
+
+    Raises CheckpointError for arguments of another network, unless they are among those to be `ignored`.
+    """
+    arguments = Arguments(file.arguments, file.source)
     num_layers = len({int(match[1]) for name in file.shards[0] if (match := _LAYER.search(name))})
-    if arguments.get("num_layers", num_layers) != num_layers:
+    expected = arguments.integer("num_layers")
+    if expected not in (None, num_layers):
         raise CheckpointError(
-            f"{file.source}: its arguments specify {arguments['num_layers']} layers, {num_layers} found. Is a file "
-            "missing?"
+            f"{file.source}: its arguments specify {expected} layers, {num_layers} found. Is a file missing?"
         )
-    shape: dict[str, Any] = {"num_layers": num_layers}
-    is_gpt = file.era.name.endswith("GPT") or not (file.has("tokentype_embeddings") or file.has("lm_head."))
-    shape["is_causal"] = is_gpt
-    notes.append("attention: " + ("causal (no segment embedding and no head of BERT's)" if is_gpt else "bidirectional"))
-    if "num_attention_heads" in arguments:
-        shape["num_heads"] = arguments["num_attention_heads"]
-    openai = bool(arguments.get("openai_gelu"))
-    fused = bool(arguments.get("bias_gelu_fusion"))
-    shape["gelu"] = "tanh" if openai or fused else "erf"
-    shape["head_gelu"] = "tanh" if openai else "erf"
-    because = "openai_gelu" if openai else "bias_gelu_fusion" if fused else "no fused or OpenAI gelu in the arguments"
-    notes.append(f"gelu: {shape['gelu']} ({because if arguments else 'the file has no arguments'})")
-    shape["norm_epsilon"] = arguments.get("layernorm_epsilon", arguments.get("norm_epsilon", 1e-5))
-    notes.append(f"layer norm epsilon: {shape['norm_epsilon']}")
-    normed = bool(arguments.get("apply_residual_connection_post_layernorm"))
-    shape["norm_place"] = "pre_residual_normed" if normed else "pre"
-    notes.append("residual: " + ("from after the layer norm" if normed else "from before the layer norm"))
-    return shape, notes
+    has_bert_parts = file.has("tokentype_embeddings") or file.has("lm_head.")
+    is_gpt = file.era is CORE_GPT if file.era.is_core else not has_bert_parts
+    kind = "causal (no segment embedding and no head of BERT's)" if is_gpt else "bidirectional"
+    shape, notes = read_arguments(arguments, is_core=file.era.is_core, is_gpt=is_gpt, ignored=ignored)
+    return {"num_layers": num_layers, "is_causal": is_gpt} | shape, [f"attention: {kind}", *notes]

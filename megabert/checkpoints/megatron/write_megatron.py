@@ -21,7 +21,7 @@ from ...model.config import EncoderConfig
 from ..files.lazy_tensor import Readable
 from ..mapping import ForeignTensors, write_tensors
 from ..tensor_names import WORD
-from .megatron_names import ERAS, Era
+from .megatron_names import CORE_BERT, CORE_GPT, LEGACY, Era
 
 VOCABULARY_MULTIPLE = 128  # Megatron-LM's --make-vocab-size-divisible-by
 
@@ -48,9 +48,6 @@ class ModelParallelLayout:
             if parts < 1 or count % parts:
                 divisors = ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
                 raise ConfigError(f"{count} {name} cannot be cut into {parts} equal parts. Possible are {divisors}.")
-
-
-LEGACY, CORE_BERT, CORE_GPT = ERAS[1], ERAS[3], ERAS[4]
 
 
 def era_of(config: EncoderConfig, *, core: bool) -> Era:

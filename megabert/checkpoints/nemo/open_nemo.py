@@ -21,7 +21,9 @@ from ...errors import CheckpointError
 from ..files.lazy_tensor import Region, open_regular
 from ..files.tar_archive import is_tar, read_tar
 from ..files.weight_files import LazyTensor, open_region
+from ..megatron.megatron_arguments import to_number
 from ..megatron.open_megatron import MegatronFile, find_era, flatten, join_stages
+from ..tensor_names import rename, without_wrappers
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 _LARGEST_MEMBER = 2**26  # apart from weights
@@ -55,7 +57,7 @@ def open_nemo(path: Path) -> NemoFile:
             f"{path} holds a distributed checkpoint (model_weights/), which is not read in an archive. Take that "
             "folder out of it and give it."
         )
-    config = _read_yaml(members[CONFIG])
+    config = read_yaml(members[CONFIG])
     ranks = {rank: open_region(region) for rank, region in _ranks(path, members).items()}
     stages = sorted({stage for _, stage in ranks})
     declared = config.get("tensor_model_parallel_size")
@@ -64,7 +66,7 @@ def open_nemo(path: Path) -> NemoFile:
     missing = [f"{shard}, stage {stage}" for shard, stage in expected if (shard, stage) not in ranks]
     if missing:
         raise CheckpointError(f"{path} lacks the weights of tensor-parallel rank {'; '.join(missing[:8])}.")
-    split = {rank: _split_names(flatten(opened.content), path) for rank, opened in ranks.items()}
+    split = {rank: _split_names(flatten(opened.content, str(path)), path) for rank, opened in ranks.items()}
     shards = [join_stages([split[shard, stage][0] for stage in stages], path) for shard in range(num_shards)]
     megatron = MegatronFile(
         source=str(path),
@@ -107,17 +109,14 @@ def _ranks(path: Path, members: Mapping[str, Region]) -> dict[tuple[int, int], R
 def _split_names(weights: Mapping[str, LazyTensor], path: Path) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
     """Remove the prefixes of NeMo's modules; returns the network's tensors, and those of other heads."""
     for prefix in ("bert_model.", "model.", ""):
-        network = {
-            re.sub(r"^(module\.)+", "", name.removeprefix(prefix)): item
-            for name, item in weights.items()
-            if name.startswith(prefix)
-        }
+        inside = {name: item for name, item in weights.items() if name.startswith(prefix)}
+        network = rename(inside, lambda name: without_wrappers(name.removeprefix(prefix)), str(path))  # noqa: B023
         if any("layers.0." in name for name in network):
             return network, {name: item for name, item in weights.items() if not name.startswith(prefix)}
     raise CheckpointError(f"{path} holds no layers of a Megatron network. Is it of another NeMo model?")
 
 
-def _read_yaml(region: Region) -> dict[str, Any]:
+def read_yaml(region: Region) -> dict[str, Any]:
     """Read plain values. Aliases are refused: a few of them expand to any size, and NeMo writes none."""
     document = _read_member(region, _LARGEST_CONFIG)
     try:
@@ -198,46 +197,35 @@ def _checkpoint_version(config: Mapping[str, Any], members: Mapping[str, Region]
     if member is not None:
         content = _read_json(members[member])
         values = list(content.values()) if isinstance(content, dict) else [content]
-        return float(next((value for value in values if isinstance(value, int | float)), 0))
+        return next((number for value in values if (number := to_number(value)) is not None), 0.0)
     if "megatron_legacy" in config or "encoder_seq_length" in config or "num_layers" in config:
         return 0.0 if config.get("megatron_legacy") else 3.0
     return None
 
 
-_COPIED = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "kv_channels",
-    "max_position_embeddings",
-    "layernorm_epsilon",
-    "openai_gelu",
-    "onnx_safe",
-    "position_embedding_type",
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-)
-
-
-# Keys whose other values mean another network
-_REQUIRED = {"transformer_block_type": "pre_ln", "normalization": "layernorm", "activation": "gelu"}
+# The configuration of a task of NeMo 1.0 holds the encoder's in language_model.config; its other keys do not shape it.
+_ENCODER_OF_TASK = "language_model"
 
 
 def _megatron_arguments(nemo_config: Mapping[str, Any], encoder_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert NeMo's configuration to the arguments of Megatron-LM that shape a network.
-
-    Raises CheckpointError for a configuration that Megatron-LM does not have.
-    """
+    """Convert NeMo's configuration to the arguments of Megatron-LM, which has the same names for most of them."""
+    if _ENCODER_OF_TASK in nemo_config and "num_layers" not in nemo_config:
+        parallel = {name: nemo_config[name] for name in nemo_config if name.endswith("_model_parallel_size")}
+        # megatron-lm 2.2, which runs the encoder, gets the fused kernel switched off.
+        return {"bias_gelu_fusion": False, **encoder_config, **parallel}
     config = {**encoder_config, **nemo_config}
-    arguments = {name: config[name] for name in _COPIED if config.get(name) is not None}
-    for key, allowed in _REQUIRED.items():
-        if config.get(key, allowed) != allowed:
-            raise CheckpointError(f"{CONFIG}: {key} is {config[key]!r}; only {allowed!r} is read.")
-    if config.get("bias") is False:
-        arguments["add_bias_linear"] = False
-    # The fused kernel is off by default in NeMo 1.0, and on in later versions, whose configuration has num_layers.
-    fused = config.get("bias_gelu_fusion", config.get("bias_activation_fusion", "num_layers" in nemo_config))
-    arguments["bias_gelu_fusion"] = bool(fused)
-    arguments["apply_residual_connection_post_layernorm"] = bool(config.get("apply_residual_connection_post_layernorm"))
+    is_core = bool(config.pop("mcore_bert", False) or config.pop("mcore_gpt", False))
+    is_gpt = "gpt" in str(config.get("target", "")).lower()
+    arguments = {str(name): value for name, value in config.items()}
+    names = ("bias_gelu_fusion", "bias_activation_fusion")
+    fusions = [arguments.pop(name, None) for name in names]
+    # BERT on NeMo's own layers reads the first name, all others the second. The fused kernel is on by default.
+    given = [value for value in (fusions[::-1] if is_core or is_gpt else fusions) if value is not None]
+    arguments["bias_gelu_fusion"] = given[0] if given else "num_layers" in nemo_config
+    # "We don't use this in NeMo": its layers take the residual from before the norm.
+    arguments.pop("apply_residual_connection_post_layernorm", None)
+    if not is_gpt:
+        arguments.pop("openai_gelu", None)  # not passed on to BERT
+    if str(arguments.get("normalization")).lower() == "layernorm1p":
+        arguments["apply_layernorm_1p"] = True
     return arguments
