@@ -16,6 +16,7 @@ from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
 from .checkpoints.open import fit_vocabulary
+from .checkpoints.tensor_names import check_tensors
 from .checkpoints.user_config import parse_user_config
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
@@ -284,10 +285,13 @@ def restore(
     tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
     if tokenizer is None:
         raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
+    stored = contents.tensors["model"]
+    # Before anything of the declared size is built
+    check_tensors({name: item for name, item in stored.items() if name.startswith("encoder.")}, config, str(folder))
     with torch.device("meta"):
         model = TaskModel(Encoder(config), task.head(config))
     materialize(model)
-    load_weights(model, contents.tensors["model"], str(folder))
+    load_weights(model, stored, str(folder))
     return task, model, tokenizer
 
 

@@ -76,6 +76,19 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     remove_leftovers(final.parent, f"{glob.escape(final.name)}{TEMPORARY}*")
 
 
+@contextmanager
+def temporary_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `final`, and remove it afterwards, with those that killed processes left."""
+    temporary = temporary_name(final)
+    temporary.mkdir()
+    with _locked(temporary):
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    remove_leftovers(final.parent, f"{glob.escape(final.name)}{TEMPORARY}*")
+
+
 def replace_folder(complete: Path, final: Path) -> None:
     """Rename a complete folder to its final name, replacing a folder of that name; its files are already synced.
 

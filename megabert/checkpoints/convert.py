@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..model.config import EncoderConfig
-from ..storage import atomic_folder
+from ..storage import atomic_folder, fsync_folder, temporary_folder
 from ..tokenizers.bpe import END_OF_TEXT
 from ..tokenizers.load import files_with_added_tokens
 from ..tokenizers.wordpiece import SPECIAL_TOKENS
-from .files.lazy_tensor import Derived, Readable, cast_on_read, num_bytes
+from .files.lazy_tensor import Derived, Readable, num_bytes
 from .huggingface.write_huggingface import write_huggingface
+from .megatron.untrained_parts import add_untrained_parts, note_untrained_parts
 from .megatron.write_megatron import ModelParallelLayout, era_of, rank_tensors, write_megatron
 from .native.manifest_folder import Contents, write_file, write_manifest_folder
 from .nemo.write_nemo import nemo_config, write_nemo
@@ -41,12 +42,16 @@ class Target:
 
 @dataclass(frozen=True)
 class _Job:
-    """The input of a writer: tensors of the right vocabulary and dtype, and where they came from."""
+    """The input of a writer: tensors of the right vocabulary and dtype, and where they came from.
+
+    `untrained` are the names of tensors that Megatron-LM and NeMo expect and the source lacks.
+    """
 
     tensors: Mapping[str, Readable]
     config: EncoderConfig
     source: Checkpoint
     target: Target
+    untrained: tuple[str, ...] = ()
 
 
 def convert(
@@ -60,16 +65,20 @@ def convert(
     """Write `source` as `dest` and compare the two bit for bit; returns notes for the user.
 
     `num_tokens` is the vocabulary's true size; None keeps all rows, padding included. `progress` is called with the
-    bytes done and the total. Raises ConfigError if the target cannot hold the network, CheckpointError if a tensor
-    cannot be read.
+    bytes done and the total. Raises ConfigError if the target cannot hold the network or its numbers, CheckpointError
+    if a tensor cannot be read. After an error nothing is left at `dest`.
     """
     if dest.exists():
         raise ConfigError(f"{dest} exists. Give a new name, or remove it; nothing is overwritten.")
     job = _prepare(source, target, num_tokens)
     job = replace(job, tensors=_report_reads(job.tensors, progress, num_passes=2))
     dest.parent.mkdir(parents=True, exist_ok=True)
-    notes = WRITERS[target.format](dest, job)
-    _verify(job, dest)
+    with temporary_folder(dest) as folder:
+        unverified = folder / dest.name
+        notes = WRITERS[target.format](unverified, job)
+        _verify(job, unverified, dest)
+        unverified.rename(dest)
+        fsync_folder(dest.parent)
     return notes
 
 
@@ -87,10 +96,29 @@ def _prepare(source: Checkpoint, target: Target, num_tokens: int | None) -> _Job
         raise ConfigError(
             f"{target.format} has no parallel layout; leave out --tensor-parallel and --pipeline-parallel."
         )
-    tensors = resize_vocabulary(source.tensors, size)
+    tensors, config = resize_vocabulary(source.tensors, size), replace(source.config, vocabulary_size=size)
     if target.dtype is not None:
-        tensors = {name: cast_on_read(item, target.dtype) for name, item in tensors.items()}
-    return _Job(tensors, replace(source.config, vocabulary_size=size), source, target)
+        tensors = {name: _cast(name, item, target.dtype) for name, item in tensors.items()}
+    if target.format in ("megabert", "huggingface"):
+        return _Job(tensors, config, source, target)
+    complete, config, untrained = add_untrained_parts(tensors, config)
+    return _Job(complete, config, source, target, tuple(untrained))
+
+
+def _cast(name: str, item: Readable, dtype: torch.dtype) -> Readable:
+    """Convert a tensor when it is read. Raises ConfigError for numbers that the dtype does not reach."""
+
+    def read() -> Tensor:
+        tensor = item.read()
+        converted = tensor.to(dtype)
+        if not torch.isfinite(converted).all():
+            raise ConfigError(
+                f"{name} reaches {float(tensor.abs().max()):.6g}, more than the {torch.finfo(dtype).max:g} of {dtype}. "
+                "Convert with --dtype bfloat16 or float32, or without --dtype."
+            )
+        return converted
+
+    return Derived(tuple(item.shape), dtype, read)
 
 
 def _report_reads(
@@ -175,23 +203,27 @@ def _write_megatron(dest: Path, job: _Job) -> list[str]:
             job.target.layout,
             core=job.target.format == "megatron-core",
             lower_case=source.lower_case,
+            untrained=job.untrained,
         )
         for name, data in files_with_added_tokens(source.tokenizer_files, source.tokenizer_rules).items():
             write_file(folder / name, [data])
-    return [*_note_dropped_head(source), *_note_dropped_rules(source)]
+    added = note_untrained_parts(job.untrained, "Megatron-LM's loader")
+    return [*added, *_note_dropped_head(source), *_note_dropped_rules(source)]
 
 
 def _write_nemo(dest: Path, job: _Job) -> list[str]:
     layout = job.target.layout
-    ranks = rank_tensors(job.tensors, job.config, era_of(job.config, core=False), layout)
+    era = era_of(job.tensors, job.config, core=False)
+    ranks = rank_tensors(job.tensors, job.config, era, layout)
     write_nemo(
         dest,
         {(rank, stage): make for rank, stage, make in ranks},
-        nemo_config(job.tensors, job.config, layout),
+        nemo_config(job.tensors, job.config, layout, job.untrained),
         files_with_added_tokens(job.source.tokenizer_files, job.source.tokenizer_rules),
         lower_case=job.source.lower_case,
     )
-    return [*_note_dropped_head(job.source), *_note_dropped_rules(job.source)]
+    added = note_untrained_parts(job.untrained, "NeMo's loader")
+    return [*added, *_note_dropped_head(job.source), *_note_dropped_rules(job.source)]
 
 
 def _note_dropped_head(source: Checkpoint) -> list[str]:
@@ -226,20 +258,24 @@ WRITERS: Mapping[str, Callable[[Path, _Job], list[str]]] = {
 }
 
 
-def _verify(job: _Job, dest: Path) -> None:
+def _verify(job: _Job, path: Path, dest: Path) -> None:
     """Read the result back and compare every tensor, bit for bit."""
-    written = open_checkpoint(dest)
+    written = open_checkpoint(path)
+    has_head = not job.config.is_causal and "language_model.dense.weight" in job.source.tensors
+    unused = {"hidden_dropout", "attention_dropout", *(() if has_head else ("head_gelu",))}
+    expected = replace(job.config, num_segments=job.source.config.num_segments).to_dict()
     different = [
         f"{name} {written.shape[name]} instead of {value}"
-        for name, value in job.config.to_dict().items()
-        if not name.endswith("_dropout") and written.shape.get(name, value) != value
+        for name, value in expected.items()
+        if name not in unused and written.shape.get(name, value) != value
     ]
-    names = sorted(written.tensors.keys() ^ job.tensors.keys())
+    stored = {name: item for name, item in job.tensors.items() if name not in job.untrained}
+    names = sorted(written.tensors.keys() ^ stored.keys())
     if job.source.head:  # transformers' pooler may be a layer of the head
         names = [name for name in names if not name.startswith("sentence_order.pooler.")]
     if different or names:
         raise CheckpointError(f"{dest} does not read back as it was written: {', '.join([*different, *names][:8])}.")
-    for name, tensor in job.tensors.items():
+    for name, tensor in stored.items():
         if not _equal_bits(tensor.read(), written.tensors[name].read()):
             raise CheckpointError(f"{dest}: {name} does not read back as it was written. Is the disk sound?")
 

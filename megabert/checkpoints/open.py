@@ -20,6 +20,7 @@ from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_hug
 from .mapping import QKV_LAYOUTS, read_tensors
 from .megatron.open_megatron import MegatronFile, find_shape, open_megatron
 from .megatron.qkv_layout import decide_qkv_layout
+from .megatron.untrained_parts import drop_untrained_parts
 from .megatron.zero_centered_norms import restore_norms
 from .native.manifest_folder import MANIFEST
 from .native.run_checkpoints import CHECKPOINTS, open_best
@@ -133,7 +134,7 @@ def _open(path: Path, options: _Options) -> Checkpoint:
         return _open_native(path)
     if (nemo2 := find_nemo2(path)) is not None:
         checkpoint = _open_megatron(open_nemo2(nemo2), nemo2 / "context", options)
-        return replace(checkpoint, format=f"NeMo 2, names of {checkpoint.facts['era']}")
+        return replace(checkpoint, format=f"NeMo 2, names of {checkpoint.facts['era']}", source=str(nemo2))
     if is_nemo(path):
         return _open_nemo(path, options)
     folder = find_folder(path)
@@ -228,12 +229,12 @@ def _open_megatron(file: MegatronFile, path: Path, options: _Options) -> Checkpo
     qkv_layout = options.qkv_layout
     layout, evidence = (qkv_layout, "as requested") if qkv_layout else (decision.layout, decision.evidence)
     stored, dropped = read_tensors(file.shards, file.era.rules(layout), head_dim, source)
-    tensors, norm_notes = restore_norms(stored, file, options.ignored)
+    tensors, norm_notes = restore_norms(drop_untrained_parts(stored, file.arguments), file, options.ignored)
     shape |= {"hidden_size": hidden_size} | _sizes_of(tensors, source)
     tokenizer_source, tokenizer_files = find_tokenizer(folders_of_megatron(path))
     return Checkpoint(
         format=f"Megatron-LM, {file.era.name}",
-        source=source,
+        source=str(path),
         shape=shape,
         tensors=tensors,
         notes=[

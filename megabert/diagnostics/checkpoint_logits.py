@@ -13,6 +13,7 @@ from ..checkpoints.files.weight_files import LazyTensor, open_file
 from ..checkpoints.open import Checkpoint
 from ..errors import CheckpointError, InputError
 from ..model.attention import PackedSequences
+from ..model.encoder import Encoder
 from ..model.heads import PretrainingModel
 from ..storage import atomic_write
 
@@ -39,18 +40,28 @@ def write_logits(checkpoint: Checkpoint, inputs: Path, out: Path) -> dict[str, t
     """
     token_ids_BL, segment_ids_BL, mask_BL = _read_inputs(inputs, checkpoint)
     model = load_pretraining_model(checkpoint)
-    documents = PackedSequences.of_rows(mask_BL)
     with torch.inference_mode():
-        lm_logits, order_logits = model(token_ids_BL, segment_ids_BL, documents)
-        if lm_logits is None:
-            hidden_BLD = model.encoder(token_ids_BL, segment_ids=segment_ids_BL, documents=documents)
+        hidden_BLD = _encode(model.encoder, token_ids_BL, segment_ids_BL, mask_BL)
+        if model.language_model is None:
             results = {"hidden": hidden_BLD}
         else:
-            results = {"lm_logits": lm_logits}
-        if order_logits is not None:
-            results["binary_logits"] = order_logits
+            results = {"lm_logits": model.language_model(hidden_BLD)}
+        if model.sentence_order is not None:
+            results["binary_logits"] = model.sentence_order(hidden_BLD[:, 0])
     atomic_write(out, safetensors.torch.save({name: item.contiguous() for name, item in results.items()}))
     return {name: tuple(item.shape) for name, item in results.items()}
+
+
+def _encode(encoder: Encoder, token_ids_BL: Tensor, segment_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Encode rows of which only tokens with a mask of 1 attend to each other, wherever they stand.
+
+    A document is a run of tokens, so those of mask 1 are moved to the front, with their positions, and back.
+    """
+    order_BL = torch.argsort(1 - mask_BL, dim=1, stable=True)
+    ids_BL, segments_BL, sorted_BL = (item.gather(1, order_BL) for item in (token_ids_BL, segment_ids_BL, mask_BL))
+    hidden_BLD = encoder(ids_BL, order_BL, segments_BL, PackedSequences.of_rows(sorted_BL))
+    back_BL1 = torch.argsort(order_BL, dim=1).unsqueeze(-1)
+    return hidden_BLD.gather(1, back_BL1.expand_as(hidden_BLD))
 
 
 def _read_inputs(file: Path, checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,17 +1,24 @@
 """Conversions are exact: any format to any, any layout to any, and other programs agree."""
 
+import itertools
 import json
 import subprocess
 import sys
+import tarfile
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from megabert import cli
 from megabert.checkpoints.convert import WRITERS, Target, convert
+from megabert.checkpoints.files.lazy_tensor import Derived
 from megabert.checkpoints.megatron.write_megatron import ModelParallelLayout
+from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 from megabert.checkpoints.open import fit_vocabulary, open_checkpoint
+from megabert.checkpoints.tensor_names import encoder_shapes
 from megabert.errors import CheckpointError, ConfigError
 from megabert.model.attention import PackedSequences
 from tests.checkpoints.networks import ARCHITECTURES, VOCABULARY, WORDS, network, write
@@ -41,16 +48,19 @@ def assert_same(folder, tensors, num_tokens=None):
         assert torch.equal(actual[name].read(), expected), name
 
 
-def can_hold(name, architecture):
-    return architecture != "bert" or name in ("megabert", "huggingface")
+REASONS = {
+    **{("bert", name): "huggingface or megabert" for name in PARALLEL},
+    **{("normed residual", name): "takes residuals from before the layer norm" for name in ("megatron-core", "nemo")},
+    **{("openai gelu", name): "has erf GELU in BERT's language-model head" for name in ("megatron-core", "nemo")},
+}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_round_trip_through_every_format_is_exact(tmp_path, architecture, name):
     tensors = write(tmp_path / "ours", architecture)
-    if not can_hold(name, architecture):
-        with pytest.raises(ConfigError, match="huggingface or megabert"):
+    if (architecture, name) in REASONS:
+        with pytest.raises(ConfigError, match=REASONS[architecture, name]):
             to(tmp_path / "ours", tmp_path / "theirs", name, num_tokens=50)
         assert [path.name for path in tmp_path.iterdir()] == ["ours"]
         return
@@ -93,6 +103,10 @@ def test_another_dtype_is_rounded_once(tmp_path):
 def test_genuine_checkpoints_keep_their_tensors_and_logits(genuine_checkpoints, tmp_path, source, name):
     layouts = [ModelParallelLayout(), ModelParallelLayout(4, 2)] if name in PARALLEL else [ModelParallelLayout()]
     original = open_checkpoint(genuine_checkpoints / source)
+    if original.config.norm_place != "pre" and name in ("megatron-core", "nemo"):
+        with pytest.raises(ConfigError, match=REASONS["normed residual", name]):
+            to(genuine_checkpoints / source, tmp_path / "0", name)
+        return
     tensors = {key: item.read() for key, item in original.tensors.items()}
     for number, layout in enumerate(layouts):
         folder = to(genuine_checkpoints / source, tmp_path / str(number), name, layout)
@@ -101,6 +115,104 @@ def test_genuine_checkpoints_keep_their_tensors_and_logits(genuine_checkpoints, 
     is_real = oracle["attention_mask"].bool()
     ours = logits(build(open_checkpoint(tmp_path / "0")), oracle)[0]
     torch.testing.assert_close(ours[is_real], oracle["lm_logits"][is_real], atol=1e-6, rtol=0)
+
+
+def rank_files(folder):
+    return [torch.load(file, weights_only=False) for file in sorted(folder.rglob("model_optim_rng.pt"))]
+
+
+@pytest.mark.parametrize("name", ["megatron", "megatron-core"])
+@pytest.mark.parametrize("architecture", ["headless", "no segments", "megatron-bert", "openai gelu"])
+def test_megatron_s_loader_finds_what_it_wants(tmp_path, architecture, name):
+    if (architecture, name) in REASONS:
+        return
+    tensors = write(tmp_path / "ours", architecture)
+    source = open_checkpoint(tmp_path / "ours")
+    notes = convert(source, tmp_path / "theirs", Target(name), num_tokens=50, progress=None)
+    (content,) = rank_files(tmp_path / "theirs")
+    names = set(flat(content["model"]))
+    # num_tokentypes = 2 if args.bert_binary_head else 0; the pooler comes with the binary head.
+    has_binary_head = content["args"].bert_binary_head
+    assert has_binary_head == (architecture != "no segments")
+    for part in ("tokentype_embeddings.weight", "pooler.dense.weight", "binary_head.weight"):
+        assert any(key.endswith(part) for key in names) == has_binary_head, part
+    assert "lm_head.dense.weight" in names
+    missing = {"headless": "no language-model head and no sentence-order head", "openai gelu": "no sentence-order head"}
+    assert any(missing.get(architecture, "?") in note for note in notes) == (architecture in missing)
+    assert_same(tmp_path / "theirs", tensors, num_tokens=50)
+
+
+def flat(tree, prefix=""):
+    return {
+        key: item
+        for name, value in tree.items()
+        for key, item in (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        ).items()
+    }
+
+
+def test_an_added_head_that_was_trained_since_is_read(tmp_path):
+    write(tmp_path / "ours", "headless")
+    folder = to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50)
+    assert open_checkpoint(folder).heads == []
+    file = folder / "release" / "mp_rank_00" / "model_optim_rng.pt"
+    content = torch.load(file, weights_only=False)
+    head = content["model"]["lm_head"]
+    content["model"]["lm_head"] = {key: item + 0.5 for key, item in head.items()}
+    torch.save(content, file)
+    assert open_checkpoint(folder).heads == ["language-model head"]
+
+
+def test_three_segments_and_a_causal_network_with_segments_are_refused(tmp_path):
+    for number, changes in enumerate([{"num_segments": 3}, {"is_causal": True, "num_segments": 2}]):
+        config = replace(ARCHITECTURES["headless"][0], **changes)
+        tensors = {name: torch.rand(shape) for name, shape in encoder_shapes(config).items()}
+        write_manifest_folder(
+            tmp_path / str(number), Contents({"model": tensors}, {"encoder": config.to_dict()}, {}), {}
+        )
+        for name in PARALLEL:
+            with pytest.raises(ConfigError, match="segments"):
+                to(tmp_path / str(number), tmp_path / "theirs", name)
+
+
+@pytest.mark.parametrize(("architecture", "fused"), [("megatron-bert", False), ("fused gelu", True), ("gpt", True)])
+def test_nemo_s_configuration_says_what_its_layers_compute(tmp_path, architecture, fused):
+    write(tmp_path / "ours", architecture, torch.float16)
+    path = to(tmp_path / "ours", tmp_path / "x.nemo", "nemo", num_tokens=50)
+    with tarfile.open(path) as archive:
+        config = yaml.safe_load(archive.extractfile("./model_config.yaml"))
+    assert (config["bias_gelu_fusion"], config["bias_activation_fusion"]) == (fused, fused)
+    assert config["precision"] == 16
+    assert config["transformer_block_type"] == "pre_ln"
+    assert config["bert_binary_head"] == (architecture != "gpt")
+    assert config["optim"]["name"]  # MegatronBaseModel reads it before anything else
+
+
+def test_numbers_that_float16_does_not_reach_are_reported_and_leave_nothing(tmp_path, capsys):
+    tensors = write(tmp_path / "ours", "megatron-bert")
+    large = {name: item * 1e6 if name == "encoder.layers.1.mlp.up.weight" else item for name, item in tensors.items()}
+    config = ARCHITECTURES["megatron-bert"][0]
+    write_manifest_folder(tmp_path / "large", Contents({"model": large}, {"encoder": config.to_dict()}, {}), {})
+    for name in WRITERS:
+        words = ["convert", str(tmp_path / "large"), str(tmp_path / "theirs"), "--to", name, "--dtype", "float16"]
+        assert cli.main(words) == 64
+        message = capsys.readouterr().err
+        assert "encoder.layers.1.mlp.up.weight reaches" in message
+        assert "more than the 65504 of torch.float16" in message
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "ours"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_failed_comparison_leaves_nothing(tmp_path, name):
+    write(tmp_path / "ours", "megatron-bert")
+    source = open_checkpoint(tmp_path / "ours")
+    stored, count = source.tensors["encoder.final_norm.bias"], itertools.count()
+    unstable = Derived(tuple(stored.shape), stored.dtype, lambda: stored.read() + next(count))
+    source = replace(source, tensors={**source.tensors, "encoder.final_norm.bias": unstable})
+    with pytest.raises(CheckpointError, match=r"theirs: encoder\.final_norm\.bias does not read back"):
+        convert(source, tmp_path / "theirs", Target(name), num_tokens=None, progress=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_vocabulary_padding_is_replaced_by_that_of_the_new_layout(tmp_path):
@@ -265,7 +377,9 @@ import resource, sys
 from pathlib import Path
 from megabert.checkpoints.convert import Target, convert
 from megabert.checkpoints.open import open_checkpoint
+from megabert.checkpoints.files.lazy_tensor import Derived
 from megabert.checkpoints.megatron.write_megatron import ModelParallelLayout
+from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 source, dest, name, tensor_parallel = sys.argv[1:]
 before = peak()

@@ -1,6 +1,7 @@
 """Arguments that change the computation but no tensor are followed, refused by name, or ignored on request."""
 
 import json
+import pickle
 
 import pytest
 import safetensors.torch
@@ -8,12 +9,14 @@ import torch
 import yaml
 
 from megabert import cli
+from megabert.build import load_run
+from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 from megabert.checkpoints.network_arguments import check_arguments
 from megabert.checkpoints.open import open_checkpoint
 from megabert.errors import CheckpointError
-from tests.checkpoints.files.test_torch_dist import write_blocks
+from tests.checkpoints.files.test_torch_dist import stack, write_blocks
 from tests.checkpoints.nemo.test_open_nemo import CONFIG, pack, prefixed, weights_of
-from tests.checkpoints.networks import write
+from tests.checkpoints.networks import ARCHITECTURES, VOCABULARY, write
 from tests.checkpoints.test_convert import assert_same, to
 from tests.checkpoints.test_damage import Megatron
 from tests.checkpoints.test_genuine import build, logits
@@ -338,6 +341,30 @@ def test_a_size_of_another_value_or_type_is_refused_before_anything_is_built(wri
             file.write_text(json.dumps(config | {key: value}))
             with pytest.raises(CheckpointError):
                 open_checkpoint(file.parent)
+
+
+def test_a_stacked_tensor_of_a_billion_layers_is_refused_at_once(tmp_path, written):
+    model = stack(Megatron(written("megatron-core")).tensors)
+    write_blocks(tmp_path / "dist", model, {})
+    metadata = pickle.loads((tmp_path / "dist" / ".metadata").read_bytes())
+    for entry in metadata.state_dict_metadata.values():
+        if hasattr(entry, "size") and entry.size[0] == 4:
+            entry.size = torch.Size([10**9, *entry.size[1:]])
+    (tmp_path / "dist" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="are in no block"):
+        open_checkpoint(tmp_path / "dist", config={"num_attention_heads": 4}, config_source="mine")
+
+
+def test_a_run_of_a_billion_layers_is_refused_before_it_is_built(tmp_path):
+    tensors = write(tmp_path / "ours", "headless")
+    config = ARCHITECTURES["headless"][0].to_dict() | {"num_layers": 10**9}
+    run = {"run": {"task": "token_classification"}, "settings": {}, "task": {"labels": ["O", "B-X"]}, "encoder": config}
+    documents = run | {"tokenizer": {"lower_case": True}}
+    contents = Contents({"model": tensors}, documents, {"vocab.txt": VOCABULARY})
+    write_manifest_folder(tmp_path / "run" / "checkpoints" / "step-00000001", contents, {"step": 1})
+    for opening in (open_checkpoint, load_run):
+        with pytest.raises(CheckpointError, match="has num_layers 1000000000, its tensors 4"):
+            opening(tmp_path / "run")
 
 
 # --- Formats and prefixes ---

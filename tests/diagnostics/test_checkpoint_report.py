@@ -72,6 +72,29 @@ def test_logits_of_genuine_checkpoints_are_the_original_s(genuine_checkpoints, t
         torch.testing.assert_close(actual["binary_logits"], oracle["binary_logits"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("architecture", ["megatron-bert", "gpt"])
+def test_a_mask_with_holes_hides_exactly_its_tokens(tmp_path, capsys, architecture):
+    transformers = pytest.importorskip("transformers")
+    write(tmp_path / "ours", architecture)
+    folder = to(tmp_path / "ours", tmp_path / "hub", "huggingface")
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 0, 1, 0, 1, 1], [1, 0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 1]])
+    tensors = {"input_ids": torch.randint(5, 50, (4, 7)), "attention_mask": mask}
+    safetensors.torch.save_file(tensors, tmp_path / "in.safetensors")
+    code, _, err = inspect(
+        capsys, tmp_path / "ours", "--logits", tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    )
+    assert code == 0, err
+    actual = safetensors.torch.load_file(tmp_path / "out.safetensors")["lm_logits"]
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    theirs = getattr(transformers, name).from_pretrained(folder).eval()
+    positions = torch.arange(7).expand(4, 7)
+    with torch.inference_mode():
+        output = theirs(input_ids=tensors["input_ids"], attention_mask=mask, position_ids=positions)
+    expected = output.prediction_logits if "prediction_logits" in output else output.logits
+    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], atol=2e-5, rtol=1e-5)
+
+
 def test_a_headless_network_gives_its_vectors(tmp_path, capsys):
     write(tmp_path / "ours", "headless")
     ids = {"input_ids": torch.randint(0, 50, (2, 9))}

@@ -1,5 +1,6 @@
 """Tensors stored in blocks, in one file or many: every block is read and every number must be covered exactly once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,13 +41,22 @@ class _Moved:
 
 @dataclass(frozen=True)
 class Chunked:
-    """A lazy tensor in blocks. Reading raises CheckpointError if the blocks overlap or leave a gap."""
+    """A lazy tensor in blocks. Reading raises CheckpointError if the blocks overlap or leave a gap.
+
+    A declared size that exceeds that of all blocks together is refused at once, before it is allocated.
+    """
 
     name: str
     source: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     blocks: Sequence[Block]
+
+    def __post_init__(self) -> None:
+        """Raise CheckpointError if the blocks cannot fill the tensor."""
+        missing = math.prod(self.shape) - sum(math.prod(block.sizes) for block in self.blocks)
+        if missing > 0:
+            raise CheckpointError(f"{self.source}: {missing} numbers of {self.name} are in no block.")
 
     def read(self) -> Tensor:
         """Read all blocks into one tensor."""

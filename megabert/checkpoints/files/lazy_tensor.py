@@ -1,7 +1,7 @@
 """Lazy tensors: shape and dtype are known at once, the numbers are read from the file on demand.
 
 A `Region` is a part of a file with bounded reads; a `LazyTensor` refers to items of a `Storage` and reads only the
-bytes of its own items. `in_memory`, `checked`, `cast_on_read` and `resize_rows` derive lazy tensors from others.
+bytes of its own items. `in_memory`, `checked` and `resize_rows` derive lazy tensors from others.
 """
 
 import math
@@ -246,11 +246,6 @@ def checked(stored: Readable, source: str, name: str) -> Derived:
         return tensor
 
     return Derived(tuple(stored.shape), stored.dtype, read)
-
-
-def cast_on_read(source: Readable, dtype: torch.dtype) -> Derived:
-    """Convert a tensor to another dtype when it is read."""
-    return Derived(tuple(source.shape), dtype, lambda: source.read().to(dtype))
 
 
 def resize_rows(source: Readable, num_rows: int) -> Derived:

@@ -22,6 +22,7 @@ from ..files.lazy_tensor import Readable
 from ..mapping import ForeignTensors, write_tensors
 from ..tensor_names import WORD
 from .megatron_names import CORE_BERT, CORE_GPT, LEGACY, Era
+from .untrained_parts import KEY
 
 VOCABULARY_MULTIPLE = 128  # Megatron-LM's --make-vocab-size-divisible-by
 
@@ -50,15 +51,31 @@ class ModelParallelLayout:
                 raise ConfigError(f"{count} {name} cannot be cut into {parts} equal parts. Possible are {divisors}.")
 
 
-def era_of(config: EncoderConfig, *, core: bool) -> Era:
+def era_of(tensors: Mapping[str, Readable], config: EncoderConfig, *, core: bool) -> Era:
     """Choose the era of names to write. Raises ConfigError for a network that Megatron-LM does not have."""
     if config.is_post_norm:
         raise ConfigError(
             "Megatron-LM has no post-norm network (the original BERT). Convert it to huggingface or megabert."
         )
-    if (config.gelu, config.head_gelu) == ("erf", "tanh"):
+    if not config.is_causal and (config.gelu, config.head_gelu) == ("erf", "tanh"):
         raise ConfigError("Megatron-LM has no network with erf in its MLPs and tanh in its language-model head.")
+    if core:
+        check_later_code(tensors, config, "megatron.core")
     return LEGACY if not core else CORE_GPT if config.is_causal else CORE_BERT
+
+
+def check_later_code(tensors: Mapping[str, Readable], config: EncoderConfig, reader: str) -> None:
+    """Raise ConfigError for a network that megatron.core or NeMo would compute differently from its arguments."""
+    if config.norm_place == "pre_residual_normed":
+        raise ConfigError(
+            f"{reader} takes residuals from before the layer norm, whatever its configuration says; this network takes "
+            "them from after it (apply_residual_connection_post_layernorm). Convert it to megatron or megabert."
+        )
+    if config.head_gelu == "tanh" and not config.is_causal and "language_model.dense.weight" in tensors:
+        raise ConfigError(
+            f"{reader} has erf GELU in BERT's language-model head; this network was trained with tanh there "
+            "(openai_gelu). Convert it to megatron, huggingface or megabert."
+        )
 
 
 def rank_tensors(
@@ -116,10 +133,15 @@ def write_megatron(
     *,
     core: bool,
     lower_case: bool | None,
+    untrained: Sequence[str] = (),
 ) -> None:
-    """Write the tracker and `release/mp_rank_TT[_PPP]/model_optim_rng.pt` of every rank into an empty folder."""
-    era = era_of(config, core=core)
+    """Write the tracker and `release/mp_rank_TT[_PPP]/model_optim_rng.pt` of every rank into an empty folder.
+
+    `untrained` are the names of tensors that were added for the loader.
+    """
+    era = era_of(tensors, config, core=core)
     arguments = megatron_arguments(tensors, config, layout, core=core, lower_case=lower_case)
+    arguments |= {KEY: list(untrained)} if untrained else {}
     for rank, stage, make in rank_tensors(tensors, config, era, layout):
         name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if layout.pipeline_parallel > 1 else "")
         rank_folder = folder / "release" / name
@@ -199,10 +221,25 @@ def megatron_arguments(
         "bf16": dtype == torch.bfloat16,
     }
     if core:
-        arguments |= {
-            "use_mcore_models": True,
-            "transformer_impl": "local",
-            "position_embedding_type": "learned_absolute",
-            "norm_epsilon": config.norm_epsilon,
-        }
+        # It computes the fused kernel's tanh GELU, or erf; there is no other tanh.
+        arguments |= {"openai_gelu": False, "bias_gelu_fusion": config.gelu == "tanh"}
+        arguments |= {"norm_epsilon": config.norm_epsilon, "num_query_groups": 1, **_CORE_ARGUMENTS}
     return arguments
+
+
+# What megatron.core's loader takes from a checkpoint (--use-checkpoint-args), whatever the command line says.
+_CORE_ARGUMENTS = {
+    "use_mcore_models": True,
+    "transformer_impl": "local",
+    "normalization": "LayerNorm",
+    "apply_layernorm_1p": False,
+    "position_embedding_type": "learned_absolute",
+    "add_position_embedding": True,
+    "use_rotary_position_embeddings": False,
+    "add_bias_linear": True,
+    "add_qkv_bias": False,
+    "swiglu": False,
+    "squared_relu": False,
+    "group_query_attention": False,
+    "untie_embeddings_and_output_weights": False,
+}

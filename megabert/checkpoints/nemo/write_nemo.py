@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,23 +19,59 @@ from torch import Tensor
 from ...model.config import EncoderConfig
 from ...storage import atomic_file
 from ..files.lazy_tensor import Readable
-from ..megatron.write_megatron import ModelParallelLayout, network_arguments
+from ..megatron.untrained_parts import KEY
+from ..megatron.write_megatron import ModelParallelLayout, check_later_code, network_arguments
+from ..tensor_names import WORD
 from .open_nemo import CONFIG, WEIGHTS
 
+# Settings that NeMo's loader or layers read, under which the network is ours
+_SETTINGS = {
+    "transformer_block_type": "pre_ln",
+    "normalization": "layernorm",
+    "activation": "gelu",
+    "bias": True,
+    "position_embedding_type": "learned_absolute",
+    "normalize_attention_scores": True,
+    "share_embeddings_and_output_weights": True,
+    "apply_query_key_layer_scaling": False,
+    "kv_channels": None,
+    "onnx_safe": False,
+    "megatron_legacy": False,
+    "persist_layer_norm": False,
+    "gradient_accumulation_fusion": False,
+    "sequence_parallel": False,
+    "pre_process": True,
+    "post_process": True,
+    "global_batch_size": 8,
+    "seed": 1234,
+    "optim": {"name": "fused_adam", "lr": 5.0e-5, "weight_decay": 0.01},
+    "data": {"dataloader_type": "single", "data_prefix": [], "num_workers": 0},
+}
+_PRECISIONS = {torch.float32: 32, torch.float16: 16, torch.bfloat16: "bf16"}
 
-def nemo_config(tensors: Mapping[str, Readable], config: EncoderConfig, layout: ModelParallelLayout) -> dict[str, Any]:
-    """Return the model_config.yaml of a network, without its tokenizer."""
+
+def nemo_config(
+    tensors: Mapping[str, Readable], config: EncoderConfig, layout: ModelParallelLayout, untrained: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the model_config.yaml of a network, without its tokenizer; `untrained` as in write_megatron.
+
+    Raises ConfigError for a network that NeMo computes differently.
+    """
+    check_later_code(tensors, config, "NeMo")
     name = "gpt_model.MegatronGPTModel" if config.is_causal else "bert_model.MegatronBertModel"
+    # BERT reads the first name, GPT the second; both default to true. OpenAI's GELU is not passed on to BERT.
+    fused = config.gelu == "tanh"
     return {
         "target": f"nemo.collections.nlp.models.language_modeling.megatron_{name}",
         "nemo_version": "1.23.0",
         "micro_batch_size": 4,
+        "precision": _PRECISIONS.get(tensors[WORD].dtype, 32),
         **network_arguments(tensors, config, layout),
-        "kv_channels": None,
-        "onnx_safe": False,
-        "megatron_legacy": False,
-        "pre_process": True,
-        "post_process": True,
+        **({} if config.is_causal else {"openai_gelu": False}),
+        "bias_gelu_fusion": fused,
+        "bias_activation_fusion": fused,
+        **_SETTINGS,
+        **({KEY: list(untrained)} if untrained else {}),
     }
 
 
