@@ -10,7 +10,8 @@ import yaml
 
 from megabert import cli
 from megabert.build import load_run
-from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
+from megabert.checkpoints.native.manifest_folder import Contents
+from megabert.checkpoints.native.run_checkpoints import write as write_run
 from megabert.checkpoints.network_arguments import check_arguments
 from megabert.checkpoints.open import open_checkpoint
 from megabert.errors import CheckpointError
@@ -358,10 +359,10 @@ def test_a_stacked_tensor_of_a_billion_layers_is_refused_at_once(tmp_path, writt
 def test_a_run_of_a_billion_layers_is_refused_before_it_is_built(tmp_path):
     tensors = write(tmp_path / "ours", "headless")
     config = ARCHITECTURES["headless"][0].to_dict() | {"num_layers": 10**9}
-    run = {"run": {"task": "token_classification"}, "settings": {}, "task": {"labels": ["O", "B-X"]}, "encoder": config}
-    documents = run | {"tokenizer": {"lower_case": True}}
+    documents = {"run": {"task": "question_answering"}, "settings": {}, "encoder": config}
+    documents |= {"tokenizer": {"lower_case": True}}
     contents = Contents({"model": tensors}, documents, {"vocab.txt": VOCABULARY})
-    write_manifest_folder(tmp_path / "run" / "checkpoints" / "step-00000001", contents, {"step": 1})
+    write_run(tmp_path / "run", 1, contents, figure=None, is_end=True)
     for opening in (open_checkpoint, load_run):
         with pytest.raises(CheckpointError, match="has num_layers 1000000000, its tensors 4"):
             opening(tmp_path / "run")
