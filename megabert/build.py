@@ -277,7 +277,7 @@ def restore(
         config = EncoderConfig.from_dict(contents.documents["encoder"])
         lower_case = contents.documents["tokenizer"]["lower_case"]
         rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
     task = task_type(settings)
     task.restore_state(contents.documents.get("task", {}))

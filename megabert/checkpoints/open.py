@@ -151,7 +151,8 @@ def _open_native(path: Path) -> Checkpoint:
         config = EncoderConfig.from_dict(opened.documents["encoder"])
         tokenizer = opened.documents.get("tokenizer", {})
         lower_case = tokenizer.get("lower_case")
-    except (KeyError, AttributeError) as error:
+        notes = [str(note) for note in opened.documents.get("origin", {}).get("notes", [])]
+    except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} lacks {error}. Is it a checkpoint of megabert?") from None
     # Pre-training heads are stored with the prefix of a task's head.
     tensors = {
@@ -164,7 +165,7 @@ def _open_native(path: Path) -> Checkpoint:
         source=str(path),
         shape=config.to_dict(),
         tensors={name: item for name, item in tensors.items() if not name.startswith("head.")},
-        notes=[*opened.documents.get("origin", {}).get("notes", [])],
+        notes=notes,
         tokenizer_files={name: text.encode() for name, text in opened.texts.items()},
         tokenizer_source=str(path),
         lower_case=lower_case,

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+from torch import Tensor
+
 from ..errors import CheckpointError
 from ..model.config import EncoderConfig
 from .files.lazy_tensor import Readable
@@ -82,7 +84,7 @@ def find_heads(tensors: Mapping[str, object], config: EncoderConfig) -> list[str
     return ["language-model head", *heads] if config.is_causal else heads
 
 
-def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source: str) -> None:
+def check_tensors(tensors: Mapping[str, Readable | Tensor], config: EncoderConfig, source: str) -> None:
     """Raise CheckpointError that lists missing tensors, unexpected ones, and those of another shape."""
     for name, (count, shown) in _counts(tensors).items():
         if getattr(config, name) != count:
@@ -99,7 +101,7 @@ def check_tensors(tensors: Mapping[str, Readable], config: EncoderConfig, source
         raise CheckpointError(f"{source} is not a complete network of {config.num_layers} layers: {shown}.")
 
 
-def _counts(tensors: Mapping[str, Readable]) -> dict[str, tuple[int, str]]:
+def _counts(tensors: Mapping[str, Readable | Tensor]) -> dict[str, tuple[int, str]]:
     """Read the sizes from the tensors, so that a wrong one is reported as one number instead of 300 names."""
     up = "encoder.layers.0.mlp.up.weight"
     counts = {
@@ -117,11 +119,11 @@ def _counts(tensors: Mapping[str, Readable]) -> dict[str, tuple[int, str]]:
     return sizes | {"num_layers": (num_layers, "")}
 
 
-def _dims(tensors: Mapping[str, Readable], name: str) -> Shape:
+def _dims(tensors: Mapping[str, Readable | Tensor], name: str) -> Shape:
     return tuple(tensors[name].shape) if name in tensors else ()
 
 
-def _problems(tensors: Mapping[str, Readable], expected: Mapping[str, Shape]) -> Iterator[str]:
+def _problems(tensors: Mapping[str, Readable | Tensor], expected: Mapping[str, Shape]) -> Iterator[str]:
     for name, shape in expected.items():
         if name not in tensors:
             yield f"{name} is missing"

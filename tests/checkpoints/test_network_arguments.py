@@ -368,6 +368,19 @@ def test_a_run_of_a_billion_layers_is_refused_before_it_is_built(tmp_path):
             opening(tmp_path / "run")
 
 
+def test_documents_of_a_run_of_another_type_are_refused(tmp_path):
+    tensors = write(tmp_path / "ours", "headless")
+    config = ARCHITECTURES["headless"][0].to_dict()
+    good = {"run": {"task": "question_answering"}, "settings": {}, "encoder": config, "tokenizer": {"lower_case": True}}
+    for number, name in enumerate([*good, "origin"]):
+        for value in ([1], 5, "text", None):
+            contents = Contents({"model": tensors}, good | {name: value}, {"vocab.txt": VOCABULARY})
+            folder = write_run(tmp_path / f"{number}", 1, contents, figure=None, is_end=True)
+            for opening in (open_checkpoint, load_run):
+                with pytest.raises(CheckpointError, match=f"{name}.json holds no JSON object"):
+                    opening(folder)
+
+
 # --- Formats and prefixes ---
 
 

@@ -165,9 +165,9 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "json" and name not in _TEXT_FILES:
-            documents[stem] = json.loads(_read_verified(folder / name, entry))
+            documents[stem] = _parse_object(folder / name, _read_verified(folder / name, entry))
         elif suffix != "safetensors":
-            texts[name] = _read_verified(folder / name, entry).decode()
+            texts[name] = _parse_text(folder / name, _read_verified(folder / name, entry))
     tensors: dict[str, dict[str, LazyTensor]] = {}
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
@@ -179,6 +179,23 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     if missing:
         raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
     return OpenFolder(manifest, tensors, documents, texts)
+
+
+def _parse_object(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{file} holds no JSON object.")
+    return document
+
+
+def _parse_text(file: Path, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not text in UTF-8: {error}.") from None
 
 
 def verify_manifest_folder(folder: Path) -> None:
@@ -197,10 +214,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{file} is of format {manifest['format_version']}; this version of megabert reads {FORMAT_VERSION}."
             )
-        names = list(manifest["files"])
+        names = list(manifest["files"].keys())  # an object, not a list
         # It must serialize to the same bytes, so that a change of any bit, even in white space, is detected.
         expected = _manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error!r}. Use another checkpoint of the run.") from None
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f"{file} names files outside its folder.")
