@@ -101,8 +101,11 @@ def _prepare(source: Checkpoint, target: Target, num_tokens: int | None) -> _Job
         tensors = {name: _cast(name, item, target.dtype) for name, item in tensors.items()}
     if target.format in ("megabert", "huggingface"):
         return _Job(tensors, config, source, target)
-    complete, config, untrained = add_untrained_parts(tensors, config)
-    return _Job(complete, config, source, target, tuple(untrained))
+    complete, full_config, untrained = add_untrained_parts(tensors, config)
+    if target.format == "megatron" and not source.heads:
+        # megatron.model's fine-tuning (--pretrained-checkpoint) loads a lone encoder.
+        return _Job(tensors, config, source, target)
+    return _Job(complete, full_config, source, target, tuple(untrained))
 
 
 def _cast(name: str, item: Readable, dtype: torch.dtype) -> Readable:
