@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -49,6 +50,7 @@ def _type_name(hint: Any) -> str:
     return name.replace("typing.", "").replace(" | None", " or null")
 
 
+@functools.cache
 def _help_strings(schema: type) -> dict[str, str]:
     """Collect the string under each field, base classes included."""
     helps: dict[str, str] = {}
