@@ -29,7 +29,7 @@ def decode_tags(
 
     A word without tokens, whose logits are NaN, continues the entity around it.
     """
-    has_tokens_W = ~np.isnan(logits_WC).any(axis=1)
+    has_tokens_W: NDArray[np.bool_] = np.logical_not(np.isnan(logits_WC).any(axis=1))
     if not has_tokens_W.all():
         tags, probabilities = decode_tags(logits_WC[has_tokens_W], labels, constrained=constrained)
         return _fill_gaps(tags, probabilities, has_tokens_W, labels[0])

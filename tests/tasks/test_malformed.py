@@ -179,7 +179,7 @@ PLACED = [
     ("columns", "a B-X\nb Y\n", ":2: the tag 'Y' is neither O nor"),
     ("columns", "a O\n\nb I-\n\nc B-X\n", ":3: the tag 'I-' is neither"),
     ("columns", "-DOCSTART- O\n", "holds no sentences"),
-    ("tabs", "a\tO\nb\t\n", ":2: a word or a tag is missing"),
+    ("tabs", "a\tO\nb\t\nc\tB-X\n", ":2: a word or a tag is missing"),
     ("tabs", "a\tO\n\tB-X\n", ":2: a word or a tag is missing"),
     ("tags in json", '{"tokens": ["a", "b"], "tags": ["O"]}\n', ":1: 1 tags for 2 words"),
     ("tags in json", '{"tokens": [], "tags": []}\n', ":1: 'tokens' is '\\[\\]'; expected a list"),
