@@ -68,3 +68,13 @@ def test_no_character_of_a_text_is_lost(text):
     letters = {letter for letter in text if letter.isalnum()}
     covered = {letter for word in words for letter in text[word.start : word.end]}
     assert letters <= covered
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["a", "100%", "C++", "f(x)", "(b)", "$5", "x-y", "µg/ml"]), min_size=1, max_size=6))
+def test_a_restored_mark_is_read_back_at_its_word(pieces):
+    text = " ".join(pieces)
+    words = find_words(text, ".,?")
+    restored = restore(text, words, ["."] * len(words), ["O"] * len(words))
+    assert restored == " ".join(f"{piece}." for piece in pieces)
+    assert [word.mark for word in find_words(restored, ".,?")] == ["."] * len(pieces)
