@@ -4,6 +4,14 @@ from pathlib import Path
 
 from ..errors import InputError
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def ending(path: Path) -> str:
+    """Return a file's ending in lower case, without that of a compression."""
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return name.suffix.lower()
+
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 file; a byte-order mark at the start is dropped. Raises InputError if it is empty."""

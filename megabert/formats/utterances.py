@@ -13,7 +13,7 @@ from .columns import sentence_of
 from .json_lines import JSON_SUFFIXES, read_json_lines
 from .rows import Row
 from .tables import split_rows
-from .text_lines import blank_split, read_lines
+from .text_lines import blank_split, ending, read_lines
 
 SEQUENCE_FILES = ("seq.in", "seq.out", "label")
 DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
@@ -21,11 +21,14 @@ DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
 
 @dataclass(frozen=True)
 class Utterance:
-    """Words (or a string not yet split into words) with slot tags and intents, None where the data have none."""
+    """Words (or a string not yet split into words) with slot tags and intents, None where the data have none.
+
+    Intents in a string may be several, joined; those in a tuple are whole names.
+    """
 
     words: tuple[str, ...] | str
     tags: tuple[str, ...] | None
-    intents: tuple[str, ...] | None
+    intents: tuple[str, ...] | str | None
     location: str
     id: str = ""
 
@@ -51,7 +54,7 @@ def read_utterances(paths: Sequence[Path]) -> list[Utterance]:
 
 
 def _read_file(path: Path) -> list[Utterance]:
-    if path.suffix in JSON_SUFFIXES:
+    if ending(path) in JSON_SUFFIXES:
         return [_from_json(row) for row in read_json_lines(path)]
     lines = enumerate(read_lines(path), start=1)
     return [Utterance(line, None, None, f"{path}:{number}") for number, line in lines if line.strip()]
@@ -59,14 +62,14 @@ def _read_file(path: Path) -> list[Utterance]:
 
 def _from_json(row: Row) -> Utterance:
     name = str(row.values.get("id", ""))
-    if "tokens" not in row.values:
+    if "tokens" not in row.values and "words" not in row.values:
         return Utterance(row.string("text"), None, None, row.location, name)
     sentence = sentence_of(row)
-    intents = None
+    intents: tuple[str, ...] | str | None = None
     if "intents" in row.values:
         intents = row.strings("intents")
     elif "intent" in row.values:
-        intents = (row.string("intent"),)
+        intents = row.string("intent")
     return Utterance(sentence.words, sentence.tags, intents, row.location, name)
 
 
@@ -83,7 +86,7 @@ def _read_folder(paths: Sequence[Path]) -> list[Utterance]:
             empty = paths[2] if sentence.strip() else paths[0]
             raise InputError(f"{empty}:{number}: the line is empty. Fill it, or remove it from all three files.")
         words = tuple(blank_split(sentence))
-        utterances.append(Utterance(words, tuple(blank_split(tags)), (label.strip(),), f"{paths[0]}:{number}"))
+        utterances.append(Utterance(words, tuple(blank_split(tags)), label.strip(), f"{paths[0]}:{number}"))
     return utterances
 
 

@@ -103,7 +103,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             if any("\t" in line for line in lines):
                 rows = table_rows(path, lines, ("text", "label"), COLUMNS)
             else:
-                rows = _rows_of_blanks(path, lines)
+                rows = _rows_of_blanks(path, lines, self.labels)
         locations: dict[Any, str] = {}
         for row in rows:
             name = row.values.get("id")
@@ -301,8 +301,14 @@ def _column(row: Row, names: Sequence[str]) -> str | None:
     return value
 
 
-def _rows_of_blanks(path: Path, lines: Sequence[str]) -> list[Row]:
-    """Parse lines of words with an integer label at the end; if no line has one they are texts without labels."""
+def _rows_of_blanks(path: Path, lines: Sequence[str], known: Sequence[str]) -> list[Row]:
+    """Parse lines of words with an integer label at the end; if no line has one they are texts without labels.
+
+    Where the labels are known, a number that is none of them is part of a text.
+    """
+    if known and any(line.split()[-1] not in known for line in lines if line.strip()):
+        return [Row({"text": line.strip(" "), "id": str(number)}, f"{path}:{number}")
+                for number, line in enumerate(lines, start=1) if line.strip(" ")]  # fmt: skip
     rows = []
     for number, line in enumerate((line.strip(" ") for line in lines), start=1):
         text, _, label = line.rpartition(" ")

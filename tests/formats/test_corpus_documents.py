@@ -82,3 +82,12 @@ def test_paths_without_documents(tmp_path):
         corpus_files([tmp_path / "none.txt"])
     with pytest.raises(InputError, match=r"holds no .txt"):
         corpus_files([tmp_path])
+
+
+def test_half_of_a_character_is_an_error_with_its_line(tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "ok \\ud83d\\ude00"}\n{"text": "asthma \\ud83d"}\n')
+    documents = read_documents(file)
+    assert next(documents) == "ok \U0001f600"
+    with pytest.raises(InputError, match=r"x.jsonl:2: invalid Unicode: a lone surrogate at character 7"):
+        next(documents)
