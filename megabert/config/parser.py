@@ -149,7 +149,7 @@ def _resolve_key(key: str, value: Any, settings: dict[str, Setting]) -> tuple[st
     mappings = [known for known, setting in settings.items() if isinstance(setting.default, dict)]
     if key in settings or any(key.startswith(f"{mapping}.") for mapping in mappings):
         return key, None
-    if key in FILE_BLOCKS and (value is None or isinstance(value, str)):
+    if key in FILE_BLOCKS and not isinstance(value, dict):
         return f"{key}.file", None
     if RENAMED.get(key) in settings:
         return RENAMED[key], f"{key} is named {RENAMED[key]} here."

@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
+from .data_files import data_suffix
 from .rows import Row
 from .text_lines import read_lines
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Return whether a file's name is that of JSON lines, compressed or not."""
+    return data_suffix(path) in JSON_SUFFIXES
 
 
 def read_json_lines(path: Path) -> list[Row]:

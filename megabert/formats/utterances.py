@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .columns import sentence_of
-from .json_lines import JSON_SUFFIXES, read_json_lines
+from .json_lines import is_json_lines, read_json_lines
 from .rows import Row
 from .tables import split_rows
 from .text_lines import blank_split, read_lines
@@ -51,7 +51,7 @@ def read_utterances(paths: Sequence[Path]) -> list[Utterance]:
 
 
 def _read_file(path: Path) -> list[Utterance]:
-    if path.suffix in JSON_SUFFIXES:
+    if is_json_lines(path):
         return [_from_json(row) for row in read_json_lines(path)]
     lines = enumerate(read_lines(path), start=1)
     return [Utterance(line, None, None, f"{path}:{number}") for number, line in lines if line.strip()]

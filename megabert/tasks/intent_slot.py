@@ -23,6 +23,7 @@ from ..config.schema import (
 from ..data.packing import Batch, Features
 from ..data.windows import WordWindow
 from ..errors import ConfigError, InputError
+from ..formats.data_files import expand_names
 from ..formats.rows import Row
 from ..formats.utterances import Utterance, read_utterances, utterance_files
 from ..metrics import classification, tagging
@@ -155,13 +156,13 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         if not 0 <= self.model.intent_loss_weight <= 1:
             raise ConfigError(f"model.intent_loss_weight={self.model.intent_loss_weight}; expected 0 to 1.")
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file` or the files of the prefix."""
+    def file_groups(self, data: Any) -> list[list[str]]:
+        """Return those of `file` or of the prefix."""
         if data.file is not None:
-            return utterance_files(Path(data.file))
+            return [utterance_files(Path(name)) for name in expand_names(data.file)]
         if data.prefix is None or self.model.data_dir is None:
             return []
-        return utterance_files(Path(self.model.data_dir) / data.prefix)
+        return [utterance_files(Path(self.model.data_dir) / data.prefix)]
 
     def read_files(self, files: Sequence[str]) -> list[Example]:
         """Read one file, the three of a folder, or NeMo's four."""

@@ -11,7 +11,7 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_d
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence
-from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.punctuation import NONE, Word, find_words, restore
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
@@ -146,7 +146,7 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read plain text, a paragraph a line, or JSON lines with `text`."""
-        if path.suffix in JSON_SUFFIXES:
+        if is_json_lines(path):
             return self.unlabelled_rows(read_json_lines(path))
         return self.unlabelled_lines(path, read_lines(path))
 

@@ -14,7 +14,7 @@ from ..config.schema import ModelSettings, OptimizerSettings, choice, linear_dec
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import half_overlapping_spans
 from ..errors import InputError
-from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.rows import Row
 from ..formats.tables import table_rows
 from ..formats.text_lines import read_lines
@@ -96,7 +96,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
-        if path.suffix in JSON_SUFFIXES:
+        if is_json_lines(path):
             rows = read_json_lines(path)
         else:
             lines = read_lines(path)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..config.schema import DataSettings, Settings
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
+from ..formats.data_files import expand_names, expansion_limit
 from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
@@ -121,9 +122,13 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         for name in self.state_names:
             setattr(self, name, state[name])
 
+    def file_groups(self, data: DataSettings) -> list[list[str]]:
+        """List the files of a set of data, those that are read together in one group; none if the settings name none."""
+        return [[file] for file in expand_names(data.file)]
+
     def files(self, data: DataSettings) -> list[str]:
         """List the files of a set of data; none if the settings name none."""
-        return [] if data.file is None else [data.file]
+        return [file for group in self.file_groups(data) for file in group]
 
     def check_files(self) -> None:
         """Raise ConfigError or InputError where a data file is missing: before the network is loaded, which is slow."""
@@ -139,12 +144,14 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
                 raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
-        """Read the files that `files` listed."""
+        """Read a group of files."""
         return self.read(Path(files[0]))
 
     def read_data(self, data: DataSettings) -> Sequence[ExampleType]:
         """Read the examples of a set of data, at most `num_samples`."""
-        examples = self.read_files(self.files(data))
+        with expansion_limit(data.max_expansion):
+            groups = [self.read_files(files) for files in self.file_groups(data)]
+        examples = groups[0] if len(groups) == 1 else [example for group in groups for example in group]
         return examples if data.num_samples < 0 else examples[: data.num_samples]
 
     def to_json(self, prediction: PredictionType) -> dict[str, Any]:

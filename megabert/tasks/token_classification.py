@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
 from ..formats.columns import Sentence, column_sentences, sentence_of
-from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..metrics import tagging
@@ -128,7 +128,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
-        if path.suffix in JSON_SUFFIXES:
+        if is_json_lines(path):
             rows = read_json_lines(path)
             if any("text" not in row.values for row in rows):
                 return self.labelled([sentence_of(row) for row in rows])
@@ -203,7 +203,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     @classmethod
     def read_predictions(cls, path: Path) -> list[Row]:
         """Read JSON lines as `megabert predict` writes them, or CoNLL's columns."""
-        if path.suffix in JSON_SUFFIXES:
+        if is_json_lines(path):
             return read_json_lines(path)
         examples = cls(cls.settings_type()).read(path)
         return [Row({"tags": list(require_labels(example, "tags"))}, example.location) for example in examples]

@@ -84,14 +84,14 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self.word_kinds = word_kinds
         self.target_settings = target_settings
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file`, or text_file and labels_file in data_dir."""
+    def file_groups(self, data: Any) -> list[list[str]]:
+        """Return those of `file`, or text_file and labels_file in data_dir."""
         if data.text_file is None:
-            return super().files(data)
+            return super().file_groups(data)
         if data.file is not None:
             raise ConfigError("file and text_file are both given. Give one of them.")
         names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
-        return [str(Path(self.settings.model.dataset.data_dir or "") / name) for name in names]
+        return [[str(Path(self.settings.model.dataset.data_dir or "") / name) for name in names]]
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
         """Read one file, or a text file and a labels file in parallel."""

@@ -5,6 +5,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from megabert.config.parser import compose
+from megabert.config.schema import DataSettings
 from megabert.errors import ConfigError
 from megabert.tasks.glue import TASKS, Glue, GlueSettings
 from megabert.tasks.sequence_classification import Prediction
@@ -99,7 +100,7 @@ def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
 def test_mnli_s_two_files_are_scored_separately(tmp_path):
     glue = task("mnli")
     files = [str(write(tmp_path, "mnli", ["neutral"] * 4, name)) for name in ("dev_matched.tsv", "dev_mismatched.tsv")]
-    examples = glue.read_files(files)
+    examples = glue.read_data(DataSettings(file=files))
     glue.learn_labels(examples)
     predicted = ["neutral", "neutral", "neutral", "entailment", "neutral", *["entailment"] * 3]
     predictions = [
