@@ -26,6 +26,10 @@ class InputError(MegabertError):
     exit_code = 65
 
 
+class InputWarning(UserWarning):
+    """Data are read, but some of it is left out, truncated or probably not what was meant."""
+
+
 class CheckpointError(MegabertError):
     """A checkpoint, vocabulary or run folder is missing, damaged, or of another shape."""
 

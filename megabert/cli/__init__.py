@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..config.parser import did_you_mean
-from ..errors import CheckpointWarning, ConfigError, MegabertError
+from ..errors import CheckpointWarning, ConfigError, InputWarning, MegabertError
 from .checkpoints import fetch, models
 from .conversion import convert
 from .corpora import corpus, vocabulary
@@ -91,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _show_warning(show: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
     """Print a warning of megabert like its errors, without the line of code that others are shown with."""
-    if issubclass(category, CheckpointWarning):
+    if issubclass(category, CheckpointWarning | InputWarning):
         print(f"megabert: {message}", file=sys.stderr)
     else:
         show(message, category, *where)

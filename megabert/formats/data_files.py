@@ -49,7 +49,8 @@ def expand_names(given: str | Sequence[str] | None) -> list[str]:
     files: list[str] = []
     for name in map(str, names):
         is_pattern = glob.has_magic(name) and not Path(name).exists()
-        files += (sorted(glob.glob(name, recursive=True)) or [name]) if is_pattern else [name]
+        matches = sorted(glob.glob(name, recursive=True)) if is_pattern else []  # noqa: PTH207  (may be absolute)
+        files += matches or [name]
     return files
 
 

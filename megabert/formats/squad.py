@@ -71,10 +71,13 @@ def _example(question: Any, context: str, location: str) -> Example:
     text = _get(question, "question", str, location)
     if not text.strip():
         raise InputError(f"{location}: the question is empty.")
-    if "answers" not in question and not question.get("is_impossible"):
+    is_impossible = question.get("is_impossible", False)
+    if not isinstance(is_impossible, bool):
+        raise InputError(f"{location}: is_impossible is {is_impossible!r:.40}; expected true or false, without quotes.")
+    if "answers" not in question and not is_impossible:
         return Example(str(name), text, context, None)
     answers = _get(question, "answers", list, location) if "answers" in question else []
-    if question.get("is_impossible"):
+    if is_impossible:
         return Example(str(name), text, context, ())
     return Example(str(name), text, context, tuple(_answer(item, context, location) for item in answers))
 

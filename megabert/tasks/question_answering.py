@@ -19,7 +19,7 @@ from ..formats.squad import Answer, Example, read_squad
 from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Encoded, Tokenizer
-from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span
+from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span, word_edges
 from .head_settings import head_options
 from .task import Logits, Task
 
@@ -46,6 +46,8 @@ class QuestionSettings:
     """Tokens of a question; a longer one is truncated."""
     max_answer_length: int = 30
     """Tokens of an answer."""
+    whole_words: bool = True
+    """Answers neither begin nor end inside a word, where the script separates words by blanks."""
     n_best_size: int = 20
     """Answers that are kept, with probabilities, for each question."""
     null_score_diff_threshold: float = 0.0
@@ -155,11 +157,13 @@ class QuestionAnswering(Task[Example, Prediction]):
         questions = tokenizer.encode_ids([example.question.strip() for example in examples])
         indices = {text: number for number, text in enumerate(dict.fromkeys(item.context for item in examples))}
         contexts = tokenizer.encode(list(indices))
+        edges = [word_edges(text, context.offsets) for text, context in zip(indices, contexts, strict=True)]
         features = []
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
             answer = self._training_answer(example) if with_targets else None
             question_ids = question[: self.dataset.max_query_length]
-            for item in self._windows(number, question_ids, contexts[indices[example.context]], tokenizer):
+            index = indices[example.context]
+            for item in self._windows(number, question_ids, contexts[index], edges[index], tokenizer):
                 if with_targets:
                     item.targets["span"] = target_span(item.notes, answer)
                 features.append(item)
@@ -178,14 +182,19 @@ class QuestionAnswering(Task[Example, Prediction]):
         return example.answers[0] if example.answers else None
 
     def _windows(
-        self, number: int, question_ids: NDArray[np.int64], context: Encoded, tokenizer: Tokenizer
+        self,
+        number: int,
+        question_ids: NDArray[np.int64],
+        context: Encoded,
+        edges: NDArray[np.bool_],
+        tokenizer: Tokenizer,
     ) -> list[Features]:
         cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
         context_start = len(question_ids) + 2
         spans = window_spans(len(context.token_ids), self.row_length - context_start - 1, self.dataset.doc_stride)
         features = []
         for (start, end), mask in zip(spans, max_context_masks(len(context.token_ids), spans), strict=True):
-            window = ContextWindow(number, context_start, context.offsets[start:end], mask)
+            window = ContextWindow(number, context_start, context.offsets[start:end], mask, edges[start:end])
             token_ids = np.concatenate([cls, question_ids, sep, context.token_ids[start:end], sep])
             segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
             features.append(Features(token_ids, segment_ids, notes=window))
@@ -211,10 +220,16 @@ class QuestionAnswering(Task[Example, Prediction]):
         """Choose the best spans of each question over all its windows."""
         spans: list[list[ScoredSpan]] = [[] for _ in examples]
         null_scores = [float("inf")] * len(examples)
-        options = {"count": self.dataset.n_best_size, "max_length": self.dataset.max_answer_length}
+        data = self.dataset
         for feature, logits_T2 in zip(features, logits, strict=True):
             window: ContextWindow = feature.notes
-            spans[window.example] += best_spans(window, logits_T2, **options)
+            spans[window.example] += best_spans(
+                window,
+                logits_T2,
+                count=data.n_best_size,
+                max_length=data.max_answer_length,
+                whole_words=data.whole_words,
+            )
             # A question has no answer only if none of its windows shows one.
             null_scores[window.example] = min(null_scores[window.example], float(logits_T2[0].sum()))
         return list(map(self._predict, examples, spans, null_scores))

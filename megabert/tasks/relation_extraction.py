@@ -1,13 +1,17 @@
 """Relation extraction: which relation, if any, holds between two marked entities of a text."""
 
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.schema import Settings, choice
-from ..errors import InputError
+from ..data.packing import Features
+from ..errors import ConfigError, InputError, InputWarning
 from ..formats.rows import Row
 from ..metrics import classification
+from ..tokenizers.wordpiece import Tokenizer
 from .labels import require_labels
 from .sequence_classification import (
     Example,
@@ -17,6 +21,31 @@ from .sequence_classification import (
     SequenceSettings,
 )
 
+# How texts mark entities.
+MARKS = {
+    "@TYPE$": re.compile(r"@[^\s@$]+\$"),
+    "<< >>": re.compile(r"<<.+>>", re.DOTALL),
+    "[[ ]]": re.compile(r"\[\[.+\]\]", re.DOTALL),
+    "@ * * @": re.compile(r"@ \* .+ \* .+ @", re.DOTALL),
+    "# ^ ^ #": re.compile(r"# \^ .+ \^ .+ #", re.DOTALL),
+    "[E1] [/E1]": re.compile(r"\[/?E[12]\]", re.IGNORECASE),
+    "<e1> </e1>": re.compile(r"</?e[12]>", re.IGNORECASE),
+}
+# Usual names of the negative class, without punctuation, the likeliest first.
+NEGATIVE_NAMES = (
+    "false",
+    "norelation",
+    "none",
+    "na",
+    "nota",
+    "negative",
+    "other",
+    "0",
+    "no",
+    "unrelated",
+    "notrelated",
+)
+
 
 @dataclass
 class EntityPairSettings(SequenceSettings):
@@ -24,8 +53,8 @@ class EntityPairSettings(SequenceSettings):
 
     entity_marking: str = choice("anonymize", "anonymize", "markers", "typed_markers")
     """How entities given by their positions are marked: replaced by @TYPE$ (anonymize), or with marks around them."""
-    negative_label: str = "false"
-    """The label of pairs without a relation: micro-F1 leaves it out."""
+    negative_label: str | None = "false"
+    """The label of pairs without a relation, which micro-F1 leaves out; null: each label is a relation."""
 
 
 @dataclass
@@ -72,6 +101,46 @@ class RelationExtraction(SequenceClassificationTask):
 
     settings_type = RelationExtractionSettings
     main_score = "f1"
+    state_names = (*SequenceClassificationTask.state_names, "marks")
+
+    def __init__(self, settings: RelationExtractionSettings) -> None:
+        super().__init__(settings)
+        self.marks: list[str] = []
+
+    def learn_labels(self, examples: Sequence[Example]) -> None:
+        """List the labels, check the negative one, and find how most texts mark their entities."""
+        super().learn_labels(examples)
+        self._check_negative_label(self.labels)
+        shares = {name: sum(bool(mark.search(item.text)) for item in examples) for name, mark in MARKS.items()}
+        self.marks = [name for name, count in shares.items() if 2 * count > len(examples)]
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; runs of the first version do not have the marks."""
+        super().restore_state({"marks": [], **state})
+
+    def _check_negative_label(self, labels: Collection[str]) -> None:
+        negative = self.dataset.negative_label
+        if negative is None or negative in labels:
+            return
+        likely = min((item for item in labels if _negative_rank(item) >= 0), key=_negative_rank, default=None)
+        remedy = "" if likely is None else f"model.dataset.negative_label={likely}, or "
+        raise ConfigError(
+            f"model.dataset.negative_label={negative} is none of the labels ({', '.join(sorted(labels)[:12])}). Set "
+            f"{remedy}model.dataset.negative_label=null if each label is a relation."
+        )
+
+    def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+        """Tokenize examples; reports texts whose entities are not marked as those of the training data."""
+        patterns = [MARKS[name] for name in self.marks]
+        unmarked = [item for item in examples if any(not mark.search(item.text) for mark in patterns)]
+        if unmarked:
+            warnings.warn(
+                f"{unmarked[0].location}: {len(unmarked)} of {len(examples)} texts lack marked entities, which the "
+                f"training data have ({', '.join(self.marks)}). Mark them, or give head and tail.",
+                InputWarning,
+                stacklevel=2,
+            )
+        return super().features(examples, tokenizer, with_targets=with_targets)
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""
@@ -100,7 +169,8 @@ class RelationExtraction(SequenceClassificationTask):
         """Compute micro-F1 without the negative label, and all metrics of text classification."""
         gold = [require_labels(example, "labels")[0] for example in examples]
         predicted = [item.labels[0] for item in predictions]
-        micro = classification.micro_f1(gold, predicted, {self.dataset.negative_label})
+        self._check_negative_label(self.labels or {*gold, *predicted})
+        micro = classification.micro_f1(gold, predicted, {self.dataset.negative_label} - {None})
         return micro | super().score(examples, predictions)
 
 
@@ -126,7 +196,36 @@ def _entity(value: Any, text: str, name: str, location: str) -> MarkedEntity:
             f'{location}: the {name} is {str(value)[:80]}; expected {{"start": ..., "end": ..., "type": ...}}, '
             f"characters of the text, which has {len(text)}."
         )
+    _check_text(given, text, name, location)
     return MarkedEntity(start, end, str(given.get("type") or name))
+
+
+def _check_text(entity: Mapping[str, Any], text: str, name: str, location: str) -> None:
+    """Raise InputError where an entity's own text does not stand at its characters."""
+    start, end, words = entity["start"], entity["end"], entity.get("text")
+    if not isinstance(words, str) or text[start:end] == words:
+        return
+    places = [match.start() for match in re.finditer(re.escape(words), text)]
+    where = (
+        f"it is at {' and '.join(f'{place} to {place + len(words)}' for place in places[:3])}" if places else "nowhere"
+    )
+    counted = {
+        "UTF-16 code units": text.encode("utf-16-le")[2 * start : 2 * end].decode("utf-16-le", "replace"),
+        "bytes": text.encode()[start:end].decode(errors="replace"),
+        "an end that is the last character": text[start : end + 1],
+    }
+    hint = next((f" The positions count {unit}." for unit, found in counted.items() if found == words), "")
+    raise InputError(
+        f"{location}: the {name} {words!r:.80} is not at characters {start} to {end}, where {text[start:end]!r:.80} is; "
+        f"{where}.{hint} Give characters, the end exclusive."
+    )
+
+
+def _negative_rank(label: str) -> int:
+    """Rank a label as the name of the negative class, -1 if it is no usual one."""
+    letters = re.sub(r"[\W_]", "", label.lower())
+    names = enumerate(NEGATIVE_NAMES)
+    return next((rank for rank, name in names if letters == name or (rank < 2 and letters.endswith(name))), -1)
 
 
 def mark_entities(text: str, head: MarkedEntity, tail: MarkedEntity, marking: str) -> str:
@@ -146,11 +245,12 @@ def mark_entities(text: str, head: MarkedEntity, tail: MarkedEntity, marking: st
         "markers": (("<< ", " >>"), ("[[ ", " ]]")),
         "typed_markers": ((f"@ * {head.type.lower()} * ", " @"), (f"# ^ {tail.type.lower()} ^ ", " #")),
     }[marking]
-    # Inserted from the end of the text, so that earlier positions stay valid. At one position the mark that ends an
-    # entity precedes the one that starts another.
+    # Inserted from the end of the text, so that earlier positions stay valid. At one position a mark that ends an
+    # entity precedes one that starts another, and of two entities the longer one is outside, else the head.
     marks = []
-    for entity, (before, behind) in zip((head, tail), around, strict=True):
-        marks += [(entity.start, 1, before), (entity.end, 0, behind)]
-    for position, _, inserted in sorted(marks, reverse=True):
+    for rank, (entity, (before, behind)) in enumerate(zip((head, tail), around, strict=True)):
+        length = entity.end - entity.start
+        marks += [(entity.start, 1, -length, rank, before), (entity.end, 0, length, -rank, behind)]
+    for position, *_, inserted in sorted(marks, reverse=True):
         text = text[:position] + inserted + text[position:]
     return text

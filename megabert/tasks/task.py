@@ -123,7 +123,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
             setattr(self, name, state[name])
 
     def file_groups(self, data: DataSettings) -> list[list[str]]:
-        """List the files of a set of data, those that are read together in one group; none if the settings name none."""
+        """List the files of a set of data, in groups that are read together; none if the settings name none."""
         return [[file] for file in expand_names(data.file)]
 
     def files(self, data: DataSettings) -> list[str]:
