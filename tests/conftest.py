@@ -1,5 +1,6 @@
 """Fixtures of several test modules: real data and genuine checkpoints if available, and small files."""
 
+import functools
 import importlib.util
 import json
 import tarfile
@@ -25,6 +26,12 @@ def _unpack(name: str, destination: Path) -> Path:
 def genuine_checkpoints(tmp_path_factory):
     """Folder of small checkpoints written by Megatron-LM's own code, several versions of it."""
     return _unpack("megatron_checkpoints", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    """A function that returns the folder of a real dataset by its name."""
+    return functools.cache(lambda name: _unpack(name, tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="session")

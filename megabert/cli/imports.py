@@ -48,6 +48,10 @@ def _import_iob(arguments: argparse.Namespace) -> None:
     sentences = read_columns(arguments.data_file)
     if sentences[0].tags is None:
         raise InputError(f"{arguments.data_file} has one column, the words. Give a file with words and tags.")
+    for item in sentences:
+        blank = next((word for word in item.words if " " in word or "\t" in word), None)
+        if blank is not None:
+            raise InputError(f"{item.location}: the word {blank!r} has a blank, which NeMo's text file cannot hold.")
     limit = None if arguments.max_length < 0 else arguments.max_length
     pairs = [(" ".join(item.words[:limit]), " ".join((item.tags or ())[:limit])) for item in sentences]
     _write_pairs(arguments, arguments.data_file, pairs)

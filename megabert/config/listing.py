@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -34,7 +35,7 @@ def list_settings(schema: type) -> Iterator[Setting]:
 def _leaves(block: Any, prefix: str) -> Iterator[Setting]:
     # Values and types come from the instance, not from the annotation: a subclass may override a block or its defaults.
     hints = typing.get_type_hints(type(block))
-    helps = _help_strings(type(block))
+    helps = _help_strings(type(block))  # type: ignore[arg-type]  (a class is hashable)
     for field in dataclasses.fields(block):
         key, value = f"{prefix}{field.name}", getattr(block, field.name)
         if dataclasses.is_dataclass(value):
@@ -49,6 +50,7 @@ def _type_name(hint: Any) -> str:
     return name.replace("typing.", "").replace(" | None", " or null")
 
 
+@functools.cache
 def _help_strings(schema: type) -> dict[str, str]:
     """Collect the string under each field, base classes included."""
     helps: dict[str, str] = {}

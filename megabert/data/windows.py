@@ -159,12 +159,10 @@ def word_logits(
 ) -> list[NDArray[np.float64]]:
     """Gather the logits of each example's words, [W, C], from those of its windows, [T, C].
 
-    A word without tokens, such as a control character, is of class 0 for certain.
+    Those of a word without tokens, such as a control character, are NaN.
     """
     num_classes = logits[0].shape[1] if logits else 0
-    gathered = [np.full((count, num_classes), -np.inf) for count in num_words]
-    for item in gathered:
-        item[:, :1] = 0.0
+    gathered = [np.full((count, num_classes), np.nan) for count in num_words]
     for window, window_logits in zip(windows, logits, strict=True):
         positions = window.word_positions()
         gathered[window.example][window.words[positions]] = window_logits[positions]

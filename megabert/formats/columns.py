@@ -1,16 +1,34 @@
 """Sentences of tagged words in three formats: CoNLL columns, JSON objects, and NeMo's parallel files.
 
-CoNLL: a word a line with its tag in the last column, an empty line after each sentence. JSON: `tokens` (or `words`)
-and `tags`, recognized by the suffix of JSON lines. NeMo: a file of sentences and a file of their tags, line by line.
+CoNLL: a word a line with its tag in one of the columns, an empty line after each sentence; recognized by `are_columns`.
+JSON: `tokens` (or `words`) and `tags`, recognized by the suffix of JSON lines. NeMo: a file of sentences and a file of
+their tags, line by line.
 """
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from .data_files import data_suffix
 from .rows import Row
+from .tag_schemes import SCHEMES, find_scheme, standard_tags
 from .text_lines import blank_split, read_lines
+
+COLUMN_ENDINGS = (
+    *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
+    *(".bilou", ".bmes"),
+)
+# Endings of tables and markup: never raw text, unless a setting says so.
+TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
+MAX_WIDTH = 20
+# First fields that number no word: comments, ranges of contracted words, empty nodes.
+_NO_WORD = re.compile(r"#|\d+[-.]\d+$")
+# CoNLL-U's column of the part of speech, UPOS.
+CONLLU_TAG = 4
+_Fields = tuple[int, list[str]]
 
 
 @dataclass(frozen=True)
@@ -20,15 +38,50 @@ class Sentence:
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
     location: str
+    id: str = ""
 
 
-def sentence_of(row: Row) -> Sentence:
-    """Convert a JSON object with words (and tags) to a sentence."""
+@dataclass(frozen=True)
+class ColumnLayout:
+    """The columns of words and tags, counted from 1 (from the last if negative); None: found in the data."""
+
+    word: int | None = None
+    tag: int | None = None
+    outside: str = "O"
+    """The tag of words outside of all entities."""
+
+
+def sentence_of(row: Row, name: str = "") -> Sentence:
+    """Convert a JSON object with words (and tags) to a sentence; `name` is its id."""
     words = row.strings("tokens" if "tokens" in row.values else "words")
     tags = row.strings("tags") if "tags" in row.values else None
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
-    return Sentence(words, tags, row.location)
+    return Sentence(words, tags, row.location, name)
+
+
+def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
+    """Return whether a file has columns: by its ending, else if half of the lines have a tag in the same column.
+
+    Raises InputError for a table or markup without such a column.
+    """
+    if data_suffix(path) in COLUMN_ENDINGS:
+        return True
+    fields = [item for _, item in _split(lines) if item]
+    widths = Counter(len(item) for item in fields if 1 < len(item) <= MAX_WIDTH)
+    for width, _ in widths.most_common(1):
+        for values in zip(*(item for item in fields if len(item) == width), strict=True):
+            tags = [value for value in values if value == outside or any(scheme.is_tag(value) for scheme in SCHEMES)]
+            # Raw text hardly has an O and a word like B-12 in one column, and not in most lines.
+            if 2 * len(tags) >= len(fields) and outside in tags and (len({*tags}) > 1 or len(tags) == len(fields)):
+                return True
+    if data_suffix(path) in TABLE_ENDINGS:
+        raise InputError(
+            f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {data_suffix(path)} is no ending of raw text. Give "
+            "JSON lines with text, or with tokens and tags. model.dataset.format=text reads each line as a text, "
+            "format=columns any last column as tags."
+        )
+    return False
 
 
 def read_columns(path: Path) -> list[Sentence]:
@@ -36,36 +89,130 @@ def read_columns(path: Path) -> list[Sentence]:
     return column_sentences(path, read_lines(path))
 
 
-def column_sentences(path: Path, lines: Sequence[str]) -> list[Sentence]:
+def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = ColumnLayout()) -> list[Sentence]:
     """Parse lines in CoNLL's column format; columns are separated by a tab or blanks.
 
-    With one column there are no tags. Lines of -DOCSTART- are left out, as in CoNLL's own scorer.
+    With one column there are no tags. Lines of -DOCSTART- are left out, as in CoNLL's own scorer; in CoNLL-U comments,
+    the ranges of contracted words and empty nodes.
     """
-    sentences: list[Sentence] = []
-    rows: list[list[str]] = []
-    first, width = 1, 0
-    for number, line in enumerate([*lines, ""], start=1):
-        fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else blank_split(line)
-        if not any(fields):
-            if rows:
-                tags = tuple(row[-1] for row in rows) if width > 1 else None
-                sentences.append(Sentence(tuple(row[0] for row in rows), tags, f"{path}:{first}"))
-            rows, first = [], number + 1
-            continue
-        if fields[0] == "-DOCSTART-":
-            continue
-        width = width or len(fields)
+    rows = _split(lines)
+    is_numbered = _is_numbered(rows)
+    if data_suffix(path) == ".conllu" and not is_numbered:
+        raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
+    if is_numbered:
+        rows = [(number, fields) for number, fields in rows if not fields or fields[0].isdecimal()]
+    filled = [row for row in rows if row[1]]
+    if not filled:
+        raise InputError(f"{path} holds no sentences.")
+    width = Counter(len(fields) for _, fields in filled).most_common(1)[0][0]
+    for number, fields in filled:
         if len(fields) != width:
             raise InputError(
-                f"{path}:{number}: {len(fields)} columns where the lines before have {width}: a word and its tag, "
-                "separated by a tab or blanks."
+                f"{path}:{number}: {len(fields)} columns where other lines have {width}: a word and its tag, separated "
+                "by a tab or blanks."
             )
-        if not fields[0] or not fields[-1]:
+    word = _column(path, "word_column", layout.word or (2 if is_numbered else 1), width)
+    tag = _tag_column(path, filled, word, layout, is_numbered=is_numbered)
+    for number, fields in filled:
+        if not fields[word] or (tag is not None and not fields[tag]):
             raise InputError(f"{path}:{number}: a word or a tag is missing.")
-        rows.append(fields)
-    if not sentences:
-        raise InputError(f"{path} holds no sentences.")
-    return sentences
+    return list(_sentences(path, rows, word, tag))
+
+
+def _sentences(path: Path, rows: Sequence[_Fields], word: int, tag: int | None) -> Iterator[Sentence]:
+    for block in _blocks(rows):
+        tags = None if tag is None else tuple(fields[tag].strip() for _, fields in block)
+        yield Sentence(tuple(fields[word] for _, fields in block), tags, f"{path}:{block[0][0]}")
+
+
+def _split(lines: Sequence[str]) -> list[_Fields]:
+    """Split lines at tabs if most have one, else at blanks; an empty line has no fields."""
+    filled = [line for line in lines if line.strip()]
+    has_tabs = 2 * sum("\t" in line for line in filled) > len(filled)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        fields = [field.strip(" ") for field in line.split("\t")] if has_tabs else blank_split(line)
+        if not line.startswith("-DOCSTART-"):
+            rows.append((number, fields if any(fields) else []))
+    return rows
+
+
+def _blocks(rows: Sequence[_Fields]) -> list[list[_Fields]]:
+    """Group lines into sentences, at empty lines."""
+    blocks: list[list[_Fields]] = [[]]
+    for row in rows:
+        if row[1]:
+            blocks[-1].append(row)
+        elif blocks[-1]:
+            blocks.append([])
+    return blocks if blocks[-1] else blocks[:-1]
+
+
+def _is_numbered(rows: Sequence[_Fields]) -> bool:
+    """Return whether the first column numbers the words of each sentence, as in CoNLL-U and GermEval."""
+    longest = 0
+    for block in _blocks(rows):
+        firsts = [fields[0] for _, fields in block if not _NO_WORD.match(fields[0])]
+        if any(len(fields) == 1 for _, fields in block if not fields[0].startswith("#")):
+            return False
+        if firsts != [str(number) for number in range(1, len(firsts) + 1)]:
+            return False
+        longest = max(longest, len(firsts))
+    return longest > 1
+
+
+def _column(path: Path, name: str, number: int, width: int) -> int:
+    """Return the index of a column that is counted from 1, or from the last if negative."""
+    if not 1 <= abs(number) <= width:
+        raise InputError(f"{path} has {width} columns; model.dataset.{name}={number} is none of them.")
+    return number - 1 if number > 0 else width + number
+
+
+def _tag_column(
+    path: Path, rows: Sequence[_Fields], word: int, layout: ColumnLayout, *, is_numbered: bool
+) -> int | None:
+    """Find the column of tags: the last. Raises InputError if it has none where another column has tags."""
+    columns = [{fields[index].strip() for _, fields in rows} for index in range(len(rows[0][1]))]
+    last = len(columns) - 1
+    if layout.tag is not None:
+        return _column(path, "tag_column", layout.tag, len(columns))
+    if last == (1 if is_numbered else 0):
+        return None
+    schemes = [find_scheme(values, layout.outside) for values in columns]
+    if schemes[last] is not None and word != last:
+        _require_tags(path, rows, last, layout.outside)
+        return last
+    others = [index for index, scheme in enumerate(schemes[:last]) if scheme is not None]
+    if others:
+        swapped = f" model.dataset.word_column={1 if others[-1] else last + 1}" if others[-1] == word else ""
+        raise InputError(
+            f"{path}:{rows[0][0]}: the tags stand in column {others[-1] + 1} of {last + 1}, not in the last. Set "
+            f"model.dataset.tag_column={others[-1] + 1}{swapped}; tag_column=-1 is the last all the same."
+        )
+    if is_numbered and data_suffix(path) == ".conllu":
+        return CONLLU_TAG - 1
+    if all(map(_is_number, columns[last])) or last == word:
+        raise InputError(
+            f"{path}:{rows[0][0]}: the last column has no tags. Name the column of tags: model.dataset.tag_column=N."
+        )
+    return last
+
+
+def _require_tags(path: Path, rows: Sequence[_Fields], column: int, outside: str) -> None:
+    """Raise InputError with the line of the first value that is no tag."""
+    values = [(number, fields[column].strip()) for number, fields in rows]
+    scheme = find_scheme((value for _, value in values), outside)
+    for number, value in values:
+        if value:
+            standard_tags((value,), scheme, outside, f"{path}:{number}")
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:

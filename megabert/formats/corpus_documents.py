@@ -11,6 +11,7 @@ from typing import IO
 from xml.etree import ElementTree
 
 from ..errors import InputError
+from ..tokenizers.characters import require_characters
 from .data_files import COMPRESSED, data_suffix, open_data
 
 KINDS = (".txt", ".jsonl", ".json", ".xml")
@@ -83,6 +84,8 @@ def _read_json(path: Path, file: IO[bytes], key: str) -> Iterator[str]:
         text = row.get(key) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise InputError(f"{path}:{number}: there is no string under {key!r}. Name its key: --json_key.")
+        if "\\u" in line:
+            require_characters(text, f"{path}:{number}")
         if text.strip():
             yield text.strip()
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
+from ..tokenizers.characters import require_characters
 from .data_files import data_suffix
 from .rows import Row
 from .text_lines import read_lines
@@ -31,4 +32,6 @@ def json_row(line: str, location: str) -> Row:
         raise InputError(f"{location}: not JSON: {reason}. Write one JSON object a line.") from None
     if not isinstance(values, dict):
         raise InputError(f"{location}: a JSON {type(values).__name__}; expected an object, one a line.")
+    if "\\u" in line:  # only an escape can be half of a character
+        require_characters(values, location)
     return Row(values, location)

@@ -57,14 +57,27 @@ def _in_case(word: str, case: str) -> str:
 
 
 def restore(text: str, words: Sequence[Word], marks: Sequence[str], cases: Sequence[str]) -> str:
-    """Add the marks and capitals given for each word of a text, keeping those that are there."""
+    """Add the marks and capitals given for each word of a text, keeping those that are there.
+
+    A mark follows the symbols and brackets that end a word, 100% and f(x), and precedes a closing quotation mark.
+    """
     parts, done = [], 0
     for word, mark, case in zip(words, marks, cases, strict=True):
         parts += [text[done : word.start], _in_case(text[word.start : word.end], case)]
-        if mark != NONE and word.mark == NONE and text[word.end : word.end + 1] not in _SENTENCE_MARKS:
-            parts.append(mark)
         done = word.end
+        rest = _PIECES.match(text, word.end)
+        if mark != NONE and word.mark == NONE and not (rest and _SENTENCE_MARKS & set(rest[0])):
+            done = word.end if rest is None else _end_of_symbols(text, *rest.span())
+            parts += [text[word.end : done], mark]
     return "".join([*parts, text[done:]])
+
+
+def _end_of_symbols(text: str, start: int, end: int) -> int:
+    return next((place for place in range(start, end) if _is_quote(text[place])), end)
+
+
+def _is_quote(letter: str) -> bool:
+    return letter in "\"'`" or unicodedata.category(letter) in ("Pi", "Pf")
 
 
 def _is_punctuation(letter: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..tokenizers.characters import require_characters
 from .text_lines import read_text
 
 
@@ -41,6 +42,8 @@ def read_squad(path: Path) -> list[Example]:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply for a SQuAD file.") from None
+    if "\\u" in text:
+        require_characters(content, str(path))
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         raise InputError(f'{path} is not a SQuAD file: expected {{"data": [{{"paragraphs": [...]}}, ...]}}.')

@@ -34,8 +34,8 @@ BY_NUMBER = "model.dataset.columns.text=1 model.dataset.columns.label=2"
 def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[str] = ()) -> list[Row]:
     """Read rows with `text`, and where the file has them `text_b`, `label` and `id`; other values keep their names.
 
-    `columns` maps these four to the file's names or numbers of columns. `labels` are those that are known already:
-    numbers at the ends of lines that are none of them belong to the text.
+    `columns` maps these four to the file's names or numbers of columns. Where `labels` are known, numbers at the ends
+    of lines belong to the texts unless each line has one and some are labels.
     """
     if is_json_lines(path):
         return _without_gold(path, [by_role(row, columns) for row in read_json_lines(path)])
@@ -124,7 +124,7 @@ def _rows_of_blanks(path: Path, lines: Sequence[str], labels: Collection[str]) -
             rows.append(Row(values | {"id": str(number)}, f"{path}:{number}"))
             texts.append(Row({"text": line, "id": str(number)}, f"{path}:{number}"))
     found = [row.values["label"] for row in rows if "label" in row.values]
-    if labels and not set(found) & set(labels):
+    if labels and (len(found) < len(rows) or not set(found) & set(labels)):
         return texts
     unlabelled = [row for row in rows if "label" not in row.values]
     if unlabelled and found:

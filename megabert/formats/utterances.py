@@ -21,11 +21,14 @@ DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
 
 @dataclass(frozen=True)
 class Utterance:
-    """Words (or a string not yet split into words) with slot tags and intents, None where the data have none."""
+    """Words (or a string not yet split into words) with slot tags and intents, None where the data have none.
+
+    Intents in a string may be several, joined; those in a tuple are whole names.
+    """
 
     words: tuple[str, ...] | str
     tags: tuple[str, ...] | None
-    intents: tuple[str, ...] | None
+    intents: tuple[str, ...] | str | None
     location: str
     id: str = ""
 
@@ -59,14 +62,14 @@ def _read_file(path: Path) -> list[Utterance]:
 
 def _from_json(row: Row) -> Utterance:
     name = str(row.values.get("id", ""))
-    if "tokens" not in row.values:
+    if "tokens" not in row.values and "words" not in row.values:
         return Utterance(row.string("text"), None, None, row.location, name)
     sentence = sentence_of(row)
-    intents = None
+    intents: tuple[str, ...] | str | None = None
     if "intents" in row.values:
         intents = row.strings("intents")
     elif "intent" in row.values:
-        intents = (row.string("intent"),)
+        intents = row.string("intent")
     return Utterance(sentence.words, sentence.tags, intents, row.location, name)
 
 
@@ -83,7 +86,7 @@ def _read_folder(paths: Sequence[Path]) -> list[Utterance]:
             empty = paths[2] if sentence.strip() else paths[0]
             raise InputError(f"{empty}:{number}: the line is empty. Fill it, or remove it from all three files.")
         words = tuple(blank_split(sentence))
-        utterances.append(Utterance(words, tuple(blank_split(tags)), (label.strip(),), f"{paths[0]}:{number}"))
+        utterances.append(Utterance(words, tuple(blank_split(tags)), label.strip(), f"{paths[0]}:{number}"))
     return utterances
 
 

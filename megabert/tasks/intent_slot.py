@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,23 @@ from ..data.windows import WordWindow
 from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names
 from ..formats.rows import Row
+from ..formats.tag_schemes import TagScheme, add_prefixes, find_scheme, to_iob2
 from ..formats.utterances import Utterance, read_utterances, utterance_files
 from ..metrics import classification, tagging
 from ..model.config import EncoderConfig
-from ..tokenizers.words import joined_words, split_words
+from ..tokenizers.words import joined_words
 from .head_settings import IntentHeadSettings, head_options
-from .iob_tags import OUTSIDE, Span, add_prefixes, decode_tags, find_spans, is_entity_tag, to_iob2
+from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, class_probabilities, device_constant, multi_hot, require_labels
 from .task import Logits
-from .word_labeling import WordExample, WordLabelingTask, WordTargetSettings, require_word_labels
+from .word_labeling import (
+    RawTextSettings,
+    WordExample,
+    WordLabelingTask,
+    WordTargetSettings,
+    require_word_labels,
+    standard_rows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +50,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class UtteranceSettings:
+class UtteranceSettings(RawTextSettings):
     """How utterances become tokens, and their intents labels."""
 
     max_seq_length: int = 64
@@ -141,7 +149,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
 
     settings_type = IntentSlotSettings
     main_score = "exact_match"
-    state_names = ("labels", "weights", "intents", "intent_weights", "mean_words")
+    state_names = ("labels", "weights", "intents", "intent_weights", "mean_words", "cuts")
 
     def __init__(self, settings: IntentSlotSettings) -> None:
         self.model = settings.model
@@ -149,7 +157,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         self.intents: list[str] = []
         self.intent_weights: list[float] = []
         self.mean_words = 1.0
-        slot = LabelKind("slot", "tags", first=OUTSIDE)
+        slot = LabelKind("slot", "tags", first=self.dataset.pad_label)
         intent = LabelKind("intent", "intents", "intents", "intent_weights", is_set=self.dataset.multi_label)
         balancing = self.model.class_balancing
         super().__init__(settings, slot, target_settings=self.model, other_kinds=[intent], class_balancing=balancing)
@@ -167,7 +175,9 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
     def read_files(self, files: Sequence[str]) -> list[Example]:
         """Read one file, the three of a folder, or NeMo's four."""
         utterances = read_utterances([Path(file) for file in files])
-        return [self._example(utterance, number) for number, utterance in enumerate(utterances, start=1)]
+        outside = self.dataset.pad_label
+        scheme = find_scheme((tag for utterance in utterances for tag in utterance.tags or ()), outside)
+        return [self._example(utterance, scheme, number) for number, utterance in enumerate(utterances, start=1)]
 
     def read(self, path: Path) -> list[Example]:
         """Read a folder with seq.in, NeMo's PREFIX.tsv, JSON lines, or raw text, an utterance a line."""
@@ -175,28 +185,39 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split raw text into words."""
-        return Example(name, text, split_words(text), location)
+        return Example(name, text, self.split(text), location)
 
-    def _example(self, utterance: Utterance, number: int) -> Example:
+    def tokenized(self, words: Sequence[str], name: str, location: str) -> Example:
+        """Join words by blanks."""
+        return Example(name, " ".join(words), joined_words(words), location)
+
+    def _example(self, utterance: Utterance, scheme: TagScheme | None, number: int) -> Example:
         name, location = utterance.id or str(number), utterance.location
         if isinstance(utterance.words, str):
             return self.unlabelled(utterance.words, name, location)
-        intents, tags, words = utterance.intents, utterance.tags, utterance.words
-        if intents is not None and self.dataset.multi_label:
-            parts = [part.strip() for intent in intents for part in re.split("[#,]", intent)]
-            intents = tuple(dict.fromkeys(filter(None, parts)))
-        elif intents is not None and len(intents) > 1:
-            raise InputError(f"{location}: {len(intents)} intents; expected one. Set model.dataset.multi_label=true.")
+        tags, words, outside = utterance.tags, utterance.words, self.dataset.pad_label
         if tags is not None:
             if len(tags) != len(words):
                 raise InputError(f"{location}: {len(tags)} slots for {len(words)} words. Give O to words without one.")
-            are_entities = all(tag == OUTSIDE or is_entity_tag(tag) for tag in tags)
-            tags = to_iob2(tags if are_entities else add_prefixes(tags), OUTSIDE, location)
-        return Example(name, " ".join(words), joined_words(words), location, intents, tags)
+            tags = add_prefixes(tags, outside) if scheme is None else to_iob2(tags, scheme, outside, location)
+        return replace(self.tokenized(words, name, location), intents=self._intents(utterance), tags=tags)
+
+    def _intents(self, utterance: Utterance) -> tuple[str, ...] | None:
+        """Return whole names, or the parts of a string in which # or commas join several."""
+        intents = utterance.intents
+        if isinstance(intents, str):
+            parts = re.split("[#,]", intents) if self.dataset.multi_label else [intents]
+            intents = tuple(dict.fromkeys(filter(None, map(str.strip, parts))))
+        if intents is not None and len(intents) > 1 and not self.dataset.multi_label:
+            raise InputError(
+                f"{utterance.location}: {len(intents)} intents; expected one. Set model.dataset.multi_label=true."
+            )
+        return intents
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List slots (O first) and intents, and count the mean number of words."""
         super().learn_labels(examples)
+        self.learn_word_cuts(examples)
         self.mean_words = sum(len(example.tags or ()) for example in examples) / len(examples)
 
     def window_features(
@@ -285,6 +306,11 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         """Read the intents of an utterance and the tags of its words."""
         tags = require_word_labels(example, row, row.strings("tags"))
         return Prediction(example.id, example.text, row.strings("intents"), {}, tags, ())
+
+    @classmethod
+    def read_predictions(cls, path: Path) -> list[Row]:
+        """Read JSON lines as `megabert predict` writes them, with tags of any scheme."""
+        return standard_rows(super().read_predictions(path))
 
     @classmethod
     def scorer(cls, gold: Path, rows: Sequence[Row]) -> IntentSlotClassification:

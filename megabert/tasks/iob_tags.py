@@ -1,4 +1,4 @@
-"""IOB2 tags: conversion from IOB1 and IOBES, Viterbi decoding of valid sequences, spans of entities."""
+"""IOB2 tags: Viterbi decoding of valid sequences, words without tokens, spans of entities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..metrics import tagging
 
 OUTSIDE = "O"
@@ -23,40 +22,42 @@ class Span:
     score: float
 
 
-def is_entity_tag(tag: str) -> bool:
-    """Return whether a tag is an IOB or IOBES tag other than O."""
-    return tag[:2] in ("B-", "I-", "E-", "S-")
-
-
-def to_iob2(tags: tuple[str, ...], outside: str, location: str) -> tuple[str, ...]:
-    """Convert tags in IOB1, IOB2 or IOBES to IOB2; raises InputError for one of another kind."""
-    for tag in tags:
-        if tag != outside and not (is_entity_tag(tag) and tag[2:]):
-            raise InputError(f"{location}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE.")
-    converted = [outside] * len(tags)
-    for kind, start, end in tagging.entities(tags):
-        converted[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
-    return tuple(converted)
-
-
-def add_prefixes(tags: Sequence[str]) -> tuple[str, ...]:
-    """Convert slots without B- and I- to IOB2: equal neighbours are one slot."""
-    before = [OUTSIDE, *tags[:-1]]
-    return tuple(
-        tag if tag == OUTSIDE else f"{'I' if tag == last else 'B'}-{tag}"
-        for tag, last in zip(tags, before, strict=True)
-    )
-
-
 def decode_tags(
     logits_WC: NDArray[np.float64], labels: Sequence[str], *, constrained: bool
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Choose each word's tag, or (constrained) the most likely valid sequence; returns tags and their probabilities."""
+    """Choose each word's tag, or (constrained) the most likely valid sequence; returns tags and their probabilities.
+
+    A word without tokens, whose logits are NaN, continues the entity around it.
+    """
+    has_tokens_W: NDArray[np.bool_] = np.logical_not(np.isnan(logits_WC).any(axis=1))
+    if not has_tokens_W.all():
+        tags, probabilities = decode_tags(logits_WC[has_tokens_W], labels, constrained=constrained)
+        return _fill_gaps(tags, probabilities, has_tokens_W, labels[0])
     shifted_WC = logits_WC - logits_WC.max(axis=1, keepdims=True)
     log_probabilities_WC = shifted_WC - np.log(np.exp(shifted_WC).sum(axis=1, keepdims=True))
     chosen = best_valid_tags(log_probabilities_WC, labels) if constrained else log_probabilities_WC.argmax(axis=1)
     probabilities = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
     return tuple(labels[number] for number in chosen), probabilities
+
+
+def _fill_gaps(
+    tags: Sequence[str], probabilities: NDArray[np.float64], has_tokens_W: NDArray[np.bool_], outside: str
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Tag words without tokens: as inside of an entity that goes on behind them, else as outside."""
+    filled_tags, filled = [], np.ones(len(has_tokens_W))
+    following = 0
+    for word, has_tokens in enumerate(has_tokens_W):
+        goes_on = tags[following][2:] if following < len(tags) and tags[following].startswith("I-") else None
+        if has_tokens:
+            filled_tags.append(tags[following])
+            filled[word] = probabilities[following]
+            following += 1
+        elif following and goes_on and tags[following - 1] in (f"B-{goes_on}", f"I-{goes_on}"):
+            filled_tags.append(f"I-{goes_on}")
+            filled[word] = probabilities[following]
+        else:
+            filled_tags.append(outside)
+    return tuple(filled_tags), filled
 
 
 def best_valid_tags(log_probabilities_WC: NDArray[np.float64], labels: Sequence[str]) -> NDArray[np.int64]:

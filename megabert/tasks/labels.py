@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..data.packing import NO_TARGET
 from ..errors import InputError
+from .label_report import LabelReport, label_warnings
 from .task import ExampleType, PredictionType, Task
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ class LabelledTask(Task[ExampleType, PredictionType]):
     def learn_labels(self, examples: Sequence[ExampleType]) -> None:
         """List each kind's labels, and weight them if `class_balancing` is set."""
         for kind in self.label_kinds:
-            counts = Counter(label for example in examples for label in getattr(example, kind.field) or ())
+            counts = count_labels(kind, examples)
             if not counts:
-                raise InputError(f"the training data have no {kind.field}. Add them to the examples.")
+                place = getattr(examples[0], "location", "the data") if examples else "the data"
+                raise InputError(f"{place}: the training data have no {kind.field}. Add them to the examples.")
             labels = self.ordered(kind, counts)
             setattr(self, kind.outputs, labels)
             if kind.weights is not None:
@@ -64,6 +66,20 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         """Sort a kind's labels into the order of the head's outputs."""
         first = [] if kind.first is None else [kind.first]
         return [*first, *sorted(set(labels) - set(first))]
+
+    def label_report(self, examples: Sequence[ExampleType]) -> LabelReport:
+        """Count the labels of each kind, and warn where they look like something else."""
+        counts = {kind.name: dict(count_labels(kind, examples).most_common()) for kind in self.label_kinds}
+        warnings = [
+            warning for kind in self.label_kinds for warning in self.warnings_about(kind, counts[kind.name], examples)
+        ]
+        return LabelReport(counts, tuple(warnings))
+
+    def warnings_about(
+        self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[ExampleType]
+    ) -> Sequence[str]:
+        """Warn about the labels of one kind."""
+        return label_warnings(kind.name, counts, kind.first, ())
 
     def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
         """Map each label that the head lacks to the location of its first example."""
@@ -89,6 +105,11 @@ class LabelledTask(Task[ExampleType, PredictionType]):
             for kind in self.label_kinds
             if not kind.is_set
         }
+
+
+def count_labels(kind: LabelKind, examples: Sequence[Any]) -> Counter[str]:
+    """Count the labels of a kind."""
+    return Counter(label for example in examples for label in getattr(example, kind.field) or ())
 
 
 def require_labels(example: Any, field: str) -> tuple[str, ...]:

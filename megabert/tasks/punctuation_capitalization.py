@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_decay
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
@@ -165,6 +167,10 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         marks = "".join(self.marks).replace(NONE, "") or self.dataset.marks
         return Example(name, text, tuple(find_words(text, marks)), location)
 
+    def tokenized(self, words: Sequence[str], name: str, location: str) -> Example:
+        """Join words by blanks, and split them as text is split."""
+        return self.unlabelled(" ".join(words), name, location)
+
     def words(self, example: Example) -> list[str]:
         """Return the words in lower case."""
         return [example.text[word.start : word.end].lower() for word in example.words]
@@ -189,9 +195,9 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         """Choose each word's mark and case, and restore the texts with them."""
         predictions = []
         for example, logits_WC in zip(examples, self.word_logits(examples, features, logits), strict=True):
-            # All logits of a word without tokens are -inf but the first: its label is the first of each kind, O.
-            marks = tuple(self.marks[number] for number in logits_WC[:, : len(self.marks)].argmax(axis=1))
-            cases = tuple(self.cases[number] for number in logits_WC[:, len(self.marks) :].argmax(axis=1))
+            known_WC = np.nan_to_num(logits_WC)  # equal logits choose the first of each kind, O
+            marks = tuple(self.marks[number] for number in known_WC[:, : len(self.marks)].argmax(axis=1))
+            cases = tuple(self.cases[number] for number in known_WC[:, len(self.marks) :].argmax(axis=1))
             restored = restore(example.text, example.words, marks, cases)
             predictions.append(Prediction(example.id, example.text, restored, marks, cases))
         return predictions

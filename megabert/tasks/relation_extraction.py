@@ -32,19 +32,7 @@ MARKS = {
     "<e1> </e1>": re.compile(r"</?e[12]>", re.IGNORECASE),
 }
 # Usual names of the negative class, without punctuation, the likeliest first.
-NEGATIVE_NAMES = (
-    "false",
-    "norelation",
-    "none",
-    "na",
-    "nota",
-    "negative",
-    "other",
-    "0",
-    "no",
-    "unrelated",
-    "notrelated",
-)
+NEGATIVE_NAMES = ("false", "norelation", "none", "na", "negative", "other", "0", "no", "unrelated", "notrelated")
 
 
 @dataclass
@@ -206,18 +194,19 @@ def _check_text(entity: Mapping[str, Any], text: str, name: str, location: str) 
     if not isinstance(words, str) or text[start:end] == words:
         return
     places = [match.start() for match in re.finditer(re.escape(words), text)]
-    where = (
-        f"it is at {' and '.join(f'{place} to {place + len(words)}' for place in places[:3])}" if places else "nowhere"
-    )
+    found = " and ".join(f"{place} to {place + len(words)}" for place in places[:3])
+    where = f"it is at {found}" if places else "nor is it elsewhere"
     counted = {
-        "UTF-16 code units": text.encode("utf-16-le")[2 * start : 2 * end].decode("utf-16-le", "replace"),
-        "bytes": text.encode()[start:end].decode(errors="replace"),
+        "UTF-16 code units": text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode(
+            "utf-16-le", "replace"
+        ),
+        "bytes": text.encode(errors="surrogatepass")[start:end].decode(errors="replace"),
         "an end that is the last character": text[start : end + 1],
     }
-    hint = next((f" The positions count {unit}." for unit, found in counted.items() if found == words), "")
+    hint = next((f" The positions count {unit}." for unit, part in counted.items() if part == words), "")
     raise InputError(
-        f"{location}: the {name} {words!r:.80} is not at characters {start} to {end}, where {text[start:end]!r:.80} is; "
-        f"{where}.{hint} Give characters, the end exclusive."
+        f"{location}: the {name} {words!r:.80} is not at characters {start} to {end}, where {text[start:end]!r:.80} "
+        f"is; {where}.{hint} Give characters, the end exclusive."
     )
 
 

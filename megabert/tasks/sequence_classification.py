@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     """A task whose examples have one label, several (`multi_label`), or a number (`regression`)."""
 
     main_score = "accuracy"
-    state_names = ("labels", "weights", "problem")
+    state_names: ClassVar[tuple[str, ...]] = ("labels", "weights", "problem")
 
     def __init__(self, settings: Any, problem: str = "single_label") -> None:
         self.dataset = settings.model.dataset

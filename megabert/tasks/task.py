@@ -24,6 +24,7 @@ from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
+from .label_report import LabelReport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +106,10 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
     def learn_labels(self, examples: Sequence[ExampleType]) -> None:
         """Set what the head depends on, such as the labels, from the training data; called before a head is made."""
+
+    def label_report(self, examples: Sequence[ExampleType]) -> LabelReport:
+        """Count the labels of the training data, which every training prints; empty for a task without labels."""
+        return LabelReport()
 
     def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
         """Map each label that the head lacks to the location of its first example.

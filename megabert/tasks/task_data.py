@@ -5,7 +5,7 @@ import inspect
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..data import feature_cache
 from ..data.packing import Features
 from ..errors import InputError
 from ..tokenizers.wordpiece import Tokenizer
+from .label_report import LabelReport
 from .task import Task
 
 # The code of these rooms determines features, besides the task's own.
@@ -29,6 +30,7 @@ class TrainingData:
 
     features: Sequence[Features]
     num_examples: int
+    labels: LabelReport = field(default_factory=LabelReport)
 
 
 def software_versions() -> dict[str, str]:
@@ -64,7 +66,7 @@ def load_training_data(
         cached = feature_cache.load(cache_folder, key)
         if cached is not None:
             task.restore_state(cached.meta["state"])
-            return TrainingData(cached, cached.meta["num_examples"])
+            return TrainingData(cached, cached.meta["num_examples"], LabelReport.from_document(cached.meta["labels"]))
     examples = task.read_data(data)
     if learn_labels:
         task.learn_labels(examples)
@@ -74,9 +76,11 @@ def load_training_data(
             "with model.head.reset=true for another set of labels."
         )
     features = task.features(examples, tokenizer, with_targets=True)
+    labels = task.label_report(examples)
     if uses_cache and features:
-        feature_cache.save(cache_folder, key, features, {"num_examples": len(examples), "state": task.state()})
-    return TrainingData(features, len(examples))
+        meta = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
+        feature_cache.save(cache_folder, key, features, meta)
+    return TrainingData(features, len(examples), labels)
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
-from ..formats.columns import Sentence, column_sentences, sentence_of
+from ..errors import InputError
+from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, sentence_of
 from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.rows import Row
+from ..formats.tag_schemes import find_scheme, has_entities, single_word_tags, to_iob2
 from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
-from ..tokenizers.words import joined_words, split_words
+from ..tokenizers.words import joined_words
 from .head_settings import TagHeadSettings, head_options
-from .iob_tags import Span, decode_tags, find_spans, is_entity_tag, to_iob2
+from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, require_labels
 from .task import Logits
 from .word_labeling import (
+    RawTextSettings,
     WordDataSettings,
     WordExample,
     WordLabelingTask,
     WordTargetSettings,
     WordTrainSettings,
+    has_words,
     require_word_labels,
+    row_name,
+    standard_rows,
 )
 
 if TYPE_CHECKING:
@@ -36,15 +42,19 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TaggedWordSettings(WordTargetSettings):
+class TaggedWordSettings(WordTargetSettings, RawTextSettings):
     """How words become tokens, and tags labels."""
 
     data_dir: str | None = None
     """Folder of text_file and labels_file."""
     max_seq_length: int = 128
     """Tokens of a sentence with its special tokens; a longer one is read in overlapping windows."""
-    pad_label: str = "O"
-    """The tag of words outside of all entities."""
+    format: str | None = choice(None, "columns", "json", "text")
+    """columns, json (lines) or text (a sentence a line); null: by the file's ending, else by what is in it."""
+    word_column: int | None = None
+    """Column of the words, counted from 1; null: the first, or the second where the first numbers the words."""
+    tag_column: int | None = None
+    """Column of the tags, counted from 1, from the last if negative; null: the last."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: weight a tag in the loss in inverse proportion to its number of words."""
     constrained_decoding: bool = False
@@ -119,7 +129,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     settings_type = TokenClassificationSettings
     main_score = "f1"
-    state_names = ("labels", "weights")
+    state_names = ("labels", "weights", "cuts")
 
     def __init__(self, settings: TokenClassificationSettings) -> None:
         self.dataset = settings.model.dataset
@@ -127,33 +137,60 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         super().__init__(settings, tags, target_settings=self.dataset, class_balancing=self.dataset.class_balancing)
 
     def read(self, path: Path) -> list[Example]:
-        """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
-        if is_json_lines(path):
-            rows = read_json_lines(path)
-            if any("text" not in row.values for row in rows):
-                return self.labelled([sentence_of(row) for row in rows])
-            return self.unlabelled_rows(rows)
+        """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
+        kind = self.dataset.format
+        if kind == "json" or (kind is None and is_json_lines(path)):
+            return self._read_rows(read_json_lines(path))
         lines = read_lines(path)
-        is_raw = path.suffix in (".txt", ".raw") and not any("\t" in line for line in lines)
-        if is_raw and not _are_columns(lines):
+        if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
             return self.unlabelled_lines(path, lines)
-        return self.labelled(column_sentences(path, lines))
+        layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
+        return self.labelled(column_sentences(path, lines, layout))
+
+    def _read_rows(self, rows: Sequence[Row]) -> list[Example]:
+        sentences = [sentence_of(row, row_name(row, number)) for number, row in enumerate(rows, 1) if has_words(row)]
+        texts = iter(self.unlabelled_rows([row for row in rows if not has_words(row)]))
+        tagged = iter(self.labelled(sentences))
+        return [next(tagged if has_words(row) else texts) for row in rows]
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split raw text into words."""
-        return Example(name, text, split_words(text), location)
+        return Example(name, text, self.split(text), location)
+
+    def tokenized(self, words: Sequence[str], name: str, location: str) -> Example:
+        """Join words by blanks."""
+        return Example(name, " ".join(words), joined_words(words), location)
 
     def labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
         """Make examples from sentences; tags of entities are converted to IOB2."""
-        are_entities = any(is_entity_tag(tag) for item in sentences for tag in item.tags or ())
+        outside = self.dataset.pad_label
+        scheme = find_scheme((tag for item in sentences for tag in item.tags or ()), outside)
         examples = []
         for number, sentence in enumerate(sentences, start=1):
-            tags = sentence.tags
-            if tags is not None and are_entities:
-                tags = to_iob2(tags, self.dataset.pad_label, sentence.location)
-            text, words = " ".join(sentence.words), joined_words(sentence.words)
-            examples.append(Example(str(number), text, words, sentence.location, tags))
+            tags = None if sentence.tags is None else to_iob2(sentence.tags, scheme, outside, sentence.location)
+            example = self.tokenized(sentence.words, sentence.id or str(number), sentence.location)
+            examples.append(replace(example, tags=tags))
         return examples
+
+    def learn_labels(self, examples: Sequence[Example]) -> None:
+        """List the tags, and learn how raw text is cut into words."""
+        if all(example.tags is None for example in examples):
+            raise InputError(
+                f"{examples[0].location}: the training data have no tags: they are read as raw text, or as words "
+                "alone. Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
+            )
+        super().learn_labels(examples)
+        self.learn_word_cuts(examples)
+
+    def warnings_about(self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[Example]) -> Sequence[str]:
+        """Warn where the tags mark no entities, too: then each word with a tag counts as one."""
+        warnings = list(super().warnings_about(kind, counts, examples))
+        if not has_entities(counts, self.dataset.pad_label):
+            warnings.append(
+                "no tag has a prefix, B- or I-: each word is scored by itself, as for parts of speech. Entities need "
+                "tags such as B-TYPE and I-TYPE."
+            )
+        return warnings
 
     def head(self, config: EncoderConfig) -> Head:
         """Score the tags at each token."""
@@ -177,7 +214,14 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score entities and words."""
         gold = [require_labels(example, "tags") for example in examples]
-        scores = tagging.entity_scores(gold, [item.tags for item in predictions])
+        predicted = [item.tags for item in predictions]
+        outside = self.dataset.pad_label
+        if has_entities(self.labels or {tag for tags in (*gold, *predicted) for tag in tags}, outside):
+            scores = tagging.entity_scores(gold, predicted)
+        else:
+            scores = tagging.entity_scores(
+                *([single_word_tags(tags, outside) for tags in side] for side in (gold, predicted))
+            )
         pairs = self.label_pairs(examples, predictions)["tag"]
         accuracy = 100.0 * sum(a == b for a, b in pairs) / len(pairs)
         return scores | {"word_accuracy": accuracy, "total": len(gold)}
@@ -204,9 +248,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def read_predictions(cls, path: Path) -> list[Row]:
         """Read JSON lines as `megabert predict` writes them, or CoNLL's columns."""
         if is_json_lines(path):
-            return read_json_lines(path)
-        examples = cls(cls.settings_type()).read(path)
-        return [Row({"tags": list(require_labels(example, "tags"))}, example.location) for example in examples]
+            return standard_rows(read_json_lines(path))
+        sentences = column_sentences(path, read_lines(path), ColumnLayout(tag=-1))
+        return standard_rows([Row({"tags": list(item.tags or ())}, item.location) for item in sentences])
 
     def write_predictions(
         self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
@@ -214,12 +258,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         """Return predictions.txt: word, gold tag and predicted tag, the input of conlleval."""
         sentences = []
         for example, prediction in zip(examples, predictions, strict=True):
-            rows = zip(self.words(example), example.tags or prediction.tags, prediction.tags, strict=True)
+            # conlleval separates columns by blanks, so that a word has none.
+            words = ["_".join(word.split()) or "_" for word in self.words(example)]
+            rows = zip(words, example.tags or prediction.tags, prediction.tags, strict=True)
             sentences.append("".join(" ".join(row) + "\n" for row in rows))
         return {"predictions.txt": "\n".join(sentences)}
-
-
-def _are_columns(lines: Sequence[str]) -> bool:
-    """Tell columns from raw text: all lines have the same small number of fields, and there are empty lines."""
-    widths = {len(line.split()) for line in lines if line.strip()}
-    return len(widths) == 1 and widths <= {2, 3, 4} and any(not line.strip() for line in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,13 @@ from ..config.schema import DataSettings, TrainDataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import WordWindow, word_logits, word_windows
 from ..errors import ConfigError, InputError
-from ..formats.columns import Sentence, read_parallel
+from ..formats.columns import Sentence, read_parallel, sentence_of
 from ..formats.rows import Row
+from ..formats.tag_schemes import find_scheme, standard_tags
+from ..formats.text_lines import blank_split
 from ..tokenizers.wordpiece import Tokenizer
+from ..tokenizers.words import WordCuts, learn_cuts, split_words
+from .label_report import label_warnings
 from .labels import LabelKind, LabelledTask, device_constant, label_indices, require_labels
 from .task import ExampleType, PredictionType, require_text
 
@@ -34,6 +38,16 @@ class WordTargetSettings:
     """Train on the first token of each word only; false: on all its tokens."""
     ignore_start_end: bool = True
     """Do not train on [CLS] and [SEP]; false: their target is the label of words outside, O."""
+
+
+@dataclass
+class RawTextSettings:
+    """How raw text is cut into words."""
+
+    split_at: str | None = None
+    """Characters, such as -/, at which raw text is cut also inside words; null: as the training words show it."""
+    pad_label: str = "O"
+    """The tag of words outside of all entities or slots."""
 
 
 @dataclass
@@ -83,6 +97,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         super().__init__(settings, *word_kinds, *other_kinds, class_balancing=class_balancing)
         self.word_kinds = word_kinds
         self.target_settings = target_settings
+        self.cuts: dict[str, Any] = {}
 
     def file_groups(self, data: Any) -> list[list[str]]:
         """Return those of `file`, or text_file and labels_file in data_dir."""
@@ -106,6 +121,25 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     def unlabelled(self, text: str, name: str, location: str) -> ExampleType:
         """Make an example from raw text."""
 
+    @abstractmethod
+    def tokenized(self, words: Sequence[str], name: str, location: str) -> ExampleType:
+        """Make an example from words."""
+
+    def split(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Cut raw text into words: as the training data are cut, or where model.dataset.split_at says."""
+        characters = self.settings.model.dataset.split_at
+        return split_words(
+            text, WordCuts.from_document(self.cuts) if characters is None else WordCuts(apart=characters)
+        )
+
+    def learn_word_cuts(self, examples: Sequence[ExampleType]) -> None:
+        """Learn from the words of the training data how raw text is cut."""
+        self.cuts = learn_cuts(map(self.words, examples)).to_document()
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; older runs cut raw text at blanks and punctuation on the ends of words."""
+        super().restore_state({"cuts": {}} | dict(state))
+
     def words(self, example: Any) -> list[str]:
         """Return an example's words as the network sees them; `example.words` are their [start, end) characters."""
         return [example.text[start:end] for start, end in example.words]
@@ -116,9 +150,11 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         return None
 
     def unlabelled_rows(self, rows: Sequence[Row]) -> list[ExampleType]:
-        """Make examples from JSON objects with `text`."""
+        """Make examples from JSON objects with `tokens` or `text`."""
         return [
-            self.unlabelled(row.string("text"), str(row.values.get("id", number)), row.location)
+            self.tokenized(sentence_of(row).words, row_name(row, number), row.location)
+            if has_words(row)
+            else self.unlabelled(row.string("text"), row_name(row, number), row.location)
             for number, row in enumerate(rows, start=1)
         ]
 
@@ -128,8 +164,21 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         return [self.unlabelled(line, str(number), f"{path}:{number}") for number, line in numbered if line.strip()]
 
     def example(self, **fields: Any) -> ExampleType:
-        """Make an example from `text`."""
-        return self.unlabelled(require_text(fields), str(fields.get("id", "text")), "the text")
+        """Make an example from `text`, or from `tokens`: a list of words, or a string with blanks between them."""
+        name, tokens = str(fields.get("id", "text")), fields.get("tokens")
+        if tokens is None:
+            return self.unlabelled(require_text(fields), name, "the text")
+        unexpected = sorted(set(fields) - {"tokens", "id"})
+        if unexpected:
+            raise InputError(f"unexpected field {', '.join(unexpected)} beside tokens. Give tokens=... or text=...")
+        words = blank_split(tokens) if isinstance(tokens, str) else list(tokens)
+        return self.tokenized(Row({"tokens": words}, "the tokens").strings("tokens"), name, "the tokens")
+
+    def warnings_about(
+        self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[ExampleType]
+    ) -> Sequence[str]:
+        """Compare the labels with the words, too."""
+        return label_warnings(kind.name, counts, kind.first, {word for item in examples for word in self.words(item)})
 
     def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize words, long examples in several windows; each word has targets in one of them."""
@@ -182,6 +231,26 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     ) -> list[NDArray[np.float64]]:
         """Gather the logits of each example's words, [W, C]."""
         return word_logits([item.notes for item in features], logits, [len(example.words) for example in examples])
+
+
+def has_words(row: Row) -> bool:
+    """Return whether a JSON object has words, or neither words nor text, which `sentence_of` reports."""
+    return "tokens" in row.values or "words" in row.values or "text" not in row.values
+
+
+def row_name(row: Row, number: int) -> str:
+    """Return a JSON object's id, without one its number."""
+    return str(row.values.get("id", number))
+
+
+def standard_rows(rows: Sequence[Row], outside: str = "O") -> list[Row]:
+    """Convert the tags of predictions to IOBES, whatever scheme they have."""
+    tags = [row.strings("tags") for row in rows]
+    scheme = find_scheme((tag for item in tags for tag in item), outside)
+    return [
+        Row(row.values | {"tags": list(standard_tags(item, scheme, outside, row.location))}, row.location)
+        for row, item in zip(rows, tags, strict=True)
+    ]
 
 
 def require_word_labels(example: Any, row: Row, labels: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 Offsets count characters of the original string, never of a normalized copy, so an answer is a slice of the original.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..errors import CheckpointError
+from .characters import add_following_marks, require_characters
 from .rules import TokenizerRules, add_tokens, all_tokens
 
 DEFAULT_RULES = TokenizerRules()
@@ -88,24 +89,28 @@ class Tokenizer:
         return len(self.tokens)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Tokenize strings in parallel, without special tokens."""
-        encodings = self._rust.encode_batch(list(texts), add_special_tokens=False)
+        """Tokenize strings in parallel, without special tokens.
+
+        A token ends behind the combining marks and characters of zero width that follow it.
+        """
+        encodings = encode_batch(self._rust.encode_batch, texts)
         return [
-            Encoded(np.array(item.ids, dtype=np.int64), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
-            for item in encodings
+            Encoded(
+                np.array(item.ids, dtype=np.int64),
+                add_following_marks(text, np.array(item.offsets, dtype=np.int64).reshape(-1, 2)),
+            )
+            for text, item in zip(texts, encodings, strict=True)
         ]
 
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Tokenize strings to the ids of `encode`, faster because without offsets."""
-        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = encode_batch(self._rust.encode_batch_fast, texts)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Tokenize sentences given as words, to token ids [L] and the index of each token's word [L]."""
         # Not encode_batch_fast: it has no word ids.
-        encodings = self._rust.encode_batch(
-            [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
-        )
+        encodings = encode_batch(self._rust.encode_batch, sentences, is_pretokenized=True)
         return [(np.array(item.ids, dtype=np.int64), np.array(item.word_ids, dtype=np.int64)) for item in encodings]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -124,6 +129,25 @@ class Tokenizer:
     def to_document(self) -> dict[str, Any]:
         """Return what a run stores beside the vocabulary file: the casing, and the rules that are not BERT's."""
         return {"lower_case": self.lower_case, **self.rules.to_document()}
+
+
+def encode_batch(
+    method: Callable[..., list[Any]], inputs: Sequence[Any], *, is_pretokenized: bool = False
+) -> list[Any]:
+    """Call a batch method of the Rust tokenizer, on strings or on lists of words.
+
+    Raises TypeError if a string stands for the list, InputError for a lone surrogate, which is no character.
+    """
+    is_words = is_pretokenized and any(isinstance(item, str) for item in inputs)
+    if isinstance(inputs, str) or is_words:
+        expected = "a list of lists of words" if is_pretokenized else "a list of strings"
+        raise TypeError(f"{inputs!r:.60} is given where {expected} is expected, such as {[inputs]!r:.60}.")
+    batch = [list(item) for item in inputs] if is_pretokenized else list(inputs)
+    try:
+        return method(batch, is_pretokenized=is_pretokenized, add_special_tokens=False)
+    except TypeError:
+        require_characters(batch, "the text")
+        raise
 
 
 def parse_vocabulary(data: bytes, source: str) -> list[str]:

@@ -1,32 +1,163 @@
-"""Splitting of raw text into words, and word positions in joined text."""
+"""Words of raw text, cut as a training corpus cuts them, and word positions in joined text."""
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from .characters import is_mark
 
-def split_words(text: str) -> tuple[tuple[int, int], ...]:
+Characters = tuple[int, int]
+"""Start and end character."""
+APOSTROPHES = "'\u2019"
+# These stand between words or in numbers; only between digits do they show how words are cut.
+SENTENCE_PUNCTUATION = ".,:;!?"
+# A character is a word of its own if it was so three times or more, and one time in twenty inside a word at most.
+MIN_COUNT, MAX_INSIDE = 3, 0.05
+MAX_WHOLE = 500
+
+
+@dataclass(frozen=True)
+class WordCuts:
+    """Where raw text is cut inside of what stands between blanks, besides at the punctuation on its ends."""
+
+    apart: str = ""
+    """Characters that are words of their own wherever they stand."""
+    joined: str = ""
+    """Characters that are not, although `others_apart`."""
+    others_apart: bool = False
+    """Whether all other punctuation and symbols are words of their own."""
+    has_clitics: bool = False
+    """Whether an apostrophe between letters begins a word: the patient, 's."""
+    whole: tuple[str, ...] = ()
+    """Words with punctuation on their ends, such as U.S. and etc., that are not cut."""
+
+    @classmethod
+    def from_document(cls, values: Mapping[str, Any]) -> "WordCuts":
+        """Read what `to_document` returned; without fields text is cut at blanks and punctuation on the ends only."""
+        return cls(**{**values, "whole": tuple(values.get("whole", ()))})
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self) | {"whole": list(self.whole)}
+
+    def is_apart(self, letter: str) -> bool:
+        """Return whether a character is a word of its own inside a word, too."""
+        return letter in self.apart or (self.others_apart and letter not in self.joined and _is_punctuation(letter))
+
+
+def learn_cuts(sentences: Iterable[Sequence[str]]) -> WordCuts:
+    """Learn from the words of a corpus how it cuts text: compare punctuation inside words and as words of its own."""
+    inside: Counter[str] = Counter()
+    alone: Counter[str] = Counter()
+    clitics, num_words = 0, Counter[str]()
+    for words in sentences:
+        num_words.update(words)
+        for number, word in enumerate(words):
+            if word.isalnum():
+                continue
+            before, after = (words[number - 1] if number else ""), "".join(words[number + 1 : number + 2])
+            if len(word) == 1 and _joins(before[-1:], word, after[:1]):
+                alone[word] += 1
+            inside.update(b for a, b, c in zip(word, word[1:], word[2:], strict=False) if _joins(a, b, c))
+            clitics += word[0] in APOSTROPHES and word[1:].isalpha() and before[-1:].isalpha()
+    seen = {*alone, *inside}
+    apart = {c for c in seen if alone[c] >= MIN_COUNT and inside[c] <= MAX_INSIDE * alone[c]}
+    joiners = sum(count for c, count in alone.items() if c not in SENTENCE_PUNCTUATION and c in apart)
+    others_apart = joiners >= MIN_COUNT and inside.total() <= MAX_INSIDE * joiners
+    joined = {c for c in seen - apart if inside[c]}
+    apostrophes = sum(inside[c] for c in APOSTROPHES)
+    # Words such as U.S. and Dr., unless they are more often without their end: "I."
+    whole = tuple(
+        word
+        for word, count in num_words.most_common()
+        if count > 1 and word[:1].isalpha() and _is_split_off(word[-1]) and count > num_words[word[:-1]]
+    )[:MAX_WHOLE]
+    return WordCuts(
+        "".join(sorted(apart)), "".join(sorted(joined)), others_apart, clitics > max(apostrophes, MIN_COUNT - 1), whole
+    )
+
+
+def _joins(before: str, letter: str, after: str) -> bool:
+    """Return whether punctuation stands between two letters or digits, sentence punctuation between digits."""
+    if not (_is_punctuation(letter) and before.isalnum() and after.isalnum()):
+        return False
+    return letter not in SENTENCE_PUNCTUATION or (before.isdecimal() and after.isdecimal())
+
+
+def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...]:
     """Split raw text into words, as [start, end) characters.
 
-    Splits at white space, and around punctuation at both ends of a run without it, not inside: p53, IL-2.
+    Splits at white space, around punctuation at both ends of a run without it, and where `cuts` say: p53, IL-2. A word
+    has the marks that follow its characters.
     """
-    words: list[tuple[int, int]] = []
+    words: list[Characters] = []
     for match in re.finditer(r"\S+", text):
-        start, end = match.span()
-        first, last = start, end
-        while first < last and unicodedata.category(text[first]).startswith("P"):
-            first += 1
-        while last > first and unicodedata.category(text[last - 1]).startswith("P"):
-            last -= 1
-        words += [(index, index + 1) for index in range(start, first)]
-        words += [(first, last)] * (first < last)
-        words += [(index, index + 1) for index in range(max(last, first), end)]
+        if match[0].isalnum():
+            words.append(match.span())
+        else:
+            words += _split_run(text, *match.span(), cuts)
     return tuple(words)
 
 
-def joined_words(words: Sequence[str]) -> tuple[tuple[int, int], ...]:
+def _split_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:
+    """Split a run without blanks: its characters that are apart, and what is between them less punctuation on ends."""
+    if text[start:end] in cuts.whole:
+        yield start, end
+        return
+    units = _units(text, start, end)
+    first = 0
+    for number, unit in enumerate([*units, None]):
+        if unit is None or cuts.is_apart(_base(text, unit)):
+            yield from _strip(text, units[first:number], cuts)
+            first = number + 1
+            if unit is not None:
+                yield unit
+
+
+def _strip(text: str, units: Sequence[Characters], cuts: WordCuts) -> Iterator[Characters]:
+    """Split punctuation off both ends, and a clitic off what is left."""
+    first, last = 0, len(units)
+    while first < last and _is_split_off(_base(text, units[first])):
+        first += 1
+    while last > first and _is_split_off(_base(text, units[last - 1])):
+        if text[units[first][0] : units[last - 1][1]] in cuts.whole:
+            break
+        last -= 1
+    yield from units[:first]
+    if first < last:
+        start, end = units[first][0], units[last - 1][1]
+        clitic = re.search(rf"(?<=\w)[{APOSTROPHES}](?=[^\W\d_]+$)", text[start:end]) if cuts.has_clitics else None
+        if clitic is not None:
+            yield start, start + clitic.start()
+            start += clitic.start()
+        yield start, end
+    yield from units[max(last, first) :]
+
+
+def _units(text: str, start: int, end: int) -> list[Characters]:
+    """Split [start, end) into characters with the marks that follow; marks at the start belong to the first."""
+    starts = [place for place in range(start, end) if not is_mark(text[place])] or [start]
+    return list(zip([start, *starts[1:]], [*starts[1:], end], strict=True))
+
+
+def _base(text: str, unit: Characters) -> str:
+    return next((letter for letter in text[slice(*unit)] if not is_mark(letter)), text[unit[0]])
+
+
+def _is_punctuation(letter: str) -> bool:
+    return unicodedata.category(letter)[0] in "PS"
+
+
+def _is_split_off(letter: str) -> bool:
+    return unicodedata.category(letter)[0] == "P"
+
+
+def joined_words(words: Sequence[str]) -> tuple[Characters, ...]:
     """Locate words in their text joined by blanks, as [start, end) characters."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     return tuple((int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True))

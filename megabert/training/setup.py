@@ -109,6 +109,7 @@ def set_up(
     mode = checkpoints.mode or ("min" if "loss" in monitor else "max")
     about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
     about |= {"device": execution.device_name, "precision": execution.precision}
+    about |= {"labels": training_data.labels.counts}
     documents = model_documents(task, model, tokenizer) | {"run": about}
     precision, is_static = execution.precision, execution.has_static_batches
     sharding = parallelize(model, world, settings.parallel, precision=precision, is_compiled=execution.is_compiled)
@@ -138,6 +139,8 @@ def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
         f"{setup.train_sampler.num_tokens:,} tokens), validating on {len(validation.examples)}: "
         f"{setup.intervals.total_steps} steps on {_describe(setup.world)}, precision {setup.execution.precision}."
     )
+    for line in data.labels.lines():
+        log(line)
     log(f"Run folder: {setup.folder}")
 
 

@@ -39,6 +39,27 @@ def test_marks_and_capitals_of_the_text_are_kept():
     assert restore(text, words, marks, cases) == 'NATO, Said: "Hello!" And, Left.'
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("it was 100%", "it was 100%."),
+        ("in C++ and f(x) too", "in C++. and f(x). too."),
+        ("about 5 µg/ml (rising) now", "about 5. µg/ml. (rising). now."),
+        ('he said "well" and left', 'he said "well." and left.'),
+        ("it rose 100%; then", "it rose 100%; then."),
+        ("peace--war", "peace.--war."),
+    ],
+)
+def test_marks_follow_symbols_and_brackets(text, expected):
+    words = find_words(text, ".,?")
+    chosen = [text[word.start : word.end] in expected_words(expected) for word in words]
+    assert restore(text, words, ["." if has_mark else "O" for has_mark in chosen], ["O"] * len(words)) == expected
+
+
+def expected_words(expected):
+    return [expected[word.start : word.end] for word in find_words(expected, ".") if word.mark == "."]
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80))
 def test_no_character_of_a_text_is_lost(text):

@@ -243,7 +243,8 @@ def test_labels_without_training_examples_are_scored_as_errors(name, tmp_path, v
     ],
 )
 def test_predictions_that_cannot_be_scored_are_reported_with_their_location(name, gold, content, message, tmp_path):
-    (tmp_path / "gold.tsv").write_text(gold)
+    file = tmp_path / ("gold.conll" if name == "token_classification" else "gold.tsv")
+    file.write_text(gold)
     (tmp_path / "found.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
-        registry.find(name).score_files(tmp_path / "gold.tsv", tmp_path / "found.jsonl")
+        registry.find(name).score_files(file, tmp_path / "found.jsonl")

@@ -11,7 +11,6 @@ from megabert.metrics import classification, tagging
 from megabert.tasks.iob_tags import best_valid_tags
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
 from megabert.tokenizers.wordpiece import Tokenizer
-from megabert.tokenizers.words import split_words
 from tests.conftest import WORDS
 
 TOKENIZER = Tokenizer(WORDS, lower_case=True)
@@ -63,20 +62,6 @@ def test_nemo_s_two_files(tmp_path):
     write(tmp_path / "labels_dev.txt", "B-PER O O O\n")
     with pytest.raises(InputError, match="has 2 lines"):
         tagger.read_files(tagger.files(tagger.settings.model.test_ds))
-
-
-def test_words_of_raw_text_keep_inner_punctuation():
-    text = "The (p53)  and IL-2, «été»!"
-    assert [text[start:end] for start, end in split_words(text)] == [
-        "The", "(", "p53", ")", "and", "IL-2", ",", "«", "été", "»", "!"]  # fmt: skip
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(max_size=60))
-def test_words_of_raw_text_have_all_characters_but_blanks(text):
-    words = split_words(text)
-    assert "".join(text[start:end] for start, end in words) == "".join(text.split())
-    assert all(a[1] <= b[0] for a, b in itertools.pairwise(words))
 
 
 @settings(max_examples=50, deadline=None)

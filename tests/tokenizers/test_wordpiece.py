@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.errors import CheckpointError
+from megabert.errors import CheckpointError, InputError
 from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS
 
@@ -19,6 +19,37 @@ def test_offsets_count_characters_of_the_original_string():
     text = "Naïve β\u00a0cells"
     (encoded,) = tokenizer.encode([text])
     assert [text[start:end] for start, end in encoded.offsets] == ["Naïve", "β", "cell", "s"]
+
+
+def test_a_token_ends_behind_the_marks_that_follow():
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, "cafe", "##s", "a", "b"])
+    tokens = ["cafe\u0301", "cafe\u0301", "s", "a\u200b", "b\ufe0f\u20e3"]
+    text = "{} {}{} {} {}".format(*tokens)
+    (encoded,) = tokenizer.encode([text])
+    assert [text[start:end] for start, end in encoded.offsets] == [
+        "cafe\u0301",
+        "cafe\u0301",
+        "s",
+        "a\u200b",
+        "b\ufe0f\u20e3",
+    ]
+    kept = Tokenizer([*SPECIAL_TOKENS, "E", "##\u0301"])  # not lower-cased: the mark is a token
+    assert kept.encode(["E\u0301"])[0].offsets.tolist() == [[0, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_ids", "encode_words"])
+def test_a_string_instead_of_a_list_is_refused(method):
+    with pytest.raises(TypeError, match="'Aspirin' is given where a list of"):
+        getattr(Tokenizer(WORDS), method)("Aspirin")
+    with pytest.raises(TypeError, match="where a list of lists of words"):
+        Tokenizer(WORDS).encode_words(["Aspirin"])
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_ids", "encode_words"])
+def test_half_of_a_character_is_refused(method):
+    inputs = [["a \ud83d b"]] if method == "encode_words" else ["ok", "a \ud83d b"]
+    with pytest.raises(InputError, match=r"lone surrogate at character 2 of 'a \\\\ud83d b'"):
+        getattr(Tokenizer(WORDS), method)(inputs)
 
 
 def test_case_is_inferred_from_the_vocabulary():

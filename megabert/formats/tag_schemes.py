@@ -1,0 +1,97 @@
+"""Tagging schemes: recognize IOB1, IOB2, IOBES, BILOU, BMES and their spellings, and convert tags to IOB2."""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..metrics import tagging
+
+# The letters of all schemes as those of IOBES: last and unit of BILOU, middle of BMES, whole of BMEWO.
+LETTERS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I", "W": "S"}
+
+
+@dataclass(frozen=True)
+class TagScheme:
+    """A spelling of tags; `pattern` has the groups `letter` and `type`."""
+
+    name: str
+    pattern: re.Pattern[str]
+    opens: re.Pattern[str]
+    """One of the tags must match it, so that labels such as e-mail are not read as tags."""
+
+    def is_tag(self, tag: str) -> bool:
+        """Return whether a tag is spelled so; the outside tag is not."""
+        return self.pattern.fullmatch(tag) is not None
+
+    def standard(self, tag: str) -> str:
+        """Convert a tag to IOBES with the letter first; a tag without a type has the type _."""
+        match = self.pattern.fullmatch(tag)
+        return tag if match is None else f"{LETTERS[match['letter'].upper()]}-{match['type'] or '_'}"
+
+
+PREFIX = TagScheme("prefix", re.compile(r"(?P<letter>[BIESLUMW])(-(?P<type>.+))?"), re.compile(r"[BI]|[BISU]-.+"))
+SCHEMES = (
+    PREFIX,
+    TagScheme("prefix in lower case", re.compile(r"(?P<letter>[bieslumw])-(?P<type>.+)"), re.compile("[bi]-.+")),
+    TagScheme("suffix", re.compile(r"(?P<type>.+)-(?P<letter>[BIESLUMW])"), re.compile(".+-[BI]")),
+)
+
+
+def find_scheme(tags: Iterable[str], outside: str) -> TagScheme | None:
+    """Find the scheme that all tags have but the outside one; also where some begin with B- or I-. None: no scheme."""
+    inside = set(tags) - {outside}
+    for scheme in SCHEMES:
+        names = inside - {"o"} if scheme.name == "prefix in lower case" else inside
+        if names and all(map(scheme.is_tag, names)) and any(map(scheme.opens.fullmatch, names)):
+            return scheme
+    return PREFIX if any(map(is_entity_tag, inside)) else None
+
+
+def is_entity_tag(tag: str) -> bool:
+    """Return whether a tag is an IOB2 tag other than the outside one."""
+    return tag[:2] in ("B-", "I-")
+
+
+def standard_tags(tags: Sequence[str], scheme: TagScheme | None, outside: str, location: str) -> tuple[str, ...]:
+    """Convert tags to IOBES; raises InputError for one of another kind. Without a scheme they stay as they are."""
+    if scheme is None:
+        return tuple(tags)
+    is_lower = scheme.name == "prefix in lower case"
+    for tag in tags:
+        if tag != outside and not scheme.is_tag(tag) and not (is_lower and tag == "o"):
+            raise InputError(
+                f"{location}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE. If it stands for "
+                f"words outside, set model.dataset.pad_label={tag}."
+            )
+    return tuple(scheme.standard(tag) if scheme.is_tag(tag) and tag != outside else outside for tag in tags)
+
+
+def to_iob2(tags: Sequence[str], scheme: TagScheme | None, outside: str, location: str) -> tuple[str, ...]:
+    """Convert tags to IOB2, as `standard_tags` does."""
+    if scheme is None:
+        return tuple(tags)
+    converted = [outside] * len(tags)
+    for kind, start, end in tagging.entities(standard_tags(tags, scheme, outside, location)):
+        converted[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+    return tuple(converted)
+
+
+def single_word_tags(tags: Sequence[str], outside: str) -> tuple[str, ...]:
+    """Convert tags without prefixes so that each word with one is an entity, as conlleval's option -r does."""
+    return tuple(tag if tag == outside else f"B-{tag}" for tag in tags)
+
+
+def add_prefixes(tags: Sequence[str], outside: str) -> tuple[str, ...]:
+    """Convert slots without B- and I- to IOB2: equal neighbours are one slot."""
+    before = [outside, *tags[:-1]]
+    return tuple(
+        tag if tag == outside else f"{'I' if tag == last else 'B'}-{tag}"
+        for tag, last in zip(tags, before, strict=True)
+    )
+
+
+def has_entities(labels: Collection[str], outside: str) -> bool:
+    """Return whether labels mark entities of several words; if not, each word with a label stands for itself."""
+    inside = set(labels) - {outside}
+    return not inside or any(map(is_entity_tag, inside))
