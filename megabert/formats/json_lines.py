@@ -1,7 +1,9 @@
 """JSON lines: one object a line, in UTF-8. Recognized by its suffix: .jsonl, .json or .ndjson."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .rows import Row
@@ -14,6 +16,12 @@ def read_json_lines(path: Path) -> list[Row]:
     """Read a row from each line; empty lines are left out."""
     lines = enumerate(read_lines(path), start=1)
     return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+
+
+def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format objects as lines of JSON."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode("utf-8", "backslashreplace").decode()  # only half a surrogate pair has no UTF-8: \\ud800
 
 
 def json_row(line: str, location: str) -> Row:

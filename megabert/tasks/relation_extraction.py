@@ -1,8 +1,8 @@
 """Relation extraction: which relation, if any, holds between two marked entities of a text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from ..config.schema import Settings, choice
 from ..errors import InputError
@@ -16,6 +16,9 @@ from .sequence_classification import (
     SequenceClassifierModel,
     SequenceSettings,
 )
+
+# The field of an example with entities by position for its text without marks.
+UNMARKED = "unmarked"
 
 
 @dataclass
@@ -72,12 +75,17 @@ class RelationExtraction(SequenceClassificationTask):
 
     settings_type = RelationExtractionSettings
     main_score = "f1"
+    input_fields: ClassVar[Mapping[str, type]] = {
+        **SequenceClassificationTask.input_fields,
+        **dict.fromkeys(("head", "tail", "head_type", "tail_type"), str),
+    }
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""
         if "head" in row.values or "tail" in row.values:
-            marked = self._marked(row.string("text"), row.get("head"), row.get("tail"), row.location)
-            row = Row(row.values | {"text": marked}, row.location)
+            text = row.string("text")
+            marked = self._marked(text, row.get("head"), row.get("tail"), row.location)
+            row = Row(row.values | {"text": marked, UNMARKED: text}, row.location)
         return super().example_of(row, number)
 
     def example(self, **fields: Any) -> Example:
@@ -86,11 +94,18 @@ class RelationExtraction(SequenceClassificationTask):
         These are words that occur in the text once, with head_type and tail_type, or objects as in JSON lines.
         """
         given = {name: fields.pop(name, None) for name in ("head", "tail", "head_type", "tail_type")}
-        if given["head"] is not None or given["tail"] is not None:
-            text = str(fields.get("text") or "")
-            head, tail = (_locate(text, given[name], given[f"{name}_type"], name) for name in ("head", "tail"))
-            fields["text"] = self._marked(text, head, tail, "the text")
-        return super().example(**fields)
+        if given["head"] is None and given["tail"] is None:
+            return super().example(**fields)
+        text = str(fields.get("text") or "")
+        head, tail = (_locate(text, given[name], given[f"{name}_type"], name) for name in ("head", "tail"))
+        fields["text"] = self._marked(text, head, tail, "the text")
+        return replace(super().example(**fields), given={UNMARKED: text, "head": head, "tail": tail})
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return the text and its entities as they were given, and the marked text."""
+        row = super().to_row(example, prediction)
+        text = row.pop(UNMARKED, None)
+        return row if text is None else row | {"text": text, "marked": row["text"]}
 
     def _marked(self, text: str, head: Any, tail: Any, location: str) -> str:
         entities = (_entity(head, text, "head", location), _entity(tail, text, "tail", location))
