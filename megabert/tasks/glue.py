@@ -247,9 +247,7 @@ class Glue(SequenceClassificationTask):
                 return task
         raise InputError(f"{gold} has the columns of no task of GLUE. Give a file with labels as GLUE distributes it.")
 
-    def write_predictions(
-        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, str]:
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return the files of a submission, such as CoLA.tsv."""
         files: dict[str, list[str]] = {}
         for example, prediction in zip(examples, predictions, strict=True):

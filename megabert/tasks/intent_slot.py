@@ -302,6 +302,18 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         slots = [vars(slot) for slot in prediction.slots]
         return values | {"slots": slots, "tags": list(prediction.tags), "probabilities": prediction.probabilities}
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return an utterance's intents, slots and tags, as far as they are known."""
+        gold: dict[str, Any] = {}
+        if example.intents is not None:
+            gold["intents"] = list(example.intents)
+            if not self.dataset.multi_label:
+                gold["intent"] = example.intents[0]
+        if example.tags is not None:
+            slots = find_spans(example.text, example.words, example.tags, np.ones(len(example.tags)))
+            gold |= {"slots": [vars(slot) for slot in slots], "tags": list(example.tags)}
+        return gold
+
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the intents of an utterance and the tags of its words."""
         tags = require_word_labels(example, row, row.strings("tags"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -164,6 +164,7 @@ class PretrainingTask(Task[Example, Prediction]):
     """Self-supervised training on corpora; subclasses define what of a sequence is predicted."""
 
     main_score = "lm_loss"
+    input_fields: ClassVar[Mapping[str, type]] = {"text": str}
     caches_features: ClassVar[bool] = False
 
     @abstractmethod
@@ -212,7 +213,10 @@ class PretrainingTask(Task[Example, Prediction]):
             return Corpora([DocumentRange(tokens, 0, tokens.num_documents, str(_prefix(path)))], None, -1)
         if data_suffix(path) == ".jsonl":
             rows = enumerate(read_json_lines(path), start=1)
-            return [Example(str(row.values.get("id", number)), row.string("text")) for number, row in rows]
+            return [
+                Example(str(row.values.get("id", number)), row.string("text"), given=row.others("id", "text"))
+                for number, row in rows
+            ]
         documents = (text for file in corpus_files([path]) for text in read_documents(file))
         examples = [Example(str(number), text) for number, text in enumerate(documents, start=1)]
         if not examples:
@@ -242,6 +246,12 @@ class PretrainingTask(Task[Example, Prediction]):
         if not len(features):
             raise InputError("the documents are too short: no token of them can be predicted.")
         return features
+
+    def to_rows(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Iterable[dict[str, Any]]:
+        """Convert the sums of each document, or of each sequence of corpora, which have no text."""
+        if isinstance(examples, Corpora):
+            return map(self.to_json, predictions)
+        return super().to_rows(examples, predictions)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the losses of the predicted tokens; a sentence-order loss has the weight of all of its sequence's."""

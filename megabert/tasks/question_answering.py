@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,14 @@ from ..config.schema import ModelSettings, OptimizerSettings, ScheduleSettings, 
 from ..data.packing import Batch, Features
 from ..data.windows import max_context_masks, window_spans
 from ..errors import ConfigError, InputError
+from ..formats.json_lines import read_json_lines
 from ..formats.squad import Answer, Example, read_squad
 from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Encoded, Tokenizer
 from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span, word_edges
 from .head_settings import head_options
-from .task import Logits, Task
+from .task import Logits, Task, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +123,7 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     settings_type = QuestionAnsweringSettings
     main_score = "f1"
+    input_fields: ClassVar[Mapping[str, type]] = {"question": str, "context": str}
 
     def __init__(self, settings: QuestionAnsweringSettings) -> None:
         self.dataset = settings.model.dataset
@@ -145,12 +147,8 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `question` and `context`."""
-        unexpected = sorted(set(fields) - {"question", "context", "id"})
-        missing = [name for name in ("question", "context") if not str(fields.get(name) or "").strip()]
-        if unexpected or missing:
-            problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
-            raise InputError(f"{'; '.join(problems)}. Give question=... and context=....")
-        return Example(str(fields.get("id", "question")), str(fields["question"]), str(fields["context"]), None)
+        question, context = require_texts(fields, "question", "context")
+        return Example(str(fields.get("id", "question")), question, context, None)
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Cut each example into windows."""
@@ -266,14 +264,24 @@ class QuestionAnswering(Task[Example, Prediction]):
         n_best = [vars(candidate) for candidate in prediction.n_best[:NUM_SHOWN]]
         return {name: values[name] for name in names} | {"n_best": n_best}
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return the answers."""
+        return {} if example.answers is None else {"answers": [vars(answer) for answer in example.answers]}
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return also the context."""
+        row = super().to_row(example, prediction)
+        return {"id": row["id"], "question": row["question"], "context": example.context} | row
+
     @classmethod
     def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
-        """Score a file {id: answer}, the official scripts' format; the gold file determines the version."""
+        """Score a file {id: answer}, the official scripts' format, or rows as `megabert predict` writes them.
+
+        The gold file determines the version.
+        """
         return _official_scores(read_squad(gold), _read_predictions(predictions))[0]
 
-    def write_predictions(
-        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, str]:
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return predictions.json (the official scripts' format), nbest.json and, for 2.0, null_odds.json."""
         files: dict[str, Any] = {
             "predictions.json": {item.id: item.text for item in predictions},
@@ -301,9 +309,11 @@ def _gold_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
 
 
 def _read_predictions(path: Path) -> dict[str, str]:
+    if path.suffix == ".jsonl":
+        return {str(row.get("id")): str(row.get("answer")) for row in read_json_lines(path)}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
         raise InputError(f'{path} is not a file of predictions: expected {{"question id": "answer", ...}}.')

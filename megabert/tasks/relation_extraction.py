@@ -3,8 +3,8 @@
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from ..config.schema import Settings, choice
 from ..data.packing import Features
@@ -21,6 +21,8 @@ from .sequence_classification import (
     SequenceSettings,
 )
 
+# The field of an example with entities by position for its text without marks.
+UNMARKED = "unmarked"
 # How texts mark entities.
 MARKS = {
     "@TYPE$": re.compile(r"@[^\s@$]+\$"),
@@ -90,6 +92,10 @@ class RelationExtraction(SequenceClassificationTask):
     settings_type = RelationExtractionSettings
     main_score = "f1"
     state_names = (*SequenceClassificationTask.state_names, "marks")
+    input_fields: ClassVar[Mapping[str, type]] = {
+        **SequenceClassificationTask.input_fields,
+        **dict.fromkeys(("head", "tail", "head_type", "tail_type"), str),
+    }
 
     def __init__(self, settings: RelationExtractionSettings) -> None:
         super().__init__(settings)
@@ -133,8 +139,9 @@ class RelationExtraction(SequenceClassificationTask):
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""
         if "head" in row.values or "tail" in row.values:
-            marked = self._marked(row.string("text"), row.get("head"), row.get("tail"), row.location)
-            row = Row(row.values | {"text": marked}, row.location)
+            text = row.string("text")
+            marked = self._marked(text, row.get("head"), row.get("tail"), row.location)
+            row = Row(row.values | {"text": marked, UNMARKED: text}, row.location)
         return super().example_of(row, number)
 
     def example(self, **fields: Any) -> Example:
@@ -143,11 +150,18 @@ class RelationExtraction(SequenceClassificationTask):
         These are words that occur in the text once, with head_type and tail_type, or objects as in JSON lines.
         """
         given = {name: fields.pop(name, None) for name in ("head", "tail", "head_type", "tail_type")}
-        if given["head"] is not None or given["tail"] is not None:
-            text = str(fields.get("text") or "")
-            head, tail = (_locate(text, given[name], given[f"{name}_type"], name) for name in ("head", "tail"))
-            fields["text"] = self._marked(text, head, tail, "the text")
-        return super().example(**fields)
+        if given["head"] is None and given["tail"] is None:
+            return super().example(**fields)
+        text = str(fields.get("text") or "")
+        head, tail = (_locate(text, given[name], given[f"{name}_type"], name) for name in ("head", "tail"))
+        fields["text"] = self._marked(text, head, tail, "the text")
+        return replace(super().example(**fields), given={UNMARKED: text, "head": head, "tail": tail})
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return the text and its entities as they were given, and the marked text."""
+        row = super().to_row(example, prediction)
+        text = row.pop(UNMARKED, None)
+        return row if text is None else row | {"text": text, "marked": row["text"]}
 
     def _marked(self, text: str, head: Any, tail: Any, location: str) -> str:
         entities = (_entity(head, text, "head", location), _entity(tail, text, "tail", location))
@@ -200,7 +214,7 @@ def _check_text(entity: Mapping[str, Any], text: str, name: str, location: str) 
         "UTF-16 code units": text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode(
             "utf-16-le", "replace"
         ),
-        "bytes": text.encode(errors="surrogatepass")[start:end].decode(errors="replace"),
+        "bytes": text.encode()[start:end].decode(errors="replace"),
         "an end that is the last character": text[start : end + 1],
     }
     hint = next((f" The positions count {unit}." for unit, part in counted.items() if part == words), "")

@@ -34,7 +34,7 @@ from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .head_settings import OutputHeadSettings, head_options
 from .labels import LabelKind, LabelledTask, class_probabilities, label_indices, multi_hot, require_labels
-from .task import Logits, require_text
+from .task import Logits, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,8 @@ class Example:
     pair: str | None
     labels: tuple[str, ...] | None
     location: str
+    given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """Other fields of the data, which rows of predictions repeat."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     main_score = "accuracy"
     state_names: ClassVar[tuple[str, ...]] = ("labels", "weights", "problem")
+    input_fields: ClassVar[Mapping[str, type]] = {"text": str, "text_b": str}
 
     def __init__(self, settings: Any, problem: str = "single_label") -> None:
         self.dataset = settings.model.dataset
@@ -141,9 +144,10 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         text, pair = _column(row, TEXT_COLUMNS), _column(row, PAIR_COLUMNS)
         if text is None or not text.strip():
             raise InputError(f"{row.location}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
-        name = next((name for name in LABEL_COLUMNS if name in row.values), None)
+        name = _first(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
-        return Example(str(row.values.get("id", number)), text, pair, labels, row.location)
+        given = row.others("id", name, *(_first(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
+        return Example(str(row.values.get("id", number)), text, pair, labels, row.location, given=given)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
         """Convert a label, labels or number from a file; raises InputError if it is none."""
@@ -163,8 +167,9 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `text` and, for pairs, `text_b`."""
-        text, pair = require_text(fields, "text_b"), fields.get("text_b")
-        return Example(str(fields.get("id", "text")), text, pair and str(pair), None, "the text")
+        names = ("text", "text_b") if fields.get("text_b") else ("text",)
+        text, *pair = require_texts(fields, *names, optional=("text_b",))
+        return Example(str(fields.get("id", "text")), text, pair[0] if pair else None, None, "the text")
 
     def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:
         """Sort labels: numbers by value, words alphabetically."""
@@ -293,6 +298,19 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         probability = prediction.probabilities[label]
         return values | {"label": label, "probability": probability, "probabilities": prediction.probabilities}
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return an example's label, labels or value."""
+        if example.labels is None or (self.is_single and not example.labels):
+            return {}
+        if self.problem == "multi_label":
+            return {"labels": list(example.labels)}
+        return {"value": float(example.labels[0])} if self.is_regression else {"label": example.labels[0]}
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return also the second text of a pair."""
+        row = super().to_row(example, prediction)
+        return row if example.pair is None else {"id": row["id"], "text": row["text"], "text_b": example.pair} | row
+
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the label, labels or value of an example."""
         name = {"regression": "value", "multi_label": "labels"}.get(self.problem, "label")
@@ -318,8 +336,13 @@ def mean_by_example(
     return [np.mean(items, axis=0) for items in windows]
 
 
+def _first(row: Row, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in row.values), None)
+
+
 def _column(row: Row, names: Sequence[str]) -> str | None:
-    value = next((row.values[name] for name in names if name in row.values), None)
+    name = _first(row, names)
+    value = None if name is None else row.values[name]
     if value is not None and not isinstance(value, str):
         raise InputError(f"{row.location}: the text is {value!r}; expected a string.")
     return value

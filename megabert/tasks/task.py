@@ -8,7 +8,7 @@ Importing a task needs no torch: only `head` and `loss` use it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -52,6 +52,9 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     """Whether the features of the training data may be cached; not if they are resampled each epoch."""
     state_names: ClassVar[tuple[str, ...]] = ()
     """The attributes that `state` consists of."""
+    input_fields: ClassVar[Mapping[str, type]] = {}
+    """The fields that `example` takes besides id, each a string (str) or a list; other fields of a JSON object are
+    passed through to its prediction's row. If none are named `example` gets all."""
 
     def __init__(self, settings: Any) -> None:
         """Keep the task's settings, an instance of `settings_type`, and check the sequence length."""
@@ -164,6 +167,25 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         values: dict[str, Any] = asdict(prediction)  # type: ignore[call-overload]
         return values
 
+    def gold(self, example: ExampleType) -> dict[str, Any]:
+        """Return an example's labels under the names of `to_json`; empty where they are unknown."""
+        return {}
+
+    def to_row(self, example: ExampleType, prediction: PredictionType) -> dict[str, Any]:
+        """Convert an example and its prediction to a row of predictions.jsonl: `to_json`, other fields, gold labels."""
+        gold = self.gold(example)
+        return pass_through(self.to_json(prediction) | ({"gold": gold} if gold else {}), getattr(example, "given", {}))
+
+    def to_rows(
+        self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+    ) -> Iterable[dict[str, Any]]:
+        """Convert examples and their predictions to the rows of predictions.jsonl."""
+        return map(self.to_row, examples, predictions)
+
+    def label_sets(self) -> dict[str, list[str]]:
+        """Return the labels that the head can predict, by kind of label."""
+        return {}
+
     def from_json(self, example: ExampleType, row: Row) -> PredictionType:
         """Convert an example's row of a predictions file back to what `score` needs of a prediction."""
         raise NotImplementedError
@@ -196,7 +218,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         return {}
 
     def write_predictions(
-        self, folder: Path, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+        self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
     ) -> Mapping[str, str]:
         """Return predictions in the formats of the task's official scorer: file names to contents."""
         return {}
@@ -230,12 +252,34 @@ def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> li
     return [by_id[name] for name in names]
 
 
+def pass_through(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Add fields of the input to a prediction's row; those that the row has already are its gold labels."""
+    gold = {name: value for name, value in given.items() if name in row and name != "gold"}
+    return {**given, **row, **({"gold": {**gold, **row.get("gold", {})}} if gold else {})}
+
+
 def require_text(fields: Mapping[str, Any], *others: str) -> str:
     """Return the field `text`; raises InputError if it is missing, or for a field that is neither it, id nor others."""
-    unexpected = sorted(set(fields) - {"text", "id", *others})
-    if unexpected:
-        raise InputError(f"unexpected field {', '.join(unexpected)}. Give text=...")
-    text = str(fields.get("text") or "")
-    if not text.strip():
-        raise InputError("text is missing. Give text=...")
-    return text
+    return require_texts(fields, "text", optional=others)[0]
+
+
+def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[str] = ()) -> list[str]:
+    """Return the fields `names`, each a string that is not blank.
+
+    Raises InputError that names what is expected and what is found, also for a field that is none of these, id or
+    `optional`.
+    """
+    unexpected = [name for name in fields if name not in (*names, "id", *optional)]
+    missing = [name for name in names if fields.get(name) is None or fields[name] == ""]
+    problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
+    for name in names:
+        value = fields.get(name)
+        if name not in missing and not isinstance(value, str):
+            problems.append(f"{name} is a {type(value).__name__}; expected a string")
+        elif name not in missing and not str(value).strip():
+            problems.append(f"{name} is blank")
+    if problems:
+        wanted = " and ".join(f"{name}=..." for name in names)
+        more = f" (also possible: {', '.join(optional)})" if optional else ""
+        raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}.")
+    return [str(fields[name]) for name in names]

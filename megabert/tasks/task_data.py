@@ -1,5 +1,6 @@
 """Training and validation data of a task as features; training features come from the content-addressed cache."""
 
+import dataclasses
 import importlib.metadata
 import inspect
 import json
@@ -8,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
@@ -102,7 +101,7 @@ def load_validation_data(task: Task[Any, Any], tokenizer: Tokenizer, settings: D
 
 def _settings_in_key(settings: ModelSettings) -> dict[str, Any]:
     """Return the settings that determine features; the files' content is in the key itself."""
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(settings))
+    tree: Any = dataclasses.asdict(settings)
     for block in ("optim", "language_model", "validation_ds", "test_ds"):
         del tree[block]
     return tree | {"train_ds": {"num_samples": settings.train_ds.num_samples}}

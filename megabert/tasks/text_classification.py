@@ -76,8 +76,9 @@ class TextClassification(SequenceClassificationTask):
     def scorer(cls, gold: Path, rows: Sequence[Row]) -> TextClassification:
         """Infer the problem from the keys of the predictions: value, labels or label."""
         settings = TextClassificationSettings()
-        if rows and "value" in rows[0].values:
+        names = rows[0].values if rows else {"label": ""}
+        if "value" in names and "label" not in names:
             settings.model.dataset.problem = "regression"
-        elif rows and "labels" in rows[0].values:
+        elif "labels" in names and "label" not in names:
             settings.model.dataset.problem = "multi_label"
         return cls(settings)

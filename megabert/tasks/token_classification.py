@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
 from ..errors import InputError
@@ -240,6 +242,13 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             "tags": list(prediction.tags),
         }
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return an example's tags and entities."""
+        if example.tags is None:
+            return {}
+        spans = find_spans(example.text, example.words, example.tags, np.ones(len(example.tags)))
+        return {"entities": [vars(span) for span in spans], "tags": list(example.tags)}
+
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the tags of an example's words."""
         return Prediction(example.id, example.text, require_word_labels(example, row, row.strings("tags")), ())
@@ -252,9 +261,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         sentences = column_sentences(path, read_lines(path), ColumnLayout(tag=-1))
         return standard_rows([Row({"tags": list(item.tags or ())}, item.location) for item in sentences])
 
-    def write_predictions(
-        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, str]:
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return predictions.txt: word, gold tag and predicted tag, the input of conlleval."""
         sentences = []
         for example, prediction in zip(examples, predictions, strict=True):

@@ -84,7 +84,7 @@ def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
     regression = glue.is_regression
     predicted = [*GOLD[name][1:], GOLD[name][0]]
     predictions = [prediction(item, label, regression) for item, label in zip(examples, predicted, strict=True)]
-    ((file, content),) = glue.write_predictions(tmp_path, examples, predictions).items()
+    ((file, content),) = glue.write_predictions(examples, predictions).items()
     assert file == ("MNLI-m.tsv" if name == "mnli" else f"{glue.row.name}.tsv")
     assert content.startswith("index\tprediction\n0\t")
     (tmp_path / file).write_text(content)
@@ -108,7 +108,7 @@ def test_mnli_s_two_files_are_scored_separately(tmp_path):
     ]
     scores = glue.score(examples, predictions)
     assert (scores["accuracy"], scores["dev_mismatched/accuracy"], scores["total"]) == (75, 25, 8)
-    assert set(glue.write_predictions(tmp_path, examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
+    assert set(glue.write_predictions(examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
 def test_files_lie_in_the_data_folder(tmp_path):

@@ -3,12 +3,14 @@ from sklearn.metrics import f1_score
 
 from megabert.config.parser import compose
 from megabert.errors import InputError
+from megabert.formats.rows import Row
 from megabert.tasks.relation_extraction import (
     MarkedEntity,
     RelationExtraction,
     RelationExtractionSettings,
     mark_entities,
 )
+from megabert.tasks.sequence_classification import Prediction
 
 TEXT = "Aspirin inhibits COX-2 well."
 DRUG, GENE = MarkedEntity(0, 7, "chemical"), MarkedEntity(17, 22, "GENE")
@@ -53,3 +55,19 @@ def test_the_published_measure_leaves_pairs_without_a_relation_out(tmp_path):
     expected = f1_score(gold, predicted, labels=["CPR:3", "CPR:4"], average="micro")
     assert scores["f1"] == pytest.approx(100 * expected)
     assert scores["accuracy"] == pytest.approx(40)
+
+
+def test_a_row_of_predictions_has_the_text_and_entities_as_given():
+    own = task()
+    head, tail = {"start": 0, "end": 5, "type": "drug"}, {"start": 18, "end": 23, "type": "gene"}
+    text = "marie was born in paris"
+    row = Row({"text": text, "head": head, "tail": tail, "label": "CPR:3", "pmid": 5}, "x:1")
+    example = own.example_of(row, 1)
+    found = own.to_row(example, Prediction(example.id, example.text, ("false",), {"false": 0.75, "CPR:3": 0.25}))
+    assert found == {
+        "id": "1", "text": text, "head": head, "tail": tail, "marked": "@DRUG$ was born in @GENE$", "pmid": 5,
+        "label": "false", "probability": 0.75, "probabilities": {"false": 0.75, "CPR:3": 0.25},
+        "gold": {"label": "CPR:3"},
+    }  # fmt: skip
+    asked = own.example(text=text, head="marie", tail="paris", tail_type="city")
+    assert asked.given["tail"] == {"start": 18, "end": 23, "type": "city"}
