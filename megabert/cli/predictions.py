@@ -150,8 +150,10 @@ def score(words: Sequence[str]) -> int:
     parser.add_argument("task", help="task name, for example question_answering")
     parser.add_argument("gold", type=Path, help="data file with the gold labels or answers")
     parser.add_argument("predictions", type=Path, help='predictions; for question_answering {"id": "answer", ...}')
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
     arguments = parser.parse_args(list(words))
-    show(to_json(registry.find(arguments.task).score_files(arguments.gold, arguments.predictions)))
+    task = registry.find(arguments.task)
+    show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))
     return 0
 
 

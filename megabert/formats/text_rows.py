@@ -161,7 +161,10 @@ def parse_label(value: Any, location: str) -> str:
         raise InputError(f"{location}: the label is {json.dumps(value)}. Give one, or leave the row out.")
     label = "" if isinstance(value, list | dict) else trimmed(str(value))
     if not label or (isinstance(value, str) and _parse_list(label) is not None):
-        raise InputError(f"{location}: the label is {value!r:.80}; expected one word or number.")
+        raise InputError(
+            f"{location}: the label is {value!r:.80}; expected one word or number (any number of them: "
+            "model.dataset.problem=multi_label)."
+        )
     if label in ("nan", "NaN", "null", "NULL"):
         raise InputError(f"{location}: the label is {label}, a missing value. Leave the row out, or rename the label.")
     return re.sub(r"^(-?\d+)\.0+$", r"\1", label)

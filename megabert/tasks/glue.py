@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.parser import compose
 from ..config.schema import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
 from ..errors import ConfigError, InputError
 from ..formats.json_lines import is_json_lines
@@ -231,19 +232,19 @@ class Glue(SequenceClassificationTask):
         return super().from_json(example, row)
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> Glue:
+    def scorer(cls, gold: Path, rows: Sequence[Row], words: Sequence[str] = ()) -> Glue:
         """Infer the task from the header of a labelled file, and from its labels where headers are alike."""
         header = split_rows(gold)[0][0]
         for name, row in TASKS.items():
             if row.headless and set(row.columns) & set(header):
                 continue  # the file has a header, that of another task
-            task = cls(GlueSettings(model=GlueModel(task_name=name)))
+            task = cls(compose(GlueSettings, [f"model.task_name={name}", *words], owner="glue")[0])
             try:
                 examples = task.read(gold)
             except InputError:
                 continue
             if examples and examples[0].labels is not None:
-                task.labels = list(row.labels)
+                task.labels = list(task.row.labels)
                 return task
         raise InputError(f"{gold} has the columns of no task of GLUE. Give a file with labels as GLUE distributes it.")
 

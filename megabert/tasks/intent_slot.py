@@ -325,8 +325,6 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         return standard_rows(super().read_predictions(path))
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> IntentSlotClassification:
+    def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:
         """Infer multi_label: only where it is false have predictions an `intent`."""
-        settings = cls.settings_type()
-        settings.model.dataset.multi_label = any("intent" not in row.values for row in rows)
-        return cls(settings)
+        return [f"model.dataset.multi_label={any('intent' not in row.values for row in rows)}"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.parser import compose
 from ..config.schema import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
 from ..data.packing import Batch, Features
 from ..data.windows import max_context_masks, window_spans
@@ -274,11 +275,12 @@ class QuestionAnswering(Task[Example, Prediction]):
         return {"id": row["id"], "question": row["question"], "context": example.context} | row
 
     @classmethod
-    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
+    def score_files(cls, gold: Path, predictions: Path, words: Sequence[str] = ()) -> dict[str, Any]:
         """Score a file {id: answer}, the official scripts' format, or rows as `megabert predict` writes them.
 
-        The gold file determines the version.
+        The gold file determines the version; no setting changes the scores.
         """
+        compose(cls.settings_type, words, owner=cls.name())
         return _official_scores(read_squad(gold), _read_predictions(predictions))[0]
 
     def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..config.schema import Settings, choice
@@ -123,6 +124,27 @@ class RelationExtraction(SequenceClassificationTask):
             f"{remedy}model.dataset.negative_label=null if each label is a relation."
         )
 
+    def read(self, path: Path) -> list[Example]:
+        """Read as text classification does; reports positions that cut words, where rows lack their entities' text."""
+        examples = super().read(path)
+        spans = [
+            (example.given[UNMARKED], example.given[name]["start"], example.given[name]["end"], example.location)
+            for example in examples
+            if UNMARKED in example.given
+            for name in ("head", "tail")
+        ]
+        cut = [span for span in spans if any(_is_in_word(span[0], edge) for edge in span[1:3])]
+        if 10 * len(cut) > len(spans):
+            text, start, end, location = cut[0]
+            warnings.warn(
+                f"{location}: {len(cut)} of {len(spans)} entities begin or end inside a word, such as "
+                f"{text[start:end]!r:.60}. Positions are characters from 0, the end exclusive. Give the text of each "
+                "entity, too, so that it is checked.",
+                InputWarning,
+                stacklevel=2,
+            )
+        return examples
+
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize examples; reports texts whose entities are not marked as those of the training data."""
         patterns = [MARKS[name] for name in self.marks]
@@ -222,6 +244,10 @@ def _check_text(entity: Mapping[str, Any], text: str, name: str, location: str) 
         f"{location}: the {name} {words!r:.80} is not at characters {start} to {end}, where {text[start:end]!r:.80} "
         f"is; {where}.{hint} Give characters, the end exclusive."
     )
+
+
+def _is_in_word(text: str, edge: int) -> bool:
+    return 0 < edge < len(text) and text[edge - 1].isalnum() and text[edge].isalnum()
 
 
 def _negative_rank(label: str) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.parser import compose
 from ..config.schema import DataSettings, Settings
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
@@ -196,17 +197,22 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         return read_json_lines(path)
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> Task[ExampleType, PredictionType]:
-        """Make the task that scores predictions; settings on which scores depend are inferred from the files."""
-        return cls(cls.settings_type())
+    def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:
+        """Infer the settings on which scores depend from the rows of predictions."""
+        return []
 
     @classmethod
-    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
+    def scorer(cls, gold: Path, rows: Sequence[Row], words: Sequence[str] = ()) -> Task[ExampleType, PredictionType]:
+        """Make the task that scores predictions, by the settings `words`, such as key=value, else inferred ones."""
+        return cls(compose(cls.settings_type, [*cls.inferred_settings(rows), *words], owner=cls.name())[0])
+
+    @classmethod
+    def score_files(cls, gold: Path, predictions: Path, words: Sequence[str] = ()) -> dict[str, Any]:
         """Score a file of predictions against a data file; rows belong to the examples with the same id."""
         if cls.from_json is Task.from_json:
             raise ConfigError(f"{cls.name()} has no predictions to score. Use `megabert evaluate RUN file={gold}`.")
         rows = cls.read_predictions(predictions)
-        task = cls.scorer(gold, rows)
+        task = cls.scorer(gold, rows, words)
         examples = task.read(gold)
         ordered = rows_by_id(examples, rows, predictions)
         return task.score(examples, [task.from_json(*pair) for pair in zip(examples, ordered, strict=True)])

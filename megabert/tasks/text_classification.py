@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from ..config.schema import Settings, choice
@@ -73,12 +72,10 @@ class TextClassification(SequenceClassificationTask):
         self.main_score = MAIN_SCORES[self.problem]
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> TextClassification:
+    def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:
         """Infer the problem from the keys of the predictions: value, labels or label."""
-        settings = TextClassificationSettings()
         names = rows[0].values if rows else {"label": ""}
-        if "value" in names and "label" not in names:
-            settings.model.dataset.problem = "regression"
-        elif "labels" in names and "label" not in names:
-            settings.model.dataset.problem = "multi_label"
-        return cls(settings)
+        if "label" in names:
+            return []
+        problem = {"value": "regression", "labels": "multi_label"}
+        return [f"model.dataset.problem={problem[name]}" for name in problem if name in names][:1]
