@@ -5,7 +5,7 @@ Format: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [{"id",
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,17 @@ def read_squad(path: Path) -> list[Example]:
     examples = list(_examples(data, path))
     if not examples:
         raise InputError(f"{path} holds no questions.")
+    require_unique_ids(examples, str(path))
+    return examples
+
+
+def require_unique_ids(examples: Sequence[Example], source: str) -> None:
+    """Raise InputError if two questions have the same id, by which answers are scored."""
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
-            raise InputError(f"{path}: two questions have the id {example.id!r}. Make each id unique.")
+            raise InputError(f"{source}: two questions have the id {example.id!r}. Make each id unique.")
         seen.add(example.id)
-    return examples
 
 
 def _examples(data: list[Any], path: Path) -> Iterator[Example]:

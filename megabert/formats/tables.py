@@ -48,27 +48,30 @@ def is_table(path: Path, lines: Sequence[str]) -> bool:
 def table_records(path: Path, lines: Sequence[str], known: Collection[str]) -> list[Record]:
     """Split the lines of a table into rows, by tabs or as CSV; `known` are names that a header may have."""
     if data_suffix(path) == ".csv":
-        return quoted_records(path, lines, max(SEPARATORS, key=lambda item: _fit(path, lines, item, known)))
+        return quoted_records(path, lines, max(SEPARATORS, key=lambda item: _fit(lines, item, known)))
     first = next(line for line in lines if line.strip()).split("\t")
     if len(first) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in map(str.strip, first)):
         return quoted_records(path, lines, "\t")
     return split_lines(path, lines)
 
 
-def _fit(path: Path, lines: Sequence[str], separator: str, known: Collection[str]) -> tuple[bool, int]:
+def _fit(lines: Sequence[str], separator: str, known: Collection[str]) -> tuple[bool, int]:
     """Rate a separator: does it make a header of known names, and how many columns?"""
-    start = next(number for number, line in enumerate(lines) if line.strip())
     try:
-        header = quoted_records(path, lines[start : start + 1], separator)[0][0]
-    except (InputError, IndexError):  # a cell with a line's end
+        header = next(cells for cells in _reader(lines, separator) if any(cells))
+    except (csv.Error, StopIteration):
         return False, 0
     return all(name in known for name in column_names(header)), len(header)
 
 
+def _reader(lines: Sequence[str], separator: str) -> Any:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KB, is less than a long text
+    return csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+
+
 def quoted_records(path: Path, lines: Sequence[str], separator: str) -> list[Record]:
     """Parse rows whose cells may be in quotes, with separators and ends of lines in them; empty rows are left out."""
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KB, is less than a long text
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    reader = _reader(lines, separator)
     records: list[Record] = []
     start = 1
     try:

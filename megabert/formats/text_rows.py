@@ -101,7 +101,7 @@ def _check_unnamed(rows: Sequence[Row]) -> None:
         )
     num_words, num_label_words = (sum(len(item.split()) for item in items) for items in (texts, labels))
     are_unlike = len(rows) > 3 and len(set(labels)) == len(rows) and num_label_words > max(num_words, 2 * len(rows))
-    if len(set(labels)) > len(set(texts)) or are_unlike:
+    if (len(set(labels)) > len(set(texts)) and num_label_words > num_words) or are_unlike:
         raise InputError(
             f"{rows[0].location}: the second column, the label, has {len(set(labels))} different values in {len(rows)} "
             f"rows, the first, the text, {len(set(texts))}. If the label stands first: model.dataset.columns.label=1 "

@@ -12,12 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.parser import compose
-from ..config.schema import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
+from ..config.schema import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    TrainerSettings,
+    choice,
+)
 from ..data.packing import Batch, Features
 from ..data.windows import max_context_masks, window_spans
 from ..errors import ConfigError, InputError
 from ..formats.json_lines import read_json_lines
-from ..formats.squad import Answer, Example, read_squad
+from ..formats.squad import Answer, Example, read_squad, require_unique_ids
 from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Encoded, Tokenizer
@@ -145,6 +153,12 @@ class QuestionAnswering(Task[Example, Prediction]):
     def read(self, path: Path) -> list[Example]:
         """Read SQuAD JSON."""
         return read_squad(path)
+
+    def read_data(self, data: DataSettings) -> Sequence[Example]:
+        """Read the examples of a set of data; their ids are unique across its files."""
+        examples = super().read_data(data)
+        require_unique_ids(examples, ", ".join(self.files(data)))
+        return examples
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `question` and `context`."""
