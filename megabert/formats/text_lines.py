@@ -7,6 +7,8 @@ from ..errors import InputError
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 file; a byte-order mark at the start is dropped. Raises InputError if it is empty."""
+    if path.is_char_device():  # /dev/zero never ends
+        raise InputError(f"{path} is a device. Give the path of a data file, or file=- for standard input.")
     try:
         data = path.read_bytes()
     except OSError as error:
