@@ -74,7 +74,7 @@ def show(text: str, end: str = "\n") -> None:
 
 
 def flush_output() -> None:
-    """Write what `show` has buffered."""
+    """Write what `show` has buffered; raises OSError as it does."""
     if sys.stdout is not None:
         with _naming_stdout():
             sys.stdout.flush()

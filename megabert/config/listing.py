@@ -35,7 +35,7 @@ def list_settings(schema: type) -> Iterator[Setting]:
 def _leaves(block: Any, prefix: str) -> Iterator[Setting]:
     # Values and types come from the instance, not from the annotation: a subclass may override a block or its defaults.
     hints = typing.get_type_hints(type(block))
-    helps = _help_strings(type(block))  # type: ignore[arg-type]  (a class is hashable)
+    helps = _help_strings(type(block))  # type: ignore[arg-type]
     for field in dataclasses.fields(block):
         key, value = f"{prefix}{field.name}", getattr(block, field.name)
         if dataclasses.is_dataclass(value):

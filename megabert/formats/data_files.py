@@ -76,6 +76,8 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
 
     What is no regular file, such as a pipe, may have FREE_SIZE bytes.
     """
+    if path.is_char_device():  # /dev/zero never ends
+        raise InputError(f"{path} is a device. Give the path of a data file, or file=- for standard input.")
     try:
         with path.open("rb") as file:
             start = file.peek(8)

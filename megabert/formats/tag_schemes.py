@@ -60,9 +60,10 @@ def standard_tags(tags: Sequence[str], scheme: TagScheme | None, outside: str, l
     is_lower = scheme.name == "prefix in lower case"
     for tag in tags:
         if tag != outside and not scheme.is_tag(tag) and not (is_lower and tag == "o"):
+            setting = f"\"'{tag}'\"" if tag.lower() in ("null", "true", "false") else tag
             raise InputError(
                 f"{location}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE. If it stands for "
-                f"words outside, set model.dataset.pad_label={tag}."
+                f"words outside, set model.dataset.pad_label={setting}."
             )
     return tuple(scheme.standard(tag) if scheme.is_tag(tag) and tag != outside else outside for tag in tags)
 

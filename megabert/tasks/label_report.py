@@ -8,6 +8,7 @@ from typing import Any
 MAX_SHOWN, MAX_LENGTH = 20, 40
 # So many labels of one or two examples each are texts or identifiers rather than classes.
 MIN_LABELS, MAX_SHARE = 5, 0.5
+MAX_WORDS = 2
 _HEADER = (
     "label labels gold_label class category target sentiment intent slot relation tag tags ner ner_tag ner_tags pos "
     "text sentence word token words tokens"
@@ -48,6 +49,8 @@ def label_warnings(kind: str, counts: Mapping[str, int], outside: str | None, wo
     warnings = []
     if len(labels) >= MIN_LABELS and len(labels) > MAX_SHARE * total:
         warnings.append(f"{len(labels)} different labels ({kind}) for {total} of them. Are they texts or ids?")
+    if sum(len(label.split()) > MAX_WORDS for label in labels) > MAX_SHARE * max(len(labels), 2):
+        warnings.append(f"the labels ({kind}) are texts: {_list(labels)}. Is this the column of labels?")
     if words and sum(label in words for label in labels) > MAX_SHARE * max(len(labels), 2):
         warnings.append(f"the labels ({kind}) are words of the data: {_list(labels)}. Are the columns swapped?")
     if labels and all(map(_is_number, labels)) and (words or any("." in label for label in labels)):
@@ -81,7 +84,7 @@ def _is_number(text: str) -> bool:
 
 
 def _short(label: str) -> str:
-    shown = label if label.isprintable() and label == label.strip() else repr(label)
+    shown = label if label.isprintable() and label == label.strip() and "," not in label[1:] else repr(label)
     return shown if len(shown) <= MAX_LENGTH else f"{shown[:MAX_LENGTH]}..."
 
 

@@ -69,7 +69,10 @@ class LabelledTask(Task[ExampleType, PredictionType]):
 
     def label_report(self, examples: Sequence[ExampleType]) -> LabelReport:
         """Count the labels of each kind, and warn where they look like something else."""
-        counts = {kind.name: dict(count_labels(kind, examples).most_common()) for kind in self.label_kinds}
+        counts = {
+            kind.name: dict(sorted(count_labels(kind, examples).items(), key=lambda item: (-item[1], item[0])))
+            for kind in self.label_kinds
+        }
         warnings = [
             warning for kind in self.label_kinds for warning in self.warnings_about(kind, counts[kind.name], examples)
         ]

@@ -147,8 +147,10 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         for name in ("train_ds", "validation_ds", "test_ds"):
             data: DataSettings = getattr(model, name)
             for file in self.files(data):
-                if not Path(file).is_file():
+                if not Path(file).exists():
                     raise InputError(f"model.{name}: {file} does not exist.")
+                if not Path(file).is_file():  # it is read twice, for its digest, too
+                    raise InputError(f"model.{name}: {file} is a folder, pipe or device. Give a file.")
             if data.batch_size < 1:
                 raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
 

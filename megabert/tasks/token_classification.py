@@ -150,7 +150,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         return self.labelled(column_sentences(path, lines, layout))
 
     def _read_rows(self, rows: Sequence[Row]) -> list[Example]:
-        sentences = [sentence_of(row, row_name(row, number)) for number, row in enumerate(rows, 1) if has_words(row)]
+        rows = [Row(row.values | {"id": row_name(row, number)}, row.location) for number, row in enumerate(rows, 1)]
+        sentences = [sentence_of(row, row.values["id"]) for row in rows if has_words(row)]
         texts = iter(self.unlabelled_rows([row for row in rows if not has_words(row)]))
         tagged = iter(self.labelled(sentences))
         return [next(tagged if has_words(row) else texts) for row in rows]

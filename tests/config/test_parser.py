@@ -192,7 +192,7 @@ def test_all_unknown_keys_are_listed_with_the_nearest_names(tmp_path):
         "4 keys are not settings of question_answering:",
         "  trainer.max_epoch Did you mean trainer.max_epochs?",
         "  zzzzzz",
-        "  model.optim.learning_rate Did you mean model.train_ds.drop_last?",
+        "  model.optim.learning_rate Did you mean model.optim.name?",
         "  model.train_ds.fiel Did you mean model.train_ds.file?",
         "`megabert config question_answering` lists them all.",
     ]

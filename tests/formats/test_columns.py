@@ -86,6 +86,7 @@ def test_conll_u_has_comments_contracted_words_and_empty_nodes():
         (TAGGED * 3 + "ibuprofen\n", ":13: 1 columns where other lines have 2"),
         ("word tag\n" + TAGGED, ":1: the tag 'tag' is neither O"),
         ("acute B-Disease\nafter NONE\n", ":2: the tag 'NONE' .*model.dataset.pad_label=NONE"),
+        ("acute B-Disease\nafter NULL\n", ":2: the tag 'NULL' .*model.dataset.pad_label=\"'NULL'\""),
     ],
 )
 def test_other_layouts_are_refused_with_the_setting_that_reads_them(content, message):
