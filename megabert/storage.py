@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             with _temporary_file(path.resolve() if path.is_symlink() else path) as file:
                 yield file
     except OSError as error:
-        if error.filename is None and not isinstance(error, BrokenPipeError):
+        if not isinstance(error, BrokenPipeError) and (error.filename is None or TEMPORARY in str(error.filename)):
             error.filename = str(path)
         raise
 

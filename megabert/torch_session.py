@@ -46,7 +46,8 @@ class TorchSession:
 
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
-        return replace(self, model=TaskModel(self.model.encoder, MeanHead()), is_static=False)
+        model = TaskModel(self.model.encoder, MeanHead()).train(self.model.training)
+        return replace(self, model=model, is_static=False)
 
     def run(
         self,

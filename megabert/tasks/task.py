@@ -7,6 +7,7 @@ Importing a task needs no torch: only `head` and `loss` use it.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -262,8 +263,9 @@ def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> li
 
 def pass_through(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Add fields of the input to a prediction's row; those that the row has already are its gold labels."""
-    gold = {name: value for name, value in given.items() if name in row and name != "gold"}
-    return {**given, **row, **({"gold": {**gold, **row.get("gold", {})}} if gold else {})}
+    gold = {name: value for name, value in given.items() if name in row and name != "gold"} | row.get("gold", {})
+    others = {name: value for name, value in given.items() if name not in row}
+    return {**row, **others, **({"gold": gold} if gold else {})}
 
 
 def require_text(fields: Mapping[str, Any], *others: str) -> str:
@@ -286,8 +288,10 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
             problems.append(f"{name} is a {type(value).__name__}; expected a string")
         elif name not in missing and not str(value).strip():
             problems.append(f"{name} is blank")
+        elif half := re.search("[\ud800-\udfff]", str(value or "")):
+            problems.append(f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}")
     if problems:
         wanted = " and ".join(f"{name}=..." for name in names)
-        more = f" (also possible: {', '.join(optional)})" if optional else ""
-        raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}.")
+        more = f" (also possible: {', '.join(optional)})." if optional else ""
+        raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}")
     return [str(fields[name]) for name in names]

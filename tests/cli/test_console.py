@@ -83,3 +83,8 @@ def test_a_link_to_a_file_stays_a_link(tmp_path):
 def test_a_full_disk_is_reported_with_the_file_s_name():
     with pytest.raises(OSError, match="/dev/full"):
         atomic_write(Path("/dev/full"), "text")
+
+
+def test_a_missing_folder_is_reported_with_the_file_s_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere/x.jsonl'$"):
+        atomic_write(tmp_path / "nowhere" / "x.jsonl", "text")

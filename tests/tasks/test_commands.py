@@ -51,6 +51,7 @@ def test_standard_input_is_predicted_line_by_line(runs, monkeypatch, capsys):
         (b'{"text": ""}', "standard input:2: text is missing"),
         (b'{"txt": "a"}', "standard input:2: text is missing. Give text=... (also possible: text_b). Found 'txt'."),
         (b'{"text": ["a"]}', "standard input:2: text is a list; expected a string"),
+        (b'{"text": "a \\ud800"}', "standard input:2"),
         (b"a\xff", "standard input:2: not UTF-8"),
     ],
 )
