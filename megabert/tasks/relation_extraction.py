@@ -81,13 +81,14 @@ class RelationExtraction(SequenceClassificationTask):
 
     Data: as those of text classification, with the entities already marked in the text (`id<TAB>sentence<TAB>label`
     with a header, or JSON lines); or JSON lines with the entities' positions: `{"text": "...", "head": {"start": 0,
-    "end": 7, "type": "CHEMICAL"}, "tail": {...}, "label": "CPR:4"}`. Then `model.dataset.entity_marking` is how they
-    are marked: `anonymize` replaces them by `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them,
-    `typed_markers` writes `@ * type * head @` and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one,
-    `@CHEMICAL-GENE$`.
+    "end": 7, "type": "CHEMICAL", "text": "Aspirin"}, "tail": {...}, "label": "CPR:4"}`; the text of an entity is
+    optional, and is checked. Then `model.dataset.entity_marking` is how they are marked: `anonymize` replaces them by
+    `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them, `typed_markers` writes `@ * type * head @`
+    and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one, `@CHEMICAL-GENE$`.
 
-    Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together, the published
-    measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each class.
+    Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together (null: over all
+    labels), the published measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each
+    class. A negative label that is none of the labels is an error.
     """
 
     settings_type = RelationExtractionSettings

@@ -44,15 +44,18 @@ class TextClassification(SequenceClassificationTask):
         megabert predict RUN text="..."
         megabert predict RUN text="..." text_b="..."
 
-    Data: tab-separated `text<TAB>label`; or with a header that names the columns: `text` or `sentence`; `sentence1`
-    and `sentence2` (or `text_a` and `text_b`, `premise` and `hypothesis`) for pairs; `label`; `id`; or JSON lines
-    (*.jsonl) with the same names; or NeMo's lines of words separated by blanks, with an integer label at the end.
-    Labels are words or numbers, learnt from the training data and kept with the run. `model.dataset.problem` is
+    Data: tab-separated `text<TAB>label`, or CSV (*.csv); or with a header that names the columns: `text` or `sentence`;
+    `sentence1` and `sentence2` (or `text_a` and `text_b`, `premise` and `hypothesis`) for pairs; `label`; `id`; or JSON
+    lines (*.jsonl) with the same names; or NeMo's lines of words separated by blanks, with an integer label at the end.
+    Columns of other names: `model.dataset.columns.text=review model.dataset.columns.label=sentiment`; without a header
+    their numbers. Labels are words or numbers, learnt from the training data and kept with the run; 1 and 1.0 are one.
+    Pairs with the label `-` or -1, as in SNLI, have none. `model.dataset.problem` is
     `single_label`, `multi_label` (labels separated by commas, or a JSON list) or `regression` (a number).
 
     A text longer than `max_seq_length` is read in windows that overlap by half; they have the weight of one example
     together, and their probabilities are averaged. Of a pair the longer text is cut; the shorter one is part of each
-    window.
+    window, truncated to half of it. `model.dataset.long_texts=truncate` reads the first tokens only, of a pair the
+    longer text cut first. Truncated examples are counted and reported.
 
     Predictions: the label with its probability and those of all classes; of several labels those of probability 0.5
     and more; of a number its value.
