@@ -56,7 +56,7 @@ class UtteranceSettings(RawTextSettings):
     max_seq_length: int = 64
     """Tokens of an utterance with its special tokens; a longer one is read in overlapping windows."""
     multi_label: bool = False
-    """An utterance has any number of intents, joined by # or commas in the data; false: exactly one."""
+    """An utterance has any number of intents, a list or joined by # or commas; false: exactly one."""
     constrained_decoding: bool = False
     """Predict the most likely valid sequence of slot tags."""
 
@@ -136,9 +136,10 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
 
     Data, by `model.data_dir` and a prefix, or by `file`: a folder with seq.in, seq.out and label (the usual format of
     ATIS and SNIPS); NeMo's PREFIX.tsv and PREFIX_slots.tsv with dict.intents.csv and dict.slots.csv; JSON lines with
-    `tokens`, `tags` and `intent`. In slots without B- and I- equal neighbours are one slot. With
-    `model.dataset.multi_label=true` an utterance has any number of intents, joined by # or commas. Unlike in NeMo 1.x
-    nothing is validated on the test set unless the settings name it.
+    `tokens`, `tags` and `intent` ([data formats](../formats.md#utterances-with-intents-and-slots-intent_slot)). Slots
+    of all tag schemes are converted to IOB2; without one equal neighbours are one slot. With
+    `model.dataset.multi_label=true` an utterance has any number of intents: a list of `intents`, or a string that # or
+    commas join. Unlike in NeMo 1.x nothing is validated on the test set unless the settings name it.
 
     Predictions: the intent with its probability and those of all; each slot with type, probability and characters of
     the original text; the tags of all words.

@@ -110,14 +110,16 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     Data: CoNLL's columns in `file`, a word a line with its tag in the last column (tabs or blanks) and an empty line
     between sentences; or NeMo's two files, `text_file` and `labels_file`, with a sentence and its tags on the same
-    line of each; or JSON lines with `tokens` and `tags`. Tags in IOB1, IOB2 or IOBES are converted to IOB2; tags of
-    another kind are kept as they are. To predict: a *.txt file of raw text, a sentence or paragraph a line, or JSON
-    lines with `text`. `megabert import iob` converts columns to the two files.
+    line of each; or JSON lines with `tokens` and `tags`. To predict: raw text, a sentence or paragraph a line, or JSON
+    lines with `text` or `tokens`. [Data formats](../formats.md#words-with-tags-token_classification) has how a file is
+    recognized. Tags of all schemes (IOB1, IOBES, BILOU, BMES, suffixes) are converted to IOB2; parts of speech and
+    other tags without prefixes are kept, and each word is scored. `megabert import iob` converts columns to the two
+    files.
 
     A word is tagged by the logits of its first token. A sentence longer than `max_seq_length` is read in windows that
     overlap by half; each word is tagged in the window with the most context around it, and none is lost. Raw text is
-    split into words at blanks, and at punctuation on the ends of what stands between: `(p53)` is three words, `IL-2`
-    one.
+    cut into words as those of the training data are, or at `model.dataset.split_at`; punctuation on their ends is cut
+    off: `(p53)` is three words, `IL-2` one, unless the training data separate the hyphen.
 
     Predictions: entities with type, mean probability of their words' tags, and characters of the original text; also
     the text with tags in brackets as NeMo writes it, and the tags of all words. With
