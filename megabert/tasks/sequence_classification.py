@@ -49,11 +49,9 @@ class SequenceSettings:
     max_seq_length: int = 256
     """Tokens of a text or pair with its special tokens."""
     long_texts: str = choice("windows", "windows", "truncate")
-    """windows: read a longer text in overlapping windows, with the shorter text of a pair in each, of which half a
-    window is kept; truncate: keep its first tokens, of a pair cut the longer text first."""
+    """windows: read longer texts in overlapping windows; truncate: keep the first tokens, of a pair cut the longer."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """Names of the data's columns or keys where they are not the usual ones: columns.text, text_b, label and id; of a
-    table without header their numbers, from 1."""
+    """Names of the data's columns text, text_b, label and id, or, without a header, their numbers from 1."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: weight a class in the loss in inverse proportion to its number of examples, where each has one."""
 
