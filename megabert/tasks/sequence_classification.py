@@ -135,7 +135,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def read_data(self, data: DataSettings) -> list[Example]:
         """Read the examples of a set of data, without those that have no gold label."""
-        return [example for example in super().read_data(data) if example.labels or not self.is_single]
+        return [item for item in super().read_data(data) if item.labels != NO_GOLD_LABEL or not self.is_single]
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row of a table or a JSON object."""
