@@ -3,13 +3,13 @@
 The only module that turns the tensors of a checkpoint into parameters: it initializes or loads all weights.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .checkpoints.files.lazy_tensor import Readable
@@ -246,7 +246,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor | Readable], so
 def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the JSON documents of a checkpoint from which `restore` builds the network again."""
     return {
-        "settings": OmegaConf.to_container(OmegaConf.structured(task.settings)),
+        "settings": dataclasses.asdict(task.settings),
         "encoder": model.encoder.config.to_dict(),
         "task": task.state(),
         "tokenizer": tokenizer.to_document(),

@@ -5,6 +5,13 @@ sysexits.h (64 usage, 65 data, 70 internal, 75 temporary failure); 66 stands for
 Any other exception is a bug and keeps its traceback.
 """
 
+import re
+import sys
+from contextlib import suppress
+
+# Characters that move the cursor, change colours or reorder text: a name in a file must not do that to a terminal.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class MegabertError(Exception):
     """Base class of the errors that the command line prints as one message."""
@@ -24,6 +31,10 @@ class InputError(MegabertError):
     """A data file cannot be parsed, or a loss or norm is not finite."""
 
     exit_code = 65
+
+
+class InputWarning(UserWarning):
+    """Data are read, but some of it is left out, truncated or probably not what was meant."""
 
 
 class CheckpointError(MegabertError):
@@ -46,3 +57,25 @@ class PeerLost(MegabertError):  # noqa: N818  (names the event)
     """Another process of a distributed run has exited, so this one cannot continue."""
 
     exit_code = 76
+
+
+def printable(text: str, encoding: str | None = "utf-8") -> str:
+    """Escape control characters as JSON does; escape all but ASCII if `encoding` lacks a character of the text."""
+    text = _CONTROLS.sub(_escape, text)
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = re.sub("[^\x00-\x7f]", _escape, text)
+    return text
+
+
+def _escape(match: re.Match[str]) -> str:
+    units = match.group().encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
+
+
+def print_message(line: str) -> None:
+    """Print a line to stderr. That a disk is full or the stream closed does not end the work: results go elsewhere."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(printable(line, sys.stderr.encoding), file=sys.stderr, flush=True)

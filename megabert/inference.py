@@ -5,15 +5,15 @@ a `Session`, so that this module imports no torch: `torch_session.py` has the on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .data.packing import Features
-from .errors import InputError
+from .data.windows import half_overlapping_spans
+from .errors import ConfigError, InputError
 from .tasks.task import Task
 from .tokenizers.wordpiece import Tokenizer
 
@@ -39,6 +39,9 @@ class Session(Protocol):
     @property
     def needs_targets(self) -> bool:
         """Whether the network computes losses instead of logits, so that features need targets."""
+
+    def without_head(self) -> "Session":
+        """Return the network without its head: the mean of each sequence's last hidden states instead of logits."""
 
     def run(
         self,
@@ -77,9 +80,60 @@ class Predictor:
     batch_size: int = 32
     """Token budget of a batch: this many sequences of the maximum length."""
 
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The labels that the network can predict, by kind, such as {"tag": ["O", "B-Disease", ...]}."""
+        return self.task.label_sets()
+
     def predict(self, **fields: Any) -> Any:
-        """Predict one example given by its fields, for example question=... and context=...."""
-        return self.predict_examples([self.task.example(**fields)])[0]
+        """Predict one example given by its fields, for example question=... and context=....
+
+        Where a field is a list of values (text=["...", "..."]) returns a list with a prediction for each; fields with
+        one value count for all. Raises InputError for lists of different lengths.
+        """
+        lists = {name: value for name, value in fields.items() if self._are_many(name, value)}
+        if not lists:
+            return self.predict_examples([self.task.example(**fields)])[0]
+        lengths = {name: len(value) for name, value in lists.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise InputError(f"lists of different lengths: {shown}. Give as many of each.")
+        examples = []
+        for number in range(next(iter(lengths.values()))):
+            own = {name: value[number] for name, value in lists.items()}
+            examples.append(self.task.example(**{"id": str(number + 1), **fields, **own}))
+        return self.predict_examples(examples)
+
+    def _are_many(self, name: str, value: Any) -> bool:
+        """Whether the value of a field is a list of values, one for each of several examples."""
+        if not isinstance(value, list | tuple):
+            return False
+        is_list = self.task.input_fields.get(name, str) is list
+        return not is_list or (len(value) > 0 and all(isinstance(item, list | tuple) for item in value))
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Compute a vector of each text, the mean of the last hidden states of its tokens: [N, D].
+
+        A text that is too long for one sequence is read in overlapping windows, of which the mean is taken.
+        """
+        tokenizer = self.tokenizer
+        try:
+            first, last = [tokenizer.cls_id], [tokenizer.sep_id]
+        except ConfigError:  # GPT-2's vocabulary has neither
+            first, last = [], []
+        room = self.task.row_length - len(first) - len(last)
+        features = []
+        for number, ids in enumerate(tokenizer.encode_ids(list(texts))):
+            for start, end in half_overlapping_spans(len(ids), room):
+                token_ids = np.concatenate([first, ids[start:end], last]).astype(np.int64)
+                if not len(token_ids):
+                    raise InputError(f"text {number + 1} has no token. Leave it out.")
+                features.append(Features(token_ids, np.zeros_like(token_ids), notes=number))
+        output = replace(self, session=self.session.without_head())._run(features)
+        vectors: list[list[NDArray[np.float32]]] = [[] for _ in texts]
+        for feature, vector in zip(features, output.logits, strict=True):
+            vectors[feature.notes].append(vector)
+        return np.array([np.mean(items, axis=0) for items in vectors], dtype=np.float32)
 
     def predict_examples(self, examples: Sequence[Any], progress: ProgressCallback | None = None) -> list[Any]:
         """Predict many examples; predictions come in the order of the examples."""
@@ -106,10 +160,6 @@ class Predictor:
         output = self._run(features, with_loss=with_loss, progress=progress, should_stop=should_stop)
         predictions = self.task.decode(examples, features, output.logits)
         return Evaluation(self.task.score(examples, predictions), examples, predictions, output.loss)
-
-    def evaluate_file(self, path: Path, progress: ProgressCallback | None = None) -> Evaluation:
-        """Predict and score a data file."""
-        return self.evaluate(self.task.read(path), progress=progress)
 
     def _run(self, features: Sequence[Features], **options: Any) -> SessionOutput:
         max_length, pad_id = self.task.row_length, self.tokenizer.pad_id

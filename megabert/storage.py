@@ -28,9 +28,27 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a temporary file beside `path` to write to; rename it to `path` on success, remove it on an error."""
+    """Yield a temporary file beside `path` to write to; rename it to `path` on success, remove it on an error.
+
+    A device or pipe, such as /dev/stdout, is written to itself: a rename would replace it. Errors name `path`.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file's name.")
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+        else:
+            with _temporary_file(path.resolve() if path.is_symlink() else path) as file:
+                yield file
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and (error.filename is None or TEMPORARY in str(error.filename)):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[IO[bytes]]:
     temporary, file = _open_temporary_file(path)
     with file:
         try:

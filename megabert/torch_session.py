@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .data.prefetch import prefetch
 from .data.sampler import EvaluationBatches, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
-from .model.heads import TaskModel
+from .model.heads import MeanHead, TaskModel
 from .parallel.process_group import SINGLE_PROCESS, World
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -43,6 +43,11 @@ class TorchSession:
     def needs_targets(self) -> bool:
         """Whether the head computes losses from the batch's targets instead of logits."""
         return self.model.head.takes_targets
+
+    def without_head(self) -> "TorchSession":
+        """Return the network without its head, as `Session.without_head` describes."""
+        model = TaskModel(self.model.encoder, MeanHead()).train(self.model.training)
+        return replace(self, model=model, is_static=False)
 
     def run(
         self,

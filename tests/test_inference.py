@@ -6,7 +6,7 @@ import torch
 
 from megabert.build import load_language_model, new_task_model
 from megabert.config.parser import compose
-from megabert.errors import ConfigError
+from megabert.errors import ConfigError, InputError
 from megabert.inference import Predictor
 from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
 from megabert.torch_session import TorchSession
@@ -112,3 +112,31 @@ def test_compiled_and_captured_predictions_match_eager_ones(predictor, squad_fil
     actual = static.predict_examples(examples)
     assert has_size
     assert [item.text for item in actual] == [item.text for item in expected]
+
+
+def test_lists_of_fields_are_a_batch(predictor):
+    questions, context = ["Where was Marie Curie born?", "Who was born?"], "Marie Curie was born in Warsaw."
+    together = predictor.predict(question=questions, context=context)
+    alone = [predictor.predict(question=question, context=context) for question in questions]
+    assert [(item.id, item.text) for item in together] == [("1", alone[0].text), ("2", alone[1].text)]
+    assert predictor.predict(question=[], context=[]) == []
+    with pytest.raises(InputError, match="question has 2, context has 1"):
+        predictor.predict(question=questions, context=[context])
+    with pytest.raises(InputError, match="question is a dict; expected a string"):
+        predictor.predict(question={"a": 1}, context=context)
+    with pytest.raises(InputError, match="context is missing; unexpected field text"):
+        predictor.predict(question="Where?", text=context)
+
+
+def test_an_embedding_is_the_mean_of_a_sequence_s_hidden_states(predictor):
+    texts = ["Marie Curie was born in Warsaw.", "", "radium " * 100]
+    found = predictor.embed(texts)
+    tokenizer, encoder = predictor.tokenizer, predictor.session.model.encoder
+    for text, vector in zip(texts[:2], found, strict=False):
+        ids = [tokenizer.cls_id, *tokenizer.encode([text])[0].token_ids.tolist(), tokenizer.sep_id]
+        with torch.inference_mode():
+            expected = encoder(torch.tensor([ids]))[0].mean(0).numpy()
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert found.shape == (3, 32) and np.isfinite(found).all()
+    assert predictor.embed([]).shape[0] == 0
+    assert predictor.labels == {}

@@ -68,14 +68,26 @@ def cache_home(environment: Mapping[str, str]) -> Path:
     raise ConfigError("HOME is not set. Set MEGABERT_HOME to the folder for published files.")
 
 
+def is_published(name: str) -> bool:
+    """Whether a name or an alias is in the table."""
+    return _look_up(name) is not None
+
+
+def _look_up(name: str) -> Published | None:
+    rows = published_checkpoints()
+    return rows.get(name) or next((row for row in rows.values() if name in row.aliases), None)
+
+
 def find(name: str) -> Published:
     """Look up a name or an alias. Raises ConfigError with the nearest names if it is unknown."""
-    rows = published_checkpoints()
-    published = rows.get(name) or next((row for row in rows.values() if name in row.aliases), None)
+    rows, published = published_checkpoints(), _look_up(name)
     if published is None:
         near = difflib.get_close_matches(name.lower(), list(rows), n=3, cutoff=0.6)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(rows)}."
-        raise ConfigError(f"{name!r} is not the name of a published model. {hint} `megabert models` lists them.")
+        raise ConfigError(
+            f"{name!r} is neither a file or folder nor the name of a published model. {hint} `megabert models` lists "
+            "them; a model of the Hugging Face hub has a name such as org/name."
+        )
     return published
 
 

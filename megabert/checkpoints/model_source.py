@@ -1,4 +1,4 @@
-"""Find and open the checkpoint and vocabulary that settings name: a published name, or a user's paths.
+"""Find and open the checkpoint and vocabulary that settings name: a published name, a hub's, or a user's paths.
 
 User configuration takes precedence: model.language_model and model.tokenizer over the catalog, the catalog over files.
 """
@@ -13,6 +13,7 @@ from ..errors import CheckpointError, ConfigError
 from ..tokenizers.load import load_tokenizer, read_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from . import catalog
+from .hub import fetch_from_hub, is_hub_name
 from .open import Checkpoint, open_checkpoint, read_config
 
 
@@ -120,6 +121,8 @@ def _find_weights(settings: LanguageModelSettings, home: Path) -> ModelSource:
     given = Path(settings.lm_checkpoint) if settings.lm_checkpoint is not None else None
     if name is None or (given is None and Path(name).exists()):
         return ModelSource(given or (Path(name) if name else None))
+    if not catalog.is_published(name) and is_hub_name(name):
+        return ModelSource(given or fetch_from_hub(name))
     lower_case = not catalog.find(name).vocabulary.is_cased
     if given is not None:
         return ModelSource(given, lower_case=lower_case, published=name)

@@ -4,7 +4,6 @@ Commands import torch and hydra inside their functions, so that `megabert --help
 """
 
 import errno
-import os
 import sys
 import traceback
 import warnings
@@ -14,8 +13,9 @@ from typing import Any
 
 from .. import __version__
 from ..config.parser import did_you_mean
-from ..errors import CheckpointWarning, ConfigError, MegabertError
+from ..errors import CheckpointWarning, ConfigError, InputWarning, MegabertError
 from .checkpoints import fetch, models
+from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
 from .imports import import_data
@@ -55,46 +55,58 @@ EXIT_CODES = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a MegabertError is printed without a traceback."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0 if words else 64
-    if words[0] == "--version":
-        print(f"megabert {__version__}")
-        return 0
     try:
-        if words[0] not in COMMANDS:
-            hint = did_you_mean(words[0], COMMANDS)
-            raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
-        with warnings.catch_warnings():
-            warnings.showwarning = partial(_show_warning, warnings.showwarning)
-            return COMMANDS[words[0]](words[1:])
+        code = _run(list(sys.argv[1:] if words is None else words))
+        flush_output()
     except MegabertError as error:
         if not error.is_reported:
-            print(f"megabert: {error}", file=sys.stderr)
-        return error.exit_code
+            log(f"megabert: {error}")
+        code = error.exit_code
     except BrokenPipeError:
         # The reader of the pipe (head, less) has exited, which is no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        abandon(sys.stdout)
+        code = 0
     except OSError as error:
-        print(f"megabert: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-        return 74 if error.errno == errno.ENOSPC else 73
+        log(f"megabert: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        if error.filename == STDOUT:
+            abandon(sys.stdout)
+        code = 74 if error.errno == errno.ENOSPC else 73
     except KeyboardInterrupt:
-        print("megabert: interrupted.", file=sys.stderr)
-        return 75
+        log("megabert: interrupted.")
+        code = 75
     except Exception:
         # The outermost frame: a bug keeps its traceback and has an exit code of its own.
-        traceback.print_exc()
-        return 70
+        log(traceback.format_exc().rstrip())
+        code = 70
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        abandon(sys.stderr)
+    return code
 
 
-def _show_warning(show: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        show(_overview())
+        return 0 if words else 64
+    if words[0] == "--version":
+        show(f"megabert {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        hint = did_you_mean(words[0], COMMANDS)
+        raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        return COMMANDS[words[0]](words[1:])
+
+
+def _show_warning(show_line: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
     """Print a warning of megabert like its errors, without the line of code that others are shown with."""
-    if issubclass(category, CheckpointWarning):
-        print(f"megabert: {message}", file=sys.stderr)
+    if issubclass(category, CheckpointWarning | InputWarning):
+        log(f"megabert: {message}")
     else:
-        show(message, category, *where)
+        show_line(message, category, *where)
 
 
 def _overview() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from .console import log, new_parser, to_json
+from .console import log, new_parser, show, to_json
 
 
 def models(words: Sequence[str]) -> int:
@@ -19,11 +19,11 @@ def models(words: Sequence[str]) -> int:
     home = cache_home(os.environ)
     rows = describe(home)
     if arguments.json:
-        print(to_json(rows))
+        show(to_json(rows))
         return 0
     for row in rows:
-        print("\n    ".join(_describe_model(row)))
-    print(f"\nCache folder: {home}")
+        show("\n    ".join(_describe_model(row)))
+    show(f"\nCache folder: {home}")
     return 0
 
 
@@ -67,7 +67,7 @@ def fetch(words: Sequence[str]) -> int:
         location = resolved.weights if resolved.published.is_shipped else home / resolved.published.name
         log(f"{name} is available: {location}")
     if arguments.json:
-        print(to_json(files))
+        show(to_json(files))
     return 0
 
 

@@ -1,14 +1,18 @@
 """What all commands share: argument parsers, log lines and progress bars on the terminal, JSON output."""
 
 import argparse
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..config.listing import list_settings
-from ..errors import ConfigError
+from ..errors import ConfigError, print_message, printable
+
+STDOUT = "standard output"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,7 +62,38 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def log(line: str) -> None:
     """Print a line to stderr; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
+    print_message(line)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print a result to stdout; raises OSError that names it where it is closed or its disk is full."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "the stream is closed", STDOUT)
+    with _naming_stdout():
+        sys.stdout.write(printable(text + end, sys.stdout.encoding))
+
+
+def flush_output() -> None:
+    """Write what `show` has buffered; raises OSError as it does."""
+    if sys.stdout is not None:
+        with _naming_stdout():
+            sys.stdout.flush()
+
+
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STDOUT) from None
+
+
+def abandon(stream: Any) -> None:
+    """Discard what could not be written to a stream: Python would try again at its exit, and report an error."""
+    with suppress(OSError, ValueError, AttributeError):  # a closed one, or one without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def to_json(document: Any) -> str:

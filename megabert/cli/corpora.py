@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, InputError
 from ..storage import atomic_write
-from .console import add_subcommand, log, new_parser, progress_bar, to_json
+from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
 
 _INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
 
@@ -72,7 +72,7 @@ def _build(arguments: argparse.Namespace) -> None:
     )
     with progress_bar("tokenizing") as progress:
         report = build(arguments.inputs, arguments.output, settings, workers=arguments.workers, progress=progress)
-    print(to_json(dataclasses.asdict(report)))
+    show(to_json(dataclasses.asdict(report)))
     log(f"Wrote {arguments.output}.bin and {arguments.output}.idx.")
 
 
@@ -95,7 +95,7 @@ def _info(arguments: argparse.Namespace) -> None:
         f"tokens_of_a_{unit}": {"median": float(np.median(values)), "largest": int(values.max())}
         for unit, values in lengths.items()
     }
-    print(to_json(counts | spread))
+    show(to_json(counts | spread))
     if arguments.vocab_file is not None:
         tokenizer = read_tokenizer(arguments.vocab_file, None, lower_case=None)
         for sequence in dataset.document(0):
@@ -104,7 +104,7 @@ def _info(arguments: argparse.Namespace) -> None:
                     f"{arguments.prefix} has token ids beyond the {len(tokenizer)} tokens of {arguments.vocab_file}. "
                     "Give the vocabulary that it was built with."
                 )
-            print(tokenizer.decode(sequence.tolist()))
+            show(tokenizer.decode(sequence.tolist()))
 
 
 def vocabulary(words: Sequence[str]) -> int:

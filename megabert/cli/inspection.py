@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .checkpoint_options import SOURCE_HELP, add_source_options, open_source
-from .console import log, new_parser, progress_bar, to_json
+from .console import log, new_parser, progress_bar, show, to_json
 
 if TYPE_CHECKING:
     from ..checkpoints.open import Checkpoint
@@ -32,7 +32,7 @@ def inspect(words: Sequence[str]) -> int:
         report["language_model_check"] = _check(arguments, opened.checkpoint)
     if arguments.sha256:
         report["files"] = hash_files(Path(opened.checkpoint.source))
-    print(to_json(report) if arguments.json else to_text(report))
+    show(to_json(report) if arguments.json else to_text(report))
     return 0
 
 
@@ -67,7 +67,7 @@ def _write_logits(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> No
 
     shapes = write_logits(checkpoint, *arguments.logits)
     if arguments.json:
-        print(to_json({name: list(shape) for name, shape in shapes.items()}))
+        show(to_json({name: list(shape) for name, shape in shapes.items()}))
     log(f"Wrote {', '.join(f'{name} {shape}' for name, shape in shapes.items())} to {arguments.logits[1]}.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, did_you_mean, quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import log, new_settings_parser, to_json
+from .console import log, new_settings_parser, show, to_json
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
@@ -62,7 +62,7 @@ def plan(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes, seconds and FLOP/s")
     arguments = parser.parse_intermixed_args(list(words))
     given = [_quote_path(word) for word in arguments.words]
-    settings = compose(PlanSettings, given, owner="plan", list_command="megabert plan --help")[0]
+    settings = compose(PlanSettings, given, owner="plan")[0]
     request = _request(settings)
     from ..planner.search import GPU_COUNTS, choose, estimate_all, scale
 
@@ -71,7 +71,7 @@ def plan(words: Sequence[str]) -> int:
     counts = sorted({*GPU_COUNTS, request.gpus})
     series = {name: scale(request, counts, is_weak=name == "weak") for name in ("weak", "constant_batch")}
     if arguments.json:
-        print(to_json(_document(settings, request, estimates, best, series)))
+        show(to_json(_document(settings, request, estimates, best, series)))
     else:
         _print_tables(settings, request, estimates, best, series)
     return 0

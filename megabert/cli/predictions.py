@@ -1,9 +1,6 @@
 """The commands on a trained run and its predictions: evaluate, predict, score."""
 
-import argparse
-import itertools
-import json
-import sys
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
+from ..formats.json_lines import to_json_lines
 from ..storage import atomic_write
-from .console import log, new_parser, new_settings_parser, progress_bar, to_json
+from .console import log, new_parser, new_settings_parser, progress_bar, show, to_json
+from .standard_input import predict_standard_input
 
 if TYPE_CHECKING:
     from ..inference import Predictor
 
-# Lines of standard input that are predicted together.
-CHUNK = 1024
+# A word with a key; any other one is a text.
+KEY = r"[A-Za-z_][\w.]*="
+# NeMo's two files, which settings of the run name: the data's folder is one of them, too.
+PARALLEL_FILES = ("text_file", "labels_file")
 
 
 @dataclass
@@ -27,9 +28,14 @@ class EvaluateSettings:
     """The settings of `megabert evaluate`."""
 
     file: str | None = None
-    """Data file with labels, in the task's format."""
+    """Data file with labels, in the task's format; null: that of model.test_ds."""
+    text_file: str | None = None
+    """With labels_file: NeMo's two files instead, in model.dataset.data_dir."""
+    labels_file: str | None = None
+    """The labels of text_file's words."""
     output_dir: str | None = None
-    """Folder for scores.json and the predictions in the official scorer's format; null: only print the scores."""
+    """Folder for scores.json, predictions.jsonl (input, prediction, gold labels) and the predictions in the official
+    scorer's format; null: only print the scores."""
     batch_size: int = 32
     """Token budget of a batch: the tokens of this many sequences of maximum length."""
     accelerator: str = choice("auto", "auto", "gpu", "cpu")
@@ -50,94 +56,90 @@ class PredictSettings(EvaluateSettings):
     output: str | None = None
     """File for the predictions, one JSON object per line; null: print them."""
     output_dir: str | None = None
-    """Folder for predictions.jsonl and the predictions in the official scorer's format."""
+    """Folder for predictions.jsonl and the predictions in the official scorer's format; null: none."""
 
 
 def evaluate(words: Sequence[str]) -> int:
     """Evaluate a trained run on a data file: megabert evaluate RUN file=FILE."""
-    arguments, given, overrides = _parse_run_and_words("evaluate", evaluate, EvaluateSettings, words)
-    settings = _compose(EvaluateSettings, given, "evaluate")
-    if settings.file is None:
-        raise ConfigError("No data file is given. Add file=FILE.")
+    given = _parse_words("evaluate", evaluate, EvaluateSettings, words)
+    settings = _compose(EvaluateSettings, given.settings, "evaluate")
+    if settings.file is None and not given.names_data():
+        raise ConfigError(f"No data file is given. Add file=FILE: megabert evaluate {given.run} file=FILE.")
     from ..training.evaluation import evaluate_examples
 
-    predictor = _load(arguments, settings, overrides)
+    predictor = _load(given, settings)
     with progress_bar("evaluating") as progress:
-        examples = predictor.task.read(Path(settings.file))
+        examples = _read(predictor, settings.file)
         folder = None if settings.output_dir is None else Path(settings.output_dir)
         evaluation, files = evaluate_examples(predictor, examples, folder, progress)
     if files:
         log(f"Wrote {', '.join(files)} in {settings.output_dir}.")
-    print(to_json(evaluation.scores))
+    show(to_json(evaluation.scores))
     return 0
 
 
 def predict(words: Sequence[str]) -> int:
-    """Predict with a trained run: megabert predict RUN question=... context=..., or file=FILE."""
-    arguments, given, overrides = _parse_run_and_words("predict", predict, PredictSettings, words)
+    """Predict with a trained run: megabert predict RUN "text", or question=... context=..., or file=FILE."""
+    given = _parse_words("predict", predict, PredictSettings, words)
     names = {field.name for field in fields(PredictSettings)}
-    settings = _compose(PredictSettings, {key: value for key, value in given.items() if key in names}, "predict")
-    example = {key: value for key, value in given.items() if key not in names}
-    if (settings.file is None) == (not example):
-        raise ConfigError("Give either file=FILE or one example, such as question=... context=....")
-    predictor = _load(arguments, settings, overrides)
-    if settings.file is None:
-        print(to_json(predictor.task.to_json(predictor.predict(**example))))
+    own = {key: value for key, value in given.settings.items() if key in names}
+    settings = _compose(PredictSettings, own, "predict")
+    example = {key: value for key, value in given.settings.items() if key not in names}
+    if given.texts:
+        example["text"] = _one_text(given.texts, example)
+    has_file = settings.file is not None or given.names_data()
+    if has_file == bool(example):
+        raise ConfigError('Give either file=FILE or one example, such as "some text" or question=... context=....')
+    predictor = _load(given, settings)
+    if example:
+        item = predictor.task.example(**example)
+        show(to_json(predictor.task.to_row(item, predictor.predict_examples([item])[0])))
     elif settings.file == "-":
-        _predict_lines(predictor)
+        predict_standard_input(predictor)
     else:
-        _predict_file(predictor, Path(settings.file), settings)
+        _predict_file(predictor, settings)
     return 0
 
 
-def _predict_file(predictor: "Predictor", file: Path, settings: PredictSettings) -> None:
-    examples = predictor.task.read(file)
+def _one_text(texts: Sequence[str], example: Mapping[str, str]) -> str:
+    """Return the text of a command line without a key; raises ConfigError where it may be meant otherwise."""
+    if len(texts) > 1:
+        raise ConfigError(f'{len(texts)} words without a key. Write a text in quotes: "{" ".join(texts)[:60]}".')
+    if "text" in example:
+        raise ConfigError(f"text=... and {texts[0][:60]!r} are both given. Give one text.")
+    if Path(texts[0]).exists():
+        raise ConfigError(f"{texts[0]} is a file. Write file={texts[0]} to predict it, text={texts[0]} for the words.")
+    return texts[0]
+
+
+def _read(predictor: "Predictor", file: str | None) -> Sequence[Any]:
+    """Read a data file, or those that the settings of model.test_ds name."""
+    if file is not None:
+        return predictor.task.read(Path(file))
+    data = predictor.task.settings.model.test_ds
+    for name in predictor.task.files(data):
+        if not Path(name).exists():
+            raise InputError(f"{name} does not exist (model.dataset.data_dir is the folder of such files).")
+    return predictor.task.read_data(data)
+
+
+def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
+    examples = _read(predictor, settings.file)
     with progress_bar("predicting") as progress:
         predictions = predictor.predict_examples(examples, progress=progress)
-    lines = [_json_line(predictor, prediction) for prediction in predictions]
+    lines = to_json_lines(predictor.task.to_rows(examples, predictions))
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"predictions.jsonl": "".join(lines)}
-        files |= predictor.task.write_predictions(folder, examples, predictions)
+        files = {"predictions.jsonl": lines, **predictor.task.write_predictions(examples, predictions)}
         for name, content in files.items():
             atomic_write(folder / name, content)
         log(f"Wrote {', '.join(files)} in {folder}.")
     if settings.output is not None:
-        atomic_write(Path(settings.output), "".join(lines))
-        log(f"Wrote {len(lines)} predictions to {settings.output}.")
+        atomic_write(Path(settings.output), lines)
+        log(f"Wrote {len(predictions)} predictions to {settings.output}.")
     elif settings.output_dir is None:
-        sys.stdout.writelines(lines)
-
-
-def _predict_lines(predictor: "Predictor") -> None:
-    """Predict standard input as it arrives, in chunks of lines."""
-    numbered = enumerate(sys.stdin.buffer, start=1)
-    while chunk := list(itertools.islice(numbered, CHUNK)):
-        examples = [_parse_example(predictor, line, number) for number, line in chunk if line.strip()]
-        if examples:
-            sys.stdout.writelines(_json_line(predictor, item) for item in predictor.predict_examples(examples))
-        sys.stdout.flush()
-
-
-def _parse_example(predictor: "Predictor", line: bytes, number: int) -> Any:
-    """Parse a JSON object with the fields of an example, or plain text, whose id is the line number."""
-    from ..formats.json_lines import json_row
-
-    location = f"standard input:{number}"
-    try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise InputError(f"{location}: not UTF-8 text.") from None
-    values = json_row(text, location).values if text.lstrip().startswith("{") else {"text": text, "id": str(number)}
-    try:
-        return predictor.task.example(**values)
-    except InputError as error:
-        raise InputError(f"{location}: {error}") from None
-
-
-def _json_line(predictor: "Predictor", prediction: Any) -> str:
-    return json.dumps(predictor.task.to_json(prediction), ensure_ascii=False) + "\n"
+        show(lines, end="")
 
 
 def score(words: Sequence[str]) -> int:
@@ -148,51 +150,76 @@ def score(words: Sequence[str]) -> int:
     parser.add_argument("task", help="task name, for example question_answering")
     parser.add_argument("gold", type=Path, help="data file with the gold labels or answers")
     parser.add_argument("predictions", type=Path, help='predictions; for question_answering {"id": "answer", ...}')
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
     arguments = parser.parse_args(list(words))
-    print(to_json(registry.find(arguments.task).score_files(arguments.gold, arguments.predictions)))
+    task = registry.find(arguments.task)
+    show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))
     return 0
 
 
-def _parse_run_and_words(
-    name: str, command: Callable[[Sequence[str]], int], schema: type, words: Sequence[str]
-) -> tuple[argparse.Namespace, dict[str, str], list[str]]:
-    """Parse RUN and key=value words; returns the arguments, the command's settings, the overrides of the run's.
+@dataclass(frozen=True)
+class _Given:
+    """The words of a command on a run."""
+
+    run: Path
+    task: str | None
+    settings: Mapping[str, str]
+    """key=value words, those of the run's own settings left out."""
+    overrides: Sequence[str]
+    """Words for the run's own settings."""
+    texts: Sequence[str]
+    """Words without a key."""
+
+    def names_data(self) -> bool:
+        """Whether the words name the run's test data."""
+        return any(word.startswith("model.test_ds") for word in self.overrides)
+
+
+def _parse_words(name: str, command: Callable[[Sequence[str]], int], schema: type, words: Sequence[str]) -> _Given:
+    """Parse RUN and key=value words.
 
     The command's settings are split at = only, so that a question may contain any character.
     """
     parser = new_settings_parser(name, command, schema, "model.dataset.KEY=VALUE overrides a setting of the run.")
-    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoint folders")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoint folders")
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--task", metavar="FILE", help="Python file of the task, if the run is of your own task")
     arguments = parser.parse_intermixed_args(list(words))
-    given, overrides = {}, []
+    if re.match(KEY, str(arguments.run)) and not arguments.run.exists():
+        raise ConfigError(f"The run is missing. Give its folder first: megabert {name} RUN {arguments.run} ...")
+    given: dict[str, str] = {}
+    overrides, texts = [], []
     for word in arguments.words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"{word!r} is not a setting. Write key=value, for example file=dev.json.")
-        if key.startswith("model."):
+        key, _, value = word.partition("=")
+        if not re.match(KEY, word):
+            texts.append(word)
+        elif key.startswith("model."):
             overrides.append(word)
+        elif key in PARALLEL_FILES:
+            overrides.append(f"model.test_ds.{key}={quote(value)}")
         else:
             given[key] = value
-    return arguments, given, overrides
+    if texts and schema is EvaluateSettings:
+        raise ConfigError(f"{texts[0]!r} is not a setting. Write key=value, for example file=dev.json.")
+    return _Given(arguments.run, arguments.task, given, overrides, texts)
 
 
 def _compose(schema: type[Any], given: Mapping[str, str], command: str) -> Any:
     """Build the settings of a command; paths may contain any character."""
     paths = ("file", "output", "output_dir")
     overrides = [f"{key}={quote(value) if key in paths else value}" for key, value in given.items()]
-    return compose(schema, overrides, owner=command, list_command=f"megabert {command} --help")[0]
+    return compose(schema, overrides, owner=command)[0]
 
 
-def _load(arguments: argparse.Namespace, settings: EvaluateSettings, overrides: Sequence[str]) -> "Predictor":
+def _load(given: _Given, settings: EvaluateSettings) -> "Predictor":
     from ..build import load_run
 
     predictor = load_run(
-        arguments.run,
+        given.run,
         accelerator=settings.accelerator,
         precision=settings.precision,
         compiled=settings.compile,
-        task_name=arguments.task,
-        overrides=overrides,
+        task_name=given.task,
+        overrides=given.overrides,
     )
     return replace(predictor, batch_size=settings.batch_size)

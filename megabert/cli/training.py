@@ -11,7 +11,7 @@ from ..config.parser import compose, expand_sweep, quote
 from ..errors import ConfigError
 from ..parallel.launch import count_to_start, launch
 from ..storage import atomic_write
-from .console import log, new_parser, to_json
+from .console import log, new_parser, show, to_json
 
 if TYPE_CHECKING:
     from ..training.run import Outcome
@@ -73,7 +73,7 @@ def _train_once(
     if not settings.do_training:
         if settings.pretrained_model is None:
             raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
-        print(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
+        show(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
         return None
     outcome = train(task_name, settings, home=cache_home(os.environ), log=log, step=step)
     if outcome is not None:
@@ -94,7 +94,7 @@ def _report(outcome: "Outcome") -> None:
     metric = "" if best.figure is None else f", validation {outcome.monitor} {best.figure:.4g}"
     log(f"Done. Best checkpoint: step {best.step}{metric}.")
     if outcome.test is not None:
-        print(to_json(outcome.test))
+        show(to_json(outcome.test))
     log(f"Next: megabert evaluate {outcome.folder} file=FILE   or   megabert predict {outcome.folder} ...")
 
 
@@ -120,7 +120,7 @@ def _train_sweep(task_name: str, overrides: Sequence[str], *, file: Path | None)
     width = max((len(label) for label, _ in runs), default=0)
     for label, outcome in runs:
         metric = "" if outcome.best.figure is None else f"{outcome.monitor} {outcome.best.figure:.2f}"
-        print(f"{label:<{width}}  {metric}  {outcome.folder}")
+        show(f"{label:<{width}}  {metric}  {outcome.folder}")
     if len(runs) > 1:
         _summarize_scores([outcome for _, outcome in runs])
 
@@ -137,9 +137,9 @@ def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
         for values in [[run_scores[name] for run_scores in scores]]
     }
     if table:
-        print(f"\nlast validation, mean ± sample deviation of {len(outcomes)} runs")
+        show(f"\nlast validation, mean ± sample deviation of {len(outcomes)} runs")
     for name, row in table.items():
         if "/" not in name and name != "total":
-            print(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
+            show(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
     document = {"runs": [str(outcome.folder) for outcome in outcomes], "scores": table}
     atomic_write(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")

@@ -7,14 +7,18 @@ effect, with a notice.
 
 import difflib
 import itertools
+import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .listing import Setting, list_settings, show
-from .nemo_keys import FILE_BLOCKS, IGNORED, RENAMED
+from .nemo_keys import ELSEWHERE, FILE_BLOCKS, IGNORED, RENAMED, translate
+
+# How YAML files for Hydra write a value that is to be given on the command line.
+MISSING = "???"
 
 SettingsType = TypeVar("SettingsType")
 
@@ -26,31 +30,32 @@ def compose(
     owner: str,
     file: Path | None = None,
     base: dict[str, Any] | None = None,
-    list_command: str | None = None,
 ) -> tuple[SettingsType, list[str]]:
     """Build an instance of `schema` from its defaults, then `base` (a run's settings), `file` (YAML), `overrides`.
 
-    Returns the instance and the notices to print (NeMo 1.x keys that are renamed or ignored). For messages: `owner` is
-    the name of the task or command, `list_command` the command that lists the settings (default: megabert config).
-    Raises ConfigError for the first unknown key or invalid value.
+    Interpolations such as ${oc.env:HOME} are resolved in `file` and `overrides`; in `base`, which comes with a run's
+    files, they are text. Returns the instance and the notices to print (NeMo 1.x keys that are renamed or ignored).
+    For messages `owner` is the name of the task or command. Raises ConfigError that lists all unknown keys, or for the
+    first invalid value.
     """
     from omegaconf import OmegaConf  # lazy: keeps `megabert --help` fast
+    from omegaconf.errors import OmegaConfBaseException
 
     settings = {setting.key: setting for setting in list_settings(schema)}
     tree = OmegaConf.structured(schema)
-    notices: list[str] = []
-    for key, value in itertools.chain(_flatten(base or {}), _read_file(file), _parse(overrides)):
-        resolved, notice = _resolve_key(key, value, settings)
-        if notice is not None:
-            notices.append(notice)
-        if resolved is not None:
-            _assign(tree, resolved, value, settings.get(resolved))
-        elif notice is None:
-            raise ConfigError(
-                f"{key} is not a setting of {owner}.{did_you_mean(key, settings)} "
-                f"`{list_command or f'megabert config {owner}'}` lists them all."
-            )
-    return typing.cast(SettingsType, OmegaConf.to_object(tree)), notices
+    resolver = _KeyResolver(settings)
+    words = list(_parse(overrides))
+    own = ((key, _escape_interpolations(value)) for key, value in _flatten(base or {}))
+    for key, value in itertools.chain(own, _read_file(file, words), words):
+        for resolved, assigned in resolver.resolve(key, value):
+            _assign(tree, resolved, assigned, settings.get(resolved))
+    if resolver.unknown:
+        raise ConfigError(_unknown_keys(resolver.unknown, settings, owner))
+    try:
+        return typing.cast(SettingsType, OmegaConf.to_object(tree)), resolver.notices()
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{reason}. Write \\${{...}} for ${{...}} that is meant as text.") from None
 
 
 def expand_sweep(overrides: Iterable[str]) -> list[list[str]]:
@@ -120,7 +125,8 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
         yield override.key_or_group, override.value()
 
 
-def _read_file(file: Path | None) -> Iterator[tuple[str, Any]]:
+def _read_file(file: Path | None, overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Read the keys and values of a YAML file, with ${key} resolved to the value that the overrides give it."""
     if file is None:
         return
     import yaml
@@ -128,37 +134,108 @@ def _read_file(file: Path | None) -> Iterator[tuple[str, Any]]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        content = OmegaConf.load(file)
+        keys = list(_flatten(OmegaConf.to_container(content))) if OmegaConf.is_dict(content) else []
+        names = {key for key, _ in keys}
+        for key, value in overrides:
+            if key in names:
+                OmegaConf.update(content, key, value)
+        resolved: Any = OmegaConf.to_container(content, resolve=True)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as YAML settings: {error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(resolved, dict):
         raise ConfigError(f"{file} contains no settings. Write nested keys, such as 'trainer: {{max_epochs: 2}}'.")
-    yield from _flatten(content)
+    yield from _flatten(resolved)
 
 
-def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _resolve_key(key: str, value: Any, settings: dict[str, Setting]) -> tuple[str | None, str | None]:
-    """Map a written key to the schema's; returns (key, notice), (None, notice) if ignored, (None, None) if unknown."""
-    mappings = [known for known, setting in settings.items() if isinstance(setting.default, dict)]
-    if key in settings or any(key.startswith(f"{mapping}.") for mapping in mappings):
-        return key, None
-    if key in FILE_BLOCKS and (value is None or isinstance(value, str)):
-        return f"{key}.file", None
-    if RENAMED.get(key) in settings:
-        return RENAMED[key], f"{key} is named {RENAMED[key]} here."
-    if key in IGNORED:
-        return None, f"{key} has no effect: {IGNORED[key]}."
-    inside = next((known for known in settings if known.startswith(f"{key}.")), None)
-    if inside is not None:
-        raise ConfigError(f"{key} is a group of settings and has no value itself. Set, for example, {inside}.")
-    return None, None
+def _escape_interpolations(value: Any) -> Any:
+    r"""Make OmegaConf take ${...} in a value as text: \${...}, with the backslashes before it doubled."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", value)
+    if isinstance(value, list):
+        return [_escape_interpolations(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _escape_interpolations(item) for key, item in value.items()}
+    return value
+
+
+class _KeyResolver:
+    """Resolve written keys to those of a schema; collects unknown keys, and notices about NeMo's."""
+
+    def __init__(self, settings: dict[str, Setting]) -> None:
+        self._settings = settings
+        self._mappings = [key for key, setting in settings.items() if isinstance(setting.default, dict)]
+        self._renamed: dict[str, None] = {}  # in the order in which they came
+        self._ignored: dict[str, list[str]] = {}
+        self.unknown: dict[str, None] = {}
+
+    def resolve(self, key: str, value: Any) -> list[tuple[str, Any]]:
+        """Return the schema's key and its value; nothing where the key has no effect or is unknown."""
+        if value == MISSING:
+            return []
+        key, value, notice = translate(key, value)
+        if notice is not None:
+            self._renamed[notice] = None
+        if key in self._settings or any(key.startswith(f"{mapping}.") for mapping in self._mappings):
+            return [(key, value)]
+        if key in FILE_BLOCKS and isinstance(value, str | list):
+            return [(f"{key}.file", value)]
+        found = _parent_in(key, RENAMED)
+        for name in RENAMED.get(found, "").split():
+            resolved = name + key.removeprefix(found)
+            if resolved in self._settings or any(resolved.startswith(f"{mapping}.") for mapping in self._mappings):
+                self._renamed[f"{found} is named {name} here."] = None
+                return [(resolved, value)]
+        is_empty = value is None or value is False or value == -1 or value in ([], {})
+        if key in ELSEWHERE:
+            if not is_empty:
+                raise ConfigError(f"{key}={show(value)} is not possible here. {ELSEWHERE[key]}.")
+            return []
+        found = _parent_in(key, IGNORED)
+        if found:
+            if not is_empty and key not in self._ignored.setdefault(IGNORED[found], []):
+                self._ignored[IGNORED[found]].append(found if found != key else key)
+            return []
+        inside = next((known for known in self._settings if known.startswith(f"{key}.")), None)
+        if inside is None:
+            self.unknown[key] = None
+        elif not is_empty:
+            raise ConfigError(f"{key} is a group of settings and has no value itself. Set, for example, {inside}.")
+        return []
+
+    def notices(self) -> list[str]:
+        """Return a line for each renamed key and for each reason why keys have no effect."""
+        ignored = [
+            f"{', '.join(dict.fromkeys(keys))} {'has' if len(set(keys)) == 1 else 'have'} no effect: {reason}."
+            for reason, keys in self._ignored.items()
+            if keys
+        ]
+        return [*self._renamed, *ignored]
+
+
+def _parent_in(key: str, table: Mapping[str, str]) -> str:
+    """Return the key, or the group that it is in, that a table has; "" if it has none."""
+    parts = key.split(".")
+    groups = (".".join(parts[:number]) for number in range(len(parts), 0, -1))
+    return next((group for group in groups if group in table), "")
+
+
+def _unknown_keys(keys: Iterable[str], settings: Iterable[str], owner: str) -> str:
+    """List unknown keys, each with the nearest name."""
+    remedy = f"`megabert config {owner}` lists them all."
+    names = list(keys)
+    if len(names) == 1:
+        return f"{names[0]} is not a setting of {owner}.{did_you_mean(names[0], settings)} {remedy}"
+    lines = [f"  {name}{did_you_mean(name, settings)}" for name in names]
+    return "\n".join([f"{len(names)} keys are not settings of {owner}:", *lines, remedy])
 
 
 def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
@@ -167,6 +244,8 @@ def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
 
     if key == "trainer.devices":
         value = _device_count(value)
+    if value is None and setting is not None and setting.default is not None and "null" not in setting.type_name:
+        value = setting.default  # NeMo writes null for a default
     if setting is not None and setting.choices and value is not None and str(value) not in setting.choices:
         raise ConfigError(
             f"{key}={value} is not possible. Choose one of {', '.join(setting.choices)}."
@@ -182,6 +261,12 @@ def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
 
 def _device_count(value: Any) -> Any:
     """Convert the notations for devices to a number: a number, a list of device numbers, -1 or auto for all."""
+    if isinstance(value, list) and value != list(range(len(value))):
+        chosen = ",".join(map(str, value))
+        raise ConfigError(
+            f"trainer.devices={show(value)} chooses devices by number. Write CUDA_VISIBLE_DEVICES={chosen} before the "
+            f"command, and trainer.devices={len(value)}."
+        )
     if isinstance(value, list):
         return len(value)
     return -1 if value == "auto" else value

@@ -200,8 +200,11 @@ def linear_decay(lr: float) -> Callable[[], OptimizerSettings]:
 class DataSettings:
     """One data set."""
 
-    file: str | None = None
-    """Path of the data file."""
+    file: Any = None
+    """Path of the data file, or several: a list, or a pattern such as data/*.jsonl. Compressed ones (gz, bz2, xz, zst)
+    are decompressed."""
+    max_expansion: int = 200
+    """Largest size of a decompressed file, in multiples of its compressed size; up to 256 MiB are always read."""
     batch_size: int = 24
     """Sequences (windows count singly) per micro-batch; in evaluation, the token budget: this many sequences of maximum
     length."""

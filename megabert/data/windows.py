@@ -28,6 +28,56 @@ def half_overlapping_spans(num_tokens: int, room: int) -> list[tuple[int, int]]:
     return window_spans(num_tokens, room, max(room // 2, 1))
 
 
+def windowed_pair(num_first: int, num_second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of each sequence windows show together: of the shorter at most half the room."""
+    if num_first + num_second <= room:
+        return num_first, num_second
+    short = min(num_first, num_second, room // 2)
+    return (short, num_second) if num_first < num_second else (num_first, short)
+
+
+def truncated_pair(num_first: int, num_second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of each sequence fit, the longer one cut first.
+
+    Source: Google BERT's run_classifier.py, _truncate_seq_pair.
+    """
+    first = min(num_first, max(room - room // 2, room - num_second))
+    return first, min(num_second, room - first)
+
+
+def sequence_windows(
+    ids: NDArray[np.int64],
+    pair: NDArray[np.int64] | None,
+    length: int,
+    tokenizer: Tokenizer,
+    *,
+    is_truncated: bool,
+) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.int64]]], int]:
+    """Make the windows of a sequence or pair, [CLS] ids [SEP] pair [SEP]: token ids and segment ids of each.
+
+    Windows of the longer sequence overlap by half; the shorter one of a pair is in each. Truncated there is one window.
+    Also returns the number of tokens that are in no window.
+    """
+    if pair is None:
+        room = length - 2
+        spans = [(0, min(len(ids), room))] if is_truncated else half_overlapping_spans(len(ids), room)
+        num_cut = len(ids) - spans[-1][1]
+        parts = [[ids[slice(*span)]] for span in spans]
+    else:
+        room = length - 3
+        kept = (truncated_pair if is_truncated else windowed_pair)(len(ids), len(pair), room)
+        num_cut = len(ids) + len(pair) - sum(kept)
+        ids, pair, short = ids[: kept[0]], pair[: kept[1]], min(kept)
+        spans = half_overlapping_spans(max(kept), room - short)
+        parts = [[ids[slice(*span)], pair] if len(ids) >= len(pair) else [ids, pair[slice(*span)]] for span in spans]
+    cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
+    windows = []
+    for first, *second in parts:
+        token_ids = np.concatenate([cls, first, sep, *(item for ids in second for item in (ids, sep))])
+        windows.append((token_ids, (np.arange(len(token_ids)) >= len(first) + 2).astype(np.int64)))
+    return windows, num_cut
+
+
 def max_context_masks(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.bool_]]:
     """Mark in each window the tokens that have more context in it than in any other window.
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from .data_files import data_suffix
 from .rows import Row
 from .tag_schemes import SCHEMES, find_scheme, standard_tags
-from .text_lines import blank_split, ending, read_lines
+from .text_lines import blank_split, read_lines
 
 COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
@@ -64,7 +65,7 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
 
     Raises InputError for a table or markup without such a column.
     """
-    if ending(path) in COLUMN_ENDINGS:
+    if data_suffix(path) in COLUMN_ENDINGS:
         return True
     fields = [item for _, item in _split(lines) if item]
     widths = Counter(len(item) for item in fields if 1 < len(item) <= MAX_WIDTH)
@@ -74,10 +75,10 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
             # Raw text hardly has an O and a word like B-12 in one column, and not in most lines.
             if 2 * len(tags) >= len(fields) and outside in tags and (len({*tags}) > 1 or len(tags) == len(fields)):
                 return True
-    if ending(path) in TABLE_ENDINGS:
+    if data_suffix(path) in TABLE_ENDINGS:
         raise InputError(
-            f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {ending(path)} is no ending of raw text. Give JSON "
-            "lines with text, or with tokens and tags. model.dataset.format=text reads each line as a text, "
+            f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {data_suffix(path)} is no ending of raw text. Give "
+            "JSON lines with text, or with tokens and tags. model.dataset.format=text reads each line as a text, "
             "format=columns any last column as tags."
         )
     return False
@@ -96,7 +97,7 @@ def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = Co
     """
     rows = _split(lines)
     is_numbered = _is_numbered(rows)
-    if ending(path) == ".conllu" and not is_numbered:
+    if data_suffix(path) == ".conllu" and not is_numbered:
         raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
     if is_numbered:
         rows = [(number, fields) for number, fields in rows if not fields or fields[0].isdecimal()]
@@ -188,7 +189,7 @@ def _tag_column(
             f"{path}:{rows[0][0]}: the tags stand in column {others[-1] + 1} of {last + 1}, not in the last. Set "
             f"model.dataset.tag_column={others[-1] + 1}{swapped}; tag_column=-1 is the last all the same."
         )
-    if is_numbered and ending(path) == ".conllu":
+    if is_numbered and data_suffix(path) == ".conllu":
         return CONLLU_TAG - 1
     if all(map(_is_number, columns[last])) or last == word:
         raise InputError(

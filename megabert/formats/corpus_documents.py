@@ -1,13 +1,10 @@
-"""Stream the documents of pre-training corpora from text, JSON lines or PubMed XML, gzip- or xz-compressed or not.
+"""Stream the documents of pre-training corpora from text, JSON lines or PubMed XML, compressed or not.
 
-Recognized by suffix: .jsonl and .json, .xml, all else is text; .gz and .xz for compression. No file is read into memory
-as a whole. Raises InputError with file and line.
+Recognized by suffix: .jsonl and .json, .xml, all else is text; compressed files by their first bytes. No file is read
+into memory as a whole. Raises InputError with file and line.
 """
 
-import gzip
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -15,8 +12,8 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..tokenizers.characters import require_characters
+from .data_files import COMPRESSED, data_suffix, open_data
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 KINDS = (".txt", ".jsonl", ".json", ".xml")
 
 
@@ -25,19 +22,17 @@ def corpus_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in KINDS)
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and data_suffix(file) in KINDS)
             if not inside:
-                raise InputError(f"{path} holds no {', '.join(KINDS)} file, compressed (.gz, .xz) or not.")
+                raise InputError(
+                    f"{path} holds no {', '.join(KINDS)} file, compressed ({', '.join(COMPRESSED)}) or not."
+                )
             files += inside
         elif not path.exists():
             raise InputError(f"{path} does not exist. Give a text file, JSON lines, PubMed XML or a folder of them.")
         else:
             files.append(path)
     return files
-
-
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
 def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
@@ -50,16 +45,9 @@ def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
         ".jsonl": _read_json,
         ".json": _read_json,
         ".xml": _read_pubmed,
-    }.get(_kind(path), _read_text)
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as file:  # type: ignore[operator]
-            yield from reader(path, file, json_key)
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is damaged or truncated: {error}. Download it again.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    }.get(data_suffix(path), _read_text)
+    with open_data(path) as file:
+        yield from reader(path, file, json_key)
 
 
 def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:

@@ -1,14 +1,22 @@
 """JSON lines: one object a line, in UTF-8. Recognized by its suffix: .jsonl, .json or .ndjson."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..tokenizers.characters import require_characters
+from .data_files import data_suffix
 from .rows import Row
 from .text_lines import read_lines
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Return whether a file's name is that of JSON lines, compressed or not."""
+    return data_suffix(path) in JSON_SUFFIXES
 
 
 def read_json_lines(path: Path) -> list[Row]:
@@ -17,12 +25,20 @@ def read_json_lines(path: Path) -> list[Row]:
     return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
+def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format objects as lines of JSON."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode("utf-8", "backslashreplace").decode()  # only half a surrogate pair has no UTF-8: \\ud800
+
+
 def json_row(line: str, location: str) -> Row:
     """Parse a line's JSON object."""
     try:
         values = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except RecursionError:
+        raise InputError(f"{location}: not JSON: nested too deeply. Write one JSON object a line.") from None
+    except ValueError as error:  # integers of thousands of digits are one, too
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
         raise InputError(f"{location}: not JSON: {reason}. Write one JSON object a line.") from None
     if not isinstance(values, dict):
         raise InputError(f"{location}: a JSON {type(values).__name__}; expected an object, one a line.")

@@ -16,8 +16,13 @@ class Row:
     def get(self, name: str) -> Any:
         """Return a required value."""
         if name not in self.values:
-            raise InputError(f"{self.location}: there is no {name!r}.")
+            found = ", ".join(map(repr, self.values)) or "nothing"
+            raise InputError(f"{self.location}: there is no {name!r}; found {found}.")
         return self.values[name]
+
+    def others(self, *names: str | None) -> dict[str, Any]:
+        """Return the values of all other names."""
+        return {name: value for name, value in self.values.items() if name not in names}
 
     def string(self, name: str) -> str:
         """Return a required string that is not blank."""

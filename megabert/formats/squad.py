@@ -5,7 +5,7 @@ Format: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [{"id",
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,17 @@ def read_squad(path: Path) -> list[Example]:
     examples = list(_examples(data, path))
     if not examples:
         raise InputError(f"{path} holds no questions.")
+    require_unique_ids(examples, str(path))
+    return examples
+
+
+def require_unique_ids(examples: Sequence[Example], source: str) -> None:
+    """Raise InputError if two questions have the same id, by which answers are scored."""
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
-            raise InputError(f"{path}: two questions have the id {example.id!r}. Make each id unique.")
+            raise InputError(f"{source}: two questions have the id {example.id!r}. Make each id unique.")
         seen.add(example.id)
-    return examples
 
 
 def _examples(data: list[Any], path: Path) -> Iterator[Example]:
@@ -74,10 +79,13 @@ def _example(question: Any, context: str, location: str) -> Example:
     text = _get(question, "question", str, location)
     if not text.strip():
         raise InputError(f"{location}: the question is empty.")
-    if "answers" not in question and not question.get("is_impossible"):
+    is_impossible = question.get("is_impossible", False)
+    if not isinstance(is_impossible, bool):
+        raise InputError(f"{location}: is_impossible is {is_impossible!r:.40}; expected true or false, without quotes.")
+    if "answers" not in question and not is_impossible:
         return Example(str(name), text, context, None)
     answers = _get(question, "answers", list, location) if "answers" in question else []
-    if question.get("is_impossible"):
+    if is_impossible:
         return Example(str(name), text, context, ())
     return Example(str(name), text, context, tuple(_answer(item, context, location) for item in answers))
 

@@ -1,24 +1,15 @@
-"""UTF-8 text files as lines; every error names file, line and remedy."""
+"""UTF-8 text files as lines, compressed or not; every error names file, line and remedy."""
 
 from pathlib import Path
 
 from ..errors import InputError
-
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-
-
-def ending(path: Path) -> str:
-    """Return a file's ending in lower case, without that of a compression."""
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    return name.suffix.lower()
+from .data_files import open_data
 
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 file; a byte-order mark at the start is dropped. Raises InputError if it is empty."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Give the path of a data file.") from None
+    with open_data(path) as file:
+        data = file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

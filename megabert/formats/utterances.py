@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from .columns import sentence_of
-from .json_lines import JSON_SUFFIXES, read_json_lines
+from .json_lines import is_json_lines, read_json_lines
 from .rows import Row
 from .tables import split_rows
-from .text_lines import blank_split, ending, read_lines
+from .text_lines import blank_split, read_lines
 
 SEQUENCE_FILES = ("seq.in", "seq.out", "label")
 DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
@@ -54,7 +54,7 @@ def read_utterances(paths: Sequence[Path]) -> list[Utterance]:
 
 
 def _read_file(path: Path) -> list[Utterance]:
-    if ending(path) in JSON_SUFFIXES:
+    if is_json_lines(path):
         return [_from_json(row) for row in read_json_lines(path)]
     lines = enumerate(read_lines(path), start=1)
     return [Utterance(line, None, None, f"{path}:{number}") for number, line in lines if line.strip()]

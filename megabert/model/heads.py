@@ -76,6 +76,19 @@ class SequenceHead(TokenHead):
             _copy_into(self.hidden[0], pooler)
 
 
+class MeanHead(Head):
+    """The mean of each sequence's hidden states, instead of logits: an embedding."""
+
+    is_per_sequence = True
+
+    def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
+        """Map [T, D] and the indices of first tokens [N] to means [N, D]."""
+        ends_N = torch.cat([starts_N[1:], starts_N.new_tensor([len(hidden_TD)])])
+        sums_TD = torch.cat([hidden_TD.new_zeros(1, hidden_TD.shape[1]), hidden_TD]).double().cumsum(0)
+        sums_ND = sums_TD.index_select(0, ends_N) - sums_TD.index_select(0, starts_N)
+        return (sums_ND / (ends_N - starts_N).clamp(min=1)[:, None]).float()
+
+
 class JointHead(Head):
     """Several heads on the same tokens with concatenated logits, [T, C1 + C2 + ...]."""
 

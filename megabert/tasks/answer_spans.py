@@ -1,5 +1,7 @@
 """Spans of a context as answers: targets of windows, search for the best spans, probabilities of candidates."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.squad import Answer
+
+# Letters of Thai, Lao, Tibetan, Myanmar, Khmer, Korean, Chinese and Japanese.
+WITHOUT_WORD_EDGES = re.compile(
+    "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 
 ScoredSpan = tuple[float, int, int]
 """Score, first character, end character."""
@@ -34,6 +42,8 @@ class ContextWindow:
     """Characters [start, end) of each context token, [T, 2]."""
     has_max_context: NDArray[np.bool_]
     """For each context token, whether no other window shows more context around it."""
+    is_word_edge: NDArray[np.bool_]
+    """For each context token, whether a word begins with it and whether one ends with it, [T, 2]."""
 
 
 def target_span(window: ContextWindow, answer: Answer | None) -> NDArray[np.int64]:
@@ -54,10 +64,30 @@ def target_span(window: ContextWindow, answer: Answer | None) -> NDArray[np.int6
     return np.array([first, last], dtype=np.int64) + window.context_start
 
 
+def word_edges(context: str, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each token whether a word begins with it, and whether one ends with it, [T, 2].
+
+    A word is a run of letters, digits and combining marks; Chinese, Japanese, Thai and others that write no blanks
+    between words, and Korean, which joins particles to them, have an edge at each character.
+    """
+    edges = [not (0 < edge < len(context) and _joins(context[edge - 1], context[edge])) for edge in offsets.flat]
+    return np.array(edges, dtype=np.bool_).reshape(-1, 2)
+
+
+def _joins(before: str, after: str) -> bool:
+    return all(
+        (letter.isalnum() or unicodedata.category(letter)[0] == "M") and not WITHOUT_WORD_EDGES.match(letter)
+        for letter in (before, after)
+    )
+
+
 def best_spans(
-    window: ContextWindow, logits_T2: NDArray[np.float32], *, count: int, max_length: int
+    window: ContextWindow, logits_T2: NDArray[np.float32], *, count: int, max_length: int, whole_words: bool
 ) -> list[ScoredSpan]:
-    """Find the `count` best spans of at most `max_length` tokens whose first token has its maximum context here."""
+    """Find the `count` best spans of at most `max_length` tokens whose first token has its maximum context here.
+
+    With `whole_words` only those that neither begin nor end inside a word, where there are any.
+    """
     num_tokens = len(window.offsets)
     if not num_tokens:
         return []
@@ -68,6 +98,13 @@ def best_spans(
     padded = np.concatenate([ends, np.full(longest, -np.inf)])
     sums = starts[:, None] + np.lib.stride_tricks.sliding_window_view(padded, longest)[:num_tokens]
     sums[~window.has_max_context] = -np.inf
+    if whole_words:
+        ends_word = np.concatenate([window.is_word_edge[:, 1], np.zeros(longest, dtype=np.bool_)])
+        is_whole = (
+            window.is_word_edge[:, :1] & np.lib.stride_tricks.sliding_window_view(ends_word, longest)[:num_tokens]
+        )
+        if np.isfinite(sums[is_whole]).any():
+            sums[~is_whole] = -np.inf
     flat = sums.ravel()
     count = min(count, flat.size)
     top = np.argpartition(flat, -count)[-count:]

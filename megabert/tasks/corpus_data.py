@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ class Example:
 
     id: str
     text: str
+    given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """Other fields of the data, which rows of predictions repeat."""
 
 
 @dataclass(frozen=True)

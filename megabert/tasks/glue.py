@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.parser import compose
 from ..config.schema import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
 from ..errors import ConfigError, InputError
-from ..formats.json_lines import JSON_SUFFIXES
+from ..formats.json_lines import is_json_lines
 from ..formats.rows import Row
 from ..formats.tables import split_rows
 from .labels import LabelKind
@@ -141,24 +142,20 @@ class Glue(SequenceClassificationTask):
         self.row = TASKS[settings.model.task_name]
         super().__init__(settings, "single_label" if self.row.labels else "regression")
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file`, or those of data_dir."""
+    def file_groups(self, data: Any) -> list[list[str]]:
+        """Return those of `file`, or of data_dir."""
         if data.file is not None:
-            return [data.file]
+            return super().file_groups(data)
         items = data.ds_item
         if items is None and data is self.settings.model.validation_ds:
             items = list(self.row.dev_files)
         if items is None or self.dataset.data_dir is None:
             return []
-        return [str(Path(self.dataset.data_dir) / item) for item in ([items] if isinstance(items, str) else items)]
-
-    def read_files(self, files: Sequence[str]) -> list[Example]:
-        """Read one file after the other."""
-        return [example for file in files for example in self.read(Path(file))]
+        return [[str(Path(self.dataset.data_dir) / item)] for item in ([items] if isinstance(items, str) else items)]
 
     def read(self, path: Path) -> list[Example]:
         """Read a file of GLUE, or JSON lines with text, text_b and label."""
-        if path.suffix in JSON_SUFFIXES:
+        if is_json_lines(path):
             return super().read(path)
         rows = split_rows(path)
         header = [name.strip().lower() for name in rows[0][0]]
@@ -235,25 +232,23 @@ class Glue(SequenceClassificationTask):
         return super().from_json(example, row)
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> Glue:
+    def scorer(cls, gold: Path, rows: Sequence[Row], words: Sequence[str] = ()) -> Glue:
         """Infer the task from the header of a labelled file, and from its labels where headers are alike."""
         header = split_rows(gold)[0][0]
         for name, row in TASKS.items():
             if row.headless and set(row.columns) & set(header):
                 continue  # the file has a header, that of another task
-            task = cls(GlueSettings(model=GlueModel(task_name=name)))
+            task = cls(compose(GlueSettings, [f"model.task_name={name}", *words], owner="glue")[0])
             try:
                 examples = task.read(gold)
             except InputError:
                 continue
             if examples and examples[0].labels is not None:
-                task.labels = list(row.labels)
+                task.labels = list(task.row.labels)
                 return task
         raise InputError(f"{gold} has the columns of no task of GLUE. Give a file with labels as GLUE distributes it.")
 
-    def write_predictions(
-        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, str]:
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return the files of a submission, such as CoLA.tsv."""
         files: dict[str, list[str]] = {}
         for example, prediction in zip(examples, predictions, strict=True):

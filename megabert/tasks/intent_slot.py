@@ -23,6 +23,7 @@ from ..config.schema import (
 from ..data.packing import Batch, Features
 from ..data.windows import WordWindow
 from ..errors import ConfigError, InputError
+from ..formats.data_files import expand_names
 from ..formats.rows import Row
 from ..formats.tag_schemes import TagScheme, add_prefixes, find_scheme, to_iob2
 from ..formats.utterances import Utterance, read_utterances, utterance_files
@@ -164,13 +165,13 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         if not 0 <= self.model.intent_loss_weight <= 1:
             raise ConfigError(f"model.intent_loss_weight={self.model.intent_loss_weight}; expected 0 to 1.")
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file` or the files of the prefix."""
+    def file_groups(self, data: Any) -> list[list[str]]:
+        """Return those of `file` or of the prefix."""
         if data.file is not None:
-            return utterance_files(Path(data.file))
+            return [utterance_files(Path(name)) for name in expand_names(data.file)]
         if data.prefix is None or self.model.data_dir is None:
             return []
-        return utterance_files(Path(self.model.data_dir) / data.prefix)
+        return [utterance_files(Path(self.model.data_dir) / data.prefix)]
 
     def read_files(self, files: Sequence[str]) -> list[Example]:
         """Read one file, the three of a folder, or NeMo's four."""
@@ -302,6 +303,18 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         slots = [vars(slot) for slot in prediction.slots]
         return values | {"slots": slots, "tags": list(prediction.tags), "probabilities": prediction.probabilities}
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return an utterance's intents, slots and tags, as far as they are known."""
+        gold: dict[str, Any] = {}
+        if example.intents is not None:
+            gold["intents"] = list(example.intents)
+            if not self.dataset.multi_label:
+                gold["intent"] = example.intents[0]
+        if example.tags is not None:
+            slots = find_spans(example.text, example.words, example.tags, np.ones(len(example.tags)))
+            gold |= {"slots": [vars(slot) for slot in slots], "tags": list(example.tags)}
+        return gold
+
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the intents of an utterance and the tags of its words."""
         tags = require_word_labels(example, row, row.strings("tags"))
@@ -313,8 +326,6 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         return standard_rows(super().read_predictions(path))
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> IntentSlotClassification:
+    def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:
         """Infer multi_label: only where it is false have predictions an `intent`."""
-        settings = cls.settings_type()
-        settings.model.dataset.multi_label = any("intent" not in row.values for row in rows)
-        return cls(settings)
+        return [f"model.dataset.multi_label={any('intent' not in row.values for row in rows)}"]

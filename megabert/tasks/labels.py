@@ -95,6 +95,10 @@ class LabelledTask(Task[ExampleType, PredictionType]):
                         locations.setdefault(label, example.location)  # type: ignore[attr-defined]
         return locations
 
+    def label_sets(self) -> dict[str, list[str]]:
+        """Return each kind's labels, in the order of the head's outputs."""
+        return {kind.name: list(getattr(self, kind.outputs)) for kind in self.label_kinds}
+
     def label_pairs(
         self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
     ) -> Mapping[str, Sequence[tuple[str, str]]]:

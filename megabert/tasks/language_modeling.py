@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,7 +28,8 @@ from ..config.schema import (
 )
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
-from ..formats.corpus_documents import corpus_files, read_documents
+from ..formats.corpus_documents import KINDS, corpus_files, read_documents
+from ..formats.data_files import COMPRESSED, data_suffix, expand_names, expansion_limit
 from ..formats.json_lines import read_json_lines
 from ..model.config import HAS_ORDER, HAS_TARGET, IS_CORRECT, IS_ORDER_CORRECT, LOSS, NUM_PREDICTIONS, ORDER_LOSS
 from ..pretraining.blend import Blend, SequenceCorpus, parse_blend
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
-# Endings of text files; every other name is the prefix of a pair of token files.
-TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".xml", ".gz", ".xz")
 
 
 @dataclass
@@ -165,6 +164,7 @@ class PretrainingTask(Task[Example, Prediction]):
     """Self-supervised training on corpora; subclasses define what of a sequence is predicted."""
 
     main_score = "lm_loss"
+    input_fields: ClassVar[Mapping[str, type]] = {"text": str}
     caches_features: ClassVar[bool] = False
 
     @abstractmethod
@@ -179,22 +179,24 @@ class PretrainingTask(Task[Example, Prediction]):
     def mask_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Features]:
         """Tokenize strings whose masks are to be filled in; notes are `MaskPositions`."""
 
-    def files(self, data: Any) -> list[str]:
+    def file_groups(self, data: Any) -> list[list[str]]:
         """List the files of a set: its own, or those of data_prefix."""
         if data.file is None and data.split is None:
             return []
-        names = [data.file] if data.file is not None else self._blend()[0]
-        return [
-            str(path)
-            for name in names
-            for path in ([Path(name)] if name.endswith(TEXT_SUFFIXES) else files_of(Path(name)))
-        ]
+        names = map(Path, expand_names(data.file) if data.file is not None else self._blend()[0])
+        return [[str(name)] if _is_text(name) else [str(path) for path in files_of(_prefix(name))] for name in names]
 
     def read_data(self, data: Any) -> Sequence[Example]:
         """Read a set of data."""
         if data.file is not None:
-            examples = self.read(Path(data.file))
-            return Corpora(examples.parts, None, data.num_samples) if isinstance(examples, Corpora) else examples
+            with expansion_limit(data.max_expansion):
+                sets = [self.read(Path(name)) for name in expand_names(data.file)]
+            corpora = [item for item in sets if isinstance(item, Corpora)]
+            if corpora and len(corpora) < len(sets):
+                raise ConfigError("file names token files and text files. Give files of one kind.")
+            if corpora:
+                return Corpora([part for item in corpora for part in item.parts], None, data.num_samples)
+            return [example for item in sets for example in item]
         prefixes, weights = self._blend()
         shares = self._shares()
         parts = []
@@ -206,13 +208,15 @@ class PretrainingTask(Task[Example, Prediction]):
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read token files (by their prefix), or the documents of a text file."""
-        if not path.name.endswith(TEXT_SUFFIXES):
-            name = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-            tokens = IndexedDataset(name)
-            return Corpora([DocumentRange(tokens, 0, tokens.num_documents, str(name))], None, -1)
-        if path.suffix == ".jsonl":
+        if not _is_text(path):
+            tokens = IndexedDataset(_prefix(path))
+            return Corpora([DocumentRange(tokens, 0, tokens.num_documents, str(_prefix(path)))], None, -1)
+        if data_suffix(path) == ".jsonl":
             rows = enumerate(read_json_lines(path), start=1)
-            return [Example(str(row.values.get("id", number)), row.string("text")) for number, row in rows]
+            return [
+                Example(str(row.values.get("id", number)), row.string("text"), given=row.others("id", "text"))
+                for number, row in rows
+            ]
         documents = (text for file in corpus_files([path]) for text in read_documents(file))
         examples = [Example(str(number), text) for number, text in enumerate(documents, start=1)]
         if not examples:
@@ -242,6 +246,12 @@ class PretrainingTask(Task[Example, Prediction]):
         if not len(features):
             raise InputError("the documents are too short: no token of them can be predicted.")
         return features
+
+    def to_rows(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Iterable[dict[str, Any]]:
+        """Convert the sums of each document, or of each sequence of corpora, which have no text."""
+        if isinstance(examples, Corpora):
+            return map(self.to_json, predictions)
+        return super().to_rows(examples, predictions)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the losses of the predicted tokens; a sentence-order loss has the weight of all of its sequence's."""
@@ -323,3 +333,12 @@ def _measure(name: str, columns: Sequence[NDArray[np.float32]], text: str) -> Me
         is_order_right=round(sums[IS_ORDER_CORRECT]),
         num_words=len(text.split()),
     )
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a name is that of a text file; every other one is the prefix of a pair of token files."""
+    return data_suffix(path) in KINDS or path.suffix.lower() in COMPRESSED
+
+
+def _prefix(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path

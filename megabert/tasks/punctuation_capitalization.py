@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_d
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence
-from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.punctuation import NONE, Word, find_words, restore
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
@@ -79,6 +79,8 @@ class Example:
     text: str
     words: tuple[Word, ...]
     location: str
+    given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """Other fields of the data, which rows of predictions repeat."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read plain text, a paragraph a line, or JSON lines with `text`."""
-        if path.suffix in JSON_SUFFIXES:
+        if is_json_lines(path):
             return self.unlabelled_rows(read_json_lines(path))
         return self.unlabelled_lines(path, read_lines(path))
 
@@ -173,7 +175,11 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
 
     def words(self, example: Example) -> list[str]:
         """Return the words in lower case."""
-        return [example.text[word.start : word.end].lower() for word in example.words]
+        return [word.lower() for word in super().words(example)]
+
+    def spans(self, example: Example) -> list[tuple[int, int]]:
+        """Return the [start, end) characters of the words."""
+        return [(word.start, word.end) for word in example.words]
 
     def head(self, config: EncoderConfig) -> Head:
         """Score marks and cases at each token."""
@@ -219,6 +225,11 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         """Return the restored text, and NeMo's labels of two letters a word."""
         labels = " ".join(map("".join, zip(prediction.marks, prediction.cases, strict=True)))
         return {"id": prediction.id, "text": prediction.text, "restored": prediction.restored, "labels": labels}
+
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return the text's own marks and cases as labels of two letters a word; empty if it has none."""
+        labels = [word.mark + word.case for word in example.words]
+        return {"labels": " ".join(labels)} if set(labels) - {2 * NONE} else {}
 
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the labels of two letters of an example's words."""

@@ -6,22 +6,32 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schema import ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainerSettings, choice
+from ..config.parser import compose
+from ..config.schema import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    TrainerSettings,
+    choice,
+)
 from ..data.packing import Batch, Features
 from ..data.windows import max_context_masks, window_spans
 from ..errors import ConfigError, InputError
-from ..formats.squad import Answer, Example, read_squad
+from ..formats.json_lines import read_json_lines
+from ..formats.squad import Answer, Example, read_squad, require_unique_ids
 from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Encoded, Tokenizer
-from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span
+from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span, word_edges
 from .head_settings import head_options
-from .task import Logits, Task
+from .task import Logits, Task, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +56,8 @@ class QuestionSettings:
     """Tokens of a question; a longer one is truncated."""
     max_answer_length: int = 30
     """Tokens of an answer."""
+    whole_words: bool = True
+    """Answers neither begin nor end inside a word, where the script separates words by blanks."""
     n_best_size: int = 20
     """Answers that are kept, with probabilities, for each question."""
     null_score_diff_threshold: float = 0.0
@@ -120,6 +132,7 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     settings_type = QuestionAnsweringSettings
     main_score = "f1"
+    input_fields: ClassVar[Mapping[str, type]] = {"question": str, "context": str}
 
     def __init__(self, settings: QuestionAnsweringSettings) -> None:
         self.dataset = settings.model.dataset
@@ -141,25 +154,29 @@ class QuestionAnswering(Task[Example, Prediction]):
         """Read SQuAD JSON."""
         return read_squad(path)
 
+    def read_data(self, data: DataSettings) -> Sequence[Example]:
+        """Read the examples of a set of data; their ids are unique across its files."""
+        examples = super().read_data(data)
+        require_unique_ids(examples, ", ".join(self.files(data)))
+        return examples
+
     def example(self, **fields: Any) -> Example:
         """Make an example from `question` and `context`."""
-        unexpected = sorted(set(fields) - {"question", "context", "id"})
-        missing = [name for name in ("question", "context") if not str(fields.get(name) or "").strip()]
-        if unexpected or missing:
-            problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
-            raise InputError(f"{'; '.join(problems)}. Give question=... and context=....")
-        return Example(str(fields.get("id", "question")), str(fields["question"]), str(fields["context"]), None)
+        question, context = require_texts(fields, "question", "context")
+        return Example(str(fields.get("id", "question")), question, context, None)
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Cut each example into windows."""
         questions = tokenizer.encode_ids([example.question.strip() for example in examples])
         indices = {text: number for number, text in enumerate(dict.fromkeys(item.context for item in examples))}
         contexts = tokenizer.encode(list(indices))
+        edges = [word_edges(text, context.offsets) for text, context in zip(indices, contexts, strict=True)]
         features = []
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
             answer = self._training_answer(example) if with_targets else None
             question_ids = question[: self.dataset.max_query_length]
-            for item in self._windows(number, question_ids, contexts[indices[example.context]], tokenizer):
+            index = indices[example.context]
+            for item in self._windows(number, question_ids, contexts[index], edges[index], tokenizer):
                 if with_targets:
                     item.targets["span"] = target_span(item.notes, answer)
                 features.append(item)
@@ -178,14 +195,19 @@ class QuestionAnswering(Task[Example, Prediction]):
         return example.answers[0] if example.answers else None
 
     def _windows(
-        self, number: int, question_ids: NDArray[np.int64], context: Encoded, tokenizer: Tokenizer
+        self,
+        number: int,
+        question_ids: NDArray[np.int64],
+        context: Encoded,
+        edges: NDArray[np.bool_],
+        tokenizer: Tokenizer,
     ) -> list[Features]:
         cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
         context_start = len(question_ids) + 2
         spans = window_spans(len(context.token_ids), self.row_length - context_start - 1, self.dataset.doc_stride)
         features = []
         for (start, end), mask in zip(spans, max_context_masks(len(context.token_ids), spans), strict=True):
-            window = ContextWindow(number, context_start, context.offsets[start:end], mask)
+            window = ContextWindow(number, context_start, context.offsets[start:end], mask, edges[start:end])
             token_ids = np.concatenate([cls, question_ids, sep, context.token_ids[start:end], sep])
             segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
             features.append(Features(token_ids, segment_ids, notes=window))
@@ -211,10 +233,16 @@ class QuestionAnswering(Task[Example, Prediction]):
         """Choose the best spans of each question over all its windows."""
         spans: list[list[ScoredSpan]] = [[] for _ in examples]
         null_scores = [float("inf")] * len(examples)
-        options = {"count": self.dataset.n_best_size, "max_length": self.dataset.max_answer_length}
+        data = self.dataset
         for feature, logits_T2 in zip(features, logits, strict=True):
             window: ContextWindow = feature.notes
-            spans[window.example] += best_spans(window, logits_T2, **options)
+            spans[window.example] += best_spans(
+                window,
+                logits_T2,
+                count=data.n_best_size,
+                max_length=data.max_answer_length,
+                whole_words=data.whole_words,
+            )
             # A question has no answer only if none of its windows shows one.
             null_scores[window.example] = min(null_scores[window.example], float(logits_T2[0].sum()))
         return list(map(self._predict, examples, spans, null_scores))
@@ -251,14 +279,25 @@ class QuestionAnswering(Task[Example, Prediction]):
         n_best = [vars(candidate) for candidate in prediction.n_best[:NUM_SHOWN]]
         return {name: values[name] for name in names} | {"n_best": n_best}
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return the answers."""
+        return {} if example.answers is None else {"answers": [vars(answer) for answer in example.answers]}
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return also the context."""
+        row = super().to_row(example, prediction)
+        return {"id": row["id"], "question": row["question"], "context": example.context} | row
+
     @classmethod
-    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
-        """Score a file {id: answer}, the official scripts' format; the gold file determines the version."""
+    def score_files(cls, gold: Path, predictions: Path, words: Sequence[str] = ()) -> dict[str, Any]:
+        """Score a file {id: answer}, the official scripts' format, or rows as `megabert predict` writes them.
+
+        The gold file determines the version; no setting changes the scores.
+        """
+        compose(cls.settings_type, words, owner=cls.name())
         return _official_scores(read_squad(gold), _read_predictions(predictions))[0]
 
-    def write_predictions(
-        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, str]:
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return predictions.json (the official scripts' format), nbest.json and, for 2.0, null_odds.json."""
         files: dict[str, Any] = {
             "predictions.json": {item.id: item.text for item in predictions},
@@ -286,9 +325,11 @@ def _gold_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
 
 
 def _read_predictions(path: Path) -> dict[str, str]:
+    if path.suffix == ".jsonl":
+        return {str(row.get("id")): str(row.get("answer")) for row in read_json_lines(path)}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
         raise InputError(f'{path} is not a file of predictions: expected {{"question id": "answer", ...}}.')

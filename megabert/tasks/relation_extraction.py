@@ -1,13 +1,18 @@
 """Relation extraction: which relation, if any, holds between two marked entities of a text."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ..config.schema import Settings, choice
-from ..errors import InputError
+from ..data.packing import Features
+from ..errors import ConfigError, InputError, InputWarning
 from ..formats.rows import Row
 from ..metrics import classification
+from ..tokenizers.wordpiece import Tokenizer
 from .labels import require_labels
 from .sequence_classification import (
     Example,
@@ -17,6 +22,21 @@ from .sequence_classification import (
     SequenceSettings,
 )
 
+# The field of an example with entities by position for its text without marks.
+UNMARKED = "unmarked"
+# How texts mark entities.
+MARKS = {
+    "@TYPE$": re.compile(r"@[^\s@$]+\$"),
+    "<< >>": re.compile(r"<<.+>>", re.DOTALL),
+    "[[ ]]": re.compile(r"\[\[.+\]\]", re.DOTALL),
+    "@ * * @": re.compile(r"@ \* .+ \* .+ @", re.DOTALL),
+    "# ^ ^ #": re.compile(r"# \^ .+ \^ .+ #", re.DOTALL),
+    "[E1] [/E1]": re.compile(r"\[/?E[12]\]", re.IGNORECASE),
+    "<e1> </e1>": re.compile(r"</?e[12]>", re.IGNORECASE),
+}
+# Usual names of the negative class, without punctuation, the likeliest first.
+NEGATIVE_NAMES = ("false", "norelation", "none", "na", "negative", "other", "0", "no", "unrelated", "notrelated")
+
 
 @dataclass
 class EntityPairSettings(SequenceSettings):
@@ -24,8 +44,8 @@ class EntityPairSettings(SequenceSettings):
 
     entity_marking: str = choice("anonymize", "anonymize", "markers", "typed_markers")
     """How entities given by their positions are marked: replaced by @TYPE$ (anonymize), or with marks around them."""
-    negative_label: str = "false"
-    """The label of pairs without a relation: micro-F1 leaves it out."""
+    negative_label: str | None = "false"
+    """The label of pairs without a relation, which micro-F1 leaves out; null: each label is a relation."""
 
 
 @dataclass
@@ -61,23 +81,90 @@ class RelationExtraction(SequenceClassificationTask):
 
     Data: as those of text classification, with the entities already marked in the text (`id<TAB>sentence<TAB>label`
     with a header, or JSON lines); or JSON lines with the entities' positions: `{"text": "...", "head": {"start": 0,
-    "end": 7, "type": "CHEMICAL"}, "tail": {...}, "label": "CPR:4"}`. Then `model.dataset.entity_marking` is how they
-    are marked: `anonymize` replaces them by `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them,
-    `typed_markers` writes `@ * type * head @` and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one,
-    `@CHEMICAL-GENE$`.
+    "end": 7, "type": "CHEMICAL", "text": "Aspirin"}, "tail": {...}, "label": "CPR:4"}`; the text of an entity is
+    optional, and is checked. Then `model.dataset.entity_marking` is how they are marked: `anonymize` replaces them by
+    `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them, `typed_markers` writes `@ * type * head @`
+    and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one, `@CHEMICAL-GENE$`.
 
-    Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together, the published
-    measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each class.
+    Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together (null: over all
+    labels), the published measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each
+    class. A negative label that is none of the labels is an error.
     """
 
     settings_type = RelationExtractionSettings
     main_score = "f1"
+    state_names = (*SequenceClassificationTask.state_names, "marks")
+    input_fields: ClassVar[Mapping[str, type]] = {
+        **SequenceClassificationTask.input_fields,
+        **dict.fromkeys(("head", "tail", "head_type", "tail_type"), str),
+    }
+
+    def __init__(self, settings: RelationExtractionSettings) -> None:
+        super().__init__(settings)
+        self.marks: list[str] = []
+
+    def learn_labels(self, examples: Sequence[Example]) -> None:
+        """List the labels, check the negative one, and find how most texts mark their entities."""
+        super().learn_labels(examples)
+        self._check_negative_label(self.labels)
+        shares = {name: sum(bool(mark.search(item.text)) for item in examples) for name, mark in MARKS.items()}
+        self.marks = [name for name, count in shares.items() if 2 * count > len(examples)]
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; runs of the first version do not have the marks."""
+        super().restore_state({"marks": [], **state})
+
+    def _check_negative_label(self, labels: Collection[str]) -> None:
+        negative = self.dataset.negative_label
+        if negative is None or negative in labels:
+            return
+        likely = min((item for item in labels if _negative_rank(item) >= 0), key=_negative_rank, default=None)
+        remedy = "" if likely is None else f"model.dataset.negative_label={likely}, or "
+        raise ConfigError(
+            f"model.dataset.negative_label={negative} is none of the labels ({', '.join(sorted(labels)[:12])}). Set "
+            f"{remedy}model.dataset.negative_label=null if each label is a relation."
+        )
+
+    def read(self, path: Path) -> list[Example]:
+        """Read as text classification does; reports positions that cut words, where rows lack their entities' text."""
+        examples = super().read(path)
+        spans = [
+            (example.given[UNMARKED], example.given[name]["start"], example.given[name]["end"], example.location)
+            for example in examples
+            if UNMARKED in example.given
+            for name in ("head", "tail")
+        ]
+        cut = [span for span in spans if any(_is_in_word(span[0], edge) for edge in span[1:3])]
+        if 10 * len(cut) > len(spans):
+            text, start, end, location = cut[0]
+            warnings.warn(
+                f"{location}: {len(cut)} of {len(spans)} entities begin or end inside a word, such as "
+                f"{text[start:end]!r:.60}. Positions are characters from 0, the end exclusive. Give the text of each "
+                "entity, too, so that it is checked.",
+                InputWarning,
+                stacklevel=2,
+            )
+        return examples
+
+    def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+        """Tokenize examples; reports texts whose entities are not marked as those of the training data."""
+        patterns = [MARKS[name] for name in self.marks]
+        unmarked = [item for item in examples if any(not mark.search(item.text) for mark in patterns)]
+        if unmarked:
+            warnings.warn(
+                f"{unmarked[0].location}: {len(unmarked)} of {len(examples)} texts lack marked entities, which the "
+                f"training data have ({', '.join(self.marks)}). Mark them, or give head and tail.",
+                InputWarning,
+                stacklevel=2,
+            )
+        return super().features(examples, tokenizer, with_targets=with_targets)
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""
         if "head" in row.values or "tail" in row.values:
-            marked = self._marked(row.string("text"), row.get("head"), row.get("tail"), row.location)
-            row = Row(row.values | {"text": marked}, row.location)
+            text = row.string("text")
+            marked = self._marked(text, row.get("head"), row.get("tail"), row.location)
+            row = Row(row.values | {"text": marked, UNMARKED: text}, row.location)
         return super().example_of(row, number)
 
     def example(self, **fields: Any) -> Example:
@@ -86,11 +173,18 @@ class RelationExtraction(SequenceClassificationTask):
         These are words that occur in the text once, with head_type and tail_type, or objects as in JSON lines.
         """
         given = {name: fields.pop(name, None) for name in ("head", "tail", "head_type", "tail_type")}
-        if given["head"] is not None or given["tail"] is not None:
-            text = str(fields.get("text") or "")
-            head, tail = (_locate(text, given[name], given[f"{name}_type"], name) for name in ("head", "tail"))
-            fields["text"] = self._marked(text, head, tail, "the text")
-        return super().example(**fields)
+        if given["head"] is None and given["tail"] is None:
+            return super().example(**fields)
+        text = str(fields.get("text") or "")
+        head, tail = (_locate(text, given[name], given[f"{name}_type"], name) for name in ("head", "tail"))
+        fields["text"] = self._marked(text, head, tail, "the text")
+        return replace(super().example(**fields), given={UNMARKED: text, "head": head, "tail": tail})
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return the text and its entities as they were given, and the marked text."""
+        row = super().to_row(example, prediction)
+        text = row.pop(UNMARKED, None)
+        return row if text is None else row | {"text": text, "marked": row["text"]}
 
     def _marked(self, text: str, head: Any, tail: Any, location: str) -> str:
         entities = (_entity(head, text, "head", location), _entity(tail, text, "tail", location))
@@ -100,7 +194,8 @@ class RelationExtraction(SequenceClassificationTask):
         """Compute micro-F1 without the negative label, and all metrics of text classification."""
         gold = [require_labels(example, "labels")[0] for example in examples]
         predicted = [item.labels[0] for item in predictions]
-        micro = classification.micro_f1(gold, predicted, {self.dataset.negative_label})
+        self._check_negative_label(self.labels or {*gold, *predicted})
+        micro = classification.micro_f1(gold, predicted, {self.dataset.negative_label} - {None})
         return micro | super().score(examples, predictions)
 
 
@@ -126,7 +221,41 @@ def _entity(value: Any, text: str, name: str, location: str) -> MarkedEntity:
             f'{location}: the {name} is {str(value)[:80]}; expected {{"start": ..., "end": ..., "type": ...}}, '
             f"characters of the text, which has {len(text)}."
         )
+    _check_text(given, text, name, location)
     return MarkedEntity(start, end, str(given.get("type") or name))
+
+
+def _check_text(entity: Mapping[str, Any], text: str, name: str, location: str) -> None:
+    """Raise InputError where an entity's own text does not stand at its characters."""
+    start, end, words = entity["start"], entity["end"], entity.get("text")
+    if not isinstance(words, str) or text[start:end] == words:
+        return
+    places = [match.start() for match in re.finditer(re.escape(words), text)]
+    found = " and ".join(f"{place} to {place + len(words)}" for place in places[:3])
+    where = f"it is at {found}" if places else "nor is it elsewhere"
+    counted = {
+        "UTF-16 code units": text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode(
+            "utf-16-le", "replace"
+        ),
+        "bytes": text.encode()[start:end].decode(errors="replace"),
+        "an end that is the last character": text[start : end + 1],
+    }
+    hint = next((f" The positions count {unit}." for unit, part in counted.items() if part == words), "")
+    raise InputError(
+        f"{location}: the {name} {words!r:.80} is not at characters {start} to {end}, where {text[start:end]!r:.80} "
+        f"is; {where}.{hint} Give characters, the end exclusive."
+    )
+
+
+def _is_in_word(text: str, edge: int) -> bool:
+    return 0 < edge < len(text) and text[edge - 1].isalnum() and text[edge].isalnum()
+
+
+def _negative_rank(label: str) -> int:
+    """Rank a label as the name of the negative class, -1 if it is no usual one."""
+    letters = re.sub(r"[\W_]", "", label.lower())
+    names = enumerate(NEGATIVE_NAMES)
+    return next((rank for rank, name in names if letters == name or (rank < 2 and letters.endswith(name))), -1)
 
 
 def mark_entities(text: str, head: MarkedEntity, tail: MarkedEntity, marking: str) -> str:
@@ -146,11 +275,12 @@ def mark_entities(text: str, head: MarkedEntity, tail: MarkedEntity, marking: st
         "markers": (("<< ", " >>"), ("[[ ", " ]]")),
         "typed_markers": ((f"@ * {head.type.lower()} * ", " @"), (f"# ^ {tail.type.lower()} ^ ", " #")),
     }[marking]
-    # Inserted from the end of the text, so that earlier positions stay valid. At one position the mark that ends an
-    # entity precedes the one that starts another.
+    # Inserted from the end of the text, so that earlier positions stay valid. At one position a mark that ends an
+    # entity precedes one that starts another, and of two entities the longer one is outside, else the head.
     marks = []
-    for entity, (before, behind) in zip((head, tail), around, strict=True):
-        marks += [(entity.start, 1, before), (entity.end, 0, behind)]
-    for position, _, inserted in sorted(marks, reverse=True):
+    for rank, (entity, (before, behind)) in enumerate(zip((head, tail), around, strict=True)):
+        length = entity.end - entity.start
+        marks += [(entity.start, 1, -length, rank, before), (entity.end, 0, length, -rank, behind)]
+    for position, *_, inserted in sorted(marks, reverse=True):
         text = text[:position] + inserted + text[position:]
     return text

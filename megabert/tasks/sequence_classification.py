@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schema import ModelSettings, OptimizerSettings, choice, linear_decay
+from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, choice, linear_decay
 from ..data.packing import NO_TARGET, Batch, Features
-from ..data.windows import half_overlapping_spans
-from ..errors import InputError
-from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..data.windows import sequence_windows
+from ..errors import ConfigError, InputError, InputWarning
+from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
-from ..formats.tables import table_rows
 from ..formats.text_lines import read_lines
+from ..formats.text_rows import (
+    LABEL_COLUMNS,
+    NO_GOLD_LABEL,
+    PAIR_COLUMNS,
+    ROLES,
+    TEXT_COLUMNS,
+    parse_label,
+    parse_labels,
+    read_text_rows,
+)
 from ..metrics import classification
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .head_settings import OutputHeadSettings, head_options
 from .labels import LabelKind, LabelledTask, class_probabilities, label_indices, multi_hot, require_labels
-from .task import Logits, require_text
+from .task import Logits, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model.heads import Head
-
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "text_a", "premise")
-PAIR_COLUMNS = ("text_b", "sentence2", "hypothesis", "text2")
-LABEL_COLUMNS = ("label", "labels", "gold_label", "class", "score")
-COLUMNS = (*TEXT_COLUMNS, *PAIR_COLUMNS, *LABEL_COLUMNS, "id", "index", "idx")
 
 
 @dataclass
@@ -41,7 +47,11 @@ class SequenceSettings:
     """How examples become tokens."""
 
     max_seq_length: int = 256
-    """Tokens of a text or pair with its special tokens; a longer one is read in overlapping windows."""
+    """Tokens of a text or pair with its special tokens."""
+    long_texts: str = choice("windows", "windows", "truncate")
+    """windows: read longer texts in overlapping windows; truncate: keep the first tokens, of a pair cut the longer."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Names of the data's columns text, text_b, label and id, or, without a header, their numbers from 1."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: weight a class in the loss in inverse proportion to its number of examples, where each has one."""
 
@@ -64,6 +74,8 @@ class Example:
     pair: str | None
     labels: tuple[str, ...] | None
     location: str
+    given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """Other fields of the data, which rows of predictions repeat."""
 
 
 @dataclass(frozen=True)
@@ -81,29 +93,37 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     """A task whose examples have one label, several (`multi_label`), or a number (`regression`)."""
 
     main_score = "accuracy"
-    state_names = ("labels", "weights", "problem")
+    state_names: ClassVar[tuple[str, ...]] = ("labels", "weights", "problem")
+    input_fields: ClassVar[Mapping[str, type]] = {"text": str, "text_b": str}
 
     def __init__(self, settings: Any, problem: str = "single_label") -> None:
         self.dataset = settings.model.dataset
         self.problem = problem
         kinds = [] if self.is_regression else [LabelKind("label", "labels", is_set=problem == "multi_label")]
         super().__init__(settings, *kinds, class_balancing=self.dataset.class_balancing)
+        unknown = sorted(set(self.dataset.columns) - set(ROLES))
+        if unknown:
+            raise ConfigError(f"model.dataset.columns.{unknown[0]} is none of {', '.join(ROLES)}.")
 
     @property
     def is_regression(self) -> bool:
         """Whether an example's target is a number."""
         return self.problem == "regression"
 
+    @property
+    def is_single(self) -> bool:
+        """Whether an example has one label."""
+        return self.problem == "single_label"
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; labels are written as those of data are read: 1.0 as 1."""
+        super().restore_state(state)
+        labels = [re.sub(r"^(-?\d+)\.0+$", r"\1", label) for label in self.labels]
+        self.labels = labels if len(set(labels)) == len(labels) else self.labels
+
     def read(self, path: Path) -> list[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
-        if path.suffix in JSON_SUFFIXES:
-            rows = read_json_lines(path)
-        else:
-            lines = read_lines(path)
-            if any("\t" in line for line in lines):
-                rows = table_rows(path, lines, ("text", "label"), COLUMNS)
-            else:
-                rows = _rows_of_blanks(path, lines, self.labels)
+        rows = read_text_rows(path, self.dataset.columns, self.labels)
         locations: dict[Any, str] = {}
         for row in rows:
             name = row.values.get("id")
@@ -113,14 +133,19 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
                 )
         return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
 
+    def read_data(self, data: DataSettings) -> list[Example]:
+        """Read the examples of a set of data, without those that have no gold label."""
+        return [item for item in super().read_data(data) if item.labels != NO_GOLD_LABEL or not self.is_single]
+
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row of a table or a JSON object."""
         text, pair = _column(row, TEXT_COLUMNS), _column(row, PAIR_COLUMNS)
         if text is None or not text.strip():
             raise InputError(f"{row.location}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
-        name = next((name for name in LABEL_COLUMNS if name in row.values), None)
+        name = _first(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
-        return Example(str(row.values.get("id", number)), text, pair, labels, row.location)
+        given = row.others("id", name, *(_first(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
+        return Example(str(row.values.get("id", number)), text, pair, labels, row.location, given=given)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
         """Convert a label, labels or number from a file; raises InputError if it is none."""
@@ -132,17 +157,17 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             if not np.isfinite(number):
                 raise InputError(f"{location}: the value is {value!r}; expected a number.")
             return (repr(number),)
+        if value == NO_GOLD_LABEL:
+            return ()
         if self.problem == "multi_label":
-            items = value if isinstance(value, list) else [item for item in str(value).split(",") if item.strip()]
-            return tuple(str(item).strip() for item in items)
-        if isinstance(value, list | dict) or not str(value).strip():
-            raise InputError(f"{location}: the label is {value!r}; expected one word or number.")
-        return (str(value).strip(),)
+            return parse_labels(value, location)
+        return (parse_label(value, location),)
 
     def example(self, **fields: Any) -> Example:
         """Make an example from `text` and, for pairs, `text_b`."""
-        text, pair = require_text(fields, "text_b"), fields.get("text_b")
-        return Example(str(fields.get("id", "text")), text, pair and str(pair), None, "the text")
+        names = ("text", "text_b") if fields.get("text_b") else ("text",)
+        text, *pair = require_texts(fields, *names, optional=("text_b",))
+        return Example(str(fields.get("id", "text")), text, pair[0] if pair else None, None, "the text")
 
     def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:
         """Sort labels: numbers by value, words alphabetically."""
@@ -153,38 +178,26 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         """Tokenize examples, long ones in several windows whose weights add up to that of one example."""
         texts = tokenizer.encode_ids([example.text for example in examples])
         pairs = iter(tokenizer.encode_ids([example.pair for example in examples if example.pair is not None]))
-        features = []
+        features, num_cut = [], {}
         for index, (example, ids) in enumerate(zip(examples, texts, strict=True)):
             pair_ids = None if example.pair is None else next(pairs)
-            windows = self._windows(ids, pair_ids, tokenizer, example)
+            is_truncated = self.dataset.long_texts == "truncate"
+            windows, num_cut[example.location] = sequence_windows(
+                ids, pair_ids, self.row_length, tokenizer, is_truncated=is_truncated
+            )
             targets, weight = self._targets(example, len(windows)) if with_targets else ({}, 1.0)
             for token_ids, segment_ids in windows:
                 features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
+        cut = [location for location, count in num_cut.items() if count]
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(examples)} examples are truncated to {self.row_length} tokens, by "
+                f"{sum(num_cut.values()):,} tokens together; the first is {cut[0]}. To read more raise "
+                "model.dataset.max_seq_length.",
+                InputWarning,
+                stacklevel=2,
+            )
         return features
-
-    def _windows(
-        self, ids: NDArray[np.int64], pair: NDArray[np.int64] | None, tokenizer: Tokenizer, example: Example
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Return token and segment ids of each window; of a pair the longer part is cut, the shorter one is in each."""
-        cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-        parts: list[tuple[NDArray[np.int64], NDArray[np.int64] | None]]
-        if pair is None:
-            parts = [(ids[start:end], None) for start, end in half_overlapping_spans(len(ids), self.row_length - 2)]
-        else:
-            room, short = self.row_length - 3, min(len(ids), len(pair))
-            if short > room // 2 and len(ids) + len(pair) > room:
-                raise InputError(
-                    f"{example.location}: both parts of the pair are too long to be read together ({len(ids)} and "
-                    f"{len(pair)} tokens). Raise model.dataset.max_seq_length."
-                )
-            spans = half_overlapping_spans(max(len(ids), len(pair)), room - short)
-            is_first_long = len(ids) >= len(pair)
-            parts = [(ids[slice(*span)], pair) if is_first_long else (ids, pair[slice(*span)]) for span in spans]
-        windows = []
-        for first, second in parts:
-            token_ids = np.concatenate([cls, first, sep] if second is None else [cls, first, sep, second, sep])
-            windows.append((token_ids, (np.arange(len(token_ids)) >= len(first) + 2).astype(np.int64)))
-        return windows
 
     def _targets(self, example: Example, num_windows: int) -> tuple[dict[str, Any], float]:
         labels, share = require_labels(example, "labels"), 1 / num_windows
@@ -241,8 +254,22 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             labels = (self.labels[int(outputs_C.argmax())],)
         return Prediction(example.id, example.text, labels, probabilities)
 
+    def label_pairs(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """Return pairs of gold and predicted label of the examples that have a gold label."""
+        return super().label_pairs(*self.labelled(examples, predictions))
+
+    def labelled(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> tuple[list[Example], list[Prediction]]:
+        """Leave out examples without a gold label, and their predictions."""
+        pairs = [pair for pair in zip(examples, predictions, strict=True) if pair[0].labels != () or not self.is_single]
+        return [example for example, _ in pairs], [prediction for _, prediction in pairs]
+
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Compute the metrics of the examples' kind of label."""
+        examples, predictions = self.labelled(examples, predictions)
         gold = [require_labels(example, "labels") for example in examples]
         if self.is_regression:
             values = [float(labels[0]) for labels in gold], [item.value or 0.0 for item in predictions]
@@ -269,6 +296,19 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         probability = prediction.probabilities[label]
         return values | {"label": label, "probability": probability, "probabilities": prediction.probabilities}
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return an example's label, labels or value."""
+        if example.labels is None or (self.is_single and not example.labels):
+            return {}
+        if self.problem == "multi_label":
+            return {"labels": list(example.labels)}
+        return {"value": float(example.labels[0])} if self.is_regression else {"label": example.labels[0]}
+
+    def to_row(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """Return also the second text of a pair."""
+        row = super().to_row(example, prediction)
+        return row if example.pair is None else {"id": row["id"], "text": row["text"], "text_b": example.pair} | row
+
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the label, labels or value of an example."""
         name = {"regression": "value", "multi_label": "labels"}.get(self.problem, "label")
@@ -294,30 +334,13 @@ def mean_by_example(
     return [np.mean(items, axis=0) for items in windows]
 
 
+def _first(row: Row, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in row.values), None)
+
+
 def _column(row: Row, names: Sequence[str]) -> str | None:
-    value = next((row.values[name] for name in names if name in row.values), None)
+    name = _first(row, names)
+    value = None if name is None else row.values[name]
     if value is not None and not isinstance(value, str):
         raise InputError(f"{row.location}: the text is {value!r}; expected a string.")
     return value
-
-
-def _rows_of_blanks(path: Path, lines: Sequence[str], known: Sequence[str]) -> list[Row]:
-    """Parse lines of words with an integer label at the end; if no line has one they are texts without labels.
-
-    Where the labels are known, a number that is none of them is part of a text.
-    """
-    if known and any(line.split()[-1] not in known for line in lines if line.strip()):
-        return [Row({"text": line.strip(" "), "id": str(number)}, f"{path}:{number}")
-                for number, line in enumerate(lines, start=1) if line.strip(" ")]  # fmt: skip
-    rows = []
-    for number, line in enumerate((line.strip(" ") for line in lines), start=1):
-        text, _, label = line.rpartition(" ")
-        values = {"text": text.rstrip(" "), "label": label} if text and label.isdecimal() else {"text": line}
-        if line:
-            rows.append(Row(values | {"id": str(number)}, f"{path}:{number}"))
-    unlabelled = [row for row in rows if "label" not in row.values]
-    if unlabelled and len(unlabelled) < len(rows):
-        raise InputError(
-            f"{unlabelled[0].location}: no label at the end, as other lines have one. Write text, a tab and the label."
-        )
-    return rows

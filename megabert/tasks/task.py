@@ -7,8 +7,9 @@ Importing a task needs no torch: only `head` and `loss` use it.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.parser import compose
 from ..config.schema import DataSettings, Settings
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
+from ..formats.data_files import expand_names, expansion_limit
 from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
@@ -51,6 +54,9 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     """Whether the features of the training data may be cached; not if they are resampled each epoch."""
     state_names: ClassVar[tuple[str, ...]] = ()
     """The attributes that `state` consists of."""
+    input_fields: ClassVar[Mapping[str, type]] = {}
+    """The fields that `example` takes besides id, each a string (str) or a list; other fields of a JSON object are
+    passed through to its prediction's row. If none are named `example` gets all."""
 
     def __init__(self, settings: Any) -> None:
         """Keep the task's settings, an instance of `settings_type`, and check the sequence length."""
@@ -126,9 +132,13 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         for name in self.state_names:
             setattr(self, name, state[name])
 
+    def file_groups(self, data: DataSettings) -> list[list[str]]:
+        """List the files of a set of data, in groups that are read together; none if the settings name none."""
+        return [[file] for file in expand_names(data.file)]
+
     def files(self, data: DataSettings) -> list[str]:
         """List the files of a set of data; none if the settings name none."""
-        return [] if data.file is None else [data.file]
+        return [file for group in self.file_groups(data) for file in group]
 
     def check_files(self) -> None:
         """Raise ConfigError or InputError where a data file is missing: before the network is loaded, which is slow."""
@@ -138,24 +148,47 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         for name in ("train_ds", "validation_ds", "test_ds"):
             data: DataSettings = getattr(model, name)
             for file in self.files(data):
-                if not Path(file).is_file():
+                if not Path(file).exists():
                     raise InputError(f"model.{name}: {file} does not exist.")
+                if not Path(file).is_file():  # it is read twice, for its digest, too
+                    raise InputError(f"model.{name}: {file} is a folder, pipe or device. Give a file.")
             if data.batch_size < 1:
                 raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
-        """Read the files that `files` listed."""
+        """Read a group of files."""
         return self.read(Path(files[0]))
 
     def read_data(self, data: DataSettings) -> Sequence[ExampleType]:
         """Read the examples of a set of data, at most `num_samples`."""
-        examples = self.read_files(self.files(data))
+        with expansion_limit(data.max_expansion):
+            groups = [self.read_files(files) for files in self.file_groups(data)]
+        examples = groups[0] if len(groups) == 1 else [example for group in groups for example in group]
         return examples if data.num_samples < 0 else examples[: data.num_samples]
 
     def to_json(self, prediction: PredictionType) -> dict[str, Any]:
         """Convert a prediction to plain values; by default the fields of its dataclass."""
         values: dict[str, Any] = asdict(prediction)  # type: ignore[call-overload]
         return values
+
+    def gold(self, example: ExampleType) -> dict[str, Any]:
+        """Return an example's labels under the names of `to_json`; empty where they are unknown."""
+        return {}
+
+    def to_row(self, example: ExampleType, prediction: PredictionType) -> dict[str, Any]:
+        """Convert an example and its prediction to a row of predictions.jsonl: `to_json`, other fields, gold labels."""
+        gold = self.gold(example)
+        return pass_through(self.to_json(prediction) | ({"gold": gold} if gold else {}), getattr(example, "given", {}))
+
+    def to_rows(
+        self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+    ) -> Iterable[dict[str, Any]]:
+        """Convert examples and their predictions to the rows of predictions.jsonl."""
+        return map(self.to_row, examples, predictions)
+
+    def label_sets(self) -> dict[str, list[str]]:
+        """Return the labels that the head can predict, by kind of label."""
+        return {}
 
     def from_json(self, example: ExampleType, row: Row) -> PredictionType:
         """Convert an example's row of a predictions file back to what `score` needs of a prediction."""
@@ -167,17 +200,22 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         return read_json_lines(path)
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> Task[ExampleType, PredictionType]:
-        """Make the task that scores predictions; settings on which scores depend are inferred from the files."""
-        return cls(cls.settings_type())
+    def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:
+        """Infer the settings on which scores depend from the rows of predictions."""
+        return []
 
     @classmethod
-    def score_files(cls, gold: Path, predictions: Path) -> dict[str, Any]:
+    def scorer(cls, gold: Path, rows: Sequence[Row], words: Sequence[str] = ()) -> Task[ExampleType, PredictionType]:
+        """Make the task that scores predictions, by the settings `words`, such as key=value, else inferred ones."""
+        return cls(compose(cls.settings_type, [*cls.inferred_settings(rows), *words], owner=cls.name())[0])
+
+    @classmethod
+    def score_files(cls, gold: Path, predictions: Path, words: Sequence[str] = ()) -> dict[str, Any]:
         """Score a file of predictions against a data file; rows belong to the examples with the same id."""
         if cls.from_json is Task.from_json:
             raise ConfigError(f"{cls.name()} has no predictions to score. Use `megabert evaluate RUN file={gold}`.")
         rows = cls.read_predictions(predictions)
-        task = cls.scorer(gold, rows)
+        task = cls.scorer(gold, rows, words)
         examples = task.read(gold)
         ordered = rows_by_id(examples, rows, predictions)
         return task.score(examples, [task.from_json(*pair) for pair in zip(examples, ordered, strict=True)])
@@ -189,7 +227,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         return {}
 
     def write_predictions(
-        self, folder: Path, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
+        self, examples: Sequence[ExampleType], predictions: Sequence[PredictionType]
     ) -> Mapping[str, str]:
         """Return predictions in the formats of the task's official scorer: file names to contents."""
         return {}
@@ -223,12 +261,37 @@ def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> li
     return [by_id[name] for name in names]
 
 
+def pass_through(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Add fields of the input to a prediction's row; those that the row has already are its gold labels."""
+    gold = {name: value for name, value in given.items() if name in row and name != "gold"} | row.get("gold", {})
+    others = {name: value for name, value in given.items() if name not in row}
+    return {**row, **others, **({"gold": gold} if gold else {})}
+
+
 def require_text(fields: Mapping[str, Any], *others: str) -> str:
     """Return the field `text`; raises InputError if it is missing, or for a field that is neither it, id nor others."""
-    unexpected = sorted(set(fields) - {"text", "id", *others})
-    if unexpected:
-        raise InputError(f"unexpected field {', '.join(unexpected)}. Give text=...")
-    text = str(fields.get("text") or "")
-    if not text.strip():
-        raise InputError("text is missing. Give text=...")
-    return text
+    return require_texts(fields, "text", optional=others)[0]
+
+
+def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[str] = ()) -> list[str]:
+    """Return the fields `names`, each a string that is not blank.
+
+    Raises InputError that names what is expected and what is found, also for a field that is none of these, id or
+    `optional`.
+    """
+    unexpected = [name for name in fields if name not in (*names, "id", *optional)]
+    missing = [name for name in names if fields.get(name) is None or fields[name] == ""]
+    problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
+    for name in names:
+        value = fields.get(name)
+        if name not in missing and not isinstance(value, str):
+            problems.append(f"{name} is a {type(value).__name__}; expected a string")
+        elif name not in missing and not str(value).strip():
+            problems.append(f"{name} is blank")
+        elif half := re.search("[\ud800-\udfff]", str(value or "")):
+            problems.append(f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}")
+    if problems:
+        wanted = " and ".join(f"{name}=..." for name in names)
+        more = f" (also possible: {', '.join(optional)})." if optional else ""
+        raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}")
+    return [str(fields[name]) for name in names]

@@ -1,21 +1,22 @@
 """Training and validation data of a task as features; training features come from the content-addressed cache."""
 
+import dataclasses
 import importlib.metadata
 import inspect
 import json
 import platform
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..tokenizers.wordpiece import Tokenizer
 from .label_report import LabelReport
 from .task import Task
@@ -66,21 +67,38 @@ def load_training_data(
         cached = feature_cache.load(cache_folder, key)
         if cached is not None:
             task.restore_state(cached.meta["state"])
+            for message in cached.meta["warnings"]:
+                warnings.warn(message, InputWarning, stacklevel=2)
             return TrainingData(cached, cached.meta["num_examples"], LabelReport.from_document(cached.meta["labels"]))
-    examples = task.read_data(data)
-    if learn_labels:
-        task.learn_labels(examples)
-    for label, place in task.unseen_labels(examples).items():
-        raise InputError(
-            f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
-            "with model.head.reset=true for another set of labels."
-        )
-    features = task.features(examples, tokenizer, with_targets=True)
+    with _recorded_warnings() as messages:
+        examples = task.read_data(data)
+        if learn_labels:
+            task.learn_labels(examples)
+        for label, place in task.unseen_labels(examples).items():
+            raise InputError(
+                f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
+                "with model.head.reset=true for another set of labels."
+            )
+        features = task.features(examples, tokenizer, with_targets=True)
     labels = task.label_report(examples)
     if uses_cache and features:
         meta = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
+        meta["warnings"] = messages
         feature_cache.save(cache_folder, key, features, meta)
     return TrainingData(features, len(examples), labels)
+
+
+@contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Collect the messages of warnings about the data, which are shown at the end."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    for item in caught:
+        if issubclass(item.category, InputWarning):
+            messages.append(str(item.message))
+        warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,7 @@ def load_validation_data(task: Task[Any, Any], tokenizer: Tokenizer, settings: D
 
 def _settings_in_key(settings: ModelSettings) -> dict[str, Any]:
     """Return the settings that determine features; the files' content is in the key itself."""
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(settings))
+    tree: Any = dataclasses.asdict(settings)
     for block in ("optim", "language_model", "validation_ds", "test_ds"):
         del tree[block]
     return tree | {"train_ds": {"num_samples": settings.train_ds.num_samples}}

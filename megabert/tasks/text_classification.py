@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from ..config.schema import Settings, choice
@@ -45,15 +44,18 @@ class TextClassification(SequenceClassificationTask):
         megabert predict RUN text="..."
         megabert predict RUN text="..." text_b="..."
 
-    Data: tab-separated `text<TAB>label`; or with a header that names the columns: `text` or `sentence`; `sentence1`
-    and `sentence2` (or `text_a` and `text_b`, `premise` and `hypothesis`) for pairs; `label`; `id`; or JSON lines
-    (*.jsonl) with the same names; or NeMo's lines of words separated by blanks, with an integer label at the end.
-    Labels are words or numbers, learnt from the training data and kept with the run. `model.dataset.problem` is
+    Data: tab-separated `text<TAB>label`, or CSV (*.csv); or with a header that names the columns: `text` or `sentence`;
+    `sentence1` and `sentence2` (or `text_a` and `text_b`, `premise` and `hypothesis`) for pairs; `label`; `id`; or JSON
+    lines (*.jsonl) with the same names; or NeMo's lines of words separated by blanks, with an integer label at the end.
+    Columns of other names: `model.dataset.columns.text=review model.dataset.columns.label=sentiment`; without a header
+    their numbers. Labels are words or numbers, learnt from the training data and kept with the run; 1 and 1.0 are one.
+    Pairs with the label `-` or -1, as in SNLI, have none. `model.dataset.problem` is
     `single_label`, `multi_label` (labels separated by commas, or a JSON list) or `regression` (a number).
 
     A text longer than `max_seq_length` is read in windows that overlap by half; they have the weight of one example
     together, and their probabilities are averaged. Of a pair the longer text is cut; the shorter one is part of each
-    window.
+    window, truncated to half of it. `model.dataset.long_texts=truncate` reads the first tokens only, of a pair the
+    longer text cut first. Truncated examples are counted and reported.
 
     Predictions: the label with its probability and those of all classes; of several labels those of probability 0.5
     and more; of a number its value.
@@ -73,11 +75,10 @@ class TextClassification(SequenceClassificationTask):
         self.main_score = MAIN_SCORES[self.problem]
 
     @classmethod
-    def scorer(cls, gold: Path, rows: Sequence[Row]) -> TextClassification:
+    def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:
         """Infer the problem from the keys of the predictions: value, labels or label."""
-        settings = TextClassificationSettings()
-        if rows and "value" in rows[0].values:
-            settings.model.dataset.problem = "regression"
-        elif rows and "labels" in rows[0].values:
-            settings.model.dataset.problem = "multi_label"
-        return cls(settings)
+        names = rows[0].values if rows else {"label": ""}
+        if "label" in names:
+            return []
+        problem = {"value": "regression", "labels": "multi_label"}
+        return [f"model.dataset.problem={problem[name]}" for name in problem if name in names][:1]

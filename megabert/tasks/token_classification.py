@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
 from ..errors import InputError
 from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, sentence_of
-from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
+from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, has_entities, single_word_tags, to_iob2
-from ..formats.text_lines import ending, read_lines
+from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words
@@ -141,7 +143,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def read(self, path: Path) -> list[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
         kind = self.dataset.format
-        if kind == "json" or (kind is None and ending(path) in JSON_SUFFIXES):
+        if kind == "json" or (kind is None and is_json_lines(path)):
             return self._read_rows(read_json_lines(path))
         lines = read_lines(path)
         if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
@@ -243,6 +245,13 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             "tags": list(prediction.tags),
         }
 
+    def gold(self, example: Example) -> dict[str, Any]:
+        """Return an example's tags and entities."""
+        if example.tags is None:
+            return {}
+        spans = find_spans(example.text, example.words, example.tags, np.ones(len(example.tags)))
+        return {"entities": [vars(span) for span in spans], "tags": list(example.tags)}
+
     def from_json(self, example: Example, row: Row) -> Prediction:
         """Read the tags of an example's words."""
         return Prediction(example.id, example.text, require_word_labels(example, row, row.strings("tags")), ())
@@ -250,14 +259,12 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     @classmethod
     def read_predictions(cls, path: Path) -> list[Row]:
         """Read JSON lines as `megabert predict` writes them, or CoNLL's columns."""
-        if ending(path) in JSON_SUFFIXES:
+        if is_json_lines(path):
             return standard_rows(read_json_lines(path))
         sentences = column_sentences(path, read_lines(path), ColumnLayout(tag=-1))
         return standard_rows([Row({"tags": list(item.tags or ())}, item.location) for item in sentences])
 
-    def write_predictions(
-        self, folder: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> Mapping[str, str]:
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return predictions.txt: word, gold tag and predicted tag, the input of conlleval."""
         sentences = []
         for example, prediction in zip(examples, predictions, strict=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,8 @@ class WordExample:
     text: str
     words: tuple[tuple[int, int], ...]
     location: str
+    given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """Other fields of the data, which rows of predictions repeat."""
 
 
 class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
@@ -85,6 +87,8 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
 
     Its examples have the fields of `WordExample`. A token target has the name of its kind.
     """
+
+    input_fields: ClassVar[Mapping[str, type]] = {"text": str, "tokens": list}
 
     def __init__(
         self,
@@ -99,14 +103,14 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self.target_settings = target_settings
         self.cuts: dict[str, Any] = {}
 
-    def files(self, data: Any) -> list[str]:
-        """Return `file`, or text_file and labels_file in data_dir."""
+    def file_groups(self, data: Any) -> list[list[str]]:
+        """Return those of `file`, or text_file and labels_file in data_dir."""
         if data.text_file is None:
-            return super().files(data)
+            return super().file_groups(data)
         if data.file is not None:
             raise ConfigError("file and text_file are both given. Give one of them.")
         names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
-        return [str(Path(self.settings.model.dataset.data_dir or "") / name) for name in names]
+        return [[str(Path(self.settings.model.dataset.data_dir or "") / name) for name in names]]
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
         """Read one file, or a text file and a labels file in parallel."""
@@ -141,8 +145,8 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         super().restore_state({"cuts": {}} | dict(state))
 
     def words(self, example: Any) -> list[str]:
-        """Return an example's words as the network sees them; `example.words` are their [start, end) characters."""
-        return [example.text[start:end] for start, end in example.words]
+        """Return an example's words as the network sees them."""
+        return [example.text[start:end] for start, end in self.spans(example)]
 
     @property
     def margin(self) -> int | None:
@@ -152,9 +156,12 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     def unlabelled_rows(self, rows: Sequence[Row]) -> list[ExampleType]:
         """Make examples from JSON objects with `tokens` or `text`."""
         return [
-            self.tokenized(sentence_of(row).words, row_name(row, number), row.location)
-            if has_words(row)
-            else self.unlabelled(row.string("text"), row_name(row, number), row.location)
+            replace(  # type: ignore[type-var]
+                self.tokenized(sentence_of(row).words, row_name(row, number), row.location)
+                if has_words(row)
+                else self.unlabelled(row.string("text"), row_name(row, number), row.location),
+                given=row.others("id", "text"),
+            )
             for number, row in enumerate(rows, start=1)
         ]
 
@@ -216,6 +223,15 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         indices = targets[kind.name][targets[kind.name] != NO_TARGET]
         weight = len(indices) if kind.weights is None else np.array(getattr(self, kind.weights))[indices].sum()
         return window.features({}, targets, float(weight))
+
+    def to_row(self, example: Any, prediction: PredictionType) -> dict[str, Any]:
+        """Return also the [start, end) characters of each word."""
+        return super().to_row(example, prediction) | {"words": [list(span) for span in self.spans(example)]}
+
+    def spans(self, example: Any) -> Sequence[tuple[int, int]]:
+        """Return the [start, end) characters of an example's words."""
+        spans: Sequence[tuple[int, int]] = example.words
+        return spans
 
     def word_loss(self, logits: Tensor, batch: Batch, kind: LabelKind) -> Tensor:
         """Sum the cross-entropy over the tokens that have a target, weighted by class."""

@@ -1,9 +1,9 @@
 """Zero-shot classification: labels without training examples, by a network trained on natural-language inference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,11 @@ class ZeroShot(SequenceClassificationTask):
     """
 
     settings_type = ZeroShotSettings
+    input_fields: ClassVar[Mapping[str, type]] = {
+        **SequenceClassificationTask.input_fields,
+        "labels": list,
+        "template": str,
+    }
 
     def __init__(self, settings: ZeroShotSettings) -> None:
         super().__init__(settings)
@@ -106,7 +111,7 @@ class ZeroShot(SequenceClassificationTask):
         if not candidates:
             raise InputError("There are no labels to choose from. Give labels=a,b,c or model.dataset.candidate_labels.")
         _check_template(template)
-        return Query(plain.id, plain.text, None, None, plain.location, candidates, template)
+        return Query(plain.id, plain.text, None, None, plain.location, candidates, template, given=plain.given)
 
     def read(self, path: Path) -> list[Example]:
         """Read pairs of premise and hypothesis, or texts with the labels to choose from."""
@@ -121,7 +126,10 @@ class ZeroShot(SequenceClassificationTask):
         if not candidates:
             raise ConfigError(f"{path} has no labels. Give them: model.dataset.candidate_labels=[a,b,c].")
         template = self.dataset.hypothesis_template
-        return [Query(item.id, item.text, None, item.labels, item.location, candidates, template) for item in examples]
+        return [
+            Query(item.id, item.text, None, item.labels, item.location, candidates, template, given=item.given)
+            for item in examples
+        ]
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize pairs; a query becomes one pair for each label."""

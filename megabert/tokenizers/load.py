@@ -57,5 +57,8 @@ def read_tokenizer(
         try:
             contents.append(path.read_bytes())
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read as a vocabulary: {error.strerror}.") from None
+            raise CheckpointError(
+                f"{path} cannot be read as a vocabulary: {error.strerror}. Give the path of its file "
+                "(model.tokenizer.vocab_file=FILE, model.tokenizer.merges_file=FILE)."
+            ) from None
     return BytePairTokenizer(contents[0], contents[1], rules=rules, source=str(vocabulary))

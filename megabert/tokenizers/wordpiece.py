@@ -74,7 +74,11 @@ class Tokenizer:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read as a vocabulary: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(
+                f"{path} cannot be read as a vocabulary: {reason}. Give the path of its vocab.txt "
+                "(model.tokenizer.vocab_file=FILE; --vocab-file FILE)."
+            ) from None
         return cls.from_bytes(data, lower_case=lower_case, rules=rules, source=str(path))
 
     @classmethod

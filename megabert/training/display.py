@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..errors import print_message, printable
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -54,7 +56,7 @@ class Display:
 
     def message(self, message: str) -> None:
         """Print a message."""
-        print(message, file=sys.stderr, flush=True)
+        print_message(message)
 
     def stop(self) -> None:
         """Stop drawing."""
@@ -149,7 +151,7 @@ class BarDisplay(Display):
 
     def message(self, message: str) -> None:
         """Print a message."""
-        self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Stop drawing."""

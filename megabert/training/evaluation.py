@@ -11,6 +11,7 @@ from typing import Any
 from ..build import load_run
 from ..config.schema import Settings
 from ..errors import ConfigError
+from ..formats.json_lines import to_json_lines
 from ..inference import Evaluation, Predictor
 from ..metrics.classification import Confusion, confusion, label_report
 from ..storage import atomic_write
@@ -43,13 +44,14 @@ def evaluate_test_data(settings: Settings, run: Path) -> Evaluation:
 
 
 def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> list[str]:
-    """Write scores.json, predictions in the official scorer's format, label reports and confusion matrices.
+    """Write scores.json, predictions.jsonl, predictions in the official scorer's format, reports of labels, confusions.
 
     A confusion matrix is a table and, where matplotlib is installed, a picture. Returns the files' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {"scores.json": json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n"}
-    files |= task.write_predictions(folder, result.examples, result.predictions)
+    files["predictions.jsonl"] = to_json_lines(task.to_rows(result.examples, result.predictions))
+    files |= task.write_predictions(result.examples, result.predictions)
     pairs = task.label_pairs(result.examples, result.predictions)
     matrices = {kind: confusion(labels) for kind, labels in pairs.items()}
     for kind, matrix in matrices.items():

@@ -1,5 +1,6 @@
 """Log of a training: progress on the terminal, metrics.jsonl, TensorBoard event files."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -9,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-from omegaconf import OmegaConf
 
 from ..config.schema import Settings
 from ..storage import atomic_write
@@ -198,7 +197,7 @@ def _write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, 
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": settings.seed,
         "total_steps": total_steps,
-        "settings": OmegaConf.to_container(OmegaConf.structured(settings)),
+        "settings": dataclasses.asdict(settings),
     }
     atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,12 +1,12 @@
 """Resume a run from a checkpoint: its progress, the settings that may change, constant sequences per step."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from ..config.schema import Settings
 from ..data.packing import Features, ResampledFeatures
@@ -75,7 +75,7 @@ def fingerprint(features: Sequence[Features]) -> str:
 
 def check_unchanged(settings: Settings, stored: dict[str, Any]) -> None:
     """Compare settings with those of the run. Raises ConfigError that lists the ones that must not change."""
-    current = OmegaConf.to_container(OmegaConf.structured(settings))
+    current = dataclasses.asdict(settings)
     before, after = dict(_leaves(stored)), dict(_leaves(current))
     changed = [
         f"{key}: {before[key]} -> {after[key]}"

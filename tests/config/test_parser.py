@@ -1,9 +1,17 @@
+import dataclasses
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from megabert.config.listing import list_settings
 from megabert.config.parser import compose, expand_sweep
 from megabert.errors import ConfigError
+from megabert.tasks import registry
 from megabert.tasks.question_answering import QuestionAnsweringSettings
+from tests.config.nemo_configurations import CONFIGURATIONS
 
 
 def qa(*overrides, **more):
@@ -69,7 +77,7 @@ def test_renamed_and_ignored_keys_of_nemo_give_a_notice():
         owner="question_answering",
     )
     assert settings.trainer.devices == 1
-    assert settings.model.tokenizer.do_lower_case is True
+    assert settings.model.tokenizer.do_lower_case is None
     assert [notice.split()[0] for notice in notices] == [
         "trainer.gpus",
         "trainer.amp_level",
@@ -117,3 +125,98 @@ def test_listed_defaults_are_those_of_the_task():
     listed = {setting.key: setting.default for setting in list_settings(QuestionAnsweringSettings)}
     assert listed["trainer.max_epochs"] == 2
     assert listed["model.optim.weight_decay"] == 0.0
+
+
+def nemo(name, folder, *words):
+    file = folder / f"{name}.yaml"
+    file.write_text(CONFIGURATIONS[name])
+    return compose(registry.find(name).settings_type, words, owner=name, file=file)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_key_of_nemo_s_configurations_is_accepted_and_each_note_is_one_line(name, tmp_path):
+    settings, notices = nemo(name, tmp_path)
+    registry.find(name)(settings)
+    assert settings.model.language_model.pretrained_model_name == "bert-base-uncased"
+    assert settings.trainer.accelerator == "auto"
+    assert (settings.trainer.devices, settings.trainer.max_steps) == (1, -1)
+    assert settings.exp_manager.exp_dir == "runs"
+    assert len(notices) == len(set(notices))
+    noted = " ".join(notices)
+    assert "ddp" in noted and "hydra has no effect" in noted
+    quiet = ("resume_from", "tokenizer_model", "pin_memory", "last_epoch", "reduce_on_plateau", "logger", "label_ids ")
+    assert not any(key in noted for key in quiet)
+
+
+def test_values_of_nemo_s_configurations_arrive(tmp_path):
+    settings, _ = nemo("token_classification", tmp_path, "model.dataset.data_dir=DIR", "trainer.gpus=0")
+    assert settings.model.dataset.data_dir == "DIR"
+    assert (settings.trainer.accelerator, settings.trainer.max_epochs) == ("cpu", 5)
+    assert settings.model.validation_ds.labels_file == "labels_dev.txt"
+    assert (settings.model.head.num_fc_layers, settings.model.head.fc_dropout) == (2, 0.5)
+    settings, _ = nemo("intent_slot", tmp_path)
+    assert (settings.model.data_dir, settings.model.dataset.max_seq_length) == (None, 50)
+    assert (settings.model.optim.weight_decay, settings.model.optim.sched.warmup_ratio) == (0.01, 0.1)
+    assert settings.model.train_ds.prefix == "train"
+    settings, notices = nemo("question_answering", tmp_path)
+    assert settings.model.tokenizer.do_lower_case is None
+    assert any(notice.startswith("model.dataset.do_lower_case has no effect") for notice in notices)
+    settings, _ = nemo("masked_language_model", tmp_path, "model.max_seq_length=64")
+    assert (settings.model.dataset.max_seq_length, settings.model.dataset.sentence_order) == (64, True)
+    settings, _ = nemo("glue", tmp_path)
+    assert settings.exp_manager.name == "mrpc"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.resume_from_checkpoint=last.ckpt", "Continue a run by `megabert train TASK --resume RUN`"),
+        ("model.tokenizer.tokenizer_model=m.model", "SentencePiece is not supported"),
+        ("model.tokenizer.vocab_fiel=v.txt", "Did you mean model.tokenizer.vocab_file?"),
+        ("trainer.devices=[1]", "CUDA_VISIBLE_DEVICES=1"),
+        ("model.train_ds.file='${nothing}'", "Write \\\\${...} for ${...} that is meant as text"),
+    ],
+)
+def test_what_would_change_the_result_is_not_passed_over(word, message):
+    with pytest.raises(ConfigError) as caught:
+        qa(word)
+    assert message.replace("\\\\", "\\") in str(caught.value)
+
+
+def test_all_unknown_keys_are_listed_with_the_nearest_names(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("trainer: {max_epoch: 7}\nzzzzzz: 1\nmodel: {optim: {learning_rate: 1}}\n")
+    with pytest.raises(ConfigError) as caught:
+        qa("model.train_ds.fiel=x", file=file)
+    assert str(caught.value).splitlines() == [
+        "4 keys are not settings of question_answering:",
+        "  trainer.max_epoch Did you mean trainer.max_epochs?",
+        "  zzzzzz",
+        "  model.optim.learning_rate Did you mean model.optim.name?",
+        "  model.train_ds.fiel Did you mean model.train_ds.file?",
+        "`megabert config question_answering` lists them all.",
+    ]
+
+
+@dataclasses.dataclass
+class Few:
+    file: str | None = None
+    """A file."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Some options."""
+
+
+@settings_of_hypothesis(max_examples=50, deadline=None)
+@given(st.text(alphabet="a\\$ {}:.'\"", max_size=8).map(lambda text: text + "${oc.env:HOME}") | st.text())
+def test_settings_of_a_run_are_text_whatever_they_look_like(value):
+    composed, _ = compose(Few, [], owner="few", base={"file": value, "options": {"a": [value]}})
+    if value != "???":
+        assert composed == Few(value, {"a": [value]})
+
+
+def test_interpolations_of_a_file_take_the_values_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "here")
+    file = tmp_path / "x.yaml"
+    file.write_text("seed: 3\ntrainer: {max_epochs: '${seed}'}\nexp_manager: {exp_dir: '${oc.env:PLACE}/${seed}'}\n")
+    settings = qa("seed=4", file=file)
+    assert (settings.trainer.max_epochs, settings.exp_manager.exp_dir) == (4, "here/4")

@@ -94,3 +94,13 @@ def test_real_files_are_read(squad_v1, squad_v2):
     assert len(read_squad(squad_v1 / "dev.json")) == 964
     examples = read_squad(squad_v2 / "dev.json")
     assert (len(examples), sum(not example.answers for example in examples)) == (902, 491)
+
+
+def test_what_is_impossible_is_true_or_false(tmp_path):
+    document = squad_document(version="v2.0")
+    question = document["data"][0]["paragraphs"][0]["qas"][0]
+    for value in ("false", "true", 1, None):
+        question["is_impossible"] = value
+        (tmp_path / "x.json").write_text(json.dumps(document))
+        with pytest.raises(InputError, match=rf"paragraphs.0..qas.0. .id '0.0'.: is_impossible is {value!r}; expected"):
+            read_squad(tmp_path / "x.json")

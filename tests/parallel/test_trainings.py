@@ -107,7 +107,8 @@ def test_validation_scores_match_one_process(runs):
     assert [line["step"] for line in one] == [10, 20]
     assert one == [pytest.approx(line, abs=1e-5) for line in several]
     # The saved run has the same scores with a predictor on one device.
-    result = load_run(folder / "mixed", accelerator="cpu").evaluate_file(folder / "facts.json")
+    predictor = load_run(folder / "mixed", accelerator="cpu")
+    result = predictor.evaluate(predictor.task.read(folder / "facts.json"))
     assert result.scores["f1"] == pytest.approx(max(line["f1"] for line in lines(folder / "mixed", "validation")))
 
 

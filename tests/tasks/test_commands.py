@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -37,36 +39,120 @@ def test_standard_input_is_predicted_line_by_line(runs, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["predict", str(run), "file=-", "accelerator=cpu"]) == 0
     found = lines(capsys)
-    assert [item["id"] for item in found] == ["a", "3", "text"]
+    assert [item["id"] for item in found] == ["a", "3", "4"]
     assert [item["label"] for item in found[:2]] == ["no", "maybe"]
+    assert found[2]["text_b"] == "y"
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("line", "message"),
     [
-        (b'{"text": \n', "standard input:1: not JSON"),
-        (b'good\n{"text": ""}\n', "standard input:2: text is missing"),
-        (b'{"text": "a", "x": 1}\n', "standard input:1: unexpected field x"),
-        (b"a\xff\n", "standard input:1: not UTF-8"),
+        (b'{"text": ', "standard input:2: not JSON"),
+        (b'{"text": ""}', "standard input:2: text is missing"),
+        (b'{"txt": "a"}', "standard input:2: text is missing. Give text=... (also possible: text_b). Found 'txt'."),
+        (b'{"text": ["a"]}', "standard input:2: text is a list; expected a string"),
+        (b'{"text": "a \\ud800"}', "standard input:2"),
+        (b"a\xff", "standard input:2: not UTF-8"),
     ],
 )
-def test_a_malformed_line_of_standard_input_is_reported(content, message, runs, monkeypatch, capsys):
+def test_a_malformed_line_of_standard_input_is_reported_and_all_others_are_predicted(
+    line, message, runs, monkeypatch, capsys
+):
     run, _ = runs("text_classification")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the river in paris\n" + line + b"\nwho\n")))
+    capsys.readouterr()
     assert main(["predict", str(run), "file=-", "accelerator=cpu"]) == 65
-    assert message in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert [json.loads(row)["id"] for row in captured.out.splitlines()] == ["1", "3"]
+    assert message in captured.err
+    assert captured.err.splitlines()[-1] == "megabert: standard input: 1 of 3 lines could not be predicted."
+
+
+def test_an_answer_comes_before_the_next_line(runs):
+    run, _ = runs("text_classification")
+    words = [sys.executable, "-m", "megabert", "predict", str(run), "file=-", "accelerator=cpu"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        for number in ("1", "2"):
+            process.stdin.write(b"marie was born\n")
+            assert json.loads(process.stdout.readline())["id"] == number
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_other_fields_are_passed_through_from_standard_input_and_files(runs, tmp_path, monkeypatch, capsys):
+    run, _ = runs("text_classification")
+    rows = [{"id": 7, "text": "who", "pmid": 12, "label": "no"}, {"text": "a", "place": {"page": 1}, "label": "yes"}]
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert main(["predict", str(run), f"file={file}", "accelerator=cpu"]) == 0
+    of_file = lines(capsys)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    assert main(["predict", str(run), "file=-", "accelerator=cpu"]) == 0
+    assert lines(capsys) == of_file
+    assert (of_file[0]["id"], of_file[0]["pmid"], of_file[0]["gold"]) == ("7", 12, {"label": "no"})
+    assert (of_file[1]["id"], of_file[1]["place"]) == ("2", {"page": 1})
+
+
+def test_a_text_needs_no_key(runs, tmp_path, monkeypatch, capsys):
+    run, _ = runs("text_classification")
+    capsys.readouterr()
+    assert main(["predict", str(run), "x = 5: the river", "accelerator=cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "x = 5: the river"
+    (tmp_path / "notes.txt").write_text("a")
+    for words, message in (
+        (["the", "river"], 'Write a text in quotes: "the river"'),
+        (["a", "text=b"], "Give one text."),
+        ([str(tmp_path / "notes.txt")], f"Write file={tmp_path / 'notes.txt'} to predict it"),
+    ):
+        assert main(["predict", str(run), *words]) == 64
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["predict", "text=a"], ["evaluate", "file=x"]])
+def test_a_missing_run_is_named(words, capsys):
+    assert main(words) == 64
+    assert f"The run is missing. Give its folder first: megabert {words[0]} RUN {words[1]}" in capsys.readouterr().err
 
 
 def test_an_evaluation_writes_scores_predictions_report_and_confusion(runs, tmp_path, capsys):
     run, file = runs("token_classification")
     assert main(["evaluate", str(run), f"file={file}", f"output_dir={tmp_path}", "accelerator=cpu"]) == 0
-    names = {"scores.json", "predictions.txt", "report_tag.txt", "confusion_tag.tsv", "confusion_tag.png"}
+    names = {"scores.json", "predictions.jsonl", "predictions.txt"}
+    names |= {"report_tag.txt", "confusion_tag.tsv", "confusion_tag.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(capsys.readouterr().out)
     assert (tmp_path / "confusion_tag.png").read_bytes().startswith(b"\x89PNG")
     table = [row.split("\t") for row in (tmp_path / "confusion_tag.tsv").read_text().splitlines()]
     assert sum(int(count) for row in table[1:] for count in row[1:]) == 11
     assert {path.name for path in (run / "validation").iterdir()} == names
+    first = json.loads((tmp_path / "predictions.jsonl").read_text().splitlines()[0])
+    assert first["text"] == "marie curie was born in warsaw"
+    assert first["words"][1] == [6, 11]
+    (person, place) = first["gold"]["entities"]
+    assert (person["type"], person["start"], person["end"]) == ("PER", 0, 11)
+    assert first["tags"] == first["gold"]["tags"] == ["B-PER", "I-PER", "O", "O", "O", "B-LOC"]
+    assert place["text"] == first["entities"][1]["text"] == "warsaw"
+
+
+def test_the_two_files_of_nemo_are_evaluated_in_data_dir(runs, tmp_path, capsys):
+    run, file = runs("token_classification")
+    (tmp_path / "text_dev.txt").write_text("marie curie was born in warsaw\nthe seine is in paris\n")
+    (tmp_path / "labels_dev.txt").write_text("B-PER I-PER O O O B-LOC\nO B-LOC O O B-LOC\n")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), f"file={file}", "accelerator=cpu"]) == 0
+    expected = capsys.readouterr().out
+    folder = f"model.dataset.data_dir={tmp_path}"
+    for names in (
+        ["text_file=text_dev.txt", "labels_file=labels_dev.txt"],
+        ["model.test_ds.text_file=text_dev.txt", "model.test_ds.labels_file=labels_dev.txt"],
+    ):
+        assert main(["evaluate", str(run), folder, *names, "accelerator=cpu"]) == 0
+        assert capsys.readouterr().out == expected
+    assert main(["predict", str(run), folder, "text_file=text_dev.txt", "accelerator=cpu"]) == 0
+    assert len(lines(capsys)) == 2
+    assert main(["evaluate", str(run), folder, "text_file=nowhere.txt", "accelerator=cpu"]) == 65
+    assert f"{tmp_path / 'nowhere.txt'} does not exist" in capsys.readouterr().err
 
 
 def test_predictions_in_a_folder_can_be_scored(runs, tmp_path, capsys):

@@ -151,6 +151,19 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MEGABERT_HOME", str(tmp_path_factory.mktemp("home")))
 
 
+def check_predictions(folder, case, file, capsys):
+    """The predictions of an evaluation have input and gold labels, and score as they did."""
+    rows = [json.loads(row) for row in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert rows
+    if case.task.endswith("language_model"):  # losses, which cannot be scored
+        return
+    assert all(row["gold"] and row["gold"].keys() <= {*row, "answers"} for row in rows)
+    assert all("text" in row or {"question", "context"} <= row.keys() for row in rows)
+    assert main(["score", case.task, str(file), str(folder / "predictions.jsonl")]) == 0
+    found, expected = json.loads(capsys.readouterr().out), json.loads((folder / "scores.json").read_text())
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_task_overfits_its_examples_and_predicts_the_same_in_a_fresh_process(name, tmp_path, vocab_file, capsys):
     case = CASES[name]
@@ -159,6 +172,7 @@ def test_a_task_overfits_its_examples_and_predicts_the_same_in_a_fresh_process(n
     assert main(["evaluate", str(run), f"file={file}", "accelerator=cpu"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores[case.score] >= 99
+    check_predictions(run / "validation", case, file, capsys)
     file.unlink()  # a run needs no data
     assert main(["predict", str(run), *case.fields, "accelerator=cpu"]) == 0
     here = json.loads(capsys.readouterr().out)

@@ -5,6 +5,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from megabert.config.parser import compose
+from megabert.config.schema import DataSettings
 from megabert.errors import ConfigError
 from megabert.tasks.glue import TASKS, Glue, GlueSettings
 from megabert.tasks.sequence_classification import Prediction
@@ -83,7 +84,7 @@ def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
     regression = glue.is_regression
     predicted = [*GOLD[name][1:], GOLD[name][0]]
     predictions = [prediction(item, label, regression) for item, label in zip(examples, predicted, strict=True)]
-    ((file, content),) = glue.write_predictions(tmp_path, examples, predictions).items()
+    ((file, content),) = glue.write_predictions(examples, predictions).items()
     assert file == ("MNLI-m.tsv" if name == "mnli" else f"{glue.row.name}.tsv")
     assert content.startswith("index\tprediction\n0\t")
     (tmp_path / file).write_text(content)
@@ -99,7 +100,7 @@ def test_a_submission_scores_the_same_as_the_predictions(name, tmp_path):
 def test_mnli_s_two_files_are_scored_separately(tmp_path):
     glue = task("mnli")
     files = [str(write(tmp_path, "mnli", ["neutral"] * 4, name)) for name in ("dev_matched.tsv", "dev_mismatched.tsv")]
-    examples = glue.read_files(files)
+    examples = glue.read_data(DataSettings(file=files))
     glue.learn_labels(examples)
     predicted = ["neutral", "neutral", "neutral", "entailment", "neutral", *["entailment"] * 3]
     predictions = [
@@ -107,7 +108,7 @@ def test_mnli_s_two_files_are_scored_separately(tmp_path):
     ]
     scores = glue.score(examples, predictions)
     assert (scores["accuracy"], scores["dev_mismatched/accuracy"], scores["total"]) == (75, 25, 8)
-    assert set(glue.write_predictions(tmp_path, examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
+    assert set(glue.write_predictions(examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
 def test_files_lie_in_the_data_folder(tmp_path):

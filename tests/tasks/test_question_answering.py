@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from megabert.data.packing import BatchSize, pack
 from megabert.data.windows import max_context_masks, window_spans
 from megabert.errors import ConfigError, InputError
 from megabert.formats.squad import Answer, Example
+from megabert.tasks.answer_spans import word_edges
 from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
 from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS, squad_document
@@ -220,3 +222,65 @@ def test_an_example_needs_question_and_context():
         task().example(question="Who?")
     with pytest.raises(InputError, match="unexpected field txt"):
         task().example(question="Who?", context="He.", txt="")
+
+
+UNICODE_ANSWERS = ["Maria Lindt", "José", "René Garcé", "राम्", "مُحَمَّدٌ", "Ana ❤\ufe0f", "Ana\u200d", "Olga\u00ad",
+                   "张伟", "TNF-α", "Griﬃ", "İlker Yıldız", "דָּוִד", "Nguyễn Văn Tú", "สมชาย์"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("lower_case", [True, False])
+@pytest.mark.parametrize("answer", UNICODE_ANSWERS)
+def test_an_answer_keeps_its_marks(answer, lower_case, form):
+    answer = unicodedata.normalize(form, answer)
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, "on", "by"], lower_case=lower_case)  # all names are unknown words
+    reader = task()
+    example = question(f"signed by {answer} on Monday", answer)
+    (feature,) = reader.features([example], tokenizer, with_targets=True)
+    logits = np.zeros((len(feature.token_ids), 2), dtype=np.float32)
+    logits[feature.targets["span"], [0, 1]] = 10
+    (prediction,) = reader.decode([example], [feature], [logits])
+    assert prediction.text == answer
+    assert reader.score([example], [prediction])["exact_match"] == 100
+
+
+@pytest.mark.parametrize(("context", "best"), [("ab cd ef", (1, 2)), ("ab-cd ef", (2, 3)), ("ab 12cd", (2, 3))])
+def test_answers_are_whole_words(context, best):
+    letters = Tokenizer([*SPECIAL_TOKENS, *"abcdef12?-", *(f"##{letter}" for letter in "abcdef12")])
+    example = question(context)
+    for words, is_whole in (((), True), (("model.dataset.whole_words=false",), False)):
+        reader = task(*words)
+        (feature,) = reader.features([example], letters, with_targets=False)
+        start = feature.notes.context_start
+        logits = np.zeros((len(feature.token_ids), 2), dtype=np.float32)
+        logits[start + best[0], 0] = logits[start + best[1], 1] = 10
+        (prediction,) = reader.decode([example], [feature], [logits])
+        edges = {0, len(context)} | {i for i, c in enumerate(context) for i in (i, i + 1) if not c.isalnum()}
+        assert ({prediction.start, prediction.end} <= edges) is is_whole
+
+
+def test_scripts_without_blanks_have_edges_everywhere():
+    for text in ("สมชาย", "张伟说", "東京タワー", "서울에서"):
+        offsets = np.array([[i, i + 1] for i in range(len(text))])
+        assert word_edges(text, offsets).all()
+    for text in ("Straße", "राम्", "Nguyễn", "x1"):
+        offsets = np.array([[i, i + 1] for i in range(len(text))])
+        expected = [[i == 0, i == len(text) - 1] for i in range(len(text))]
+        assert word_edges(text, offsets).tolist() == expected
+
+
+def test_a_word_of_many_tokens_has_an_answer_inside():
+    letters = Tokenizer([*SPECIAL_TOKENS, "a", "##a", "?"])
+    reader = task("model.dataset.max_answer_length=3")
+    example = question("a" * 40)
+    (feature,) = reader.features([example], letters, with_targets=False)
+    logits = np.random.default_rng(0).normal(size=(len(feature.token_ids), 2)).astype(np.float32)
+    assert 1 <= len(reader.decode([example], [feature], [logits])[0].text) <= 3
+
+
+def test_ids_are_unique_across_files(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps(squad_document()))
+    reader = task(f"model.train_ds.file={tmp_path}/*.json")
+    with pytest.raises(InputError, match=r"b.json: two questions have the id '0.0'"):
+        reader.read_data(reader.settings.model.train_ds)
