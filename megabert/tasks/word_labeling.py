@@ -122,7 +122,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     def unlabelled_rows(self, rows: Sequence[Row]) -> list[ExampleType]:
         """Make examples from JSON objects with `text`."""
         return [
-            replace(
+            replace(  # type: ignore[type-var]
                 self.unlabelled(row.string("text"), str(row.values.get("id", number)), row.location),
                 given=row.others("id", "text"),
             )
