@@ -45,7 +45,7 @@ def fetch_from_hub(name: str) -> Path:
             if any(path for pattern in patterns for path in folder.glob(pattern)):
                 return folder
     # Its bases are OSError, as which an absent entry and offline mode count, and the HTTP library's own error.
-    except HfHubHTTPError.__bases__ as error:
+    except HfHubHTTPError.__bases__ as error:  # type: ignore[misc]
         cause = error.__cause__ or error
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise CheckpointError(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..checkpoints.model_source import OpenedSource
 
-SOURCE_HELP = "checkpoint file or folder of any supported format, a run, or a name of `megabert models`"
+SOURCE_HELP = (
+    "checkpoint file or folder of any supported format, a run, a name of `megabert models`, or of the Hugging Face hub"
+)
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

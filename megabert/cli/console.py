@@ -66,22 +66,23 @@ def log(line: str) -> None:
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Print a result to stdout; raises OSError that names it where it is closed or its disk is full."""
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "the stream is closed", STDOUT)
-    with _naming_stdout():
+    """Print a result to stdout; raises OSError as `writing_to_stdout` does."""
+    with writing_to_stdout():
         sys.stdout.write(printable(text + end, sys.stdout.encoding))
 
 
 def flush_output() -> None:
-    """Write what `show` has buffered; raises OSError as it does."""
+    """Write what `show` has buffered."""
     if sys.stdout is not None:
-        with _naming_stdout():
+        with writing_to_stdout():
             sys.stdout.flush()
 
 
 @contextmanager
-def _naming_stdout() -> Iterator[None]:
+def writing_to_stdout() -> Iterator[None]:
+    """Raise an OSError that names stdout where it is closed or its disk is full."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "the stream is closed", STDOUT)
     try:
         yield
     except BrokenPipeError:

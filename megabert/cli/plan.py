@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, did_you_mean, quote
 from ..config.schema import choice
 from ..errors import ConfigError
-from .console import log, new_settings_parser, show, to_json
+from .console import log, new_settings_parser, show, to_json, writing_to_stdout
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
@@ -73,7 +73,8 @@ def plan(words: Sequence[str]) -> int:
     if arguments.json:
         show(to_json(_document(settings, request, estimates, best, series)))
     else:
-        _print_tables(settings, request, estimates, best, series)
+        with writing_to_stdout():
+            _print_tables(settings, request, estimates, best, series)
     return 0
 
 

@@ -147,7 +147,8 @@ class Glue(SequenceClassificationTask):
         if data.file is not None:
             return super().file_groups(data)
         items = data.ds_item
-        if items is None and data is self.settings.model.validation_ds:
+        # NeMo's configuration has dev.tsv, for MNLI's two files, too.
+        if items in (None, "dev.tsv") and data is self.settings.model.validation_ds:
             items = list(self.row.dev_files)
         if items is None or self.dataset.data_dir is None:
             return []

@@ -160,7 +160,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
                 self.tokenized(sentence_of(row).words, row_name(row, number), row.location)
                 if has_words(row)
                 else self.unlabelled(row.string("text"), row_name(row, number), row.location),
-                given=row.others("id", "text"),
+                given=row.others("id", "text", "tokens"),
             )
             for number, row in enumerate(rows, start=1)
         ]

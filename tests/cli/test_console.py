@@ -29,6 +29,7 @@ def run_shell(command, **environment):
     [
         ("config evaluate >/dev/full", 74, "megabert: No space left on device: standard output\n"),
         ("config evaluate >&-", 73, "megabert: the stream is closed: standard output\n"),
+        ("plan >/dev/full", 74, "megabert: No space left on device: standard output\n"),
         ("config evaluate 2>/dev/full >/dev/null", 0, ""),
         ("config nothing 2>/dev/full", 64, ""),
         ("config nothing 2>&-", 64, ""),
@@ -86,5 +87,5 @@ def test_a_full_disk_is_reported_with_the_file_s_name():
 
 
 def test_a_missing_folder_is_reported_with_the_file_s_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere/x.jsonl'$"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/x\.jsonl'$"):
         atomic_write(tmp_path / "nowhere" / "x.jsonl", "text")

@@ -163,7 +163,9 @@ def test_values_of_nemo_s_configurations_arrive(tmp_path):
     assert any(notice.startswith("model.dataset.do_lower_case has no effect") for notice in notices)
     settings, _ = nemo("masked_language_model", tmp_path, "model.max_seq_length=64")
     assert (settings.model.dataset.max_seq_length, settings.model.dataset.sentence_order) == (64, True)
-    settings, _ = nemo("glue", tmp_path)
+    settings, _ = nemo("glue", tmp_path, "model.task_name=mnli", "model.dataset.data_dir=MNLI")
+    files = registry.find("glue")(settings).files(settings.model.validation_ds)
+    assert [str(file).rpartition("/")[2].strip("']") for file in files] == ["dev_matched.tsv", "dev_mismatched.tsv"]
     assert settings.exp_manager.name == "mrpc"
 
 
