@@ -63,6 +63,9 @@ IGNORED = {
     "model.token_classifier.use_transformer_init": "heads are initialized as in Megatron-LM",
     "exp_manager.checkpoint_callback_params.save_last": "the last checkpoint is always saved",
     "exp_manager.checkpoint_callback_params.always_save_nemo": "the run folder contains the model",
+    "exp_manager.early_stopping_callback_params.verbose": "early stopping is always reported",
+    "exp_manager.early_stopping_callback_params.strict": "a metric that does not exist is always an error",
+    "exp_manager.early_stopping_callback_params.check_finite": "a metric that is not finite is no improvement",
     "exp_manager.checkpoint_callback_params.save_best_model": "the best checkpoint is always saved",
 }
 

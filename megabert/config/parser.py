@@ -166,6 +166,7 @@ def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     if key == "trainer.devices":
+        OmegaConf.update(tree, "trainer.device_ids", value if isinstance(value, list) else None)
         value = _device_count(value)
     if setting is not None and setting.choices and value is not None and str(value) not in setting.choices:
         raise ConfigError(

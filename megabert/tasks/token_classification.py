@@ -118,13 +118,17 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     """
 
     settings_type = TokenClassificationSettings
-    main_score = "f1"
     state_names = ("labels", "weights")
 
     def __init__(self, settings: TokenClassificationSettings) -> None:
         self.dataset = settings.model.dataset
         tags = LabelKind("tag", "tags", first=self.dataset.pad_label)
         super().__init__(settings, tags, target_settings=self.dataset, class_balancing=self.dataset.class_balancing)
+
+    @property
+    def main_score(self) -> str:  # type: ignore[override]
+        """F1 of entities; word accuracy where the tags mark none, such as parts of speech."""
+        return "f1" if not self.labels or any(map(is_entity_tag, self.labels)) else "word_accuracy"
 
     def read(self, path: Path) -> list[Example]:
         """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
