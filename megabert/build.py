@@ -4,7 +4,7 @@ The only module that turns the tensors of a checkpoint into parameters: it initi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
-from .checkpoints.open import fit_vocabulary, shape_of_config
+from .checkpoints.open import fit_vocabulary, read_config, shape_of_config
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
@@ -71,17 +71,18 @@ def load_initial_model(
 ) -> InitialModel:
     """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder."""
     if resumed is not None:
-        return _initial_model_of_run(resumed, folder, task_name, settings)
+        return _initial_model_of_run(resumed, folder, task_name, settings, ())
     if settings.pretrained_model is not None:
         source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
-        initial = _initial_model_of_run(contents, source, task_name, settings)
+        given = _dropout(settings.model.language_model)
+        contents = replace(contents, documents=contents.documents | {"encoder": _encoder_of(contents, source) | given})
         if not settings.model.head.reset:
-            return InitialModel(
-                initial.task, initial.language_model, initial.model, (f"Starting from {source}, its head included.",)
-            )
-        task = registry.find(task_name)(settings)
+            note = f"Starting from {source}, its head included."
+            return _initial_model_of_run(contents, source, task_name, settings, (note,))
         note = f"Starting from the encoder of {source}, with a new head."
-        return InitialModel(task, initial.language_model, notes=(note,))
+        return InitialModel(
+            registry.find(task_name)(settings), _language_model_of_run(contents, source, settings), notes=(note,)
+        )
     task = registry.find(task_name)(settings)
     loaded = load_language_model(settings.model, home=home, seed=settings.seed, default_shape=task.default_shape)
     config = loaded.encoder.config
@@ -91,10 +92,49 @@ def load_initial_model(
 
 
 def _initial_model_of_run(
-    contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings
+    contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings, notes: tuple[str, ...]
 ) -> InitialModel:
+    check_unchanged_network(settings.model, contents, folder)
     task, model, tokenizer = restore(contents, folder, task_name, settings)
-    return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model)
+    return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model, notes)
+
+
+def _language_model_of_run(contents: run_checkpoints.Contents, folder: Path, settings: Settings) -> LanguageModel:
+    """Take the encoder and the tokenizer of a run, whatever its task and its head are."""
+    check_unchanged_network(settings.model, contents, folder)
+    encoder = _new_encoder(EncoderConfig.from_dict(_encoder_of(contents, folder)))
+    prefix, tensors = "encoder.", contents.tensors["model"]
+    own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+    load_weights(encoder, own, str(folder))
+    return LanguageModel(encoder, _tokenizer_of(contents, folder), str(folder))
+
+
+def check_unchanged_network(model: ModelSettings, contents: run_checkpoints.Contents, folder: Path) -> None:
+    """Compare what settings give of an architecture and a vocabulary with those of a run, which do not change.
+
+    Raises ConfigError where they differ. Files that are no longer there are not compared: the run holds their contents.
+    """
+    language_model, tokenizer = model.language_model, model.tokenizer
+    encoder, shape = _encoder_of(contents, folder), {}
+    if language_model.config_file is not None and Path(language_model.config_file).is_file():
+        shape = shape_of_config(read_config(Path(language_model.config_file)), language_model.config_file)[0]
+    elif language_model.config_file is None:
+        shape = shape_of_config(language_model.config, "model.language_model.config")[0]
+    shape |= _dropout(language_model)
+    given = {f"model.language_model: {name}": (value, encoder.get(name)) for name, value in shape.items()}
+    if tokenizer.do_lower_case is not None:
+        stored = contents.documents["tokenizer"]["lower_case"]
+        given["model.tokenizer.do_lower_case"] = (tokenizer.do_lower_case, stored)
+    if changed := [f"{name} is {new}, of the run {old}" for name, (new, old) in given.items() if new != old]:
+        raise ConfigError(f"{folder} has another network: {'; '.join(changed)}. Leave these settings out.")
+    file = None if tokenizer.vocab_file is None else Path(tokenizer.vocab_file)
+    if file is not None and file.is_file():
+        tokens = read_tokenizer(file, None, lower_case=None).files() if file.suffix == ".txt" else {}
+        if any(contents.texts.get(name, text) != text for name, text in tokens.items()):
+            raise ConfigError(
+                f"model.tokenizer.vocab_file={file} is not the vocabulary of {folder}, on which its weights depend. "
+                "Leave it out: the run contains its own."
+            )
 
 
 def load_language_model(
@@ -143,8 +183,12 @@ def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
-    given = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
-    return {name: value for name, value in given.items() if value is not None}
+    values = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"model.language_model.{name}={value:g}; a probability from 0 to below 1 is needed.")
+    return given
 
 
 def _random_language_model(
@@ -263,30 +307,50 @@ def restore(
     changes some of them.
     """
     try:
-        name = task_name or contents.documents["run"]["task"]
+        trained = contents.documents["run"]["task"]
+        name = task_name or trained
         if name.endswith(".py") and task_name is None:
             raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
+        if name != trained and name in registry.NAMES and trained in registry.NAMES:
+            raise ConfigError(
+                f"{folder} was trained on {trained}, not {name}. To train on from its encoder set model.head.reset=true."
+            )
         task_type = registry.find(name)
         if settings is None:
             settings, _ = compose(
                 task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
-        lower_case = contents.documents["tokenizer"]["lower_case"]
-        rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
+    tokenizer = _tokenizer_of(contents, folder)
     task = task_type(settings)
     task.restore_state(contents.documents.get("task", {}))
-    files = {name: content.encode() for name, content in contents.texts.items()}
-    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
     with torch.device("meta"):
         model = TaskModel(Encoder(config), task.head(config))
     materialize(model)
     load_weights(model, contents.tensors["model"], str(folder))
     return task, model, tokenizer
+
+
+def _encoder_of(contents: run_checkpoints.Contents, folder: Path) -> dict[str, Any]:
+    try:
+        return dict(contents.documents["encoder"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{folder} lacks encoder.json. Is it a checkpoint of a training run?") from None
+
+
+def _tokenizer_of(contents: run_checkpoints.Contents, folder: Path) -> Tokenizer:
+    try:
+        lower_case = contents.documents["tokenizer"]["lower_case"]
+        rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
+    files = {name: content.encode() for name, content in contents.texts.items()}
+    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
+    return tokenizer
 
 
 def load_run(
@@ -298,14 +362,16 @@ def load_run(
     batch_size: int = 32,
     task_name: str | None = None,
     overrides: Sequence[str] = (),
+    settings: Settings | None = None,
 ) -> Predictor:
     """Load a run folder (its best checkpoint), or one checkpoint folder, for inference.
 
+    `settings` replaces the run's own, `overrides` changes some of them.
     `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
     folder, contents = run_checkpoints.read_best(path, groups=("model",))
-    task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
-    device = resolve_device(accelerator)
+    task, model, tokenizer = restore(contents, folder, task_name, settings, overrides)
+    device = resolve_device(accelerator, device_ids=None if settings is None else settings.trainer.device_ids)
     precision = resolve_precision(precision, device)
     model.to(device).eval()
     cast_model(model, precision)

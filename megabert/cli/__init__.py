@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..config.parser import did_you_mean
 from ..errors import CheckpointWarning, ConfigError, MegabertError
+from ..parallel.signals import interrupt_on_sigterm
 from .checkpoints import fetch, models
 from .conversion import convert
 from .corpora import corpus, vocabulary
@@ -66,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             hint = did_you_mean(words[0], COMMANDS)
             raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), interrupt_on_sigterm():
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             return COMMANDS[words[0]](words[1:])
     except MegabertError as error:
