@@ -12,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from .checkpoints import model_source
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
-from .checkpoints.open import fit_vocabulary, read_config, shape_of_config
+from .checkpoints.open import fit_vocabulary, shape_of_config
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
@@ -71,18 +72,20 @@ def load_initial_model(
 ) -> InitialModel:
     """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder."""
     if resumed is not None:
+        model_source.check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
         return _initial_model_of_run(resumed, folder, task_name, settings, ())
     if settings.pretrained_model is not None:
         source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
-        given = _dropout(settings.model.language_model)
-        contents = replace(contents, documents=contents.documents | {"encoder": _encoder_of(contents, source) | given})
+        encoder = model_source.encoder_of_run(contents.documents, str(source)) | model_source.dropout_of(
+            settings.model.language_model
+        )
+        contents = replace(contents, documents={**contents.documents, "encoder": encoder})
+        model_source.check_network_of_run(settings.model, contents.documents, contents.texts, str(source))
         if not settings.model.head.reset:
             note = f"Starting from {source}, its head included."
             return _initial_model_of_run(contents, source, task_name, settings, (note,))
-        note = f"Starting from the encoder of {source}, with a new head."
-        return InitialModel(
-            registry.find(task_name)(settings), _language_model_of_run(contents, source, settings), notes=(note,)
-        )
+        note, loaded = f"Starting from the encoder of {source}, with a new head.", _encoder_of_run(contents, source)
+        return InitialModel(registry.find(task_name)(settings), loaded, notes=(note,))
     task = registry.find(task_name)(settings)
     loaded = load_language_model(settings.model, home=home, seed=settings.seed, default_shape=task.default_shape)
     config = loaded.encoder.config
@@ -94,47 +97,17 @@ def load_initial_model(
 def _initial_model_of_run(
     contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings, notes: tuple[str, ...]
 ) -> InitialModel:
-    check_unchanged_network(settings.model, contents, folder)
     task, model, tokenizer = restore(contents, folder, task_name, settings)
     return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model, notes)
 
 
-def _language_model_of_run(contents: run_checkpoints.Contents, folder: Path, settings: Settings) -> LanguageModel:
+def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path) -> LanguageModel:
     """Take the encoder and the tokenizer of a run, whatever its task and its head are."""
-    check_unchanged_network(settings.model, contents, folder)
-    encoder = _new_encoder(EncoderConfig.from_dict(_encoder_of(contents, folder)))
+    encoder = _new_encoder(EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder))))
     prefix, tensors = "encoder.", contents.tensors["model"]
     own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
     load_weights(encoder, own, str(folder))
     return LanguageModel(encoder, _tokenizer_of(contents, folder), str(folder))
-
-
-def check_unchanged_network(model: ModelSettings, contents: run_checkpoints.Contents, folder: Path) -> None:
-    """Compare what settings give of an architecture and a vocabulary with those of a run, which do not change.
-
-    Raises ConfigError where they differ. Files that are no longer there are not compared: the run holds their contents.
-    """
-    language_model, tokenizer = model.language_model, model.tokenizer
-    encoder, shape = _encoder_of(contents, folder), {}
-    if language_model.config_file is not None and Path(language_model.config_file).is_file():
-        shape = shape_of_config(read_config(Path(language_model.config_file)), language_model.config_file)[0]
-    elif language_model.config_file is None:
-        shape = shape_of_config(language_model.config, "model.language_model.config")[0]
-    shape |= _dropout(language_model)
-    given = {f"model.language_model: {name}": (value, encoder.get(name)) for name, value in shape.items()}
-    if tokenizer.do_lower_case is not None:
-        stored = contents.documents["tokenizer"]["lower_case"]
-        given["model.tokenizer.do_lower_case"] = (tokenizer.do_lower_case, stored)
-    if changed := [f"{name} is {new}, of the run {old}" for name, (new, old) in given.items() if new != old]:
-        raise ConfigError(f"{folder} has another network: {'; '.join(changed)}. Leave these settings out.")
-    file = None if tokenizer.vocab_file is None else Path(tokenizer.vocab_file)
-    if file is not None and file.is_file():
-        tokens = read_tokenizer(file, None, lower_case=None).files() if file.suffix == ".txt" else {}
-        if any(contents.texts.get(name, text) != text for name, text in tokens.items()):
-            raise ConfigError(
-                f"model.tokenizer.vocab_file={file} is not the vocabulary of {folder}, on which its weights depend. "
-                "Leave it out: the run contains its own."
-            )
 
 
 def load_language_model(
@@ -159,7 +132,7 @@ def load_language_model(
         )
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **model_source.dropout_of(settings)}
     encoder = _new_encoder(EncoderConfig.from_dict(shape))
     prefix = "encoder."
     encoder_tensors = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
@@ -182,15 +155,6 @@ def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
     return (f"WARNING: the vocabulary has {has}. If that is not meant, set model.tokenizer.do_lower_case.",)
 
 
-def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
-    values = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
-    given = {name: value for name, value in values.items() if value is not None}
-    for name, value in given.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"model.language_model.{name}={value:g}; a probability from 0 to below 1 is needed.")
-    return given
-
-
 def _random_language_model(
     source: ModelSource, settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
 ) -> LanguageModel:
@@ -206,7 +170,7 @@ def _random_language_model(
         )
     tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **default_shape}
-    shape = defaults | shape | _dropout(settings)
+    shape = defaults | shape | model_source.dropout_of(settings)
     encoder = _new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
@@ -313,7 +277,7 @@ def restore(
             raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
         if name != trained and name in registry.NAMES and trained in registry.NAMES:
             raise ConfigError(
-                f"{folder} was trained on {trained}, not {name}. To train on from its encoder set model.head.reset=true."
+                f"{folder} was trained on {trained}, not {name}. model.head.reset=true takes its encoder only."
             )
         task_type = registry.find(name)
         if settings is None:
@@ -331,13 +295,6 @@ def restore(
     materialize(model)
     load_weights(model, contents.tensors["model"], str(folder))
     return task, model, tokenizer
-
-
-def _encoder_of(contents: run_checkpoints.Contents, folder: Path) -> dict[str, Any]:
-    try:
-        return dict(contents.documents["encoder"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{folder} lacks encoder.json. Is it a checkpoint of a training run?") from None
 
 
 def _tokenizer_of(contents: run_checkpoints.Contents, folder: Path) -> Tokenizer:

@@ -254,7 +254,7 @@ def check_device_ids(device_ids: list[int], count: int) -> list[int]:
 def resolve_device(
     accelerator: str, local_rank: int | None = None, device_ids: list[int] | None = None
 ) -> torch.device:
-    """Resolve the device to compute on; auto is a GPU if PyTorch finds one, the first unless `device_ids` names others."""
+    """Resolve the device to compute on; auto is a GPU if PyTorch finds one. `device_ids` are those of the ranks."""
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
         raise ConfigError("trainer.accelerator=gpu, but PyTorch finds no GPU. Use auto or cpu.")

@@ -35,7 +35,10 @@ class StepStatus:
 
     def line(self) -> str:
         """Format the metrics as one line."""
-        return f"smoothed loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  {self.tokens_per_second:,.0f} tokens/s"
+        return (
+            f"smoothed loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  "
+            f"{self.tokens_per_second:,.0f} tokens/s"
+        )
 
 
 class Display:

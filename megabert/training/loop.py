@@ -31,8 +31,8 @@ from .step import SyncFreeStepper, make_stepper
 def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     """Train to the last step, from the start or from a checkpoint's contents.
 
-    Writes the last and the best checkpoints to setup.folder; returns the last validation. Raises Interrupted, after
-    saving a checkpoint, on Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
+    Writes checkpoints to setup.folder; returns the last validation. Raises Interrupted, after saving a checkpoint, on
+    Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
     """
     settings, world, intervals, device = setup.settings, setup.world, setup.intervals, setup.world.device
     progress = initial_progress(setup.train_sampler)
@@ -61,9 +61,8 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             step = progress.step
             if is_stopping := world.any_rank(stop.is_set() or saver.has_failed):
                 saver.wait()  # raises on all ranks if the background writer of one has failed
-            saves = intervals.saves_after(step)
-            is_due = saves or intervals.validates_after(step) or is_stopping or step % log_every == 0
-            if pending and is_due:
+            saves = intervals.saves_after(step) or intervals.validates_after(step)
+            if pending and (saves or is_stopping or step % log_every == 0):
                 _log_steps(setup, log, pending)
             if intervals.validates_after(step) and progress.validated_step != step:
                 try:
@@ -71,7 +70,6 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
                 except EvaluationStopped:  # the resumed run validates instead
                     is_stopping = True
                 is_stopping = is_stopping or world.any_rank(stop.is_set())
-                saves = True
             is_last = is_at_end(setup, progress)
             saves = is_last or is_stopping or (saves and settings.exp_manager.create_checkpoint_callback)
             if saves and progress != saved:  # a resumed run does not rewrite what it has just read

@@ -1,4 +1,4 @@
-"""The connections of the ranks: the end of a process is detected, a process that only keeps Python's lock is not lost."""
+"""The connections of the ranks: the end of a process is detected; one that keeps Python's lock is not lost."""
 
 import os
 import subprocess
