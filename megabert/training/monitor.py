@@ -3,24 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
 from .resume import Progress
-
-if TYPE_CHECKING:
-    from .setup import TrainingSetup
-
-# Parts of the names of metrics whose smaller values are better.
-MINIMIZED = ("loss", "perplexity")
+from .setup import TrainingSetup, resolve_mode
 
 
-def resolve_mode(monitor: str, mode: str | None) -> str:
-    """Return max or min: which values of a metric are better, unless `mode` is given."""
-    return mode or ("min" if any(part in monitor for part in MINIMIZED) else "max")
-
-
-def record_validation(setup: "TrainingSetup", progress: Progress, metrics: Mapping[str, Any]) -> Progress:
+def record_validation(setup: TrainingSetup, progress: Progress, metrics: Mapping[str, Any]) -> Progress:
     """Return the progress after a validation. Raises InputError if it lacks a monitored metric.
 
     Values that are not finite count as none.
@@ -43,14 +33,14 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def stops_early(setup: "TrainingSetup", progress: Progress) -> bool:
+def stops_early(setup: TrainingSetup, progress: Progress) -> bool:
     """Whether early stopping ends the training: the last `patience` validations brought no improvement."""
     manager = setup.settings.exp_manager
     patience = manager.early_stopping_callback_params.patience
     return manager.create_early_stopping_callback and progress.num_without_improvement >= max(patience, 1)
 
 
-def is_at_end(setup: "TrainingSetup", progress: Progress) -> bool:
+def is_at_end(setup: TrainingSetup, progress: Progress) -> bool:
     """Whether no further step is to be made."""
     return progress.step >= setup.intervals.total_steps or stops_early(setup, progress)
 

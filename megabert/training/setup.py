@@ -28,7 +28,14 @@ from ..tasks.task_data import (
 )
 from ..torch_session import TorchSession
 from .intervals import Intervals, count_epochs, count_intervals
-from .monitor import resolve_mode
+
+# Parts of the names of metrics whose smaller values are better.
+MINIMIZED = ("loss", "perplexity")
+
+
+def resolve_mode(monitor: str, mode: str | None) -> str:
+    """Return max or min: which values of a metric are better, unless `mode` is given."""
+    return mode or ("min" if any(part in monitor for part in MINIMIZED) else "max")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from megabert.cli import main
 from megabert.config.schema import Settings
 from megabert.errors import ConfigError
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
-from megabert.training.monitor import record_validation, resolve_mode, stops_early, warn_of_zeros
+from megabert.training.monitor import record_validation, stops_early, warn_of_zeros
 from megabert.training.resume import Progress
+from megabert.training.setup import resolve_mode
 from tests.training.test_loop import run, train
 
 
