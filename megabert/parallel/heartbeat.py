@@ -6,6 +6,7 @@ cannot detect a lost peer: the thread then prints an error and ends the process.
 publishes it in the store, and the other ranks stop with the same exit code.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -50,7 +51,10 @@ def heartbeat_thread(launch: LaunchEnvironment) -> Iterator["Heartbeat"]:
     except Exception as error:
         if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in CONNECTION_WORDS):
             raise heartbeat.wait_for_cause(error) from error
-        heartbeat.publish_error(f"{type(error).__name__}: {error}", 70)
+        code = 70
+        if isinstance(error, OSError):  # as the command line has it
+            code = 74 if error.errno == errno.ENOSPC else 73
+        heartbeat.publish_error(f"{type(error).__name__}: {error}", code)
         raise
     finally:
         heartbeat.close()
