@@ -5,13 +5,14 @@ The only module that turns the tensors of a checkpoint into parameters: it initi
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import model_source
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
@@ -73,17 +74,20 @@ def load_initial_model(
 ) -> InitialModel:
     """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder."""
     if resumed is not None:
-        return _initial_model_of_run(resumed, folder, task_name, settings)
+        model_source.check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
+        return _initial_model_of_run(resumed, folder, task_name, settings, ())
     if settings.pretrained_model is not None:
         source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
-        initial = _initial_model_of_run(contents, source, task_name, settings)
+        encoder = model_source.encoder_of_run(contents.documents, str(source)) | model_source.dropout_of(
+            settings.model.language_model
+        )
+        contents = replace(contents, documents={**contents.documents, "encoder": encoder})
+        model_source.check_network_of_run(settings.model, contents.documents, contents.texts, str(source))
         if not settings.model.head.reset:
-            return InitialModel(
-                initial.task, initial.language_model, initial.model, (f"Starting from {source}, its head included.",)
-            )
-        task = registry.find(task_name)(settings)
-        note = f"Starting from the encoder of {source}, with a new head."
-        return InitialModel(task, initial.language_model, notes=(note,))
+            note = f"Starting from {source}, its head included."
+            return _initial_model_of_run(contents, source, task_name, settings, (note,))
+        note, loaded = f"Starting from the encoder of {source}, with a new head.", _encoder_of_run(contents, source)
+        return InitialModel(registry.find(task_name)(settings), loaded, notes=(note,))
     task = registry.find(task_name)(settings)
     loaded = load_language_model(settings.model, home=home, seed=settings.seed, default_shape=task.default_shape)
     config = loaded.encoder.config
@@ -93,10 +97,19 @@ def load_initial_model(
 
 
 def _initial_model_of_run(
-    contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings
+    contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings, notes: tuple[str, ...]
 ) -> InitialModel:
     task, model, tokenizer = restore(contents, folder, task_name, settings)
-    return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model)
+    return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model, notes)
+
+
+def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path) -> LanguageModel:
+    """Take the encoder and the tokenizer of a run, whatever its task and its head are."""
+    encoder = _new_encoder(EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder))))
+    prefix, tensors = "encoder.", contents.tensors["model"]
+    own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+    load_weights(encoder, own, str(folder))
+    return LanguageModel(encoder, _tokenizer_of(contents, folder), str(folder))
 
 
 def load_language_model(
@@ -121,7 +134,7 @@ def load_language_model(
         )
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **_dropout(settings)}
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **model_source.dropout_of(settings)}
     encoder = _new_encoder(EncoderConfig.from_dict(shape))
     prefix = "encoder."
     encoder_tensors = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
@@ -144,11 +157,6 @@ def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
     return (f"WARNING: the vocabulary has {has}. If that is not meant, set model.tokenizer.do_lower_case.",)
 
 
-def _dropout(settings: LanguageModelSettings) -> dict[str, float]:
-    given = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def _random_language_model(
     source: ModelSource, settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
 ) -> LanguageModel:
@@ -165,7 +173,7 @@ def _random_language_model(
         )
     tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **default_shape}
-    shape = defaults | shape | _dropout(settings)
+    shape = defaults | shape | model_source.dropout_of(settings)
     encoder = _new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
@@ -266,25 +274,25 @@ def restore(
     changes some of them.
     """
     try:
-        name = task_name or contents.documents["run"]["task"]
+        trained = contents.documents["run"]["task"]
+        name = task_name or trained
         if name.endswith(".py") and task_name is None:
             raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
+        if name != trained and name in registry.NAMES and trained in registry.NAMES:
+            raise ConfigError(
+                f"{folder} was trained on {trained}, not {name}. model.head.reset=true takes its encoder only."
+            )
         task_type = registry.find(name)
         if settings is None:
             settings, _ = compose(
                 task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
-        lower_case = contents.documents["tokenizer"]["lower_case"]
-        rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
+    tokenizer = _tokenizer_of(contents, folder)
     task = task_type(settings)
     task.restore_state(contents.documents.get("task", {}))
-    files = {name: content.encode() for name, content in contents.texts.items()}
-    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
     stored = contents.tensors["model"]
     # Before anything of the declared size is built
     check_tensors({name: item for name, item in stored.items() if name.startswith("encoder.")}, config, str(folder))
@@ -293,6 +301,19 @@ def restore(
     materialize(model)
     load_weights(model, stored, str(folder))
     return task, model, tokenizer
+
+
+def _tokenizer_of(contents: run_checkpoints.Contents, folder: Path) -> Tokenizer:
+    try:
+        lower_case = contents.documents["tokenizer"]["lower_case"]
+        rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
+    files = {name: content.encode() for name, content in contents.texts.items()}
+    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
+    return tokenizer
 
 
 def load_run(
@@ -304,14 +325,16 @@ def load_run(
     batch_size: int = 32,
     task_name: str | None = None,
     overrides: Sequence[str] = (),
+    settings: Settings | None = None,
 ) -> Predictor:
     """Load a run folder (its best checkpoint), or one checkpoint folder, for inference.
 
+    `settings` replaces the run's own, `overrides` changes some of them.
     `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
     folder, contents = run_checkpoints.read_best(path, groups=("model",))
-    task, model, tokenizer = restore(contents, folder, task_name, overrides=overrides)
-    device = resolve_device(accelerator)
+    task, model, tokenizer = restore(contents, folder, task_name, settings, overrides)
+    device = resolve_device(accelerator, device_ids=None if settings is None else settings.trainer.device_ids)
     precision = resolve_precision(precision, device)
     model.to(device).eval()
     cast_model(model, precision)

@@ -15,6 +15,7 @@ from ..tokenizers.wordpiece import Tokenizer
 from . import catalog
 from .hub import fetch_from_hub, is_hub_name
 from .open import Checkpoint, open_checkpoint, read_config
+from .user_config import parse_user_config
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,53 @@ def _find_weights(settings: LanguageModelSettings, home: Path) -> ModelSource:
         )
     sizes = asdict(files.published.architecture) if files.published.architecture is not None else {}
     return ModelSource(files.weights, files.vocabulary, lower_case=lower_case, config=sizes)
+
+
+def dropout_of(settings: LanguageModelSettings) -> dict[str, float]:
+    """Return the dropout probabilities that settings give. Raises ConfigError for one outside of [0, 1)."""
+    values = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"model.language_model.{name}={value:g}; a probability from 0 to below 1 is needed.")
+    return given
+
+
+def encoder_of_run(documents: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the encoder's configuration in a run's documents, as plain values."""
+    if not isinstance(documents.get("encoder"), dict):
+        raise CheckpointError(f"{source} lacks encoder.json. Is it a checkpoint of a training run?")
+    return dict(documents["encoder"])
+
+
+def check_network_of_run(
+    model: ModelSettings, documents: Mapping[str, Any], texts: Mapping[str, str], source: str
+) -> None:
+    """Compare what settings give of an architecture and a vocabulary with those of a run, which do not change.
+
+    Raises ConfigError where they differ. Files that are no longer there are not compared: the run holds their contents.
+    """
+    settings, tokenizer = model.language_model, model.tokenizer
+    config, config_file = settings.config, settings.config_file
+    if config_file is not None:
+        config = read_config(Path(config_file)) if Path(config_file).is_file() else {}
+    origin = config_file or "model.language_model.config"
+    shape = parse_user_config(config, origin, ignored=settings.ignored_arguments).shape
+    encoder = encoder_of_run(documents, source)
+    given = {
+        f"model.language_model: {name}": (value, encoder.get(name))
+        for name, value in {**shape, **dropout_of(settings)}.items()
+    }
+    if tokenizer.do_lower_case is not None:
+        stored = documents.get("tokenizer", {}).get("lower_case")
+        given["model.tokenizer.do_lower_case"] = (tokenizer.do_lower_case, stored)
+    if changed := [f"{name} is {new}, of the run {old}" for name, (new, old) in given.items() if new != old]:
+        raise ConfigError(f"{source} has another network: {'; '.join(changed)}. Leave these settings out.")
+    file = None if tokenizer.vocab_file is None else Path(tokenizer.vocab_file)
+    if file is not None and file.is_file() and file.suffix == ".txt":
+        vocabulary = read_tokenizer(file, None, lower_case=None).files()
+        if any(texts.get(name, text) != text for name, text in vocabulary.items()):
+            raise ConfigError(
+                f"model.tokenizer.vocab_file={file} is not the vocabulary of {source}, on which its weights depend. "
+                "Leave it out: the run contains its own."
+            )

@@ -14,6 +14,7 @@ from typing import Any
 from .. import __version__
 from ..config.parser import did_you_mean
 from ..errors import CheckpointWarning, ConfigError, InputWarning, MegabertError
+from ..parallel.signals import interrupt_on_sigterm
 from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
@@ -96,7 +97,7 @@ def _run(words: Sequence[str]) -> int:
     if words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS)
         raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), interrupt_on_sigterm():
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
         return COMMANDS[words[0]](words[1:])
 

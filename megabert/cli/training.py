@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.parser import compose, expand_sweep, quote
-from ..errors import ConfigError
+from ..errors import ConfigError, Interrupted, MegabertError
 from ..parallel.launch import count_to_start, launch
 from ..storage import atomic_write
 from .console import log, new_parser, show, to_json
@@ -73,7 +73,9 @@ def _train_once(
     if not settings.do_training:
         if settings.pretrained_model is None:
             raise ConfigError("do_training=false evaluates a trained run. Set pretrained_model=RUN.")
-        show(to_json(evaluate_test_data(settings, Path(settings.pretrained_model)).scores))
+        run = Path(settings.pretrained_model)
+        settings, _ = compose(task_type.settings_type, overrides, owner=task_name, file=file, base=_model_of_run(run))
+        show(to_json(evaluate_test_data(task_name, settings, run).scores))
         return None
     outcome = train(task_name, settings, home=cache_home(os.environ), log=log, step=step)
     if outcome is not None:
@@ -89,6 +91,16 @@ def _settings_of_run(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} cannot be read ({error}). Give the run folder of a training.") from None
 
 
+def _model_of_run(path: Path) -> dict[str, Any]:
+    """Read the settings of a run's model, without those of data and training."""
+    from ..checkpoints.native.run_checkpoints import read_best
+
+    _, contents = read_best(path, groups=())
+    training = ("train_ds", "validation_ds", "test_ds", "optim")
+    model = contents.documents.get("settings", {}).get("model", {})
+    return {"model": {name: value for name, value in model.items() if name not in training}}
+
+
 def _report(outcome: "Outcome") -> None:
     best = outcome.best
     metric = "" if best.figure is None else f", validation {outcome.monitor} {best.figure:.4g}"
@@ -99,30 +111,55 @@ def _report(outcome: "Outcome") -> None:
 
 
 def _train_sweep(task_name: str, overrides: Sequence[str], *, file: Path | None) -> None:
-    """Train once per combination of a sweep, each in its own run folder; print a table of all runs at the end."""
+    """Train once per combination of a sweep, each in its own run folder; print a table of all runs at the end.
+
+    A run that fails does not end the sweep. Raises the first error after the table.
+    """
     combinations = expand_sweep(overrides)
     swept = [index for index in range(len(overrides)) if len({words[index] for words in combinations}) > 1]
     explicit = next((word for word in overrides if word.startswith("exp_manager.explicit_log_dir=")), None)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    runs = []
-    for number, combination in enumerate(combinations):
-        label = ", ".join(combination[index] for index in swept)
-        log(f"Run {number + 1} of {len(combinations)}: {label}")
-        name = f"{number}_{''.join(c if c.isalnum() or c in '=._-' else '_' for c in label)}"[:100]
-        if explicit is None:
-            folder = f"exp_manager.version={quote(f'{stamp}/{name}')}"
-        else:
-            parent = explicit.partition("=")[2].strip("'\"")
-            folder = f"exp_manager.explicit_log_dir={quote(f'{parent}/{name}')}"
-        outcome = _train_once(task_name, [*combination, folder], file=file)
-        if outcome is not None:
-            runs.append((label, outcome))
+    runs: list[tuple[str, Outcome | MegabertError]] = []
+    try:
+        for number, combination in enumerate(combinations):
+            label = ", ".join(combination[index] for index in swept)
+            log(f"Run {number + 1} of {len(combinations)}: {label}")
+            name = f"{number}_{''.join(c if c.isalnum() or c in '=._-' else '_' for c in label)}"[:100]
+            if explicit is None:
+                folder = f"exp_manager.version={quote(f'{stamp}/{name}')}"
+            else:
+                parent = explicit.partition("=")[2].strip("'\"")
+                folder = f"exp_manager.explicit_log_dir={quote(f'{parent}/{name}')}"
+            try:
+                outcome = _train_once(task_name, [*combination, folder], file=file)
+            except MegabertError as error:
+                if error.exit_code == Interrupted.exit_code:
+                    raise
+                runs.append((label, error))
+                log(f"megabert: this run failed, the sweep goes on: {error}")
+                continue
+            if outcome is not None:
+                runs.append((label, outcome))
+    finally:  # whatever ended the sweep: the runs before it keep their table
+        _print_table(runs)
+    if errors := [result for _, result in runs if isinstance(result, MegabertError)]:
+        errors[0].is_reported = True
+        raise errors[0]
+
+
+def _print_table(runs: Sequence[tuple[str, "Outcome | MegabertError"]]) -> None:
+    """Print a line for each run of a sweep, then the scores over those that did not fail."""
     width = max((len(label) for label, _ in runs), default=0)
-    for label, outcome in runs:
-        metric = "" if outcome.best.figure is None else f"{outcome.monitor} {outcome.best.figure:.2f}"
-        show(f"{label:<{width}}  {metric}  {outcome.folder}")
-    if len(runs) > 1:
-        _summarize_scores([outcome for _, outcome in runs])
+    outcomes = []
+    for label, result in runs:
+        if isinstance(result, MegabertError):
+            show(f"{label:<{width}}  failed: {result}")
+            continue
+        outcomes.append(result)
+        metric = "" if result.best.figure is None else f"{result.monitor} {result.best.figure:.2f}"
+        show(f"{label:<{width}}  {metric}  {result.folder}")
+    if len(outcomes) > 1:
+        _summarize_scores(outcomes)
 
 
 def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:

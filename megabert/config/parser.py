@@ -243,6 +243,7 @@ def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     if key == "trainer.devices":
+        OmegaConf.update(tree, "trainer.device_ids", value if isinstance(value, list) else None)
         value = _device_count(value)
     if value is None and setting is not None and setting.default is not None and "null" not in setting.type_name:
         value = setting.default  # NeMo writes null for a default

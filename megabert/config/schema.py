@@ -27,6 +27,8 @@ class TrainerSettings:
     """Device type; auto: a GPU if there is one, else the CPU."""
     devices: int = 1
     """Processes per machine, one per device; -1: one per GPU. The command starts them, unless torchrun or SLURM did."""
+    device_ids: list[int] | None = None
+    """Numbers of the machine's GPUs to use, one per process; devices=[1,3] sets this. null: the first ones."""
     num_nodes: int = 1
     """Number of machines. For more than one, start the command on each with torchrun or srun."""
     precision: str = choice("auto", "auto", "32", "bf16", "16", "fp8", "bf16-mixed", "16-mixed", "32-true")
@@ -71,11 +73,25 @@ class CheckpointSettings:
     monitor: str | None = None
     """Validation metric that selects the best checkpoint; null: the task's main score."""
     mode: str | None = choice(None, "max", "min")
-    """Whether a larger (max) or a smaller (min) metric is better; null: min for a loss, max for everything else."""
+    """Whether a larger (max) or a smaller (min) metric is better; null: min for a loss or perplexity, else max."""
     save_top_k: int = 1
-    """Number of best checkpoints to keep, besides the last one."""
+    """Number of best checkpoints to keep, besides the last one; -1: all."""
     every_n_train_steps: int = 0
     """Also save a checkpoint every so many optimizer steps; 0: only at each validation and at the end."""
+
+
+@dataclass
+class EarlyStoppingSettings:
+    """When a training that no longer improves is ended."""
+
+    monitor: str | None = None
+    """Validation metric; null: the one that selects the best checkpoint."""
+    mode: str | None = choice(None, "max", "min")
+    """Whether a larger (max) or a smaller (min) metric is better; null: min for a loss or perplexity, else max."""
+    min_delta: float = 0.001
+    """Smallest change of the metric that counts as an improvement."""
+    patience: int = 10
+    """Validations in a row without improvement after which training stops."""
 
 
 @dataclass
@@ -101,6 +117,9 @@ class ExperimentSettings:
     create_checkpoint_callback: bool = True
     """Write checkpoints during training; false: only at the end."""
     checkpoint_callback_params: CheckpointSettings = field(default_factory=CheckpointSettings)
+    create_early_stopping_callback: bool = False
+    """Early stopping: end the training when the validation metric no longer improves."""
+    early_stopping_callback_params: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
 
 
 @dataclass

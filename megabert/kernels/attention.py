@@ -52,6 +52,13 @@ def _is_kept(row_hashes, column_hashes, threshold):
 
 
 @triton.jit
+def _program(num_tiles, HEADS: tl.constexpr):
+    """Return tile, head and document of this program, from `_grid`."""
+    program = tl.program_id(0)
+    return program % num_tiles, program // num_tiles % HEADS, program // num_tiles // HEADS
+
+
+@triton.jit
 def _attend_tile(
     state, columns, query, base, rows, row_hashes, length, scale, threshold, token_stride, dims,
     DIM: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
@@ -84,18 +91,17 @@ def _attend_tile(
     return higher, total, context
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def _forward_kernel(
-    qkv, out, lse, cu_seqlens, seeds, scale, threshold, keep, num_tokens,
+    qkv, out, lse, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the attention output of one tile of queries of one head of one document."""
-    head = tl.program_id(1)
-    document = tl.program_id(2)
+    tile, head, document = _program(num_tiles, HEADS)
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
-    first_row = tl.program_id(0) * TILE
+    first_row = tile * TILE
     if first_row >= length:
         return
     rows = first_row + tl.arange(0, TILE)
@@ -171,9 +177,9 @@ def _add_query_tile(
     return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def _backward_keys_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens,
+    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -182,11 +188,10 @@ def _backward_keys_kernel(
     The dropout scale, 1 / (1 - dropout), is applied to gradients at the end only. Keys outside of the document are 0;
     their gradients are not stored.
     """
-    head = tl.program_id(1)
-    document = tl.program_id(2)
+    tile, head, document = _program(num_tiles, HEADS)
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
-    first_own = tl.program_id(0) * TILE
+    first_own = tile * TILE
     if first_own >= length:
         return
     own = first_own + tl.arange(0, TILE)
@@ -249,9 +254,9 @@ def _add_key_tile(
     return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def _backward_queries_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens,
+    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -259,11 +264,10 @@ def _backward_queries_kernel(
 
     Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts.
     """
-    head = tl.program_id(1)
-    document = tl.program_id(2)
+    tile, head, document = _program(num_tiles, HEADS)
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
-    first_own = tl.program_id(0) * TILE
+    first_own = tile * TILE
     if first_own >= length:
         return
     own = first_own + tl.arange(0, TILE)
@@ -311,10 +315,10 @@ def varlen_attention(
     context_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
     lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
     options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
-    grid = (triton.cdiv(max_seqlen, options["TILE"]), heads, len(cu_seqlens_N1) - 1)
+    num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
     _forward_kernel[grid](
         qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1,
-        LOG2_E / math.sqrt(dim), *_drop_options(dropout), num_tokens,
+        LOG2_E / math.sqrt(dim), *_drop_options(dropout), num_tokens, num_tiles,
         HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
     )  # fmt: skip
     return context_THK, lse_HT
@@ -343,12 +347,12 @@ def varlen_attention_backward(
     delta_HT = torch.empty_like(lse_HT)
     threshold, keep = _drop_options(dropout)
     options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
-    grid = (triton.cdiv(max_seqlen, options["TILE"]), heads, len(cu_seqlens_N1) - 1)
+    num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
     # Two passes over the tokens avoid atomic additions. Queries first: they compute `delta`.
     for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
             qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1,
-            LOG2_E / math.sqrt(dim), threshold, keep, num_tokens,
+            LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
             HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
         )  # fmt: skip
     return d_qkv_TH3K
@@ -360,6 +364,14 @@ def _(
     max_seqlen: int, dropout: float, is_causal: bool,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(qkv_TH3K)
+
+
+def _grid(max_seqlen: int, heads: int, cu_seqlens_N1: Tensor, tile: int) -> tuple[int, tuple[int]]:
+    """Return the tiles of a document and the grid: one axis, as the others end at 65,535 and documents may be more."""
+    num_tiles = max(triton.cdiv(max_seqlen, tile), 1)
+    size = num_tiles * heads * (len(cu_seqlens_N1) - 1)
+    assert size < 2**31, "the grid is indexed in 32 bits"
+    return num_tiles, (size,)
 
 
 def _drop_options(dropout: float) -> tuple[int, float]:

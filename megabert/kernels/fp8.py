@@ -105,12 +105,14 @@ def _quantize_kernel(
     Even and odd rows are separate tiles, because the instruction rounds two values at once: in the transposed layout
     the values of two rows are one 16-bit number.
     """
-    pairs = tl.program_id(1) * (TILE_ROWS // 2) + tl.arange(0, TILE_ROWS // 2)
-    columns = tl.program_id(0) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
+    num_blocks = tl.cdiv(width, TILE_COLUMNS)  # of columns; one axis, since the others of a grid end at 65,535
+    block = tl.program_id(0) // num_blocks
+    pairs = block * (TILE_ROWS // 2) + tl.arange(0, TILE_ROWS // 2)
+    columns = tl.program_id(0) % num_blocks * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
     even = _values(source, hidden, 2 * pairs, columns, num_rows, width, GELU, IS_GRADIENT)
     odd = _values(source, hidden, 2 * pairs + 1, columns, num_rows, width, GELU, IS_GRADIENT)
     if IS_GRADIENT:
-        tl.store(sums + tl.program_id(1) * width + columns, tl.sum(even + odd, 0), mask=columns < width)
+        tl.store(sums + block * width + columns, tl.sum(even + odd, 0), mask=columns < width)
     scale = 1.0 / tl.load(unit)
     both = _round_pairs(even * scale, odd * scale, IS_GRADIENT)
     _store_rows((both & 0xFF).to(tl.uint8), as_rows, 2 * pairs, columns, num_padded, width)
@@ -129,7 +131,7 @@ def _launch(
     assert source_TK.numel() < 2**31, "the kernel indexes in 32 bits"
     rows_PK, columns_KP, sums_BK = _empty(source_TK, dtype)
     num_rows, width = source_TK.shape
-    grid = (triton.cdiv(width, TILES["TILE_COLUMNS"]), len(sums_BK))
+    grid = (triton.cdiv(width, TILES["TILE_COLUMNS"]) * len(sums_BK),)
     _quantize_kernel[grid](
         source_TK, source_TK if hidden_TK is None else hidden_TK.contiguous(), unit, rows_PK.view(torch.uint8),
         columns_KP.view(torch.uint16), sums_BK, num_rows, len(rows_PK), len(rows_PK) // 2, width,

@@ -51,6 +51,9 @@ class EncoderConfig:
                 raise CheckpointError(f"{name} is {getattr(self, name)}; expected 1 to {LARGEST_SIZE}.")
         if not 0 <= self.num_segments <= LARGEST_SIZE:
             raise CheckpointError(f"num_segments is {self.num_segments}; expected 0 to {LARGEST_SIZE}.")
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; expected a probability from 0 to below 1.")
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}. "

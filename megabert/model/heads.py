@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .attention import PackedSequences
 from .config import ACTIVATIONS, NUM_PREDICTIONS, EncoderConfig
 from .encoder import Encoder, initialize
@@ -43,6 +44,8 @@ class TokenHead(Head):
 
     def __init__(self, hidden_size: int, num_classes: int, *, num_layers: int, dropout: float, activation: str) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"The head's dropout is {dropout:g}; a probability from 0 to below 1 is needed.")
         self.dropout = nn.Dropout(dropout)
         self.activation = _ACTIVATIONS[activation]()
         self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1))

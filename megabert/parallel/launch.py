@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..config.schema import Settings
-from ..errors import ConfigError, MegabertError, PeerLost
+from ..errors import ConfigError, Interrupted, MegabertError, PeerLost
 from .rendezvous import PARENT, read_launch_environment
 from .signals import signal_handler
 
@@ -58,14 +58,17 @@ def launch(words: Sequence[str], count: int) -> None:
     Raises ProcessesFailed if a process fails or is killed.
     """
     command = [sys.executable, "-m", "megabert", *words]
-    # A new session each: Ctrl-C in the terminal reaches them once, through this process.
-    children = [
-        subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603  (our own command)
-        for environment in environments(count)
-    ]
+    children: list[subprocess.Popen[bytes]] = []
+    signals: list[int] = []
     try:
-        with signal_handler(partial(_forward_signal, children)):
-            code = _exit_code(_wait(children))
+        with signal_handler(partial(_forward_signal, children, signals)):
+            for environment in environments(count):
+                # A new session each: Ctrl-C in the terminal reaches them once, through this process.
+                child = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603  (our own)
+                children.append(child)
+                for number in signals:  # they came before this child
+                    child.send_signal(number)
+            code = _exit_code(_wait(children), was_interrupted=bool(signals))
     finally:
         for child in _running(children):
             child.kill()
@@ -90,7 +93,8 @@ def _running(children: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Pop
     return [child for child in children if child.poll() is None]
 
 
-def _forward_signal(children: Sequence[subprocess.Popen[bytes]], number: int, frame: Any) -> None:
+def _forward_signal(children: Sequence[subprocess.Popen[bytes]], signals: list[int], number: int, frame: Any) -> None:
+    signals.append(number)
     for child in _running(children):
         child.send_signal(number)
 
@@ -109,7 +113,10 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     return [child.returncode for child in children]
 
 
-def _exit_code(codes: Sequence[int]) -> int:
+def _exit_code(codes: Sequence[int], *, was_interrupted: bool = False) -> int:
+    if was_interrupted and any(codes):
+        # A signal may reach a process before it handles it, or a process that waits for one that has stopped already.
+        codes = [Interrupted.exit_code if code < 0 or code == PeerLost.exit_code else code for code in codes]
     if any(code < 0 for code in codes):  # killed by a signal
         return PeerLost.exit_code
     return next((code for code in codes if code), 0)

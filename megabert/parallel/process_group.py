@@ -30,6 +30,8 @@ def count_processes(trainer: TrainerSettings) -> int:
             "trainer.devices=-1 takes every GPU."
         )
     devices = trainer.devices
+    if trainer.device_ids is not None and len(trainer.device_ids) != devices:
+        raise ConfigError(f"trainer.devices={devices}, but trainer.device_ids={trainer.device_ids}. Give one of them.")
     if devices == -1:
         devices = max(torch.cuda.device_count(), 1) if trainer.accelerator != "cpu" else 1
     return devices * trainer.num_nodes
@@ -43,6 +45,8 @@ def check_devices(trainer: TrainerSettings) -> None:
             f"trainer.devices={trainer.devices}, but this machine has {count} GPUs. Lower it, or set "
             "trainer.accelerator=cpu."
         )
+    if count and trainer.device_ids is not None:
+        check_device_ids(trainer.device_ids, count)
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,9 @@ def connect(
         )
     axes = resolve_mesh_axes(size, parallel)
     if launch is None or size == 1:
-        yield World(resolve_device(trainer.accelerator))
+        yield World(resolve_device(trainer.accelerator, device_ids=trainer.device_ids))
         return
-    device = init_process_group(launch, trainer.accelerator, timeout=parallel.timeout)
+    device = init_process_group(launch, trainer.accelerator, trainer.device_ids, timeout=parallel.timeout)
     world = init_mesh(launch, device, axes)
     from .heartbeat import heartbeat_thread
 
@@ -185,9 +189,11 @@ def connect(
         world.barrier()
 
 
-def init_process_group(launch: LaunchEnvironment, accelerator: str, *, timeout: int) -> torch.device:
+def init_process_group(
+    launch: LaunchEnvironment, accelerator: str, device_ids: list[int] | None = None, *, timeout: int
+) -> torch.device:
     """Initialize torch.distributed and return this process' device."""
-    device = resolve_device(accelerator, launch.local_rank)
+    device = resolve_device(accelerator, launch.local_rank, device_ids)
     wait = timedelta(seconds=timeout)
     store = open_store(launch, is_master=launch.rank == 0 and not launch.has_store, timeout=wait)
     # Tensors of the host go through gloo also where those of GPUs use NCCL: gloo does not synchronize with the device.
@@ -236,16 +242,31 @@ def resolve_mesh_axes(size: int, parallel: ParallelSettings) -> tuple[int, int, 
     return rest // fsdp, fsdp, tensor
 
 
-def resolve_device(accelerator: str, local_rank: int | None = None) -> torch.device:
-    """Resolve the device to compute on; auto is a GPU if PyTorch finds one."""
+def check_device_ids(device_ids: list[int], count: int) -> list[int]:
+    """Return numbers of GPUs. Raises ConfigError for one that is not among the machine's `count`, or is there twice."""
+    if len(set(device_ids)) < len(device_ids) or any(not 0 <= number < count for number in device_ids):
+        raise ConfigError(
+            f"trainer.devices={device_ids}, but this machine has the GPUs 0 to {count - 1}. Name each once."
+        )
+    return device_ids
+
+
+def resolve_device(
+    accelerator: str, local_rank: int | None = None, device_ids: list[int] | None = None
+) -> torch.device:
+    """Resolve the device to compute on; auto is a GPU if PyTorch finds one. `device_ids` are those of the ranks."""
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
         raise ConfigError("trainer.accelerator=gpu, but PyTorch finds no GPU. Use auto or cpu.")
     if not has_gpu or accelerator == "cpu":
         return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if device_ids is not None:
+        device = torch.device("cuda", check_device_ids(device_ids, count)[local_rank or 0])
+        torch.cuda.set_device(device)
+        return device
     if local_rank is None:
         return torch.device("cuda")
-    count = torch.cuda.device_count()
     if local_rank >= count > 1:
         raise ConfigError(f"process {local_rank + 1} of this machine has no GPU. Set trainer.devices={count} or less.")
     # A scheduler may expose to each process its own GPU only.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a stop flag that the training loop checks between steps."""
+"""Ctrl-C and SIGTERM: a stop flag that the training loop checks between steps, elsewhere an exception."""
 
 import signal
 import threading
@@ -25,9 +25,20 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def signal_handler(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM in the main thread; restore the previous handlers on exit."""
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM as at Ctrl-C, so that a command removes what it has half written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with signal_handler(signal.default_int_handler, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def signal_handler(handler: Callable[[int, Any], Any], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle signals (Ctrl-C and SIGTERM) in the main thread; restore the previous handlers on exit."""
+    handled = numbers or (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:

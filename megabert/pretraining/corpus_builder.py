@@ -77,6 +77,8 @@ def build(
     # The index is written last; without it, tokens beside a folder of units are those of an interrupted build.
     for file in [idx_file] if _work_folder(prefix).is_dir() else [bin_file, idx_file]:
         if file.exists():
+            if idx_file.exists():  # complete: its build was killed while it removed the units
+                shutil.rmtree(_work_folder(prefix), ignore_errors=True)
             raise InputError(f"{file} exists already. Remove it, or choose another prefix.")
     files = corpus_files(inputs)
     work = _open_work_folder(prefix, files, settings)

@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True)
 class StepStatus:
-    """Metrics shown after a step; the loss is smoothed."""
+    """Metrics shown after a step; the loss is smoothed over about 50 steps."""
 
     step: int
     epoch: float
@@ -38,7 +38,8 @@ class StepStatus:
     def line(self) -> str:
         """Format the metrics as one line."""
         return (
-            f"loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  {self.tokens_per_second:,.0f} tokens/s"
+            f"smoothed loss {self.loss:.4f}  lr {self.lr:.2e}  norm {self.grad_norm:.2f}  "
+            f"{self.tokens_per_second:,.0f} tokens/s"
         )
 
 

@@ -15,6 +15,7 @@ from ..formats.json_lines import to_json_lines
 from ..inference import Evaluation, Predictor
 from ..metrics.classification import Confusion, confusion, label_report
 from ..storage import atomic_write
+from ..tasks import registry
 from ..tasks.task import Task
 from .plots import plot_confusion
 
@@ -30,16 +31,31 @@ def evaluate_examples(
     return result, [] if folder is None else write_evaluation(folder, predictor.task, result)
 
 
-def evaluate_test_data(settings: Settings, run: Path) -> Evaluation:
-    """Evaluate a run's best checkpoint on model.test_ds; writes test.json and the folder test/ in the run folder."""
-    trainer, data = settings.trainer, settings.model.test_ds
-    predictor = load_run(run, accelerator=trainer.accelerator, precision=trainer.precision)
-    files = predictor.task.files(data)
+# Result files of a training in its run folder, each written after all others of its evaluation.
+SCORES, TEST = "validation/scores.json", "test.json"
+
+
+def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluation:
+    """Evaluate a run's best checkpoint on model.test_ds, with these settings instead of the run's own.
+
+    Writes test.json and the folder test/ in the run folder.
+    """
+    data = settings.model.test_ds
+    files = registry.find(task_name)(settings).files(data)
     if not files:
         raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
+    trainer = settings.trainer
+    predictor = load_run(
+        run,
+        accelerator=trainer.accelerator,
+        precision=trainer.precision,
+        batch_size=data.batch_size,
+        task_name=task_name,
+        settings=settings,
+    )
     folder = run if run.is_dir() else run.parent
     result, _ = evaluate_examples(predictor, predictor.task.read_data(data), folder / "test")
-    atomic_write(folder / "test.json", json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
+    atomic_write(folder / TEST, json.dumps({"file": files[0], **result.scores}, indent=2) + "\n")
     return result
 
 
@@ -49,8 +65,7 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
     A confusion matrix is a table and, where matplotlib is installed, a picture. Returns the files' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"scores.json": json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n"}
-    files["predictions.jsonl"] = to_json_lines(task.to_rows(result.examples, result.predictions))
+    files = {"predictions.jsonl": to_json_lines(task.to_rows(result.examples, result.predictions))}
     files |= task.write_predictions(result.examples, result.predictions)
     pairs = task.label_pairs(result.examples, result.predictions)
     matrices = {kind: confusion(labels) for kind, labels in pairs.items()}
@@ -60,7 +75,9 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
     for name, content in files.items():
         atomic_write(folder / name, content)
     pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
-    return [*files, *(name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind))]
+    drawn = [name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind)]
+    atomic_write(folder / "scores.json", json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n")
+    return ["scores.json", *files, *drawn]
 
 
 def _table(matrix: Confusion) -> str:

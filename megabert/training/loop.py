@@ -20,6 +20,7 @@ from ..kernels.cuda_graph import side_stream
 from ..parallel.signals import stop_signals
 from .log import RunLog, open_log
 from .lr_schedules import learning_rate
+from .monitor import is_at_end, record_validation, stops_early
 from .optimizer import load_loss_scale
 from .resume import Progress, initial_progress, resumed_progress
 from .saver import Saver, save_checkpoint
@@ -30,8 +31,8 @@ from .step import SyncFreeStepper, make_stepper
 def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     """Train to the last step, from the start or from a checkpoint's contents.
 
-    Writes the last and the best checkpoints to setup.folder; returns the last validation. Raises Interrupted, after
-    saving a checkpoint, on Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
+    Writes checkpoints to setup.folder; returns the last validation. Raises Interrupted, after saving a checkpoint, on
+    Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
     """
     settings, world, intervals, device = setup.settings, setup.world, setup.intervals, setup.world.device
     progress = initial_progress(setup.train_sampler)
@@ -60,10 +61,8 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             step = progress.step
             if is_stopping := world.any_rank(stop.is_set() or saver.has_failed):
                 saver.wait()  # raises on all ranks if the background writer of one has failed
-            saves = intervals.saves_after(step)
-            is_last = step >= intervals.total_steps
-            is_due = saves or is_last or intervals.validates_after(step) or is_stopping or step % log_every == 0
-            if pending and is_due:
+            saves = intervals.saves_after(step) or intervals.validates_after(step)
+            if pending and (saves or is_stopping or step % log_every == 0):
                 _log_steps(setup, log, pending)
             if intervals.validates_after(step) and progress.validated_step != step:
                 try:
@@ -71,9 +70,9 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
                 except EvaluationStopped:  # the resumed run validates instead
                     is_stopping = True
                 is_stopping = is_stopping or world.any_rank(stop.is_set())
-                saves = True
-            saves = is_stopping or (saves and settings.exp_manager.create_checkpoint_callback)
-            if is_last or (saves and progress != saved):  # a resumed run does not rewrite what it has just read
+            is_last = is_at_end(setup, progress)
+            saves = is_last or is_stopping or (saves and settings.exp_manager.create_checkpoint_callback)
+            if saves and progress != saved:  # a resumed run does not rewrite what it has just read
                 save_checkpoint(setup, progress, stepper, saver, is_last=is_last or is_stopping)
                 saved = progress
             if is_stopping:
@@ -86,7 +85,7 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             loss_norm_2 = stepper.step(batches, rate, number=step * setup.train_sampler.micro_batches_per_step)
             pending.append(_Done(step + 1, loss_norm_2, rate, num_tokens))
             upcoming = next(steps, None)  # while a GPU still computes this step
-            progress = replace(progress, step=step + 1, figure=None)
+            progress = replace(progress, step=step + 1, figure=None, loss=None)
 
 
 def _learning_rate(setup: TrainingSetup, step: int) -> float:
@@ -156,7 +155,9 @@ def _validate(
             data.examples, features=data.features, with_loss=True, progress=show_progress, should_stop=should_stop
         )
     metrics = {"val_loss": result.loss, **result.scores}
-    if setup.monitor not in metrics:
-        raise InputError(f"There is no metric {setup.monitor!r} to monitor; validation gives {', '.join(metrics)}.")
+    validated = record_validation(setup, progress, metrics)
     log.write(progress.step, {"split": "validation", "epoch": setup.intervals.epoch(progress.step), **metrics})
-    return replace(progress, validated_step=progress.step, figure=metrics[setup.monitor]), result
+    if stops_early(setup, validated):
+        count = validated.num_without_improvement
+        log.message(f"Early stopping after step {progress.step}: no improvement in {count} validations.")
+    return validated, result

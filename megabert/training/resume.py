@@ -38,6 +38,12 @@ class Progress:
     validated_step: int = 0
     figure: float | None = None
     """The monitored metric of the validation at this step."""
+    loss: float | None = None
+    """The loss of that validation."""
+    best: float | None = None
+    """The best value so far of the metric that early stopping monitors."""
+    num_without_improvement: int = 0
+    """Validations since then."""
     data_fingerprint: str = ""
     texts_per_step: int = 0
     """Sequences per step over all ranks: constant for a run. 0 in checkpoints from before several processes."""

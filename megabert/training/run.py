@@ -1,12 +1,14 @@
 """A training from settings to a finished run: join the process group, set up, fit, plot, evaluate the test data."""
 
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.native.run_checkpoints import (
+    Contents,
     Entry,
     find_best,
     find_last,
@@ -20,12 +22,13 @@ from ..parallel.execution import resolve_compile
 from ..parallel.process_group import connect
 from ..parallel.sharding import warm_up
 from ..tasks import registry
-from .evaluation import evaluate_test_data, write_evaluation
+from .evaluation import SCORES, TEST, evaluate_test_data, write_evaluation
 from .loop import fit
 from .metrics_file import METRICS, read_metrics
+from .monitor import warn_of_zeros
 from .plots import plot_curves
 from .resume import check_unchanged, keep_sequences_per_step
-from .setup import log_setup, set_up
+from .setup import TrainingSetup, log_setup, set_up
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,25 @@ def train(
 ) -> Outcome | None:
     """Run a training by its settings, on every rank; rank 0 logs, evaluates the test data and returns the outcome.
 
-    A run that is resumed continues from its newest checkpoint, or from that of `step`.
+    A run that is resumed continues from its newest checkpoint, or from that of `step`. One that was killed after its
+    last step gets the results that are missing.
     """
     outcome = _train_on_rank(task_name, settings, home=home, log=log, step=step)
     if outcome is not None and registry.find(task_name)(settings).files(settings.model.test_ds):
-        return replace(outcome, test=evaluate_test_data(settings, outcome.folder).scores)
+        with _resumable(f"megabert train {task_name} --resume {outcome.folder}"):
+            return replace(outcome, test=evaluate_test_data(task_name, settings, outcome.folder).scores)
     return outcome
+
+
+@contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Add the command that resumes the run to the message of an interruption."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop} Resume with: {command}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted. Resume with: {command}") from None
 
 
 def _train_on_rank(
@@ -70,11 +86,14 @@ def _train_on_rank(
             world.set_recovery_command(resume_command)
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(folder))
+        results = [folder / SCORES] if task.files(settings.model.validation_ds) else []
+        results += [folder / TEST] if task.files(settings.model.test_ds) else []
         resumed = open_resume_point(
             settings.exp_manager,
             folder,
             log,
             step=step,
+            lacks_results=not all(file.is_file() for file in results),
             is_rank_zero=world.is_rank_zero,
             broadcast=world.broadcast_text,
         )
@@ -88,21 +107,39 @@ def _train_on_rank(
             reason = "damaged" if step is None else "superseded"
             for path in set_aside_after(folder, resumed.documents["progress"]["step"], reason):
                 log(f"note: a later checkpoint is set aside as {path}.")
-        try:
-            last = fit(setup, resumed)
-        except Interrupted as stop:
-            raise Interrupted(f"{stop} Resume with: {resume_command}") from None
-        finally:
-            metrics = folder / METRICS
-            if world.is_rank_zero and metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
-                log('No plot: matplotlib is not installed (pip install "megabert[track]").')
-        if not world.is_rank_zero:
-            return None
-        if last is not None:
-            write_evaluation(folder / "validation", setup.task, last)
-        best = find_best(folder, setup.mode)
-        assert best is not None, "training ends with a checkpoint"
-        return Outcome(folder, best, setup.monitor, {} if last is None else last.scores)
+            if resumed.documents["progress"]["step"] < setup.intervals.total_steps:
+                _remove_results(folder)
+        with _resumable(resume_command):
+            return _fit_and_evaluate(setup, resumed, log)
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove the results of a run's former end: it trains on."""
+    for name in (SCORES, TEST):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree((folder / SCORES).parent, ignore_errors=True)
+
+
+def _fit_and_evaluate(setup: TrainingSetup, resumed: Contents | None, log: Callable[[str], None]) -> Outcome | None:
+    """Train, plot the curves, write the last validation; only rank 0 returns an outcome."""
+    folder, data, is_rank_zero = setup.folder, setup.validation_data, setup.world.is_rank_zero
+    metrics = folder / METRICS
+    try:
+        last = fit(setup, resumed)
+    finally:
+        if is_rank_zero and metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
+            log('No plot: matplotlib is not installed (pip install "megabert[track]").')
+    if last is None and data.examples:  # resumed at its end
+        last = setup.predictor.evaluate(data.examples, features=data.features)
+    if not is_rank_zero:
+        return None
+    if last is not None:
+        write_evaluation((folder / SCORES).parent, setup.task, last)
+    if warning := warn_of_zeros(read_metrics(metrics), setup.monitor, setup.mode):
+        log(warning)
+    best = find_best(folder, setup.mode)
+    assert best is not None, "training ends with a checkpoint"
+    return Outcome(folder, best, setup.monitor, {} if last is None else last.scores)
 
 
 def past_outcome(settings: Settings, task_name: str) -> Outcome | None:

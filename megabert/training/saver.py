@@ -16,6 +16,7 @@ from ..checkpoints.files.lazy_tensor import Readable
 from ..checkpoints.native.manifest_folder import run_on_all
 from ..checkpoints.native.run_checkpoints import Contents, prune, read_whole, write, write_together
 from ..parallel.sharding import Sharding
+from .monitor import is_at_end
 from .optimizer import optimizer_tensors, parameter_of
 from .resume import Progress
 
@@ -103,8 +104,8 @@ def save_checkpoint(
         documents=setup.documents | {"progress": asdict(progress) | {"scaler": stepper.scaler.state_dict()}},
         texts=setup.predictor.tokenizer.files(),
     )
-    is_end = progress.step >= setup.intervals.total_steps and progress.validated_step == progress.step
-    facts: dict[str, Any] = {"figure": progress.figure, "is_end": is_end}
+    is_end = is_at_end(setup, progress) and progress.validated_step == progress.step
+    facts: dict[str, Any] = {"figure": progress.figure, "loss": progress.loss, "is_end": is_end}
     ranks: dict[str, Any] = {"part": world.rank, "num_parts": world.size}
 
     keep_best = setup.settings.exp_manager.checkpoint_callback_params.save_top_k

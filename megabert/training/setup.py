@@ -12,6 +12,7 @@ from ..checkpoints.native.run_checkpoints import Contents
 from ..config.schema import Settings
 from ..data.packing import Batch
 from ..data.sampler import BatchSampler
+from ..errors import ConfigError
 from ..inference import Predictor
 from ..model.heads import TaskModel
 from ..parallel.execution import Execution, resolve_execution
@@ -27,6 +28,14 @@ from ..tasks.task_data import (
 )
 from ..torch_session import TorchSession
 from .intervals import Intervals, count_epochs, count_intervals
+
+# Parts of the names of metrics whose smaller values are better.
+MINIMIZED = ("loss", "perplexity")
+
+
+def resolve_mode(monitor: str, mode: str | None) -> str:
+    """Return max or min: which values of a metric are better, unless `mode` is given."""
+    return mode or ("min" if any(part in monitor for part in MINIMIZED) else "max")
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,13 @@ def set_up(
         data_size=world.data_size,
     )
     validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
+    if settings.exp_manager.create_early_stopping_callback and not validation_data.examples:
+        raise ConfigError("Early stopping needs validation data. Give model.validation_ds.file=FILE.")
     checkpoints = settings.exp_manager.checkpoint_callback_params
+    if checkpoints.save_top_k < -1:
+        raise ConfigError(f"save_top_k={checkpoints.save_top_k}: give 0 or more, or -1 to keep all checkpoints.")
     monitor = checkpoints.monitor or task.main_score
-    mode = checkpoints.mode or ("min" if "loss" in monitor else "max")
+    mode = resolve_mode(monitor, checkpoints.mode)
     about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
     about |= {"device": execution.device_name, "precision": execution.precision}
     about |= {"labels": training_data.labels.counts}

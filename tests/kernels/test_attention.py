@@ -83,3 +83,16 @@ def test_gradients_use_the_dropout_mask_of_the_forward_pass():
         change = (kernel(qkv + step, documents, dropout=0.3) - kernel(qkv - step, documents, dropout=0.3)).double()
         expected = float((change * direction).sum()) / 2
         assert float((gradient.double() * step).sum()) == pytest.approx(expected, rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("max_seqlen", [2, 65])  # one tile and two tiles for each document
+def test_more_documents_than_an_axis_of_a_grid_has_programs(max_seqlen):
+    qkv = torch.randn(140_000, 2, 3, 16, device="cuda", requires_grad=True)
+    cu_seqlens = torch.arange(0, 140_001, 2, dtype=torch.int32, device="cuda")
+    output = kernel(qkv, PackedSequences(cu_seqlens, max_seqlen))
+    rows = qkv.detach().double().view(70_000, 2, 2, 3, 16).permute(3, 0, 2, 1, 4).requires_grad_()
+    expected = torch.nn.functional.scaled_dot_product_attention(*rows.unbind())
+    assert relative_error(output, expected.transpose(1, 2).reshape(output.shape)) < 1e-5
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    assert relative_error(qkv.grad, rows.grad.permute(1, 3, 2, 0, 4).reshape(qkv.shape)) < 1e-5

@@ -31,6 +31,12 @@ def test_exit_codes_are_combined_into_one(codes, code):
     assert _exit_code(codes) == code
 
 
+def test_processes_that_a_signal_ended_are_interrupted():
+    assert _exit_code([-15, 76], was_interrupted=True) == 75
+    assert _exit_code([0, 65], was_interrupted=True) == 65
+    assert _exit_code([0, 0], was_interrupted=True) == 0
+
+
 def test_failed_processes_raise_an_error_that_is_not_printed_again(capfd):
     with pytest.raises(ProcessesFailed) as caught:
         launch(["no_such_command"], 2)

@@ -35,6 +35,7 @@ def run(task_file, tmp_path_factory, vocab_file):
         "model.optim.sched.name=WarmupPolicy", "trainer.max_epochs=60", "trainer.val_check_interval=0",
         "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
         f"exp_manager.explicit_log_dir={folder / 'run'}", "exp_manager.create_tensorboard_logger=false",
+        f"model.test_ds.file={data}",
     ]  # fmt: skip
     assert main(["train", str(task_file), *overrides]) == 0
     return folder / "run", data
@@ -46,6 +47,7 @@ def test_a_custom_task_overfits_four_examples(run, task_file, capsys):
     assert main(["evaluate", str(folder), "--task", str(task_file), f"file={data}", "accelerator=cpu"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["f1"] == scores["accuracy"] == 100
+    assert json.loads((folder / "test.json").read_text()) == {"file": str(data), **scores}
     assert main(["predict", str(folder), "--task", str(task_file), "text=paris paris paris", "accelerator=cpu"]) == 0
     prediction = json.loads(capsys.readouterr().out)
     assert prediction["label"] == "spam" and 0.5 < prediction["probability"] <= 1

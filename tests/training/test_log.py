@@ -166,7 +166,7 @@ def test_without_a_terminal_each_tenth_of_the_run_prints_a_line(tmp_path, capsys
     assert out == ""
     assert [int(re.match(r"step (\d+)/100 ", line)[1]) for line in lines] == [1, *range(10, 101, 10)]
     assert lines[2] == (
-        "step 20/100 (20%)  epoch 0.40  loss 0.5000  lr 3.00e-05  norm 1.50  500 tokens/s  "
+        "step 20/100 (20%)  epoch 0.40  smoothed loss 0.5000  lr 3.00e-05  norm 1.50  500 tokens/s  "
         "0:00:20 elapsed, 0:01:20 left"
     )
 
@@ -223,7 +223,7 @@ def test_on_a_terminal_messages_are_printed_above_the_progress_bar(tmp_path, mon
     rows = [row.rstrip() for row in text.replace("\r", "\n").split("\n")]
     assert any(re.fullmatch(r"epoch 0\.40 ━\S* +20/100 0:00:\d\d left \S+", row) for row in rows)
     assert any(re.fullmatch(r"validation ━\S* +2/8 .*", row) for row in rows)
-    assert any(re.fullmatch(r"loss 0\.5000  lr 3\.00e-05  norm 1\.50  500 tokens/s", row) for row in rows)
+    assert any(re.fullmatch(r"smoothed loss 0\.5000  lr 3\.00e-05  norm 1\.50  500 tokens/s", row) for row in rows)
     assert "a [line] of 80 columns is not [bold]broken[/bold]: " + "x" * 80 in rows
     assert "step 20  validation: f1 88" in rows
     assert max(len(row) for row in rows if "left" in row) <= 80

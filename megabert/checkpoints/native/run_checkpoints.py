@@ -6,6 +6,7 @@ The last and the best are found by listing; there is no pointer that could be wr
 CheckpointWarning.
 """
 
+import math
 import re
 import shutil
 import uuid
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -39,18 +40,22 @@ Opened = TypeVar("Opened")
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete checkpoint in a run folder. `figure` is its validation metric, or None."""
+    """A complete checkpoint in a run folder, with its validation's metric and loss, None where there was none."""
 
     path: Path
     step: int
     figure: float | None
     is_end: bool
+    loss: float | None = None
 
 
-def write(run: Path, step: int, contents: Contents, *, figure: float | None, is_end: bool) -> Path:
-    """Write a checkpoint atomically as run/checkpoints/step-NNNNNNNN, replacing one of the same step."""
+def write(run: Path, step: int, contents: Contents, **facts: Any) -> Path:
+    """Write a checkpoint atomically as run/checkpoints/step-NNNNNNNN, replacing one of the same step.
+
+    `facts` are the fields of its Entry: figure, loss and is_end.
+    """
     final = _folder_of(run, step)
-    write_manifest_folder(final, contents, {"step": step, "figure": figure, "is_end": is_end})
+    write_manifest_folder(final, contents, {"step": step, **facts})
     return final
 
 
@@ -59,14 +64,13 @@ def write_together(
     step: int,
     own: Contents,
     *,
-    figure: float | None,
-    is_end: bool,
     part: int,
     num_parts: int,
     all_gather_text: Callable[[str], list[str]],
+    **facts: Any,
 ) -> Path:
     """Write a checkpoint from several processes, each with its own tensors (see write_sharded_folder)."""
-    final, facts = _folder_of(run, step), {"step": step, "figure": figure, "is_end": is_end}
+    final, facts = _folder_of(run, step), {"step": step, **facts}
     write_sharded_folder(final, own, facts, part=part, num_parts=num_parts, all_gather_text=all_gather_text)
     return final
 
@@ -100,7 +104,7 @@ def read_entry(folder: Path) -> Entry:
     """Read a checkpoint's manifest. Raises CheckpointError if it is damaged or not that of a training."""
     manifest = read_manifest(folder)
     try:
-        return Entry(folder, manifest["step"], manifest["figure"], manifest["is_end"])
+        return Entry(folder, manifest["step"], manifest["figure"], manifest["is_end"], manifest.get("loss"))
     except KeyError as error:
         raise CheckpointError(f"{folder} is not a checkpoint of training: its manifest lacks {error}.") from None
 
@@ -120,18 +124,22 @@ def find_best(run: Path, mode: str) -> Entry | None:
 
 
 def _ranked(entries: list[Entry], mode: str) -> list[Entry]:
+    """Sort validated checkpoints, the best first: by metric, among equals by the lower loss, then the later step."""
     validated = [entry for entry in entries if entry.figure is not None]
     sign = -1.0 if mode == "max" else 1.0
-    # Among equals the earliest, which took the least training.
-    return sorted(validated, key=lambda entry: (sign * (entry.figure or 0.0), entry.step))
+
+    def rank(entry: Entry) -> tuple[float, float, int]:
+        return sign * (entry.figure or 0.0), math.inf if entry.loss is None else entry.loss, -entry.step
+
+    return sorted(validated, key=rank)
 
 
 def prune(run: Path, mode: str, keep_best: int) -> None:
     """Delete all but the `keep_best` best checkpoints and the last one, and the remains of interrupted writes.
 
-    Damaged checkpoints stay. Called after a write, so that a sound checkpoint exists.
+    A `keep_best` of -1 keeps all. Damaged checkpoints stay. Called after a write, so that a sound checkpoint exists.
     """
-    entries = list_checkpoints(run)
+    entries = [] if keep_best < 0 else list_checkpoints(run)
     last = entries[-1:]
     kept = {entry.path for entry in [*_ranked(entries, mode)[:keep_best], *last]}
     for entry in entries:

@@ -70,11 +70,14 @@ def open_resume_point(
     log: Callable[[str], None],
     *,
     step: int | None,
+    lacks_results: bool,
     is_rank_zero: bool,
     broadcast: Callable[[str], str],
 ) -> Contents | None:
     """Open the checkpoint to resume from, the same on all ranks: rank 0 decides which. None starts a new run."""
-    point = find_resume_point(settings, folder, log, step=step) if is_rank_zero else None
+    point = None
+    if is_rank_zero:
+        point = find_resume_point(settings, folder, log, step=step, lacks_results=lacks_results)
     name = broadcast("" if point is None else point.entry.path.name)
     if not name:
         return None
@@ -85,10 +88,16 @@ def open_resume_point(
 
 
 def find_resume_point(
-    settings: ExperimentSettings, folder: Path, log: Callable[[str], None], *, step: int | None = None
+    settings: ExperimentSettings,
+    folder: Path,
+    log: Callable[[str], None],
+    *,
+    step: int | None = None,
+    lacks_results: bool = False,
 ) -> ResumePoint | None:
     """Open the newest sound checkpoint, or that of `step`, to resume from; None starts a new run.
 
+    A run that is at its end may be resumed if it `lacks_results`: it was killed before it had written them.
     Restores checkpoints whose write was complete but for the rename; requires the run's lock. Raises ConfigError where
     the folder's run may not be resumed, CheckpointError where a checkpoint is required, or where there are only damaged
     ones: never begins from the start where there was something to resume.
@@ -114,7 +123,7 @@ def find_resume_point(
         raise CheckpointError(
             f"No checkpoint of {folder} can be resumed from. {error} To start anew, choose another folder."
         ) from None
-    if point.entry.is_end and not settings.resume_past_end:
+    if point.entry.is_end and not (settings.resume_past_end or lacks_results):
         raise ConfigError(
             f"The run in {folder} is complete at step {point.entry.step}. To train further raise trainer.max_epochs "
             "and set exp_manager.resume_past_end=true."

@@ -17,8 +17,8 @@ def contents(value=1.0):
     )
 
 
-def write(folder, step, figure=None, is_end=False, value=1.0):
-    return run_checkpoints.write(folder, step, contents(value), figure=figure, is_end=is_end)
+def write(folder, step, figure=None, is_end=False, value=1.0, loss=None):
+    return run_checkpoints.write(folder, step, contents(value), figure=figure, is_end=is_end, loss=loss)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -53,14 +53,24 @@ def test_every_flipped_bit_is_detected(tmp_path):
         file.write_bytes(data)
 
 
+def test_equal_scores_are_decided_by_the_loss_then_by_the_later_step(tmp_path):
+    for step, loss in ((10, 0.5), (20, 0.25), (30, 0.25), (40, None), (50, 0.75)):
+        write(tmp_path, step, 0.0, loss=loss)
+    assert run_checkpoints.find_best(tmp_path, "max").step == run_checkpoints.find_best(tmp_path, "min").step == 30
+    run_checkpoints.prune(tmp_path, "max", -1)
+    assert len(run_checkpoints.list_checkpoints(tmp_path)) == 5
+    run_checkpoints.prune(tmp_path, "max", 3)
+    assert [entry.step for entry in run_checkpoints.list_checkpoints(tmp_path)] == [10, 20, 30, 50]
+
+
 def test_the_last_the_best_and_the_end(tmp_path):
     for step, figure in ((10, 50.0), (20, 70.0), (30, 70.0), (40, None)):
         write(tmp_path, step, figure, is_end=step == 40)
     assert run_checkpoints.find_last(tmp_path).step == 40
-    assert run_checkpoints.find_best(tmp_path, "max").step == 20  # the earliest of equals
+    assert run_checkpoints.find_best(tmp_path, "max").step == 30  # the latest of equals
     assert run_checkpoints.find_best(tmp_path, "min").step == 10
     assert run_checkpoints.find_last(tmp_path).is_end
-    assert run_checkpoints.find_checkpoint(tmp_path).name == "step-00000020"
+    assert run_checkpoints.find_checkpoint(tmp_path).name == "step-00000030"
 
 
 def test_pruning_keeps_the_best_and_the_last(tmp_path):

@@ -1,0 +1,107 @@
+"""Which validation decides: direction of a metric, early stopping, scores that say nothing."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from megabert.cli import main
+from megabert.config.schema import Settings
+from megabert.errors import ConfigError
+from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
+from megabert.training.monitor import record_validation, stops_early, warn_of_zeros
+from megabert.training.resume import Progress
+from megabert.training.setup import resolve_mode
+from tests.training.test_loop import run, train
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [("f1", "max"), ("val_loss", "min"), ("lm_loss", "min"), ("perplexity", "min"), ("word_perplexity", "min")],
+)
+def test_losses_and_perplexities_are_minimized(monitor, mode):
+    assert resolve_mode(monitor, None) == mode
+    assert resolve_mode(monitor, "max") == "max"
+
+
+def test_tags_without_entities_choose_by_word_accuracy():
+    task = TokenClassification(TokenClassificationSettings())
+    for labels, score in ((["O", "B-Drug"], "f1"), (["O", "NOUN", "VERB"], "word_accuracy")):
+        task.labels = labels
+        assert task.main_score == score
+
+
+def validations(values, **settings):
+    """Return after how many validations early stopping ends a training with these values; None if it does not."""
+    manager = Settings().exp_manager
+    manager.create_early_stopping_callback = True
+    for name, value in settings.items():
+        setattr(manager.early_stopping_callback_params, name, value)
+    setup = SimpleNamespace(settings=SimpleNamespace(exp_manager=manager), monitor="f1")
+    progress = Progress()
+    for number, value in enumerate(values, start=1):
+        metrics = {"val_loss": -value if value is not None else None, "f1": value}
+        progress = record_validation(setup, replace(progress, step=number), metrics)
+        if stops_early(setup, progress):
+            return number
+    return None
+
+
+def test_early_stopping_counts_validations_without_improvement():
+    assert validations([1, 2, 3, 4, 5, 6], patience=2) is None
+    assert validations([1, 2, 2, 2, 3], patience=2) == 4
+    assert validations([1, 2, 1, 3, 1, 2, 4], patience=3) is None
+    assert validations([1, 1.5, 2, 2.5], patience=2, min_delta=0.5) is None  # 2 is more than 0.5 above 1
+    assert validations([1, 1.5, 1.5, 2.5], patience=2, min_delta=0.5) == 3
+    assert validations([float("nan"), float("inf"), None], patience=3) == 3
+    assert validations([1, 2, 2, 2], patience=2, monitor="val_loss") == 4
+
+
+def test_a_score_that_is_always_zero_is_reported():
+    lines = [{"split": "train", "loss": 1.0}, {"split": "validation", "f1": 0.0}, {"split": "validation", "f1": 0.0}]
+    assert "f1 was 0 at every validation (2)" in warn_of_zeros(lines, "f1", "max")
+    assert warn_of_zeros([*lines, {"split": "validation", "f1": 0.1}], "f1", "max") is None
+    assert warn_of_zeros(lines, "f1", "min") is None
+    assert warn_of_zeros(lines[:1], "f1", "max") is None
+
+
+EARLY = (
+    "trainer.max_epochs=9", "trainer.val_check_interval=1", "model.optim.lr=1e-9",
+    "exp_manager.create_early_stopping_callback=true", "exp_manager.early_stopping_callback_params.patience=2",
+    "exp_manager.checkpoint_callback_params.save_top_k=-1",
+)  # fmt: skip
+
+
+def test_a_run_that_stopped_early_is_complete_and_resumes_with_more_patience(squad_file, vocab_file, tmp_path):
+    common = (squad_file, vocab_file, tmp_path / "run", *EARLY)
+    train(*common)
+    assert [entry.step for entry in run.list_checkpoints(tmp_path / "run")] == [1, 2, 3]
+    assert run.find_last(tmp_path / "run").is_end
+    with pytest.raises(ConfigError, match="is complete at step 3"):
+        train(*common, "exp_manager.resume_if_exists=true")
+    more = ("exp_manager.resume_past_end=true", "exp_manager.early_stopping_callback_params.patience=4")
+    train(*common, "exp_manager.resume_if_exists=true", *more)
+    assert run.find_last(tmp_path / "run").step == 5
+
+
+def test_early_stopping_without_validation_data_is_refused(squad_file, vocab_file, tmp_path):
+    with pytest.raises(ConfigError, match="needs validation data"):
+        train(squad_file, vocab_file, tmp_path / "run", *EARLY, "model.validation_ds=null")
+
+
+def test_parts_of_speech_keep_the_last_checkpoint(vocab_file, tmp_path, capsys):
+    data = tmp_path / "pos.conll"
+    data.write_text("the\tDET\ncity\tNOUN\nwas\tVERB\n\nthe\tDET\nriver\tNOUN\nis\tVERB\nin\tADP\nfrance\tNOUN\n")
+    words = [
+        f"model.train_ds.file={data}", f"model.validation_ds.file={data}", f"model.tokenizer.vocab_file={vocab_file}",
+        "model.language_model.pretrained_model_name=null", "model.dataset.max_seq_length=16",
+        "model.language_model.config={hidden_size: 16, num_layers: 1, num_attention_heads: 2}",
+        "trainer.max_epochs=8", "model.optim.lr=1e-2", "trainer.accelerator=cpu", "model.train_ds.use_cache=false",
+        f"exp_manager.explicit_log_dir={tmp_path / 'run'}", "exp_manager.create_tensorboard_logger=false",
+    ]  # fmt: skip
+    assert main(["train", "token_classification", *words]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    accuracies = [line["word_accuracy"] for line in lines if line["split"] == "validation"]
+    assert run.find_best(tmp_path / "run", "max").figure == max(accuracies) > accuracies[0]
+    assert "validation word_accuracy" in capsys.readouterr().err
