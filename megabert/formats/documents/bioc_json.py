@@ -55,12 +55,9 @@ def _objects(path: Path, content: str) -> Iterator[dict[str, Any]]:
 
 def _document(values: dict[str, Any], location: str, head: Any) -> Document:
     name = str(values["id"])
-    passages, items = [], list[Entity | Relation | None]()
     names: dict[str, str] = {}
-    for part in values["passages"]:
-        passages.append(_passage(part))
-    for item in annotations_of(values):
-        items.append(_annotation(item, names))
+    passages = [_passage(part) for part in values["passages"]]
+    items: list[Entity | Relation | None] = [_annotation(item, names) for item in annotations_of(values)]
     for item in relations_of(values):
         nodes = [(str(node["refid"]), str(node["role"])) for node in item.get("nodes", [])]
         items.append(relation_of(f"{item.get('id', '')}#{len(items)}", nodes, item.get("infons") or {}, names))

@@ -1,4 +1,4 @@
-"""BioC XML: a collection of documents of passages, annotations with locations, and relations; versions 1 and 2 of its DTD.
+"""BioC XML: a collection of documents of passages, annotations with locations, and relations; versions 1 and 2.
 
 A document is written back with all that it had: infons, sentences, annotations without location, comments; only what
 has changed since is written anew. Source: Comeau et al. 2013, doi:10.1093/database/bat064, BioC.dtd.
@@ -35,12 +35,13 @@ def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document
         start = start or _start(record.head) + b"".join(head)
         location = f"{path}:{record.line}"
         try:
-            yield _document(record.element, location, start)
-        except _NotBioC as error:
+            content = record.raw or element_bytes(record.element)
+            yield _document(record.element, content, location, start)
+        except _BioCError as error:
             options.faults(f"{location}: {error}")
 
 
-class _NotBioC(Exception):
+class _BioCError(Exception):
     pass
 
 
@@ -54,23 +55,21 @@ def _start(head: XmlHead) -> bytes:
     return "".join([*lines, f"<{head.root or 'collection'}{attributes}>"]).encode()
 
 
-def _document(element: ElementTree.Element, location: str, head: bytes) -> Document:
+def _document(element: ElementTree.Element, content: bytes, location: str, head: bytes) -> Document:
     name = inner_text(element.find("id")) or element.get("id") or ""
     if not name:
-        raise _NotBioC("a document without <id>. Give each its identifier.")
+        raise _BioCError("a document without <id>. Give each its identifier.")
     passages: list[Passage] = []
     for part in element.iter("passage"):
         passages += _passages(part, name)
     names: dict[str, str] = {}
-    items: list[Entity | Relation | None] = []
-    for child in element.iter("annotation"):
-        items.append(_annotation(child, names, name))
+    items = [_annotation(child, names, name) for child in element.iter("annotation")]
     for child in element.iter("relation"):
         nodes = [(node.get("refid", ""), node.get("role", "")) for node in child.iter("node")]
         items.append(relation_of(child.get("id") or f"R{len(items)}", nodes, _infons(child), names))
     items = _distinct(items)
     infons = _infons(element)
-    original = Original(FORMAT, element_bytes(element), tuple(items), tuple(passages), infons, head)
+    original = Original(FORMAT, content, tuple(items), tuple(passages), infons, head)
     entities = tuple(item for item in items if isinstance(item, Entity))
     relations = tuple(item for item in items if isinstance(item, Relation))
     return Document(name, tuple(passages), entities, relations, infons, location, original)
@@ -110,7 +109,7 @@ def _number(element: ElementTree.Element, key: str, name: str) -> int:
     value = element.get(key)
     value = inner_text(element.find(key)) if value is None else value
     if not value.strip().isdecimal() or len(value) > 15:
-        raise _NotBioC(f"document {name}: the {key} of a <{element.tag}> is {value!r}; expected a number.")
+        raise _BioCError(f"document {name}: the {key} of a <{element.tag}> is {value!r}; expected a number.")
     return int(value)
 
 

@@ -34,6 +34,7 @@ def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document
     else:
         text = text_of(path, read_whole(path, file))
     lines: list[str] = []
+    places: dict[str, str] = {}
     parts: list[tuple[str, int]] = []
     items: list[Entity | Relation | None] = []
     for ending in ANNOTATION_ENDINGS:
@@ -43,20 +44,22 @@ def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document
         with open_binary(annotations) as other:
             found = text_of(annotations, read_whole(annotations, other)).splitlines(keepends=True)
         found = _joined(found)
-        kept = [(line, _item(line, len(items))) for line in found]
+        kept = [(line, _item(line, len(lines) + number)) for number, line in enumerate(found)]
         for number, (line, item) in enumerate(kept, start=1):
             if item is None and not _is_other(line):
                 options.faults(
-                    f"{annotations}:{number}: {line.rstrip()[:80]!r} is no line of brat: expected T, R, E, A, M, N, # or "
-                    "* with tabs. Correct or remove it."
+                    f"{annotations}:{number}: {line.rstrip()[:80]!r} is no line of brat: expected T, R, E, A, M, N, # "
+                    "or * with tabs. Correct or remove it."
                 )
                 continue
+            if item is not None:
+                places[item.id] = f"{annotations}:{number}"
             lines.append(line)
             items.append(item)
         parts.append((ending, len(lines)))
     items = _with_attributes(lines, items)
     passages = (Passage(0, text),)
-    original = Original(FORMAT, (text, tuple(lines), tuple(parts)), tuple(items), passages, {})
+    original = Original(FORMAT, (text, tuple(lines), tuple(parts)), tuple(items), passages, {}, places=places)
     entities = tuple(item for item in items if isinstance(item, Entity))
     relations = tuple(item for item in items if isinstance(item, Relation))
     yield Document(path.stem, passages, entities, relations, {}, str(path), original)

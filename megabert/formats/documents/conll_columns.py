@@ -1,4 +1,4 @@
-"""CoNLL columns, out: a word and its tag (IOB2) a line, an empty line after a sentence, -DOCSTART- before a document."""
+"""Write CoNLL columns: a word and its tag (IOB2) a line, an empty line after sentences, -DOCSTART- before documents."""
 
 from .document import Document
 from .losses import Losses

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from ...errors import ConfigError, InputError
 from ...storage import atomic_file, atomic_folder
+from .brat import ANNOTATION_ENDINGS
 from .document import Document
 from .losses import Losses
 from .mention_table import ParquetRows
@@ -37,7 +38,9 @@ def read_documents(
     """
     options = options or ReadOptions()
     given = find_format(format_name) if format_name else None
-    files = find_inputs(paths, INPUT_ENDINGS if given is None else (*given.endings, *INPUT_ENDINGS))
+    files = find_inputs(paths, INPUT_ENDINGS)
+    texts = {file for file in files if file.suffix == ".txt"}  # annotations of brat come with their text
+    files = [file for file in files if not (file.suffix in ANNOTATION_ENDINGS and file.with_suffix(".txt") in texts)]
     formats = {file: given or _detected(file) for file in files}
     versions = _versions([file for file, item in formats.items() if item.name == "pubmed"], log)
     for name in dict.fromkeys(item.name for item in formats.values()):

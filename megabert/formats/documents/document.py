@@ -96,6 +96,8 @@ class Original:
     passages: tuple[Passage, ...]
     infons: Mapping[str, Any]
     head: Any = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    """File and line of annotations, by their identifiers, where a line has each."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,15 @@ def passages_of(parts: Iterator[tuple[str, Mapping[str, Any]]]) -> tuple[Passage
 
 
 def is_text_at(text: str, entity: Entity) -> bool:
-    """Whether an entity's text stands at its fragments; a line end and a blank count as equal."""
+    """Whether an entity's text stands at its fragments.
+
+    A line end and a blank count as equal; fragments may be joined with a blank or without.
+    """
     found = text_at(text, entity.fragments)
     if found == entity.text:
         return bool(entity.text)
-    return bool(found) and _SPACES.sub(" ", found) == _SPACES.sub(" ", entity.text)
+    blank = " " if len(entity.fragments) == 1 else ""
+    return bool(found) and _SPACES.sub(blank, found) == _SPACES.sub(blank, entity.text)
 
 
 def text_at(text: str, fragments: tuple[tuple[int, int], ...]) -> str:

@@ -13,7 +13,7 @@ from .sources import ReadOptions
 from .xml_records import flat_text, xml_records
 
 FORMAT = "jats"
-ROOTS = ("article", "pmc-articleset")
+ROOTS = ("article", "pmc-articleset", "OAI-PMH")
 _PARAGRAPHS = frozenset(("p", "disp-quote", "verse-group", "def-list"))
 _CAPTIONED = {"fig": "fig", "table-wrap": "table", "boxed-text": "boxed_text", "supplementary-material": "suppl"}
 _SKIPPED = frozenset(("ref-list", "tex-math", "graphic", "media", "object-id", "alternatives"))

@@ -60,8 +60,10 @@ def _place(document: Document, entity: Entity, text: str) -> str:
     where = ", ".join(f"{start} to {end}" for start, end in entity.fragments)
     found = text_at(text, entity.fragments)
     stands = repr(found) if found else f"nothing (the text has {len(text)} characters)"
+    original = document.original
+    place = original.places.get(entity.id, document.location) if original is not None else document.location
     return (
-        f"{document.location}: document {document.id}, {entity.type} {entity.id}: {entity.text!r} is expected at "
+        f"{place}: document {document.id}, {entity.type} {entity.id}: {entity.text!r} is expected at "
         f"{where}, where {stands} stands."
     )
 

@@ -22,9 +22,9 @@ RECORDS = ("PubmedArticle", "MedlineCitation", "PubmedBookArticle", "BookDocumen
 
 @dataclass
 class Versions:
-    """Of each PMID the version and number of the citation that wins; PMIDs are small numbers, so an array."""
+    """Of each PMID the version and number of the citation that wins, in pages of an array: 9 bytes a PMID."""
 
-    winners: "array[int]" = field(default_factory=lambda: array("Q"))
+    pages: "dict[int, array[int]]" = field(default_factory=dict)
     num_read: int = 0
     num_replaced: int = 0
     num_deleted: int = 0
@@ -40,19 +40,27 @@ class Versions:
             number, version = _pmid(record.element)
             if number is None:
                 continue
-            while number >= len(self.winners):
-                self.winners.extend([0] * max(2**16, len(self.winners) // 4))
-            self.num_replaced += self.winners[number] > 0
-            self.winners[number] = max(self.winners[number], version << 40 | self.num_read)
+            page, index = self._place(number)
+            self.num_replaced += page[index] > 0
+            page[index] = max(page[index], version << 40 | self.num_read)
+
+    def _place(self, number: int) -> "tuple[array[int], int]":
+        if number >> 8 not in self.pages:
+            self.pages[number >> 8] = array("Q", bytes(8 * 256))
+        return self.pages[number >> 8], number & 255
 
     def _delete(self, number: int | None) -> None:
-        if number is not None and number < len(self.winners) and self.winners[number]:
-            self.winners[number] = 0
-            self.num_deleted += 1
+        if number is not None:
+            page, index = self._place(number)
+            self.num_deleted += page[index] > 0
+            page[index] = 0
 
     def wins(self, number: int | None, order: int) -> bool:
         """Whether the citation that was read as the order-th is the one that stands."""
-        return number is None or self.winners[number] & (2**40 - 1) == order
+        if number is None:
+            return True
+        page, index = self._place(number)
+        return page[index] & (2**40 - 1) == order
 
 
 def _number(element: ElementTree.Element | None) -> int | None:

@@ -41,7 +41,8 @@ def _document(path: Path, first: int, lines: list[str], options: ReadOptions) ->
     """Parse the lines of one document."""
     parts: list[tuple[str, dict[str, Any]]] = []
     items: list[Entity | Relation | None] = []
-    kept, name, start = [], "", first
+    kept, name, start = list[str](), "", first
+    places: dict[str, str] = {}
     for number, line in enumerate(lines, start=first):
         content = line.removeprefix("\ufeff").rstrip("\r\n")
         text = _TEXT.match(line.removeprefix("\ufeff"))
@@ -55,10 +56,11 @@ def _document(path: Path, first: int, lines: list[str], options: ReadOptions) ->
             if item is None:
                 options.faults(_message(f"{path}:{number}", content, name))
                 continue
+            places[item.id] = f"{path}:{number}"
         kept.append(line)
         items.append(item)
     passages = passages_of(iter(parts))
-    original = Original(FORMAT, tuple(kept), tuple(items), passages, {})
+    original = Original(FORMAT, tuple(kept), tuple(items), passages, {}, places=places)
     entities = tuple(item for item in items if isinstance(item, Entity))
     relations = tuple(item for item in items if isinstance(item, Relation))
     return Document(name, passages, entities, relations, {}, f"{path}:{start}", original)
@@ -179,7 +181,7 @@ def _line(name: str, item: Entity | Relation, document: Document, losses: Losses
     ends = [argument.identifier or _named(document, argument.entity) for argument in item.arguments]
     if len(ends) != 2:
         losses["relations of other than two arguments (the first two are written)"] += 1
-    columns = [name, item.type, *(ends + ["-", "-"])[:2], str(item.infons.get("novel") or _score(item) or "")]
+    columns = [name, item.type, *[*ends, "-", "-"][:2], str(item.infons.get("novel") or _score(item) or "")]
     return "\t".join(_flat(column) for column in columns if column)
 
 

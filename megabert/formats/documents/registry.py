@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,7 +26,7 @@ from . import (
 )
 from .document import Document
 from .losses import Losses
-from .sources import STANDARD_INPUT, ReadOptions, has_ending, peek
+from .sources import ReadOptions, has_ending, peek
 
 Reader = Callable[[Path, IO[bytes], ReadOptions], Iterator[Document]]
 
@@ -86,15 +87,17 @@ FORMATS = {
 }
 WRITABLE = tuple(name for name, item in FORMATS.items() if item.render or item.files or name == "parquet")
 READABLE = tuple(name for name, item in FORMATS.items() if item.read)
-INPUT_ENDINGS = tuple(
-    ending
-    for item in FORMATS.values()
-    if item.read and item.name != "brat"  # found by their .txt
-    for ending in item.endings
-) + (".xml", ".json")
+INPUT_ENDINGS = (
+    *(ending for item in FORMATS.values() if item.read for ending in item.endings),
+    ".xml",
+    ".json",
+)
 # Endings that say documents and nothing else, for settings that take other data, too.
 _DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".bioc.json", ".doccano.jsonl",
                      ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
+
+# What a file of these formats' endings may have instead.
+_ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json", "doccano")}
 
 
 def is_document_path(path: Path) -> bool:
@@ -111,19 +114,22 @@ def find_format(name: str) -> DocumentFormat:
     return FORMATS[name]
 
 
+def format_by_ending(path: Path) -> DocumentFormat | None:
+    """Return the format of the longest ending that a name has."""
+    endings = [(end, item) for item in FORMATS.values() for end in item.endings if has_ending(path, (end,))]
+    return max(endings, key=lambda found: len(found[0]))[1] if endings else None
+
+
 def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
     """Find out which format an opened file has; the ending decides, and the content where several have it."""
-    if path != STANDARD_INPUT:
-        by_ending = [item for item in FORMATS.values() if has_ending(path, item.endings)]
-        if by_ending:
-            longest = max(by_ending, key=lambda item: max(len(end) for end in item.endings if has_ending(path, (end,))))
-            if longest.name not in ("text", "jsonl"):
-                return longest
-            if longest.name == "text" and any(path.with_suffix(end).is_file() for end in brat.ANNOTATION_ENDINGS):
-                return FORMATS["brat"]
+    by_ending = format_by_ending(path)
+    if by_ending is not None and by_ending.name not in _ALSO:
+        return by_ending
+    if by_ending is not None and any(path.with_suffix(end).is_file() for end in brat.ANNOTATION_ENDINGS):
+        return FORMATS["brat"]
     found = _by_content(peek(file))
-    if found is None and path != STANDARD_INPUT and has_ending(path, (".txt",)):
-        found = "text"
+    if by_ending is not None and found not in _ALSO[by_ending.name]:
+        found = by_ending.name
     if found is None:
         raise InputError(f"{path}: neither its name nor its content says its format. Name it: --format.")
     return FORMATS[found]
@@ -149,10 +155,8 @@ def _root_name(content: bytes) -> str | None:
     names: list[str] = []
     parser = expat.ParserCreate()
     parser.StartElementHandler = lambda name, _: names.append(name)
-    try:
+    with suppress(expat.ExpatError):  # its reader has the message
         parser.Parse(content, False)
-    except expat.ExpatError:
-        pass  # what is wrong with it, its reader says
     return names[0] if names else None
 
 

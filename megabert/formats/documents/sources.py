@@ -1,4 +1,4 @@
-"""Open inputs of documents: files, folders, globs, standard input; gzip, bzip2, xz, zstandard or not; in bounded memory.
+"""Open inputs of documents: files, folders, globs, standard input; compressed or not; in bounded memory.
 
 Compression is recognized by a file's first bytes. Raises InputError with file and line.
 """
@@ -67,7 +67,7 @@ def find_inputs(paths: Sequence[str | Path], endings: Sequence[str]) -> list[Pat
                 raise InputError(f"{path} holds no files of documents ({', '.join(endings)}, compressed or not).")
             files += inside
         else:
-            matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
+            matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207  (a whole pattern)
             if not matches:
                 raise InputError(f"{path} does not exist. Give files, folders, a quoted glob, or - for standard input.")
             files += [match for match in matches if match.is_file()]

@@ -245,9 +245,7 @@ def _document_pairs(
     for entity in document.entities:
         for identifier in entity.identifiers:
             mentions.setdefault(identifier, []).append(entity)
-    labels: dict[tuple[str, str], str] = {}
-    for (head_id, tail_id), label in _identifier_labels(document, options, counts).items():
-        labels[head_id, tail_id] = label
+    labels = _identifier_labels(document, options, counts)
     text = document.text()
     for head_id, heads in mentions.items():
         for tail_id, tails in mentions.items():

@@ -35,6 +35,8 @@ class XmlRecord:
     element: ElementTree.Element
     line: int
     head: XmlHead
+    raw: bytes | None = None
+    """Its bytes in the file if these are UTF-8; None: serialize the element."""
 
 
 def xml_records(path: Path, file: IO[bytes], names: Sequence[str]) -> Iterator[XmlRecord]:
@@ -42,6 +44,7 @@ def xml_records(path: Path, file: IO[bytes], names: Sequence[str]) -> Iterator[X
     reader = _Reader(path, frozenset(names))
     while True:
         chunk = file.read(CHUNK_BYTES)
+        reader.keep(chunk)
         try:
             reader.parser.Parse(chunk, not chunk)
         except expat.ExpatError as error:
@@ -69,6 +72,8 @@ class _Reader:
         self.builder: ElementTree.TreeBuilder | None = None
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
+        self.kept, self.kept_from, self.is_utf8 = bytearray(), 0, True
+        self.parser.XmlDeclHandler = self._declaration
         self.parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
         self.parser.StartDoctypeDeclHandler = self._doctype
         self.parser.EntityDeclHandler = self._entity
@@ -79,6 +84,25 @@ class _Reader:
 
     def _fail(self, message: str) -> NoReturn:
         raise InputError(f"{self.path}:{self.parser.CurrentLineNumber}: {message}")
+
+    def keep(self, chunk: bytes) -> None:
+        """Keep the bytes of the record that is open, or of the last chunk, in which a start tag may be incomplete."""
+        first = self.start_byte if self.builder is not None else self.kept_from + len(self.kept) - CHUNK_BYTES
+        if first > self.kept_from:
+            del self.kept[: first - self.kept_from]
+            self.kept_from = first
+        self.kept += chunk
+        if self.kept_from == 0 and self.kept[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            self.is_utf8 = False
+
+    def _raw(self) -> bytes | None:
+        """Return the bytes of the record that ends at the present end tag."""
+        start, end_tag = (index - self.kept_from for index in (self.start_byte, self.parser.CurrentByteIndex))
+        end = self.kept.find(b">", end_tag) + 1
+        return bytes(self.kept[start:end]) if self.is_utf8 and 0 <= start < end_tag < end else None
+
+    def _declaration(self, _: str, encoding: str | None, __: int) -> None:
+        self.is_utf8 = self.is_utf8 and (encoding or "utf-8").lower() in ("utf-8", "utf8", "us-ascii", "ascii")
 
     def _doctype(self, name: str, system: str | None, public: str | None, _: bool) -> None:
         self.head.doctype = (name, system, public)
@@ -111,7 +135,7 @@ class _Reader:
             return
         self.builder.end(name)
         if self.depth < self.record_depth:
-            self.complete.append(XmlRecord(self.builder.close(), self.line, self.head))
+            self.complete.append(XmlRecord(self.builder.close(), self.line, self.head, self._raw()))
             self.builder = None
             self.parser.CharacterDataHandler = self.parser.CommentHandler = None
 
