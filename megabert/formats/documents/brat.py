@@ -125,8 +125,8 @@ def files(document: Document, losses: Losses) -> dict[str, bytes]:
         losses["slashes and the like in identifiers of documents"] += 1
     original = document.original_of(FORMAT)
     if original is None:
-        lines = _rendered(document, losses)
-        return {f"{name}.txt": document.text().encode(), f"{name}.ann": "".join(lines).encode()}
+        rendered = "".join(_rendered(document, losses))
+        return {f"{name}.txt": document.text().encode(), f"{name}.ann": rendered.encode()}
     text, old_lines, parts = original.content
     kept, entities, relations = document.changes(original)
     removed = {old.id for old, new in zip(original.items, kept, strict=True) if old is not None and new is None}

@@ -54,7 +54,7 @@ def document_of(values: Any, location: str, number: int) -> Document:
     """Make a document of one object; without an `id` it is named by its place."""
     try:
         text = next(values[key] for key in _TEXT_KEYS if isinstance(values.get(key), str))
-        entities = []
+        entities: list[Entity] = []
         for label in next((values[key] for key in _LABEL_KEYS if key in values), None) or []:
             start, end, kind = label
             entities.append(Entity(f"T{len(entities) + 1}", ((start, end),), text[start:end], str(kind)))
@@ -87,7 +87,7 @@ def render(document: Document, losses: Losses) -> bytes:
     spans = [(entity, *losses.fragments(entity)) for entity in document.entities]
     losses["identifiers"] += sum(bool(entity.identifier) for entity in document.entities)
     numbers = {entity.id: number for number, entity in enumerate(document.entities)}
-    relations = []
+    relations: list[dict[str, Any]] = []
     for relation in document.relations:
         ends = [numbers[item.entity] for item in relation.arguments if item.entity in numbers]
         if len(ends) == 2 == len(relation.arguments):

@@ -128,9 +128,8 @@ class Document:
 
     def changes(self, original: Original) -> tuple[list[Entity | Relation | None], list[Entity], list[Relation]]:
         """Compare with the original: what each of its items has become (None: removed), new entities, new relations."""
-        now: dict[tuple[type, str], Entity | Relation] = {}
-        for item in (*self.entities, *self.relations):
-            now[type(item), item.id] = item
+        now: dict[tuple[type, str], Entity | Relation] = {(Entity, item.id): item for item in self.entities}
+        now |= {(Relation, item.id): item for item in self.relations}
         old = {(type(item), item.id) for item in original.items if item is not None}
         kept = [None if item is None else now.get((type(item), item.id)) for item in original.items]
         entities = [item for item in self.entities if (Entity, item.id) not in old]

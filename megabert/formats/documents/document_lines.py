@@ -79,9 +79,16 @@ def _entity(item: Mapping[str, Any]) -> Entity:
     fragments = tuple((_integer(start), _integer(end)) for start, end in item["fragments"])
     if not fragments:
         raise ValueError(f"entity {item['id']} has no fragments")
-    strings = (_string(item[key]) for key in ("text", "type"))
-    more = (_string(item.get("identifier", "")), _score(item.get("score")), item.get("source"), item.get("infons", {}))
-    return Entity(_string(item["id"]), fragments, *strings, *more)
+    return Entity(
+        _string(item["id"]),
+        fragments,
+        _string(item["text"]),
+        _string(item["type"]),
+        _string(item.get("identifier", "")),
+        _score(item.get("score")),
+        item.get("source"),
+        item.get("infons", {}),
+    )
 
 
 def _relation(item: Mapping[str, Any]) -> Relation:

@@ -58,7 +58,7 @@ def _texts(element: ElementTree.Element, kind: str, section: str, level: int) ->
             yield from _texts(child, kind, name, level + 1)
         elif child.tag == "title":
             prefix = "abstract_" if kind == "abstract" else ""
-            yield from _passage(flat_text(child), f"{prefix}title_{min(level, 6)}", section)
+            yield from _passage(flat_text(child), f"{prefix}title_{max(level - 1, 1)}", section)
         elif child.tag in _CAPTIONED:
             yield from _captioned(child, _CAPTIONED[child.tag], section)
         elif child.tag in _PARAGRAPHS:

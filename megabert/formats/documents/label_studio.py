@@ -110,7 +110,7 @@ def render(document: Document, losses: Losses) -> bytes:
         data = {**document.infons, "id": document.id, "text": document.text()}
         entities, relations = list(document.entities), list(document.relations)
         task: dict[str, Any] = {"data": data, "annotations": [], "predictions": []}
-        is_predicted = any(item.source or item.score is not None for item in (*entities, *relations))
+        is_predicted = any(entity.source or entity.score is not None for entity in entities)
         part = "predictions" if is_predicted else "annotations"
         task[part] = [{"result": _new_results(document, entities, relations, "text", losses)}]
         return json.dumps(task, ensure_ascii=False).encode()

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ...errors import ConfigError, InputError
 from .document import Document, Entity, Passage, check_structure, is_text_at, text_at
@@ -41,7 +41,7 @@ def check_offsets(document: Document, fault: Callable[[str], None], unit: str = 
     wrong = [entity for entity in document.entities if not is_text_at(text, entity)]
     if not wrong:
         return document
-    remedy = _remedy(document, wrong)
+    remedy = _remedy(document)
     for entity in wrong:
         fault(f"{_place(document, entity, text)}{remedy or _nearest(text, entity)}")
     names = {entity.id for entity in wrong}
@@ -68,27 +68,28 @@ def _place(document: Document, entity: Entity, text: str) -> str:
     )
 
 
-def _remedy(document: Document, wrong: Sequence[Entity]) -> str:
-    """Name the unit in which all entities of a document fit their text, if there is one."""
-    wrong_ids = {entity.id for entity in wrong}
+def _remedy(document: Document) -> str:
+    """Name the units in which all entities of a document fit their text."""
+    fitting = []
     for unit in _WIDTHS:
+        other = convert_offsets(document, unit)
         try:
-            other = convert_offsets(document, unit)
             check_structure(other)
         except InputError:
             continue
         text = other.text()
-        # All entities count: those that fit as they are must fit in the other unit, too.
+        # Also those that fit as they are must fit in the other unit.
         if all(is_text_at(text, entity) for entity in other.entities):
-            return f" The offsets of this document count {UNITS[unit]}: --offsets {unit}."
-    if len(wrong_ids) == len(document.entities) > 1:
-        return _other_text(document)
-    return ""
+            fitting.append(unit)
+    if fitting:
+        units = " or ".join(UNITS[unit] for unit in fitting)
+        return f" All mentions of this document fit if offsets count {units}: --offsets {' or '.join(fitting)}."
+    return _other_text(document)
 
 
 def _other_text(document: Document) -> str:
     text = document.text()
-    if any(entity.text in text for entity in document.entities):
+    if len(document.entities) < 2 or any(entity.text in text for entity in document.entities):
         return ""
     return " No mention of the document stands in its text: is this the text of another document?"
 
@@ -110,6 +111,8 @@ def convert_offsets(document: Document, unit: str) -> Document:
     """Convert offsets that count in `unit` to code points, also those of the passages; gaps between these stay."""
     if unit not in UNITS:
         raise ConfigError(f"--offsets {unit} does not exist; there are {', '.join(UNITS)}.")
+    if unit == CODE_POINTS:
+        return document
     passages: list[Passage] = []
     tables: list[tuple[int, int, array[int]]] = []  # first and last position in the file's unit, a position each
     end = file_end = 0

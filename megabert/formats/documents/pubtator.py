@@ -114,7 +114,8 @@ def render(document: Document, losses: Losses) -> bytes:
             lines.append(line)
         elif new is not None:
             lines.append(_line(name, new, document, losses) + _end(line))
-    added = [_line(name, item, document, losses) for item in (*entities, *relations)]
+    added = [_line(name, entity, document, losses) for entity in entities]
+    added += [_line(name, relation, document, losses) for relation in relations]
     if added:
         place = max((index for index, line in enumerate(lines) if line.strip()), default=-1) + 1
         if place and not lines[place - 1].endswith("\n"):

@@ -92,7 +92,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
             raw: Any = sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(path.open("rb"))
             if not hasattr(raw, "peek"):
                 raw = io.BufferedReader(raw)
-            yield io.BufferedReader(_decompressed(path, raw), PEEK_BYTES)  # type: ignore[type-var]
+            yield io.BufferedReader(_decompressed(path, raw), PEEK_BYTES)
         except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
             raise InputError(f"{path} is damaged or truncated: {error}. Get the file again.") from None
         except OSError as error:

@@ -92,7 +92,7 @@ class _Reader:
             del self.kept[: first - self.kept_from]
             self.kept_from = first
         self.kept += chunk
-        if self.kept_from == 0 and self.kept[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        if self.kept_from == 0 and bytes(self.kept[:2]) in (b"\xff\xfe", b"\xfe\xff"):
             self.is_utf8 = False
 
     def _raw(self) -> bytes | None:
@@ -161,8 +161,8 @@ def element_bytes(element: ElementTree.Element) -> bytes:
 
 
 def parse_element(content: bytes) -> ElementTree.Element:
-    """Parse an element that `element_bytes` wrote."""
-    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))  # noqa: S314  (our own output)
+    """Parse an element alone, as a record has its bytes; no document type, so no entities."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))  # noqa: S314  (without a document type)
     parser.feed(content)
     element: ElementTree.Element = parser.close()
     return element

@@ -95,7 +95,9 @@ def test_the_api_documents_of_pubtator_are_written_back_with_all_their_keys(data
     for file in files:
         documents, faults = read_all(file)
         assert faults == []
-        assert json.loads(written(documents, "bioc-json")[0].read_bytes())["documents"] == [json.loads(file.read_bytes())]
+        assert json.loads(written(documents, "bioc-json")[0].read_bytes())["documents"] == [
+            json.loads(file.read_bytes())
+        ]
     assert len(files) == 6
 
 
@@ -143,7 +145,7 @@ BOTH_WAYS = ("pubtator", "bioc", "bioc-json", "brat", "jsonl", "doccano", "label
 ENDINGS = {"brat": "", "bioc": ".bioc.xml", "bioc-json": ".bioc.json", "pubtator": ".pubtator", "jsonl": ".jsonl",
            "doccano": ".doccano.jsonl", "label-studio": ".label-studio.json"}  # fmt: skip
 # Emoji beyond the basic plane, a combining mark, right-to-left, line ends, tab, markup.
-ALPHABET = "ab Z.é\U0001f9ećאµ\r\n\t<&\"|"
+ALPHABET = 'ab Z.é\U0001f9ećאµ\r\n\t<&"|'
 
 
 @st.composite
@@ -209,11 +211,15 @@ def test_what_is_added_and_removed_changes_nothing_else(dataset, read_all, writt
     after, faults = read_all(output)
     assert faults == []
     by_id = {document.id: document for document in after}
-    texts = [(item.fragments, item.text, item.type, item.identifier.removeprefix("ID:")) for item in changed.entities]
-    found = by_id[first.id].entities
-    assert sorted(texts) == sorted((item.fragments, item.text, item.type, item.identifier.removeprefix("ID:")) for item in found)
+    assert entity_values(by_id[first.id]) == entity_values(changed)
     assert by_id[first.id].relations == ()
     assert [mentions([by_id[item.id]]) for item in before[1:]] == [mentions([item]) for item in before[1:]]
+
+
+def entity_values(document):
+    return sorted(
+        (item.fragments, item.text, item.type, item.identifier.removeprefix("ID:")) for item in document.entities
+    )
 
 
 def test_lossy_directions_report_what_they_drop(dataset, read_all, written):
@@ -221,4 +227,7 @@ def test_lossy_directions_report_what_they_drop(dataset, read_all, written):
     _, losses = written(documents[:5], "csv")
     assert "relations" in losses
     _, losses = written(documents[:5], "brat")
-    assert {"relations between identifiers instead of mentions", "borders of passages (a line end is written)"} <= losses
+    assert {
+        "relations between identifiers instead of mentions",
+        "borders of passages (a line end is written)",
+    } <= losses
