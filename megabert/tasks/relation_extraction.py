@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..config.schema import Settings, choice
 from ..errors import InputError
+from ..formats.documents.registry import is_document_path
 from ..formats.rows import Row
 from ..metrics import classification
+from .document_data import RelationTypeSettings, read_pair_rows
 from .labels import require_labels
 from .sequence_classification import (
     Example,
@@ -19,7 +22,7 @@ from .sequence_classification import (
 
 
 @dataclass
-class EntityPairSettings(SequenceSettings):
+class EntityPairSettings(SequenceSettings, RelationTypeSettings):
     """How examples become tokens, and how the two entities are marked in them."""
 
     entity_marking: str = choice("anonymize", "anonymize", "markers", "typed_markers")
@@ -64,7 +67,8 @@ class RelationExtraction(SequenceClassificationTask):
     "end": 7, "type": "CHEMICAL"}, "tail": {...}, "label": "CPR:4"}`. Then `model.dataset.entity_marking` is how they
     are marked: `anonymize` replaces them by `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them,
     `typed_markers` writes `@ * type * head @` and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one,
-    `@CHEMICAL-GENE$`.
+    `@CHEMICAL-GENE$`. Annotated documents (PubTator, BioC) give the pairs of entities of their sentences, or with
+    `model.dataset.scope=document` of their identifiers: all pairs whose types some relation of the file has.
 
     Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together, the published
     measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each class.
@@ -72,6 +76,13 @@ class RelationExtraction(SequenceClassificationTask):
 
     settings_type = RelationExtractionSettings
     main_score = "f1"
+
+    def read(self, path: Path) -> list[Example]:
+        """Read annotated documents, or the files of text classification."""
+        if not is_document_path(path):
+            return super().read(path)
+        rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
+        return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""

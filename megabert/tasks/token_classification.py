@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
 from ..formats.columns import Sentence, column_sentences, sentence_of
+from ..formats.documents.registry import is_document_path
 from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words, split_words
+from .document_data import EntityTypeSettings, read_tagged_sentences
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans, is_entity_tag, to_iob2
 from .labels import LabelKind, require_labels
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TaggedWordSettings(WordTargetSettings):
+class TaggedWordSettings(WordTargetSettings, EntityTypeSettings):
     """How words become tokens, and tags labels."""
 
     data_dir: str | None = None
@@ -99,8 +101,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     Data: CoNLL's columns in `file`, a word a line with its tag in the last column (tabs or blanks) and an empty line
     between sentences; or NeMo's two files, `text_file` and `labels_file`, with a sentence and its tags on the same
     line of each; or JSON lines with `tokens` and `tags`. Tags in IOB1, IOB2 or IOBES are converted to IOB2; tags of
-    another kind are kept as they are. To predict: a *.txt file of raw text, a sentence or paragraph a line, or JSON
-    lines with `text`. `megabert import iob` converts columns to the two files.
+    another kind are kept as they are. Annotated documents (PubTator, BioC, `megabert import documents`) are read as
+    sentences. To predict: a *.txt file of raw text, a sentence or paragraph a line, or JSON lines with `text`.
+    `megabert import iob` converts columns to the two files.
 
     A word is tagged by the logits of its first token. A sentence longer than `max_seq_length` is read in windows that
     overlap by half; each word is tagged in the window with the most context around it, and none is lost. Raw text is
@@ -128,6 +131,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read CoNLL's columns or JSON lines; a *.txt or *.raw of lines without tabs is raw text, a sentence a line."""
+        if is_document_path(path):
+            sentences = read_tagged_sentences(path, self.dataset.entity_types, self.notes)
+            return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         if path.suffix in JSON_SUFFIXES:
             rows = read_json_lines(path)
             if any("text" not in row.values for row in rows):

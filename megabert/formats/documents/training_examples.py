@@ -8,13 +8,15 @@ overlap the longest is kept, then the first; of a discontinuous one the whole ex
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...tokenizers.sentences import split_sentences
 from .document import Document, Entity, Relation
 
 Span = tuple[int, int]
-_WORD = re.compile(r"[^\W_]+|\S")
+# Combining marks belong to the character before.
+_MARK = "[\u0300-\u036f\u1ab0-\u1aff\u20d0-\u20ff]"
+_WORD = re.compile(rf"[^\W_](?:[^\W_]|{_MARK})*|\S{_MARK}*")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,16 @@ class TypeRule:
 
     def __call__(self, kind: str) -> str | None:
         """Return the type to use, None to leave it out."""
-        return kind if not self.names else self.names.get(kind)
+        return kind if not self.names else self.names.get(kind, self.names.get("*"))
+
+    def chosen(self, document: Document, counts: Counter[str]) -> Document:
+        """Return a document with the chosen entities under their new types."""
+        if not self.names:
+            return document
+        chosen = [(entity, kind) for entity in document.entities if (kind := self(entity.type))]
+        counts["entities of other types left out"] += len(document.entities) - len(chosen)
+        entities = tuple(replace(entity, type=kind) for entity, kind in chosen)
+        return replace(document, entities=entities)
 
 
 @dataclass

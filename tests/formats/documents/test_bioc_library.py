@@ -9,7 +9,11 @@ from bioc import biocxml, pubtator  # noqa: E402
 def spans(passages):
     """Return passages and annotations as the library has them."""
     return [
-        (item.offset, item.text, sorted((a.id, a.text, [(p.offset, p.length) for p in a.locations]) for a in item.annotations))
+        (
+            item.offset,
+            item.text,
+            sorted((a.id, a.text, [(p.offset, p.length) for p in a.locations]) for a in item.annotations),
+        )
         for item in passages
     ]
 
