@@ -87,7 +87,7 @@ def _long_form_start(short: str, text: str, first: int) -> int | None:
             return None
         position -= 1
     start = text.rfind(" ", first, position + 2) + 1 or first
-    long = text[start:].lstrip("([")
+    long = re.sub(r"^[^\w]+", "", text[start:])
     start = len(text) - len(long)
     # What only repeats the short form defines nothing.
     is_definition = len(long) > len(short) and f"{short} " not in long and not long.endswith(short)

@@ -10,7 +10,8 @@ class Losses(Counter[str]):
 
     def lines(self, name: str) -> list[str]:
         """Describe the losses of a format, a line each."""
-        return [f"{name} does not hold {what}: {count:,} dropped or changed." for what, count in sorted(self.items())]
+        kinds = [(what, count) for what, count in sorted(self.items()) if count]
+        return [f"{name} does not hold {what}: {count:,} dropped or changed." for what, count in kinds]
 
     def infons(self, document: Document, *, of_document: bool = True) -> None:
         """Count the infons of a document, its passages, entities and relations."""
@@ -20,7 +21,6 @@ class Losses(Counter[str]):
             count = sum(len(item.infons) for item in getattr(document, name))
             if count:
                 self[f"infons of {name}"] += count
-        self += Counter()  # without zeros
 
     def fragments(self, entity: Entity) -> tuple[int, int]:
         """Return the extent of an entity; the gaps of a discontinuous one are counted as lost."""
