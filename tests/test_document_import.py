@@ -38,9 +38,13 @@ def test_skipped_annotations_are_reported_and_counted(corpus, tmp_path, capsys):
 
 
 def test_losses_and_repeated_identifiers_are_reported_once(corpus, tmp_path, capsys):
-    assert main(["import", "documents", str(corpus), str(corpus), "-o", str(tmp_path / "out.csv")]) == 0
+    copy = tmp_path / "b.pubtator"
+    copy.write_bytes(corpus.read_bytes())
+    files = [str(corpus), str(copy), str(copy)]
+    assert main(["import", "documents", *files, "-o", str(tmp_path / "out.csv")]) == 0
     printed = capsys.readouterr().err
     assert printed.count("csv does not hold") == 3
+    assert "1 files are given twice. Each is read once." in printed
     assert "2 identifiers name several documents, such as 7." in printed
     assert len((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()) == 5
 

@@ -40,7 +40,13 @@ def read_documents(
     given = find_format(format_name) if format_name else None
     files = find_inputs(paths, INPUT_ENDINGS)
     texts = {file for file in files if file.suffix == ".txt"}  # annotations of brat come with their text
-    files = [file for file in files if not (file.suffix in ANNOTATION_ENDINGS and file.with_suffix(".txt") in texts)]
+    if len(set(files)) < len(files):
+        log(f"{len(files) - len(set(files)):,} files are given twice. Each is read once.")
+    files = [
+        file
+        for file in dict.fromkeys(files)
+        if not (file.suffix in ANNOTATION_ENDINGS and file.with_suffix(".txt") in texts)
+    ]
     formats = {file: given or _detected(file) for file in files}
     versions = _versions([file for file, item in formats.items() if item.name == "pubmed"], log)
     for name in dict.fromkeys(item.name for item in formats.values()):

@@ -135,7 +135,7 @@ def _rendered(document: Document, losses: Losses) -> str:
     if name != document.id:
         losses["bars, tabs and line ends in identifiers of documents"] += 1
     lines = [f"{name}|t|{title}", f"{name}|a|{body}"]
-    losses.infons(document)
+    losses.infons(document, ("type", "novel", "components"))
     for entity in document.entities:
         start, end = losses.fragments(entity)
         lines.append(_mention(name, entity, shift(start), shift(end), _flat(document.text()[start:end])))

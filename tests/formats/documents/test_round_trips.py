@@ -132,6 +132,13 @@ def test_pubtator_bioc_xml_and_json_of_biored_mean_the_same(dataset, read_all):
     assert sum(len(relations) for _, _, _, relations in meanings[0]) == 981
 
 
+def test_bioc_of_biored_becomes_its_pubtator(dataset, read_all, written):
+    documents, _ = read_all(dataset("biored") / "Dev.BioC.XML")
+    path, losses = written(documents, "pubtator")
+    assert losses == set()
+    assert path.read_bytes() == (dataset("biored") / "Dev.PubTator").read_bytes().replace(b"\r\n", b"\n")
+
+
 def meaning(document):
     entities = [(item.fragments, item.text, item.type, item.identifier) for item in document.entities]
     relations = sorted(
