@@ -14,8 +14,8 @@ TRACKED_DOCUMENTS = 2**21  # identifiers that are compared, about 150 MB
 
 def add_document_import(formats: Any) -> None:
     """Add the command's parser."""
+    from ..formats.documents.document_formats import READABLE, WRITABLE
     from ..formats.documents.offsets import UNITS
-    from ..formats.documents.registry import READABLE, WRITABLE
 
     parser = add_subcommand(
         formats,
@@ -46,7 +46,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _import_documents(arguments: argparse.Namespace) -> None:
-    from ..formats.documents.conversion import read_documents, write_documents
+    from ..formats.documents.convert_documents import read_documents, write_documents
     from ..formats.documents.losses import Losses
     from ..formats.documents.sources import Faults, ReadOptions
 
@@ -79,7 +79,7 @@ def _import_documents(arguments: argparse.Namespace) -> None:
 
 
 def _format_of(output: Path) -> str:
-    from ..formats.documents.registry import WRITABLE, format_by_ending
+    from ..formats.documents.document_formats import WRITABLE, format_by_ending
 
     found = format_by_ending(output)
     if found is None or found.name not in WRITABLE:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.schema import choice
-from ..formats.documents.conversion import read_documents
+from ..formats.documents.convert_documents import read_documents
 from ..formats.documents.training_examples import (
     ExampleCounts,
     PairOptions,

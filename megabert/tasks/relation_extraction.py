@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config.schema import Settings, choice
 from ..errors import InputError
-from ..formats.documents.registry import is_document_path
+from ..formats.documents.document_formats import is_document_path
 from ..formats.rows import Row
 from ..metrics import classification
 from .document_data import RelationTypeSettings, read_pair_rows

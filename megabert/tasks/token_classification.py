@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
 from ..formats.columns import Sentence, column_sentences, sentence_of
-from ..formats.documents.registry import is_document_path
+from ..formats.documents.document_formats import is_document_path
 from ..formats.json_lines import JSON_SUFFIXES, read_json_lines
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megabert.formats.documents.conversion import read_documents, write_documents
+from megabert.formats.documents.convert_documents import read_documents, write_documents
 from megabert.formats.documents.losses import Losses
 from megabert.tasks.relation_extraction import RelationExtraction, RelationExtractionSettings
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings

@@ -11,7 +11,7 @@ import pytest
 
 from megabert.errors import InputError
 from megabert.formats.documents import sources
-from megabert.formats.documents.conversion import read_documents, write_documents
+from megabert.formats.documents.convert_documents import read_documents, write_documents
 from megabert.formats.documents.document import Document, Entity, Passage
 from megabert.formats.documents.losses import Losses
 from megabert.formats.documents.pubmed_xml import plain_texts

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.errors import InputError
-from megabert.formats.documents.conversion import read_documents
+from megabert.formats.documents.convert_documents import read_documents
 from megabert.formats.documents.document import Document, Entity, Passage, split_identifier
 from megabert.formats.documents.offsets import check_offsets, convert_offsets
 

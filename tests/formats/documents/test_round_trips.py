@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.formats.documents.conversion import read_documents, write_documents
+from megabert.formats.documents.convert_documents import read_documents, write_documents
 from megabert.formats.documents.document import Argument, Document, Entity, Relation, passages_of
 from megabert.formats.documents.losses import Losses
 

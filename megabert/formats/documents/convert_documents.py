@@ -13,12 +13,12 @@ from ...errors import ConfigError, InputError
 from ...storage import atomic_file, atomic_folder
 from .brat import ANNOTATION_ENDINGS
 from .document import Document
+from .document_formats import INPUT_ENDINGS, DocumentFormat, detect_format, find_format
 from .losses import Losses
 from .mention_table import ParquetRows
 from .offsets import CODE_POINTS, check_offsets
 from .pubmed_xml import Versions
 from .pubmed_xml import read as read_pubmed
-from .registry import INPUT_ENDINGS, DocumentFormat, detect_format, find_format
 from .sources import STANDARD_INPUT, ReadOptions, find_inputs, open_binary
 
 STANDARD_OUTPUT = Path("-")
