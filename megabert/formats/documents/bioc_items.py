@@ -3,6 +3,7 @@
 Source: Comeau et al. 2013, doi:10.1093/database/bat064; the keys are those of PubTator, BC5CDR, BioRED and GNorm2.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,9 +87,9 @@ def relation_infons(relation: Relation) -> dict[str, Any]:
 def by_passage(document: Document, entities: Sequence[Entity]) -> list[tuple[Passage, list[Entity]]]:
     """Sort entities into the passages in which they start."""
     parts: list[tuple[Passage, list[Entity]]] = [(passage, []) for passage in document.passages]
+    starts = [passage.offset for passage in document.passages]
     for entity in entities:
-        inside = [part for part in parts if part[0].offset <= entity.start]
-        (inside or parts)[-1 if inside else 0][1].append(entity)
+        parts[max(bisect_right(starts, entity.start) - 1, 0)][1].append(entity)
     return parts
 
 

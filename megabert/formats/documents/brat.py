@@ -169,17 +169,24 @@ class _Numbers:
     def __init__(self, document: Document, lines: Any) -> None:
         taken = [re.match(r"([TRN])(\d+)\t", line) for line in lines]
         self.counts = {kind: max([int(item[2]) for item in taken if item and item[1] == kind] or [0]) for kind in "TRN"}
-        self.names = {item.id: item.id for item in document.entities if re.fullmatch(r"T\d+", item.id)}
-        self.names |= {item.id: item.id for item in document.relations if re.fullmatch(r"[RE]\d+", item.id)}
-        for name in self.names:
+        self.entities = {item.id for item in document.entities}
+        # An entity and a relation may have one identifier in other formats.
+        fitting = [("T", item.id) for item in document.entities if re.fullmatch(r"T\d+", item.id)]
+        fitting += [("R", item.id) for item in document.relations if re.fullmatch(r"[RE]\d+", item.id)]
+        self.names = {(kind, name): name for kind, name in fitting}
+        for _, name in fitting:
             if name[0] in "TR":
                 self.counts[name[0]] = max(self.counts[name[0]], int(name[1:]))
 
     def name(self, kind: str, given: str) -> str:
-        if given not in self.names:
+        if (kind, given) not in self.names:
             self.counts[kind] += 1
-            self.names[given] = f"{kind}{self.counts[kind]}"
-        return self.names[given]
+            self.names[kind, given] = f"{kind}{self.counts[kind]}"
+        return self.names[kind, given]
+
+    def end(self, given: str) -> str:
+        """Return the name of what a relation refers to: an entity, or another event."""
+        return self.name("T" if given in self.entities else "R", given)
 
     def lines(self, entities: Any, relations: Any, document: Document, losses: Losses) -> list[str]:
         written = []
@@ -198,17 +205,16 @@ class _Numbers:
             if len(arguments) < 2:
                 losses["relations between identifiers instead of mentions"] += 1
                 continue
-            if relation.id[:1] == "E" and relation.id in self.names:
+            if relation.id[:1] == "E" and ("R", relation.id) in self.names:
                 trigger, *rest = arguments
-                ends = "".join(f" {_word(role, losses)}:{self.name('T', item)}" for role, item in rest)
-                written.append(f"{relation.id}\t{_word(relation.type, losses)}:{self.name('T', trigger[1])}{ends}\n")
+                ends = "".join(f" {_word(role, losses)}:{self.end(item)}" for role, item in rest)
+                written.append(f"{relation.id}\t{_word(relation.type, losses)}:{self.end(trigger[1])}{ends}\n")
                 continue
             name = self.name("R", relation.id)
             losses["further arguments of relations"] += max(len(arguments) - 2, 0)
             roles = [role or f"Arg{number}" for number, (role, _) in enumerate(arguments[:2], start=1)]
             ends = " ".join(
-                f"{_word(role, losses)}:{self.name('T', item)}"
-                for role, (_, item) in zip(roles, arguments, strict=False)
+                f"{_word(role, losses)}:{self.end(item)}" for role, (_, item) in zip(roles, arguments, strict=False)
             )
             written.append(f"{name}\t{_word(relation.type, losses)} {ends}\n")
         return written

@@ -4,6 +4,7 @@ Offsets are characters of the document; `passage` is the passage's type. A gap o
 `fragments`. Parquet needs the extra `documents`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -22,10 +23,11 @@ def mention_rows(document: Document, losses: Losses) -> Iterator[dict[str, Any]]
     losses["relations"] += len(document.relations)
     losses["texts of documents"] += 1
     losses.infons(document)
+    starts = [passage.offset for passage in document.passages]
     for entity in document.entities:
-        inside = [passage for passage in document.passages if passage.offset <= entity.start]
+        index = bisect_right(starts, entity.start) - 1
         pieces = [list(fragment) for fragment in entity.fragments] if len(entity.fragments) > 1 else None
-        kind = str(inside[-1].infons.get("type", "")) if inside else ""
+        kind = str(document.passages[index].infons.get("type", "")) if index >= 0 else ""
         values = (entity.start, entity.end, entity.text, entity.type, entity.identifier, entity.score, entity.source)
         yield dict(zip(COLUMNS, (document.id, kind, *values, pieces), strict=True))
 

@@ -7,7 +7,8 @@ byte for byte.
 """
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,15 +108,21 @@ def render(document: Document, losses: Losses) -> bytes:
     if original is None:
         return _rendered(document, losses).encode()
     kept, entities, relations = document.changes(original)
-    name = document.id
+    name, text, named = document.id, document.text(), {entity.id: entity for entity in document.entities}
+
+    def line_of(item: Entity | Relation) -> str:
+        if isinstance(item, Relation):
+            return _relation_line(name, item, named, losses)
+        start, end = losses.fragments(item)
+        return _mention(name, item, start, end, _flat(text[start:end]))
+
     lines: list[str] = []
     for line, old, new in zip(original.content, original.items, kept, strict=True):
         if old is None or new == old:
             lines.append(line)
         elif new is not None:
-            lines.append(_line(name, new, document, losses) + _end(line))
-    added = [_line(name, entity, document, losses) for entity in entities]
-    added += [_line(name, relation, document, losses) for relation in relations]
+            lines.append(line_of(new) + _end(line))
+    added = [*map(line_of, entities), *map(line_of, relations)]
     if added:
         place = max((index for index, line in enumerate(lines) if line.strip()), default=-1) + 1
         if place and not lines[place - 1].endswith("\n"):
@@ -136,10 +143,12 @@ def _rendered(document: Document, losses: Losses) -> str:
         losses["bars, tabs and line ends in identifiers of documents"] += 1
     lines = [f"{name}|t|{title}", f"{name}|a|{body}"]
     losses.infons(document, ("type", "novel", "components"))
+    text = document.text()
     for entity in document.entities:
         start, end = losses.fragments(entity)
-        lines.append(_mention(name, entity, shift(start), shift(end), _flat(document.text()[start:end])))
-    lines += [_line(name, relation, document, losses) for relation in document.relations]
+        lines.append(_mention(name, entity, shift(start), shift(end), _flat(text[start:end])))
+    named = {entity.id: entity for entity in document.entities}
+    lines += [_relation_line(name, relation, named, losses) for relation in document.relations]
     return "\n".join([*lines, "", ""])
 
 
@@ -158,38 +167,34 @@ def _two_texts(document: Document, losses: Losses) -> tuple[str, str, Any]:
         losses["line ends and tabs within texts (a blank is written)"] += 1
     if len(rest) > 1:
         losses["more passages than title and abstract (they are joined; offsets follow)"] += 1
-    starts = {}
+    starts, moved = list[int](), list[int]()
     body, offset = [], len(title) + 1
     for passage in rest:
-        starts[passage.offset] = offset
+        starts.append(passage.offset)
+        moved.append(offset)
         body.append(_flat(passage.text))
         offset += len(passage.text) + 1
 
     def shift(position: int) -> int:
         if has_title and position <= passages[0].end:
             return position - passages[0].offset
-        base = max((start for start in starts if start <= position), default=0)
-        return position - base + starts.get(base, 0)
+        index = bisect_right(starts, position) - 1
+        return position if index < 0 else position - starts[index] + moved[index]
 
     return title, " ".join(body), shift
 
 
-def _line(name: str, item: Entity | Relation, document: Document, losses: Losses) -> str:
-    """Write a mention or relation whose offsets are already those of PubTator."""
-    if isinstance(item, Entity):
-        start, end = losses.fragments(item)
-        return _mention(name, item, start, end, _flat(document.text()[start:end]))
-    ends = [argument.identifier or _named(document, argument.entity) for argument in item.arguments]
+def _relation_line(name: str, item: Relation, named: Mapping[str, Entity], losses: Losses) -> str:
+    """Write a relation; a mention stands for its identifier, or its place without one."""
+    ends = [argument.identifier or _identifier(named.get(argument.entity or "")) for argument in item.arguments]
     if len(ends) != 2:
         losses["relations of other than two arguments (the first two are written)"] += 1
     columns = [name, item.type, *[*ends, "-", "-"][:2], str(item.infons.get("novel") or _score(item) or "")]
     return "\t".join(_flat(column) for column in columns if column)
 
 
-def _named(document: Document, entity: str | None) -> str:
-    """Return an entity's identifier for a relation between mentions; its place without one."""
-    found = next((item for item in document.entities if item.id == entity), None)
-    return "-" if found is None else found.identifier or f"{found.start}:{found.end}"
+def _identifier(entity: Entity | None) -> str:
+    return "-" if entity is None else entity.identifier or f"{entity.start}:{entity.end}"
 
 
 def _mention(name: str, entity: Entity, start: int, end: int, text: str) -> str:

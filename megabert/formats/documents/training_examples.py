@@ -6,6 +6,7 @@ overlap the longest is kept, then the first; of a discontinuous one the whole ex
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,9 +96,9 @@ def tagged_sentences(
         chosen = [(entity, kind) for entity in document.entities if (kind := types(entity.type))]
         counts["entities of other types left out"] += len(document.entities) - len(chosen)
         kept = _without_overlaps(chosen, counts)
-        text = document.text()
+        text, starts = document.text(), [entity.start for entity, _ in kept]
         for number, (start, end) in enumerate(sentences_of(document, [entity for entity, _ in kept]), start=1):
-            inside = [(entity, kind) for entity, kind in kept if start <= entity.start < end]
+            inside = kept[bisect_left(starts, start) : bisect_left(starts, end)]
             words = split_document_words(text[start:end])
             tags = _tags(words, start, inside, counts)
             name = f"{document.id}.{number}"
@@ -122,9 +123,10 @@ def _tags(
     words: Sequence[Span], offset: int, entities: Sequence[tuple[Entity, str]], counts: Counter[str]
 ) -> tuple[str, ...]:
     tags = ["O"] * len(words)
+    starts, ends = [word[0] for word in words], [word[1] for word in words]
     for entity, kind in entities:
         start, end = entity.start - offset, entity.end - offset
-        inside = [index for index, word in enumerate(words) if word[0] < end and word[1] > start]
+        inside = range(bisect_right(ends, start), bisect_left(starts, end))
         if not inside or tags[inside[0]] != "O":
             counts["entities that share their only word with another one"] += 1
             continue
@@ -182,34 +184,44 @@ def related_types(documents: Iterable[Document]) -> frozenset[tuple[str, str]]:
     """Collect the types of the entities that relations hold between."""
     found = set()
     for document in documents:
+        mentions = _Mentions(document)
         for relation in document.relations:
-            heads, tails = ends_of(document, relation)
+            heads, tails = mentions.ends(relation)
             found |= {(head.type, tail.type) for head in heads for tail in tails}
     return frozenset(found)
 
 
-def ends_of(document: Document, relation: Relation) -> tuple[list[Entity], list[Entity]]:
-    """Return the mentions that are a relation's first and second argument; an identifier's are all its mentions."""
-    found = []
-    for argument in relation.arguments[:2]:
-        if argument.entity is not None:
-            found.append([entity for entity in document.entities if entity.id == argument.entity])
-        else:
-            names = {argument.identifier}
-            entities = [item for item in document.entities if item.identifier in names or names & {*item.identifiers}]
-            found.append(entities)
-    return (found[0], found[1]) if len(found) == 2 else ([], [])
+class _Mentions:
+    """The mentions of a document by their ids and by their identifiers."""
+
+    def __init__(self, document: Document) -> None:
+        self.by_id = {entity.id: entity for entity in document.entities}
+        self.by_identifier: dict[str, list[Entity]] = {}
+        for entity in document.entities:
+            for identifier in dict.fromkeys((entity.identifier, *entity.identifiers)):
+                self.by_identifier.setdefault(identifier, []).append(entity)
+
+    def ends(self, relation: Relation) -> tuple[list[Entity], list[Entity]]:
+        """Return the mentions that are a relation's first and second argument; an identifier's are all its mentions."""
+        found = [
+            self.by_identifier.get(str(argument.identifier), [])
+            if argument.entity is None
+            else [self.by_id[name] for name in (argument.entity,) if name in self.by_id]
+            for argument in relation.arguments[:2]
+        ]
+        return (found[0], found[1]) if len(found) == 2 else ([], [])
 
 
 def _labels(document: Document, options: PairOptions, counts: Counter[str]) -> dict[tuple[str, str], str]:
     """Return the label of each related pair of mentions, by their ids."""
     labels: dict[tuple[str, str], str] = {}
+    mentions = _Mentions(document)
     for relation in document.relations:
         kind = options.types(relation.type)
         if kind is None:
             counts["relations of other types left out"] += 1
             continue
-        heads, tails = ends_of(document, relation)
+        heads, tails = mentions.ends(relation)
         counts["relations whose arguments are not mentioned"] += not (heads and tails)
         counts["relations of more than two arguments, read as their first two"] += len(relation.arguments) > 2
         for head in heads:
@@ -223,8 +235,10 @@ def _sentence_pairs(
     document: Document, pair_types: frozenset[tuple[str, str]], options: PairOptions, counts: Counter[str]
 ) -> Iterator[EntityPair]:
     labels, text, used = _labels(document, options, counts), document.text(), set()
+    entities = sorted(document.entities, key=lambda entity: entity.start)
+    starts = [entity.start for entity in entities]
     for start, end in sentences_of(document, document.entities):
-        inside = [entity for entity in document.entities if start <= entity.start and entity.end <= end]
+        inside = entities[bisect_left(starts, start) : bisect_left(starts, end)]
         for head in inside:
             for tail in inside:
                 if head is tail or (head.type, tail.type) not in pair_types:
