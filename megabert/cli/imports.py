@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..storage import atomic_write
 from .console import add_subcommand, log, new_parser
+from .document_import import add_document_import
 
 
 def import_data(words: Sequence[str]) -> int:
@@ -32,6 +33,7 @@ def import_data(words: Sequence[str]) -> int:
     chemprot.add_argument("--entities", type=Path, required=True, help="chemprot_*_entities*.tsv")
     chemprot.add_argument("--relations", type=Path, help="chemprot_*_relations*.tsv; default: pairs without labels")
     chemprot.add_argument("--output", type=Path, required=True, help="JSON lines file to write")
+    add_document_import(formats)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
     return 0

@@ -80,25 +80,28 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} is a device. Give the path of a data file, or file=- for standard input.")
     try:
         with path.open("rb") as file:
-            start = file.peek(8)
-            found = next((kind for kind in SIGNATURES if start.startswith(kind[0])), None)
-            if path.suffix.lower() in COMPRESSED and start and (found is None or found[1] != path.suffix.lower()):
-                raise InputError(
-                    f"{path} is damaged or truncated: no {path.suffix} file begins so. Download it again, or correct "
-                    "its name."
-                )
-            # As text BZh may begin a word: it counts with what follows in every bzip2 file.
-            if found is None or (found[1] == ".bz2" and start[4:8] != b"1AY&" and path.suffix.lower() != ".bz2"):
-                yield file if path.is_file() else _bounded(path, file, FREE_SIZE, ())
-            else:
-                size = max(FREE_SIZE, _max_expansion.get() * os.fstat(file.fileno()).st_size)
-                opener, errors = _decompressor(path, found[1])
-                yield _bounded(path, opener(file), size, errors)
+            stream = decompressed(path, file, max(FREE_SIZE, _max_expansion.get() * os.fstat(file.fileno()).st_size))
+            yield stream if stream is not file or path.is_file() else _bounded(path, file, FREE_SIZE, ())
     except IsADirectoryError:
         raise InputError(f"{path} cannot be read: it is a folder. Give the path of a data file.") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path} cannot be read: {reason}. Give the path of a data file.") from None
+
+
+def decompressed(path: Path, file: Any, size: int) -> Any:
+    """Return an opened file, or if its first bytes are those of a compression a stream of up to `size` bytes of it."""
+    start = file.peek(8)[:8]
+    found = next((kind for kind in SIGNATURES if start.startswith(kind[0])), None)
+    if path.suffix.lower() in COMPRESSED and start and (found is None or found[1] != path.suffix.lower()):
+        raise InputError(
+            f"{path} is damaged or truncated: no {path.suffix} file begins so. Download it again, or correct its name."
+        )
+    # As text BZh may begin a word: it counts with what follows in every bzip2 file.
+    if found is None or (found[1] == ".bz2" and start[4:8] != b"1AY&" and path.suffix.lower() != ".bz2"):
+        return file
+    opener, errors = _decompressor(path, found[1])
+    return _bounded(path, opener(file), size, errors)
 
 
 def _decompressor(path: Path, suffix: str) -> tuple[Callable[[Any], Any], tuple[type[Exception], ...]]:
@@ -109,6 +112,12 @@ def _decompressor(path: Path, suffix: str) -> tuple[Callable[[Any], Any], tuple[
         return bz2.BZ2File, (EOFError, OSError)
     if suffix == ".xz":
         return lzma.LZMAFile, (lzma.LZMAError, EOFError)
+    zstd = import_zstd(path)
+    return zstd.ZstdFile, (zstd.ZstdError, EOFError)
+
+
+def import_zstd(path: Path) -> Any:
+    """Import the module for a file of Zstandard. Raises InputError where it is missing."""
     try:
         from compression import zstd  # Python 3.14 and later
     except ImportError:
@@ -116,10 +125,10 @@ def _decompressor(path: Path, suffix: str) -> tuple[Callable[[Any], Any], tuple[
             from backports import zstd
         except ImportError:
             raise InputError(
-                f'{path} is compressed by Zstandard. Install its reader (pip install "megabert[zstd]"), or decompress '
-                f"the file: zstd -d {path}"
+                f'{path} is compressed by Zstandard. Install its reader (pip install "megabert[zstd]"), or use the '
+                "program zstd."
             ) from None
-    return zstd.ZstdFile, (zstd.ZstdError, EOFError)
+    return zstd
 
 
 def _bounded(path: Path, stream: IO[bytes], size: int, errors: tuple[type[Exception], ...]) -> IO[bytes]:

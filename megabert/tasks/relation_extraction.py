@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 from ..config.schema import Settings, choice
 from ..data.packing import Features
 from ..errors import ConfigError, InputError, InputWarning
+from ..formats.documents.document_formats import is_document_path
 from ..formats.rows import Row
 from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
+from .document_data import RelationTypeSettings, read_pair_rows
 from .labels import require_labels
 from .sequence_classification import (
     Example,
@@ -39,7 +41,7 @@ NEGATIVE_NAMES = ("false", "norelation", "none", "na", "negative", "other", "0",
 
 
 @dataclass
-class EntityPairSettings(SequenceSettings):
+class EntityPairSettings(SequenceSettings, RelationTypeSettings):
     """How examples become tokens, and how the two entities are marked in them."""
 
     entity_marking: str = choice("anonymize", "anonymize", "markers", "typed_markers")
@@ -84,7 +86,9 @@ class RelationExtraction(SequenceClassificationTask):
     "end": 7, "type": "CHEMICAL", "text": "Aspirin"}, "tail": {...}, "label": "CPR:4"}`; the text of an entity is
     optional, and is checked. Then `model.dataset.entity_marking` is how they are marked: `anonymize` replaces them by
     `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them, `typed_markers` writes `@ * type * head @`
-    and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one, `@CHEMICAL-GENE$`.
+    and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one, `@CHEMICAL-GENE$`. Annotated
+    documents (PubTator, BioC) give the pairs of entities of their sentences, or with `model.dataset.scope=document` of
+    their identifiers: all pairs whose types some relation of the file has.
 
     Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together (null: over all
     labels), the published measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each
@@ -126,7 +130,10 @@ class RelationExtraction(SequenceClassificationTask):
         )
 
     def read(self, path: Path) -> list[Example]:
-        """Read as text classification does; reports positions that cut words, where rows lack their entities' text."""
+        """Read as text classification does, or annotated documents; reports positions that cut words, where rows lack their entities' text."""
+        if is_document_path(path):
+            rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
+            return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
         examples = super().read(path)
         spans = [
             (example.given[UNMARKED], example.given[name]["start"], example.given[name]["end"], example.location)

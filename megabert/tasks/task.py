@@ -61,6 +61,8 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     def __init__(self, settings: Any) -> None:
         """Keep the task's settings, an instance of `settings_type`, and check the sequence length."""
         self.settings = settings
+        self.notes: list[str] = []
+        """What reading of data left out or changed."""
         if self.row_length < 8:
             raise ConfigError(f"model.dataset.max_seq_length={self.row_length}; at least 8 is needed.")
 

@@ -131,7 +131,7 @@ def _code_files(task: Task[Any, Any]) -> list[Path]:
     package = Path(__file__).parent.parent
     members: list[Any] = [member for cls in type(task).__mro__ for member in vars(cls).values()]
     own = {Path(member.__code__.co_filename) for member in members if inspect.isfunction(member)}
-    return sorted(own | {file for room in ROOMS_IN_KEY for file in (package / room).glob("*.py")})
+    return sorted(own | {file for room in ROOMS_IN_KEY for file in (package / room).rglob("*.py")})
 
 
 def _first_labels(task: Task[Any, Any]) -> str:

@@ -13,6 +13,7 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerS
 from ..data.packing import Batch, Features
 from ..errors import InputError
 from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, sentence_of
+from ..formats.documents.document_formats import is_document_path
 from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, has_entities, single_word_tags, to_iob2
@@ -20,6 +21,7 @@ from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words
+from .document_data import EntityTypeSettings, read_tagged_sentences
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, require_labels
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TaggedWordSettings(WordTargetSettings, RawTextSettings):
+class TaggedWordSettings(WordTargetSettings, RawTextSettings, EntityTypeSettings):
     """How words become tokens, and tags labels."""
 
     data_dir: str | None = None
@@ -114,7 +116,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     lines with `text` or `tokens`. [Data formats](../formats.md#words-with-tags-token_classification) has how a file is
     recognized. Tags of all schemes (IOB1, IOBES, BILOU, BMES, suffixes) are converted to IOB2; parts of speech and
     other tags without prefixes are kept, and each word is scored. `megabert import iob` converts columns to the two
-    files.
+    files. Annotated documents (PubTator, BioC, `megabert import documents`) are read as sentences.
 
     A word is tagged by the logits of its first token. A sentence longer than `max_seq_length` is read in windows that
     overlap by half; each word is tagged in the window with the most context around it, and none is lost. Raw text is
@@ -142,6 +144,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> list[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
+        if is_document_path(path):
+            sentences = read_tagged_sentences(path, self.dataset.entity_types, self.notes)
+            return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
         if kind == "json" or (kind is None and is_json_lines(path)):
             return self._read_rows(read_json_lines(path))

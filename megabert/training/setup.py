@@ -138,6 +138,8 @@ def set_up(
 def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
     """Log the numbers of examples, sequences, tokens and steps, the device, and warnings about data and speed."""
     data, validation = setup.training_data, setup.validation_data
+    for note in setup.task.notes:
+        log(f"note: {note}")
     if setup.execution.obstacle is not None:
         log(f"note: steps are not captured in a CUDA graph, and take longer: {setup.execution.obstacle}.")
     if not validation.examples:

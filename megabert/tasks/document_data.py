@@ -1,0 +1,60 @@
+"""Annotated documents as training data of tasks: the settings of what is read from them, and the reading."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config.schema import choice
+from ..formats.documents.convert_documents import read_documents
+from ..formats.documents.training_examples import (
+    ExampleCounts,
+    PairOptions,
+    TaggedText,
+    TypeRule,
+    entity_pairs,
+    tagged_sentences,
+)
+from ..formats.rows import Row
+
+
+@dataclass
+class EntityTypeSettings:
+    """Which entities of documents are read."""
+
+    entity_types: dict[str, str] = field(default_factory=dict)
+    """Of annotated documents: types to read and their names, {SpecificDisease:Disease}; '*' is any other; {}: all."""
+
+
+@dataclass
+class RelationTypeSettings(EntityTypeSettings):
+    """Which pairs of entities of documents are read."""
+
+    relation_types: dict[str, str] = field(default_factory=dict)
+    """Of annotated documents: types of relations to read and their names; '*' is any other; {}: all."""
+    scope: str = choice("sentence", "sentence", "document")
+    """Of documents: pairs of mentions of a sentence, or of identifiers of a document, at their nearest mentions."""
+
+
+def read_tagged_sentences(path: Path, types: Mapping[str, str], notes: list[str]) -> list[TaggedText]:
+    """Read documents as sentences of tagged words, without empty ones; what was left out is noted."""
+    counts = ExampleCounts()
+    sentences = tagged_sentences(read_documents([path]), TypeRule(types), counts)
+    found = [sentence for sentence in sentences if sentence.words]
+    _note(path, counts, notes)
+    return found
+
+
+def read_pair_rows(path: Path, settings: RelationTypeSettings, negative_label: str, notes: list[str]) -> list[Row]:
+    """Read documents as rows of a text, its head and tail, and the label."""
+    counts = ExampleCounts()
+    options = PairOptions(settings.scope, negative_label, TypeRule(settings.relation_types))
+    documents = [TypeRule(settings.entity_types).chosen(document, counts) for document in read_documents([path])]
+    rows = [Row(pair.values(), pair.location) for pair in entity_pairs(documents, options, counts)]
+    _note(path, counts, notes)
+    return rows
+
+
+def _note(path: Path, counts: ExampleCounts, notes: list[str]) -> None:
+    note = counts.note(path)
+    if note:
+        notes.append(note)

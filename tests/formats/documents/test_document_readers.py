@@ -1,0 +1,244 @@
+"""Reading of PubMed XML, JATS, tables, plain text and hostile files; recognition of formats and compression."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import sys
+
+import pytest
+
+from megabert.errors import InputError
+from megabert.formats.documents import sources
+from megabert.formats.documents.convert_documents import read_documents, write_documents
+from megabert.formats.documents.document import Document, Entity, Passage
+from megabert.formats.documents.losses import Losses
+from megabert.formats.documents.pubmed_xml import plain_texts
+from megabert.formats.documents.sources import ReadOptions
+
+CITATION = """<PubmedArticle><MedlineCitation><PMID Version="{version}">{pmid}</PMID><Article><Journal/>
+<ArticleTitle>{title}</ArticleTitle><Abstract><AbstractText Label="AIM">To <i>see</i>
+ H<sub>2</sub>O.</AbstractText><AbstractText>And more.</AbstractText></Abstract></Article>
+<OtherAbstract Type="Publisher" Language="spa"><AbstractText>Ver.</AbstractText></OtherAbstract></MedlineCitation>
+<PubmedData><ArticleIdList><ArticleId IdType="doi">10.1/x</ArticleId></ArticleIdList></PubmedData></PubmedArticle>"""
+
+
+def pubmed(*records):
+    return f"<?xml version='1.0'?><PubmedArticleSet>{''.join(records)}</PubmedArticleSet>"
+
+
+def citation(pmid, title, version=1):
+    return CITATION.format(pmid=pmid, title=title, version=version)
+
+
+def test_pubmed_abstracts_keep_labels_markup_text_and_other_languages(tmp_path, read_all):
+    (tmp_path / "a.xml").write_text(pubmed(citation(1, "On <i>E. coli</i>")), encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "a.xml")
+    assert faults == []
+    assert [(item.text, item.infons) for item in document.passages] == [
+        ("On E. coli", {"type": "title"}),
+        ("AIM: To see H2O.", {"type": "abstract", "label": "AIM"}),
+        ("And more.", {"type": "abstract"}),
+        ("Ver.", {"type": "other abstract", "source": "Publisher", "language": "spa"}),
+    ]
+    assert document.infons == {"doi": "10.1/x"}
+    assert plain_texts(document) == ["On E. coli", "To see H2O.", "And more."]
+
+
+def test_the_last_version_of_a_pmid_wins_over_all_files_and_deleted_ones_go(tmp_path, read_all):
+    (tmp_path / "1.xml").write_text(pubmed(citation(1, "old"), citation(2, "gone"), citation(3, "kept")), "utf-8")
+    update = pubmed(
+        citation(1, "second", version=2), citation(1, "first"), "<DeleteCitation><PMID>2</PMID></DeleteCitation>"
+    )
+    with gzip.open(tmp_path / "2.xml.gz", "wt", encoding="utf-8") as file:
+        file.write(update)
+    documents, _ = read_all(tmp_path)
+    assert [(item.id, item.passages[0].text) for item in documents] == [("3", "kept"), ("1", "second")]
+
+
+def test_real_pubmed_files_give_every_citation(dataset, read_all):
+    folder = dataset("pubmed_xml")
+    documents, faults = read_all(folder)
+    xml = [document for document in documents if document.passages[0].infons]
+    assert faults == []
+    assert len(xml) == 82
+    assert len({document.id for document in xml}) == 82
+    assert sum(len(document.passages) > 1 for document in xml) >= 43
+
+
+def test_real_jats_articles_have_titles_abstracts_sections_and_captions(dataset, read_all):
+    for path in sorted(dataset("jats").glob("*.nxml")):
+        (document,), faults = read_all(path)
+        assert faults == []
+        kinds = {passage.infons["type"] for passage in document.passages}
+        assert {"title", "abstract", "paragraph", "title_1"} <= kinds, path
+        assert len(document.text()) > 10_000
+    (document,), _ = read_all(dataset("jats") / "PMC8885717.xml")
+    assert document.id == "PMC8885717"
+    # Auto-CORPus made this BioC of the same article: its longer paragraphs are ours, too.
+    (other,), _ = read_all(dataset("jats") / "PMC8885717_bioc.json")
+    ours = "".join(document.text().split())
+    paragraphs = ["".join(item.text.split()) for item in other.passages if len(item.text) > 300]
+    found = [text for text in paragraphs if text[:100] in ours]
+    assert len(found) >= 0.8 * len(paragraphs)
+
+
+def test_tables_name_their_columns(tmp_path, read_all):
+    (tmp_path / "n.csv").write_text('note,TEXT,ward\n7,"Two\nlines, ""quoted""",A\n', encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "n.csv", id_column="note", text_column="TEXT")
+    assert faults == []
+    assert (document.id, document.text(), document.infons) == ("7", 'Two\nlines, "quoted"', {"ward": "A"})
+    with pytest.raises(
+        InputError, match=r"n\.csv:2: there is no column 'id'; there are note, TEXT, ward\. Name one: --id-"
+    ):
+        list(read_documents([tmp_path / "n.csv"]))
+    (tmp_path / "n.tsv").write_text("id\ttext\n1\tA\n2\n", encoding="utf-8")
+    documents, faults = read_all(tmp_path / "n.tsv")
+    assert len(documents) == 1
+    assert "n.tsv:3: not as many columns as the header's 2." in faults[0]
+    (tmp_path / "n.jsonl").write_text('{"id": 5, "text": "x"}\n{"id": 6}\n', encoding="utf-8")
+    documents, faults = read_all(tmp_path / "n.jsonl")
+    assert [document.id for document in documents] == ["5"]
+    assert "n.jsonl:2" in faults[0]
+
+
+def test_parquet_is_read_and_written(tmp_path, read_all, written):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"id": [1, 2], "text": ["a gene", ""], "n": [1.5, None]}), tmp_path / "n.parquet")
+    documents, faults = read_all(tmp_path / "n.parquet")
+    assert faults == []
+    assert [(item.id, item.text(), item.infons) for item in documents] == [("1", "a gene", {"n": 1.5}), ("2", "", {})]
+    entity = Entity("T1", ((2, 6),), "gene", "Gene", "7157", 0.5, "run")
+    found = Document("1", documents[0].passages, (entity,))
+    path, losses = written([found], "parquet", ".parquet")
+    row = {"document": "1", "passage": "", "start": 2, "end": 6, "text": "gene", "type": "Gene", "identifier": "7157",
+           "score": 0.5, "source": "run", "fragments": None}  # fmt: skip
+    assert parquet.read_table(path).to_pylist() == [row]
+    assert losses == {"texts of documents"}
+    csv, _ = written([found], "csv", ".csv")
+    assert csv.read_bytes().splitlines()[1] == b"1,,2,6,gene,Gene,7157,0.5,run,"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"Plain text.", "text"),
+        ("a.txt", b"1|t|T\n1|a|A\n", "pubtator"),
+        ("a.xml", b"<?xml version='1.0'?><collection><document><id>1</id></document></collection>", "bioc"),
+        ("a.xml", pubmed(citation(1, "x")).encode(), "pubmed"),
+        ("a.xml", b"<!-- x --><article><front/></article>", "jats"),
+        ("a.json", b'{"documents": [{"id": "1", "passages": []}]}', "bioc-json"),
+        ("a.json", b'[{"data": {"text": "x"}, "annotations": []}]', "label-studio"),
+        ("a.jsonl", b'{"id": "1", "passages": []}', "jsonl"),
+        ("a.jsonl", b'{"text": "x", "label": [[0, 1, "T"]]}', "jsonl"),
+        ("a.csv", b"id,text\n1,x\n", "csv"),
+    ],
+)
+def test_formats_are_recognized_and_named(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    notes = []
+    assert len(list(read_documents([tmp_path / name], log=notes.append))) == 1
+    assert notes[0].startswith(f"Reading 1 file as {expected}: ")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compression_is_recognized_by_content_and_standard_input_is_read(tmp_path, monkeypatch, compress):
+    content = compress(b"1|t|T\n1|a|A\n")
+    (tmp_path / "a.pubtator").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    documents = list(read_documents([tmp_path / "a.pubtator", "-"], format_name="pubtator"))
+    assert [document.id for document in documents] == ["1", "1"]
+    (tmp_path / "b.pubtator.gz").write_bytes(gzip.compress(b"1|t|T\n" * 100)[:25])
+    with pytest.raises(InputError, match="damaged or truncated"):
+        list(read_documents([tmp_path / "b.pubtator.gz"]))
+
+
+LAUGHS = "<!DOCTYPE c [<!ENTITY a 'ha'><!ENTITY b '&a;&a;'>]><collection><document><id>&b;</id></document></collection>"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LAUGHS, "declares the entity &a;"),
+        ("<!DOCTYPE c [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><collection/>", "declares the entity &x;"),
+        ("<!DOCTYPE c SYSTEM 'c.dtd'><collection><document><id>&alpha;</id></document></collection>", "&alpha;"),
+        ("<collection><document>" + "<x>" * 300, "nested more than 200 deep"),
+        ("<collection><document></collection>", ":1: not XML: mismatched tag"),
+        ("<collection>\n<document>", ":2: not XML: no element found"),
+    ],
+)
+def test_hostile_xml_is_refused(tmp_path, content, message):
+    (tmp_path / "a.bioc.xml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        list(read_documents([tmp_path / "a.bioc.xml"]))
+    assert message in str(error.value)
+
+
+def test_records_have_a_largest_size(tmp_path, monkeypatch):
+    for module in ("xml_records", "sources"):
+        monkeypatch.setattr(f"megabert.formats.documents.{module}.MAX_RECORD_BYTES", 100_000)
+    text = "x" * 200_000
+    (tmp_path / "a.bioc.xml").write_text(f"<collection><document><id>1</id><text>{text}", encoding="utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.pubtator").write_text(f"1|t|{text}", encoding="utf-8")
+    for name in ("a.bioc.xml", "b.txt.gz", "c.pubtator"):
+        with pytest.raises(InputError, match="MiB"):
+            list(read_documents([tmp_path / name]))
+
+
+def test_names_of_files_cannot_leave_the_folder(tmp_path):
+    documents = [Document("../../etc/x", (Passage(0, "a"),)), Document("a/b\nc", (Passage(0, "b"),))]
+    write_documents(documents, tmp_path / "out", "brat", Losses())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["_.._etc_x.ann", "_.._etc_x.txt", "a_b_c.ann", "a_b_c.txt"]
+    )
+    with pytest.raises(InputError, match="second document has the file name"):
+        write_documents([documents[0]] * 2, tmp_path / "twice", "brat", Losses())
+    assert not (tmp_path / "twice").exists()
+    with pytest.raises(InputError, match="exists and is not empty"):
+        write_documents(documents, tmp_path / "out", "brat", Losses())
+
+
+@pytest.mark.parametrize("name", ["bioc", "bioc-json", "pubtator", "jsonl", "doccano", "label-studio"])
+def test_labels_with_markup_and_an_empty_document_survive(tmp_path, name):
+    entity = Entity("T1", ((0, 1),), "a", 'A/B <"&> C')
+    documents = [Document("1", (Passage(0, "a", {"type": "title"}),), (entity,)), Document("2", (Passage(0, ""),))]
+    write_documents(documents, tmp_path / "x", name, Losses())
+    again = list(read_documents([tmp_path / "x"], format_name=name))
+    assert [item.type for item in again[0].entities] == ['A/B <"&> C']
+    assert [item.id for item in again] == ["1", "2"]
+
+
+def test_characters_that_xml_cannot_hold_are_counted(tmp_path):
+    losses = Losses()
+    write_documents([Document("1", (Passage(0, "a\x0bb\r\nc"),))], tmp_path / "x", "bioc", losses)
+    (again,) = read_documents([tmp_path / "x"], format_name="bioc")
+    assert again.text() == "a\ufffdb\r\nc"
+    assert losses["control characters (U+FFFD is written)"] == 1
+
+
+def test_text_that_is_no_text_is_named(tmp_path, read_all):
+    (tmp_path / "a.pubtator").write_bytes("1|t|é\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"a\.pubtator:1: not UTF-8 text: byte 0xe9"):
+        list(read_documents([tmp_path / "a.pubtator"]))
+    (tmp_path / "b.jsonl").write_text('{"id": "1", "text": "\\ud800"}\n{"id": "2", "text": "b"}\n', encoding="utf-8")
+    documents, faults = read_all(tmp_path / "b.jsonl")
+    assert [item.id for item in documents] == ["2"]
+    assert "b.jsonl:1" in faults[0]
+
+
+def test_five_thousand_documents_are_streamed(tmp_path):
+    """No more than one document is held: the reader gives the first before the file's end is reached."""
+    line = json.dumps({"id": "1", "passages": [{"offset": 0, "text": "word " * 200}]}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 5000, encoding="utf-8")
+    reads = []
+    with sources.open_binary(tmp_path / "a.jsonl") as file:
+        from megabert.formats.documents.document_lines import read
+
+        for document in read(tmp_path / "a.jsonl", file, ReadOptions()):
+            reads.append(file.tell())
+            del document
+    assert len(reads) == 5000
+    assert reads[0] < 2 * sources.PEEK_BYTES

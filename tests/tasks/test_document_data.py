@@ -1,0 +1,66 @@
+"""Tasks that read annotated documents: the same corpus as PubTator, BioC and brat gives the same examples."""
+
+import pytest
+
+from megabert.formats.documents.convert_documents import read_documents, write_documents
+from megabert.formats.documents.losses import Losses
+from megabert.tasks.relation_extraction import RelationExtraction, RelationExtractionSettings
+from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
+
+CORPUS = """7|t|Aspirin helps pain.
+7|a|Codeine and aspirin caused nausea. Pain went.
+7\t0\t7\tAspirin\tChemical\tC1
+7\t14\t18\tpain\tSpecificDisease\tD1
+7\t20\t27\tCodeine\tChemical\tC2
+7\t32\t39\taspirin\tChemical\tC1
+7\t47\t53\tnausea\tDiseaseClass\tD2
+7\t55\t59\tPain\tSpecificDisease\tD1
+7\tCID\tC1\tD2
+
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "a.pubtator"
+    file.write_text(CORPUS, encoding="utf-8")
+    paths = [file]
+    for name, ending in (("bioc", "a.bioc.xml"), ("bioc-json", "a.bioc.json"), ("jsonl", "a.documents.jsonl")):
+        paths.append(tmp_path / ending)
+        write_documents(read_documents([file]), paths[-1], name, Losses())
+    return paths
+
+
+def test_tags_are_read_from_every_format(corpus):
+    settings = TokenClassificationSettings()
+    settings.model.dataset.entity_types = {"Chemical": "Drug", "*": "Disease"}
+    read = [TokenClassification(settings).read(path) for path in corpus]
+    words = [[(example.text, example.words, example.tags) for example in examples] for examples in read]
+    assert words[0] == words[1] == words[2] == words[3]
+    assert [example.tags for example in read[0]] == [
+        ("B-Drug", "O", "B-Disease", "O"),
+        ("B-Drug", "O", "B-Drug", "O", "B-Disease", "O"),
+        ("B-Disease", "O", "O"),
+    ]
+
+
+def test_types_that_are_not_chosen_are_noted(corpus):
+    settings = TokenClassificationSettings()
+    settings.model.dataset.entity_types = {"Chemical": "Chemical"}
+    task = TokenClassification(settings)
+    task.read(corpus[0])
+    assert task.notes == [f"{corpus[0]}: 3 entities of other types left out."]
+
+
+def test_pairs_are_read_from_documents(corpus):
+    settings = RelationExtractionSettings()
+    settings.model.dataset.entity_types = {"Chemical": "Chemical", "*": "Disease"}
+    for scope, expected in (
+        ("sentence", {"7.T3.T4": "false", "7.T5.T7": "false", "7.T6.T7": "CID"}),
+        ("document", {"7.C1.D1": "false", "7.C1.D2": "CID", "7.C2.D1": "false", "7.C2.D2": "false"}),
+    ):
+        settings.model.dataset.scope = scope
+        examples = RelationExtraction(settings).read(corpus[0])
+        assert {example.id: example.labels[0] for example in examples} == expected
+        assert "@CHEMICAL$" in examples[-1].text
+        assert "@DISEASE$" in examples[-1].text
