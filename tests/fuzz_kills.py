@@ -32,7 +32,8 @@ SECONDS = 120
 TINY = "{hidden_size: 8, num_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}"
 # Imported once, not in each fork
 IMPORTED = (
-    "hydra.core.override_parser.overrides_parser", "omegaconf", "rich.progress", "torch.distributed.fsdp",
+    "antlr4", "torch._dynamo", "hydra.core.override_parser.overrides_parser", "omegaconf", "rich.progress",
+    "torch.distributed.fsdp",
     "torch.distributed.tensor", "megabert.checkpoints.convert", "megabert.checkpoints.download",
     "megabert.parallel.heartbeat", "megabert.pretraining.corpus_builder", "megabert.tasks.text_classification",
     "megabert.tokenizers.train", "megabert.training.run",
@@ -412,10 +413,13 @@ def main(words=None):
     import torch
 
     import megabert.training.run as training_run
+    from megabert.training import evaluation
 
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork would lose other threads; see FORKING"
     torch.set_num_threads(1)
-    training_run.plot_curves = lambda *ignored: True  # takes longer than the training
+    # Pictures take longer than the training.
+    training_run.plot_curves = lambda *ignored: True
+    evaluation.plot_confusion = lambda *ignored: False
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="megabert-kills-"))
     try:
