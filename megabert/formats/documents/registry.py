@@ -1,0 +1,167 @@
+"""The formats of documents by name, and which of them a file has: by its ending, and where this is open, its start."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from xml.parsers import expat
+
+from ...errors import ConfigError, InputError
+from . import (
+    bioc_json,
+    bioc_xml,
+    brat,
+    conll_columns,
+    doccano,
+    document_lines,
+    jats,
+    label_studio,
+    mention_table,
+    plain_text,
+    pubmed_xml,
+    pubtator,
+    row_documents,
+)
+from .document import Document
+from .losses import Losses
+from .sources import STANDARD_INPUT, ReadOptions, has_ending, peek
+
+Reader = Callable[[Path, IO[bytes], ReadOptions], Iterator[Document]]
+
+
+@dataclass(frozen=True)
+class DocumentFormat:
+    """A format: how it is read and written; None where it is not.
+
+    Formats of one stream write `head`, documents with `separator` between, `tail`; others a few files a document.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    read: Reader | None = None
+    render: Callable[[Document, Losses], bytes] | None = None
+    files: Callable[[Document, Losses], dict[str, bytes]] | None = None
+    head: Callable[[Document | None], bytes] = lambda _: b""
+    separator: bytes = b""
+    tail: bytes = b""
+
+
+FORMATS = {
+    item.name: item
+    for item in (
+        DocumentFormat("pubtator", (".pubtator", ".pubtator.txt"), pubtator.read, pubtator.render),
+        DocumentFormat(
+            "bioc", (".bioc.xml", ".bioc"), bioc_xml.read, bioc_xml.render, head=bioc_xml.head, tail=bioc_xml.TAIL
+        ),
+        DocumentFormat(
+            "bioc-json",
+            (".bioc.json",),
+            bioc_json.read,
+            bioc_json.render,
+            head=bioc_json.head,
+            separator=bioc_json.SEPARATOR,
+            tail=bioc_json.TAIL,
+        ),
+        DocumentFormat("brat", brat.ANNOTATION_ENDINGS, brat.read, files=brat.files),
+        DocumentFormat("jsonl", (".jsonl", ".ndjson"), document_lines.read, document_lines.render),
+        DocumentFormat("doccano", (".doccano.jsonl",), doccano.read, doccano.render),
+        DocumentFormat(
+            "label-studio",
+            (".label-studio.json",),
+            label_studio.read,
+            label_studio.render,
+            head=label_studio.head,
+            separator=label_studio.SEPARATOR,
+            tail=label_studio.TAIL,
+        ),
+        DocumentFormat("pubmed", (".pubmed.xml",), pubmed_xml.read),
+        DocumentFormat("jats", (".nxml", ".jats.xml"), jats.read),
+        DocumentFormat("text", (".txt",), plain_text.read, files=plain_text.files),
+        DocumentFormat("csv", (".csv",), row_documents.read_csv, mention_table.render, head=mention_table.head),
+        DocumentFormat("tsv", (".tsv",), row_documents.read_tsv),
+        DocumentFormat("parquet", (".parquet",), row_documents.read_parquet),
+        DocumentFormat("conll", (".conll", ".iob"), None, conll_columns.render),
+    )
+}
+WRITABLE = tuple(name for name, item in FORMATS.items() if item.render or item.files or name == "parquet")
+READABLE = tuple(name for name, item in FORMATS.items() if item.read)
+INPUT_ENDINGS = tuple(
+    ending
+    for item in FORMATS.values()
+    if item.read and item.name != "brat"  # found by their .txt
+    for ending in item.endings
+) + (".xml", ".json")
+# Endings that say documents and nothing else, for settings that take other data, too.
+_DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".bioc.json", ".doccano.jsonl",
+                     ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
+
+
+def is_document_path(path: Path) -> bool:
+    """Whether a path is one of annotated documents: an ending that only these have, or a folder of brat's."""
+    if path.is_dir():
+        return any(path.glob("*.ann")) or any(path.glob("*.a1"))
+    return has_ending(path, _DOCUMENT_ENDINGS)
+
+
+def find_format(name: str) -> DocumentFormat:
+    """Return a format by its name."""
+    if name not in FORMATS:
+        raise ConfigError(f"{name} is no format of documents; there are {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
+    """Find out which format an opened file has; the ending decides, and the content where several have it."""
+    if path != STANDARD_INPUT:
+        by_ending = [item for item in FORMATS.values() if has_ending(path, item.endings)]
+        if by_ending:
+            longest = max(by_ending, key=lambda item: max(len(end) for end in item.endings if has_ending(path, (end,))))
+            if longest.name not in ("text", "jsonl"):
+                return longest
+            if longest.name == "text" and any(path.with_suffix(end).is_file() for end in brat.ANNOTATION_ENDINGS):
+                return FORMATS["brat"]
+    found = _by_content(peek(file))
+    if found is None and path != STANDARD_INPUT and has_ending(path, (".txt",)):
+        found = "text"
+    if found is None:
+        raise InputError(f"{path}: neither its name nor its content says its format. Name it: --format.")
+    return FORMATS[found]
+
+
+def _by_content(start: bytes) -> str | None:
+    content = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if content.startswith(b"<"):
+        return {
+            "collection": "bioc",
+            **dict.fromkeys(pubmed_xml.ROOTS, "pubmed"),
+            **dict.fromkeys(jats.ROOTS, "jats"),
+        }.get(_root_name(content) or "")
+    if content[:1] in (b"{", b"["):
+        return _json_format(content)
+    if re.match(rb"[^|\t\r\n]+\|(t|title)\|", content):
+        return "pubtator"
+    return None
+
+
+def _root_name(content: bytes) -> str | None:
+    """Return the name of the root element of the start of an XML file."""
+    names: list[str] = []
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = lambda name, _: names.append(name)
+    try:
+        parser.Parse(content, False)
+    except expat.ExpatError:
+        pass  # what is wrong with it, its reader says
+    return names[0] if names else None
+
+
+def _json_format(content: bytes) -> str:
+    keys = set(re.findall(rb'"(\w+)"\s*:', content))
+    if b"passages" in keys or b"documents" in keys or b"PubTator3" in keys:
+        has_annotations = b"annotations" in keys or b"sentences" in keys or b"documents" in keys
+        return "bioc-json" if has_annotations or content.startswith(b"[") else "jsonl"
+    if b"data" in keys and keys & {b"annotations", b"predictions", b"result"}:
+        return "label-studio"
+    is_one_line = content.startswith(b"{") and not content[1:].lstrip(b" ").startswith((b"\n", b"\r"))
+    return "jsonl" if is_one_line else "doccano"

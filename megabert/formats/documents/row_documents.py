@@ -1,0 +1,103 @@
+"""Tables of documents, one a row: CSV, TSV, JSON lines and Parquet, with a column of identifiers and one of texts.
+
+So do clinical notes come. Other columns become infons of the document. Parquet needs the extra `documents`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ...errors import ConfigError, InputError
+from .document import Document, Passage
+from .sources import MAX_RECORD_BYTES, STANDARD_INPUT, ReadOptions, text_lines
+
+ID_COLUMN, TEXT_COLUMN = "id", "text"
+
+
+def read_csv(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
+    """Stream the rows of a CSV file with a header; quoted fields may hold line ends."""
+    yield from _table(path, file, options, ",")
+
+
+def read_tsv(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
+    """Stream the rows of a TSV file with a header."""
+    yield from _table(path, file, options, "\t")
+
+
+def _table(path: Path, file: IO[bytes], options: ReadOptions, delimiter: str) -> Iterator[Document]:
+    # Notes are longer than the csv module's limit of a field, 128 KiB.
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    first, reader = 1, csv.DictReader(_decoded(path, file), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            location, first = f"{path}:{first + 1}", reader.line_num
+            if None in row or None in row.values():
+                options.faults(f"{location}: not as many columns as the header's {len(reader.fieldnames or ())}.")
+                continue
+            yield row_document(row, location, options)
+    except csv.Error as error:
+        raise InputError(f"{path}:{first + 1}: not {'CSV' if delimiter == ',' else 'TSV'}: {error}.") from None
+
+
+def _decoded(path: Path, file: IO[bytes]) -> Iterator[str]:
+    for number, line in text_lines(path, file):
+        yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def row_document(row: Mapping[str, Any], location: str, options: ReadOptions) -> Document:
+    """Make a document of a row."""
+    names = {"--id-column": options.id_column or ID_COLUMN, "--text-column": options.text_column or TEXT_COLUMN}
+    for option, name in names.items():
+        if name not in row:
+            raise InputError(
+                f"{location}: there is no column {name!r}; there are {', '.join(map(str, row))}. Name one: {option}."
+            )
+    id_column, text_column = names.values()
+    text, name = row[text_column], row[id_column]
+    if not isinstance(text, str):
+        raise InputError(f"{location}: column {text_column!r} is {text!r}; expected a string.")
+    if name is None or str(name) == "":
+        raise InputError(f"{location}: column {id_column!r} is empty. Give each document an identifier.")
+    infons = {key: value for key, value in row.items() if key not in (id_column, text_column) and value is not None}
+    return Document(str(name), (Passage(0, text),), infons=infons, location=location)
+
+
+def read_parquet(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
+    """Stream the rows of a Parquet file."""
+    if path == STANDARD_INPUT:
+        raise InputError("Parquet is not read from standard input, since its index stands at the end. Give a file.")
+    number = 0
+    for batch in import_pyarrow_parquet().ParquetFile(path).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            values = {key: _plain(value) for key, value in row.items()}
+            yield row_document(values, f"{path}, row {number}", options)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; dates and the like as strings."""
+    return value if isinstance(value, str | int | float | bool | None | list | dict) else str(value)
+
+
+def import_pyarrow_parquet() -> Any:
+    """Import pyarrow's Parquet, or explain how to install it."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow: pip install 'megabert[documents]'.") from None
+    return pyarrow.parquet
+
+
+def render_csv(rows: Iterator[Mapping[str, Any]], columns: tuple[str, ...]) -> bytes:
+    """Write rows as CSV in RFC 4180's way, lists and objects as JSON."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\r\n")
+    for row in rows:
+        values = (row[name] for name in columns)
+        writer.writerow(
+            json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for value in values
+        )
+    return output.getvalue().encode()

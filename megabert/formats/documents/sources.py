@@ -1,0 +1,161 @@
+"""Open inputs of documents: files, folders, globs, standard input; gzip, bzip2, xz, zstandard or not; in bounded memory.
+
+Compression is recognized by a file's first bytes. Raises InputError with file and line.
+"""
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ...errors import ConfigError, InputError
+
+STANDARD_INPUT = Path("-")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+# A record (document, line, table row) is held in memory; one above this is a bomb or not of the format.
+MAX_RECORD_BYTES = 256 * 2**20
+PEEK_BYTES = 2**16
+
+
+@dataclass
+class Faults:
+    """What was wrong in the input: the first one is raised, or each is handed to `report`."""
+
+    report: Callable[[str], None] | None = None
+    count: int = 0
+
+    def __call__(self, message: str) -> None:
+        """Raise InputError, or report the message and count it."""
+        if self.report is None:
+            raise InputError(message)
+        self.count += 1
+        self.report(message)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a reader may need besides the file."""
+
+    faults: Faults = field(default_factory=Faults)
+    id_column: str | None = None
+    text_column: str | None = None
+    lines_are_documents: bool = False
+    """Plain text: a document a line, instead of one a file."""
+
+
+def find_inputs(paths: Sequence[str | Path], endings: Sequence[str]) -> list[Path]:
+    """List the files of paths, globs and folders, sorted within each; in folders those of supported endings."""
+    files: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if path == STANDARD_INPUT or path.is_file():
+            files.append(path)
+        elif path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and has_ending(file, endings))
+            inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+            if not inside:
+                raise InputError(f"{path} holds no files of documents ({', '.join(endings)}, compressed or not).")
+            files += inside
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
+            if not matches:
+                raise InputError(f"{path} does not exist. Give files, folders, a quoted glob, or - for standard input.")
+            files += [match for match in matches if match.is_file()]
+    return files
+
+
+def has_ending(path: Path, endings: Sequence[str]) -> bool:
+    """Whether a name ends so, its compression aside; capitals do not matter."""
+    return plain_name(path).lower().endswith(tuple(endings))
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name without the ending of its compression."""
+    return path.name[: -len(path.suffix)] if path.suffix.lower() in COMPRESSIONS else path.name
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, or standard input, for reading; decompressed, and buffered so that `peek` works."""
+    with ExitStack() as stack:
+        try:
+            raw: Any = sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(path.open("rb"))
+            if not hasattr(raw, "peek"):
+                raw = io.BufferedReader(raw)
+            yield io.BufferedReader(_decompressed(path, raw), PEEK_BYTES)  # type: ignore[type-var]
+        except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+            raise InputError(f"{path} is damaged or truncated: {error}. Get the file again.") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _decompressed(path: Path, file: Any) -> Any:
+    start = file.peek(6)[:6]
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if start.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if start.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(file)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            import zstandard
+        except ImportError:
+            raise ConfigError(f"{path} is compressed with zstandard: pip install 'megabert[documents]'.") from None
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+        raise InputError(f"{path} is a zip archive. Unpack it and give its folder.")
+    return file
+
+
+def read_whole(path: Path, file: IO[bytes]) -> bytes:
+    """Read a file that is one record."""
+    content = file.read(MAX_RECORD_BYTES + 1)
+    if len(content) > MAX_RECORD_BYTES:
+        raise InputError(f"{path} is larger than {MAX_RECORD_BYTES >> 20} MiB, too large for one document or list.")
+    return content
+
+
+def text_of(path: Path, content: bytes, line: int = 1) -> str:
+    """Decode UTF-8; the message for anything else has the line."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        kind = " It looks like UTF-16." if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InputError(
+            f"{path}:{line}: not UTF-8 text: byte {content[error.start]:#04x}.{kind} Save the file as UTF-8."
+        ) from None
+
+
+def text_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+    """Stream numbered lines with their ends."""
+    number = 0
+    while line := file.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if len(line) > MAX_RECORD_BYTES:
+            raise InputError(f"{path}:{number}: a line of more than {MAX_RECORD_BYTES >> 20} MiB.")
+        if b"\0" in line:
+            raise InputError(f"{path}:{number}: a NUL character. Is this a text file?")
+        yield number, text_of(path, line, number)
+
+
+def peek(file: IO[bytes]) -> bytes:
+    """Return the first bytes of an opened file without reading them."""
+    return file.peek(PEEK_BYTES)  # type: ignore[attr-defined]
+
+
+def safe_file_name(name: str) -> str:
+    """Make a document's identifier a file name: no slash, no leading dot, no control character."""
+    safe = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).lstrip(".") or "_"
+    return safe if len(safe.encode()) <= 200 else safe.encode()[:200].decode(errors="ignore")
