@@ -71,8 +71,9 @@ def _processes(
         for target, *arguments in ((_read, read), *[(_work, make_work, num_sessions)] * workers):
             here, there = context.Pipe()
             connections.append(here)
-            processes.append(context.Process(target=target, args=(there, *arguments), daemon=True))
-            processes[-1].start()
+            process = context.Process(target=target, args=(there, *arguments), daemon=True)
+            process.start()
+            processes.append(process)
             there.close()  # the process has it: its end is the pipe's end
         yield connections[0], connections[1:]
     finally:
@@ -109,7 +110,7 @@ def _read(connection: Connection, read: ReadChunks) -> None:
         try:
             for chunk in read():
                 connection.send(chunk)
-        except Exception as error:  # noqa: BLE001  (raised in the main process)
+        except Exception as error:
             connection.send(error)
         connection.send_bytes(b"")
 
@@ -124,6 +125,6 @@ def _work(connection: Connection, make_work: MakeWork, num_sessions: int) -> Non
                 result = chunk if isinstance(chunk, Exception) else work(chunk)
             except (EOFError, OSError):
                 raise
-            except Exception as error:  # noqa: BLE001  (raised in the main process)
+            except Exception as error:
                 result = error
             connection.send(result)

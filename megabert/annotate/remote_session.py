@@ -43,9 +43,9 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RemoteSession:
-    """A session of another process. Raises EOFError if that process ends."""
+    """A session of another process, or of none yet. Raises EOFError if that process ends."""
 
-    connection: Connection
+    connection: Connection | None
     number: int
 
     @property
@@ -77,6 +77,7 @@ class RemoteSession:
             max_length,
             pad_id,
         )
+        assert self.connection is not None
         self.connection.send(request)
         logits, are_of_tokens = self.connection.recv()
         return SessionOutput(np.split(logits, np.cumsum(lengths)[:-1]) if are_of_tokens else list(logits), None)

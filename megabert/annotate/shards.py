@@ -12,44 +12,23 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import InputError
-from ..storage import atomic_file, atomic_write
+from ..storage import atomic_write
+from .shard_formats import ShardFormat
 
 MAX_SHARD_BYTES = 64 * 2**20
 LEDGER = "ledger.jsonl"
 JOB = "job.json"
 
 
-class Encoding(Protocol):
-    """How records become a file."""
-
-    @property
-    def ending(self) -> str:
-        """Ending of the file's name, with its dot."""
-
-    @property
-    def separator(self) -> bytes:
-        """What stands between two records."""
-
-    @property
-    def empty_head(self) -> bytes:
-        """What begins a file without documents."""
-
-    @property
-    def tail(self) -> bytes:
-        """What ends a file."""
-
-
 @dataclass(frozen=True)
 class Record:
-    """A document as written, and its line of the ledger. `content` None: it failed, and is in the ledger only."""
+    """A document's line of the ledger, and the document as its format's worker rendered it; None: it failed."""
 
-    content: bytes | None
     line: Mapping[str, Any]
-    head: bytes
-    """What begins a file whose first document this is."""
+    content: Any = None
 
 
 @dataclass
@@ -59,22 +38,26 @@ class Ledger:
     shards: int = 0
     documents: int = 0
     failed: int = 0
+    faults: int = 0
     windows: int = 0
     entities: Counter[str] = field(default_factory=Counter)
     relations: Counter[str] = field(default_factory=Counter)
-    ids: Any = field(default_factory=hashlib.sha256)
-    """Hash of the documents' identifiers in order, to recognize a changed input on resuming."""
+    names: Any = field(default_factory=hashlib.sha256)
+    """Hash of identifiers and faults in their order, to recognize a changed input on resuming."""
     size: int = 0
     """Bytes of the ledger file up to the last whole shard."""
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Count a document's line."""
+        """Count a line of a document, or of a fault in the input."""
+        self.names.update(f"{line.get('fault') or line['id']}\n".encode())
+        if "fault" in line:
+            self.faults += 1
+            return
         self.documents += 1
-        self.failed += line["status"] != "done"
+        self.failed += line["status"] == "failed"
         self.windows += line.get("windows", 0)
         self.entities.update(line.get("entities", {}))
         self.relations.update(line.get("relations", {}))
-        self.ids.update(f"{line['id']}\n".encode())
 
     def summary(self) -> dict[str, Any]:
         """Return the totals."""
@@ -82,6 +65,7 @@ class Ledger:
             "documents": self.documents,
             "written": self.documents - self.failed,
             "failed": self.failed,
+            "faults": self.faults,
             "windows": self.windows,
             "entities": dict(sorted(self.entities.items())),
             "relations": dict(sorted(self.relations.items())),
@@ -89,7 +73,7 @@ class Ledger:
         }
 
 
-def read_ledger(folder: Path) -> Ledger:
+def read_ledger(folder: Path, output: ShardFormat) -> Ledger:
     """Read how far a job got: the shards before the first that is missing or has other bytes than were written."""
     ledger = Ledger()
     path = folder / LEDGER
@@ -109,7 +93,8 @@ def read_ledger(folder: Path) -> Ledger:
             if "shard" not in line:
                 lines.append(line)
                 continue
-            if not _is_whole(folder / line["shard"], line):
+            shard = folder / line["shard"]
+            if not shard.exists() or output.digest(shard) != line["sha256"]:
                 break
             for item in lines:
                 ledger.add(item)
@@ -119,14 +104,7 @@ def read_ledger(folder: Path) -> Ledger:
     return ledger
 
 
-def _is_whole(path: Path, line: Mapping[str, Any]) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == line["sha256"]
-
-
-def claim(folder: Path, job: Mapping[str, Any], *, resume: bool) -> Ledger:
+def claim(folder: Path, job: Mapping[str, Any], output: ShardFormat, *, resume: bool) -> Ledger:
     """Prepare the folder of a job: a new one, or one to resume. `job` is all on which the output depends.
 
     Raises InputError if the folder holds a job and `resume` is false, or another job and it is true.
@@ -144,7 +122,7 @@ def claim(folder: Path, job: Mapping[str, Any], *, resume: bool) -> Ledger:
     changed = [f"{key} was {before.get(key)!r}" for key in job if job[key] != before.get(key)]
     if changed:
         raise InputError(f"{folder} was begun with other settings: {'; '.join(changed)}. Use them, or a new folder.")
-    ledger = read_ledger(folder)
+    ledger = read_ledger(folder, output)
     if (folder / LEDGER).exists():
         os.truncate(folder / LEDGER, ledger.size)
     return ledger
@@ -153,38 +131,40 @@ def claim(folder: Path, job: Mapping[str, Any], *, resume: bool) -> Ledger:
 class ShardWriter:
     """Write records to shards, and account for them in the ledger.
 
-    A shard has `shard_size` documents, failed ones included; fewer where MAX_SHARD_BYTES come first. Content waits in
-    memory until its shard is complete.
+    A shard has `shard_size` documents, failed ones included; fewer where MAX_SHARD_BYTES come first. Documents wait in
+    memory until their shard is complete.
     """
 
-    def __init__(self, folder: Path, encoding: Encoding, shard_size: int, ledger: Ledger) -> None:
-        self._folder, self._encoding, self._shard_size = folder, encoding, shard_size
+    def __init__(self, folder: Path, output: ShardFormat, shard_size: int, ledger: Ledger) -> None:
+        self._folder, self._output, self._shard_size = folder, output, shard_size
         self.ledger = ledger
         self._records: list[Record] = []
         self._size = 0
 
+    @property
+    def num_waiting(self) -> int:
+        """Count the records that no shard has yet."""
+        return len(self._records)
+
     def write(self, record: Record) -> None:
         """Add a record; a shard that becomes full is written."""
         self._records.append(record)
-        self._size += len(record.content or b"")
+        self._size += self._output.size(record.content)
         if len(self._records) == self._shard_size or self._size >= MAX_SHARD_BYTES:
             self.finish()
 
     def finish(self) -> None:
-        """Write the documents that no shard has yet as the last one."""
+        """Write the records that no shard has yet as the last one."""
         if not self._records:
             return
-        written = [record for record in self._records if record.content is not None]
-        head = written[0].head if written else self._encoding.empty_head
-        tail = self._encoding.tail
-        content = head + self._encoding.separator.join(record.content or b"" for record in written) + tail
-        name = f"shard-{self.ledger.shards:05d}{self._encoding.ending}"
-        atomic_write(self._folder / name, content)
-        sizes = {"bytes": len(content), "head": len(head), "tail": len(tail)}
-        shard = {"shard": name, "documents": len(self._records), "written": len(written), **sizes}
-        lines = [*(record.line for record in self._records), shard | {"sha256": hashlib.sha256(content).hexdigest()}]
+        contents = [record.content for record in self._records if record.content is not None]
+        name = f"shard-{self.ledger.shards:05d}{self._output.ending}"
+        details = self._output.write(self._folder / name, contents)
+        shard = {"shard": name, "documents": len(contents), **details}
+        shard["sha256"] = self._output.digest(self._folder / name)
+        lines = [*(record.line for record in self._records), shard]
         encoded = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        # The shard has its final name first: lines without it would be believed, it without lines is written again.
+        # The shard has its final name first: one without lines is written again, lines without it are dropped.
         with (self._folder / LEDGER).open("ab") as file:
             file.write(encoded)
             file.flush()
@@ -196,16 +176,7 @@ class ShardWriter:
         self._records, self._size = [], 0
 
 
-def join_shards(folder: Path, separator: bytes, output: Path) -> None:
-    """Write the documents of all shards to one file: the first head, all records, the last tail."""
+def shard_lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the ledger's lines of shards."""
     with (folder / LEDGER).open("rb") as file:
-        shards = [line for line in map(json.loads, file) if "shard" in line]
-    shards = [shard for shard in shards if shard["written"]] or shards[:1]
-    with atomic_file(output) as joined:
-        for number, shard in enumerate(shards):
-            with (folder / shard["shard"]).open("rb") as file:
-                file.seek(0 if number == 0 else shard["head"])
-                end = shard["bytes"] - (0 if number == len(shards) - 1 else shard["tail"])
-                joined.write(separator if number else b"")
-                while block := file.read(min(1 << 20, end - file.tell())):
-                    joined.write(block)
+        return [line for line in map(json.loads, file) if "shard" in line]

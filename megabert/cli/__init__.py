@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..config.parser import did_you_mean
 from ..errors import CheckpointWarning, ConfigError, MegabertError
+from .annotation import annotate
 from .checkpoints import fetch, models
 from .conversion import convert
 from .corpora import corpus, vocabulary
@@ -30,6 +31,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "score": score,
+    "annotate": annotate,
     "config": config,
     "import": import_data,
     "corpus": corpus,
