@@ -1,4 +1,4 @@
-"""A bulk job: documents of many files through the pipeline to shards and a ledger; it can be interrupted and resumed."""
+"""A bulk job: documents of many files through the pipeline to shards and a ledger; it can be resumed."""
 
 import hashlib
 import itertools

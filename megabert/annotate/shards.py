@@ -136,8 +136,8 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, output: ShardFormat, shard_size: int, ledger: Ledger) -> None:
-        self._folder, self._output, self._shard_size = folder, output, shard_size
-        self.ledger = ledger
+        self._folder, self._shard_size = folder, shard_size
+        self.output, self.ledger = output, ledger
         self._records: list[Record] = []
         self._size = 0
 
@@ -149,7 +149,7 @@ class ShardWriter:
     def write(self, record: Record) -> None:
         """Add a record; a shard that becomes full is written."""
         self._records.append(record)
-        self._size += self._output.size(record.content)
+        self._size += self.output.size(record.content)
         if len(self._records) == self._shard_size or self._size >= MAX_SHARD_BYTES:
             self.finish()
 
@@ -158,10 +158,10 @@ class ShardWriter:
         if not self._records:
             return
         contents = [record.content for record in self._records if record.content is not None]
-        name = f"shard-{self.ledger.shards:05d}{self._output.ending}"
-        details = self._output.write(self._folder / name, contents)
+        name = f"shard-{self.ledger.shards:05d}{self.output.ending}"
+        details = self.output.write(self._folder / name, contents)
         shard = {"shard": name, "documents": len(contents), **details}
-        shard["sha256"] = self._output.digest(self._folder / name)
+        shard["sha256"] = self.output.digest(self._folder / name)
         lines = [*(record.line for record in self._records), shard]
         encoded = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         # The shard has its final name first: one without lines is written again, lines without it are dropped.

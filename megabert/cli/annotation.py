@@ -14,6 +14,7 @@ from ..errors import ConfigError, InputError
 from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
+    from ..annotate.shards import ShardWriter
     from ..inference import Predictor
 
 EXAMPLES = """\
@@ -32,22 +33,50 @@ def annotate(words: Sequence[str]) -> int:
     arguments = _parse(words)
     if not arguments.entities and not arguments.relations:
         raise ConfigError("Nothing is to be predicted. Give --entities RUN, --relations RUN, or both.")
-    from ..annotate.job import AnnotateChunks, Inputs, run_job
+    if arguments.relations and not arguments.pairs:
+        raise ConfigError("--relations needs the types of the entities: --pairs HEAD:TAIL, for example CHEMICAL:GENE.")
     from ..annotate.shard_formats import shard_format
     from ..annotate.shards import ShardWriter, claim, shard_lines
     from ..formats.documents.registry import format_by_ending
-    from ..formats.documents.training_examples import PairOptions
     from ..storage import folder_lock
 
-    output: Path = arguments.output
+    output, (part, num_parts) = arguments.output, arguments.part
     by_ending = format_by_ending(output) if output.suffix else None
     shards = shard_format(arguments.format or (by_ending.name if by_ending else "jsonl"))
-    folder = output if by_ending is None else output.with_name(f"{output.name}.shards")
     if by_ending is not None and output.exists():
         raise ConfigError(f"{output} exists. Remove it, or name another file.")
-    part, num_parts = arguments.part
+    folder = output if by_ending is None else output.with_name(f"{output.name}.shards")
     if num_parts > 1:
-        folder = folder / f"part-{part + 1}-of-{num_parts}"
+        folder /= f"part-{part + 1}-of-{num_parts}"
+    entity_runs = [_load(path, arguments) for path in arguments.entities]
+    relation_runs = [_load(path, arguments) for path in arguments.relations]
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder) as is_free:
+        if is_free is False:
+            raise InputError(f"another process annotates to {folder}. Wait for it, or name another folder.")
+        job = _describe(arguments, shards.form.name, entity_runs, relation_runs)
+        ledger = claim(folder, job, shards, resume=arguments.resume)
+        _run(arguments, ShardWriter(folder, shards, arguments.shard_size, ledger), entity_runs, relation_runs)
+        if by_ending is not None and num_parts == 1:
+            shards.join(folder, shard_lines(folder), output)
+            log(f"Wrote {output}; its ledger is in {folder}.")
+        else:
+            log(f"Wrote {ledger.shards:,} shards and ledger.jsonl in {folder}.")
+    print(to_json(ledger.summary()))
+    return 0
+
+
+def _run(
+    arguments: argparse.Namespace,
+    writer: "ShardWriter",
+    entity_runs: "Sequence[Predictor]",
+    relation_runs: "Sequence[Predictor]",
+) -> None:
+    """Annotate what the writer's ledger does not have yet, and report speed and losses."""
+    from ..annotate.job import AnnotateChunks, Inputs, run_job
+    from ..formats.documents.training_examples import PairOptions
+
+    skips_faults = arguments.on_error == "skip"
     inputs = Inputs(
         tuple(arguments.input),
         arguments.input_format,
@@ -55,143 +84,85 @@ def annotate(words: Sequence[str]) -> int:
         arguments.id_column,
         arguments.text_column,
         arguments.lines,
-        arguments.on_error == "skip",
+        skips_faults,
         arguments.part,
     )
-    runs = {name: [_load(path, arguments) for path in getattr(arguments, name)] for name in ("entities", "relations")}
-    predictors = [predictor for kind in runs.values() for predictor in kind]
-    pairs = PairOptions(
-        scope=arguments.scope,
-        negative_label=_negative_label(runs["relations"]),
-        pair_types=frozenset(arguments.pairs),
-    )
-    if runs["relations"] and not arguments.pairs:
-        raise ConfigError("--relations needs the types of the entities: --pairs HEAD:TAIL, for example CHEMICAL:GENE.")
-    job = {
-        "inputs": list(arguments.input),
-        "format": shards.form.name,
-        "shard_size": arguments.shard_size,
-        "runs": {name: [predictor.digest for predictor in kind] for name, kind in runs.items()},
-        **{
-            name: getattr(arguments, name)
-            for name in ("existing", "scope", "abbreviations", "on_error", "part", "max_seq_length", "precision")
-        },
+    pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
+    existing, abbreviations = arguments.existing, arguments.abbreviations
+    work = AnnotateChunks(entity_runs, relation_runs, pairs, existing, abbreviations, skips_faults, writer.output)
+    before, start = writer.ledger.documents, time.monotonic()
+    if before:
+        log(f"Resuming behind {before:,} documents in {writer.ledger.shards:,} shards.")
+    predictors = [*entity_runs, *relation_runs]
+    sessions = [predictor.session for predictor in predictors]
+    with _progress() as progress:
+        losses = run_job(inputs, work, sessions, writer, _num_workers(arguments, predictors), progress)
+    for line in losses.lines(writer.output.form.name):
+        log(line)
+    done, seconds = writer.ledger.documents - before, time.monotonic() - start
+    log(f"{done:,} documents in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} a second.")
+
+
+def _describe(
+    arguments: argparse.Namespace, form: str, entity_runs: "Sequence[Predictor]", relation_runs: "Sequence[Predictor]"
+) -> dict[str, Any]:
+    """Return all on which the output depends, as plain values: what a resumed command must have, too."""
+    names = (
+        "input", "input_format", "offsets", "id_column", "text_column", "lines", "existing", "scope", "abbreviations",
+        "on_error", "part", "shard_size", "max_seq_length", "batch_size", "precision",
+    )  # fmt: skip
+    job = {name: getattr(arguments, name) for name in names} | {
+        "format": form,
         "pairs": sorted(map(":".join, arguments.pairs)),
+        "entities": [predictor.digest for predictor in entity_runs],
+        "relations": [predictor.digest for predictor in relation_runs],
     }
-    job = json.loads(json.dumps(job))
-    work = AnnotateChunks(
-        runs["entities"],
-        runs["relations"],
-        pairs,
-        arguments.existing,
-        arguments.abbreviations,
-        inputs.skip_faults,
-        shards,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder_lock(folder) as is_free:
-        if is_free is False:
-            raise InputError(f"another process annotates to {folder}. Wait for it, or name another folder.")
-        ledger = claim(folder, job, shards, resume=arguments.resume)
-        if ledger.documents:
-            log(f"Resuming behind {ledger.documents:,} documents in {ledger.shards:,} shards.")
-        writer = ShardWriter(folder, shards, arguments.shard_size, ledger)
-        start, before = time.monotonic(), ledger.documents
-        sessions = [predictor.session for predictor in predictors]
-        with _progress() as progress:
-            losses = run_job(inputs, work, sessions, writer, _num_workers(arguments, predictors), progress)
-        seconds = time.monotonic() - start
-        for line in losses.lines(shards.form.name):
-            log(line)
-        if by_ending is not None and num_parts == 1:
-            shards.join(folder, shard_lines(folder), output)
-            log(f"Wrote {output}; its ledger is in {folder}.")
-        else:
-            log(f"Wrote {ledger.shards:,} shards and ledger.jsonl in {folder}.")
-        speed = (ledger.documents - before) / max(seconds, 1e-9)
-        log(f"{ledger.documents - before:,} documents in {seconds:.1f} s, {speed:.1f} a second.")
-    print(to_json(ledger.summary()))
-    return 0
+    values: dict[str, Any] = json.loads(json.dumps(job))  # tuples as the file has them
+    return values
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("annotate", annotate, EXAMPLES)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "input", nargs="+", help="files, folders or quoted globs, compressed or not; - is standard input"
-    )
-    parser.add_argument(
-        "--entities", type=Path, action="append", default=[], metavar="RUN", help="token classification run"
-    )
-    parser.add_argument(
-        "--relations", type=Path, action="append", default=[], metavar="RUN", help="relation extraction run"
-    )
-    parser.add_argument(
-        "--pairs",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="HEAD:TAIL",
-        help="types between which --relations are classified",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", nargs="+", help="files, folders or quoted globs, compressed or not; - is standard input")
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="file or new folder")
+    runs: dict[str, Any] = {"type": Path, "action": "append", "default": [], "metavar": "RUN"}
+    add("--entities", **runs, help="run of token_classification; several are applied one after the other")
+    add("--relations", **runs, help="run of relation_extraction")
+    pair: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "HEAD:TAIL"}
+    add("--pairs", **pair, help="types of entities between which --relations are classified; may be repeated")
+    add(
         "--scope",
         choices=("sentence", "document"),
         default="sentence",
-        help="relations between mentions of a sentence, or identifiers of a document",
+        help="relations of mentions in one sentence, or of identifiers in one document",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="file or new folder")
-    parser.add_argument(
+    add(
         "--format",
-        help="pubtator, bioc, bioc-json, brat, jsonl, conll, csv, parquet, doccano or label-studio (default: by OUT's ending, else jsonl)",
+        help="pubtator, bioc, bioc-json, brat, jsonl, conll, csv, parquet, ...; default: by OUT's ending, else jsonl",
     )
-    parser.add_argument("--input-format", help="default: by each file's ending and content")
-    parser.add_argument(
-        "--offsets",
-        default="code-points",
-        help="what the input's offsets count: code-points, bytes, utf-16, crlf or lf",
-    )
-    parser.add_argument("--id-column", help="column of tables with the documents' identifiers")
-    parser.add_argument("--text-column", help="column of tables with the texts")
-    parser.add_argument("--lines", action="store_true", help="plain text has a document a line, not a file")
-    parser.add_argument(
+    add("--input-format", help="default: by the ending and the content of each file")
+    add("--offsets", default="code-points", help="unit of the input's offsets: code-points, bytes, utf-16, crlf or lf")
+    add("--id-column", help="column of tables with the documents' identifiers")
+    add("--text-column", help="column of tables with the texts")
+    add("--lines", action="store_true", help="plain text has a document a line, not a file")
+    add(
         "--existing",
         choices=("keep", "replace", "use"),
         default="keep",
-        help="annotations of the input: kept, removed, or the only entities of relations",
+        help="annotations of the input: kept, removed, or the only arguments of relations",
     )
-    parser.add_argument(
-        "--abbreviations", action="store_true", help="keep the abbreviations that a document defines, as infon"
-    )
-    parser.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="skip: list faults and failed documents in the ledger and go on",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted command")
-    parser.add_argument(
-        "--shard",
-        type=_part,
-        default=(0, 1),
-        dest="part",
-        metavar="I/N",
-        help="annotate the I-th of N parts, on N machines",
-    )
-    parser.add_argument(
-        "--shard-size", type=int, default=1000, help="documents of a shard of the output (default: 1000)"
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes that tokenize and decode (default: 0 on a CPU, else up to 8)"
-    )
-    parser.add_argument(
-        "--max_seq_length", type=int, help="tokens of a window (default: the most that the network takes)"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=32, help="token budget of a batch: so many windows (default: 32)"
-    )
-    parser.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
-    parser.add_argument("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+    add("--abbreviations", action="store_true", help="keep the abbreviations that each document defines, as infon")
+    add("--on-error", choices=("stop", "skip"), default="stop", help="skip: list faults and failures in the ledger")
+    add("--resume", action="store_true", help="go on with an interrupted command")
+    add("--shard", type=_part, default=(0, 1), dest="part", metavar="I/N", help="annotate the I-th of N parts")
+    add("--shard-size", type=int, default=1000, help="documents of a shard of the output; default: 1000")
+    add("--workers", type=int, help="processes that tokenize and decode; default: 0 on a CPU, else up to 8")
+    add("--max_seq_length", type=int, help="tokens of a window; default: the most that the network takes")
+    add("--batch_size", type=int, default=32, help="token budget of a batch, in windows; default: 32")
+    add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
+    add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
     return parser.parse_args(list(words))
 
 
