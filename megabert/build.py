@@ -4,6 +4,7 @@ The only module that turns the tensors of a checkpoint into parameters: it initi
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from .torch_session import TorchSession
 
 # Random streams: initial weights of head and encoder differ although they come from one seed.
 HEAD_STREAM, ENCODER_STREAM = 1, 2
+DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,8 @@ def load_run(
         compile_layers(model)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
     session = TorchSession(model, task.loss, device, precision, is_static=is_static)
-    return Predictor(task, tokenizer, session, batch_size)
+    digest = hashlib.sha256((folder / run_checkpoints.MANIFEST).read_bytes()).hexdigest()[:DIGEST_DIGITS]
+    return Predictor(task, tokenizer, session, batch_size, digest)
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

@@ -79,6 +79,8 @@ class Predictor:
     session: Session
     batch_size: int = 32
     """Token budget of a batch: this many sequences of the maximum length."""
+    digest: str = ""
+    """Identifies the checkpoint: the start of its manifest's SHA-256."""
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -135,9 +137,15 @@ class Predictor:
             vectors[feature.notes].append(vector)
         return np.array([np.mean(items, axis=0) for items in vectors], dtype=np.float32)
 
-    def predict_examples(self, examples: Sequence[Any], progress: ProgressCallback | None = None) -> list[Any]:
-        """Predict many examples; predictions come in the order of the examples."""
-        features = self.task.features(examples, self.tokenizer, with_targets=False)
+    def predict_examples(
+        self,
+        examples: Sequence[Any],
+        progress: ProgressCallback | None = None,
+        features: Sequence[Features] | None = None,
+    ) -> list[Any]:
+        """Predict many examples; predictions come in their order. Precomputed `features` are reused."""
+        if features is None:
+            features = self.task.features(examples, self.tokenizer, with_targets=False)
         output = self._run(features, progress=progress)
         return self.task.decode(examples, features, output.logits)
 

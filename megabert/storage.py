@@ -84,7 +84,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `final`; rename it to `final` on success, remove it on an error."""
     temporary = temporary_name(final)
     temporary.mkdir()
-    with _locked(temporary):
+    with folder_lock(temporary):
         try:
             yield temporary
         except BaseException:
@@ -99,7 +99,7 @@ def temporary_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `final`, and remove it afterwards, with those that killed processes left."""
     temporary = temporary_name(final)
     temporary.mkdir()
-    with _locked(temporary):
+    with folder_lock(temporary):
         try:
             yield temporary
         finally:
@@ -146,7 +146,7 @@ def temporary_name(folder: Path) -> Path:
 def remove_leftovers(folder: Path, pattern: str) -> None:
     """Remove the temporary folders in `folder` that match the glob pattern and that no process is writing."""
     for leftover in folder.glob(pattern):
-        with suppress(FileNotFoundError), _locked(leftover) as is_abandoned:
+        with suppress(FileNotFoundError), folder_lock(leftover) as is_abandoned:
             if is_abandoned:
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -172,8 +172,8 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool | None]:
-    """Hold the lock of a folder; yields what `_lock` returns."""
+def folder_lock(folder: Path) -> Iterator[bool | None]:
+    """Hold the lock of a folder; yields whether it was free, None where there are no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield _lock(descriptor)

@@ -15,6 +15,7 @@ from .. import __version__
 from ..config.parser import did_you_mean
 from ..errors import CheckpointWarning, ConfigError, InputWarning, MegabertError
 from ..parallel.signals import interrupt_on_sigterm
+from .annotation import annotate
 from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
@@ -31,6 +32,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "score": score,
+    "annotate": annotate,
     "config": config,
     "import": import_data,
     "corpus": corpus,

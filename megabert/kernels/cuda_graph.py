@@ -4,6 +4,7 @@ The step of a small network is bound by the host, which launches thousands of ke
 """
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 ResultType = TypeVar("ResultType")
+_thread = threading.local()
+"""`streams`: the side stream of each device."""
 
 
 class CapturedGraph(Generic[ResultType]):
@@ -65,9 +68,14 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def side_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Context manager that leaves the default stream, on which no graph can be captured; no effect elsewhere."""
+    """Context manager that leaves the default stream, on which no graph can be captured; no effect elsewhere.
+
+    Each thread has one, for the allocator reuses memory only on the stream that freed it.
+    """
     if device.type != "cuda" or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
         return nullcontext()
-    stream = torch.cuda.Stream(device)
+    if not hasattr(_thread, "streams"):
+        _thread.streams = {}
+    stream = _thread.streams.get(device) or _thread.streams.setdefault(device, torch.cuda.Stream(device))
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)

@@ -17,6 +17,8 @@ def entities(tags: Sequence[str], *, strict: bool = False) -> list[Entity]:
     spans: list[Entity] = []
     start, kind = 0, ""
     for position, tag in enumerate([*tags, "O"]):
+        if tag == "O" and not kind:  # most words
+            continue
         prefix, _, tag_kind = tag.partition("-")
         tag_kind = tag_kind or "_"  # seqeval's type for tags without one
         begins = prefix in ("B", "S") or (prefix in ("I", "E") and tag_kind != kind)

@@ -94,5 +94,6 @@ def find_spans(
     spans = []
     for kind, first, end in tagging.entities(tags):
         start, stop = words[first][0], words[end - 1][1]
-        spans.append(Span(kind, text[start:stop], start, stop, float(probabilities[first:end].mean())))
+        score = np.add.reduce(probabilities[first:end]) / (end - first)  # mean() takes four times as long
+        spans.append(Span(kind, text[start:stop], start, stop, float(score)))
     return tuple(spans)

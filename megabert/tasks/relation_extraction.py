@@ -130,7 +130,7 @@ class RelationExtraction(SequenceClassificationTask):
         )
 
     def read(self, path: Path) -> list[Example]:
-        """Read what text classification reads, or documents; reports positions that cut words, without entities' text."""
+        """Read what text classification reads, or documents; positions that cut words are reported."""
         if is_document_path(path):
             rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
             return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]

@@ -5,6 +5,7 @@ Offsets count characters of the original string, never of a normalized copy, so 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .characters import add_following_marks, require_characters
 from .rules import TokenizerRules, add_tokens, all_tokens
 
 DEFAULT_RULES = TokenizerRules()
+MAX_WORDS_KEPT = 1 << 17
+"""Words whose tokens are kept for later sentences; some 30 MB."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -65,6 +68,7 @@ class Tokenizer:
         self._rust.pre_tokenizer = BertPreTokenizer()
         self._rust.decoder = WordPieceDecoder()
         add_tokens(self._rust, rules)
+        self._word_ids: dict[str, tuple[int, ...]] = {}
 
     @classmethod
     def from_file(
@@ -112,10 +116,25 @@ class Tokenizer:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Tokenize sentences given as words, to token ids [L] and the index of each token's word [L]."""
-        # Not encode_batch_fast: it has no word ids.
-        encodings = encode_batch(self._rust.encode_batch, sentences, is_pretokenized=True)
-        return [(np.array(item.ids, dtype=np.int64), np.array(item.word_ids, dtype=np.int64)) for item in encodings]
+        """Tokenize sentences given as words, to token ids [L] and the index of each token's word [L].
+
+        The tokens of a word do not depend on its neighbours, so frequent words are looked up.
+        """
+        new = {word for words in sentences for word in words if word not in self._word_ids}
+        if len(self._word_ids) + len(new) > MAX_WORDS_KEPT:
+            self._word_ids.clear()
+            new = {word for words in sentences for word in words}
+        ordered = list(new)
+        encodings = encode_batch(self._rust.encode_batch_fast, ordered)
+        self._word_ids.update(zip(ordered, (tuple(encoding.ids) for encoding in encodings), strict=True))
+        encoded = []
+        for words in sentences:
+            pieces = [self._word_ids[word] for word in words]
+            ids = np.fromiter(chain.from_iterable(pieces), dtype=np.int64)
+            encoded.append(
+                (ids, np.repeat(np.arange(len(pieces)), np.array([len(piece) for piece in pieces], dtype=np.int64)))
+            )
+        return encoded
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Join tokens to a readable string. For display only: answers are slices of the original."""

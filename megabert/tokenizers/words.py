@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,12 +101,19 @@ def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...
         if match[0].isalnum():
             words.append(match.span())
         else:
-            words += _split_run(text, *match.span(), cuts)
+            start = match.start()
+            words += [(start + first, start + last) for first, last in _split_run(match[0], cuts)]
     return tuple(words)
 
 
-def _split_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:
-    """Split a run without blanks: its characters that are apart, and what is between them less punctuation on ends."""
+@lru_cache(1 << 16)
+def _split_run(run: str, cuts: WordCuts) -> tuple[Characters, ...]:
+    """Split a run without blanks; frequent ones are looked up."""
+    return tuple(_words_of_run(run, 0, len(run), cuts))
+
+
+def _words_of_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:
+    """Split a run: its characters that are apart, and what is between them less punctuation on ends."""
     if text[start:end] in cuts.whole:
         yield start, end
         return

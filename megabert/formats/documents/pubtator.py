@@ -154,7 +154,7 @@ def _rendered(document: Document, losses: Losses) -> str:
 
 def _flat(text: str) -> str:
     """Replace what would end a line or a column, character by character."""
-    return re.sub(r"[\t\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", text)
+    return text if text.isprintable() else re.sub(r"[\t\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", text)
 
 
 def _two_texts(document: Document, losses: Losses) -> tuple[str, str, Any]:

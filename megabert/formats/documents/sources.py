@@ -91,7 +91,7 @@ def open_binary(path: Path) -> Iterator[Any]:
     with open_data(path) as file:
         if peek(file).startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
             raise InputError(f"{path} is a zip archive. Unpack it and give its folder.")
-        yield io.BufferedReader(file, PEEK_BYTES)  # type: ignore[type-var]
+        yield io.BufferedReader(file, PEEK_BYTES)
 
 
 def read_whole(path: Path, file: IO[bytes]) -> bytes:

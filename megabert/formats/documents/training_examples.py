@@ -147,14 +147,16 @@ class EntityPair:
     tail: tuple[int, int, str]
     label: str
     location: str
+    ends: tuple[str, str]
+    """The entities' ids (scope sentence) or identifiers (document)."""
 
     def values(self) -> dict[str, object]:
         """Return the object that the relation extraction task reads."""
-        ends = {
+        entities = {
             name: {"start": start, "end": end, "type": kind}
             for name, (start, end, kind) in (("head", self.head), ("tail", self.tail))
         }
-        return {"id": self.id, "text": self.text, **ends, "label": self.label}
+        return {"id": self.id, "text": self.text, **entities, "label": self.label}
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,9 @@ def _sentence_pairs(
                 places = [(item.start - start, item.end - start, item.type) for item in (head, tail)]
                 name = f"{document.id}.{head.id}.{tail.id}"
                 label = label or options.negative_label
-                yield EntityPair(name, text[start:end], places[0], places[1], label, f"{document.location} ({name})")
+                location = f"{document.location} ({name})"
+                ends = (head.id, tail.id)
+                yield EntityPair(name, text[start:end], places[0], places[1], label, location, ends)
     counts["related pairs of mentions in different sentences, left out"] += len(labels.keys() - used)
 
 
@@ -286,7 +290,8 @@ def _document_pairs(
             places = [(item.start, item.end, item.type) for item in (head, tail)]
             name = f"{document.id}.{head_id}.{tail_id}"
             label = related or options.negative_label
-            yield EntityPair(name, text, places[0], places[1], label, f"{document.location} ({name})")
+            location = f"{document.location} ({name})"
+            yield EntityPair(name, text, places[0], places[1], label, location, (head_id, tail_id))
 
 
 def _identifier_labels(document: Document, options: PairOptions, counts: Counter[str]) -> dict[tuple[str, str], str]:

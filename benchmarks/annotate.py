@@ -1,0 +1,157 @@
+"""Benchmark of `megabert annotate`: documents a second from PubTator to PubTator, and beside a transformers pipeline.
+
+    python -m benchmarks.annotate --out FOLDER --corpus CORPUS.pubtator [--run RUN] [--documents 20000]
+        [--network 345m|mini] [--vocabulary VOCAB.txt] [--workers 0 8] [--pipeline]
+
+The corpus is repeated to the number of documents. Without a run one of random weights is made (its entities are noise,
+its speed is that of a trained one). `processing` leaves out the start of Python and loading the network, `whole` has
+both. --pipeline runs transformers' token-classification pipeline (aggregation, stride) with the same weights on the
+same texts in the same run, at several batch sizes, and compares the entities.
+"""
+
+import argparse
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megabert.cli import main as megabert_main
+from megabert.formats.documents.convert_documents import read_documents
+
+NETWORKS = {
+    "345m": "{hidden_size: 1024, num_layers: 24, num_attention_heads: 16, max_position_embeddings: 512}",
+    "mini": "{hidden_size: 320, num_layers: 6, num_attention_heads: 5, max_position_embeddings: 512}",
+}
+TAGS = ("O", "B-Chemical", "I-Chemical", "B-Disease", "I-Disease")
+BATCH_SIZES = (1, 8)
+
+
+def repeated(corpus: Path, count: int, output: Path) -> None:
+    """Write a corpus of so many documents, copies of the given ones under identifiers of their own."""
+    records = re.split(r"\n\n+", corpus.read_text(encoding="utf-8").strip())
+    with output.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            name, rest = records[number % len(records)].split("|", 1)
+            lines = f"{name}|{rest}".splitlines()
+            texts = [line.replace(name, str(number + 1), 1) for line in lines if "|t|" in line or "|a|" in line]
+            file.write("\n".join([*texts, "", ""]))
+
+
+def make_run(folder: Path, network: str, vocabulary: Path) -> Path:
+    """Train a network of random weights for one step."""
+    data = folder / "words.tsv"
+    data.write_text("".join(f"word\t{tag}\n" for tag in TAGS) + "\n", encoding="utf-8")
+    run = folder / f"run-{network}"
+    code = megabert_main(
+        [
+            "train",
+            "token_classification",
+            f"model.train_ds.file={data}",
+            f"model.validation_ds.file={data}",
+            f"model.tokenizer.vocab_file={vocabulary}",
+            "model.language_model.pretrained_model_name=null",
+            f"model.language_model.config={NETWORKS[network]}",
+            "trainer.max_steps=1",
+            "trainer.enable_progress_bar=false",
+            f"exp_manager.explicit_log_dir={run}",
+        ]
+    )
+    assert code == 0
+    return run
+
+
+def annotate(run: Path, corpus: Path, output: Path, workers: int, options: list[str]) -> dict[str, Any]:
+    """Run the command; returns documents a second and its largest memory."""
+    shutil.rmtree(output, ignore_errors=True)
+    words = ["annotate", str(corpus), "--entities", str(run), "-o", str(output), "--format", "pubtator"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "megabert", *words, "--workers", str(workers), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.monotonic() - start
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = re.search(r"([\d,]+) documents in ([\d.]+) s", done.stderr)
+    assert found
+    documents = int(found[1].replace(",", ""))
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {
+        "workers": workers,
+        "documents": documents,
+        "whole": round(documents / seconds, 1),
+        "processing": round(documents / float(found[2]), 1),
+        "gigabytes": round(memory, 2),
+        "options": options,
+    }
+
+
+def pipeline_speeds(run: Path, corpus: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """Time transformers' pipeline with the weights of a run."""
+    import torch
+    from transformers import AutoTokenizer, MegatronBertForTokenClassification, pipeline
+
+    import megabert
+
+    predictor = megabert.load(run, accelerator="cpu")
+    exported = folder / "huggingface"
+    shutil.rmtree(exported, ignore_errors=True)
+    assert megabert_main(["convert", str(run), str(exported), "--to", "huggingface"]) == 0
+    labels = list(predictor.task.labels)
+    model = MegatronBertForTokenClassification.from_pretrained(exported, num_labels=len(labels))
+    state = predictor.session.model.head.state_dict()
+    (weight,) = (value for name, value in state.items() if name.endswith("weight"))
+    (bias,) = (value for name, value in state.items() if name.endswith("bias"))
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+    model.config.id2label = dict(enumerate(labels))
+    texts = [passage.text for document in read_documents([corpus]) for passage in document.passages]
+    num_documents = sum(1 for _ in read_documents([corpus]))
+    tokenizer = AutoTokenizer.from_pretrained(exported, model_max_length=512)
+    for size in BATCH_SIZES:
+        tagger = pipeline("token-classification", model, tokenizer=tokenizer, aggregation_strategy="first", stride=128)
+        start = time.monotonic()
+        entities = sum(len(found) for found in tagger(iter(texts), batch_size=size))
+        speed = round(num_documents / (time.monotonic() - start), 2)
+        yield {"pipeline": size, "documents": num_documents, "processing": speed, "entities": entities}
+
+
+def main() -> None:
+    """Run the benchmark and print a row a setting, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--network", choices=NETWORKS, default="mini")
+    parser.add_argument("--vocabulary", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0])
+    parser.add_argument("--pipeline", action="store_true")
+    parser.add_argument("options", nargs="*", help="further options of megabert annotate, behind --")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    corpus = arguments.out / "corpus.pubtator"
+    repeated(arguments.corpus, arguments.documents, corpus)
+    run = arguments.run or make_run(arguments.out, arguments.network, arguments.vocabulary)
+    rows = []
+    for workers in arguments.workers:
+        rows.append(annotate(run, corpus, arguments.out / "annotated", workers, arguments.options))
+        print(json.dumps(rows[-1]), flush=True)
+    if arguments.pipeline:
+        for row in pipeline_speeds(run, corpus, arguments.out):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    (arguments.out / "annotate.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Session in a worker process: features go to the process that has the network, logits come back over a pipe."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import Features
+from ..inference import ProgressCallback, Session, SessionOutput
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Features of one call of `Session.run`, concatenated to three arrays: pickled in microseconds."""
+
+    session: int
+    """Which of the sessions of the process that has the networks."""
+    token_ids: NDArray[np.int32]
+    segment_ids: NDArray[np.int8]
+    lengths: NDArray[np.int32]
+    batch_size: int
+    max_length: int
+    pad_id: int
+
+    def answer(self, sessions: Sequence[Session]) -> tuple[NDArray[np.float32], bool]:
+        """Compute the logits in the process that has the networks.
+
+        Returns those of all tokens, [T, C], and true; or of a head for whole sequences [N, C], and false.
+        """
+        ends = np.cumsum(self.lengths)[:-1]
+        token_ids = np.split(self.token_ids.astype(np.int64), ends)
+        segment_ids = np.split(self.segment_ids.astype(np.int64), ends)
+        features = [Features(*pair) for pair in zip(token_ids, segment_ids, strict=True)]
+        output = sessions[self.session].run(
+            features, batch_size=self.batch_size, max_length=self.max_length, pad_id=self.pad_id
+        )
+        if output.logits[0].ndim == 2:
+            return np.concatenate(output.logits), True
+        return np.stack(output.logits), False
+
+
+@dataclass(frozen=True)
+class RemoteSession:
+    """A session of another process, or of none yet. Raises EOFError if that process ends."""
+
+    connection: Connection | None
+    number: int
+
+    @property
+    def needs_targets(self) -> bool:
+        """Features are sent without targets."""
+        return False
+
+    def without_head(self) -> Session:
+        """Refuse: documents are annotated by whole networks."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        features: Sequence[Features],
+        *,
+        batch_size: int,
+        max_length: int,
+        pad_id: int,
+        with_loss: bool = False,
+        progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> SessionOutput:
+        """Send the features and wait for their logits; without loss and progress."""
+        if not features:
+            return SessionOutput([], None)
+        lengths = np.array([len(item) for item in features], dtype=np.int32)
+        request = RunRequest(
+            self.number,
+            np.concatenate([item.token_ids for item in features]).astype(np.int32),
+            np.concatenate([item.segment_ids for item in features]).astype(np.int8),
+            lengths,
+            batch_size,
+            max_length,
+            pad_id,
+        )
+        assert self.connection is not None
+        self.connection.send(request)
+        logits, are_of_tokens = self.connection.recv()
+        return SessionOutput(np.split(logits, np.cumsum(lengths)[:-1]) if are_of_tokens else list(logits), None)

@@ -1,0 +1,234 @@
+"""The command `annotate`: documents in, the same documents with predicted entities and relations out."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, InputError
+from .console import log, new_parser, to_json
+
+if TYPE_CHECKING:
+    from ..annotate.shards import ShardWriter
+    from ..inference import Predictor
+
+EXAMPLES = """\
+The output is a folder of shards with a ledger (a line a document), or one file where OUT ends like a format
+(.jsonl, .pubtator, .parquet, ...). An interrupted command goes on with --resume and ends with the same bytes.
+
+examples:
+  megabert annotate pubmed/*.xml.gz --entities RUN -o mentions.parquet
+  megabert annotate corpus.bioc.xml --entities CHEMICALS --entities GENES --relations CHEMPROT \\
+      --pairs CHEMICAL:GENE -o annotated/ --format bioc
+"""
+
+
+def annotate(words: Sequence[str]) -> int:
+    """Annotate documents in bulk: megabert annotate INPUT... --entities RUN -o OUT."""
+    arguments = _parse(words)
+    if not arguments.entities and not arguments.relations:
+        raise ConfigError("Nothing is to be predicted. Give --entities RUN, --relations RUN, or both.")
+    if arguments.relations and not arguments.pairs:
+        raise ConfigError("--relations needs the types of the entities: --pairs HEAD:TAIL, for example CHEMICAL:GENE.")
+    from ..annotate.shard_formats import shard_format
+    from ..annotate.shards import ShardWriter, claim, shard_lines
+    from ..formats.documents.document_formats import format_by_ending
+    from ..storage import folder_lock
+
+    output, (part, num_parts) = arguments.output, arguments.part
+    by_ending = format_by_ending(output) if output.suffix else None
+    shards = shard_format(arguments.format or (by_ending.name if by_ending else "jsonl"))
+    if by_ending is not None and output.exists():
+        raise ConfigError(f"{output} exists. Remove it, or name another file.")
+    folder = output if by_ending is None else output.with_name(f"{output.name}.shards")
+    if num_parts > 1:
+        folder /= f"part-{part + 1}-of-{num_parts}"
+    entity_runs = [_load(path, arguments) for path in arguments.entities]
+    relation_runs = [_load(path, arguments) for path in arguments.relations]
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder) as is_free:
+        if is_free is False:
+            raise InputError(f"another process annotates to {folder}. Wait for it, or name another folder.")
+        job = _describe(arguments, shards.form.name, entity_runs, relation_runs)
+        ledger = claim(folder, job, shards, resume=arguments.resume)
+        _run(arguments, ShardWriter(folder, shards, arguments.shard_size, ledger), entity_runs, relation_runs)
+        if by_ending is not None and num_parts == 1:
+            shards.join(folder, shard_lines(folder), output)
+            log(f"Wrote {output}; its ledger is in {folder}.")
+        else:
+            log(f"Wrote {ledger.shards:,} shards and ledger.jsonl in {folder}.")
+    print(to_json(ledger.summary()))
+    return 0
+
+
+def _run(
+    arguments: argparse.Namespace,
+    writer: "ShardWriter",
+    entity_runs: "Sequence[Predictor]",
+    relation_runs: "Sequence[Predictor]",
+) -> None:
+    """Annotate what the writer's ledger does not have yet, and report speed and losses."""
+    from ..annotate.job import AnnotateChunks, Inputs, run_job
+    from ..formats.documents.training_examples import PairOptions
+
+    skips_faults = arguments.on_error == "skip"
+    inputs = Inputs(
+        tuple(arguments.input),
+        arguments.input_format,
+        arguments.offsets,
+        arguments.id_column,
+        arguments.text_column,
+        arguments.lines,
+        skips_faults,
+        arguments.part,
+    )
+    pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
+    existing, abbreviations = arguments.existing, arguments.abbreviations
+    work = AnnotateChunks(entity_runs, relation_runs, pairs, existing, abbreviations, skips_faults, writer.output)
+    before, start = writer.ledger.documents, time.monotonic()
+    if before:
+        log(f"Resuming behind {before:,} documents in {writer.ledger.shards:,} shards.")
+    predictors = [*entity_runs, *relation_runs]
+    sessions = [predictor.session for predictor in predictors]
+    with _progress() as progress:
+        losses = run_job(inputs, work, sessions, writer, _num_workers(arguments, predictors), progress)
+    for line in losses.lines(writer.output.form.name):
+        log(line)
+    done, seconds = writer.ledger.documents - before, time.monotonic() - start
+    log(f"{done:,} documents in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} a second.")
+
+
+def _describe(
+    arguments: argparse.Namespace, form: str, entity_runs: "Sequence[Predictor]", relation_runs: "Sequence[Predictor]"
+) -> dict[str, Any]:
+    """Return all on which the output depends, as plain values: what a resumed command must have, too."""
+    names = (
+        "input", "input_format", "offsets", "id_column", "text_column", "lines", "existing", "scope", "abbreviations",
+        "on_error", "part", "shard_size", "max_seq_length", "batch_size", "precision",
+    )  # fmt: skip
+    job = {name: getattr(arguments, name) for name in names} | {
+        "format": form,
+        "pairs": sorted(map(":".join, arguments.pairs)),
+        "entities": [predictor.digest for predictor in entity_runs],
+        "relations": [predictor.digest for predictor in relation_runs],
+    }
+    values: dict[str, Any] = json.loads(json.dumps(job))  # tuples as the file has them
+    return values
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = new_parser("annotate", annotate, EXAMPLES)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("input", nargs="+", help="files, folders or quoted globs, compressed or not; - is standard input")
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="file or new folder")
+    runs: dict[str, Any] = {"type": Path, "action": "append", "default": [], "metavar": "RUN"}
+    add("--entities", **runs, help="run of token_classification; several are applied one after the other")
+    add("--relations", **runs, help="run of relation_extraction")
+    pair: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "HEAD:TAIL"}
+    add("--pairs", **pair, help="types of entities between which --relations are classified; may be repeated")
+    add(
+        "--scope",
+        choices=("sentence", "document"),
+        default="sentence",
+        help="relations of mentions in one sentence, or of identifiers in one document",
+    )
+    add(
+        "--format",
+        help="pubtator, bioc, bioc-json, brat, jsonl, conll, csv, parquet, ...; default: by OUT's ending, else jsonl",
+    )
+    add("--input-format", help="default: by the ending and the content of each file")
+    add("--offsets", default="code-points", help="unit of the input's offsets: code-points, bytes, utf-16, crlf or lf")
+    add("--id-column", help="column of tables with the documents' identifiers")
+    add("--text-column", help="column of tables with the texts")
+    add("--lines", action="store_true", help="plain text has a document a line, not a file")
+    add(
+        "--existing",
+        choices=("keep", "replace", "use"),
+        default="keep",
+        help="annotations of the input: kept, removed, or the only arguments of relations",
+    )
+    add("--abbreviations", action="store_true", help="keep the abbreviations that each document defines, as infon")
+    add("--on-error", choices=("stop", "skip"), default="stop", help="skip: list faults and failures in the ledger")
+    add("--resume", action="store_true", help="go on with an interrupted command")
+    add("--shard", type=_part, default=(0, 1), dest="part", metavar="I/N", help="annotate the I-th of N parts")
+    add("--shard-size", type=int, default=1000, help="documents of a shard of the output; default: 1000")
+    add("--workers", type=int, help="processes that tokenize and decode; default: 0 on a CPU, else up to 8")
+    add("--max_seq_length", type=int, help="tokens of a window; default: the most that the network takes")
+    add("--batch_size", type=int, default=32, help="token budget of a batch, in windows; default: 32")
+    add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
+    add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+    return parser.parse_args(list(words))
+
+
+def _pair(word: str) -> tuple[str, str]:
+    head, colon, tail = word.partition(":")
+    if not (head and colon and tail):
+        raise argparse.ArgumentTypeError(f"{word!r} is no pair of types HEAD:TAIL")
+    return head, tail
+
+
+def _part(word: str) -> tuple[int, int]:
+    number, _, total = word.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise argparse.ArgumentTypeError(f"{word!r} is no part I/N with 1 <= I <= N")
+    return int(number) - 1, int(total)
+
+
+def _load(path: Path, arguments: argparse.Namespace) -> "Predictor":
+    """Load a run with windows as long as its network takes; as an inference object."""
+    from dataclasses import replace
+
+    from ..build import load_run
+    from ..torch_session import TorchSession
+
+    predictor = load_run(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    assert isinstance(predictor.session, TorchSession)
+    positions = predictor.session.model.encoder.config.max_positions
+    length = min(arguments.max_seq_length or positions, positions)
+    predictor.task.settings.model.dataset.max_seq_length = length
+    return replace(predictor, batch_size=arguments.batch_size)
+
+
+def _negative_label(runs: "Sequence[Predictor]") -> str:
+    labels = {predictor.task.settings.model.dataset.negative_label for predictor in runs} or {"false"}
+    if len(labels) > 1:
+        raise ConfigError(f"the relation runs have different negative labels: {', '.join(sorted(labels))}.")
+    return str(labels.pop())
+
+
+def _num_workers(arguments: argparse.Namespace, predictors: "Sequence[Predictor]") -> int:
+    if arguments.workers is not None:
+        return max(int(arguments.workers), 0)
+    if all(str(getattr(predictor.session, "device", "cpu")) == "cpu" for predictor in predictors):
+        return 0
+    return max(min(8, len(os.sched_getaffinity(0)) - 2), 0)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Any, int], None]]:
+    """Show documents and documents a second on stderr if it is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    start = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("annotating")
+        first: list[int] = []
+
+        def update(ledger: Any, waiting: int) -> None:
+            done = ledger.documents + waiting
+            first[:] = first or [ledger.documents]
+            speed = (done - first[0]) / max(time.monotonic() - start, 1e-9)
+            bar.update(task, description=f"{done:,} documents, {speed:,.0f} a second, {ledger.faults:,} faults")
+
+        yield update
