@@ -20,7 +20,7 @@ from .annotator import EntityAnnotator, RelationAnnotator, annotate, without_ann
 from .pipeline import process_chunks
 from .remote_session import RemoteSession
 from .shard_formats import ShardFormat
-from .shards import Ledger, Record, ShardWriter
+from .shards import Ledger, ShardRecord, ShardWriter
 
 CHUNK_DOCUMENTS = 64
 """Documents that are annotated together: about two batches of 32 x 512 tokens."""
@@ -100,7 +100,7 @@ class AnnotateChunks:
     skip_faults: bool
     output: ShardFormat
 
-    def __call__(self, sessions: Sequence[Session]) -> Callable[[Chunk], tuple[list[Record], Losses]]:
+    def __call__(self, sessions: Sequence[Session]) -> Callable[[Chunk], tuple[list[ShardRecord], Losses]]:
         """Return the function from a chunk to its records, and to what the format could not hold."""
         predictors = [
             replace(predictor, session=session)
@@ -114,7 +114,7 @@ class AnnotateChunks:
         ]
         return partial(self._annotate_chunk, annotators)
 
-    def _annotate_chunk(self, annotators: Sequence[Any], chunk: Chunk) -> tuple[list[Record], Losses]:
+    def _annotate_chunk(self, annotators: Sequence[Any], chunk: Chunk) -> tuple[list[ShardRecord], Losses]:
         losses = Losses()
         documents = [item for item in chunk.items if isinstance(item, Document)]
         try:
@@ -124,10 +124,10 @@ class AnnotateChunks:
                 raise
             # One of them fails: each alone shows which, and the others are annotated.
             done = (self._record_or_failure(annotators, document, losses) for document in documents)
-        records = [Record({"fault": item}) if isinstance(item, str) else next(done) for item in chunk.items]
+        records = [ShardRecord({"fault": item}) if isinstance(item, str) else next(done) for item in chunk.items]
         return records, losses
 
-    def _records(self, annotators: Sequence[Any], documents: Sequence[Document], losses: Losses) -> list[Record]:
+    def _records(self, annotators: Sequence[Any], documents: Sequence[Document], losses: Losses) -> list[ShardRecord]:
         if self.existing == "replace":
             documents = [without_annotations(document) for document in documents]
         if self.abbreviations:
@@ -143,14 +143,16 @@ class AnnotateChunks:
                 "relations": dict(sorted(Counter(relation.type for relation in document.relations).items())),
                 "status": "done",
             }
-            records.append(Record(line, self.output.render(document, losses)))
+            records.append(ShardRecord(line, self.output.render(document, losses)))
         return records
 
-    def _record_or_failure(self, annotators: Sequence[Any], document: Document, losses: Losses) -> Record:
+    def _record_or_failure(self, annotators: Sequence[Any], document: Document, losses: Losses) -> ShardRecord:
         try:
             return self._records(annotators, [document], losses)[0]
         except MegabertError as error:
-            return Record({"id": document.id, "location": document.location, "status": "failed", "error": str(error)})
+            return ShardRecord(
+                {"id": document.id, "location": document.location, "status": "failed", "error": str(error)}
+            )
 
 
 def run_job(

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..formats.documents.document import Document
+from ..formats.documents.document_formats import DocumentFormat, find_format
 from ..formats.documents.losses import Losses
 from ..formats.documents.mention_table import ParquetRows, mention_rows
-from ..formats.documents.document_formats import DocumentFormat, find_format
 from ..storage import atomic_file, atomic_folder, atomic_write
 
 

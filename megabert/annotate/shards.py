@@ -24,7 +24,7 @@ JOB = "job.json"
 
 
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """A document's line of the ledger, and the document as its format's worker rendered it; None: it failed."""
 
     line: Mapping[str, Any]
@@ -138,7 +138,7 @@ class ShardWriter:
     def __init__(self, folder: Path, output: ShardFormat, shard_size: int, ledger: Ledger) -> None:
         self._folder, self._shard_size = folder, shard_size
         self.output, self.ledger = output, ledger
-        self._records: list[Record] = []
+        self._records: list[ShardRecord] = []
         self._size = 0
 
     @property
@@ -146,7 +146,7 @@ class ShardWriter:
         """Count the records that no shard has yet."""
         return len(self._records)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: ShardRecord) -> None:
         """Add a record; a shard that becomes full is written."""
         self._records.append(record)
         self._size += self.output.size(record.content)
