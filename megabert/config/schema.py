@@ -139,7 +139,7 @@ class LanguageModelSettings:
     """The encoder to start from."""
 
     pretrained_model_name: str | None = "megatron-bert-345m-uncased"
-    """Published name (see `megabert models`), file, folder, or org/name on the Hugging Face hub; null: random weights."""
+    """Published name (see `megabert models`), file, folder, or org/name of the hub; null: random weights."""
     lm_checkpoint: str | None = None
     """Checkpoint file or folder that replaces the published weights (--bert_checkpoint)."""
     config_file: str | None = None
