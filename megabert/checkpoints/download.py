@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import CheckpointError
-from .cache_files import explain_write_errors, file_sha256, locked
+from ..storage import file_sha256
+from .cache_files import explain_write_errors, locked
 from .partial_download import BLOCK, DownloadError, PartialDownload, Progress, Version
 
 # The standard library's client suffices for one GET with three headers. Others would bring connection pools, cookies

@@ -12,6 +12,7 @@ from email.message import Message
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..json_documents import read_json_object
 from .cache_files import explain_write_errors
 
 # Called with the number of bytes that have arrived, resumed ones included, and the length (None: unknown).
@@ -38,6 +39,18 @@ class Version:
         """Read the version from the headers of a response."""
         return cls(url, headers.get("ETag"), headers.get("Last-Modified"), total)
 
+    @classmethod
+    def of_file(cls, path: Path) -> "Version | None":
+        """Read a version file; None if it is missing or is none, such as one truncated while it was written."""
+        try:
+            fields = read_json_object(path)
+        except CheckpointError:
+            return None
+        texts, total = (fields.get(name) for name in ("url", "etag", "last_modified")), fields.get("total")
+        is_valid = fields.keys() <= {"url", "etag", "last_modified", "total"} and isinstance(fields.get("url"), str)
+        is_valid &= all(text is None or isinstance(text, str) for text in texts)
+        return cls(**fields) if is_valid and (total is None or (type(total) is int and total >= 0)) else None
+
     @property
     def validator(self) -> str | None:
         """The value for If-Range: a strong ETag, else the date."""
@@ -59,9 +72,8 @@ class PartialDownload:
 
     def _resume(self) -> None:
         """Resume an earlier download if it has the same address and a version that the server can compare."""
-        try:
-            version = Version(**json.loads(self.version_path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):  # missing, or truncated while it was written
+        version = Version.of_file(self.version_path)
+        if version is None:
             return
         if version.url != self.url or version.validator is None or not self.path.is_file():
             return

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...json_documents import read_json_object
 from .chunked_tensor import Chunked, layer_of
-from .json_object import read_json_object
 from .lazy_tensor import LazyTensor, Readable, Region, open_regular
 from .pickle_reader import Record
 from .torch_pickle import Storages, load_pickle

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...json_documents import read_json_object
 from .chunked_tensor import Chunked
-from .json_object import read_json_object
 from .lazy_tensor import open_regular
 
 _DTYPES = {

@@ -8,7 +8,6 @@ nemo/collections/nlp/parts/nlp_overrides.py, nemo/collections/nlp/modules/common
 examples/nlp/language_modeling/{megatron_lm_ckpt_to_nemo.py,conf/megatron_bert_config.yaml}.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from ...errors import CheckpointError
+from ...json_documents import parse_json
 from ..files.lazy_tensor import Region, open_regular
 from ..files.tar_archive import is_tar, read_tar
 from ..files.weight_files import LazyTensor, open_region
@@ -148,10 +148,7 @@ def _read_member(region: Region, most: int = _LARGEST_MEMBER) -> bytes:
 
 
 def _read_json(region: Region) -> Any:
-    try:
-        return json.loads(_read_member(region))
-    except (ValueError, RecursionError) as error:
-        raise region.error(f"it cannot be read as JSON: {error}") from None
+    return parse_json(_read_member(region), region.label)
 
 
 def _tokenizer_files(config: Mapping[str, Any], members: Mapping[str, Region]) -> dict[str, bytes]:
