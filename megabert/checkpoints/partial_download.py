@@ -6,6 +6,7 @@ The bytes are in `<destination>.part`, the version (ETag, date, length) in `<des
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from email.message import Message
@@ -19,6 +20,10 @@ from .cache_files import explain_write_errors
 Progress = Callable[[int, int | None], None]
 
 BLOCK = 1 << 18  # bytes per read; at most this many are lost when a connection is reset
+
+
+MOST_BYTES = 2**40  # of a file whose length is nowhere given
+_VALIDATOR = re.compile(r"[\x20-\x7e]{1,1024}")  # that can be sent back in a header
 
 
 class DownloadError(CheckpointError):
@@ -55,7 +60,8 @@ class Version:
     def validator(self) -> str | None:
         """The value for If-Range: a strong ETag, else the date."""
         is_strong = self.etag is not None and not self.etag.startswith("W/")
-        return self.etag if is_strong else self.last_modified
+        validator = self.etag if is_strong else self.last_modified
+        return validator if validator and _VALIDATOR.fullmatch(validator) else None
 
 
 class PartialDownload:
@@ -93,9 +99,16 @@ class PartialDownload:
             self.path.touch()
             self.version_path.write_text(json.dumps(asdict(version)))
 
+    @property
+    def most_bytes(self) -> int:
+        """The size that the download must not exceed: the announced or the expected one, else `MOST_BYTES`."""
+        sizes = [size for size in (self.version.total, self.expected_size) if size is not None]
+        return min(sizes, default=MOST_BYTES)
+
     def append(self, blocks: Iterator[bytes], report: Progress) -> None:
         """Write the blocks as they arrive. Written bytes are kept when the transfer is interrupted."""
         total = self.version.total
+        most = self.most_bytes
         with explain_write_errors(self.path):
             handle = self.path.open("ab", buffering=0)  # so that a full disk fails here and not on closing
         with handle:
@@ -106,10 +119,10 @@ class PartialDownload:
                         rest = rest[handle.write(rest) :]
                 self.sha256.update(block)
                 self.size += len(block)
+                if self.size > most:
+                    self.discard()
+                    raise DownloadError(f"{self.url}: it sends more than the {most:,} bytes that are expected")
                 report(self.size, total)
-        if total is not None and self.size > total:
-            self.discard()
-            raise DownloadError(f"{self.url}: it sends more than the {total:,} bytes that it announced")
 
     def discard(self) -> None:
         """Delete the downloaded bytes and the version."""

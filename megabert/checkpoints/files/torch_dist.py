@@ -140,14 +140,11 @@ def _open_tensors(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Readab
     return tensors
 
 
-def _dims(value: object, name: str, folder: Path) -> tuple[int, ...]:
-    if (
-        not isinstance(value, tuple)
-        or len(value) > MOST_DIMS
-        or any(type(dim) is not int or not 0 <= dim < 2**40 for dim in value)
-    ):
+def _dims(value: Any, name: str, folder: Path) -> tuple[int, ...]:
+    is_valid = isinstance(value, tuple) and len(value) <= MOST_DIMS
+    if not is_valid or any(type(dim) is not int or not 0 <= dim < 2**40 for dim in value):
         raise CheckpointError(f"{folder}/.metadata: {name[:80]} has an invalid shape or offset.")
-    return value
+    return tuple(value)
 
 
 def _dtype(properties: object, name: str, folder: Path) -> torch.dtype:

@@ -59,7 +59,7 @@ def test_a_huge_array_is_refused_before_memory_is_allocated(tmp_path):
     with pytest.raises(CheckpointError, match=r"0\.0 has 24 bytes; 1099511627776 are expected"):
         open_zarr(tmp_path)["x"].read()
     with pytest.raises(CheckpointError, match="an array of 65 dims"):
-        write_array(tmp_path / "x", torch.ones(4, 6), (2, 3), shape=[1] * 65, chunks=[1] * 65)
+        write_array(tmp_path / "y", torch.ones(4, 6), (2, 3), shape=[1] * 65, chunks=[1] * 65)
         open_zarr(tmp_path)
 
 
