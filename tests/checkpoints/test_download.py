@@ -579,8 +579,8 @@ def test_a_malformed_range_starts_over(server: Server, client: Client, header: s
 
 @pytest.mark.parametrize(
     "change",
-    [{"etag": 3}, {"etag": '"a\nb"'}, {"etag": "\u20ac"}, {"total": "5"}, {"total": -1}, {"total": 10**30}, {"total": True},
-     {"url": None}, {"etag": None, "last_modified": ["x"]}, {"more": 1}],
+    [{"etag": 3}, {"etag": '"a\nb"'}, {"etag": "\u20ac"}, {"total": "5"}, {"total": -1}, {"total": 10**30},
+     {"total": True}, {"url": None}, {"etag": None, "last_modified": ["x"]}, {"more": 1}],
 )  # fmt: skip
 def test_a_malformed_version_file_is_not_used(server: Server, client: Client, change: dict[str, object]) -> None:
     client.path.parent.mkdir()
