@@ -264,6 +264,11 @@ def restore(
     """
     try:
         name = task_name or contents.documents["run"]["task"]
+        lower_case = contents.documents["tokenizer"]["lower_case"]
+        if not isinstance(name, str) or not isinstance(lower_case, bool):
+            raise CheckpointError(
+                f"{folder}: the task {name!r:.40} or lower_case {lower_case!r:.40} is of another type."
+            )
         if name.endswith(".py") and task_name is None:
             raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
         task_type = registry.find(name)
@@ -272,12 +277,11 @@ def restore(
                 task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
-        lower_case = contents.documents["tokenizer"]["lower_case"]
         rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
-    except (KeyError, TypeError) as error:
+        task = task_type(settings)
+        task.restore_state(contents.documents.get("task", {}))
+    except (KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
-    task = task_type(settings)
-    task.restore_state(contents.documents.get("task", {}))
     files = {name: content.encode() for name, content in contents.texts.items()}
     tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
     if tokenizer is None:

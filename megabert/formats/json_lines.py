@@ -20,8 +20,8 @@ def json_row(line: str, location: str) -> Row:
     """Parse a line's JSON object."""
     try:
         values = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
         raise InputError(f"{location}: not JSON: {reason}. Write one JSON object a line.") from None
     if not isinstance(values, dict):
         raise InputError(f"{location}: a JSON {type(values).__name__}; expected an object, one a line.")

@@ -41,6 +41,8 @@ def read_squad(path: Path) -> list[Example]:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply for a SQuAD file.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{path}: not JSON: {str(error).partition(';')[0]}.") from None
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         raise InputError(f'{path} is not a SQuAD file: expected {{"data": [{{"paragraphs": [...]}}, ...]}}.')

@@ -288,7 +288,7 @@ def _gold_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
 def _read_predictions(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
         raise InputError(f'{path} is not a file of predictions: expected {{"question id": "answer", ...}}.')

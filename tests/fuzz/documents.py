@@ -31,8 +31,8 @@ from tests.formats.test_corpus_documents import PUBMED
 from tests.fuzz.bytes import damaged
 from tests.tasks.test_malformed import READERS
 
-NUM, NUM_IN_TESTS = 3_000, 150
-RUN = Path(__file__).parents[1] / "runs_v1" / "token_classification" / "run"
+NUM, NUM_IN_TESTS = 2_000, 80
+RUN = Path(__file__).parents[1] / "runs_v1" / "text_classification" / "run"
 VALUES = [
     None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
     "x", "é", "\ud800", "\0", "a\nb", "../x", "/etc/passwd", "1", "x" * 10_000, [], {}, [1], ["x"], [[]], {"x": 1}, {"": {}},

@@ -61,7 +61,9 @@ def many(random):
     step = random.choice((1, MODULUS, 2**32, 2**20))
     numbers = range(size // 12)
     body = {
-        "integers": lambda: b"".join(b"\x8a\x09" + (number * step % 2**63).to_bytes(9, "little") + b"N" for number in numbers),
+        "integers": lambda: b"".join(
+            b"\x8a\x09" + (number * step % 2**63).to_bytes(9, "little") + b"N" for number in numbers
+        ),
         "entries": lambda: b"".join(b"I%d\nN" % (number * step) for number in numbers),
         "memo": lambda: b"N" + b"".join(b"p%d\n" % (number * step) for number in numbers),
         "text": lambda: b"X" + struct.pack("<I", size) + b"a" * size,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...data.prefetch import prefetch
 from ...errors import CheckpointError, MegabertError
-from ...json_documents import json_bytes, parse_json, parse_json_object, parse_sealed, sealed
+from ...json_documents import json_bytes, parse_json_object, parse_sealed, sealed
 from ...storage import atomic_folder, replace_folder, temporary_name
 from ..files.lazy_tensor import LazyTensor, Readable, in_memory, open_regular
 from ..files.safetensors_file import open_safetensors, safetensors_pieces
@@ -166,7 +166,7 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "json" and name not in _TEXT_FILES:
-            documents[stem] = parse_json(_read_verified(folder / name, entry), str(folder / name))
+            documents[stem] = parse_json_object(_read_verified(folder / name, entry), str(folder / name))
         elif suffix != "safetensors":
             texts[name] = _read_verified(folder / name, entry).decode()
     tensors: dict[str, dict[str, LazyTensor]] = {}
