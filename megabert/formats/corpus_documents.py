@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from xml.etree import ElementTree
 
 from ..errors import InputError
@@ -136,8 +136,8 @@ def _read_json(source: _Input) -> Iterator[str]:
 
 def _read_pubmed(source: _Input) -> Iterator[str]:
     # Expat itself stops at entities that grow (from 2.4.1 on), and external ones are not fetched.
-    parser = ElementTree.XMLPullParser(("start", "end"))
-    root: ElementTree.Element | None = None
+    parser: Any = ElementTree.XMLPullParser(("start", "end"))
+    root: Any = None
     size = 0  # since the last article, from which on the tree is kept in memory
     try:
         while block := source.file.read(_XML_BLOCK):

@@ -1,6 +1,6 @@
 """Fuzz the readers: `python -m tests.fuzz SUITE... [--seed N] [--share X]` prints a report as a line of JSON each.
 
-`--share 0.1` runs a tenth of the cases; `--share tests` as many as the normal tests do. Exit code 1 if there is a defect.
+`--share 0.1` runs a tenth of the cases, `--share tests` as many as the normal tests do. A defect means exit code 1.
 """
 
 import argparse

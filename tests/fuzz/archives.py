@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import warnings
 import zipfile
 
@@ -15,11 +14,13 @@ from tests.checkpoints.files.test_tar_archive import END, HOSTILE, entry, pax
 from tests.checkpoints.nemo.test_open_nemo import CONFIG, pack, saved
 from tests.fuzz.bytes import damaged
 
-NUM, NUM_IN_TESTS = 500, 30
+NUM, NUM_IN_TESTS = 500, 12
 NAMES = [
     "model_config.yaml", "model_weights.ckpt", "a/data.pkl", "a/data/0", "a/version", "archive/byteorder", "x.pt",
-    "release/mp_rank_00/model_optim_rng.pt", "../evil.pt", "/tmp/evil.pt", "a\\b.pt", "\u202ex.pt", "model/code/a.py", "a//b",
-    "./model_weights.ckpt", "MODEL_CONFIG.YAML", "vocab.txt", "x" * 300, "a/" * 100 + "x", "é.pt", "e\u0301.pt", "", ".",
+    "release/mp_rank_00/model_optim_rng.pt", "../evil.pt", "/tmp/evil.pt", "a\\b.pt", "\u202ex.pt",
+    "model/code/a.py", "a//b",
+    "./model_weights.ckpt", "MODEL_CONFIG.YAML", "vocab.txt", "x" * 300, "a/" * 100 + "x", "é.pt", "e\u0301.pt", "",
+    ".",
 ]  # fmt: skip
 
 
@@ -106,4 +107,4 @@ def run(state, random):
 
 
 def tree(folder):
-    return {os.path.join(where, name)[len(str(folder)) + 1 :] for where, _, names in os.walk(folder) for name in names}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

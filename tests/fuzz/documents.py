@@ -3,6 +3,7 @@
 Sealed documents get a new seal, as a hostile author would make it. Readers of data files are given all of theirs.
 """
 
+import contextlib
 import functools
 import json
 import shutil
@@ -31,11 +32,13 @@ from tests.formats.test_corpus_documents import PUBMED
 from tests.fuzz.bytes import damaged
 from tests.tasks.test_malformed import READERS
 
-NUM, NUM_IN_TESTS = 2_000, 80
+NUM, NUM_IN_TESTS = 2_000, 60
 RUN = Path(__file__).parents[1] / "runs_v1" / "text_classification" / "run"
 VALUES = [
-    None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
-    "x", "é", "\ud800", "\0", "a\nb", "../x", "/etc/passwd", "1", "x" * 10_000, [], {}, [1], ["x"], [[]], {"x": 1}, {"": {}},
+    None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, float("nan"),
+    float("inf"), "",
+    "x", "é", "\ud800", "\0", "a\nb", "../x", "/etc/passwd", "1", "x" * 10_000, [], {}, [1], ["x"], [[]], {"x": 1},
+    {"": {}},
     [None] * 10_000, {"_target_": "os.system"}, "${oc.env:HOME}", "\x1b[31m",
 ]  # fmt: skip
 DEEP = 100_000
@@ -109,6 +112,7 @@ def prepare(folder):
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     write_tokenizer(tokenizer)
+    assert read_huggingface_tokenizer(tokenizer)[1].num_tokens == 9
     cases += [
         (file, functools.partial(read_huggingface_tokenizer, tokenizer)) for file in sorted(tokenizer.glob("*.json"))
     ]
@@ -133,11 +137,9 @@ def prepare(folder):
         file = folder / f"data {name}" / reader.name
         file.write_text(reader.good)
         cases.append((file, functools.partial(read_data, reader, file)))
-    for file, read in cases:
-        try:
+    for _, read in cases:
+        with contextlib.suppress(MegabertError):
             read()
-        except MegabertError:
-            pass
     return cases
 
 
@@ -166,14 +168,26 @@ def read_data(reader, file):
 
 
 def write_tokenizer(folder):
-    from transformers import BertTokenizerFast
-
-    (folder / "v").mkdir()
-    words = "".join(f"{word}\n" for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b"))
-    (folder / "v" / "vocab.txt").write_text(words)
-    tokenizer = BertTokenizerFast(str(folder / "v" / "vocab.txt"))
-    tokenizer.add_tokens(["[E1]", "[E2]"])
-    tokenizer.save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b"]
+    flags = {"special": True, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    added = [flags | {"id": 7, "content": "[E1]"}, flags | {"id": 8, "content": "[E2]"}]
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "lowercase": True, "handle_chinese_chars": True}
+    pipeline = {
+        "added_tokens": added,
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {word: number for number, word in enumerate(words)},
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(pipeline))
+    decoder = {str(token["id"]): {key: token[key] for key in (*flags, "content")} for token in added}
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "added_tokens_decoder": decoder}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "added_tokens.json").write_text(json.dumps({"[E1]": 7, "[E2]": 8}))
     (folder / "special_tokens_map.json").write_text(
         json.dumps({"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}})

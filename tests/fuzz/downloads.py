@@ -58,7 +58,8 @@ def fault(url, random):
     cut = random.randrange(len(good))
     header = random.choice(
         [f"Content-Length: {random.choice((0, 1, -1, len(CONTENT) + 9, 10**18, HUGE, 'x', ''))}", f"a: {'b' * 70_000}",
-         "Transfer-Encoding: chunked", "Content-Encoding: gzip", f"Content-Range: bytes {HUGE}-1/{HUGE}", 'ETag: "two"', "ETag: é\x01",
+         "Transfer-Encoding: chunked", "Content-Encoding: gzip", f"Content-Range: bytes {HUGE}-1/{HUGE}",
+         'ETag: "two"', "ETag: é\x01",
          "\r\n", ": x", "a\0b: c", "Content-Length: 5\r\nContent-Length: 6", "a: b\r\n" * 200]
     )  # fmt: skip
     target = random.choice(
@@ -72,11 +73,12 @@ def fault(url, random):
         "cut": lambda: [(good[:cut], 0)],
         "header": lambda: [(b"HTTP/1.1 200 OK\r\n" + header.encode() + b"\r\n\r\n" + body, 0)],
         "redirect": lambda: [(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\n\r\n".encode() + bytes(10_000), 0)],
-        "status": lambda: [(f"HTTP/1.1 {status} \x1b[31m\r\nContent-Length: 3\r\nRetry-After: {HUGE}\r\n\r\nabc".encode(), 0)],
+        "status": lambda: [(f"HTTP/1.1 {status} \x1b[31m\r\nRetry-After: {HUGE}\r\n\r\nabc".encode(), 0)],
         "trickle": lambda: [(good[:at], 0) for at in [random.choice((9, 30, len(head) + 9))]] + [(b"x", 0.05)] * 40,
         "endless": lambda: [(head + b"\r\n\r\n", 0)] + [(bytes(100_000), 0)] * 100,
         "chunks": lambda: [(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + random.choice(
-            (b"xyz\r\n", b"-5\r\nabc", b"f" * 60 + b"\r\nabc", b"3\r\nabc\r\n0\r\n" + b"a: b\r\n" * 5000, b"0" * 70_000)), 0)],
+            (b"xyz\r\n", b"-5\r\nabc", b"f" * 60 + b"\r\nabc", b"3\r\nabc\r\n0\r\n" + b"a: b\r\n" * 5000,
+            b"0" * 70_000)), 0)],
         "continue": lambda: [(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0.02)] * 30,
     }[kind](), kind  # fmt: skip
 

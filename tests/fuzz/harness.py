@@ -2,8 +2,8 @@
 
 A suite is a module with NUM (cases of a full run), NUM_IN_TESTS, `prepare(folder)`, which returns the state of all
 cases, and `run(state, random)`, which makes one input, reads it and returns what happened, such as "read" or "refused".
-Case n of a seed is always the same. Any exception that `run` lets through, a case of more than SECONDS, and the death of
-the child, as by MemoryError, are defects. A suite that needs its own processes has `main(num, seed)` instead.
+Case n of a seed is always the same. Any exception that `run` lets through, a case of more than SECONDS, and the death
+of the child, as by MemoryError, are defects. A suite that has its own processes defines `main(num, seed)` instead.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def _run_in_child(suite, first, num, seed):
 def _child(suite, first, num, seed, results):
     folder = Path(tempfile.mkdtemp(prefix="megabert-fuzz-"))
     try:
-        with contextlib.redirect_stderr(open(os.devnull, "w", encoding="utf-8")):
+        with contextlib.redirect_stderr(Path(os.devnull).open("w", encoding="utf-8")):
             state = suite.prepare(folder)
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

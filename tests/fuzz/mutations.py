@@ -11,7 +11,7 @@ from megabert.checkpoints.open import open_checkpoint
 from megabert.errors import MegabertError
 from tests.fuzz.bytes import MUTATIONS
 
-NUM, NUM_IN_TESTS = 20_000, 200
+NUM, NUM_IN_TESTS = 20_000, 60
 
 
 def make_files(folder):

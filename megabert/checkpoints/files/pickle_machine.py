@@ -14,7 +14,7 @@ _LONGEST_CALL = 8  # torch._utils._rebuild_tensor_v3; also the longest tuple acc
 _WINDOW = 2**16
 _NUMBERS = {"<B": (1, False), "<H": (2, False), "<I": (4, False), "<Q": (8, False), "<i": (4, True)}
 _MOST_MEMO = 2**32  # LONG_BINPUT's; hashes of larger integers can be made to collide
-_CALL_WEIGHT = 3  # objects: a call makes a tensor or record of several
+_CALL_WEIGHT = 3  # objects: a call makes a tensor or record of several, a new name some strings
 _ENTRY_BYTES = 64  # of a dict or set, about
 
 
@@ -163,7 +163,7 @@ class Machine:
         if len(module) + len(name) > _LONGEST_NAME:
             raise ValueError(f"the name of a global has {len(module) + len(name)} characters.")
         if (module, name) not in self.globals:
-            self.count_object()
+            self.count_object(_CALL_WEIGHT)
             self.globals[module, name] = self.values.get((module, name), Global(module, name))
         return self.globals[module, name]
 

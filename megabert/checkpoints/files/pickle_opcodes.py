@@ -30,6 +30,8 @@ def _quoted(line: bytes) -> str | bytes:
 
 
 def _integer(line: bytes) -> int:
+    if len(line) == 1 and line.isdigit():
+        return int(line)
     if line in (b"00", b"01"):  # how protocol 0 writes False and True
         return line == b"01"
     if not re.fullmatch(rb"-?[0-9]{1,600}L?", line):

@@ -36,16 +36,18 @@ def read_pickle(
     calls: Mapping[Name, Call] | None = None,
     values: Mapping[Name, object] | None = None,
     persistent_id: Callable[[object], object] | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
 ) -> Pickle:
     """Read the one pickle that begins at `offset`.
 
     `calls` adds to `CALLS`: exact (module, name) to a function of the arguments. `values` maps names to values.
     `persistent_id` resolves the identity of an object outside the pickle. All of them raise ValueError for invalid
-    arguments. `limits` also bounds recursive traversals of the result, in which every cycle contains a Record.
+    arguments. `limits` (default: those of its size) also bounds recursive traversals of the result, in which every
+    cycle contains a Record.
     Raises CheckpointError, with `source` and the byte offset, for anything but a complete pickle.
     """
     readable = _Bytes(data) if isinstance(data, bytes) else data
+    limits = limits or Limits.of_size(readable.size)
     machine = Machine(readable, offset, CALLS | dict(calls or {}), KEYED_CALLS, values or {}, persistent_id, limits)
     try:
         value = _run(machine)

@@ -27,10 +27,10 @@ class ByteSource(Protocol):
 class Limits:
     """Bounds on a pickle: far above the needs of genuine checkpoints, far below what harms a computer."""
 
-    # A 24-layer model with its optimizer takes about 50,000; a million run for a second.
-    opcodes: int = 1_000_000
+    # A 24-layer model with its optimizer takes about 50,000; a million run for one to three seconds.
+    opcodes: int = 600_000
     # Containers, results of calls and entries of the memo: an opcode of one byte can make one of 300 bytes.
-    objects: int = 300_000
+    objects: int = 200_000
     # A recursive reader of the result stays below Python's 1,000 frames with up to three of them for a level.
     nesting: int = 256
     # Values in the result, each counted as often as a recursive reader visits it: a list of ten references to a
@@ -46,6 +46,16 @@ class Limits:
     # Those of strings depend on a random number.
     number_keys: int = 20_000
     tuple_keys: int = 4_000
+
+    @classmethod
+    def of_size(cls, num_bytes: int) -> "Limits":
+        """Choose the limits of a file: those above, and of a file of more than some megabytes up to five times more.
+
+        The metadata of a checkpoint from many processes need them.
+        """
+        factor = min(max(num_bytes / 2_400_000, 1.0), 5.0)
+        scaled = {name: int(getattr(cls, name) * factor) for name in ("opcodes", "objects", "values")}
+        return cls(**scaled)
 
 
 DEFAULT_LIMITS = Limits()

@@ -307,7 +307,7 @@ DEEP = 30_000  # thirty times Python's own limit for recursion
 LONG_TEXT = b"X" + struct.pack("<I", MILLION) + b"a" * MILLION
 TEN_TIMES_THE_LAST = b"]q\0" + b"".join(b"(" + (b"h" + bytes([i])) * 10 + b"lq" + bytes([i + 1]) for i in range(60))
 ENDLESS = {
-    "opcodes": (b"N0" * MILLION + b"N.", "more than 1000000 opcodes"),
+    "opcodes": (b"N0" * MILLION + b"N.", "more than 600000 opcodes"),
     "marks": (b"(" * DEEP + b".", "empty stack"),
     "nested lists": (b"]" * DEEP + b"a" * (DEEP - 1) + b".", "nested more than"),
     "nested tuples": (b")" + b"\x85" * DEEP + b".", "nested more than"),
@@ -336,9 +336,9 @@ ENDLESS = {
         "calls copy more",
     ),
     "long number of a memo entry": (b"Np" + b"9" * 30 + b"\n.", "memo entry whose number"),
-    "memo entries": (b"N" + b"\x94" * 300_001 + b".", "more than 300000 objects"),
-    "sets": (b"\x8f" * 300_001 + b".", "more than 300000 objects"),
-    "calls": (b"cx\ny\n2" + b")R2" * 100_001 + b".", "more than 300000 objects"),
+    "memo entries": (b"N" + b"\x94" * 200_001 + b".", "more than 200000 objects"),
+    "sets": (b"\x8f" * 200_001 + b".", "more than 200000 objects"),
+    "calls": (b"cx\ny\n2" + b")R2" * 70_001 + b".", "more than 200000 objects"),
     "long float": (b"F" + b"1" * 5000 + b"\n.", "line of more than 1024 bytes"),
 }
 
@@ -369,6 +369,12 @@ def test_each_limit_holds(limits, data, reason):
     with pytest.raises(CheckpointError, match=reason):
         read(data, limits=limits)
     read(data, persistent_id=str)
+
+
+def test_the_limits_of_large_files_are_higher_and_bounded():
+    limits = [Limits.of_size(size) for size in (0, 2_400_000, 4_800_000, 10**12)]
+    assert [limit.opcodes for limit in limits] == [600_000, 600_000, 1_200_000, 3_000_000]
+    assert limits[3].nesting == Limits().nesting
 
 
 def test_the_deepest_allowed_nesting_can_be_traversed_recursively():
