@@ -278,6 +278,8 @@ def restore(
     try:
         trained = contents.documents["run"]["task"]
         name = task_name or trained
+        if not isinstance(name, str):
+            raise CheckpointError(f"{folder}: the task {name!r:.40} is no name.")
         if name.endswith(".py") and task_name is None:
             raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
         if name != trained and name in registry.NAMES and trained in registry.NAMES:
@@ -290,11 +292,11 @@ def restore(
                 task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
-    except (KeyError, TypeError, AttributeError) as error:
+        task = task_type(settings)
+        task.restore_state(contents.documents.get("task", {}))
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
     tokenizer = _tokenizer_of(contents, folder)
-    task = task_type(settings)
-    task.restore_state(contents.documents.get("task", {}))
     stored = contents.tensors["model"]
     # Before anything of the declared size is built
     check_tensors({name: item for name, item in stored.items() if name.startswith("encoder.")}, config, str(folder))
@@ -308,6 +310,8 @@ def restore(
 def _tokenizer_of(contents: run_checkpoints.Contents, folder: Path) -> Tokenizer:
     try:
         lower_case = contents.documents["tokenizer"]["lower_case"]
+        if not isinstance(lower_case, bool):
+            raise CheckpointError(f"{folder}: lower_case {lower_case!r:.40} is neither true nor false.")
         rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None

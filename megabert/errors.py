@@ -44,7 +44,7 @@ class CheckpointError(MegabertError):
 
 
 class CheckpointWarning(UserWarning):
-    """A damaged checkpoint of a run is skipped; another one is used."""
+    """A damaged checkpoint of a run is skipped for another one, or a damaged cache entry is made again."""
 
 
 class Interrupted(MegabertError):  # noqa: N818  (not a failure: the run can be resumed)

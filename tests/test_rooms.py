@@ -16,7 +16,7 @@ PACKAGE = Path(megabert.__file__).parent
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 LINES = [  # lowest first; those of one line do not import each other
     {"errors", "kernels"},
-    {"storage"},
+    {"storage", "json_documents"},
     {"config", "tokenizers", "metrics", "model"},
     {"formats", "planner"},
     {"data"},
@@ -33,6 +33,7 @@ HEIGHT = {name: height for height, line in enumerate(LINES) for name in line}
 TORCH_FREE = (
     "errors",
     "storage",
+    "json_documents",
     "config",
     "tokenizers",
     "formats",

@@ -6,6 +6,7 @@ content depends on the number of workers. A bounded number of chunks is in fligh
 
 import multiprocessing
 import queue
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -22,6 +23,8 @@ Work = Callable[[Any], Any]
 MakeWork = Callable[[Sequence[Session]], Work]
 """Called once in each worker with its sessions; returns the function from a chunk to its result."""
 
+SWITCH_INTERVAL = 0.0002
+"""Seconds after which a thread must give up Python's lock: those that launch GPU work must not wait for the others."""
 CONCURRENT_RUNS = 2
 """One batch computes while the host packs the next, and copies the logits of the one before."""
 CHUNKS_PER_WORKER = 4
@@ -36,7 +39,10 @@ def process_chunks(read: ReadChunks, make_work: MakeWork, sessions: Sequence[Ses
     if workers == 0:
         yield from map(make_work(sessions), read())
         return
-    with _processes(read, make_work, len(sessions), workers) as (reader, connections):
+    with (
+        _switch_interval(SWITCH_INTERVAL),
+        _processes(read, make_work, len(sessions), workers) as (reader, connections),
+    ):
         idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         for connection in connections:
             idle.put(connection)
@@ -58,6 +64,16 @@ def process_chunks(read: ReadChunks, make_work: MakeWork, sessions: Sequence[Ses
                     if isinstance(result, BaseException):
                         raise result
                     yield result
+
+
+@contextmanager
+def _switch_interval(seconds: float) -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
-"""Files of the cache: hashes, locks between processes, and write errors with remedies."""
+"""Files of the cache: locks between processes, and write errors with remedies."""
 
 import errno
-import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -10,12 +9,6 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import CheckpointError
-
-
-def file_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a file, as hexadecimal digits. About a second for each 1.25 GB."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from ..storage import atomic_file, atomic_write
-from .cache_files import explain_write_errors, file_sha256, locked
+from ..json_documents import read_json_object
+from ..storage import atomic_file, atomic_write, file_sha256
+from .cache_files import explain_write_errors, locked
 from .download import download
 from .partial_download import DownloadError
 from .published import ROLES, File, Published, Role, published_checkpoints
@@ -250,10 +251,10 @@ def _check_vocabulary(published: Published, path: Path) -> str:
 
 def _check_json(published: Published, path: Path) -> str:
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        read_json_object(path)
+    except CheckpointError as error:
         return str(error)
-    return "" if isinstance(document, dict) else "it holds no JSON object"
+    return ""
 
 
 def _check_merges(published: Published, path: Path) -> str:
@@ -319,10 +320,14 @@ def _read_records(folder: Path) -> dict[str, _Record]:
     path = folder / RECORD_NAME
     if not path.exists():
         return {}
-    try:
-        return {name: _Record(**entry) for name, entry in json.loads(path.read_bytes()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Remove it; it will be written again.") from error
+    hint = "Remove it; it will be written again."
+    kinds = {"size": int, "mtime_ns": int, "sha256": str, "source": str, "date": str}
+    records = {}
+    for name, entry in read_json_object(path, hint=hint).items():
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != kinds:
+            raise CheckpointError(f"{path} is damaged: {name[:80]!r} is no record of a file. {hint}")
+        records[name] = _Record(**entry)
+    return records
 
 
 def _record(folder: Path, name: str, sha256: str, *, source: str) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from ..json_documents import read_json_object as read_config
 from ..model.config import EncoderConfig
 from ..tokenizers.huggingface_files import StoredTokenizer
 from ..tokenizers.rules import TokenizerRules
-from .files.json_object import read_json_object as read_config
 from .files.lazy_tensor import Readable, checked, resize_rows
 from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_huggingface, open_lone_file
 from .mapping import QKV_LAYOUTS, read_tensors

@@ -6,18 +6,24 @@ The bytes are in `<destination>.part`, the version (ETag, date, length) in `<des
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from email.message import Message
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..json_documents import read_json_object
 from .cache_files import explain_write_errors
 
 # Called with the number of bytes that have arrived, resumed ones included, and the length (None: unknown).
 Progress = Callable[[int, int | None], None]
 
 BLOCK = 1 << 18  # bytes per read; at most this many are lost when a connection is reset
+
+
+MOST_BYTES = 2**40  # of a file whose length is nowhere given
+_VALIDATOR = re.compile(r"[\x20-\x7e]{1,1024}")  # that can be sent back in a header
 
 
 class DownloadError(CheckpointError):
@@ -38,11 +44,24 @@ class Version:
         """Read the version from the headers of a response."""
         return cls(url, headers.get("ETag"), headers.get("Last-Modified"), total)
 
+    @classmethod
+    def of_file(cls, path: Path) -> "Version | None":
+        """Read a version file; None if it is missing or is none, such as one truncated while it was written."""
+        try:
+            fields = read_json_object(path)
+        except CheckpointError:
+            return None
+        texts, total = (fields.get(name) for name in ("url", "etag", "last_modified")), fields.get("total")
+        is_valid = fields.keys() <= {"url", "etag", "last_modified", "total"} and isinstance(fields.get("url"), str)
+        is_valid &= all(text is None or isinstance(text, str) for text in texts)
+        return cls(**fields) if is_valid and (total is None or (type(total) is int and total >= 0)) else None
+
     @property
     def validator(self) -> str | None:
         """The value for If-Range: a strong ETag, else the date."""
         is_strong = self.etag is not None and not self.etag.startswith("W/")
-        return self.etag if is_strong else self.last_modified
+        validator = self.etag if is_strong else self.last_modified
+        return validator if validator and _VALIDATOR.fullmatch(validator) else None
 
 
 class PartialDownload:
@@ -59,9 +78,8 @@ class PartialDownload:
 
     def _resume(self) -> None:
         """Resume an earlier download if it has the same address and a version that the server can compare."""
-        try:
-            version = Version(**json.loads(self.version_path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):  # missing, or truncated while it was written
+        version = Version.of_file(self.version_path)
+        if version is None:
             return
         if version.url != self.url or version.validator is None or not self.path.is_file():
             return
@@ -81,9 +99,16 @@ class PartialDownload:
             self.path.touch()
             self.version_path.write_text(json.dumps(asdict(version)))
 
+    @property
+    def most_bytes(self) -> int:
+        """The size that the download must not exceed: the announced or the expected one, else `MOST_BYTES`."""
+        sizes = [size for size in (self.version.total, self.expected_size) if size is not None]
+        return min(sizes, default=MOST_BYTES)
+
     def append(self, blocks: Iterator[bytes], report: Progress) -> None:
         """Write the blocks as they arrive. Written bytes are kept when the transfer is interrupted."""
         total = self.version.total
+        most = self.most_bytes
         with explain_write_errors(self.path):
             handle = self.path.open("ab", buffering=0)  # so that a full disk fails here and not on closing
         with handle:
@@ -94,10 +119,10 @@ class PartialDownload:
                         rest = rest[handle.write(rest) :]
                 self.sha256.update(block)
                 self.size += len(block)
+                if self.size > most:
+                    self.discard()
+                    raise DownloadError(f"{self.url}: it sends more than the {most:,} bytes that are expected")
                 report(self.size, total)
-        if total is not None and self.size > total:
-            self.discard()
-            raise DownloadError(f"{self.url}: it sends more than the {total:,} bytes that it announced")
 
     def discard(self) -> None:
         """Delete the downloaded bytes and the version."""

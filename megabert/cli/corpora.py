@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
+from ..formats.corpus_documents import LONGEST_DOCUMENT_MB
 from ..storage import atomic_write
 from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
 
@@ -46,14 +47,26 @@ def corpus(words: Sequence[str]) -> int:
         default=None,
         help="append the end-of-text token to each document, for GPT (default with vocab.json)",
     )
-    builder.add_argument("--json_key", default="text", help="key of the text in JSON lines (default: text)")
+    _add_document_options(builder)
     builder.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    viewer = add_subcommand(verbs, "info", _info, "Count documents, sequences and tokens of a corpus")
+    viewer = add_subcommand(
+        verbs, "info", _info, "Count documents, sequences and tokens of a corpus, and check all tokens"
+    )
     viewer.add_argument("prefix", type=Path, help="path without .bin and .idx")
-    viewer.add_argument("--vocab_file", type=Path, help="also print the first document, decoded")
+    viewer.add_argument("--vocab_file", type=Path, help="compare all tokens with it, and print the first document")
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
     return 0
+
+
+def _add_document_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json_key", default="text", help="key of the text in JSON lines (default: text)")
+    parser.add_argument(
+        "--max_document_mb",
+        type=float,
+        default=LONGEST_DOCUMENT_MB,
+        help=f"a longer line or document is an error (default: {LONGEST_DOCUMENT_MB})",
+    )
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -69,6 +82,7 @@ def _build(arguments: argparse.Namespace) -> None:
         by_sentence=(arguments.by or ("document" if is_gpt else "sentence")) == "sentence",
         append_end=is_gpt if arguments.append_end is None else arguments.append_end,
         json_key=arguments.json_key,
+        max_document_mb=arguments.max_document_mb,
     )
     with progress_bar("tokenizing") as progress:
         report = build(arguments.inputs, arguments.output, settings, workers=arguments.workers, progress=progress)
@@ -83,6 +97,10 @@ def _info(arguments: argparse.Namespace) -> None:
     from ..tokenizers.load import read_tokenizer
 
     dataset = IndexedDataset(arguments.prefix)
+    tokenizer = None
+    if arguments.vocab_file is not None:
+        tokenizer = read_tokenizer(arguments.vocab_file, None, lower_case=None)
+    largest = dataset.check_tokens(None if tokenizer is None else len(tokenizer))
     ends = np.concatenate([[0], np.cumsum(dataset.lengths, dtype=np.int64)])
     lengths = {"document": np.diff(ends[dataset.documents]), "sequence": dataset.lengths}
     counts = {
@@ -90,20 +108,15 @@ def _info(arguments: argparse.Namespace) -> None:
         "sequences": len(dataset),
         "tokens": dataset.num_tokens,
         "token_type": str(dataset.dtype),
+        "largest_token": largest,
     }
     spread = {
         f"tokens_of_a_{unit}": {"median": float(np.median(values)), "largest": int(values.max())}
         for unit, values in lengths.items()
     }
     show(to_json(counts | spread))
-    if arguments.vocab_file is not None:
-        tokenizer = read_tokenizer(arguments.vocab_file, None, lower_case=None)
+    if tokenizer is not None:
         for sequence in dataset.document(0):
-            if len(sequence) and int(sequence.max()) >= len(tokenizer):
-                raise InputError(
-                    f"{arguments.prefix} has token ids beyond the {len(tokenizer)} tokens of {arguments.vocab_file}. "
-                    "Give the vocabulary that it was built with."
-                )
             show(tokenizer.decode(sequence.tolist()))
 
 
@@ -121,7 +134,7 @@ def vocabulary(words: Sequence[str]) -> int:
     trainer.add_argument("--size", type=int, required=True, help="number of tokens, for example 30000")
     trainer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="vocab.txt to write")
     trainer.add_argument("--case", choices=("lower", "keep"), default="lower", help="default: lower")
-    trainer.add_argument("--json_key", default="text", help="key of the text in JSON lines (default: text)")
+    _add_document_options(trainer)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
     return 0
@@ -134,7 +147,11 @@ def _train_vocabulary(arguments: argparse.Namespace) -> None:
     if arguments.size < 100:
         raise ConfigError(f"--size {arguments.size}: a vocabulary has at least 100 tokens.")
     files = corpus_files(arguments.inputs)
-    documents = (document for file in files for document in read_documents(file, arguments.json_key))
+    documents = (
+        document
+        for file in files
+        for document in read_documents(file, arguments.json_key, max_mb=arguments.max_document_mb)
+    )
     tokens = train_wordpiece(
         documents, arguments.size, lower_case=arguments.case == "lower", show_progress=sys.stderr.isatty()
     )

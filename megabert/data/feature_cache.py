@@ -2,13 +2,14 @@
 
 An entry is a folder of .npy files. Its name is a digest of everything that the features depend on (the data file's
 content, the settings, the vocabulary, the code that makes them), so an entry is never stale: changed inputs have
-another name. Entries are written atomically. Only what training needs is stored, not the notes of the features.
+another name. Entries are written atomically and verified by SHA-256 when they are opened; a damaged one is made again.
+Only what training needs is stored, not the notes of the features.
 """
 
 import hashlib
-import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage import TEMPORARY, atomic_folder, remove_leftovers
+from ..errors import CheckpointError, CheckpointWarning
+from ..json_documents import parse_sealed, sealed
+from ..storage import TEMPORARY, atomic_folder, file_sha256, remove_leftovers
 from .packing import Features, LazyFeatures
 
 # The least recently used entries beyond these are deleted.
@@ -28,12 +31,15 @@ class CachedFeatures(LazyFeatures):
     """Features read from a cache entry's memory-mapped arrays on access."""
 
     def __init__(self, folder: Path) -> None:
-        """Open an entry; raises OSError, ValueError or KeyError if it is missing or damaged."""
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        self.meta: dict[str, Any] = meta["meta"]
-        self._arrays: dict[str, NDArray[Any]] = {
-            name: np.load(folder / f"{number}.npy", mmap_mode="r") for number, name in enumerate(meta["arrays"])
-        }
+        """Open an entry and verify it; raises OSError or CheckpointError if it is missing or damaged."""
+        document = parse_sealed((folder / META).read_bytes(), str(folder / META))
+        self.meta: dict[str, Any] = document["meta"]
+        self._arrays: dict[str, NDArray[Any]] = {}
+        for number, (name, sha256) in enumerate(document["arrays"].items()):
+            file = folder / f"{number}.npy"
+            if file_sha256(file) != sha256:
+                raise CheckpointError(f"{file} does not match its SHA-256.")
+            self._arrays[name] = np.load(file, mmap_mode="r")
         self._ends = self._arrays["ends"].tolist()
 
     def __len__(self) -> int:
@@ -74,7 +80,10 @@ def load(cache: Path, name: str) -> CachedFeatures | None:
     try:
         features = CachedFeatures(cache / name)
         os.utime(cache / name)
-    except (OSError, ValueError, KeyError, EOFError):
+    except FileNotFoundError:
+        return None
+    except (OSError, CheckpointError) as error:
+        warnings.warn(f"tokenizing again, since the cache is damaged: {error}", CheckpointWarning, stacklevel=2)
         return None
     return features
 
@@ -107,7 +116,8 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
         arrays[f"targets/{name}"] = np.stack([np.asarray(item.targets[name]) for item in features])
     for name in features[0].token_targets:
         arrays[f"token_targets/{name}"] = np.concatenate([item.token_targets[name] for item in features])
-    for number, array in enumerate(arrays.values()):
+    sums = {}
+    for number, (name, array) in enumerate(arrays.items()):
         np.save(folder / f"{number}.npy", array)
-    document = {"meta": dict(meta), "arrays": list(arrays)}
-    (folder / META).write_text(json.dumps(document), encoding="utf-8")
+        sums[name] = file_sha256(folder / f"{number}.npy")
+    (folder / META).write_bytes(sealed({"meta": dict(meta), "arrays": sums}))

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.cache_files import file_sha256
 from ..checkpoints.files.lazy_tensor import Readable, num_bytes
 from ..checkpoints.open import Checkpoint
 from ..checkpoints.tensor_names import WORD
 from ..errors import CheckpointError
+from ..storage import file_sha256
 
 Progress = Callable[[int, int], None] | None
 

@@ -1,13 +1,15 @@
 """Stream the documents of pre-training corpora from text, JSON lines or PubMed XML, compressed or not.
 
 Recognized by suffix: .jsonl and .json, .xml, all else is text; compressed files by their first bytes. No file is read
-into memory as a whole. Raises InputError with file and line.
+into memory as a whole, and a line or document has a longest size. Raises InputError with file and line.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from xml.etree import ElementTree
 
 from ..errors import InputError
@@ -15,6 +17,9 @@ from ..tokenizers.characters import require_characters
 from .data_files import COMPRESSED, data_suffix, open_data
 
 KINDS = (".txt", ".jsonl", ".json", ".xml")
+LONGEST_DOCUMENT_MB = 100.0
+_LINE_BYTES = 64  # that a line takes in memory besides its characters, about
+_XML_BLOCK = 2**20  # expat before 2.6 reads a long token again for each block
 
 
 def corpus_files(paths: Sequence[Path]) -> list[Path]:
@@ -35,74 +40,120 @@ def corpus_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def read_documents(path: Path, json_key: str = "text") -> Iterator[str]:
+def read_documents(path: Path, json_key: str = "text", *, max_mb: float = LONGEST_DOCUMENT_MB) -> Iterator[str]:
     """Stream the documents of a corpus file.
 
     Text: documents separated by blank lines. JSON lines: the string under `json_key` of each object. PubMed or MEDLINE
-    XML: title and abstract of each article.
+    XML: title and abstract of each article. Raises InputError for a document or line of more than `max_mb` megabytes.
     """
-    reader: Callable[[Path, IO[bytes], str], Iterator[str]] = {
+    reader: Callable[[_Input], Iterator[str]] = {
         ".jsonl": _read_json,
         ".json": _read_json,
         ".xml": _read_pubmed,
     }.get(data_suffix(path), _read_text)
     with open_data(path) as file:
-        yield from reader(path, file, json_key)
+        yield from reader(_Input(path, file, json_key, max_mb))
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, start=1):
+@dataclass(frozen=True)
+class _Input:
+    path: Path
+    file: IO[bytes]
+    json_key: str
+    max_mb: float
+
+    @property
+    def most_bytes(self) -> int:
+        return int(self.max_mb * 1_000_000)
+
+    def too_long(self, line: int, what: str) -> InputError:
+        return InputError(
+            f"{self.path}:{line}: {what} of more than {self.max_mb:g} MB. If that is right: --max_document_mb."
+        )
+
+
+def _lines(source: _Input) -> Iterator[tuple[int, str]]:
+    for number in itertools.count(1):
+        line = source.file.readline(source.most_bytes + 1)
+        if not line:
+            return
+        if len(line) > source.most_bytes:
+            raise source.too_long(number, "a line")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: not UTF-8 text: byte {line[error.start]:#04x}.") from None
+            raise InputError(f"{source.path}:{number}: not UTF-8 text: byte {line[error.start]:#04x}.") from None
         if "\0" in text:
-            raise InputError(f"{path}:{number}: a NUL character. Is this a text file?")
+            raise InputError(f"{source.path}:{number}: a NUL character. Is this a text file?")
         yield number, text.strip()
 
 
-def _read_text(path: Path, file: IO[bytes], _: str) -> Iterator[str]:
+def _read_text(source: _Input) -> Iterator[str]:
     paragraphs: list[str] = []
-    for _number, line in _lines(path, file):
+    size = 0
+    for number, line in _lines(source):
         if line:
             paragraphs.append(line)
+            size += len(line) + _LINE_BYTES
+            if size > source.most_bytes:
+                raise source.too_long(number, "a document, which blank lines would end,")
         elif paragraphs:
             yield "\n".join(paragraphs)
-            paragraphs = []
+            paragraphs, size = [], 0
     if paragraphs:
         yield "\n".join(paragraphs)
 
 
-def _read_json(path: Path, file: IO[bytes], key: str) -> Iterator[str]:
-    for number, line in _lines(path, file):
+def _read_json(source: _Input) -> Iterator[str]:
+    for number, line in _lines(source):
         if not line:
             continue
+        location = f"{source.path}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            raise InputError(f"{path}:{number}: not JSON. Write one JSON object a line.") from None
-        text = row.get(key) if isinstance(row, dict) else None
+        except (ValueError, RecursionError):
+            raise InputError(f"{location}: not JSON. Write one JSON object a line.") from None
+        text = row.get(source.json_key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            raise InputError(f"{path}:{number}: there is no string under {key!r}. Name its key: --json_key.")
+            raise InputError(f"{location}: there is no string under {source.json_key!r}. Name its key: --json_key.")
         if "\\u" in line:
-            require_characters(text, f"{path}:{number}")
+            require_characters(text, location)
         if text.strip():
             yield text.strip()
 
 
-def _read_pubmed(path: Path, file: IO[bytes], _: str) -> Iterator[str]:
+def _read_pubmed(source: _Input) -> Iterator[str]:
+    # Expat itself stops at entities that grow (from 2.4.1 on), and external ones are not fetched.
+    parser: Any = ElementTree.XMLPullParser(("start", "end"))
+    root: Any = None
+    size = 0  # since the last article, from which on the tree is kept in memory
     try:
-        root: ElementTree.Element | None = None
-        # Expat itself stops at entities that grow (from 2.4.1 on), and external ones are not fetched.
-        for event, element in ElementTree.iterparse(file, events=("start", "end")):  # noqa: S314
-            root = element if root is None else root
-            if event == "end" and element.tag in ("PubmedArticle", "MedlineCitation") and element is not root:
-                if element.tag == "MedlineCitation" and root.tag == "PubmedArticleSet":
-                    continue  # part of a PubmedArticle, whose end comes later
-                parts = [*element.iterfind(".//ArticleTitle"), *element.iterfind(".//Abstract/AbstractText")]
-                paragraphs = [" ".join("".join(part.itertext()).split()) for part in parts]
-                if any(paragraphs):
-                    yield "\n".join(filter(None, paragraphs))
-                root.clear()  # keeps memory flat
+        while block := source.file.read(_XML_BLOCK):
+            parser.feed(block)
+            size += len(block)
+            for event, element in parser.read_events():
+                root = element if root is None else root
+                if event == "end" and element.tag in ("PubmedArticle", "MedlineCitation") and element is not root:
+                    if element.tag == "MedlineCitation" and root.tag == "PubmedArticleSet":
+                        continue  # part of a PubmedArticle, whose end comes later
+                    if text := _text_of_article(element):
+                        yield text
+                    root.clear()  # keeps memory flat
+                    size = 0
+            if size > source.most_bytes:
+                raise InputError(
+                    f"{source.path}: more than {source.max_mb:g} MB of XML without an article of PubMed. If that is "
+                    "right: --max_document_mb."
+                )
+        parser.close()
     except ElementTree.ParseError as error:
-        raise InputError(f"{path}:{error.position[0]}: not XML: {error}. Download the file again.") from None
+        place = f"{source.path}:{error.position[0]}"
+        raise InputError(f"{place}: not XML: {error}. Download the file again.") from None
+    except (ValueError, LookupError) as error:  # an encoding that Python does not have, or of several bytes
+        raise InputError(f"{source.path}: {error}. Convert the file to UTF-8.") from None
+
+
+def _text_of_article(article: ElementTree.Element) -> str:
+    parts = [*article.iterfind(".//ArticleTitle"), *article.iterfind(".//Abstract/AbstractText")]
+    paragraphs = [" ".join("".join(part.itertext()).split()) for part in parts]
+    return "\n".join(filter(None, paragraphs))

@@ -42,6 +42,8 @@ def read_squad(path: Path) -> list[Example]:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply for a SQuAD file.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{path}: not JSON: {str(error).partition(';')[0]}.") from None
     if "\\u" in text:
         require_characters(content, str(path))
     data = content.get("data") if isinstance(content, dict) else None

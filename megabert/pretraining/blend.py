@@ -107,11 +107,12 @@ class Blend(ResampledFeatures):
         return self._orders[source, number]
 
 
-def check_vocabulary(largest: int, vocabulary_size: int, source: str) -> None:
-    """Raise InputError if the largest token of a corpus is not in the vocabulary."""
-    if largest >= vocabulary_size:
+def check_vocabulary(ids: NDArray[Any], vocabulary_size: int, source: str) -> None:
+    """Raise InputError if a token of a corpus is not in the vocabulary."""
+    smallest, largest = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+    if smallest < 0 or largest >= vocabulary_size:
         raise InputError(
-            f"{source} holds the token {largest}; the vocabulary has {vocabulary_size}. "
+            f"{source} holds the token {smallest if smallest < 0 else largest}; the vocabulary has {vocabulary_size}. "
             "Build it with the vocabulary of the model."
         )
 

@@ -6,24 +6,24 @@ holds a few units, 8 bytes per document and 4 per sequence.
 """
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..formats.corpus_documents import corpus_files, read_documents
-from ..storage import atomic_file, atomic_write
+from ..formats.corpus_documents import LONGEST_DOCUMENT_MB, corpus_files, read_documents
+from ..storage import atomic_write
 from ..tokenizers.load import read_tokenizer
 from ..tokenizers.sentences import split_sentences
 from ..tokenizers.wordpiece import Tokenizer
@@ -48,6 +48,8 @@ class BuildSettings:
     """End each document with the end-of-text token (GPT)."""
     json_key: str = "text"
     """The key of the text in JSON lines."""
+    max_document_mb: float = LONGEST_DOCUMENT_MB
+    """A longer line or document is an error."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _open_work_folder(prefix: Path, files: Sequence[Path], settings: BuildSettin
     vocabulary = hashlib.sha256(contents.encode()).hexdigest()
     description = json.dumps({"settings": asdict(settings), "vocabulary": vocabulary, "files": stamps}, indent=1)
     made_of = work / "made_of.json"
-    if made_of.is_file() and made_of.read_text(encoding="utf-8") != description:
+    if made_of.is_file() and made_of.read_bytes() != description.encode():
         raise InputError(
             f"{work} belongs to a build with other input or settings. Remove it, or choose another prefix."
         )
@@ -109,11 +111,11 @@ def _work_folder(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.work")
 
 
-def _units(files: Sequence[Path], json_key: str) -> Iterator[list[str]]:
+def _units(files: Sequence[Path], settings: BuildSettings) -> Iterator[list[str]]:
     unit: list[str] = []
     size = 0
     for file in files:
-        for document in read_documents(file, json_key):
+        for document in read_documents(file, settings.json_key, max_mb=settings.max_document_mb):
             unit.append(document)
             size += len(document)
             if size >= UNIT_CHARACTERS:
@@ -136,10 +138,10 @@ def _tokenize_all(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(settings,)) as pool:
         running: set[Future[None]] = set()
         try:
-            for number, unit in enumerate(_units(files, settings.json_key)):
+            for number, unit in enumerate(_units(files, settings)):
                 num_units, num_read = number + 1, num_read + len(unit)
-                target = work / f"{number:08d}.npz"
-                if _is_complete(target):
+                target = work / f"{number:08d}.unit"
+                if _read_unit(target) is not None:
                     done += 1
                 else:
                     running.add(pool.submit(_tokenize_unit, unit, target, settings))
@@ -161,13 +163,22 @@ def _tokenize_all(
     return num_units
 
 
-def _is_complete(unit: Path) -> bool:
-    """Whether a unit is there and its checksums match; a damaged one is made again."""
-    try:
-        with zipfile.ZipFile(unit) as archive:
-            return archive.testzip() is None and bool(archive.namelist())
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error):
-        return False
+def _write_unit(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    atomic_write(target, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+
+
+def _read_unit(unit: Path) -> dict[str, NDArray[Any]] | None:
+    """Read a unit's arrays; None if it is missing or does not match its SHA-256, so that it is made again."""
+    if not unit.is_file():
+        return None
+    data = unit.read_bytes()
+    sha256, content = data[:32], data[32:]
+    if hashlib.sha256(content).digest() != sha256:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 _worker: dict[str, Tokenizer] = {}
@@ -222,21 +233,20 @@ def _tokenize_unit(documents: Sequence[str], target: Path, settings: BuildSettin
         "digests": np.frombuffer(b"".join(digests), dtype="<u8"),
     }
     arrays["tokens"] = arrays["tokens"].astype(token_dtype(len(tokenizer)))
-    with atomic_file(target) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    _write_unit(target, arrays)
 
 
 def _merge(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]) -> BuildReport:
     """Merge the units without duplicates of earlier documents and documents without a token."""
-    units = [work / f"{number:08d}.npz" for number in range(num_units)]
-    digests = np.concatenate([_read_digests(unit) for unit in units])
+    units = [work / f"{number:08d}.unit" for number in range(num_units)]
+    digests = np.concatenate([_read_sound_unit(unit)["digests"] for unit in units])
     is_first = np.zeros(len(digests), dtype=np.bool_)
     is_first[np.unique(digests, return_index=True)[1]] = True
     num_documents = num_empty = num_sequences = num_tokens = done = 0
     with IndexedDatasetBuilder(prefix, dtype) as writer:
         for unit in units:
-            with np.load(unit, allow_pickle=False) as arrays:
-                tokens, lengths, sequences = arrays["tokens"], arrays["lengths"], arrays["sequences"]
+            arrays = _read_sound_unit(unit)
+            tokens, lengths, sequences = arrays["tokens"], arrays["lengths"], arrays["sequences"]
             is_new = is_first[done : done + len(sequences)]
             done += len(sequences)
             num_empty += int((is_new & (sequences == 0)).sum())
@@ -249,6 +259,8 @@ def _merge(work: Path, num_units: int, prefix: Path, dtype: np.dtype[np.generic]
     return BuildReport(num_documents, int((~is_first).sum()), num_empty, num_sequences, num_tokens)
 
 
-def _read_digests(unit: Path) -> NDArray[np.uint64]:
-    with np.load(unit, allow_pickle=False) as arrays:
-        return np.asarray(arrays["digests"])
+def _read_sound_unit(unit: Path) -> dict[str, NDArray[Any]]:
+    arrays = _read_unit(unit)
+    if arrays is None:
+        raise InputError(f"{unit} was damaged during the build. Repeat the command: only this unit is made again.")
+    return arrays

@@ -26,6 +26,7 @@ DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.
 CODES: dict[Any, int] = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 # A fingerprint digests so many samples of the tokens, of so many tokens each.
 NUM_DIGESTED, DIGESTED_LENGTH = 256, 4096
+_CHUNK = 2**22  # tokens read at a time
 # Megatron-LM stores int32 from this vocabulary size on.
 LARGE_VOCABULARY = 65500
 
@@ -104,11 +105,18 @@ class IndexedDataset:
         self._offsets: NDArray[np.int64] = index[ends[1] : ends[2]].view("<i8")
         self.documents: NDArray[np.int64] = index[ends[2] : ends[3]].view("<i8")
         self.dtype = np.dtype(DTYPES[code])
+        bounds, itemsize = self.documents, self.dtype.itemsize
+        # Ranges come first: sums and differences of hostile numbers overflow.
         is_consistent = (
-            self.documents[0] == 0 and self.documents[-1] == num_sequences and (np.diff(self.documents) >= 0).all()
+            bounds[0] == bounds.min() == 0
+            and bounds[-1] == bounds.max() == num_sequences
+            and (np.diff(bounds) >= 0).all()
+            and self.lengths.min() >= 0
+            and 0 <= self._offsets.min() <= self._offsets.max() <= num_bytes
+            and not (self._offsets % itemsize).any()
+            and (self._offsets + self.lengths.astype(np.int64) * itemsize).max() <= num_bytes
         )
-        last = int((self._offsets + self.lengths.astype(np.int64) * self.dtype.itemsize).max())
-        if not is_consistent or self.lengths.min() < 0 or self._offsets.min() < 0 or last > num_bytes:
+        if not is_consistent:
             raise InputError(f"{idx_file} and {bin_file} do not fit each other. Are both complete and from one build?")
         self._tokens: NDArray[Any] = (
             np.memmap(bin_file, mode="r", dtype=self.dtype.newbyteorder("<"), shape=num_bytes // self.dtype.itemsize)
@@ -138,6 +146,25 @@ class IndexedDataset:
         """Read tokens [start, end) of a sequence."""
         first = int(self._offsets[index]) // self.dtype.itemsize
         return self._tokens[first + start : first + end]
+
+    def check_tokens(self, num_tokens: int | None = None) -> int:
+        """Read all tokens and return the largest id.
+
+        Raises InputError, with the place, if one is negative or not below `num_tokens`.
+        """
+        largest = 0
+        for start in range(0, len(self._tokens), _CHUNK):
+            tokens = self._tokens[start : start + _CHUNK]
+            is_wrong = tokens < 0 if num_tokens is None else (tokens < 0) | (tokens >= num_tokens)
+            if is_wrong.any():
+                at = start + int(is_wrong.argmax())
+                limit = "from 0 on" if num_tokens is None else f"from 0 to {num_tokens - 1}, those of the vocabulary,"
+                raise InputError(
+                    f"{self.prefix}.bin: token {at:,}, at byte {at * self.dtype.itemsize:,}, is {self._tokens[at]}; "
+                    f"ids {limit} are expected. Give the vocabulary that it was built with, or build it again."
+                )
+            largest = max(largest, int(tokens.max()))
+        return largest
 
     def fingerprint(self) -> str:
         """Hash the whole index and samples of the tokens, which may be hundreds of gigabytes."""

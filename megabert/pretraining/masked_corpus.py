@@ -94,8 +94,7 @@ class MaskedCorpus(SequenceCorpus):
             sentences.append(self._tokens.read(sequence, start, stop).astype(np.int64))
             rest -= stop - start
             start = 0
-        largest = max(int(sentence.max(initial=0)) for sentence in sentences)
-        check_vocabulary(largest, len(self._is_continuation), self._source)
+        check_vocabulary(np.concatenate(sentences), len(self._is_continuation), self._source)
         return sentences
 
     def _pair(self, sentences: Sequence[NDArray[np.int64]], random: np.random.Generator) -> Features:

@@ -117,5 +117,5 @@ class NextTokenCorpus(SequenceCorpus):
                     break
             document += 1
         ids = np.concatenate(parts)
-        check_vocabulary(int(ids.max()), self._vocabulary_size, self._source)
+        check_vocabulary(ids, self._vocabulary_size, self._source)
         return ids

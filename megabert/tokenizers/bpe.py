@@ -3,7 +3,6 @@
 Source of the format of vocab.json and merges.txt: encoder.py of https://github.com/openai/gpt-2.
 """
 
-import json
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
@@ -12,6 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ..errors import CheckpointError, ConfigError
+from ..json_documents import parse_json_object
 from .rules import TokenizerRules, add_tokens, all_tokens
 from .wordpiece import DEFAULT_RULES, Tokenizer
 
@@ -35,10 +35,12 @@ class BytePairTokenizer(Tokenizer):
     ) -> None:
         """Raise CheckpointError if the files do not have GPT-2's format."""
         try:
-            ids = {str(token): int(index) for token, index in json.loads(vocabulary).items()}
+            ids = parse_json_object(vocabulary, source)
             lines = merges.decode("utf-8").split("\n")
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        except UnicodeDecodeError as error:
             raise CheckpointError(f"vocab.json or merges.txt does not have GPT-2's format: {error}") from None
+        if not all(type(index) is int for index in ids.values()):
+            raise CheckpointError(f"{source} does not give each token a number.")
         pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         wrong = next((pair for pair in pairs if len(pair) != 2 or not {*pair, "".join(pair)} <= ids.keys()), None)
         if wrong is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CheckpointError
+from ..json_documents import parse_json_object
 from .bpe import MERGES_FILE, VOCABULARY_FILE
 from .huggingface_added_tokens import BERT_NAMES, GPT2_NAMES, REMEDY, ListedTokens
 from .rules import TokenizerRules, by_id, is_unicode, parse_flags
@@ -103,13 +104,7 @@ def _parse_json(files: Mapping[str, bytes], name: str, folder: str) -> dict[str,
     """Parse a JSON object; empty if the file is not there."""
     if name not in files:
         return {}
-    try:
-        document = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/{name} cannot be read as JSON: {error}. {REMEDY}") from None
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{folder}/{name} holds no JSON object. {REMEDY}")
-    return document
+    return parse_json_object(files[name], f"{folder}/{name}", hint=REMEDY)
 
 
 # --- The vocabulary ---

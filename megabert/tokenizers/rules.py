@@ -4,6 +4,7 @@ Runs store them in their tokenizer.json, and only where they differ from the def
 Source: AddedToken of https://github.com/huggingface/tokenizers, BertTokenizer of transformers.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -153,6 +154,9 @@ def add_tokens(rust: tokenizers.Tokenizer, rules: TokenizerRules) -> None:
     assert not wrong, f"the library numbers added tokens otherwise: {wrong[:6]}"
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def is_unicode(text: str) -> bool:
     """Whether a string can be encoded: JSON may hold half a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or _SURROGATE.search(text) is None

@@ -10,7 +10,9 @@ ABBREVIATIONS = frozenset(
     """.split()  # noqa: SIM905  (a list to be read and added to)
 )
 # Sentence-final marks, closing quotes and brackets, blanks, and the first characters of a sentence.
-_BOUNDARY = re.compile(r"""(?P<mark>[.!?]+["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9À-ÖØ-Þ@])""")
+# Possessive, and only at the first of several marks: the time is linear for any text.
+_BOUNDARY = re.compile(r"""(?<![.!?])(?P<mark>[.!?]++["'”’)\]]*+)\s++(?=["'“‘(\[]*+[A-Z0-9À-ÖØ-Þ@])""")
+_LONGEST_ABBREVIATION = 32  # with the brackets and quotes before it
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
@@ -21,7 +23,8 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """
     starts = [0]
     for match in _BOUNDARY.finditer(text):
-        if not (match["mark"] == "." and _is_abbreviation(text[starts[-1] : match.start()])):
+        before = text[max(starts[-1], match.start() - _LONGEST_ABBREVIATION) : match.start()]
+        if not (match["mark"] == "." and _is_abbreviation(before)):
             starts.append(match.end())
     spans = []
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):

@@ -30,7 +30,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         metrics = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return metrics if isinstance(metrics, dict) and {"step", "seconds", "split"} <= metrics.keys() else None
 

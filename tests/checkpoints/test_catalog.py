@@ -398,7 +398,7 @@ def test_a_refused_download_names_only_what_is_missing(tmp_path: Path, server: S
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     folder = put(tmp_path, weights=WEIGHTS, vocabulary=WORDS)
     (folder / "files.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"files\.json is damaged .* Remove it"):
+    with pytest.raises(CheckpointError, match=r"files\.json .*Remove it"):
         resolve("tiny", home=tmp_path)
 
 

@@ -429,7 +429,7 @@ def test_another_file_than_the_expected_one_is_refused(server: Server, client: C
     refused(server, client, f"SHA-256 {SHA256}, but {'ab' * 32} is expected", expected_sha256="ab" * 32)
     assert client.leftovers() == set()
     server.script = [lambda handler: handler.answer(200, {}, CONTENT)]
-    refused(server, client, "700,001 bytes, but 5 are expected", expected_size=5)
+    refused(server, client, "sends more than the 5 bytes that are expected", expected_size=5)
 
 
 def test_an_empty_file_is_refused(server: Server, client: Client) -> None:
@@ -479,6 +479,115 @@ def test_compressed_bodies_are_refused(server: Server, client: Client) -> None:
 def test_only_encrypted_addresses_are_opened(client: Client, url: str) -> None:
     with pytest.raises(DownloadError, match="only https"):
         download(url, client.path)
+
+
+# --- Hostile servers: bounded time, memory and disk, and one error ---
+
+
+def sends(*pieces: bytes, pause: float = 0.0, repeat: int = 1) -> Behaviour:
+    """Send raw bytes instead of a correct response."""
+
+    def behave(handler: Handler) -> None:
+        handler.close_connection = True
+        with suppress(OSError):
+            for piece in pieces * repeat:
+                handler.wfile.write(piece)
+                handler.wfile.flush()
+                time.sleep(pause)
+
+    return behave
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+TRICKLES = {
+    "a body of a byte now and then": sends(
+        OK + b'ETag: "one"\r\nContent-Length: 700001\r\n\r\n', *[b"x"] * 90, pause=0.02
+    ),
+    "headers of a byte now and then": sends(OK, *[b"a"] * 90, pause=0.02),
+    "endless status lines": sends(b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.02, repeat=90),
+}
+
+
+@pytest.mark.parametrize("case", TRICKLES)
+def test_a_server_that_never_pauses_and_never_ends_is_left(server: Server, client: Client, case: str) -> None:
+    server.script = [TRICKLES[case]] * ATTEMPTS
+    refused(server, client, "in a row", timeout=0.2)
+    assert len(server.seen) == ATTEMPTS
+
+
+def test_the_whole_download_has_a_longest_time(server: Server, client: Client) -> None:
+    refused(server, client, "takes too long. Repeat the command", longest=0.0)
+    assert client.leftovers() == {"file.bin.part", "file.bin.part.json"}
+    assert client.get(server).sha256 == SHA256
+
+
+@pytest.mark.parametrize("length", ["", "Content-Length: 99999999999\r\n"])
+def test_an_expected_size_is_enforced_while_receiving(server: Server, client: Client, length: str) -> None:
+    endless = sends(OK + length.encode() + b"\r\n", *[b"x" * 100_000] * 200)
+    server.script = [endless]
+    refused(server, client, "700,001", expected_size=len(CONTENT))
+    assert client.leftovers() == set()
+
+
+MALFORMED = {
+    "many headers": OK + b"a: b\r\n" * 200 + b"\r\n",
+    "a long header": OK + b"a: " + b"b" * 100_000 + b"\r\n\r\n",
+    "no status": b"hello\r\n\r\n",
+    "a status of letters": b"HTTP/1.1 abc\r\n\r\n",
+    "nothing": b"",
+    "a chunk of letters": OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n",
+    "a negative chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n",
+    "a huge chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 60 + b"\r\nabc\r\n",
+    "a long chunk header": OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_response_is_a_failed_attempt(server: Server, client: Client, case: str) -> None:
+    server.script = [sends(MALFORMED[case])]
+    assert client.get(server).sha256 == SHA256
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://[::1", "http://127.0.0.1:x/", "http://127.0.0.1:99999999/", "https://" + "a" * 300 + ".com/", "//", "http:///x",
+     "https://\x01/", "https://x y/", "/" + "x" * 40_000, "https://[fe80::1%eth0\u00e9]/", "", "\\"],
+)  # fmt: skip
+def test_a_malformed_redirection_is_one_error(server: Server, client: Client, target: str) -> None:
+    server.script = [answers(302, Location=target)]
+    with suppress(CheckpointError):
+        client.get(server)
+        assert len(server.seen) > 1  # an address on this server
+    assert client.leftovers() <= {"file.bin"}
+
+
+def test_the_body_of_a_redirection_is_not_read(server: Server, client: Client) -> None:
+    head = f"HTTP/1.1 302 Found\r\nLocation: {server.url}\r\n\r\n".encode()
+    server.script = [sends(head, *[b"x"] * 10_000, pause=0.01)]
+    assert client.get(server).sha256 == SHA256
+
+
+@pytest.mark.parametrize(
+    "header", [f"bytes {'9' * 5000}-1/2", "bytes 300000-1/" + "9" * 5000, "bytes", "x", "bytes -1-2/3"]
+)
+def test_a_malformed_range_starts_over(server: Server, client: Client, header: str) -> None:
+    server.script = [breaks_off(300_000), answers(206, b"abc", ETag='"one"', Content_Range=header)]
+    assert client.get(server).sha256 == SHA256
+    assert client.path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"etag": 3}, {"etag": '"a\nb"'}, {"etag": "\u20ac"}, {"total": "5"}, {"total": -1}, {"total": 10**30},
+     {"total": True}, {"url": None}, {"etag": None, "last_modified": ["x"]}, {"more": 1}],
+)  # fmt: skip
+def test_a_malformed_version_file_is_not_used(server: Server, client: Client, change: dict[str, object]) -> None:
+    client.path.parent.mkdir()
+    client.path.with_name("file.bin.part").write_bytes(b"something else")
+    version = {"url": server.url, "etag": '"one"', "total": len(CONTENT)} | change
+    client.path.with_name("file.bin.part.json").write_text(json.dumps(version))
+    assert client.get(server, expected_size=len(CONTENT), expected_sha256=None).size == len(CONTENT)
 
 
 # --- the disk ---

@@ -14,16 +14,19 @@ from tests.checkpoints.test_damage import INVALID_JSON
 from tests.checkpoints.weight_files import write_zip
 
 ROOT = Path(__file__).parents[2]
+SUITES = ["archives", "documents", "downloads", "flips", "mutations", "pickles"]
 SIZES = {"model_type": "megatron-bert", "vocab_size": 50, "num_hidden_layers": 4, "hidden_size": 16,
          "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 12}  # fmt: skip
 
 
-def test_random_damage_is_refused_or_read_within_bounds():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoints.fuzz"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+def test_damaged_and_hostile_input_is_refused_or_read_within_bounds():
+    command = [sys.executable, "-m", "tests.fuzz", "--share", "tests", *SUITES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "{'refused': 2000}" in done.stdout
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [report["suite"] for report in reports] == SUITES
+    assert all(report["cases"] >= 12 for report in reports)
+    assert reports[SUITES.index("flips")]["outcomes"] == {"refused": 400}
 
 
 WATCH = """

@@ -6,6 +6,7 @@ import pytest
 from megabert.data import feature_cache
 from megabert.data.packing import Features, pack
 from megabert.data.sampler import BatchSampler
+from megabert.errors import CheckpointWarning
 
 
 def features():
@@ -61,11 +62,37 @@ def test_missing_and_damaged_entries_are_not_loaded(tmp_path):
     assert feature_cache.load(tmp_path, "name") is None
     feature_cache.save(tmp_path, "name", features(), {"num_examples": 2})
     (tmp_path / "name" / "0.npy").write_bytes(b"")
-    assert feature_cache.load(tmp_path, "name") is None
+    with pytest.warns(CheckpointWarning, match=r"tokenizing again.*0\.npy does not match its SHA-256"):
+        assert feature_cache.load(tmp_path, "name") is None
     (tmp_path / "name" / "meta.json").write_text("{")
-    assert feature_cache.load(tmp_path, "name") is None
+    with pytest.warns(CheckpointWarning, match=r"meta\.json cannot be read as JSON"):
+        assert feature_cache.load(tmp_path, "name") is None
     feature_cache.save(tmp_path, "name", features(), {"num_examples": 2})
     assert len(feature_cache.load(tmp_path, "name")) == 3
+
+
+def test_any_changed_bit_of_an_entry_is_detected(tmp_path):
+    feature_cache.save(tmp_path, "name", features()[:1], {"num_examples": 2})
+    for file in (tmp_path / "name").iterdir():
+        original = file.read_bytes()
+        for offset in range(0, len(original), 3):
+            damaged = bytearray(original)
+            damaged[offset] ^= 1 << offset % 8
+            file.write_bytes(damaged)
+            with pytest.warns(CheckpointWarning, match="tokenizing again"):
+                assert feature_cache.load(tmp_path, "name") is None
+        file.write_bytes(original)
+    assert feature_cache.load(tmp_path, "name") is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"meta": 1}', "[" * 10_000, '{"arrays": ["ends"], "meta": {}}', "1" * 9999]
+)
+def test_another_document_than_ours_is_not_loaded(tmp_path, text):
+    feature_cache.save(tmp_path, "name", features(), {"num_examples": 2})
+    (tmp_path / "name" / "meta.json").write_text(text)
+    with pytest.warns(CheckpointWarning, match="tokenizing again"):
+        assert feature_cache.load(tmp_path, "name") is None
 
 
 def test_a_full_disk_is_no_error_and_leaves_no_partial_entry(tmp_path, monkeypatch):

@@ -62,6 +62,13 @@ ENTITY = '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><PubmedArticleSe
         ("x.jsonl", b'{"body": "a"}\n', r"x.jsonl:1: there is no string under 'text'"),
         ("x.jsonl", b'["a"]\n', r"x.jsonl:1: there is no string"),
         ("x.jsonl", b'{"text": 3}\n', r"x.jsonl:1: there is no string"),
+        ("x.jsonl", b"[" * 100_000, r"x.jsonl:1: not JSON"),
+        ("x.jsonl", b'{"text": ' + b"1" * 5000 + b"}", r"x.jsonl:1: not JSON"),
+        ("x.jsonl", b'{"text": "\\ud800"}', r"x.jsonl:1: half of a surrogate pair"),
+        ("x.xml", b'<?xml version="1.0" encoding="klingon"?><a/>', r"x.xml.* encoding"),
+        ("x.xml", b'<?xml version="1.0" encoding="shift_jis"?><a/>', r"x.xml: .*Convert the file to UTF-8"),
+        ("x.xml", b'<?xml version="1.0" encoding="base64"?><a/>', r"x.xml.* encod"),
+        ("x.xml", b"<a>" * 100_000, r"x.xml:1: not XML"),
         ("x.xml", b"<PubmedArticleSet>\n<PubmedArticle>", r"x.xml:2: not XML"),
         ("x.xml", BOMB.encode(), r"x.xml:1: not XML"),
         ("x.xml", ENTITY.encode(), r"x.xml:1: not XML: undefined entity"),
@@ -75,6 +82,28 @@ def test_errors_name_file_and_line(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"a" * 2000, "x.txt:1: a line of more than 0.001 MB.*--max_document_mb"),
+        ("x.txt", b"word\n" * 1000, "x.txt:15: a document, which blank lines would end, of more than 0.001 MB"),
+        ("x.jsonl", b'{"text": "' + b"a" * 2000, "x.jsonl:1: a line of more than 0.001 MB"),
+        ("x.txt.gz", gzip.compress(b"a" * 10**8), "x.txt.gz:1: a line of more than 0.001 MB"),
+        ("x.xml", b"<a>" + b"<b/>" * 1000, "x.xml: more than 0.001 MB of XML without an article"),
+    ],
+)
+def test_endless_lines_and_documents_are_bounded_by_a_setting(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_documents(tmp_path / name, max_mb=0.001))
+
+
+def test_many_articles_of_xml_are_no_long_document(tmp_path):
+    article = "<PubmedArticle><Article><ArticleTitle>T.</ArticleTitle></Article></PubmedArticle>"
+    (tmp_path / "x.xml").write_text(f"<PubmedArticleSet>{article * 40_000}</PubmedArticleSet>")  # 3.2 MB
+    assert len(list(read_documents(tmp_path / "x.xml", max_mb=2))) == 40_000
 
 
 def test_paths_without_documents(tmp_path):

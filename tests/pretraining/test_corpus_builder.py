@@ -75,7 +75,7 @@ def test_an_interrupted_build_resumes(tmp_path, vocab_file, monkeypatch):
     with pytest.raises(StopError):
         build([file], tmp_path / "b", BuildSettings(str(vocab_file)), workers=1, progress=stop)
     assert not (tmp_path / "b.idx").exists()
-    made = sorted((tmp_path / "b.work").glob("*.npz"))
+    made = sorted((tmp_path / "b.work").glob("*.unit"))
     assert made
     before = [unit.stat().st_mtime_ns for unit in made]
     with pytest.raises(InputError, match="other input or settings"):
@@ -147,7 +147,7 @@ def test_a_damaged_unit_is_made_again(tmp_path, vocab_file, monkeypatch, damage)
     monkeypatch.undo()
     # As a kill before the index was renamed leaves it.
     (tmp_path / "b.idx").unlink()
-    unit = tmp_path / "b.work" / "00000000.npz"
+    unit = tmp_path / "b.work" / "00000000.unit"
     unit.write_bytes(damage(unit.read_bytes()))
     build([file], tmp_path / "b", BuildSettings(str(vocab_file)), workers=1)
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
@@ -158,7 +158,7 @@ def test_workers_end_with_a_killed_build(tmp_path, vocab_file):
     file = write(tmp_path, [f"{document} {number}" for number in range(12_000) for document in DOCUMENTS])
     words = ["corpus", "build", str(file), "-o", str(tmp_path / "a"), "--vocab_file", str(vocab_file), "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-m", "megabert", *words], stderr=subprocess.PIPE)
-    while not list((tmp_path / "a.work").glob("*.npz")):
+    while not list((tmp_path / "a.work").glob("*.unit")):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()

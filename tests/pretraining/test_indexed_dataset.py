@@ -99,6 +99,9 @@ def damage(content, how):
         "huge": content[:18] + b"\xff" * 8 + content[26:],
         "negative length": content[:34] + b"\xff\xff\xff\xff" + content[38:],
         "far away": content[:58] + b"\xff" * 7 + b"\x0f" + content[66:],
+        "an offset that overflows": content[:58] + struct.pack("<q", 2**63 - 2) + content[66:],
+        "an odd offset": content[:58] + b"\1" + content[59:],
+        "bounds that overflow": content[:-16] + struct.pack("<q", -(2**63)) + content[-8:],
         "bounds": content[:-8] + struct.pack("<q", 7),
         "falling bounds": content[:-16] + struct.pack("<q", 9) + content[-8:],
     }[how]
@@ -107,6 +110,7 @@ def damage(content, how):
 @pytest.mark.parametrize("how", [
     "empty", "cut", "cut header", "longer", "old", "magic", "version", "type", "no sequences", "huge",
     "negative length", "far away", "bounds", "falling bounds",
+    "an offset that overflows", "an odd offset", "bounds that overflow",
 ])  # fmt: skip
 def test_damaged_indexes_are_refused(how, tmp_path):
     write(tmp_path / "x", DOCUMENTS)
@@ -114,6 +118,18 @@ def test_damaged_indexes_are_refused(how, tmp_path):
     index.write_bytes(damage(index.read_bytes(), how))
     with pytest.raises(InputError, match=r"x\.idx"):
         IndexedDataset(tmp_path / "x")
+
+
+@pytest.mark.parametrize(("dtype", "token"), [(np.int32, -7), (np.int16, -1), (np.int32, 2**30), (np.uint16, 100)])
+def test_every_token_is_checked(dtype, token, tmp_path):
+    write(tmp_path / "x", [[[5, 6, 7], [8]], [[9, 99]], [[1], [2], [3, 4]]], dtype)
+    assert IndexedDataset(tmp_path / "x").check_tokens(100) == 99
+    tokens = np.fromfile(tmp_path / "x.bin", dtype=dtype)
+    tokens[-1] = token
+    tokens.tofile(tmp_path / "x.bin")
+    message = rf"x\.bin: token 9, at byte {9 * tokens.itemsize}, is {token}; ids from 0 to 99, those of"
+    with pytest.raises(InputError, match=message):
+        IndexedDataset(tmp_path / "x").check_tokens(100)
 
 
 def test_truncated_tokens_and_missing_files_are_refused(tmp_path):

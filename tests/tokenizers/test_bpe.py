@@ -66,8 +66,8 @@ def test_special_tokens_of_bert_raise_a_config_error(tokenizer):
 @pytest.mark.parametrize(
     ("vocabulary", "merges", "message"),
     [
-        ("[1]", "", "does not have GPT-2's format"),
-        ("{", "", "does not have GPT-2's format"),
+        ("[1]", "", "cannot be read as JSON|holds no JSON object|GPT-2's format"),
+        ("{", "", "cannot be read as JSON|holds no JSON object|GPT-2's format"),
         ('{"a": 0, "b": 1}', "a b\n", "merges"),
         ('{"a": 0, "b": 1, "ab": 2}', "a b c\n", "merges"),
         ('{"a": 0, "b": 2}', "", "does not number its 2 tokens"),

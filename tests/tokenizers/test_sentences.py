@@ -22,6 +22,12 @@ def test_sentences_of_prose(text, expected):
     assert [text[start:end] for start, end in split_sentences(text)] == expected
 
 
+@pytest.mark.parametrize("pattern", [".", ". ", "al. A ", "'.", ".'", ". '", "?! ", "(", ". (", "A. ", " ", "\n"])
+def test_the_time_is_linear_for_any_text(pattern):
+    text = pattern * 300_000  # hours where it is quadratic
+    assert all(start < end for start, end in split_sentences(text + "A. B"))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="aB.!? \n\"'3", max_size=60))
 def test_nothing_but_blanks_is_between_sentences(text):

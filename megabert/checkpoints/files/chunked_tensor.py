@@ -23,6 +23,9 @@ class Block(Protocol):
     def sizes(self) -> tuple[int, ...]:
         """Its dims."""
 
+    def check_size(self, dtype: torch.dtype, source: str) -> None:
+        """Raise CheckpointError if it is larger than the bytes that are there."""
+
     def read(self, dtype: torch.dtype, source: str) -> Tensor:
         """Read its numbers."""
 
@@ -34,6 +37,9 @@ class _Moved:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     block: Block
+
+    def check_size(self, dtype: torch.dtype, source: str) -> None:
+        self.block.check_size(dtype, source)
 
     def read(self, dtype: torch.dtype, source: str) -> Tensor:
         return self.block.read(dtype, source)
@@ -60,6 +66,11 @@ class Chunked:
 
     def read(self) -> Tensor:
         """Read all blocks into one tensor."""
+        num_missing = math.prod(self.shape) - sum(math.prod(block.sizes) for block in self.blocks)
+        if num_missing > 0:  # before memory is allocated
+            raise CheckpointError(f"{self.source}: {num_missing} numbers of {self.name} are in no block.")
+        for block in self.blocks:
+            block.check_size(self.dtype, self.source)
         result = torch.empty(self.shape, dtype=self.dtype)
         covered = torch.zeros(self.shape, dtype=torch.bool)
         for block in self.blocks:

@@ -20,7 +20,7 @@ from .pickle_values import ByteSource
 
 MOST_DIMS = 64
 # Stride 0 repeats elements. A tensor larger than its storage must stay below this many bytes.
-_LARGEST_REPEATED = 2**26
+LARGEST_REPEATED = 2**26
 
 
 class _Described(Protocol):
@@ -151,7 +151,7 @@ class StoragePart:
     num_items: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LazyTensor:
     """A strided view of a storage, not read yet.
 
@@ -175,7 +175,7 @@ class LazyTensor:
                 f"a tensor of shape {self.shape} with stride {self.stride} from byte {self.start} on reaches "
                 f"outside its storage {self.storage.key!r} of {self.storage.nbytes} bytes."
             )
-        largest = max(self.storage.nbytes, _LARGEST_REPEATED)
+        largest = max(self.storage.nbytes, LARGEST_REPEATED)
         if self.nbytes > largest or math.prod(max(dim, 1) for dim in self.shape) >= 2**62:
             raise ValueError(f"a tensor of shape {self.shape} is larger than its storage.")
 

@@ -4,14 +4,15 @@
 Source: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
+import codecs
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
 from .pickle_machine import Machine, decode_text
-from .pickle_values import NAMESPACES, Call, Global, Name, Record, check_key
+from .pickle_values import NAMESPACES, Call, Global, Name, Record
 
 
 def _python2_text(raw: bytes) -> str | bytes:
@@ -21,21 +22,16 @@ def _python2_text(raw: bytes) -> str | bytes:
 
 def _quoted(line: bytes) -> str | bytes:
     """Parse the repr of a Python 2 string."""
-    match = re.fullmatch(rb"""(['"])((?:[^\\]|\\x[0-9a-f]{2}|\\[\\'"nrt])*)\1""", line, re.DOTALL)
-    if not match:
+    # Possessive: no backtracking, whose records would take twenty times the length of the string.
+    match = re.fullmatch(rb"""(['"])((?:[^\\]++|\\x[0-9a-f]{2}|\\[\\'"nrt])*+)(?<=\1)""", line, re.DOTALL)
+    if not match or len(line) < 2:
         raise ValueError("a string without quotes or with an escape that Python does not write.")
-    return _python2_text(re.sub(rb"\\(x..|.)", _unescape, match[2], flags=re.DOTALL))
-
-
-_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    escape = match[1]
-    return bytes([int(escape[1:], 16)]) if len(escape) == 3 else _ESCAPES.get(escape, escape)
+    return _python2_text(codecs.escape_decode(match[2][:-1])[0])  # as pickle does
 
 
 def _integer(line: bytes) -> int:
+    if len(line) == 1 and line.isdigit():
+        return int(line)
     if line in (b"00", b"01"):  # how protocol 0 writes False and True
         return line == b"01"
     if not re.fullmatch(rb"-?[0-9]{1,600}L?", line):
@@ -43,12 +39,13 @@ def _integer(line: bytes) -> int:
     return int(line.rstrip(b"L"))
 
 
-def _pairs_to_dict(arguments: tuple[object, ...]) -> object:
+def _pairs_to_dict(machine: Machine, arguments: tuple[object, ...]) -> object:
     match arguments:
         case () | ([],):
             return {}
         case (list() as pairs,) if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-            return {check_key(key): value for key, value in pairs}
+            keys = machine.copied_keys([key for key, _ in pairs])
+            return dict(zip(keys, (value for _, value in pairs), strict=True))
     raise ValueError("its arguments are not a list of pairs.")
 
 
@@ -83,21 +80,22 @@ def _bytearray(arguments: tuple[object, ...]) -> object:
     return bytearray(cast(bytes, _bytes(arguments)))
 
 
-def _items(arguments: tuple[object, ...]) -> list[object]:
+def _items(machine: Machine, arguments: tuple[object, ...]) -> Iterable[object]:
     match arguments:
         case ():
             return []
         case (list() as items,):
-            return [check_key(item) for item in items]
+            return machine.copied_keys(items)
     raise ValueError("its arguments are not one list.")
 
+
+_LONGEST_FLOAT = 1024
 
 _MAKE_NAMESPACE: dict[Name, Call] = {name: partial(_make_namespace, name) for name in NAMESPACES}
 
 # Protocols 0 to 2 write the modules of Python 2: __builtin__ and copy_reg.
 CALLS: dict[Name, Call] = {
     **_MAKE_NAMESPACE,
-    ("collections", "OrderedDict"): _pairs_to_dict,
     ("copyreg", "_reconstructor"): _reconstruct,
     ("copy_reg", "_reconstructor"): _reconstruct,
     ("_codecs", "encode"): _bytes,
@@ -105,10 +103,14 @@ CALLS: dict[Name, Call] = {
     ("__builtin__", "bytes"): _bytes,
     ("builtins", "bytearray"): _bytearray,
     ("__builtin__", "bytearray"): _bytearray,
-    ("builtins", "set"): lambda arguments: set(_items(arguments)),
-    ("__builtin__", "set"): lambda arguments: set(_items(arguments)),
-    ("builtins", "frozenset"): lambda arguments: frozenset(_items(arguments)),
-    ("__builtin__", "frozenset"): lambda arguments: frozenset(_items(arguments)),
+}
+# Those that make a dict or set: the machine counts their keys.
+KEYED_CALLS: dict[Name, Callable[[Machine, tuple[object, ...]], object]] = {
+    ("collections", "OrderedDict"): _pairs_to_dict,
+    ("builtins", "set"): lambda machine, arguments: set(_items(machine, arguments)),
+    ("__builtin__", "set"): lambda machine, arguments: set(_items(machine, arguments)),
+    ("builtins", "frozenset"): lambda machine, arguments: frozenset(_items(machine, arguments)),
+    ("__builtin__", "frozenset"): lambda machine, arguments: frozenset(_items(machine, arguments)),
 }
 
 # Opcodes that push one value
@@ -123,7 +125,7 @@ PUSHES: dict[bytes, Callable[[Machine], object]] = {
     b"M": lambda m: m.number("<H"),
     b"\x8a": lambda m: m.long("<B"),
     b"\x8b": lambda m: m.long("<i"),
-    b"F": lambda m: float(m.line()),
+    b"F": lambda m: float(m.line(most=_LONGEST_FLOAT)),
     b"G": lambda m: struct.unpack(">d", m.take(8))[0],
     b"S": lambda m: _quoted(m.line()),
     b"T": lambda m: _python2_text(m.text("<i")),

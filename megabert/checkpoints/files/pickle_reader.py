@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...errors import CheckpointError
 from .pickle_machine import Machine
-from .pickle_opcodes import CALLS, CHANGES, PUSHES
+from .pickle_opcodes import CALLS, CHANGES, KEYED_CALLS, PUSHES
 from .pickle_values import DEFAULT_LIMITS, ByteSource, Call, Global, Limits, Name, Record, check_nesting
 
 __all__ = ["DEFAULT_LIMITS", "Call", "Global", "Limits", "Name", "Pickle", "Record", "read_pickle"]
@@ -36,24 +36,27 @@ def read_pickle(
     calls: Mapping[Name, Call] | None = None,
     values: Mapping[Name, object] | None = None,
     persistent_id: Callable[[object], object] | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
 ) -> Pickle:
     """Read the one pickle that begins at `offset`.
 
     `calls` adds to `CALLS`: exact (module, name) to a function of the arguments. `values` maps names to values.
     `persistent_id` resolves the identity of an object outside the pickle. All of them raise ValueError for invalid
-    arguments. `limits` also bounds recursive traversals of the result, in which every cycle contains a Record.
+    arguments. `limits` (default: those of its size) also bounds recursive traversals of the result, in which every
+    cycle contains a Record.
     Raises CheckpointError, with `source` and the byte offset, for anything but a complete pickle.
     """
     readable = _Bytes(data) if isinstance(data, bytes) else data
-    machine = Machine(readable, offset, CALLS | dict(calls or {}), values or {}, persistent_id, limits)
+    limits = limits or Limits.of_size(readable.size)
+    machine = Machine(readable, offset, CALLS | dict(calls or {}), KEYED_CALLS, values or {}, persistent_id, limits)
     try:
         value = _run(machine)
         check_nesting(value, limits)
     except ValueError as error:
         raise CheckpointError(f"{source}: opcode at byte {machine.opcode_offset}: {error}") from None
-    unknown = machine.names - machine.calls.keys() - machine.values.keys()
-    dotted, unknown_dotted = (frozenset(map(".".join, names)) for names in (machine.names, unknown))
+    names = machine.globals.keys()
+    unknown = names - machine.calls.keys() - machine.keyed_calls.keys() - machine.values.keys()
+    dotted, unknown_dotted = (frozenset(map(".".join, some)) for some in (names, unknown))
     return Pickle(value, dotted, unknown_dotted, machine.position)
 
 
@@ -72,11 +75,11 @@ class _Bytes:
 def _run(machine: Machine) -> object:
     for _ in range(machine.limits.opcodes):
         machine.opcode_offset = machine.position
-        code = bytes(machine.take(1))
+        code = machine.take(1)
         if code == b".":
             return machine.pop()
         if code in PUSHES:
-            machine.stack.append(PUSHES[code](machine))
+            machine.push(PUSHES[code](machine))
         elif code in CHANGES:
             CHANGES[code](machine)
         else:

@@ -4,7 +4,7 @@ A `Global` is a name that is never looked up, a `Record` an object that is never
 every reader of the result from exhausting time, memory or stack.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,21 +27,35 @@ class ByteSource(Protocol):
 class Limits:
     """Bounds on a pickle: far above the needs of genuine checkpoints, far below what harms a computer."""
 
-    # A 24-layer model with its optimizer takes about 50,000; two million run for seconds and fill 500 MB.
-    opcodes: int = 2_000_000
+    # A 24-layer model with its optimizer takes about 50,000; a million run for one to three seconds.
+    opcodes: int = 600_000
+    # Containers, results of calls and entries of the memo: an opcode of one byte can make one of 300 bytes.
+    objects: int = 200_000
     # A recursive reader of the result stays below Python's 1,000 frames with up to three of them for a level.
     nesting: int = 256
     # Values in the result, each counted as often as a recursive reader visits it: a list of ten references to a
     # list of ten references to a list and so on is small in the file and endless for the reader.
-    values: int = 20_000_000
+    values: int = 2_000_000
     # One string or bytes object. Tensors lie outside the pickle, so the largest here are numpy arrays.
     text_bytes: int = 2**28
     # The magic number of torch takes 10 bytes, numpy's 128-bit generators 17. Time grows with the square.
     integer_bytes: int = 256
     # Total bytes copied by the functions of the tables: a few opcodes can pass one long string many times.
-    copied_bytes: int = 2**27
-    # Keys that are tuples: their hashes can be made to collide, and then n of them cost n * n comparisons.
-    tuple_keys: int = 10_000
+    copied_bytes: int = 2**26
+    # Keys that are numbers or tuples: their hashes can be made to collide, and then n of them cost n * n comparisons.
+    # Those of strings depend on a random number.
+    number_keys: int = 20_000
+    tuple_keys: int = 4_000
+
+    @classmethod
+    def of_size(cls, num_bytes: int) -> "Limits":
+        """Choose the limits of a file: those above, and of a file of more than some megabytes up to five times more.
+
+        The metadata of a checkpoint from many processes need them.
+        """
+        factor = min(max(num_bytes / 2_400_000, 1.0), 5.0)
+        scaled = {name: int(getattr(cls, name) * factor) for name in ("opcodes", "objects", "values")}
+        return cls(**scaled)
 
 
 DEFAULT_LIMITS = Limits()
@@ -91,7 +105,8 @@ def kind_of(value: object) -> str:
 
 def check_key(value: object) -> object:
     """Return a key that is hashed and compared in bounded time. Deeply nested tuples would crash Python."""
-    if isinstance(value, (list, dict, set, frozenset, bytearray, tuple)):
+    # Other values are compared by identity, or like tensors by parts whose hashes are predictable.
+    if not isinstance(value, (str, bytes, int, float, Global)) and type(value).__eq__ is not object.__eq__:
         raise ValueError(f"{kind_of(value)} cannot be a key or an item of a set here.")
     if isinstance(value, (str, bytes)) and len(value) > _LARGEST_KEY:
         raise ValueError(f"a key of {len(value)} characters; at most {_LARGEST_KEY} are read.")
@@ -102,6 +117,10 @@ def check_key(value: object) -> object:
 
 def check_nesting(root: object, limits: Limits) -> None:
     """Refuse values too deep for a recursive reader, and cycles without a Record. Does not recurse itself."""
+    too_much = ValueError(
+        f"values are nested more than {limits.nesting} deep, or are more than {limits.values} when "
+        "shared ones are counted each time. No checkpoint needs that."
+    )
     measured: dict[int, tuple[int, int]] = {}  # depth and number of values, leaves first
     num_records_above: dict[int, int] = {id(root): 0}  # of the values on the path from the root to here
     path = [(root, iter(_parts(root)), 0)]
@@ -112,33 +131,37 @@ def check_nesting(root: object, limits: Limits) -> None:
             if id(part) in num_records_above:
                 if num_records_above[id(part)] == num_records:
                     raise ValueError("a list, tuple, dict or set contains itself, which no checkpoint needs.")
-            elif id(part) not in measured and isinstance(part, _CONTAINERS):
+            elif id(part) not in measured and isinstance(part, CONTAINERS):
+                if len(path) >= limits.nesting:
+                    raise too_much
+                inner = _parts(part)
+                if not any(isinstance(item, CONTAINERS) for item in inner):  # most of them
+                    measured[id(part)] = 1, len(inner) + 1
+                    continue
                 num_records_above[id(part)] = num_records
-                path.append((part, iter(_parts(part)), num_records))
+                path.append((part, iter(inner), num_records))
                 break
         else:
-            measured[id(value)] = _measure(value, measured, limits)
+            depth, size = _measure(value, measured)
+            if depth > limits.nesting or size > limits.values:
+                raise too_much
+            measured[id(value)] = depth, size
             del num_records_above[id(value)]
             path.pop()
 
 
-def _measure(value: object, measured: dict[int, tuple[int, int]], limits: Limits) -> tuple[int, int]:
+def _measure(value: object, measured: dict[int, tuple[int, int]]) -> tuple[int, int]:
     depth, size = 0, 0
     for part in _parts(value):
         part_depth, part_size = measured.get(id(part), (0, 1))
         depth, size = max(depth, part_depth), size + part_size
-    if depth >= limits.nesting or size > limits.values:
-        raise ValueError(
-            f"values are nested more than {limits.nesting} deep, or are more than {limits.values} when "
-            "shared ones are counted each time. No checkpoint needs that."
-        )
     return depth + 1, size + 1
 
 
-_CONTAINERS = (list, tuple, dict, set, frozenset, Record)
+CONTAINERS = (list, tuple, dict, set, frozenset, Record)
 
 
-def _parts(value: object) -> Iterable[object]:
+def _parts(value: object) -> Collection[object]:
     if isinstance(value, Record):
         return (value.arguments, value.keywords, value.state, value.items, *value.entries)
     if isinstance(value, dict):

@@ -6,6 +6,7 @@ Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Forma
 Format".
 """
 
+import itertools
 import posixpath
 import re
 import zlib
@@ -25,6 +26,7 @@ _LARGEST_RATIO = 100
 _LARGEST_UNPACKED = 2**36
 _ALWAYS_UNPACKED = 2**20  # an archive of some small files is mostly padding
 
+_PAX_LENGTH = re.compile(rb"(\d{1,6}) ")
 _REGULAR, _FOLDER = b"0\0", b"5"
 _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
@@ -55,8 +57,6 @@ def read_tar(region: Region) -> dict[str, Region]:
         if name in members:
             raise region.error(f"it has two members {name!r}, so that its content is ambiguous.")
         members[name] = region.part(entry.start, entry.size, f"member {name!r}")
-        if len(members) > _MOST_MEMBERS:
-            raise region.error(f"it has more than {_MOST_MEMBERS} members.")
     return members
 
 
@@ -72,7 +72,9 @@ def _entries(region: Region) -> Iterator[_Entry]:
     """Iterate over the headers; a name too long for a header is in a member of its own before it."""
     position, long_name = 0, None
     size_before = None
-    while True:
+    for number in itertools.count():
+        if number > _MOST_MEMBERS:
+            raise region.error(f"it has more than {_MOST_MEMBERS} members.")
         if position + _BLOCK > region.size:
             raise region.error(f"it ends at byte {region.size} without the end of an archive. Fetch it again.")
         header = bytes(region.read(position, _BLOCK))
@@ -148,12 +150,12 @@ def _pax_records(region: Region, extension: bytes, position: int) -> dict[str, s
     records: dict[str, str] = {}
     at = 0
     while at < len(extension):
-        prefix = re.match(rb"(\d{1,6}) ", extension[at:])
+        prefix = _PAX_LENGTH.match(extension, at)
         length = int(prefix[1]) if prefix else 0
         record = extension[at : at + length]
-        if not (prefix and prefix.end() < length == len(record) and record.endswith(b"\n") and b"=" in record):
+        if not (prefix and prefix.end() - at < length == len(record) and record.endswith(b"\n") and b"=" in record):
             raise region.error(f"the pax header at byte {position} is damaged.")
-        key, _, value = record[prefix.end() : -1].partition(b"=")
+        key, _, value = record[prefix.end() - at : -1].partition(b"=")
         if key.startswith(b"GNU.sparse"):
             raise region.error(f"the member after byte {position} is sparse, which is not read.")
         if key in (b"path", b"size"):

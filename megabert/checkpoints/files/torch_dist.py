@@ -7,6 +7,7 @@ Sources: torch/distributed/checkpoint/{metadata,filesystem}.py in https://github
 megatron/core/dist_checkpointing/strategies/{torch,zarr}.py in https://github.com/NVIDIA/Megatron-LM.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...json_documents import read_json_object
 from .chunked_tensor import Chunked, layer_of
-from .json_object import read_json_object
-from .lazy_tensor import LazyTensor, Readable, Region, open_regular
+from .lazy_tensor import LARGEST_REPEATED, MOST_DIMS, LazyTensor, Readable, Region, open_regular
 from .pickle_reader import Record
 from .torch_pickle import Storages, load_pickle
 from .weight_files import open_file, open_region
 from .zarr_arrays import open_zarr
+from .zip_archive import LARGEST_RATIO
 
 _LARGEST_METADATA = 2**26
 
@@ -45,6 +47,11 @@ class TorchBlock:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     region: Region
+
+    def check_size(self, dtype: torch.dtype, source: str) -> None:
+        """Raise CheckpointError if the block is larger than its bytes can be."""
+        if math.prod(self.sizes) * dtype.itemsize > self.region.size * LARGEST_RATIO + LARGEST_REPEATED:
+            raise CheckpointError(f"{source}: {self.region.label} has {self.region.size} bytes for shape {self.sizes}.")
 
     def read(self, dtype: torch.dtype, source: str) -> Tensor:
         """Read the block, a tensor in a file of torch.save."""
@@ -133,10 +140,11 @@ def _open_tensors(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Readab
     return tensors
 
 
-def _dims(value: object, name: str, folder: Path) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or any(type(dim) is not int or not 0 <= dim < 2**40 for dim in value):
+def _dims(value: Any, name: str, folder: Path) -> tuple[int, ...]:
+    is_valid = isinstance(value, tuple) and len(value) <= MOST_DIMS
+    if not is_valid or any(type(dim) is not int or not 0 <= dim < 2**40 for dim in value):
         raise CheckpointError(f"{folder}/.metadata: {name[:80]} has an invalid shape or offset.")
-    return value
+    return tuple(value)
 
 
 def _dtype(properties: object, name: str, folder: Path) -> torch.dtype:
@@ -148,19 +156,20 @@ def _dtype(properties: object, name: str, folder: Path) -> torch.dtype:
     return dtype
 
 
-_Locations = Mapping[tuple[str, tuple[int, ...]], tuple[str, int, int]]
+# The offsets of a block are text here: hashes of numbers can be made to collide.
+_Locations = Mapping[tuple[str, str], tuple[str, int, int]]
 
 
 def _locations(folder: Path, storage_data: Mapping[object, object]) -> _Locations:
     """Map each block to its bytes: (tensor, offsets) to (file, first byte, length)."""
-    locations: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
+    locations: dict[tuple[str, str], tuple[str, int, int]] = {}
     for index, info in storage_data.items():
         match index, info:
             case (
                 Record(state={"fqn": str() as name, "offset": tuple() as offset}),
                 Record(state={"relative_path": str() as file, "offset": int() as start, "length": int() as length}),
             ):
-                key = (name, _dims(offset, name, folder))
+                key = (name, str(_dims(offset, name, folder)))
                 if key in locations:
                     raise CheckpointError(f"{folder}/.metadata: {name[:80]} has two blocks at {offset}.")
                 locations[key] = (file, start, length)
@@ -180,9 +189,9 @@ def _open_block(
     )
     if not is_inside:
         raise CheckpointError(f"{folder}/.metadata: a block of {name[:80]} at {offsets} is outside of {shape}.")
-    if (name, offsets) not in locations:
+    if (name, str(offsets)) not in locations:
         raise CheckpointError(f"{folder}/.metadata does not locate the block of {name[:80]} at {offsets}.")
-    file, start, length = locations[name, offsets]
+    file, start, length = locations[name, str(offsets)]
     # A name in the metadata may only select a file of this folder.
     if Path(file).name != file or file in ("", ".", ".."):
         raise CheckpointError(f"{folder}/.metadata names {file[:80]!r}, which is not a file beside it.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .lazy_tensor import LazyTensor, Region, Storage, StoragePart
+from .lazy_tensor import MOST_DIMS, LazyTensor, Region, Storage, StoragePart
 from .pickle_reader import Call, Global, Name, Pickle, Record, read_pickle
 
 
@@ -74,6 +74,8 @@ def _tensor(part: object, dtype: torch.dtype | None, offset: object, shape: obje
     part = StoragePart(part, 0, part.num_items) if isinstance(part, Storage) else part
     match part, offset, shape, stride:
         case StoragePart(storage, start, num_items), int(), tuple() | list(), tuple() | list():
+            if max(len(shape), len(stride)) > MOST_DIMS:
+                raise ValueError(f"a shape of {len(shape)} dims with a stride of {len(stride)}.")
             dtype = dtype or storage.dtype
             first = start * storage.dtype.itemsize + offset * dtype.itemsize
             tensor = LazyTensor(dtype, tuple(shape), tuple(stride), storage, first)

@@ -4,6 +4,7 @@ Tensors are named by their folders and not read yet. Only uncompressed arrays, a
 Source: https://zarr-specs.readthedocs.io, version 2.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...json_documents import read_json_object
 from .chunked_tensor import Chunked
-from .json_object import read_json_object
-from .lazy_tensor import open_regular
+from .lazy_tensor import MOST_DIMS, open_regular
 
 _DTYPES = {
     "<f4": torch.float32,
@@ -38,13 +39,17 @@ class ZarrBlock:
     file: Path
     stored: tuple[int, ...]
 
+    def check_size(self, dtype: torch.dtype, source: str) -> None:
+        """Raise CheckpointError if the file is not there or has another size."""
+        expected = math.prod(self.stored) * dtype.itemsize
+        if (size := open_regular(self.file).size) != expected:
+            raise CheckpointError(f"{self.file} has {size} bytes; {expected} are expected.")
+
     def read(self, dtype: torch.dtype, source: str) -> Tensor:
         """Read the file and drop the padding beyond the array."""
+        self.check_size(dtype, source)
         region = open_regular(self.file)
-        expected = torch.Size(self.stored).numel() * dtype.itemsize
-        if region.size != expected:
-            raise CheckpointError(f"{self.file} has {region.size} bytes; {expected} are expected.")
-        tensor = torch.frombuffer(region.read(0, expected), dtype=dtype).reshape(self.stored)
+        tensor = torch.frombuffer(region.read(0, region.size), dtype=dtype).reshape(self.stored)
         return tensor[tuple(slice(0, size) for size in self.sizes)]
 
 
@@ -65,15 +70,15 @@ def _open_array(metadata: Path) -> Chunked:
     if array.get("compressor") is not None or array.get("filters"):
         raise CheckpointError(f"{metadata}: compressed arrays are not read. Write it again without a compressor.")
     dims = (*shape, *stored)
+    if len(dims) > 2 * MOST_DIMS:
+        raise CheckpointError(f"{metadata}: an array of {len(shape)} dims.")
     if code not in _DTYPES or array.get("order", "C") != "C" or len(shape) != len(stored):
         raise CheckpointError(f"{metadata}: dtype {code[:20]!r} in order {array.get('order')!r} is not read.")
     if any(type(dim) is not int or not 0 < dim < 2**40 for dim in dims):
         raise CheckpointError(f"{metadata}: its shape {dims} is invalid.")
     counts = [-(-dim // size) for dim, size in zip(shape, stored, strict=True)]
-    if torch.Size(counts).numel() > _MOST_BLOCKS:
-        raise CheckpointError(
-            f"{metadata}: an array in {torch.Size(counts).numel()} files; at most {_MOST_BLOCKS} are read."
-        )
+    if math.prod(counts) > _MOST_BLOCKS:
+        raise CheckpointError(f"{metadata}: an array in {math.prod(counts)} files; at most {_MOST_BLOCKS} are read.")
     separator = "/" if array.get("dimension_separator") == "/" else "."
     blocks = []
     for index in product(*(range(count) for count in counts)):

@@ -18,7 +18,7 @@ from .lazy_tensor import Region, decompressed
 
 _CHUNK = 2**24  # bytes read at a time while a checksum is computed
 # Weights hardly compress and pickles compress tenfold; deflate itself reaches a ratio of 1,032.
-_LARGEST_RATIO = 100
+LARGEST_RATIO = 100
 _LARGEST_DIRECTORY = 2**26
 
 # The records of APPNOTE.TXT, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16
@@ -166,7 +166,7 @@ def _read_entry(region: Region, directory: bytes, position: int) -> tuple[str, M
         raise ValueError(f"{name[:80]!r} is encrypted, a link, or packed with method {method}; 0 and 8 are read.")
     if method == 0 and packed != size:
         raise ValueError(f"{name[:80]!r} has {packed} bytes for {size} bytes of content.")
-    if size > packed * _LARGEST_RATIO:
+    if size > packed * LARGEST_RATIO:
         raise ValueError(
             f"{name[:80]!r} would grow from {packed} to {size} bytes, which is a decompression bomb unless "
             "the content is all zeros. If you trust the file, pack it again without compression."

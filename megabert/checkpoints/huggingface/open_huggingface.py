@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, ConfigError
-from ..files.json_object import read_json_object
+from ...json_documents import read_json_object
 from ..files.lazy_tensor import Readable
 from ..files.weight_files import LazyTensor, looks_like_weights, open_file, open_files
 from ..network_arguments import check_arguments
@@ -178,10 +178,9 @@ def _open_weights(folder: Path) -> _NamedWeights:
 
 
 def _open_shards(index: Path) -> _NamedWeights:
-    try:
-        file_of = {str(name): str(file) for name, file in read_json_object(index)["weight_map"].items()}
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}") from None
+    file_of = read_json_object(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(file, str) for file in file_of.values()):
+        raise CheckpointError(f"{index} has no weight_map from names to files, so it is no index of shards.")
     # A file name in an index may only select a file of this folder.
     outside = [file for file in file_of.values() if Path(file).name != file]
     if outside:

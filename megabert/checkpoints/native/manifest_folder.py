@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...data.prefetch import prefetch
 from ...errors import CheckpointError, MegabertError
+from ...json_documents import json_bytes, parse_json_object, parse_sealed, sealed
 from ...storage import atomic_folder, replace_folder, temporary_name
 from ..files.lazy_tensor import LazyTensor, Readable, in_memory, open_regular
 from ..files.safetensors_file import open_safetensors, safetensors_pieces
@@ -148,10 +149,10 @@ def run_on_all(work: Callable[[], Any], all_gather_text: Callable[[str], list[st
 
 def _write_documents(partial: Path, sums: dict[str, Any], contents: Contents, facts: Mapping[str, Any]) -> None:
     """Write documents and text files, and last the manifest. `sums` are the entries of the tensor files."""
-    files = {f"{name}.json": _json_bytes(document) for name, document in contents.documents.items()}
+    files = {f"{name}.json": json_bytes(document) for name, document in contents.documents.items()}
     files |= {name: text.encode() for name, text in contents.texts.items()}
     sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}
-    manifest = _manifest_bytes({"format_version": FORMAT_VERSION, **facts, "files": sums})
+    manifest = sealed({"format_version": FORMAT_VERSION, **facts, "files": sums})
     write_file(partial / MANIFEST, [manifest])
 
 
@@ -165,7 +166,7 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "json" and name not in _TEXT_FILES:
-            documents[stem] = _parse_object(folder / name, _read_verified(folder / name, entry))
+            documents[stem] = parse_json_object(_read_verified(folder / name, entry), str(folder / name))
         elif suffix != "safetensors":
             texts[name] = _parse_text(folder / name, _read_verified(folder / name, entry))
     tensors: dict[str, dict[str, LazyTensor]] = {}
@@ -179,16 +180,6 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     if missing:
         raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
     return OpenFolder(manifest, tensors, documents, texts)
-
-
-def _parse_object(file: Path, data: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{file} holds no JSON object.")
-    return document
 
 
 def _parse_text(file: Path, data: bytes) -> str:
@@ -209,26 +200,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
         data = file.read_bytes()
-        manifest = json.loads(data)
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{file} is of format {manifest['format_version']}; this version of megabert reads {FORMAT_VERSION}."
-            )
-        names = list(manifest["files"].keys())  # an object, not a list
-        # It must serialize to the same bytes, so that a change of any bit, even in white space, is detected.
-        expected = _manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged: {error!r}. Use another checkpoint of the run.") from None
-    if any(Path(name).name != name for name in names):
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}. Use another checkpoint of the run.") from None
+    version = parse_json_object(data, str(file)).get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{file} is of format {version!r:.40}; this version of megabert reads {FORMAT_VERSION}.")
+    manifest = parse_sealed(data, str(file))
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{file} lists no files. Use another checkpoint of the run.")
+    if any(Path(name).name != name for name in files):
         raise CheckpointError(f"{file} names files outside its folder.")
-    if data != expected:
-        raise CheckpointError(f"{file} is damaged: it does not match its own SHA-256. Use another checkpoint.")
-    return dict(manifest)
-
-
-def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    sha256 = hashlib.sha256(_json_bytes(manifest)).hexdigest()
-    return _json_bytes({**manifest, "sha256": sha256})
+    return manifest
 
 
 def _verify(file: Path, entry: Any) -> None:
@@ -261,7 +244,3 @@ def _write_tensors(file: Path, tensors: Mapping[str, Readable | Tensor]) -> dict
     # The next tensors are copied from the device, or read, while the previous ones are written.
     with closing(prefetch(lambda item: item.read(), readables.values())) as loaded:
         return write_file(file, safetensors_pieces(entries, loaded))
-
-
-def _json_bytes(document: Any) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

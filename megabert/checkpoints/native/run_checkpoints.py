@@ -102,11 +102,10 @@ def list_checkpoints(run: Path) -> list[Entry]:
 
 def read_entry(folder: Path) -> Entry:
     """Read a checkpoint's manifest. Raises CheckpointError if it is damaged or not that of a training."""
-    manifest = read_manifest(folder)
-    try:
-        return Entry(folder, manifest["step"], manifest["figure"], manifest["is_end"], manifest.get("loss"))
-    except KeyError as error:
-        raise CheckpointError(f"{folder} is not a checkpoint of training: its manifest lacks {error}.") from None
+    match manifest := read_manifest(folder):
+        case {"step": int() as step, "figure": int() | float() | None as figure, "is_end": bool() as is_end}:
+            return Entry(folder, step, figure, is_end, manifest.get("loss"))
+    raise CheckpointError(f"{folder} is not a checkpoint of training: its manifest lacks step, figure or is_end.")
 
 
 def _warn_skipped(error: CheckpointError) -> None:

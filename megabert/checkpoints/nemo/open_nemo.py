@@ -8,7 +8,6 @@ nemo/collections/nlp/parts/nlp_overrides.py, nemo/collections/nlp/modules/common
 examples/nlp/language_modeling/{megatron_lm_ckpt_to_nemo.py,conf/megatron_bert_config.yaml}.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from ...errors import CheckpointError
+from ...json_documents import parse_json
 from ..files.lazy_tensor import Region, open_regular
 from ..files.tar_archive import is_tar, read_tar
 from ..files.weight_files import LazyTensor, open_region
@@ -62,6 +62,7 @@ def open_nemo(path: Path) -> NemoFile:
     stages = sorted({stage for _, stage in ranks})
     declared = config.get("tensor_model_parallel_size")
     num_shards = max(max(shard for shard, _ in ranks) + 1, declared if isinstance(declared, int) else 1)
+    num_shards = min(num_shards, len(ranks) + 8)  # enough to name those that are missing, whatever is declared
     expected = [(shard, stage) for shard in range(num_shards) for stage in range(max(stages) + 1)]
     missing = [f"{shard}, stage {stage}" for shard, stage in expected if (shard, stage) not in ranks]
     if missing:
@@ -147,10 +148,7 @@ def _read_member(region: Region, most: int = _LARGEST_MEMBER) -> bytes:
 
 
 def _read_json(region: Region) -> Any:
-    try:
-        return json.loads(_read_member(region))
-    except (ValueError, RecursionError) as error:
-        raise region.error(f"it cannot be read as JSON: {error}") from None
+    return parse_json(_read_member(region), region.label)
 
 
 def _tokenizer_files(config: Mapping[str, Any], members: Mapping[str, Region]) -> dict[str, bytes]:

@@ -307,11 +307,11 @@ DEEP = 30_000  # thirty times Python's own limit for recursion
 LONG_TEXT = b"X" + struct.pack("<I", MILLION) + b"a" * MILLION
 TEN_TIMES_THE_LAST = b"]q\0" + b"".join(b"(" + (b"h" + bytes([i])) * 10 + b"lq" + bytes([i + 1]) for i in range(60))
 ENDLESS = {
-    "opcodes": (b"N0" * MILLION + b"N.", "more than 2000000 opcodes"),
+    "opcodes": (b"N0" * MILLION + b"N.", "more than 600000 opcodes"),
     "marks": (b"(" * DEEP + b".", "empty stack"),
     "nested lists": (b"]" * DEEP + b"a" * (DEEP - 1) + b".", "nested more than"),
     "nested tuples": (b")" + b"\x85" * DEEP + b".", "nested more than"),
-    "nested dicts": (b"}" + b"K\x01}" * DEEP + b"s" * DEEP + b".", "nested more than"),
+    "nested dicts": (b"}" + b"N}" * DEEP + b"s" * DEEP + b".", "nested more than"),
     "nested calls": (b"cx\ny\n" + b")R" * DEEP + b".", "nested more than"),
     "nested tuple as a key": (b"})" + b"\x85" * DEEP + b"K\x01s.", "cannot be a key"),
     "lists of shared lists": (TEN_TIMES_THE_LAST + b".", "counted each time"),
@@ -322,9 +322,24 @@ ENDLESS = {
     "long key": (b"}" + LONG_TEXT + b"K\x01s.", "key of 1000000 characters"),
     "colliding integers": (b"}\x8a\x0a" + b"\x01" * 10 + b"K\x01s.", "key of 73 bits"),
     "colliding tuples": (
-        b"}" + b"".join(b"M" + struct.pack("<H", i) + b"\x85Ns" for i in range(10_001)) + b".",
+        b"}" + b"".join(b"M" + struct.pack("<H", i) + b"\x85Ns" for i in range(4_001)) + b".",
         "one of too many",
     ),
+    "numbers as keys": (b"}" + b"K\x01Ns" * 20_001 + b".", "20000 keys that are numbers"),
+    "numbers as items": (b"\x8f(" + b"K\x01" * 20_001 + b"\x90.", "20000 keys that are numbers"),
+    "numbers as items of calls": (
+        b"cbuiltins\nset\n(" + b"K\x01" * 5_000 + b"l\x85q\0" + b"cbuiltins\nset\nh\0R" * 5 + b".",
+        "20000 keys that are numbers",
+    ),
+    "sets of a shared list": (
+        b"cbuiltins\nset\n(" + b"N" * 100_000 + b"l\x85q\0" + b"cbuiltins\nset\nh\0R" * 20 + b".",
+        "calls copy more",
+    ),
+    "long number of a memo entry": (b"Np" + b"9" * 30 + b"\n.", "memo entry whose number"),
+    "memo entries": (b"N" + b"\x94" * 200_001 + b".", "more than 200000 objects"),
+    "sets": (b"\x8f" * 200_001 + b".", "more than 200000 objects"),
+    "calls": (b"cx\ny\n2" + b")R2" * 70_001 + b".", "more than 200000 objects"),
+    "long float": (b"F" + b"1" * 5000 + b"\n.", "line of more than 1024 bytes"),
 }
 
 
@@ -354,6 +369,12 @@ def test_each_limit_holds(limits, data, reason):
     with pytest.raises(CheckpointError, match=reason):
         read(data, limits=limits)
     read(data, persistent_id=str)
+
+
+def test_the_limits_of_large_files_are_higher_and_bounded():
+    limits = [Limits.of_size(size) for size in (0, 2_400_000, 4_800_000, 10**12)]
+    assert [limit.opcodes for limit in limits] == [600_000, 600_000, 1_200_000, 3_000_000]
+    assert limits[3].nesting == Limits().nesting
 
 
 def test_the_deepest_allowed_nesting_can_be_traversed_recursively():

@@ -151,6 +151,12 @@ def test_too_many_members_are_refused(tmp_path):
         read(tmp_path / "archive")
 
 
+def test_folders_and_long_headers_count_as_members(tmp_path):
+    (tmp_path / "archive").write_bytes(b"".join(entry(b"5", f"{number}/", 0) for number in range(10_002)) + END)
+    with pytest.raises(CheckpointError, match="more than 10000 members"):
+        read(tmp_path / "archive")
+
+
 def test_messages_name_the_position(tmp_path):
     (tmp_path / "archive").write_bytes(entry() + entry(b"2", "link", linkname="x", size=0) + END)
     with pytest.raises(CheckpointError, match=r"archive: member 'link' at byte 1024 is of kind b'2'"):

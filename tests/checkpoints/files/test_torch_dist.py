@@ -178,7 +178,7 @@ def location(metadata, number):
 
 
 def swap_sizes(metadata, _):
-    metadata.state_dict_metadata["x"].chunks[0].sizes = torch.Size([3])
+    metadata.state_dict_metadata["x"].chunks[0].sizes = torch.Size([5])
 
 
 def overlap(metadata, _):
@@ -193,7 +193,7 @@ CASES = {
     "a gap": (lambda m, _: m.state_dict_metadata["x"].chunks.pop(), "4 numbers of x are in no block"),
     "an overlap": (overlap, "two blocks of x overlap"),
     "outside": (lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([7])), r"is outside of \(7,\)"),
-    "another shape": (swap_sizes, r"has shape \(4,\); its metadata has \(3,\)"),
+    "another shape": (swap_sizes, r"has shape \(4,\); its metadata has \(5,\)"),
     "another dtype": (
         lambda m, _: setattr(m.state_dict_metadata["x"].properties, "dtype", torch.float16),
         "holds no tensor of torch.float16",
@@ -210,6 +210,21 @@ CASES = {
     "another backend": (
         lambda _, f: (f / "metadata.json").write_text('{"sharded_backend": "fsdp_dtensor"}'),
         "'fsdp_dtensor' is not read",
+    ),
+    "a huge shape with a block": (
+        lambda m, _: (
+            setattr(m.state_dict_metadata["x"], "size", torch.Size([2**39])),
+            setattr(m.state_dict_metadata["x"].chunks[1], "sizes", torch.Size([2**39 - 4])),
+        ),
+        r"has \d+ bytes for shape \(549755813884,\)",
+    ),
+    "a huge shape without a block": (
+        lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([2**39])),
+        "549755813880 numbers of x are in no block",
+    ),
+    "too many dims": (
+        lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([1] * 65)),
+        "has an invalid shape or offset",
     ),
     "a huge shape": (
         lambda m, _: setattr(m.state_dict_metadata["x"], "size", torch.Size([2**50])),

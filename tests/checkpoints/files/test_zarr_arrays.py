@@ -54,6 +54,15 @@ def test_other_arrays_are_refused(tmp_path, changes, message):
         open_zarr(tmp_path)
 
 
+def test_a_huge_array_is_refused_before_memory_is_allocated(tmp_path):
+    write_array(tmp_path / "x", torch.ones(4, 6), (2, 3), shape=[2**30, 2**9], chunks=[2**29, 2**9])
+    with pytest.raises(CheckpointError, match=r"0\.0 has 24 bytes; 1099511627776 are expected"):
+        open_zarr(tmp_path)["x"].read()
+    with pytest.raises(CheckpointError, match="an array of 65 dims"):
+        write_array(tmp_path / "y", torch.ones(4, 6), (2, 3), shape=[1] * 65, chunks=[1] * 65)
+        open_zarr(tmp_path)
+
+
 def test_a_missing_or_truncated_block_is_named(tmp_path):
     write_array(tmp_path / "x", torch.ones(4, 6), (2, 3))
     (tmp_path / "x" / "1.0").write_bytes(b"1234")

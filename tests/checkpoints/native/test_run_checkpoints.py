@@ -7,6 +7,7 @@ import torch
 
 from megabert.checkpoints.native import run_checkpoints
 from megabert.errors import CheckpointError, CheckpointWarning, MegabertError
+from megabert.json_documents import sealed
 
 
 def contents(value=1.0):
@@ -121,15 +122,22 @@ def test_files_follow_the_umask(tmp_path):
     [
         ({"format_version": 99}, "format 99"),
         ({"files": {"../x": {}}}, "outside its folder"),
-        ({"files": 3}, "damaged"),
-        ({"step": None}, "damaged"),
+        ({"files": 3}, "lists no files"),
+        ({"files": {"model.safetensors": 3}}, "cannot be read"),
+        ({"step": "1"}, "lacks"),
     ],
 )
-def test_an_invalid_manifest_is_refused(tmp_path, change, message):
+def test_a_manifest_of_another_kind_is_refused_even_with_a_right_sum(tmp_path, change, message):
     folder = write(tmp_path, 1)
     file = folder / run_checkpoints.MANIFEST
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    document = json.loads(file.read_text()) | change
+    del document["sha256"]
+    file.write_bytes(sealed(document))
     with pytest.raises(CheckpointError, match=message):
+        run_checkpoints.read_entry(folder)
+        run_checkpoints.read(folder, groups=("model",))
+    file.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"damaged|format 99"):
         run_checkpoints.read(folder, groups=("model",))
 
 

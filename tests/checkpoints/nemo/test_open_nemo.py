@@ -209,6 +209,7 @@ CONFIGS = {
     "heads that are text": yaml.dump(CONFIG | {"num_attention_heads": "${oc.env:HOME}"}),
     "layers that are text": yaml.dump(CONFIG | {"num_layers": "four"}),
     "other layers": yaml.dump(CONFIG | {"num_layers": 24}),
+    "endless ranks": yaml.dump(CONFIG | {"tensor_model_parallel_size": 10**400}),
     "more ranks": yaml.dump(CONFIG | {"tensor_model_parallel_size": 8}),
 }
 

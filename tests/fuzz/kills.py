@@ -1,6 +1,6 @@
 """Kill commands at random: started again, each must end as an undisturbed one does, with nothing lost or left over.
 
-    python -m tests.fuzz_kills N SEED [--jobs J] [--seconds S] [--only SCENARIO]
+    python -m tests.fuzz.kills N SEED [--jobs J] [--seconds S] [--only SCENARIO]
 
 Makes N kills and prints counts as JSON. A case is a function of the seed and its number. Commands run in forks of a
 process that has imported torch; faults are injected in the fork only: SIGKILL at a random time, SIGKILL before a file
@@ -458,4 +458,4 @@ if __name__ == "__main__":
     if FORKING.items() <= os.environ.items():
         sys.exit(min(main(), 1))
     # numpy's OpenBLAS starts threads when it is imported, by what the environment says then.
-    os.execve(sys.executable, [sys.executable, "-m", "tests.fuzz_kills", *sys.argv[1:]], os.environ | FORKING)
+    os.execve(sys.executable, [sys.executable, "-m", "tests.fuzz.kills", *sys.argv[1:]], os.environ | FORKING)
