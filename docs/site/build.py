@@ -44,6 +44,7 @@ CONTENTS = {
         "CONTRIBUTING.md",
     ],
 }  # fmt: skip
+TITLES = {"README": "Install and first commands", "CONTRIBUTING": "How we write the code"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 
 
@@ -78,7 +79,8 @@ def contents(folder: Path) -> str:
     listed["How-to guides"] += [page for page in sorted((folder / "docs").glob("*.md")) if page not in named]
     blocks = []
     for caption, pages in listed.items():
-        lines = "\n".join(str(page.relative_to(folder).with_suffix("")) for page in pages)
+        names = [str(page.relative_to(folder).with_suffix("")) for page in pages]
+        lines = "\n".join(f"{TITLES[name]} <{name}>" if name in TITLES else name for name in names)
         blocks.append(f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n:maxdepth: 1\n\n{lines}\n```\n")
     return "".join(blocks)
 

@@ -10,6 +10,7 @@ exclude_patterns = ["_build"]
 # Links between pages are written as on GitHub: docs/page.md#heading
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
+nb_render_markdown_format = "gfm"  # tables of the notebooks
 nb_execution_mode = "off"  # `./dev notebooks` executes them
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 highlight_language = "text"

@@ -69,7 +69,7 @@ def _signature(node: Definition) -> str:
         return "\n".join([f"{head}:", *(f"    {ast.unparse(item)}" for item in fields)] if fields else [head])
     result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     decorators = [f"@{ast.unparse(item)}\n" for item in node.decorator_list]
-    line = f"{node.name}({ast.unparse(node.args)}){result}"
+    line = f"def {node.name}({ast.unparse(node.args)}){result}"
     return "".join(decorators) + (line if len(line) < 100 else line.replace(", ", ",\n    ", 99))
 
 
