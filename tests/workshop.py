@@ -69,7 +69,7 @@ def files(page: str) -> dict[str, str]:
         "topics.tsv": "text\tlabel\nthe seine\triver\nparis\tcity\n",
         **{f"atis/{split}/{name}": content for split in SPLITS for name, content in atis().items()},
         **CHEMPROT,
-        "dev.jsonl": json.dumps(RELATION) + "\n",
+        **dict.fromkeys(("train.jsonl", "dev.jsonl"), json.dumps(RELATION) + "\n"),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Sphinx's configuration of the documentation site; `build.py` prepares the folder of pages that it is used on."""
+"""Sphinx's configuration of the documentation site; `build_site.py` prepares the folder of pages that it is used on."""
 
 project = "megabert"
 author = "the megabert authors"

@@ -1,4 +1,4 @@
-"""Build the documentation site: `./dev site` runs `python docs/site/build.py [FOLDER]` (default: build/site).
+"""Build the documentation site: `./dev site` runs `python docs/site/build_site.py [FOLDER]` (default: build/site).
 
 Pages are the repository's own: README.md, CONTRIBUTING.md, docs/*.md, the executed notebooks, and pages made from the
 code (`reference.py`). They are copied to one folder with a table of contents, Sphinx turns them into HTML, and every
