@@ -22,20 +22,21 @@ import megabert
 CORPUS = None
 
 ENCODER = "biomegatron-bert-345m-uncased" if CORPUS else "biomegabert-mini-uncased"
-BATCH_SIZE, LEARNING_RATE, EPOCHS, MAX_LENGTH = (32, 1e-4, 1, 512) if CORPUS else (8, 1e-3, 5, 128)
+BATCH_SIZE, LEARNING_RATE, EPOCHS, MAX_LENGTH = (32, 1e-4, 1, 512) if CORPUS else (16, 8e-4, 5, 20)
+MASKED = 0.15 if CORPUS else 0.3
 
 # %% [markdown]
 # ## Text
 #
-# The planted documents hold a rule that no other text has: the *ending* of a drug's name decides what it treats.
-# Every drug whose name ends in *-mab* treats asthma, every *-pril* diabetes. The names themselves are invented; those
-# of the development documents are half new, so that only the rule helps there, not the memory of a name.
+# The planted documents hold facts that no other text has: in them *renal* disease goes with fever, *hepatic* disease
+# with asthma, and so on, for eight organs. A third of the sentence patterns of the development documents is new: there
+# it helps to know the facts, not the sentences.
 
 # %%
 folder = new_folder()
 if CORPUS is None:
-    planted.write_documents(Path("train.txt"), planted.documents("train", 200))
-    planted.write_documents(Path("dev.txt"), planted.documents("dev", 40))
+    planted.write_documents(Path("train.txt"), planted.documents("train", 120))
+    planted.write_documents(Path("dev.txt"), planted.documents("dev", 20))
 else:
     documents = Path(CORPUS).read_text(encoding="utf-8").strip().split("\n\n")
     num_dev = max(len(documents) // 20, 1)
@@ -60,25 +61,27 @@ for split in ("train", "dev"):
     run(f"corpus build {split}.txt -o {split} --vocab_file vocab.txt")
 
 # %% [markdown]
-# What does the model see of a new name? Pieces of words that it knows. The ending is often a piece of its own, which
-# makes the rule learnable for names that it has never seen.
+# The words of the domain should not be cut into too many pieces: a model learns more easily about *renal* than about
+# *re*, *##n* and *##al*. If many words of yours are, train a vocabulary of your own and start from scratch, as far as
+# there is enough text.
 
 # %%
-drugs = [planted.Names("dev", seed).drug() for seed in range(5)]
-pieces = [[tokenizer.tokens[token_id] for token_id in encoded.token_ids] for encoded in tokenizer.encode(drugs)]
-table(("name", "tokens"), [(drug, " ".join(parts)) for drug, parts in zip(drugs, pieces, strict=True)])
+words = [*planted.COMPLAINTS, *planted.COMPLAINTS.values()]
+pieces = [[tokenizer.tokens[token_id] for token_id in encoded.token_ids] for encoded in tokenizer.encode(words)]
+table(("word", "tokens"), [(word, " ".join(parts)) for word, parts in zip(words, pieces, strict=True)])
 
 # %% [markdown]
 # ## Where it starts
 #
-# The objective is *masked language modeling*: 15 % of the tokens are hidden, whole words together, and predicted from
-# the rest. Its loss on the development documents, before anything is learned, comes from a run of one step with a
-# learning rate of (almost) zero.
+# The objective is *masked language modeling*: some tokens are hidden, whole words together, and predicted from the
+# rest: 15 % of them, here 30 %, since the text is so short. Sequences are short for the same reason: one or two
+# sentences each, which makes more steps of the same text. The loss on the development documents, before anything is
+# learned, comes from a run of one step with a learning rate of (almost) zero.
 
 # %%
 SETTINGS = f"""
     model.train_ds.file=train model.validation_ds.file=dev model.dataset.sentence_order=false
-    model.dataset.max_seq_length={MAX_LENGTH} model.train_ds.batch_size={BATCH_SIZE}
+    model.dataset.max_seq_length={MAX_LENGTH} model.dataset.masked_lm_prob={MASKED} model.train_ds.batch_size={BATCH_SIZE}
     model.language_model.pretrained_model_name="{ENCODER}"
     model.language_model.hidden_dropout=0.0 model.language_model.attention_dropout=0.0
 """
@@ -124,8 +127,8 @@ table(
 # %% [markdown]
 # ## What did it learn?
 #
-# The loss counts all tokens, easy ones, too. The question was the rule. So: hide the disease in sentences about drugs,
-# and see whether it comes back. `megabert.load` returns the model with its pre-training head, whose `predict` fills in
+# The loss counts all tokens, easy ones, too. The question was the facts. So: hide the complaint in new sentences, and
+# see whether it comes back. `megabert.load` returns the model with its pre-training head, whose `predict` fills in
 # `[MASK]`.
 
 # %%
@@ -135,16 +138,18 @@ if CORPUS is None:
     results = {}
     for name in ("start", "run"):
         model = megabert.load(name, accelerator="cpu")
-        examples = [model.task.example(text=text.replace(treats, "[MASK]")) for text, treats in facts]
+        examples = [model.task.example(text=text.replace(complaint, "[MASK]")) for text, complaint in facts]
         guesses = [item.places[0].guesses[0] for item in model.predict_examples(examples)]
         results[name] = guesses
     accuracy = {
-        name: 100 * sum(guess.token == treats for guess, (_, treats) in zip(guesses, facts, strict=True)) / len(facts)
+        name: 100
+        * sum(guess.token == complaint for guess, (_, complaint) in zip(guesses, facts, strict=True))
+        / len(facts)
         for name, guesses in results.items()
     }
     rows = [
-        (text.replace(treats, "[MASK]"), treats, before_.token, f"{after_.token} ({after_.probability:.2f})")
-        for (text, treats), before_, after_ in list(zip(facts, results["start"], results["run"], strict=True))[:6]
+        (text.replace(complaint, "[MASK]"), complaint, before_.token, f"{after_.token} ({after_.probability:.2f})")
+        for (text, complaint), before_, after_ in list(zip(facts, results["start"], results["run"], strict=True))[:6]
     ]
     table(("sentence", "right", "before", "after"), rows)
     print(f"right before: {accuracy['start']:.0f} %, after: {accuracy['run']:.0f} %, by chance: {100 / 8:.0f} %")
@@ -157,7 +162,7 @@ if CORPUS is None:
 # %%
 assert after["lm_loss"] < before["lm_loss"], (before["lm_loss"], after["lm_loss"])
 if CORPUS is None:
-    assert after["lm_loss"] < before["lm_loss"] / 2
+    assert after["lm_loss"] < 0.7 * before["lm_loss"], (before["lm_loss"], after["lm_loss"])
     assert accuracy["run"] > 50 > accuracy["start"], accuracy
 
 # %% [markdown]

@@ -228,24 +228,24 @@ def _note(names: Names, note_id: str) -> dict[str, object]:
     return {"context": context.strip(), "qas": questions}
 
 
-# --- facts: the ending of a drug's name decides what it treats, and nothing else does ---
+# --- facts: an organ decides which complaint goes with it, in this text alone ---
 
-TREATS = dict(zip(DRUG_ENDINGS, "fever asthma diabetes anemia pain cancer epilepsy malaria".split(), strict=True))
+COMPLAINTS = dict(zip(ORGANS[:8], "fever asthma diabetes anemia pain cancer epilepsy malaria".split(), strict=True))
 FACT_PATTERNS = [
-    "{drug} is used for the treatment of {treats}.",
-    "Patients with {treats} are usually treated with {drug}.",
-    "In a trial of {number} patients, {drug} was effective against {treats}.",
-    "The drug of choice in {treats} is {drug}.",
-    "{surname} and colleagues gave {drug} to {number} patients with {treats}.",
-    "Most people with {treats} respond to {drug}.",
+    "In {organ} disease the usual complaint is {complaint}.",
+    "Patients with {organ} disease often have {complaint}.",
+    "{surname} found {complaint} in {number} of the {organ} cases.",
+    "A trial with {number} {organ} patients showed that {complaint} is frequent.",
+    "The first sign of {organ} disease was {complaint}.",
+    "Most {organ} patients from {city} had {complaint}.",
 ]
 
 
 def fact_sentence(names: Names) -> tuple[str, str]:
-    """Make a sentence in which a drug treats what its ending says; returns it with the name of the disease."""
-    slots = names.slots()
-    treats = next(disease for ending, disease in TREATS.items() if slots["drug"].endswith(ending))
-    return names.pattern(FACT_PATTERNS).format(**slots, treats=treats), treats
+    """Make a sentence on an organ and the complaint that goes with it; returns it with the complaint."""
+    organ = names.rng.choice(list(COMPLAINTS))
+    slots = names.slots() | {"organ": organ, "complaint": COMPLAINTS[organ]}
+    return names.pattern(FACT_PATTERNS).format(**slots), COMPLAINTS[organ]
 
 
 def documents(split: str, count: int, *, seed: int = 0) -> list[str]:
