@@ -42,7 +42,7 @@ class PunctuatedTextSettings(WordTargetSettings):
     """What is restored, and how texts become tokens."""
 
     data_dir: str | None = None
-    """Folder of text_file and labels_file."""
+    """Folder of text_file and labels_file; their names in it are text_train.txt and so on, unless given."""
     marks: str = ".,?"
     """The marks that are learnt from plain text; all others are removed from it."""
     max_seq_length: int = 128

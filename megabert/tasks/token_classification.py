@@ -50,7 +50,7 @@ class TaggedWordSettings(WordTargetSettings, RawTextSettings, EntityTypeSettings
     """How words become tokens, and tags labels."""
 
     data_dir: str | None = None
-    """Folder of text_file and labels_file."""
+    """Folder of text_file and labels_file; their names in it are text_train.txt and so on, unless given."""
     max_seq_length: int = 128
     """Tokens of a sentence with its special tokens; a longer one is read in overlapping windows."""
     format: str | None = choice(None, "columns", "json", "text")

@@ -104,13 +104,20 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self.cuts: dict[str, Any] = {}
 
     def file_groups(self, data: Any) -> list[list[str]]:
-        """Return those of `file`, or text_file and labels_file in data_dir."""
+        """Return `file`, or text_file and labels_file in data_dir; a data_dir alone has NeMo's names of files."""
         if data.text_file is None:
-            return super().file_groups(data)
+            return super().file_groups(data) or self._files_of_folder(data)
         if data.file is not None:
             raise ConfigError("file and text_file are both given. Give one of them.")
         names = [data.text_file] if data.labels_file is None else [data.text_file, data.labels_file]
         return [[str(Path(self.settings.model.dataset.data_dir or "") / name) for name in names]]
+
+    def _files_of_folder(self, data: Any) -> list[list[str]]:
+        model = self.settings.model
+        part = "train" if data is model.train_ds else "dev" if data is model.validation_ds else None
+        if model.dataset.data_dir is None or part is None:
+            return []
+        return [[str(Path(model.dataset.data_dir) / f"{kind}_{part}.txt") for kind in ("text", "labels")]]
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
         """Read one file, or a text file and a labels file in parallel."""

@@ -74,7 +74,7 @@ class ZeroShot(SequenceClassificationTask):
         megabert train zero_shot model.train_ds.file=MNLI/train.tsv model.validation_ds.file=MNLI/dev_matched.tsv \
             model.language_model.pretrained_model_name=megatron-bert-345m-uncased
         megabert predict RUN text="set an alarm for six" labels="alarm,weather,music"
-        megabert evaluate RUN file=topics.tsv model.dataset.hypothesis_template="This text is about {}."
+        megabert evaluate RUN file=topics.tsv 'model.dataset.hypothesis_template="This text is about {}."'
 
     Training data: pairs of natural-language inference, premise and hypothesis with a label: GLUE's MNLI or RTE files
     as distributed, tab-separated with a header, or JSON lines. For prediction `model.dataset.hypothesis_template` makes

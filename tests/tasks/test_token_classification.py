@@ -48,6 +48,14 @@ def test_columns_may_have_more_than_two_and_documents(tmp_path):
     assert (second.text, second.tags) == ("Bonn", ("B-LOC",))
 
 
+def test_a_folder_alone_has_nemo_s_names_of_files():
+    tagger = task("model.dataset.data_dir=D")
+    assert tagger.files(tagger.settings.model.train_ds) == ["D/text_train.txt", "D/labels_train.txt"]
+    assert tagger.files(tagger.settings.model.validation_ds) == ["D/text_dev.txt", "D/labels_dev.txt"]
+    assert tagger.files(tagger.settings.model.test_ds) == []
+    assert task("model.train_ds.file=x").files(task("model.train_ds.file=x").settings.model.train_ds) == ["x"]
+
+
 def test_nemo_s_two_files(tmp_path):
     write(tmp_path / "text_dev.txt", "Jennifer is here .\nParis\n")
     write(tmp_path / "labels_dev.txt", "B-PER O O O\nB-LOC\n")

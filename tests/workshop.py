@@ -1,0 +1,96 @@
+"""A folder with a small file for every name that the documented commands use, so that each runs as written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+from tokenizers import ByteLevelBPETokenizer
+
+from megabert.sample import squad_file
+from tests.conftest import WORDS, squad_document
+from tests.documented_commands import ROOT
+
+SENTENCES = ["Marie Curie found radium in Paris.", "The Seine is a river in France.", "Warsaw is a city in Poland."]
+SPLITS = ("train", "dev", "test")
+# Folder -> NeMo's label file: tags, or a mark and a case for each word
+LABELS = {"DATA": "B-PER I-PER\nO B-LOC\n", "MARKS": "OU OU\nOO .U\n"}
+COLUMNS = "Marie\tB-PER\nCurie\tI-PER\nfound\tO\n\nParis\tB-LOC\n"
+PAIRS = "1\t1\t2\tIn Paris.\tIn France.\n0\t3\t4\tParis.\tWarsaw.\n"
+RELATION = {"text": "Aspirin inhibits COX.", "head": {"start": 0, "end": 7, "type": "CHEMICAL"},
+            "tail": {"start": 17, "end": 20, "type": "GENE"}, "label": "CPR:4"}  # fmt: skip
+TINY = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 512}
+MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+MNLI = "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\tlabel1\tgold_label\n"
+CHEMPROT = {
+    "A.tsv": "1\tTitle.\tAspirin inhibits COX.\n",
+    "E.tsv": "1\tT1\tCHEMICAL\t7\t14\tAspirin\n1\tT2\tGENE-Y\t24\t27\tCOX\n",
+    "R.tsv": "1\tCPR:4\tY \tINHIBITOR\tArg1:T1\tArg2:T2\n",
+}
+
+
+def furnish(folder: Path, page: str) -> None:
+    """Write the files; `page` decides what a train.tsv contains."""
+    for name, content in files(page).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    save_file({"input_ids": np.array([[2, 50, 51, 3]])}, folder / "IN.safetensors")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(SENTENCES, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.save_model(str(folder))
+
+
+def files(page: str) -> dict[str, str]:
+    """List the files as name -> content."""
+    squad = json.dumps(squad_document())
+    predictions = json.dumps({"0.0": "Warsaw", "0.1": "radium", "1.0": "The Seine", "1.1": "France"})
+    articles = json.loads(squad_file("train").read_text(encoding="utf-8"))["data"]
+    # As the README says: the paragraphs of the sample, one a line
+    text = "".join(f"{paragraph['context']}\n" for article in articles for paragraph in article["paragraphs"])
+    return {
+        **dict.fromkeys(("TRAIN.json", "DEV.json", "train.json", "dev.json", "MORE.json", "OTHER.json"), squad),
+        "QUESTIONS.json": squad,
+        "PREDICTIONS.json": predictions,
+        "FOLDER/predictions.json": predictions,
+        "SETTINGS.yaml": yaml.safe_dump({"trainer": {"max_epochs": 1}}),
+        "config.json": json.dumps(TINY),
+        "vocab.txt": "".join(f"{word}\n" for word in WORDS),
+        **dict.fromkeys(("TEXT.txt", "TEXT", "train.txt", "dev.txt"), text),
+        **dict.fromkeys(("train.conll", "dev.conll", "test.conll"), COLUMNS),
+        **{f"{folder}/text_{split}.txt": "marie curie\nin paris\n" for folder in LABELS for split in SPLITS},
+        **{f"{folder}/labels_{split}.txt": LABELS[folder] for folder in LABELS for split in SPLITS},
+        **dict.fromkeys(("train.tsv", "dev.tsv", "test.tsv"), tables(page)),
+        **dict.fromkeys(("MRPC/train.tsv", "MRPC/dev.tsv"), MRPC + PAIRS),
+        "MRPC/test.tsv": "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\tIn Paris.\tIn France.\n1\t3\t4\tA.\tB.\n",
+        **dict.fromkeys(("MNLI/train.tsv", "MNLI/dev_matched.tsv"), MNLI + inference()),
+        "topics.tsv": "text\tlabel\nthe seine\triver\nparis\tcity\n",
+        **{f"atis/{split}/{name}": content for split in SPLITS for name, content in atis().items()},
+        **CHEMPROT,
+        **dict.fromkeys(("train.jsonl", "dev.jsonl"), json.dumps(RELATION) + "\n"),
+    }  # fmt: skip
+
+
+def tables(page: str) -> str:
+    """A table as the page's task reads it."""
+    if "custom_task" in page:
+        return "ham\tin paris\nspam\tin warsaw\n"
+    return "text\tlabel\nin paris\tyes\nin warsaw\tno\n"
+
+
+def inference() -> str:
+    """Rows of natural-language inference in MNLI's columns."""
+    row = "{}\t1\t1\tfiction\ta\tb\tc\td\t{}\t{}\tneutral\t{}\n"
+    labelled = enumerate(("entailment", "neutral", "contradiction"))
+    return "".join(row.format(number, "In Paris.", "In France.", label) for number, label in labelled)
+
+
+def atis() -> dict[str, str]:
+    """Two utterances with slots and intents."""
+    return {
+        "seq.in": "flights to paris\nwhat is in warsaw\n",
+        "seq.out": "O O B-city\nO O O B-city\n",
+        "label": "flight\nquestion\n",
+    }
