@@ -81,7 +81,8 @@ table(("word", "tokens"), [(word, " ".join(parts)) for word, parts in zip(words,
 # %%
 SETTINGS = f"""
     model.train_ds.file=train model.validation_ds.file=dev model.dataset.sentence_order=false
-    model.dataset.max_seq_length={MAX_LENGTH} model.dataset.masked_lm_prob={MASKED} model.train_ds.batch_size={BATCH_SIZE}
+    model.dataset.max_seq_length={MAX_LENGTH} model.dataset.masked_lm_prob={MASKED}
+    model.train_ds.batch_size={BATCH_SIZE}
     model.language_model.pretrained_model_name="{ENCODER}"
     model.language_model.hidden_dropout=0.0 model.language_model.attention_dropout=0.0
 """

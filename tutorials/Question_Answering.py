@@ -88,7 +88,8 @@ plt.show()
 # punctuation; *F1* gives credit for shared words. Both are computed as the official `evaluate-v1.1.py` does.
 
 # %%
-scores = json.loads(run(f'evaluate run file="{data}/dev.json"'))
+run(f'evaluate run file="{data}/dev.json" output_dir=evaluation')
+scores = json.loads(Path("evaluation/scores.json").read_text(encoding="utf-8"))
 
 # %% [markdown]
 # ## Predict

@@ -89,7 +89,7 @@ table(("type", "in train", "in dev", "of these new, %"), rows)
 # gradients. A small encoder takes a larger learning rate than one of 345 million parameters.
 
 # %%
-output = run(f"""
+run(f"""
     train token_classification
     model.train_ds.file="{data}/train.tsv" model.validation_ds.file="{data}/dev.tsv"
     model.language_model.pretrained_model_name="{ENCODER}"

@@ -24,10 +24,10 @@ def new_folder() -> Path:
     return folder
 
 
-def run(command: str) -> str:
+def run(command: str) -> None:
     """Run `megabert COMMAND` in this process and print what it prints, without lines of progress.
 
-    Returns the output. Raises RuntimeError if the command fails, so that a notebook stops there.
+    Raises RuntimeError if the command fails, so that a notebook stops there.
     """
     output, results = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(results), contextlib.redirect_stderr(output):
@@ -37,7 +37,6 @@ def run(command: str) -> str:
     print("".join(line for line in printed.splitlines(keepends=True) if PROGRESS not in line), end="")
     if code:
         raise RuntimeError(f"megabert {shlex.split(command)[0]} failed with exit code {code}.")
-    return results.getvalue()
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
