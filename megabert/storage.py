@@ -44,6 +44,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
                 yield file
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and (error.filename is None or TEMPORARY in str(error.filename)):
+            if error.errno is None:
+                raise OSError(0, str(error), str(path)) from error
             error.filename = str(path)
         raise
 

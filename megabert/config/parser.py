@@ -186,7 +186,7 @@ class _KeyResolver:
             self._renamed[notice] = None
         if key in self._settings or any(key.startswith(f"{mapping}.") for mapping in self._mappings):
             return [(key, value)]
-        if key in FILE_BLOCKS and isinstance(value, str | list):
+        if key in FILE_BLOCKS and isinstance(value, str | list | None):
             return [(f"{key}.file", value)]
         found = _parent_in(key, RENAMED)
         for name in RENAMED.get(found, "").split():
@@ -262,12 +262,6 @@ def _assign(tree: Any, key: str, value: Any, setting: Setting | None) -> None:
 
 def _device_count(value: Any) -> Any:
     """Convert the notations for devices to a number: a number, a list of device numbers, -1 or auto for all."""
-    if isinstance(value, list) and value != list(range(len(value))):
-        chosen = ",".join(map(str, value))
-        raise ConfigError(
-            f"trainer.devices={show(value)} chooses devices by number. Write CUDA_VISIBLE_DEVICES={chosen} before the "
-            f"command, and trainer.devices={len(value)}."
-        )
     if isinstance(value, list):
         return len(value)
     return -1 if value == "auto" else value

@@ -120,6 +120,8 @@ class Tokenizer:
 
         The tokens of a word do not depend on its neighbours, so frequent words are looked up.
         """
+        if isinstance(sentences, str) or any(isinstance(words, str) for words in sentences):
+            raise _string_error(sentences, "a list of lists of words")
         new = {word for words in sentences for word in words if word not in self._word_ids}
         if len(self._word_ids) + len(new) > MAX_WORDS_KEPT:
             self._word_ids.clear()
@@ -154,23 +156,23 @@ class Tokenizer:
         return {"lower_case": self.lower_case, **self.rules.to_document()}
 
 
-def encode_batch(
-    method: Callable[..., list[Any]], inputs: Sequence[Any], *, is_pretokenized: bool = False
-) -> list[Any]:
-    """Call a batch method of the Rust tokenizer, on strings or on lists of words.
+def encode_batch(method: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
+    """Call a batch method of the Rust tokenizer.
 
     Raises TypeError if a string stands for the list, InputError for a lone surrogate, which is no character.
     """
-    is_words = is_pretokenized and any(isinstance(item, str) for item in inputs)
-    if isinstance(inputs, str) or is_words:
-        expected = "a list of lists of words" if is_pretokenized else "a list of strings"
-        raise TypeError(f"{inputs!r:.60} is given where {expected} is expected, such as {[inputs]!r:.60}.")
-    batch = [list(item) for item in inputs] if is_pretokenized else list(inputs)
+    if isinstance(texts, str):
+        raise _string_error(texts, "a list of strings")
+    batch = list(texts)
     try:
-        return method(batch, is_pretokenized=is_pretokenized, add_special_tokens=False)
+        return method(batch, add_special_tokens=False)
     except TypeError:
         require_characters(batch, "the text")
         raise
+
+
+def _string_error(given: Any, expected: str) -> TypeError:
+    return TypeError(f"{given!r:.60} is given where {expected} is expected, such as {[given]!r:.60}.")
 
 
 def parse_vocabulary(data: bytes, source: str) -> list[str]:

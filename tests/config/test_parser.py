@@ -175,7 +175,6 @@ def test_values_of_nemo_s_configurations_arrive(tmp_path):
         ("trainer.resume_from_checkpoint=last.ckpt", "Continue a run by `megabert train TASK --resume RUN`"),
         ("model.tokenizer.tokenizer_model=m.model", "SentencePiece is not supported"),
         ("model.tokenizer.vocab_fiel=v.txt", "Did you mean model.tokenizer.vocab_file?"),
-        ("trainer.devices=[1]", "CUDA_VISIBLE_DEVICES=1"),
         ("model.train_ds.file='${nothing}'", "Write \\\\${...} for ${...} that is meant as text"),
     ],
 )
