@@ -62,7 +62,7 @@ def test_a_stored_run_predicts_the_same(name, tmp_path, capsys):
     run, output = RUNS / name / "run", tmp_path / "answers.jsonl"
     assert main(["predict", str(run), f"file={input_of(name)}", f"output={output}", "accelerator=cpu"]) == 0
     rows, expected = map(json.loads, output.read_text(encoding="utf-8").splitlines()), stored(name)
-    # Later versions add inputs, offsets and gold labels to what the first one wrote; its text of a relation is `marked`.
+    # Later versions add inputs, offsets and gold labels; the text of a relation was what is `marked` now.
     rows = [row | ({"text": row["marked"]} if "marked" in row else {}) for row in rows]
     assert_same([{key: row[key] for key in one} for row, one in zip(rows, expected, strict=True)], expected)
 
