@@ -161,7 +161,7 @@ def training(words: list[str], folder: str) -> list[str]:
         and not is_resumed
         and not any(word.startswith("pretrained_model=") for word in words)
     ):
-        if name is None or name in published_checkpoints() or name == "null" or not Path(name).exists():
+        if name is None or name in published_checkpoints() or name == "null" or not Path(name, "config.json").is_file():
             words = [word for word in words if "pretrained_model_name=" not in word]
             words = [word for word in words if not word.startswith("model.language_model.config=")]
             extra += SMALL
