@@ -8,6 +8,8 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import ByteLevelBPETokenizer
 
+from megabert.formats.documents.convert_documents import read_documents, write_documents
+from megabert.formats.documents.losses import Losses
 from megabert.sample import squad_file
 from tests.conftest import WORDS, squad_document
 from tests.documented_commands import ROOT
@@ -19,15 +21,32 @@ LABELS = {"DATA": "B-PER I-PER\nO B-LOC\n", "MARKS": "OU OU\nOO .U\n"}
 COLUMNS = "Marie\tB-PER\nCurie\tI-PER\nfound\tO\n\nParis\tB-LOC\n"
 PAIRS = "1\t1\t2\tIn Paris.\tIn France.\n0\t3\t4\tParis.\tWarsaw.\n"
 RELATION = {"text": "Aspirin inhibits COX.", "head": {"start": 0, "end": 7, "type": "CHEMICAL"},
-            "tail": {"start": 17, "end": 20, "type": "GENE"}, "label": "CPR:4"}  # fmt: skip
+            "tail": {"start": 17, "end": 20, "type": "GENE"}}  # fmt: skip
 TINY = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 512}
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 MNLI = "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\tlabel1\tgold_label\n"
 CHEMPROT = {
-    "A.tsv": "1\tTitle.\tAspirin inhibits COX.\n",
-    "E.tsv": "1\tT1\tCHEMICAL\t7\t14\tAspirin\n1\tT2\tGENE-Y\t24\t27\tCOX\n",
+    "A.tsv": "1\tTitle.\tAspirin inhibits COX, not TNF.\n",
+    "E.tsv": "1\tT1\tCHEMICAL\t7\t14\tAspirin\n1\tT2\tGENE-Y\t24\t27\tCOX\n1\tT3\tGENE-Y\t33\t36\tTNF\n",
     "R.tsv": "1\tCPR:4\tY \tINHIBITOR\tArg1:T1\tArg2:T2\n",
 }
+# Two documents with mentions, identifiers and a relation
+PUBTATOR = """1|t|Aspirin and asthma.
+1|a|Aspirin causes asthma. Naproxen was given.
+1\t0\t7\tAspirin\tChemical\tD001241
+1\t12\t18\tasthma\tDisease\tD001249
+1\t43\t51\tNaproxen\tChemical\tD009288
+1\tCID\tD001241\tD001249
+
+2|t|Radium.
+2|a|Marie Curie found radium in Paris.
+2\t0\t6\tRadium\tChemical\tD011883
+
+"""
+PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">7</PMID><Article>
+<ArticleTitle>Radium in Paris.</ArticleTitle><Abstract><AbstractText>Marie Curie found radium.</AbstractText></Abstract>
+</Article></MedlineCitation></PubmedArticle></PubmedArticleSet>
+"""
 
 
 def furnish(folder: Path, page: str) -> None:
@@ -36,6 +55,7 @@ def furnish(folder: Path, page: str) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
+    write_documents(read_documents([folder / "train.pubtator"]), folder / "dev.bioc.xml", "bioc", Losses())
     save_file({"input_ids": np.array([[2, 50, 51, 3]])}, folder / "IN.safetensors")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     bpe = ByteLevelBPETokenizer()
@@ -69,8 +89,18 @@ def files(page: str) -> dict[str, str]:
         "topics.tsv": "text\tlabel\nthe seine\triver\nparis\tcity\n",
         **{f"atis/{split}/{name}": content for split in SPLITS for name, content in atis().items()},
         **CHEMPROT,
-        **dict.fromkeys(("train.jsonl", "dev.jsonl"), json.dumps(RELATION) + "\n"),
+        **dict.fromkeys(("corpus.pubtator", "CORPUS.pubtator", "train.pubtator"), PUBTATOR),
+        **dict.fromkeys(("pubmed/abstracts.xml", "part1.xml", "corpus.xml"), PUBMED),
+        "notes.csv": "note_id,TEXT\n1,Marie Curie found radium.\n",
+        "project/1.txt": "Marie Curie found radium.\n",
+        "project/1.ann": "T1\tPerson 0 11\tMarie Curie\n",
+        **dict.fromkeys(("train.jsonl", "dev.jsonl"), relations()),
     }  # fmt: skip
+
+
+def relations() -> str:
+    """A related pair of entities and one that is not."""
+    return "".join(json.dumps(RELATION | {"label": label}) + "\n" for label in ("CPR:4", "false"))
 
 
 def tables(page: str) -> str:
