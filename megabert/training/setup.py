@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..build import load_initial_model, model_documents
 from ..checkpoints.native.run_checkpoints import Contents
-from ..config.schema import Settings
+from ..config.schema import ExperimentSettings, Settings
 from ..data.packing import Batch
 from ..data.sampler import BatchSampler
 from ..errors import ConfigError
@@ -113,11 +113,8 @@ def set_up(
         data_size=world.data_size,
     )
     validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
-    if settings.exp_manager.create_early_stopping_callback and not validation_data.examples:
-        raise ConfigError("Early stopping needs validation data. Give model.validation_ds.file=FILE.")
+    _check_experiment(settings.exp_manager, has_validation=bool(validation_data.examples))
     checkpoints = settings.exp_manager.checkpoint_callback_params
-    if checkpoints.save_top_k < -1:
-        raise ConfigError(f"save_top_k={checkpoints.save_top_k}: give 0 or more, or -1 to keep all checkpoints.")
     monitor = checkpoints.monitor or task.main_score
     mode = resolve_mode(monitor, checkpoints.mode)
     about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
@@ -133,6 +130,14 @@ def set_up(
         task_name, settings, folder, world, execution, task, model, sharding, training_data, validation_data, sampler,
         predictor, intervals, monitor, mode, documents,
     )  # fmt: skip
+
+
+def _check_experiment(experiment: ExperimentSettings, *, has_validation: bool) -> None:
+    if experiment.create_early_stopping_callback and not has_validation:
+        raise ConfigError("Early stopping needs validation data. Give model.validation_ds.file=FILE.")
+    kept = experiment.checkpoint_callback_params.save_top_k
+    if kept < -1:
+        raise ConfigError(f"save_top_k={kept}: give 0 or more, or -1 to keep all checkpoints.")
 
 
 def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
