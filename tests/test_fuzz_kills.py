@@ -11,4 +11,4 @@ def test_killed_commands_end_as_undisturbed_ones():
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     report = json.loads(done.stdout or "{}")
     assert report.get("defects") == 0, done.stdout + done.stderr
-    assert report["kills"] == 12
+    assert report["kills"] == 8
