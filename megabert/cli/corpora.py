@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..formats.corpus_documents import LONGEST_DOCUMENT_MB
 from ..storage import atomic_write
 from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
 
@@ -60,6 +59,8 @@ def corpus(words: Sequence[str]) -> int:
 
 
 def _add_document_options(parser: argparse.ArgumentParser) -> None:
+    from ..formats.corpus_documents import LONGEST_DOCUMENT_MB
+
     parser.add_argument("--json_key", default="text", help="key of the text in JSON lines (default: text)")
     parser.add_argument(
         "--max_document_mb",

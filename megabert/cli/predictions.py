@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
-from ..formats.json_lines import to_json_lines
 from ..storage import atomic_write
 from .console import log, new_parser, new_settings_parser, progress_bar, show, to_json
-from .standard_input import predict_standard_input
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -95,6 +93,8 @@ def predict(words: Sequence[str]) -> int:
         item = predictor.task.example(**example)
         show(to_json(predictor.task.to_row(item, predictor.predict_examples([item])[0])))
     elif settings.file == "-":
+        from .standard_input import predict_standard_input
+
         predict_standard_input(predictor)
     else:
         _predict_file(predictor, settings)
@@ -124,6 +124,8 @@ def _read(predictor: "Predictor", file: str | None) -> Sequence[Any]:
 
 
 def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
+    from ..formats.json_lines import to_json_lines
+
     examples = _read(predictor, settings.file)
     with progress_bar("predicting") as progress:
         predictions = predictor.predict_examples(examples, progress=progress)
