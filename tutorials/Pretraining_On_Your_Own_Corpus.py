@@ -94,7 +94,7 @@ run(
 # %% [markdown]
 # ## Train
 #
-# Masks are drawn anew in each epoch, so that a small corpus serves for several. Dropout is off: in so few steps it
+# Masks are resampled in each epoch, so that a small corpus serves for several. Dropout is off: in so few steps it
 # only slows learning down.
 
 # %%

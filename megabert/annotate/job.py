@@ -20,7 +20,7 @@ from .annotator import EntityAnnotator, RelationAnnotator, annotate, without_ann
 from .pipeline import process_chunks
 from .remote_session import RemoteSession
 from .shard_formats import ShardFormat
-from .shards import Ledger, ShardRecord, ShardWriter
+from .shards import Ledger, ShardRecord, ShardWriter, add_name
 
 CHUNK_DOCUMENTS = 64
 """Documents that are annotated together: about two batches of 32 x 512 tokens."""
@@ -63,7 +63,7 @@ class ReadDocuments:
         digest = hashlib.sha256()
         num_skipped = 0
         for item in itertools.islice(items, self.skip):
-            digest.update(f"{item if isinstance(item, str) else item.id}\n".encode())
+            add_name(digest, item if isinstance(item, str) else item.id)
             num_skipped += 1
         if self.skip and (num_skipped < self.skip or digest.hexdigest() != self.names):
             raise InputError("the input has other documents than when the job began. Annotate it to a new folder.")

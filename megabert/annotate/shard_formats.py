@@ -12,7 +12,7 @@ from ..formats.documents.document import Document
 from ..formats.documents.document_formats import DocumentFormat, find_format
 from ..formats.documents.losses import Losses
 from ..formats.documents.mention_table import ParquetRows, mention_rows
-from ..storage import atomic_file, atomic_folder, atomic_write
+from ..storage import atomic_file, atomic_folder, atomic_write, file_sha256
 
 
 class ShardFormat(ABC):
@@ -48,8 +48,7 @@ class ShardFormat(ABC):
 
     def digest(self, path: Path) -> str:
         """Compute the SHA-256 of a shard."""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
 
 
 class StreamShards(ShardFormat):
@@ -156,7 +155,7 @@ class FolderShards(ShardFormat):
         """Compute the SHA-256 of the names and contents of a shard's files."""
         digest = hashlib.sha256()
         for file in sorted(path.iterdir()):
-            digest.update(f"{file.name}\0{super().digest(file)}\n".encode())
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
         return digest.hexdigest()
 
 

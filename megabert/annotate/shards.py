@@ -49,7 +49,7 @@ class Ledger:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Count a line of a document, or of a fault in the input."""
-        self.names.update(f"{line.get('fault') or line['id']}\n".encode())
+        add_name(self.names, line.get("fault") or line["id"])
         if "fault" in line:
             self.faults += 1
             return
@@ -71,6 +71,11 @@ class Ledger:
             "relations": dict(sorted(self.relations.items())),
             "shards": self.shards,
         }
+
+
+def add_name(digest: Any, name: str) -> None:
+    """Add the identifier of a document, or the message of a fault, to the hash of the input's names."""
+    digest.update(f"{name}\n".encode())
 
 
 def read_ledger(folder: Path, output: ShardFormat) -> Ledger:

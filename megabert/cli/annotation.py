@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 The output is a folder of shards with a ledger (a line a document), or one file where OUT ends like a format
-(.jsonl, .pubtator, .parquet, ...). An interrupted command goes on with --resume and ends with the same bytes.
+(.jsonl, .pubtator, .parquet, ...). An interrupted command is resumed by --resume and ends with the same bytes.
 
 examples:
   megabert annotate pubmed/*.xml.gz --entities RUN -o mentions.parquet
@@ -155,7 +155,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )
     add("--abbreviations", action="store_true", help="keep the abbreviations that each document defines, as infon")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip: list faults and failures in the ledger")
-    add("--resume", action="store_true", help="go on with an interrupted command")
+    add("--resume", action="store_true", help="resume an interrupted command")
     add("--shard", type=_part, default=(0, 1), dest="part", metavar="I/N", help="annotate the I-th of N parts")
     add("--shard-size", type=int, default=1000, help="documents of a shard of the output; default: 1000")
     add("--workers", type=int, help="processes that tokenize and decode; default: 0 on a CPU, else up to 8")
