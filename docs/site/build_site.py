@@ -1,6 +1,6 @@
 """Build the documentation site: `./dev site` runs `python docs/site/build_site.py [FOLDER]` (default: build/site).
 
-Pages are the repository's own: README.md, CONTRIBUTING.md, docs/*.md, the executed notebooks, and pages made from the
+Pages are the repository's own: README.md, CONTRIBUTING.md, docs/, the executed notebooks, and pages made from the
 code (`reference.py`). They are copied to one folder with a table of contents, Sphinx turns them into HTML, and every
 link of the HTML is checked. Warnings are errors. The site needs no network: search runs in the browser.
 """
@@ -33,7 +33,9 @@ CONTENTS = {
         "docs/from_nemo.md", "docs/from_transformers.md", "docs/from_flair_and_spacy.md",
         "docs/from_bern2_and_pubtator.md",
     ],
-    "How-to guides": ["docs/settings.md", "docs/training.md", "docs/pretraining.md", "docs/parallel.md"],
+    "How-to guides": [
+        "docs/settings.md", "docs/training.md", "docs/pretraining.md", "docs/parallel.md", "docs/how-to/*",
+    ],
     "Tasks": ["docs/tasks/*"],
     "Reference": [
         "reference/settings.md", "reference/commands.md", "reference/index.md", "docs/checkpoints.md",
