@@ -20,12 +20,22 @@ from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
+from .doctor import doctor
 from .imports import import_data
 from .inspection import inspect
 from .plan import plan
 from .predictions import evaluate, predict, score
+from .runs import errors, runs
 from .settings import config
 from .training import train
+
+
+def completion(words: Sequence[str]) -> int:
+    """Print the script that completes commands and settings in a shell: megabert completion bash."""
+    from .completion import print_script
+
+    return print_script(words, completion, COMMANDS)
+
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
@@ -33,6 +43,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "score": score,
     "annotate": annotate,
+    "runs": runs,
+    "errors": errors,
     "config": config,
     "import": import_data,
     "corpus": corpus,
@@ -42,6 +54,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "convert": convert,
     "plan": plan,
+    "doctor": doctor,
+    "completion": completion,
 }
 EXIT_CODES = {
     0: "success",
