@@ -44,14 +44,13 @@ class Comparison:
 
 def compare(first: Path, second: Path, split: str) -> Comparison:
     """Compare two run folders, or two folders that `megabert evaluate ... output_dir=FOLDER` wrote."""
-    records = [read_run(path) if (path / RUN_JSON).is_file() else None for path in (first, second)]
-    settings = _differing_settings(*records) if records[0] and records[1] else {}
-    scores: dict[str, tuple[float | None, float | None]] = {}
-    if records[0] and records[1]:
-        sides = [record.scores.get(split, {}) for record in records if record]
-        scores = {
-            name: (sides[0].get(name), sides[1].get(name)) for name in {**sides[0], **sides[1]} if "/" not in name
-        }
+    records = [read_run(path) for path in (first, second) if (path / RUN_JSON).is_file()]
+    settings, scores = {}, {}
+    if len(records) == 2:
+        settings = _differing_settings(records[0], records[1])
+        sides = [record.scores.get(split, {}) for record in records]
+        names = [name for name in {**sides[0], **sides[1]} if "/" not in name]
+        scores = {name: (sides[0].get(name), sides[1].get(name)) for name in names}
     files = [predictions_file(path, split) for path in (first, second)]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
@@ -83,7 +82,7 @@ def score_tests(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]
 
 def _differing_settings(first: RunRecord, second: RunRecord) -> dict[str, tuple[Any, Any]]:
     ours, theirs = dict(flatten(first.settings)), dict(flatten(second.settings))
-    pairs = {"task": (first.task, second.task)}
+    pairs: dict[str, tuple[Any, Any]] = {"task": (first.task, second.task)}
     pairs |= {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs} if key not in _OWN}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
