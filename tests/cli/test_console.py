@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megabert.cli import main
+from megabert.cli.console import to_json
 from megabert.errors import InputError, print_message, printable
 from megabert.formats.text_lines import read_text
 from megabert.storage import atomic_write
