@@ -123,8 +123,8 @@ def to_page(found: Sequence[Case], title: str, limit: int) -> str:
     legend = (f'<mark class="{style}">{name}</mark>' for style, name in MARKS.items())
     parts.append(f"<p>{' '.join(legend)}</p>")
     rows = "".join(map(_html_error, errors))
-    head = '<tr><th>error</th><th class="n">cost</th><th>gold</th><th>predicted</th><th>text</th></tr>'
-    parts.append(f'<div class="wide"><table>{head}\n{rows}</table></div>')
+    titles = '<tr><th>error</th><th class="n">cost</th><th>gold</th><th>predicted</th><th>text</th></tr>'
+    parts.append(f'<div class="wide"><table>{titles}\n{rows}</table></div>')
     name = html.escape(title)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Errors of {name}</title>\n'

@@ -35,7 +35,8 @@ def runs(words: Sequence[str]) -> int:
             f"{len(arguments.folders)} folders are given. Give one folder of runs, or two runs to compare."
         )
     if len(arguments.folders) == 2:
-        return _compare(*arguments.folders, arguments.split, as_json=arguments.json)
+        first, second = arguments.folders
+        return _compare(first, second, arguments.split, as_json=arguments.json)
     folder = arguments.folders[0] if arguments.folders else Path("runs")
     from ..analysis.run_comparison import require_folder
     from ..analysis.run_records import find_runs, read_run
