@@ -19,7 +19,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"storage", "json_documents"},
     {"config", "tokenizers", "metrics", "model"},
     {"formats", "planner"},
-    {"data"},
+    {"data", "analysis"},
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
@@ -40,6 +40,7 @@ TORCH_FREE = (
     "data",
     "metrics",
     "planner",
+    "analysis",
     "tasks",
     "inference",
 )

@@ -20,13 +20,23 @@ from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
+from .doctor import doctor
 from .imports import import_data
 from .inspection import inspect
 from .plan import plan
 from .predictions import evaluate, predict, score
+from .runs import errors, runs
 from .settings import config
 from .text_generation import generate
 from .training import train
+
+
+def completion(words: Sequence[str]) -> int:
+    """Print the script that completes commands and settings in a shell: megabert completion bash."""
+    from .completion import print_script
+
+    return print_script(words, completion, COMMANDS)
+
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
@@ -35,6 +45,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "score": score,
     "generate": generate,
     "annotate": annotate,
+    "runs": runs,
+    "errors": errors,
     "config": config,
     "import": import_data,
     "corpus": corpus,
@@ -44,6 +56,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "convert": convert,
     "plan": plan,
+    "doctor": doctor,
+    "completion": completion,
 }
 EXIT_CODES = {
     0: "success",
@@ -92,6 +106,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
         show(_overview())
         return 0 if words else 64

@@ -202,7 +202,8 @@ def _parse_words(name: str, command: Callable[[Sequence[str]], int], schema: typ
         else:
             given[key] = value
     if texts and schema is EvaluateSettings:
-        raise ConfigError(f"{texts[0]!r} is not a setting. Write key=value, for example file=dev.json.")
+        example = f"file={texts[0]}" if Path(texts[0]).exists() else "key=value, for example file=dev.json"
+        raise ConfigError(f"{texts[0]!r} is not a setting. Write {example}.")
     return _Given(arguments.run, arguments.task, given, overrides, texts)
 
 
