@@ -126,5 +126,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is no dictionary.{hint}: megabert dictionary build FILE... -o {folder.stem}.dict.")
     meta = parse_sealed(file.read_bytes(), str(file))
     if meta.get("version") != VERSION:
-        raise InputError(f"{folder} is a dictionary of version {meta.get('version')}; {VERSION} is read. Build it again.")
+        raise InputError(
+            f"{folder} is a dictionary of version {meta.get('version')}; {VERSION} is read. Build it again."
+        )
     return meta

@@ -214,7 +214,9 @@ def _write_names(
     current, size, repeated = -1, 0, 0
     kept_ends, counts = list[int](), np.zeros(num_concepts, np.int64)
     with (folder / "names.bin").open("wb") as file:
-        for start, end, concept in zip(starts[order].tolist(), ends[order].tolist(), concepts[order].tolist(), strict=True):
+        for start, end, concept in zip(
+            starts[order].tolist(), ends[order].tolist(), concepts[order].tolist(), strict=True
+        ):
             if concept != current:
                 current, seen = concept, set()
             name = blob[start:end]

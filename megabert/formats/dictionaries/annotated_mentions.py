@@ -46,4 +46,3 @@ def _concepts(
             return
     for identifier, part in zip(identifiers, parts, strict=True):
         yield Concept(identifier, tuple(dict.fromkeys((part, written_out(part, definitions)))), (), 0, location)
-

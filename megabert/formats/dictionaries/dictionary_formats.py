@@ -65,5 +65,3 @@ def read_concepts(path: Path, name: str, options: DictionaryOptions) -> Iterator
         raise ConfigError(f"{name!r} is no format of dictionaries: {', '.join(NAMES)}.")
     with open_binary(path) as file:
         yield from READERS[name](path, file, options)
-
-

@@ -21,7 +21,9 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
     for number, line in text_lines(path, file):
         cells = line.rstrip("\r\n").removesuffix("\t|").split(SEPARATOR)
         if len(cells) != 4 or not cells[0].isdecimal():
-            raise InputError(f"{path}:{number}: {line[:60]!r} is no line of names.dmp: tax_id, name, unique name, class.")
+            raise InputError(
+                f"{path}:{number}: {line[:60]!r} is no line of names.dmp: tax_id, name, unique name, class."
+            )
         if cells[0] != taxon:
             if names:
                 yield Concept(f"ncbitaxon:{taxon}", tuple(names), (), int(taxon), location)

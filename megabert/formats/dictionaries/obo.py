@@ -34,9 +34,7 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
         yield from _term(path, start, stanza, options)
 
 
-def _term(
-    path: Path, start: int, stanza: list[tuple[int, str, str]], options: DictionaryOptions
-) -> Iterator[Concept]:
+def _term(path: Path, start: int, stanza: list[tuple[int, str, str]], options: DictionaryOptions) -> Iterator[Concept]:
     values: dict[str, list[str]] = {}
     for _, tag, value in stanza:
         values.setdefault(tag, []).append(value)
