@@ -6,6 +6,7 @@ their ends, the ends of each concept's names, species, the hashes of normalized 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from .name_keys import key_hashes, normalized
 
 VERSION = 1
 META = "dictionary.json"
-ARRAYS = ("name_ends", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
+ARRAYS = ("name_ends", "name_mentions", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Names are numbered in the order of their concepts; the first name of a concept is its preferred one."""
+    """Names are numbered in the order of their concepts; the preferred one first."""
 
     folder: Path
     meta: dict[str, Any]
@@ -71,7 +72,7 @@ class Dictionary:
             return []
         blob = self.name_bytes[first : int(ends[end - 1])].tobytes()
         places = [0, *(ends[start:end] - first).tolist()]
-        return [blob[a:b].decode() for a, b in zip(places, places[1:], strict=False)]
+        return [blob[a:b].decode() for a, b in pairwise(places)]
 
     def name(self, number: int) -> str:
         """Return one name."""
@@ -80,10 +81,6 @@ class Dictionary:
     def concepts_of(self, names: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the concept of each name."""
         return np.asarray(np.searchsorted(self.arrays["concept_ends"], names, side="right"))
-
-    def preferred(self, concept: int) -> int:
-        """Return the number of a concept's preferred name."""
-        return int(self.arrays["concept_ends"][concept - 1]) if concept else 0
 
     def identifiers(self, concept: int) -> tuple[str, ...]:
         """Return the identifiers of a concept, its own first."""
@@ -104,7 +101,7 @@ class Dictionary:
         return [number for number in names if normalized(self.name(number)) == key]
 
     def allowed(self, species: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Return which names are those of given taxa; None if no concept has a taxon. Raises InputError for unknown ones."""
+        """Return which names are those of given taxa, None without any. Raises InputError if there are none of them."""
         taxa = self.arrays["species"]
         if not len(species):
             return None

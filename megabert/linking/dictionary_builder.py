@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..formats.dictionaries.concept import Concept, DictionaryOptions
-from ..formats.dictionaries.dictionary_formats import ONE_RECORD_EACH, detect, read_concepts
+from ..formats.dictionaries.dictionary_formats import MENTIONS, ONE_RECORD_EACH, detect, read_concepts
 from ..json_documents import sealed
 from ..storage import atomic_folder, atomic_write, file_sha256
 from .dictionary import META, VERSION, Dictionary
@@ -39,6 +39,8 @@ class BuildOptions:
     types: tuple[str, ...] = ()
     species: tuple[int, ...] = ()
     """Taxa of the concepts to read; (): all."""
+    prefer: str | None = None
+    """Prefix of the identifier by which a concept is named if it has one of it; None: the first."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def build_dictionary(
     parts_folder.mkdir(parents=True, exist_ok=True)
     parts = [_part(file, parts_folder, options) for file in files]
     with atomic_folder(output) as folder:
-        meta = _merge(parts, folder)
+        meta = _merge(parts, folder, options.prefer)
 
         def keys(start: int, end: int) -> list[str]:
             return list(map(normalized, names.names(start, end)))
@@ -159,39 +161,59 @@ def _read(file: Path, name: str, options: BuildOptions) -> _Rows:
     return rows
 
 
-def _merge(parts: Sequence[Path], folder: Path) -> dict[str, Any]:
+def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str, Any]:
     """Write the names of all parts by concept, each once, and the concepts in the order of their first name."""
     numbers: dict[str, int] = {}
     identifiers: list[dict[str, None]] = []
     taxa: list[int] = []
-    blobs, ends, concepts, sources = list[bytes](), list[NDArray[Any]](), list[NDArray[Any]](), []
+    blobs, sources = list[bytes](), list[dict[str, Any]]()
+    ends, concepts, counts = list[NDArray[Any]](), list[NDArray[Any]](), list[NDArray[Any]]()
     size = 0
+    further: dict[str, int] = {}
     for part in parts:
+        numbers = {**further, **numbers}
         sources.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
         own = []
         species = np.load(part / "species.npy").tolist()
         with (part / "ids.txt").open(encoding="utf-8") as lines:
             for line, taxon in zip(lines, species, strict=True):
                 names = line.rstrip("\n").split("|")
+                # A concept that an earlier file has under a further identifier is the same one.
                 number = numbers.setdefault(names[0], len(identifiers))
                 if number == len(identifiers):
                     identifiers.append({})
                     taxa.append(0)
                 identifiers[number].update(dict.fromkeys(names))
+                for name in names[1:]:
+                    further.setdefault(name, number)
                 taxa[number] = taxon or taxa[number]
                 own.append(number)
         blobs.append((part / "names.bin").read_bytes())
         ends.append(np.load(part / "name_ends.npy") + size)
         concepts.append(np.array(own, np.int64)[np.load(part / "name_concepts.npy")])
+        counts.append(np.full(len(ends[-1]), sources[-1]["format"] == MENTIONS))
         size += len(blobs[-1])
-    meta = _write_names(folder, b"".join(blobs), np.concatenate(ends), np.concatenate(concepts), len(identifiers))
+    columns = list(map(np.concatenate, (ends, concepts, counts)))
+    meta = _write_names(folder, b"".join(blobs), *columns, len(identifiers))
+    if prefer is not None:  # a stable sort
+        identifiers = [
+            dict.fromkeys(sorted(item, key=lambda name: not name.startswith(f"{prefer}:"))) for item in identifiers
+        ]
     ids = ["|".join(item) for item in identifiers]
     (folder / "ids.bin").write_bytes("".join(ids).encode())
     np.save(folder / "id_ends.npy", np.cumsum([len(item.encode()) for item in ids]))
     np.save(folder / "species.npy", np.array(taxa, np.int32))
-    prefixes = Counter(item.partition(":")[0] for item in numbers)
+    prefixes = Counter(next(iter(item)).partition(":")[0] for item in identifiers)
     digest = hashlib.sha256()
-    for name in ("names.bin", "name_ends.npy", "concept_ends.npy", "ids.bin", "id_ends.npy", "species.npy"):
+    for name in (
+        "names.bin",
+        "name_ends.npy",
+        "name_mentions.npy",
+        "concept_ends.npy",
+        "ids.bin",
+        "id_ends.npy",
+        "species.npy",
+    ):
         digest.update(bytes.fromhex(file_sha256(folder / name)))
     return {
         "version": VERSION,
@@ -205,33 +227,37 @@ def _merge(parts: Sequence[Path], folder: Path) -> dict[str, Any]:
 
 
 def _write_names(
-    folder: Path, blob: bytes, ends: NDArray[np.int64], concepts: NDArray[np.int64], num_concepts: int
+    folder: Path,
+    blob: bytes,
+    ends: NDArray[np.int64],
+    concepts: NDArray[np.int64],
+    is_mention: NDArray[np.bool_],
+    num_concepts: int,
 ) -> dict[str, int]:
-    """Write names sorted by concept, without those that a concept has twice, in lower case or not."""
+    """Write names sorted by concept, each once, in lower case or not, and how often each is a mention."""
     starts = np.concatenate([[0], ends[:-1]])
     order = np.argsort(concepts, kind="stable")
-    seen: set[bytes] = set()
-    current, size, repeated = -1, 0, 0
-    kept_ends, counts = list[int](), np.zeros(num_concepts, np.int64)
+    rows = (column[order].tolist() for column in (starts, ends, concepts, is_mention))
+    seen: dict[bytes, int] = {}
+    current, size = -1, 0
+    kept_ends, mentions, counts = list[int](), list[int](), np.zeros(num_concepts, np.int64)
     with (folder / "names.bin").open("wb") as file:
-        for start, end, concept in zip(
-            starts[order].tolist(), ends[order].tolist(), concepts[order].tolist(), strict=True
-        ):
+        for start, end, concept, is_one in zip(*rows, strict=True):
             if concept != current:
-                current, seen = concept, set()
+                current, seen = concept, {}
             name = blob[start:end]
-            key = name.decode().lower().encode()
-            if key in seen:
-                repeated += 1
-                continue
-            seen.add(key)
-            file.write(name)
-            size += len(name)
-            kept_ends.append(size)
-            counts[concept] += 1
+            number = seen.setdefault(name.decode().lower().encode(), len(kept_ends))
+            if number == len(kept_ends):
+                file.write(name)
+                size += len(name)
+                kept_ends.append(size)
+                mentions.append(0)
+                counts[concept] += 1
+            mentions[number] += is_one
     np.save(folder / "name_ends.npy", np.array(kept_ends, np.int64))
+    np.save(folder / "name_mentions.npy", np.minimum(mentions, 2**16 - 1).astype(np.uint16))
     np.save(folder / "concept_ends.npy", np.cumsum(counts))
-    return {"names": len(kept_ends), "repeated_names": repeated}
+    return {"names": len(kept_ends), "repeated_names": len(ends) - len(kept_ends)}
 
 
 class _NameReader:

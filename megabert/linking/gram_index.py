@@ -31,7 +31,7 @@ class GramQuery:
 
 @dataclass(frozen=True)
 class GramIndex:
-    """`gram_names[gram_ends[i - 1] : gram_ends[i]]` are the names that have the gram `gram_hashes[i]`, in their order."""
+    """`names[ends[i - 1] : ends[i]]` are the names that have the gram of the hash `hashes[i]`, in their order."""
 
     hashes: NDArray[np.uint64]
     ends: NDArray[np.int64]

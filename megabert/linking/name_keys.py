@@ -1,4 +1,4 @@
-"""Names as the search compares them: lower case, accents and punctuation removed; their hashes and character n-grams."""
+"""Names as the search compares them, in lower case without accents and punctuation; their hashes and n-grams."""
 
 import hashlib
 import re
@@ -12,12 +12,15 @@ GRAM_SIZES = (2, 3, 4)
 GRAM_BITS = 46
 """Bits of a gram's hash; a call hashes at most 2**18 names."""
 _NO_WORD = re.compile(r"[\W_]+")
+# British spellings, and the plural of words of five letters and more.
+_VARIANTS = re.compile(r"ae|oe|tumour|(?<=[a-z]{3}[a-hj-rtv-z])s\b")
+_GREEK_NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau
+upsilon phi chi psi omega"""
 _GREEK = {
     ord(letter): name
     for letter, name in zip(
         "αβγδεζηθικλμνξοπρστυφχψω",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi "
-        "chi psi omega".split(),
+        _GREEK_NAMES.split(),
         strict=True,
     )
 }
@@ -26,7 +29,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normalized(name: str) -> str:
-    """Lower-case a name; Greek letters are written out, accents and punctuation removed, blanks single.
+    """Lower-case a name; Greek letters are written out, accents, punctuation and a plural's s removed, blanks single.
 
     A name of punctuation alone stays as it is.
     """
@@ -34,7 +37,12 @@ def normalized(name: str) -> str:
     if not key.isascii():
         key = unicodedata.normalize("NFKD", key.translate(_GREEK))
         key = "".join(letter for letter in key if not unicodedata.combining(letter)).translate(_GREEK)
-    return _NO_WORD.sub(" ", key).strip() or " ".join(name.split())
+    key = _NO_WORD.sub(" ", key).strip()
+    return _VARIANTS.sub(_common_form, key) or " ".join(name.split())
+
+
+def _common_form(match: re.Match[str]) -> str:
+    return {"ae": "e", "oe": "e", "tumour": "tumor"}.get(match[0], "")
 
 
 def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
@@ -44,7 +52,7 @@ def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def gram_hashes(keys: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Hash the character 2- to 4-grams of normalized names: pairs of hash and index of the name, each pair once, sorted.
+    """Hash the character 2- to 4-grams of normalized names: hashes and indexes of the names, each pair once, sorted.
 
     Grams lie within words, which have a blank on either side, as those of scikit-learn's analyzer char_wb.
     """

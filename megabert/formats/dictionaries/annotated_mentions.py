@@ -1,14 +1,13 @@
 """Annotated documents as a dictionary: the mentions that have identifiers, with their abbreviations written out.
 
 BioSyn's test dictionaries have the training mentions in addition to the vocabulary's names. A mention of several
-identifiers is a name of none of them: it is read where its parts can be told apart, and otherwise dropped.
+identifiers is a name of them together, a concept of its own, a+b: in which order its parts have them is not known.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..documents.abbreviations import abbreviations_of, written_out
-from ..documents.composites import split_composite
 from ..documents.convert_documents import read_documents
 from ..documents.document import Entity
 from ..documents.sources import Faults, ReadOptions
@@ -38,11 +37,5 @@ def _concepts(
     if not identifiers:
         options.dropped["mentions without identifier"] += 1
         return
-    parts = [entity.text]
-    if len(identifiers) > 1:
-        parts = split_composite(written_out(entity.text, definitions))
-        if len(parts) != len(identifiers):
-            options.dropped["mentions of several identifiers"] += 1
-            return
-    for identifier, part in zip(identifiers, parts, strict=True):
-        yield Concept(identifier, tuple(dict.fromkeys((part, written_out(part, definitions)))), (), 0, location)
+    names = tuple(dict.fromkeys((entity.text, written_out(entity.text, definitions))))
+    yield Concept("+".join(sorted(identifiers)), names, (), 0, location)

@@ -1,4 +1,4 @@
-"""NCBI Taxonomy's names.dmp: a name a line, `tax_id | name | unique name | class |`; those of a taxon follow each other.
+"""NCBI Taxonomy's names.dmp: a name a line, `tax_id | name | unique name | class |`, in the order of the taxa.
 
 Source: ftp.ncbi.nlm.nih.gov/pub/taxonomy, taxdump_readme.txt.
 """

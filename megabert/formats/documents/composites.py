@@ -28,9 +28,3 @@ def composite_splits(mention: str) -> list[tuple[str, ...]]:
         splits.append((" ".join(first), *rest))
     splits.append(tuple(map(" ".join, conjuncts)))
     return splits
-
-
-def split_composite(mention: str) -> list[str]:
-    """Split a mention in the likeliest way; one that joins nothing stays whole."""
-    splits = composite_splits(mention)
-    return list(splits[0]) if splits else [mention]
