@@ -22,6 +22,7 @@ from .conversion import convert
 from .corpora import corpus, vocabulary
 from .imports import import_data
 from .inspection import inspect
+from .linking import dictionary, link
 from .plan import plan
 from .predictions import evaluate, predict, score
 from .settings import config
@@ -35,6 +36,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "annotate": annotate,
     "config": config,
     "import": import_data,
+    "dictionary": dictionary,
+    "link": link,
     "corpus": corpus,
     "vocabulary": vocabulary,
     "models": models,

@@ -32,10 +32,10 @@ class Calibration:
 
     weight: float = 0.5
     """Of the embeddings' similarity, the n-grams' has the rest."""
-    slope: float = 8.0
-    intercept: float = -5.0
+    slope: float = 8.02
+    intercept: float = -5.97
     """Of the logistic function from the best similarity to the probability that the link is right."""
-    threshold: float = 0.3
+    threshold: float = 0.49
     """Links of a lower probability are NIL."""
 
     def probability(self, similarity: float) -> float:
@@ -92,9 +92,23 @@ class Link:
         found = dict.fromkeys(part.candidates[0].identifiers[0] for part in self.parts if part.candidates)
         return NIL if self.is_nil else SEPARATOR.join(found)
 
+    def described(self) -> dict[str, Any]:
+        """Return it as plain values, candidates included."""
+        parts = [
+            {
+                "mention": part.text,
+                "candidates": [
+                    {"name": item.name, "identifiers": list(item.identifiers), "similarity": round(item.similarity, 5)}
+                    for item in part.candidates
+                ],
+            }
+            for part in self.parts
+        ]
+        return {"identifier": self.identifier, "name": self.name, "score": round(self.score, 4), "parts": parts}
+
     @property
     def name(self) -> str:
-        """The preferred names of its concepts, joined by |; "" for NIL."""
+        """The names of its concepts, joined by |; "" for NIL."""
         return "" if self.is_nil else SEPARATOR.join(part.candidates[0].name for part in self.parts)
 
 

@@ -1,4 +1,4 @@
-"""Fit a linker's decision on gold mentions: the weight of embeddings, the probability of a link, the threshold of NIL."""
+"""Fit a linker on gold mentions: the weight of embeddings, the probability of a link, the threshold of NIL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

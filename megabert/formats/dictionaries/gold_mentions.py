@@ -50,5 +50,5 @@ def gold_of(document: Document, types: Sequence[str] = (), prefix: str | None = 
     for entity in document.entities:
         if not types or entity.type in types:
             identifiers = frozenset(found for item in entity.identifiers if (found := to_curie(item, prefix)))
-            name = f"{document.id}:{entity.start}-{entity.end}"
+            name = f"{document.id}:{entity.id}"
             yield GoldMention(name, entity.text, identifiers, entity.type, definitions)
