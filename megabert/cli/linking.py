@@ -223,7 +223,8 @@ def _queries(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], "L
 def score_linking(gold: Path, predictions: Path, words: Sequence[str]) -> dict[str, Any]:
     """Score documents with identifiers, or the candidates that `megabert link --mentions GOLD` wrote.
 
-    Settings: type=TYPE[,TYPE] of mentions, dictionary=DICT and train=FILE for scores of known and unseen ones.
+    Settings: type=TYPE[,TYPE] of mentions; train=FILE for scores of unseen ones; dictionary=DICT, whose further
+    identifiers of a concept count as equal in documents, and which shows what a linker can know.
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
     unknown = [word for word in words if word.partition("=")[0] not in ("type", "dictionary", "train", "prefix")]
@@ -234,7 +235,7 @@ def score_linking(gold: Path, predictions: Path, words: Sequence[str]) -> dict[s
         is_ranking = file.read(1) == b"{" and b'"candidates"' in file.readline()
     if is_ranking:
         return _score_rankings(gold, predictions, types, given)
-    return _score_documents(gold, predictions, types, given.get("prefix"))
+    return _score_documents(gold, predictions, types, given)
 
 
 def _missing(path: Path) -> Any:
@@ -252,7 +253,7 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
     mentions = [item for item in read_gold([gold], types, given.get("prefix")) if item.identifiers]
     ids = {item.id for item in mentions}
     rows = [row for row in read_json_lines(predictions) if str(row.values.get("id")) in ids]
-    known = Dictionary.open(given["dictionary"]).all_identifiers() if "dictionary" in given else None
+    known = Dictionary.open(given["dictionary"]).equivalents().keys() if "dictionary" in given else None
     train = list(read_gold([Path(given["train"])], types, given.get("prefix"))) if "train" in given else []
     names = {normalized(item.text) for item in train}
     concepts = {name for item in train for name in item.identifiers}
@@ -270,13 +271,18 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
     return accuracy_scores(ranked)
 
 
-def _score_documents(gold: Path, predictions: Path, types: Sequence[str], prefix: str | None) -> dict[str, Any]:
+def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, Any]:
     from ..formats.documents.convert_documents import read_documents
-    from ..linking.linked_documents import linked_mentions
+    from ..linking.dictionary import Dictionary
+    from ..linking.linked_documents import linked_mentions, with_equivalents
     from ..metrics.linking import linked_scores
 
+    prefix = given.get("prefix")
     golds = {item.id: linked_mentions(item, types, prefix) for item in read_documents([gold])}
     found = {item.id: linked_mentions(item, types, prefix) for item in read_documents([predictions])}
+    if "dictionary" in given:
+        equivalents = Dictionary.open(given["dictionary"]).equivalents()
+        found = {name: with_equivalents(mentions, equivalents) for name, mentions in found.items()}
     if unknown := found.keys() - golds.keys():
         raise InputError(f"{predictions} has document {min(unknown)}, which {gold} lacks. Give the same documents.")
     return linked_scores(list(golds.values()), [found.get(name, []) for name in golds])

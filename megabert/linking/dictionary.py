@@ -6,6 +6,7 @@ their ends, the ends of each concept's names, species, the hashes of normalized 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,14 @@ class Dictionary:
         start = int(ends[concept - 1]) if concept else 0
         return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
 
-    def all_identifiers(self) -> set[str]:
-        """Return the identifiers of all concepts."""
-        return {item for concept in range(self.meta["concepts"]) for item in self.identifiers(concept)}
+    def equivalents(self) -> dict[str, frozenset[str]]:
+        """Map each identifier to all of its concepts."""
+        found: dict[str, frozenset[str]] = {}
+        for concept in range(self.meta["concepts"]):
+            own = frozenset(self.identifiers(concept))
+            for item in own:
+                found[item] = found.get(item, own) | own
+        return found
 
     def exact(self, key: str) -> list[int]:
         """Return the names that are a normalized name, in their order."""
@@ -99,6 +105,11 @@ class Dictionary:
         first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
         names = sorted(int(number) for number in self.arrays["key_names"][first:last])
         return [number for number in names if normalized(self.name(number)) == key]
+
+    @cached_property
+    def taxa(self) -> frozenset[int]:
+        """The taxa of all concepts."""
+        return frozenset(np.unique(self.arrays["species"]).tolist()) - {0}
 
     def allowed(self, species: Sequence[int]) -> NDArray[np.bool_] | None:
         """Return which names are those of given taxa, None without any. Raises InputError if there are none of them."""

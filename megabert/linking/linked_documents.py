@@ -1,6 +1,7 @@
 """Identifiers of documents' entities, for scores: as CURIEs, mention by mention."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..formats.dictionaries.curies import to_curie
 from ..formats.documents.document import Document
@@ -19,3 +20,13 @@ def linked_mentions(document: Document, types: Sequence[str] = (), prefix: str |
             found = frozenset(name for item in entity.identifiers if (name := to_curie(item, known)))
             mentions.append(LinkedMention(entity.start, entity.end, entity.type, found))
     return mentions
+
+
+def with_equivalents(
+    mentions: Sequence[LinkedMention], equivalents: Mapping[str, frozenset[str]]
+) -> list[LinkedMention]:
+    """Add to each identifier the others of its concept."""
+    return [
+        replace(item, identifiers=item.identifiers.union(*(equivalents.get(name, ()) for name in item.identifiers)))
+        for item in mentions
+    ]

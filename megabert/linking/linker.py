@@ -7,7 +7,7 @@ dictionary, run and mention, same result.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
+from ..inference import Session
 from .dictionary import Dictionary
 from .name_keys import normalized
 
@@ -115,6 +116,12 @@ class Link:
 class DenseSearch(Protocol):
     """The search by embeddings."""
 
+    run_digest: str
+    session: Session
+
+    def with_session(self, session: Session) -> "DenseSearch":
+        """Return the search with the session of another process."""
+
     def search(self, texts: Sequence[str]) -> "Sequence[DenseResult]":
         """Embed texts and find the nearest names of each."""
 
@@ -136,6 +143,18 @@ class Linker:
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
     _lexical: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def digest(self) -> list[Any]:
+        """All on which links depend, as plain values."""
+        run = self.dense.run_digest if self.dense is not None else ""
+        return [self.dictionary.digest, run, list(vars(self.calibration).values())]
+
+    def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
+        """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
+        if self.dense is None:
+            return replace(self, _lexical={})
+        return replace(self, dense=self.dense.with_session(next(sessions)), _lexical={})
 
     def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
         """Link mentions; each part of a link has the k best names.
