@@ -27,6 +27,8 @@ def with_equivalents(
 ) -> list[LinkedMention]:
     """Add to each identifier the others of its concept."""
     return [
-        replace(item, identifiers=item.identifiers.union(*(equivalents.get(name, ()) for name in item.identifiers)))
+        replace(
+            item, identifiers=frozenset(item.identifiers).union(*(equivalents.get(i, ()) for i in item.identifiers))
+        )
         for item in mentions
     ]

@@ -60,6 +60,8 @@ def to_curie(identifier: str, prefix: str | None = None) -> str:
         return ""
     before, colon, local = identifier.partition(":")
     if colon and before and local:
+        if known_prefix(local.partition(":")[0]) and ":" in local:  # DO:DOID:2841, as CTD writes it
+            return to_curie(local)
         return f"{known_prefix(before) or before}:{local.strip()}"
     found = next((name for pattern, name in _BARE if pattern.fullmatch(identifier)), None)
     found = found or (known_prefix(prefix) or prefix if prefix else None)

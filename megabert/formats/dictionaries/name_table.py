@@ -7,7 +7,7 @@ column `species` has NCBI's numbers of taxa.
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ...errors import InputError
 from ..documents.sources import text_lines
@@ -19,8 +19,8 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
     is_csv = ".csv" in (suffix.lower() for suffix in path.suffixes)
     lines = (line for _, line in text_lines(path, file))
     # Tabs cannot be quoted; a quotation mark in a TSV is part of the name.
-    dialect = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.reader(lines, **dialect)  # type: ignore[arg-type]
+    dialect: dict[str, Any] = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(lines, strict=True, **dialect)
     species = -1
     is_first = True
     try:

@@ -22,7 +22,7 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
         cells = line.rstrip("\r\n").removesuffix("\t|").split(SEPARATOR)
         if len(cells) != 4 or not cells[0].isdecimal():
             raise InputError(
-                f"{path}:{number}: {line[:60]!r} is no line of names.dmp: tax_id, name, unique name, class."
+                f"{path}:{number}: {line.strip()[:60]!r} is no line of names.dmp: tax_id, name, unique name, class."
             )
         if cells[0] != taxon:
             if names:

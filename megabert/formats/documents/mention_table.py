@@ -68,8 +68,8 @@ class ParquetRows:
         text, number = pyarrow.string(), pyarrow.int64()
         kinds = (text, text, number, number, text, text, text, pyarrow.float64(), text)
         pieces = pyarrow.list_(pyarrow.list_(number))
-        kinds = (*kinds, pieces, text, pyarrow.float64())
-        self.schema = pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
+        linked = (pieces, text, pyarrow.float64())
+        self.schema = pyarrow.schema(list(zip(COLUMNS, (*kinds, *linked), strict=True)))
         self.writer = self.parquet.ParquetWriter(file, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []
 
