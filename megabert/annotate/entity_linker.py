@@ -53,7 +53,7 @@ class EntityLinker:
             int(local)
             for entity in document.entities
             for item in entity.identifiers
-            for prefix, _, local in (to_curie(item).partition(":"),)
+            for prefix, _, local in (to_curie(item, entity.type.lower()).partition(":"),)
             if prefix == "ncbitaxon" and local.isdecimal()
         ]
         known = self.linker.dictionary.taxa
