@@ -56,7 +56,7 @@ def load_linker(
     `run` is one whose embeddings the dictionary has (`megabert dictionary embed`); without it n-grams alone decide.
     Raises InputError if the folder is no dictionary.
     """
-    from .linking.load import load_linker as open_linker
+    from .linking.open_linker import load_linker as open_linker
 
     return open_linker(dictionary, run, accelerator=accelerator, precision=precision)
 

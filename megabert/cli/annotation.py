@@ -54,7 +54,7 @@ def annotate(words: Sequence[str]) -> int:
         folder /= f"part-{part + 1}-of-{num_parts}"
     entity_runs = [_load(path, arguments) for path in arguments.entities]
     relation_runs = [_load(path, arguments) for path in arguments.relations]
-    linkers = [_load_linker(*rule, arguments) for rule in arguments.links]
+    linkers = [_load_linker(rule, arguments) for rule in arguments.links]
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
         if is_free is False:
@@ -104,7 +104,7 @@ def _run(
         log(f"Resuming behind {before:,} documents in {writer.ledger.shards:,} shards.")
     predictors = [*entity_runs, *relation_runs]
     dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
-    sessions = [item.session for item in (*predictors, *dense)]
+    sessions = [*(item.session for item in predictors), *(item.session for item in dense)]
     with _progress() as progress:
         losses = run_job(inputs, work, sessions, writer, _num_workers(arguments, predictors), progress)
     for line in losses.lines(writer.output.form.name):
@@ -207,10 +207,11 @@ def _link_rule(word: str) -> tuple[str, Path, Path | None]:
     return kind, Path(folder), Path(run) if run else None
 
 
-def _load_linker(kind: str, folder: Path, run: Path | None, arguments: argparse.Namespace) -> "EntityLinker":
+def _load_linker(rule: tuple[str, Path, Path | None], arguments: argparse.Namespace) -> "EntityLinker":
     from ..annotate.entity_linker import EntityLinker
-    from ..linking.load import load_linker
+    from ..linking.open_linker import load_linker
 
+    kind, folder, run = rule
     linker = load_linker(folder, run, accelerator=arguments.accelerator, precision=arguments.precision)
     species = [taxon for taxon in arguments.species if taxon in linker.dictionary.taxa]
     return EntityLinker(kind, linker, tuple(species))

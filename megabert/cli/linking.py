@@ -137,7 +137,7 @@ def _embed(arguments: argparse.Namespace) -> None:
 
 def _tune(arguments: argparse.Namespace) -> None:
     from ..formats.dictionaries.gold_mentions import read_gold
-    from ..linking.load import write_calibration
+    from ..linking.open_linker import write_calibration
     from ..linking.tuning import tune
 
     linker = _load(arguments, arguments.dictionary)
@@ -152,7 +152,7 @@ def _tune(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace, folder: Path) -> "Linker":
-    from ..linking.load import load_linker
+    from ..linking.open_linker import load_linker
 
     return load_linker(folder, arguments.network, accelerator=arguments.accelerator, precision=arguments.precision)
 

@@ -85,7 +85,8 @@ def name_features(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -
     """Tokenize names, each a sequence; what is longer is cut."""
     features = []
     for ids in tokenizer.encode_ids(list(texts)):
-        token_ids = np.array([tokenizer.cls_id, *ids[: max_length - 2], tokenizer.sep_id], dtype=np.int64)
+        kept = ids[: max_length - 2]
+        token_ids = np.concatenate([[tokenizer.cls_id], kept, [tokenizer.sep_id]]).astype(np.int64)
         features.append(Features(token_ids, np.zeros_like(token_ids)))
     return features
 

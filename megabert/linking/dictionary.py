@@ -67,13 +67,7 @@ class Dictionary:
 
     def names(self, start: int, end: int) -> list[str]:
         """Return the names from one number to another."""
-        ends = self.arrays["name_ends"]
-        first = int(ends[start - 1]) if start else 0
-        if start >= end:
-            return []
-        blob = self.name_bytes[first : int(ends[end - 1])].tobytes()
-        places = [0, *(ends[start:end] - first).tolist()]
-        return [blob[a:b].decode() for a, b in pairwise(places)]
+        return names_between(self.arrays["name_ends"], self.name_bytes, start, end)
 
     def name(self, number: int) -> str:
         """Return one name."""
@@ -138,3 +132,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{folder} is a dictionary of version {meta.get('version')}; {VERSION} is read. Build it again."
         )
     return meta
+
+
+def names_between(ends: NDArray[np.int64], blob: NDArray[np.uint8], start: int, end: int) -> list[str]:
+    """Read the names from one number to another, of their ends and bytes."""
+    if start >= end:
+        return []
+    first = int(ends[start - 1]) if start else 0
+    content = blob[first : int(ends[end - 1])].tobytes()
+    places = [0, *(ends[start:end] - first).tolist()]
+    return [content[a:b].decode() for a, b in pairwise(places)]

@@ -20,7 +20,7 @@ from ..formats.dictionaries.concept import Concept, DictionaryOptions
 from ..formats.dictionaries.dictionary_formats import MENTIONS, ONE_RECORD_EACH, detect, read_concepts
 from ..json_documents import sealed
 from ..storage import atomic_folder, atomic_write, file_sha256
-from .dictionary import META, VERSION, Dictionary
+from .dictionary import META, VERSION, names_between
 from .gram_index import BATCH_NAMES, write_gram_index
 from .name_keys import key_hashes, normalized
 
@@ -92,12 +92,13 @@ def build_dictionary(
     with atomic_folder(output) as folder:
         meta = _merge(parts, folder, options.prefer)
 
-        def keys(start: int, end: int) -> list[str]:
-            return list(map(normalized, names.names(start, end)))
+        ends, blob = np.load(folder / "name_ends.npy"), np.memmap(folder / "names.bin", np.uint8, "r")
 
-        names = _NameReader(folder)
-        _write_hashes(folder, len(names.ends), keys)
-        write_gram_index(folder, len(names.ends), keys, progress)
+        def keys(start: int, end: int) -> list[str]:
+            return list(map(normalized, names_between(ends, blob, start, end)))
+
+        _write_hashes(folder, len(ends), keys)
+        write_gram_index(folder, len(ends), keys, progress)
         meta["files"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         atomic_write(folder / META, sealed(meta))
     shutil.rmtree(parts_folder)
@@ -193,8 +194,8 @@ def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str,
         concepts.append(np.array(own, np.int64)[np.load(part / "name_concepts.npy")])
         counts.append(np.full(len(ends[-1]), sources[-1]["format"] == MENTIONS))
         size += len(blobs[-1])
-    columns = list(map(np.concatenate, (ends, concepts, counts)))
-    meta = _write_names(folder, b"".join(blobs), *columns, len(identifiers))
+    all_ends, all_concepts, is_mention = map(np.concatenate, (ends, concepts, counts))
+    meta = _write_names(folder, b"".join(blobs), all_ends, all_concepts, is_mention, len(identifiers))
     if prefer is not None:  # a stable sort
         identifiers = [
             dict.fromkeys(sorted(item, key=lambda name: not name.startswith(f"{prefer}:"))) for item in identifiers
@@ -258,17 +259,6 @@ def _write_names(
     np.save(folder / "name_mentions.npy", np.minimum(mentions, 2**16 - 1).astype(np.uint16))
     np.save(folder / "concept_ends.npy", np.cumsum(counts))
     return {"names": len(kept_ends), "repeated_names": len(ends) - len(kept_ends)}
-
-
-class _NameReader:
-    """Names of a folder that is not a dictionary yet."""
-
-    names = Dictionary.names
-
-    def __init__(self, folder: Path) -> None:
-        self.ends = np.load(folder / "name_ends.npy")
-        self.arrays = {"name_ends": self.ends}
-        self.name_bytes = np.memmap(folder / "names.bin", np.uint8, "r")
 
 
 def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Sequence[str]]) -> None:

@@ -56,7 +56,7 @@ class LinkQuery:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class NameCandidate:
     """A name of the dictionary with its concept's identifiers, the concept's own first."""
 
     name: str
@@ -69,7 +69,7 @@ class LinkedPart:
     """A mention, or a part of a composite one, as it was searched, with candidates, the best first."""
 
     text: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[NameCandidate, ...]
 
     @property
     def similarity(self) -> float:
@@ -116,8 +116,13 @@ class Link:
 class DenseSearch(Protocol):
     """The search by embeddings."""
 
-    run_digest: str
-    session: Session
+    @property
+    def run_digest(self) -> str:
+        """The digest of the run that made the embeddings."""
+
+    @property
+    def session(self) -> Session:
+        """What embeds texts."""
 
     def with_session(self, session: Session) -> "DenseSearch":
         """Return the search with the session of another process."""
@@ -129,7 +134,9 @@ class DenseSearch(Protocol):
 class DenseResult(Protocol):
     """What the search by embeddings finds for a text."""
 
-    names: NDArray[np.int64]
+    @property
+    def names(self) -> NDArray[np.int64]:
+        """The numbers of the nearest names."""
 
     def similarities(self, names: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the cosine similarities of names."""
@@ -175,7 +182,7 @@ class Linker:
         ranked = iter(self._ranked(needed, k))
         links = []
         for item, whole, ways in zip(queries, wholes, splits, strict=True):
-            best = (whole,)
+            best: tuple[LinkedPart, ...] = (whole,)
             for way in ways:
                 parts = tuple(next(ranked) for _ in way)
                 if self._is_better(parts, best):
@@ -228,19 +235,22 @@ class Linker:
         found: tuple[NDArray[np.int64], NDArray[np.float32], list[int]] = self._lexical[item]
         return found
 
-    def _combined(self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, k: int) -> tuple[Candidate, ...]:
+    def _combined(
+        self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, k: int
+    ) -> tuple[NameCandidate, ...]:
         """Rank the names of both searches: the text itself first, then by similarity.
 
         Of equals those that are mentions more often come first, then those of concepts with more names.
         """
-        names, scores, exact = self._candidates(item)
+        names, lexical, exact = self._candidates(item)
+        scores: NDArray[np.floating[Any]] = lexical
         if dense is not None:
             key, species = item
             is_allowed = self.dictionary.allowed(species)
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
             others = np.setdiff1d(others, names)
             grams = self.dictionary.grams
-            lexical = np.concatenate([scores, grams.scores(grams.query(key), others)])
+            lexical = np.concatenate([lexical, grams.scores(grams.query(key), others)])
             names = np.concatenate([names, others])
             weight = self.calibration.weight
             scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
@@ -255,7 +265,7 @@ class Linker:
         mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
         order = np.lexsort((names, -num_names, mentions, -scores, ~is_exact))[:k]
         return tuple(
-            Candidate(
+            NameCandidate(
                 self.dictionary.name(int(names[place])),
                 self.dictionary.identifiers(int(concepts[place])),
                 float(scores[place]),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..formats.dictionaries.gold_mentions import GoldMention
+from ..inference import Session
 from ..metrics.linking import RankedMention, accuracy_scores
 from .linker import Calibration, DenseResult, DenseSearch, Link, Linker, LinkQuery
 
@@ -44,7 +45,7 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     fitted = replace(fitted, threshold=threshold)
     scores = {
         "mentions": len(mentions),
-        "accuracy": round(100 * right[known].mean(), 2) if known else 0.0,
+        "accuracy": round(100 * float(right[known].mean()), 2) if known else 0.0,
         "nil": int((probabilities < threshold).sum()),
         "accuracy_by_weight": {str(weight): round(100 * value, 2) for weight, value in accuracies.items()},
     }
@@ -100,11 +101,25 @@ def _threshold(probabilities: NDArray[np.float64], right: NDArray[np.float64], n
 class _Remembered:
     """A dense search whose results are kept: each weight ranks the same ones."""
 
-    search_of: DenseSearch
+    whole: DenseSearch
     found: dict[str, DenseResult] = field(default_factory=dict)
+
+    @property
+    def run_digest(self) -> str:
+        """The digest of the run."""
+        return self.whole.run_digest
+
+    @property
+    def session(self) -> Session:
+        """What embeds texts."""
+        return self.whole.session
+
+    def with_session(self, session: Session) -> DenseSearch:
+        """Return the search with another session, without results."""
+        return _Remembered(self.whole.with_session(session))
 
     def search(self, texts: Sequence[str]) -> list[DenseResult]:
         """Search for what was not searched yet."""
         new = [text for text in dict.fromkeys(texts) if text not in self.found]
-        self.found.update(zip(new, self.search_of.search(new) if new else (), strict=True))
+        self.found.update(zip(new, self.whole.search(new) if new else (), strict=True))
         return [self.found[text] for text in texts]

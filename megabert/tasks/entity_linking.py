@@ -236,9 +236,9 @@ class EntityLinking(Task[Example, Prediction]):
             )
         return features
 
-    def _row(self, ids: Sequence[int], tokenizer: Tokenizer) -> NDArray[np.int64]:
-        kept = list(ids[: self.row_length - 2])
-        return np.array([tokenizer.cls_id, *kept, tokenizer.sep_id], dtype=np.int64)
+    def _row(self, ids: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.int64]:
+        kept = ids[: self.row_length - 2]
+        return np.concatenate([[tokenizer.cls_id], kept, [tokenizer.sep_id]]).astype(np.int64)
 
     def head(self, config: EncoderConfig) -> Head:
         """Pool the hidden states of a name to one vector of length 1."""

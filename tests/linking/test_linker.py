@@ -10,7 +10,7 @@ from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
 from megabert.linking.linker import Calibration, Linker, LinkQuery
-from megabert.linking.load import read_calibration
+from megabert.linking.open_linker import read_calibration
 from megabert.linking.tuning import tune
 from tests.linking.conftest import build
 
