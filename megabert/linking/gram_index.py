@@ -17,7 +17,7 @@ from .name_keys import gram_hashes
 BATCH_NAMES = 50_000
 MAX_POSTINGS = 50_000
 """Entries of lists that a search adds up; those of more frequent grams are looked up for the best names only."""
-NUM_RESCORED = 500
+NUM_RESCORED = 200
 ARRAYS = ("gram_hashes", "gram_ends", "gram_names", "gram_norms")
 
 

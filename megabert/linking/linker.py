@@ -210,39 +210,44 @@ class Linker:
     def _ranked(self, wanted: Sequence[tuple[str, tuple[int, ...]]], k: int) -> list[LinkedPart]:
         """Rank the names for each text; a text that occurs twice is searched once."""
         distinct = list(dict.fromkeys((normalized(text), species) for text, species in wanted))
+        exact = {item: self._exact(item) for item in distinct}
         dense: dict[tuple[str, tuple[int, ...]], DenseResult] = {}
         if self.dense is not None:
-            # Where one name is the text, and it alone is asked for, embeddings cannot change the result.
-            inexact = [item for item in distinct if k > 1 or not self._candidates(item)[2]]
+            inexact = [item for item in distinct if k > 1 or not exact[item]]
             texts = {(normalized(text), species): text for text, species in reversed(wanted)}
             results = self.dense.search([texts[item] for item in inexact])
             dense = dict(zip(inexact, results, strict=True))
-        found = {item: self._combined(item, dense.get(item), k) for item in distinct}
+        found = {item: self._combined(item, dense.get(item), exact[item], k) for item in distinct}
         return [LinkedPart(text, found[normalized(text), species]) for text, species in wanted]
 
-    def _candidates(
-        self, item: tuple[str, tuple[int, ...]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], list[int]]:
-        """Search by n-grams, and for the name itself; from the cache, which holds pure results."""
+    def _exact(self, item: tuple[str, tuple[int, ...]]) -> list[int]:
+        """Look up the names that are the text itself."""
+        key, species = item
+        is_allowed = self.dictionary.allowed(species)
+        return [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
+
+    def _similar(self, item: tuple[str, tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Search by n-grams, or take the result from the cache."""
         if item not in self._lexical:
             if len(self._lexical) >= CACHED_NAMES:
                 self._lexical.clear()
             key, species = item
-            is_allowed = self.dictionary.allowed(species)
-            exact = [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
             grams = self.dictionary.grams
-            self._lexical[item] = (*grams.search(grams.query(key), NUM_CANDIDATES, is_allowed), exact)
-        found: tuple[NDArray[np.int64], NDArray[np.float32], list[int]] = self._lexical[item]
+            self._lexical[item] = grams.search(grams.query(key), NUM_CANDIDATES, self.dictionary.allowed(species))
+        found: tuple[NDArray[np.int64], NDArray[np.float32]] = self._lexical[item]
         return found
 
     def _combined(
-        self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, k: int
+        self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, exact: list[int], k: int
     ) -> tuple[NameCandidate, ...]:
         """Rank the names of both searches: the text itself first, then by similarity.
 
         Of equals those that are mentions more often come first, then those of concepts with more names.
         """
-        names, lexical, exact = self._candidates(item)
+        if k == 1 and exact:  # the similarities of others cannot change the result
+            names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
+        else:
+            names, lexical = self._similar(item)
         scores: NDArray[np.floating[Any]] = lexical
         if dense is not None:
             key, species = item
