@@ -8,13 +8,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Task", "__version__", "load", "load_encoder", "load_generator"]
+__all__ = ["Task", "__version__", "load", "load_encoder", "load_generator", "load_linker"]
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .generation.generator import Generator
     from .inference import Predictor
+    from .linking.linker import Linker
     from .model.encoder import Encoder
     from .tasks.task import Task
     from .tokenizers.wordpiece import Tokenizer
@@ -63,6 +64,19 @@ def load_generator(
 
     home = cache_home(os.environ)
     return load_from(str(name_or_path), home=home, accelerator=accelerator, precision=precision, vocab_file=vocab_file)
+
+
+def load_linker(
+    dictionary: "str | Path", run: "str | Path | None" = None, *, accelerator: str = "auto", precision: str = "auto"
+) -> "Linker":
+    """Open a dictionary to link names to: `load_linker(DICT).link(["breast cancer"])[0].identifier`.
+
+    `run` is one whose embeddings the dictionary has (`megabert dictionary embed`); without it n-grams alone decide.
+    Raises InputError if the folder is no dictionary.
+    """
+    from .linking.open_linker import load_linker as open_linker
+
+    return open_linker(dictionary, run, accelerator=accelerator, precision=precision)
 
 
 def __getattr__(name: str) -> Any:

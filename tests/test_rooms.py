@@ -25,7 +25,9 @@ LINES = [  # lowest first; those of one line do not import each other
     {"inference"},
     {"torch_session"},
     {"build"},
-    {"training", "diagnostics", "generation", "annotate"},
+    {"training", "diagnostics", "generation", "retrieval"},
+    {"linking"},
+    {"annotate"},
     {"cli"},
     {"sample", "__main__"},
 ]
@@ -49,6 +51,7 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "attention": {"model", "kernels"},  # a layer and its kernel
     "fp8": {"model", "kernels"},
     # Named like a room:
+    "linking": {"linking", "metrics", "cli"},
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
     "training": {"training", "cli"},

@@ -23,6 +23,7 @@ from .corpora import corpus, vocabulary
 from .doctor import doctor
 from .imports import import_data
 from .inspection import inspect
+from .linking import dictionary, link
 from .plan import plan
 from .predictions import evaluate, predict, score
 from .runs import errors, runs
@@ -49,6 +50,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "errors": errors,
     "config": config,
     "import": import_data,
+    "dictionary": dictionary,
+    "link": link,
     "corpus": corpus,
     "vocabulary": vocabulary,
     "models": models,

@@ -31,6 +31,8 @@ class Features:
     `targets` are per sequence: a number or an array of any shape. `token_targets` are per token, int64, NO_TARGET for a
     token without one. `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
     `notes` are private to the task: what `decode` needs to map predictions back to the example.
+    With `parts` these are several sequences of so many tokens, which stay in one batch (a query and its passages);
+    `targets` then have a row for each part.
     """
 
     token_ids: NDArray[np.int64]
@@ -39,6 +41,7 @@ class Features:
     token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
+    parts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -185,15 +188,16 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     import torch
 
     assert features, "an empty batch has no tokens"
-    lengths = np.array([len(item) for item in features])
+    lengths = np.concatenate([[len(item)] if item.parts is None else item.parts for item in features])
+    num_sequences = len(lengths)
     if lengths.max() > max_seqlen:
         raise InputError(
             f"a sequence of {lengths.max()} tokens is longer than {max_seqlen}. Raise model.dataset.max_seq_length."
         )
     num_tokens = int(lengths.sum())
-    size = size or BatchSize(num_tokens, len(features))
+    size = size or BatchSize(num_tokens, num_sequences)
     padding = size.num_tokens - num_tokens
-    fillers = np.full(size.num_sequences - len(features), max_seqlen)
+    fillers = np.full(size.num_sequences - num_sequences, max_seqlen)
     fillers = np.diff(np.minimum(np.cumsum(fillers), padding), prepend=0)
     assert padding >= 0 and fillers.sum() == padding, "the sequences do not fit the size"
     lengths = np.concatenate([lengths, fillers])
@@ -209,7 +213,7 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         cu_seqlens_N1=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=max_seqlen,
         targets={
-            name: torch.from_numpy(_stack([item.targets[name] for item in features], len(fillers)))
+            name: torch.from_numpy(_stack([row for item in features for row in _rows(item, name)], len(fillers)))
             for name in features[0].targets
         },
         token_targets={
@@ -217,9 +221,15 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
             for name in features[0].token_targets
         },
         num_tokens=num_tokens,
-        num_sequences=len(features),
+        num_sequences=num_sequences,
         weight=float(sum(item.weight for item in features)),
     )
+
+
+def _rows(item: Features, name: str) -> Sequence[Any]:
+    """Return the target of a sequence, or of each of its parts."""
+    target: Sequence[Any] = item.targets[name]
+    return [target] if item.parts is None else target
 
 
 def _stack(targets: list[Any], num_fillers: int) -> NDArray[Any]:

@@ -79,14 +79,31 @@ class SequenceHead(TokenHead):
             _copy_into(self.hidden[0], pooler)
 
 
-class MeanHead(Head):
-    """The mean of each sequence's hidden states, instead of logits: an embedding."""
+class EmbeddingHead(Head):
+    """An embedding of each sequence instead of logits: its hidden states' mean, or that of the first or last token.
+
+    With `normalize` embeddings have the 2-norm 1.
+    """
 
     is_per_sequence = True
 
+    def __init__(self, pooling: str = "mean", *, normalize: bool = False) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.normalize = normalize
+
     def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
-        """Map [T, D] and the indices of first tokens [N] to means [N, D]."""
+        """Map [T, D] and the indices of first tokens [N] to embeddings [N, D]."""
+        pooled_ND = self._pool(hidden_TD, starts_N)
+        return torch.nn.functional.normalize(pooled_ND, dim=-1) if self.normalize else pooled_ND
+
+    def _pool(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
+        if self.pooling == "cls":
+            return hidden_TD.index_select(0, starts_N)
         ends_N = torch.cat([starts_N[1:], starts_N.new_tensor([len(hidden_TD)])])
+        if self.pooling == "last":
+            return hidden_TD.index_select(0, (ends_N - 1).clamp(min=0))
+        # In double precision, by cumulative sums: deterministic, also on a GPU, where index_add is not
         sums_TD = torch.cat([hidden_TD.new_zeros(1, hidden_TD.shape[1]), hidden_TD]).double().cumsum(0)
         sums_ND = sums_TD.index_select(0, ends_N) - sums_TD.index_select(0, starts_N)
         return (sums_ND / (ends_N - starts_N).clamp(min=1)[:, None]).float()

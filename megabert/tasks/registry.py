@@ -17,6 +17,7 @@ from .task import Task
 # Each is a file in this folder with that name.
 NAMES = (
     "causal_language_model",
+    "entity_linking",
     "glue",
     "intent_slot",
     "masked_language_model",
