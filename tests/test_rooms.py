@@ -49,6 +49,7 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "attention": {"model", "kernels"},  # a layer and its kernel
     "fp8": {"model", "kernels"},
     # Named like a room:
+    "retrieval": {"retrieval", "metrics", "cli"},
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
     "training": {"training", "cli"},
