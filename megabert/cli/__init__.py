@@ -26,6 +26,7 @@ from .inspection import inspect
 from .linking import dictionary, link
 from .plan import plan
 from .predictions import evaluate, predict, score
+from .retrieval import embed, index, rerank, search
 from .runs import errors, runs
 from .settings import config
 from .text_generation import generate
@@ -48,6 +49,10 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "annotate": annotate,
     "runs": runs,
     "errors": errors,
+    "embed": embed,
+    "index": index,
+    "search": search,
+    "rerank": rerank,
     "config": config,
     "import": import_data,
     "dictionary": dictionary,
