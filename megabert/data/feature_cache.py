@@ -50,6 +50,17 @@ class CachedFeatures(LazyFeatures):
         """Count the tokens of each sequence."""
         return np.diff(self._arrays["ends"], prepend=0)
 
+    def counts(self) -> NDArray[np.int64]:
+        """Count the sequences of each of the features."""
+        ends = self._arrays.get("part_ends")
+        return super().counts() if ends is None else np.maximum(np.diff(ends, prepend=0), 1)
+
+    def _parts(self, index: int) -> tuple[int, ...]:
+        if "parts" not in self._arrays:
+            return ()
+        ends = self._arrays["part_ends"]
+        return tuple(self._arrays["parts"][ends[index - 1] if index else 0 : ends[index]].tolist())
+
     def sequence(self, index: int) -> Features:
         """Read the features of one sequence."""
         tokens = slice(self._ends[index - 1] if index else 0, self._ends[index])
@@ -62,6 +73,7 @@ class CachedFeatures(LazyFeatures):
             np.asarray(self._arrays["token_ids"][tokens], dtype=np.int64),
             np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
             weight=float(self._arrays["weights"][index]),
+            parts=self._parts(index),
             **targets,
         )
 
@@ -112,6 +124,9 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
         "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
     }
+    if any(item.parts for item in features):
+        arrays["part_ends"] = np.cumsum([len(item.parts) for item in features])
+        arrays["parts"] = np.array([length for item in features for length in item.parts])
     for name in features[0].targets:
         arrays[f"targets/{name}"] = np.stack([np.asarray(item.targets[name]) for item in features])
     for name in features[0].token_targets:

@@ -26,8 +26,9 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class Features:
-    """One tokenized sequence with its targets.
+    """One tokenized sequence with its targets, or several that belong to one step, such as the choices of a question.
 
+    `parts` are the lengths of several sequences, concatenated in `token_ids`; empty: there is one.
     `targets` are per sequence: a number or an array of any shape. `token_targets` are per token, int64, NO_TARGET for a
     token without one. `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
     `notes` are private to the task: what `decode` needs to map predictions back to the example.
@@ -39,6 +40,12 @@ class Features:
     token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
+    parts: tuple[int, ...] = ()
+
+    @property
+    def num_sequences(self) -> int:
+        """Count the sequences."""
+        return len(self.parts) or 1
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -55,6 +62,10 @@ class LazyFeatures(Sequence[Features], ABC):
     @abstractmethod
     def lengths(self) -> NDArray[np.int64]:
         """Count the tokens of each sequence without reading or computing the sequences."""
+
+    def counts(self) -> NDArray[np.int64]:
+        """Count the sequences of each of the features."""
+        return np.ones(len(self), dtype=np.int64)
 
     @overload
     def __getitem__(self, index: int) -> Features: ...
@@ -92,7 +103,7 @@ class Batch:
 
     Sequence n is the tokens [cu_seqlens[n], cu_seqlens[n + 1]), int32; none is longer than `max_seqlen`, which is the
     same for every batch. `targets` are stacked over sequences, [N, ...]; `token_targets` are concatenated, [T].
-    Filler sequences come last; their targets are NO_TARGET, or NaN in float targets. `num_tokens`, `num_sequences` and
+    Where features have several sequences, the targets of the features come first and fillers up to N behind. Filler sequences come last; their targets are NO_TARGET, or NaN in float targets. `num_tokens`, `num_sequences` and
     `weight` leave the fillers out.
     """
 
@@ -106,6 +117,8 @@ class Batch:
     num_tokens: int
     num_sequences: int
     weight: float
+    parts: tuple[int, ...] = ()
+    """Number of sequences of each of the features."""
 
     @property
     def size(self) -> BatchSize:
@@ -145,6 +158,7 @@ class Batch:
             num_tokens=0,
             num_sequences=0,
             weight=0.0,
+            parts=(),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -185,15 +199,16 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     import torch
 
     assert features, "an empty batch has no tokens"
-    lengths = np.array([len(item) for item in features])
+    lengths = np.array([length for item in features for length in item.parts or (len(item),)])
     if lengths.max() > max_seqlen:
         raise InputError(
             f"a sequence of {lengths.max()} tokens is longer than {max_seqlen}. Raise model.dataset.max_seq_length."
         )
     num_tokens = int(lengths.sum())
-    size = size or BatchSize(num_tokens, len(features))
+    num_sequences = len(lengths)
+    size = size or BatchSize(num_tokens, num_sequences)
     padding = size.num_tokens - num_tokens
-    fillers = np.full(size.num_sequences - len(features), max_seqlen)
+    fillers = np.full(size.num_sequences - num_sequences, max_seqlen)
     fillers = np.diff(np.minimum(np.cumsum(fillers), padding), prepend=0)
     assert padding >= 0 and fillers.sum() == padding, "the sequences do not fit the size"
     lengths = np.concatenate([lengths, fillers])
@@ -209,7 +224,7 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         cu_seqlens_N1=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=max_seqlen,
         targets={
-            name: torch.from_numpy(_stack([item.targets[name] for item in features], len(fillers)))
+            name: torch.from_numpy(_stack([item.targets[name] for item in features], len(lengths) - len(features)))
             for name in features[0].targets
         },
         token_targets={
@@ -217,8 +232,9 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
             for name in features[0].token_targets
         },
         num_tokens=num_tokens,
-        num_sequences=len(features),
+        num_sequences=num_sequences,
         weight=float(sum(item.weight for item in features)),
+        parts=tuple(item.num_sequences for item in features),
     )
 
 
