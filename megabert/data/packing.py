@@ -103,7 +103,8 @@ class Batch:
 
     Sequence n is the tokens [cu_seqlens[n], cu_seqlens[n + 1]), int32; none is longer than `max_seqlen`, which is the
     same for every batch. `targets` are stacked over sequences, [N, ...]; `token_targets` are concatenated, [T].
-    Where features have several sequences, the targets of the features come first and fillers up to N behind. Filler sequences come last; their targets are NO_TARGET, or NaN in float targets. `num_tokens`, `num_sequences` and
+    Where features have several sequences, the targets of the features come first and fillers up to N behind.
+    Filler sequences come last; their targets are NO_TARGET, or NaN in float targets. `num_tokens`, `num_sequences` and
     `weight` leave the fillers out.
     """
 

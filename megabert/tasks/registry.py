@@ -20,6 +20,7 @@ NAMES = (
     "glue",
     "intent_slot",
     "masked_language_model",
+    "multiple_choice",
     "punctuation_capitalization",
     "question_answering",
     "relation_extraction",

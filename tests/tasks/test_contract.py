@@ -118,6 +118,16 @@ CASES = {
         "marie curie found radium\n\nthe river seine\n\nparis in france\n\nwho was born when\n",
         (), "lm_accuracy", ("text=marie curie found",),
     ),
+    "multiple_choice": Case(
+        "multiple_choice", "x.jsonl",
+        "".join(json.dumps({"question": question, "choices": choices, "passage": passage, "label": label}) + "\n"
+                for question, choices, passage, label in (
+                    ("where was marie born", ["paris", "warsaw"], "marie curie was born in warsaw", 1),
+                    ("who found _", ["radium", "france", "the seine"], "marie curie found radium in paris", 0),
+                    ("the river is", ["marie", "curie", "who", "the seine"], "the seine is a river", 3))),
+        ("model.dataset.max_qa_length=16", "trainer.max_epochs=90"), "accuracy",
+        ("question=who found _", 'choices=["radium", "france"]', "passage=marie found radium"),
+    ),
     "zero_shot": Case(
         "zero_shot", "x.tsv",
         "premise\thypothesis\tlabel\nmarie was born\tborn\tentailment\nthe river\tborn\tcontradiction\n"
