@@ -171,15 +171,28 @@ def word_windows(
 
 
 def word_logits(
-    windows: Sequence[WordWindow], logits: Sequence[NDArray[np.float32]], num_words: Sequence[int]
+    windows: Sequence[WordWindow],
+    logits: Sequence[NDArray[np.float32]],
+    num_words: Sequence[int],
+    pooling: str = "best_context",
 ) -> list[NDArray[np.float64]]:
     """Gather the logits of each example's words, [W, C], from those of its windows, [T, C].
 
-    Those of a word without tokens, such as a control character, are NaN.
+    Those of a word without tokens, such as a control character, are NaN. `pooling` is how the logits of several windows
+    become one: best_context takes those of the window with the most context, others are `POOLED_LOGITS`.
     """
     num_classes = logits[0].shape[1] if logits else 0
     gathered = [np.full((count, num_classes), np.nan) for count in num_words]
+    counts = [np.zeros((count, 1)) for count in num_words]
     for window, window_logits in zip(windows, logits, strict=True):
-        positions = window.word_positions()
-        gathered[window.example][window.words[positions]] = window_logits[positions]
+        is_best = pooling == "best_context"
+        positions = window.word_positions() if is_best else np.flatnonzero(window.is_first)
+        words, values = window.words[positions], window_logits[positions].astype(np.float64)
+        own, seen = gathered[window.example], counts[window.example]
+        if pooling == "mean":  # of the windows so far
+            seen[words] += 1
+            values = np.where(seen[words] == 1, values, own[words] + (values - own[words]) / seen[words])
+        elif pooling == "maximum":
+            values = np.fmax(own[words], values)
+        own[words] = values
     return gathered

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.windows import best_windows
 from ..formats.squad import Answer
 
 # Letters of Thai, Lao, Tibetan, Myanmar, Khmer, Korean, Chinese and Japanese.
@@ -40,10 +41,21 @@ class ContextWindow:
     """Position of the first context token in the sequence."""
     offsets: NDArray[np.int64]
     """Characters [start, end) of each context token, [T, 2]."""
-    has_max_context: NDArray[np.bool_]
-    """For each context token, whether no other window shows more context around it."""
+    min_length: NDArray[np.int64]
+    """For each context token, the tokens of the shortest span from it that this window scores, see `least_lengths`."""
     is_word_edge: NDArray[np.bool_]
     """For each context token, whether a word begins with it and whether one ends with it, [T, 2]."""
+
+
+def least_lengths(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.int64]]:
+    """Find for each token of each window the tokens of the shortest span from it that the window is to score.
+
+    1 where the window has the most context around the token. Elsewhere only spans that the window with the most context
+    does not show in full, so that each span that some window shows is scored.
+    """
+    best = best_windows(num_tokens, spans)
+    rest = np.array([end for _, end in spans], dtype=np.int64)[best] - np.arange(num_tokens)
+    return [np.where(best[start:end] == number, 1, rest[start:end] + 1) for number, (start, end) in enumerate(spans)]
 
 
 def target_span(window: ContextWindow, answer: Answer | None) -> NDArray[np.int64]:
@@ -84,7 +96,7 @@ def _joins(before: str, after: str) -> bool:
 def best_spans(
     window: ContextWindow, logits_T2: NDArray[np.float32], *, count: int, max_length: int, whole_words: bool
 ) -> list[ScoredSpan]:
-    """Find the `count` best spans of at most `max_length` tokens whose first token has its maximum context here.
+    """Find the `count` best spans of at most `max_length` tokens that this window is to score.
 
     With `whole_words` only those that neither begin nor end inside a word, where there are any.
     """
@@ -97,7 +109,7 @@ def best_spans(
     # sums[s, d] is the score of the span of d + 1 tokens that starts at token s.
     padded = np.concatenate([ends, np.full(longest, -np.inf)])
     sums = starts[:, None] + np.lib.stride_tricks.sliding_window_view(padded, longest)[:num_tokens]
-    sums[~window.has_max_context] = -np.inf
+    sums[np.arange(1, longest + 1) < window.min_length[:, None]] = -np.inf
     if whole_words:
         ends_word = np.concatenate([window.is_word_edge[:, 1], np.zeros(longest, dtype=np.bool_)])
         is_whole = (
