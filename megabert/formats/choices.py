@@ -6,7 +6,6 @@ arXiv:2009.03300 (MMLU).
 """
 
 import csv
-import json
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..tokenizers.characters import require_characters
 from .data_files import data_suffix
-from .json_lines import json_row
+from .json_lines import json_row, read_json
 from .rows import Row
 from .text_lines import read_lines
 
@@ -158,27 +156,12 @@ def _label(value: Any, keys: Sequence[str], choices: Sequence[str], location: st
 def _json_examples(path: Path) -> Iterator[Example]:
     """Read RACE's object, DREAM's list, a list of objects, or JSON lines."""
     lines = read_lines(path)
-    text = "\n".join(lines).strip()
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if text[0] == "[" or len(filled) == 1 or not filled[0][1].rstrip().endswith("}"):
-        yield from _document_examples(_parse(text, path), path)
+    if filled[0][1].lstrip()[0] == "[" or len(filled) == 1 or not filled[0][1].rstrip().endswith("}"):
+        yield from _document_examples(read_json(path), path)
         return
     for number, (line_number, line) in enumerate(filled, start=1):
         yield example_of(json_row(line, f"{path}:{line_number}"), number)
-
-
-def _parse(text: str, path: Path) -> Any:
-    """Parse a file that is one JSON value."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
-    except (RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
-        raise InputError(f"{path}: not JSON: {reason}.") from None
-    if "\\u" in text:
-        require_characters(content, str(path))
-    return content
 
 
 def _document_examples(content: Any, path: Path) -> Iterator[Example]:

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..config.parser import compose
 from ..config.schema import (
     DataSettings,
@@ -23,19 +20,19 @@ from ..config.schema import (
     choice,
 )
 from ..data.packing import Batch, Features
-from ..data.windows import window_spans
 from ..errors import ConfigError, InputError
 from ..formats.json_lines import read_json_lines
-from ..formats.squad import Answer, Example, read_squad, require_unique_ids
+from ..formats.squad import Example, read_squad, require_unique_ids
 from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
-from ..tokenizers.wordpiece import Encoded, Tokenizer
+from ..tokenizers.wordpiece import Tokenizer
 from .answer_spans import (
     Candidate,
     ContextWindow,
     ScoredSpan,
+    WindowedContext,
     best_spans,
-    least_lengths,
+    context_windows,
     rank_answers,
     target_span,
     word_edges,
@@ -192,13 +189,15 @@ class QuestionAnswering(Task[Example, Prediction]):
             answer = self._training_answer(example) if with_targets else None
             question_ids = question[: self.dataset.max_query_length]
             index = indices[example.context]
-            for item in self._windows(number, question_ids, contexts[index], edges[index], tokenizer):
+            context = WindowedContext(contexts[index], edges[index])
+            for item in context_windows(number, question_ids, context, tokenizer, self.dataset):
                 if with_targets:
                     item.targets["span"] = target_span(item.notes, answer)
                 features.append(item)
         return features
 
-    def _training_answer(self, example: Example) -> Answer | None:
+    def _training_answer(self, example: Example) -> tuple[int, int] | None:
+        """Return the characters of the first answer, None if there is none."""
         if example.answers is None:
             raise InputError(f"question {example.id!r} has no answer to train on. Add one to the training file.")
         if not example.answers and not self.dataset.version_2_with_negative:
@@ -208,29 +207,8 @@ class QuestionAnswering(Task[Example, Prediction]):
             )
         if example.answers and example.answers[0].start is None:
             raise InputError(f"question {example.id!r}: its answer has no answer_start, which training needs. Add it.")
-        return example.answers[0] if example.answers else None
-
-    def _windows(
-        self,
-        number: int,
-        question_ids: NDArray[np.int64],
-        context: Encoded,
-        edges: NDArray[np.bool_],
-        tokenizer: Tokenizer,
-    ) -> list[Features]:
-        cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-        context_start = len(question_ids) + 2
-        spans = window_spans(len(context.token_ids), self.row_length - context_start - 1, self.dataset.doc_stride)
-        features = []
-        lengths = least_lengths(len(context.token_ids), spans)
-        for (start, end), min_length in zip(spans, lengths, strict=True):
-            if self.dataset.window_pooling == "maximum":
-                min_length = np.ones_like(min_length)
-            window = ContextWindow(number, context_start, context.offsets[start:end], min_length, edges[start:end])
-            token_ids = np.concatenate([cls, question_ids, sep, context.token_ids[start:end], sep])
-            segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
-            features.append(Features(token_ids, segment_ids, notes=window))
-        return features
+        first = example.answers[0] if example.answers else None
+        return None if first is None or first.start is None else (first.start, first.start + len(first.text))
 
     def head(self, config: EncoderConfig) -> Head:
         """Score each token as start and as end."""

@@ -16,6 +16,7 @@ from .task import Task
 
 # Each is a file in this folder with that name.
 NAMES = (
+    "bioasq",
     "causal_language_model",
     "glue",
     "intent_slot",

@@ -16,7 +16,9 @@ from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, choi
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import POOLED_LOGITS, pool_windows, sequence_windows
 from ..errors import ConfigError, InputError, InputWarning
+from ..formats.data_files import data_suffix
 from ..formats.json_lines import read_json_lines
+from ..formats.pubmedqa import read_answers
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..formats.text_rows import (
@@ -25,9 +27,11 @@ from ..formats.text_rows import (
     PAIR_COLUMNS,
     ROLES,
     TEXT_COLUMNS,
+    first_name,
     parse_label,
     parse_labels,
     read_text_rows,
+    text_value,
 )
 from ..metrics import classification
 from ..model.config import EncoderConfig
@@ -143,12 +147,12 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row of a table or a JSON object."""
-        text, pair = _column(row, TEXT_COLUMNS), _column(row, PAIR_COLUMNS)
+        text, pair = text_value(row, TEXT_COLUMNS), text_value(row, PAIR_COLUMNS)
         if text is None or not text.strip():
             raise InputError(f"{row.location}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
-        name = _first(row, LABEL_COLUMNS)
+        name = first_name(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
-        given = row.others("id", name, *(_first(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
+        given = row.others("id", name, *(first_name(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
         return Example(str(row.values.get("id", number)), text, pair, labels, row.location, given=given)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
@@ -328,7 +332,9 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     @classmethod
     def read_predictions(cls, path: Path) -> list[Row]:
-        """Read JSON lines as `megabert predict` writes them, or a label a line."""
+        """Read JSON lines as `megabert predict` writes them, a label a line, or PubMedQA's answers."""
+        if data_suffix(path) == ".json" and not read_lines(path)[0].rstrip().endswith("}"):
+            return read_answers(path)
         lines = read_lines(path)
         if lines[0].lstrip().startswith(("{", "[")):
             return read_json_lines(path)
@@ -343,15 +349,3 @@ def by_example(
     for feature, output in zip(features, outputs, strict=True):
         windows[feature.notes].append(output)
     return windows
-
-
-def _first(row: Row, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row.values), None)
-
-
-def _column(row: Row, names: Sequence[str]) -> str | None:
-    name = _first(row, names)
-    value = None if name is None else row.values[name]
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{row.location}: the text is {value!r}; expected a string.")
-    return value

@@ -1,6 +1,7 @@
 """Readers of malformed files raise errors with location and remedy, or return all rows."""
 
 import gzip
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -96,6 +97,16 @@ READERS = {
         {"x.ans": "A\tB\tC\tD\n"},
     ),
     "mmlu": Reader("multiple_choice", "x.csv", 'good,"a, b",c,d,e,B\nwhat,a,b,c,d,A\n', 2),
+    "pubmedqa": Reader(
+        "text_classification", "x.json",
+        '{"1": {"QUESTION": "good", "CONTEXTS": ["a", "b"], "final_decision": "yes"},\n'
+        '"2": {"QUESTION": "b", "CONTEXTS": ["a"], "final_decision": "no"}}\n', 2,
+    ),
+    "bioasq": Reader(
+        "bioasq", "x.json",
+        '{"questions": [\n{"id": "1", "type": "factoid", "body": "good", "snippets": [{"text": "a"}]},'
+        '{"id": "2", "type": "yesno", "body": "b", "snippets": [{"text": "a"}], "exact_answer": "yes"}]}\n', 2,
+    ),
     "inference": Reader("zero_shot", "x.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\n", 1),
 }  # fmt: skip
 
@@ -172,6 +183,12 @@ def test_no_character_loses_a_row(name, case, tmp_path):
     assert WORDS[case] in getattr(found[0], "text", "") or WORDS[case] in found[0].question + found[0].passage
 
 
+def bioasq(**values):
+    """BioASQ's file with one question."""
+    question = {"id": "1", "type": "factoid", "body": "a", "snippets": [{"text": "a"}], "exact_answer": [["a"]]}
+    return json.dumps({"questions": [question | values]})
+
+
 PLACED = [
     ("table", "a\tb\tc\td\n", ":1: 4 columns; expected at most 2"),
     ("table", "good\ta\nbad\n", ":2: 1 columns where 2 are expected"),
@@ -217,6 +234,34 @@ PLACED = [
     ("mctest", "a\tb\n", ":1: 2 columns; MCTest's have 23"),
     ("mmlu", "a,b,A\n", ":1: 3 columns; expected question"),
     ("mmlu", "a,b,c,Z\n", ":1: the answer 'Z' is none"),
+    ("pubmedqa", '["CONTEXTS"]', "not PubMedQA's format"),
+    ("pubmedqa", '{"1": ["CONTEXTS"]}', "x.json: 1: a JSON list; expected an object"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": []}}', "x.json: 1: 'CONTEXTS' is"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": "b"}}', "x.json: 1: 'CONTEXTS' is"),
+    ("pubmedqa", '{"1": {"CONTEXTS": ["b"]}}', "x.json: 1: there is no 'QUESTION'"),
+    ("pubmedqa", '{"1": {"QUESTION": 3, "CONTEXTS": ["b"]}}', "x.json: 1: 'QUESTION' is 3"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": ["b"], "final_decision": null}}', "1: the label is null"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": ["b"], "final_decision": ""}}', "1: the label is ''"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": ["b"]\n', "not JSON"),
+    ("bioasq", '{"questions": {}}', "not BioASQ's format"),
+    ("bioasq", '{"questions": []}', "holds no questions"),
+    ("bioasq", "[]", "not BioASQ's format"),
+    ("bioasq", '{"questions": [\n', "x.json:2:1: not JSON|x.json:1:16: not JSON"),
+    ("bioasq", '{"questions": [3]}', r"questions\[0\] is no object with an id"),
+    ("bioasq", '{"questions": [{"type": "list"}]}', r"questions\[0\] is no object with an id"),
+    ("bioasq", bioasq(type="essay"), r"questions\[0\] \(id '1'\): the type is 'essay'"),
+    ("bioasq", bioasq(snippets=None), "snippets is 'None'; expected a list of objects"),
+    ("bioasq", bioasq(snippets=["a"]), "expected a list of objects with a text"),
+    ("bioasq", bioasq(snippets=[]), "there are no snippets"),
+    ("bioasq", bioasq(snippets=[{"text": " "}]), "there are no snippets"),
+    ("bioasq", bioasq(body=""), "'body' is ''"),
+    ("bioasq", bioasq(exact_answer=3), "the exact answer is '3'; expected lists of synonyms"),
+    ("bioasq", bioasq(exact_answer=[[3]]), "expected lists of synonyms"),
+    ("bioasq", bioasq(exact_answer=[]), "expected lists of synonyms"),
+    ("bioasq", bioasq(exact_answer=[[" "]]), "expected lists of synonyms"),
+    ("bioasq", bioasq(type="yesno", exact_answer="maybe"), "expected yes or no"),
+    ("bioasq", bioasq(type="yesno", exact_answer=[["yes"]]), "expected yes or no"),
+    ("bioasq", bioasq()[:-2] + ", " + bioasq()[15:], "two questions have the id '1'"),
     ("columns", "a O\nb\n", ":2: 1 columns where other lines have 2"),
     ("columns", "a O\nb c O\n", ":2: 3 columns where"),
     ("columns", "a B-X\nb Y\n", ":2: the tag 'Y' is neither O nor"),
