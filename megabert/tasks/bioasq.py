@@ -23,7 +23,7 @@ from ..metrics.bioasq import ExactAnswer, bioasq_scores
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .answer_spans import WindowedContext, best_spans, context_windows, rank_answers, target_span, word_edges
-from .bioasq_answers import answer_places, distinct_answers, named_number
+from .bioasq_answers import answer_places, distinct_answers, named_number, without_crossings
 from .head_settings import head_options
 from .question_answering import QuestionSettings, SpanHeadSettings
 from .task import Logits, Task, require_texts
@@ -242,6 +242,8 @@ class BioASQ(Task[Question, Prediction]):
                 )
             ]  # fmt: skip
             n_best, _ = rank_answers(example.context, spans, count=self.dataset.n_best_size, null_score=None)
+            if example.kind == "list":
+                n_best = without_crossings(n_best)
             chosen = self._choose(example, distinct_answers(n_best))
             answers = tuple(text for text, _ in chosen)
             probabilities = tuple(probability for _, probability in chosen)

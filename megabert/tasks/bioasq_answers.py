@@ -24,6 +24,21 @@ def answer_places(example: Question) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(pattern, example.context, re.IGNORECASE)] if names else []
 
 
+def without_crossings(n_best: Sequence[Candidate], margin: float = 1.0) -> list[Candidate]:
+    """Leave out spans from the start of one answer of a list to the end of another, which score as much as they do.
+
+    That is: where two others that do not overlap have its start and its end, and scores at most `margin` lower.
+    """
+    kept = []
+    for item in n_best:
+        good = [other for other in n_best if other is not item and other.score >= item.score - margin]
+        ends = [other.end for other in good if other.start == item.start and other.end < item.end]
+        starts = [other.start for other in good if other.end == item.end and other.start > item.start]
+        if not (ends and starts and min(ends) <= max(starts)):
+            kept.append(item)
+    return kept
+
+
 def distinct_answers(n_best: Sequence[Candidate]) -> list[tuple[str, float]]:
     """Join answers that differ in case or in marks at their ends, and leave out what is too long; best first."""
     found: dict[str, tuple[str, float]] = {}

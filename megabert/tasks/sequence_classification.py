@@ -246,7 +246,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         predictions = map(self.predict, examples, map(self.pooled, windows))
         return [replace(item, windows=len(own)) for item, own in zip(predictions, windows, strict=True)]
 
-    def pooled(self, windows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def pooled(self, windows: Sequence[Any]) -> NDArray[np.float64]:
         """Pool the logits of an example's windows as `window_pooling` says, and convert them as `outputs` does."""
         if self.dataset.window_pooling == "probabilities":
             return pool_windows([self.outputs(logits_C) for logits_C in windows], "mean")
@@ -341,11 +341,9 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         return [Row({"label": line.strip()}, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def by_example(
-    num_examples: int, features: Sequence[Features], outputs: Sequence[NDArray[np.float64]]
-) -> list[list[NDArray[np.float64]]]:
+def by_example(num_examples: int, features: Sequence[Features], outputs: Sequence[Any]) -> list[list[Any]]:
     """List the outputs of each example's windows; a feature's notes are the index of its example."""
-    windows: list[list[NDArray[np.float64]]] = [[] for _ in range(num_examples)]
+    windows: list[Any] = [[] for _ in range(num_examples)]
     for feature, output in zip(features, outputs, strict=True):
         windows[feature.notes].append(output)
     return windows

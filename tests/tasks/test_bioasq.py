@@ -10,7 +10,7 @@ from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.tasks import registry
 from megabert.tasks.answer_spans import Candidate
-from megabert.tasks.bioasq_answers import answer_places, distinct_answers, named_number
+from megabert.tasks.bioasq_answers import answer_places, distinct_answers, named_number, without_crossings
 from megabert.tokenizers.wordpiece import Tokenizer
 from tests.conftest import WORDS
 
@@ -80,6 +80,16 @@ def test_the_loss_is_that_of_its_kind():
         expected = expected - torch.log_softmax(first[:, column], 0)[places].mean() / 2
     assert task.loss(logits, batch).item() == pytest.approx(expected.item(), rel=1e-5)
     assert task.loss(logits, batch.emptied(0)).item() == 0
+
+
+def test_a_span_over_two_answers_of_a_list_is_none():
+    text = "paris and the seine"
+    spans = {"paris": 5.0, "paris and the seine": 5.2, "the seine": 4.8, "and": 1.0}
+    n_best = [
+        Candidate(name, text.index(name), text.index(name) + len(name), score, 0.1) for name, score in spans.items()
+    ]
+    assert [item.text for item in without_crossings(n_best)] == ["paris", "the seine", "and"]
+    assert len(without_crossings([*n_best[:2], n_best[3]])) == 3
 
 
 def test_answers_are_joined_and_limited():
