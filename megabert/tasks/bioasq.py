@@ -96,7 +96,7 @@ class BioASQ(Task[Question, Prediction]):
     Answers of more than 100 characters, which the challenge does not take, are left out.
 
     First SQuAD, then BioASQ, with one head: train this task on SQuAD, then on BioASQ with `pretrained_model=RUN`
-    (recipes/bioasq_squad.yaml, recipes/bioasq.yaml).
+    (`recipes/bioasq_squad.yaml`, `recipes/bioasq.yaml`).
 
     `output_dir` gets `bioasq.json`, a file of answers as the challenge takes it; `megabert score bioasq GOLD ANSWERS`
     scores one.
