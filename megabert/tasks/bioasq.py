@@ -44,10 +44,9 @@ class BioASQDatasetSettings(QuestionSettings):
     """How questions and snippets become windows of tokens, and logits answers."""
 
     list_answers: str = choice("count", "count", "threshold")
-    """How many answers a list has: as the training's lists on average, or the number that the question names; or all
-    whose probability among the n best is list_threshold times that of the best, or more."""
+    """Answers of a list: as many as training lists have on average or the question names; or those above threshold."""
     list_threshold: float = 0.1
-    """With list_answers=threshold: the least share of the best answer's probability."""
+    """With list_answers=threshold: the least probability, as a share of that of the best answer."""
 
 
 @dataclass
@@ -81,7 +80,7 @@ class Prediction:
 class BioASQ(Task[Question, Prediction]):
     r"""Answer the questions of BioASQ's task B: yes or no, factoids, lists.
 
-        megabert train bioasq model.train_ds.file='golden/[78]B*.json' model.validation_ds.file='golden/9B*.json' \
+        megabert train bioasq model.train_ds.file='"golden/[78]B*.json"' model.validation_ds.file='golden/9B*.json' \
             model.language_model.pretrained_model_name=biomegatron-bert-345m-cased
         megabert evaluate RUN file=9B1_golden.json output_dir=OUT
         megabert predict RUN question="Is aspirin an antibiotic?" context="Aspirin is a ..." type=yesno

@@ -17,7 +17,7 @@ from ..data.windows import POOLED_LOGITS, half_overlapping_spans, pool_windows
 from ..errors import ConfigError, InputError, InputWarning
 from ..formats.choices import Example, choice_files, example_of, read_choices
 from ..formats.rows import Row
-from ..metrics.choices import choice_scores
+from ..metrics.classification import choice_scores
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .head_settings import OutputHeadSettings, head_options

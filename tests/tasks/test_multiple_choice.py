@@ -8,7 +8,7 @@ from megabert.cli import main
 from megabert.config.parser import compose
 from megabert.data.packing import BatchSize, pack
 from megabert.errors import ConfigError, InputError
-from megabert.metrics.choices import choice_scores
+from megabert.metrics.classification import choice_scores
 from megabert.tasks import registry
 from megabert.tokenizers.wordpiece import Tokenizer
 from tests.conftest import WORDS
