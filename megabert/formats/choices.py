@@ -179,10 +179,10 @@ def _document_examples(content: Any, path: Path) -> Iterator[Example]:
 
 
 def _race(content: dict[str, Any], path: Path) -> Iterator[Example]:
-    """Read an article of RACE; `example_id` of its lists of rationales is the folder's and file's name."""
+    """Read an article of RACE; ids are the folder's and file's names with the number of the question."""
     article, questions, options = (content.get(name) for name in ("article", "questions", "options"))
     answers = content.get("answers")
-    lists = [questions, options] + ([] if answers is None else [answers])
+    lists: list[Any] = [questions, options] + ([] if answers is None else [answers])
     if not isinstance(article, str) or not all(isinstance(item, list) and len(item) == len(lists[0]) for item in lists):
         raise InputError(f"{path} is not RACE's format: expected article, and as many questions, options and answers.")
     group = path.parent.name if path.parent.name in ("middle", "high") else None
