@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .data.packing import Batch, Features
 from .data.prefetch import prefetch
-from .data.sampler import EvaluationBatches, sequence_lengths
+from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.heads import EmbeddingHead, TaskModel
@@ -80,7 +80,7 @@ class TorchSession:
                 for number, (indices, batch, array) in enumerate(forward(batches), start=1):
                     width = array.shape[1]
                     if self.model.head.is_per_sequence:
-                        parts = list(array[: len(indices)])
+                        parts = _by_feature(array, batch.parts)
                     else:
                         parts = np.split(array, batch.cu_seqlens_N1[1:].tolist())[: len(indices)]
                     for index, part in zip(indices, parts, strict=True):
@@ -93,16 +93,19 @@ class TorchSession:
         finally:
             self.model.train(was_training)
         if self.world.size > 1 and len(batches):
-            logits = self._all_gather_logits(logits, sequence_lengths(features), width)
+            logits = self._all_gather_logits(logits, self._logits_shapes(features, width))
             loss, weight = self._all_reduce(np.array([loss, weight])).tolist()
         return SessionOutput(logits, loss / weight if with_loss and weight else None)
 
+    def _logits_shapes(self, features: Sequence[Features], width: int) -> list[tuple[int, ...]]:
+        if not self.model.head.is_per_sequence:
+            return [(int(length), width) for length in sequence_lengths(features)]
+        return [(width,) if count == 1 else (int(count), width) for count in sequence_counts(features)]
+
     def _all_gather_logits(
-        self, logits: list[NDArray[np.float32]], lengths: NDArray[np.int64], width: int
+        self, logits: list[NDArray[np.float32]], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.float32]]:
         """All-gather the logits of all ranks, as a sum: each rank has zeros for the sequences of the others."""
-        is_per_sequence = self.model.head.is_per_sequence
-        shapes = [(width,) if is_per_sequence else (int(length), width) for length in lengths]
         filled = [item if item.size else np.zeros(shape) for item, shape in zip(logits, shapes, strict=True)]
         flat = self._all_reduce(np.concatenate([item.astype(np.float32).ravel() for item in filled]))
         ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
@@ -113,6 +116,13 @@ class TorchSession:
         tensor = torch.from_numpy(numbers if self.world.tensor_rank == 0 else np.zeros_like(numbers))
         self.world.all_reduce(tensor)
         return tensor.numpy()
+
+
+def _by_feature(logits_NC: NDArray[np.float32], parts: Sequence[int]) -> list[NDArray[np.float32]]:
+    """Split the logits of sequences: [C] of a feature with one sequence, [P, C] of one with several."""
+    starts = np.cumsum([0, *parts])
+    pairs = zip(starts[:-1].tolist(), parts, strict=True)
+    return [logits_NC[start] if count == 1 else logits_NC[start : start + count] for start, count in pairs]
 
 
 class _ForwardPasses:

@@ -48,6 +48,7 @@ TORCH_FREE = (
 )
 MODULE_NAMES_OF_TWO_ROOMS = {
     "squad": {"formats", "metrics"},  # a format and its scorer
+    "bioasq": {"formats", "metrics", "tasks"},  # likewise, and the task that is named for it
     "attention": {"model", "kernels"},  # a layer and its kernel
     "fp8": {"model", "kernels"},
     # Named like a room:

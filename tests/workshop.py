@@ -30,6 +30,8 @@ CHEMPROT = {
     "E.tsv": "1\tT1\tCHEMICAL\t7\t14\tAspirin\n1\tT2\tGENE-Y\t24\t27\tCOX\n1\tT3\tGENE-Y\t33\t36\tTNF\n",
     "R.tsv": "1\tCPR:4\tY \tINHIBITOR\tArg1:T1\tArg2:T2\n",
 }
+RACE = json.dumps({"article": "Marie Curie found radium.", "questions": ["Who found _ ?"], "answers": ["A"],
+                   "options": [["radium", "tin", "gold", "iron"]]})  # fmt: skip
 # Two documents with mentions, identifiers and a relation
 PUBTATOR = """1|t|Aspirin and asthma.
 1|a|Aspirin causes asthma. Naproxen was given.
@@ -110,7 +112,17 @@ def files(page: str) -> dict[str, str]:
         "project/1.ann": "T1\tPerson 0 11\tMarie Curie\n",
         **dict.fromkeys(("train.jsonl", "dev.jsonl"), relations()),
         "LAMBADA.jsonl": "".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES),
+        **dict.fromkeys((f"RACE/{split}/high/1.txt" for split in SPLITS), RACE),
+        **dict.fromkeys(("golden/7B1.json", "golden/9B1.json", "9B1_golden.json"), bioasq()),
     }  # fmt: skip
+
+
+def bioasq() -> str:
+    """A question of each kind in BioASQ's format."""
+    answers = {"yesno": "yes", "factoid": [["radium"]], "list": [["Marie Curie"], ["radium"]]}
+    question = {"body": "What is it?", "snippets": [{"text": SENTENCES[0]}]}
+    rows = [question | {"id": kind, "type": kind, "exact_answer": answer} for kind, answer in answers.items()]
+    return json.dumps({"questions": rows})
 
 
 def relations() -> str:

@@ -50,18 +50,31 @@ class CachedFeatures(LazyFeatures):
         """Count the tokens of each sequence."""
         return np.diff(self._arrays["ends"], prepend=0)
 
+    def counts(self) -> NDArray[np.int64]:
+        """Count the sequences of each of the features."""
+        ends = self._arrays.get("part_ends")
+        return super().counts() if ends is None else np.diff(ends, prepend=0)
+
     def sequence(self, index: int) -> Features:
         """Read the features of one sequence."""
         tokens = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        rows: int | slice = index  # of targets
+        parts: tuple[int, ...] = ()
+        if "parts" in self._arrays:
+            ends = self._arrays["part_ends"]
+            span = slice(int(ends[index - 1]) if index else 0, int(ends[index]))
+            lengths = tuple(self._arrays["parts"][span].tolist())
+            rows, parts = (span.start, ()) if len(lengths) == 1 else (span, lengths)
         targets: dict[str, dict[str, Any]] = {"targets": {}, "token_targets": {}}
         for name, array in self._arrays.items():
             group, _, key = name.partition("/")
             if group in targets:
-                targets[group][key] = np.asarray(array[index] if group == "targets" else array[tokens])
+                targets[group][key] = np.asarray(array[rows if group == "targets" else tokens])
         return Features(
             np.asarray(self._arrays["token_ids"][tokens], dtype=np.int64),
             np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
             weight=float(self._arrays["weights"][index]),
+            parts=parts,
             **targets,
         )
 
@@ -112,8 +125,11 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
         "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
     }
+    if any(item.parts for item in features):
+        arrays["part_ends"] = np.cumsum([item.num_sequences for item in features])
+        arrays["parts"] = np.array([length for item in features for length in item.parts or (len(item),)])
     for name in features[0].targets:
-        arrays[f"targets/{name}"] = np.stack([np.asarray(item.targets[name]) for item in features])
+        arrays[f"targets/{name}"] = np.stack([np.asarray(row) for item in features for row in item.rows(name)])
     for name in features[0].token_targets:
         arrays[f"token_targets/{name}"] = np.concatenate([item.token_targets[name] for item in features])
     sums = {}

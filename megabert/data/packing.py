@@ -26,13 +26,13 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class Features:
-    """One tokenized sequence with its targets.
+    """One tokenized sequence with its targets, or several that belong to one step, such as the choices of a question.
 
+    `parts` are the lengths of several sequences, concatenated in `token_ids`, which stay in one batch (a query and its
+    passages); `targets` then have a row for each. Empty: there is one.
     `targets` are per sequence: a number or an array of any shape. `token_targets` are per token, int64, NO_TARGET for a
     token without one. `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
     `notes` are private to the task: what `decode` needs to map predictions back to the example.
-    With `parts` these are several sequences of so many tokens, which stay in one batch (a query and its passages);
-    `targets` then have a row for each part.
     """
 
     token_ids: NDArray[np.int64]
@@ -41,7 +41,17 @@ class Features:
     token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
-    parts: NDArray[np.int64] | None = None
+    parts: tuple[int, ...] = ()
+
+    @property
+    def num_sequences(self) -> int:
+        """Count the sequences."""
+        return len(self.parts) or 1
+
+    def rows(self, name: str) -> Sequence[Any]:
+        """Return the target of each sequence."""
+        target: Sequence[Any] = self.targets[name] if self.parts else [self.targets[name]]
+        return target
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -58,6 +68,10 @@ class LazyFeatures(Sequence[Features], ABC):
     @abstractmethod
     def lengths(self) -> NDArray[np.int64]:
         """Count the tokens of each sequence without reading or computing the sequences."""
+
+    def counts(self) -> NDArray[np.int64]:
+        """Count the sequences of each of the features."""
+        return np.ones(len(self), dtype=np.int64)
 
     @overload
     def __getitem__(self, index: int) -> Features: ...
@@ -109,6 +123,8 @@ class Batch:
     num_tokens: int
     num_sequences: int
     weight: float
+    parts: tuple[int, ...] = ()
+    """Number of sequences of each of the features."""
 
     @property
     def size(self) -> BatchSize:
@@ -148,6 +164,7 @@ class Batch:
             num_tokens=0,
             num_sequences=0,
             weight=0.0,
+            parts=(),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -188,13 +205,13 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     import torch
 
     assert features, "an empty batch has no tokens"
-    lengths = np.concatenate([[len(item)] if item.parts is None else item.parts for item in features])
-    num_sequences = len(lengths)
+    lengths = np.array([length for item in features for length in item.parts or (len(item),)])
     if lengths.max() > max_seqlen:
         raise InputError(
             f"a sequence of {lengths.max()} tokens is longer than {max_seqlen}. Raise model.dataset.max_seq_length."
         )
     num_tokens = int(lengths.sum())
+    num_sequences = len(lengths)
     size = size or BatchSize(num_tokens, num_sequences)
     padding = size.num_tokens - num_tokens
     fillers = np.full(size.num_sequences - num_sequences, max_seqlen)
@@ -213,7 +230,7 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         cu_seqlens_N1=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=max_seqlen,
         targets={
-            name: torch.from_numpy(_stack([row for item in features for row in _rows(item, name)], len(fillers)))
+            name: torch.from_numpy(_stack([row for item in features for row in item.rows(name)], len(fillers)))
             for name in features[0].targets
         },
         token_targets={
@@ -223,13 +240,8 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         num_tokens=num_tokens,
         num_sequences=num_sequences,
         weight=float(sum(item.weight for item in features)),
+        parts=tuple(item.num_sequences for item in features),
     )
-
-
-def _rows(item: Features, name: str) -> Sequence[Any]:
-    """Return the target of a sequence, or of each of its parts."""
-    target: Sequence[Any] = item.targets[name]
-    return [target] if item.parts is None else target
 
 
 def _stack(targets: list[Any], num_fillers: int) -> NDArray[Any]:

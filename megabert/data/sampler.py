@@ -102,7 +102,7 @@ class BatchSampler:
         return self.features.resampled(epoch) if isinstance(self.features, ResampledFeatures) else self.features
 
     def _count(self, epoch: int, steps: list[list[Indices]]) -> Indices:
-        return _count_groups((group for step in steps for group in step), sequence_lengths(self._resampled(epoch)))
+        return _count_groups((group for step in steps for group in step), self._resampled(epoch))
 
     def _sample_to_fit(self, epoch: int) -> list[list[Indices]]:
         """Sample an epoch; one that was not searched is sampled again while a micro-batch exceeds the static size."""
@@ -143,6 +143,13 @@ def sequence_lengths(features: Sequence[Features]) -> Indices:
     return features.lengths() if isinstance(features, LazyFeatures) else np.array([len(item) for item in features])
 
 
+def sequence_counts(features: Sequence[Features]) -> Indices:
+    """Count the sequences of each of the features, without reading the sequences where possible."""
+    if isinstance(features, LazyFeatures):
+        return features.counts()
+    return np.array([item.num_sequences for item in features])
+
+
 def _group_by(items: Indices, groups: Indices, num_groups: int) -> list[Indices]:
     """Split items by the group number of each, in stable order."""
     ends = np.cumsum(np.bincount(groups, minlength=num_groups))
@@ -159,9 +166,10 @@ def _split_serpentine(descending: Indices, num_groups: int) -> list[Indices]:
     return [group for group in _group_by(descending, groups, num_groups) if len(group)]
 
 
-def _count_groups(groups: Iterable[Indices], lengths: Indices) -> Indices:
+def _count_groups(groups: Iterable[Indices], features: Sequence[Features]) -> Indices:
     """Count the tokens and sequences of each group, [G, 2]."""
-    return np.array([(lengths[group].sum(), len(group)) for group in groups])
+    lengths, counts = sequence_lengths(features), sequence_counts(features)
+    return np.array([(lengths[group].sum(), counts[group].sum()) for group in groups])
 
 
 def _static_size(counts_G2: Indices, max_seqlen: int) -> BatchSize:
@@ -203,7 +211,7 @@ class EvaluationBatches:
         budget = max((batch_size - 1) * max_seqlen, 1)
         count = min(-(-int(lengths.sum()) // budget), len(lengths))
         self._groups = _split_serpentine(descending, count) if count else []
-        self._size = _static_size(_count_groups(self._groups, lengths), max_seqlen) if static_size and count else None
+        self._size = _static_size(_count_groups(self._groups, features), max_seqlen) if static_size and count else None
         self._data_rank, self._data_size = data_rank, data_size
 
     def __len__(self) -> int:

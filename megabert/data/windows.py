@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 from ..tokenizers.wordpiece import Tokenizer
 from .packing import NO_TARGET, Features
 
+# How the logits of an example's windows become one: their mean, or the largest of each class.
+POOLED_LOGITS = ("mean", "maximum")
+
+
+def pool_windows(logits: Sequence[NDArray[np.float64]], pooling: str) -> NDArray[np.float64]:
+    """Pool the logits of an example's windows, each [C], to [C]."""
+    pooled: NDArray[np.float64] = np.mean(logits, axis=0) if pooling == "mean" else np.max(logits, axis=0)
+    return pooled
+
 
 def window_spans(num_tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
     """Split [0, num_tokens) into windows of `room` tokens, each starting `stride` after the one before.
@@ -84,14 +93,21 @@ def max_context_masks(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list
     A token's context is the smaller number of tokens on its left and right in the window, plus 0.01 of the window's
     length; of equal windows the first counts. Source: Google BERT's run_squad.py, _check_is_max_context.
     """
-    if len(spans) == 1:
-        return [np.ones(num_tokens, dtype=np.bool_)]
-    context = np.full((len(spans), num_tokens), -np.inf)
+    best = best_windows(num_tokens, spans)
+    return [best[start:end] == number for number, (start, end) in enumerate(spans)]
+
+
+def best_windows(num_tokens: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Find for each token the window with the most context, as `max_context_masks` defines it: [T]."""
+    best = np.zeros(num_tokens, dtype=np.int64)
+    most = np.full(num_tokens, -np.inf)
     for number, (start, end) in enumerate(spans):
         position = np.arange(end - start)
-        context[number, start:end] = np.minimum(position, end - start - 1 - position) + 0.01 * (end - start)
-    best = context.argmax(axis=0)
-    return [best[start:end] == number for number, (start, end) in enumerate(spans)]
+        context = np.minimum(position, end - start - 1 - position) + 0.01 * (end - start)
+        is_more = context > most[start:end]
+        best[start:end][is_more] = number
+        most[start:end][is_more] = context[is_more]
+    return best
 
 
 @dataclass(frozen=True)
@@ -155,15 +171,28 @@ def word_windows(
 
 
 def word_logits(
-    windows: Sequence[WordWindow], logits: Sequence[NDArray[np.float32]], num_words: Sequence[int]
+    windows: Sequence[WordWindow],
+    logits: Sequence[NDArray[np.float32]],
+    num_words: Sequence[int],
+    pooling: str = "best_context",
 ) -> list[NDArray[np.float64]]:
     """Gather the logits of each example's words, [W, C], from those of its windows, [T, C].
 
-    Those of a word without tokens, such as a control character, are NaN.
+    Those of a word without tokens, such as a control character, are NaN. `pooling` is how the logits of several windows
+    become one: best_context takes those of the window with the most context, others are `POOLED_LOGITS`.
     """
     num_classes = logits[0].shape[1] if logits else 0
     gathered = [np.full((count, num_classes), np.nan) for count in num_words]
+    counts = [np.zeros((count, 1)) for count in num_words]
     for window, window_logits in zip(windows, logits, strict=True):
-        positions = window.word_positions()
-        gathered[window.example][window.words[positions]] = window_logits[positions]
+        is_best = pooling == "best_context"
+        positions = window.word_positions() if is_best else np.flatnonzero(window.is_first)
+        words, values = window.words[positions], window_logits[positions].astype(np.float64)
+        own, seen = gathered[window.example], counts[window.example]
+        if pooling == "mean":  # of the windows so far
+            seen[words] += 1
+            values = np.where(seen[words] == 1, values, own[words] + (values - own[words]) / seen[words])
+        elif pooling == "maximum":
+            values = np.fmax(own[words], values)
+        own[words] = values
     return gathered

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, in UTF-8. Recognized by its suffix: .jsonl, .json or .ndjson."""
+"""JSON lines, one object a line, recognized by the suffix .jsonl, .json or .ndjson; files that are one JSON value."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -29,6 +29,22 @@ def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """Format objects as lines of JSON."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode("utf-8", "backslashreplace").decode()  # only half a surrogate pair has no UTF-8: \\ud800
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that is one JSON value."""
+    text = "\n".join(read_lines(path))
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
+    except RecursionError:
+        raise InputError(f"{path}: not JSON: nested too deeply.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{path}: not JSON: {str(error).partition(';')[0]}.") from None
+    if "\\u" in text:
+        require_characters(content, str(path))
+    return content
 
 
 def json_row(line: str, location: str) -> Row:

@@ -4,15 +4,13 @@ Format: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [{"id",
 "is_impossible"}]}]}]}; an answer is {"text", "answer_start"}. Source: https://rajpurkar.github.io/SQuAD-explorer/.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..tokenizers.characters import require_characters
-from .text_lines import read_text
+from .json_lines import read_json
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,7 @@ class Example:
 
 def read_squad(path: Path) -> list[Example]:
     """Read a SQuAD file. Raises InputError with the location in it if it is not SQuAD JSON or inconsistent."""
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply for a SQuAD file.") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{path}: not JSON: {str(error).partition(';')[0]}.") from None
-    if "\\u" in text:
-        require_characters(content, str(path))
+    content = read_json(path)
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         raise InputError(f'{path} is not a SQuAD file: expected {{"data": [{{"paragraphs": [...]}}, ...]}}.')

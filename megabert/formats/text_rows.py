@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import InputError, InputWarning
 from .json_lines import is_json_lines, read_json_lines
+from .pubmedqa import is_pubmedqa, read_pubmedqa
 from .rows import Row
 from .tables import is_table, name_columns, table_records
 from .text_lines import read_lines
@@ -37,6 +38,8 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
     `columns` maps these four to the file's names or numbers of columns. Where `labels` are known, numbers at the ends
     of lines belong to the texts unless each line has one and some are labels.
     """
+    if is_pubmedqa(path):
+        return read_pubmedqa(path)
     if is_json_lines(path):
         return _without_gold(path, [by_role(row, columns) for row in read_json_lines(path)])
     lines = read_lines(path)
@@ -190,3 +193,17 @@ def _parse_list(text: str) -> list[Any] | None:
     except (ValueError, RecursionError):
         return None
     return items if isinstance(items, list) else None
+
+
+def first_name(row: Row, names: Sequence[str]) -> str | None:
+    """Return the first of the names that a row has, None if it has none."""
+    return next((name for name in names if name in row.values), None)
+
+
+def text_value(row: Row, names: Sequence[str]) -> str | None:
+    """Return the string of the first of the names that a row has; raises InputError for another value."""
+    name = first_name(row, names)
+    value = None if name is None else row.values[name]
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{row.location}: the text is {value!r}; expected a string.")
+    return value

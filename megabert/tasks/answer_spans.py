@@ -4,11 +4,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.squad import Answer
+from ..data.packing import Features
+from ..data.windows import best_windows, window_spans
+from ..tokenizers.wordpiece import Encoded, Tokenizer
 
 # Letters of Thai, Lao, Tibetan, Myanmar, Khmer, Korean, Chinese and Japanese.
 WITHOUT_WORD_EDGES = re.compile(
@@ -40,20 +43,60 @@ class ContextWindow:
     """Position of the first context token in the sequence."""
     offsets: NDArray[np.int64]
     """Characters [start, end) of each context token, [T, 2]."""
-    has_max_context: NDArray[np.bool_]
-    """For each context token, whether no other window shows more context around it."""
+    min_length: NDArray[np.int64]
+    """For each context token, the tokens of the shortest span from it that this window scores, see `least_lengths`."""
     is_word_edge: NDArray[np.bool_]
     """For each context token, whether a word begins with it and whether one ends with it, [T, 2]."""
 
 
-def target_span(window: ContextWindow, answer: Answer | None) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class WindowedContext:
+    """A context's tokens, and the edges of words in them as `word_edges` finds them."""
+
+    tokens: Encoded
+    edges: NDArray[np.bool_]
+
+
+def context_windows(
+    number: int, question_ids: NDArray[np.int64], context: WindowedContext, tokenizer: Tokenizer, dataset: Any
+) -> list[Features]:
+    """Cut a context into windows, [CLS] question [SEP] window [SEP]; the notes of each are its `ContextWindow`.
+
+    `dataset` has max_seq_length, doc_stride and window_pooling, as in question answering.
+    """
+    cls, sep, tokens = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id]), context.tokens
+    context_start, num_tokens = len(question_ids) + 2, len(tokens.token_ids)
+    spans = window_spans(num_tokens, dataset.max_seq_length - context_start - 1, dataset.doc_stride)
+    features = []
+    for (start, end), min_length in zip(spans, least_lengths(num_tokens, spans), strict=True):
+        if dataset.window_pooling == "maximum":
+            min_length[:] = 1
+        window = ContextWindow(number, context_start, tokens.offsets[start:end], min_length, context.edges[start:end])
+        token_ids = np.concatenate([cls, question_ids, sep, tokens.token_ids[start:end], sep])
+        segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
+        features.append(Features(token_ids, segment_ids, notes=window))
+    return features
+
+
+def least_lengths(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.int64]]:
+    """Find for each token of each window the tokens of the shortest span from it that the window is to score.
+
+    1 where the window has the most context around the token. Elsewhere only spans that the window with the most context
+    does not show in full, so that each span that some window shows is scored.
+    """
+    best = best_windows(num_tokens, spans)
+    rest = np.array([end for _, end in spans], dtype=np.int64)[best] - np.arange(num_tokens)
+    return [np.where(best[start:end] == number, 1, rest[start:end] + 1) for number, (start, end) in enumerate(spans)]
+
+
+def target_span(window: ContextWindow, answer: tuple[int, int] | None) -> NDArray[np.int64]:
     """Find the positions of the answer's first and last token; 0 and 0, the [CLS], unless the window shows all of it.
 
     Answers in the middle of tokens are extended to whole tokens.
     """
-    if answer is None or answer.start is None or not len(window.offsets):
+    if answer is None or not len(window.offsets):
         return np.zeros(2, dtype=np.int64)
-    start, end = answer.start, answer.start + len(answer.text)
+    start, end = answer
     if window.offsets[0, 0] > start or window.offsets[-1, 1] < end:
         return np.zeros(2, dtype=np.int64)
     # The first token that ends after the answer's start, and the last one that starts before its end.
@@ -84,7 +127,7 @@ def _joins(before: str, after: str) -> bool:
 def best_spans(
     window: ContextWindow, logits_T2: NDArray[np.float32], *, count: int, max_length: int, whole_words: bool
 ) -> list[ScoredSpan]:
-    """Find the `count` best spans of at most `max_length` tokens whose first token has its maximum context here.
+    """Find the `count` best spans of at most `max_length` tokens that this window is to score.
 
     With `whole_words` only those that neither begin nor end inside a word, where there are any.
     """
@@ -97,7 +140,7 @@ def best_spans(
     # sums[s, d] is the score of the span of d + 1 tokens that starts at token s.
     padded = np.concatenate([ends, np.full(longest, -np.inf)])
     sums = starts[:, None] + np.lib.stride_tricks.sliding_window_view(padded, longest)[:num_tokens]
-    sums[~window.has_max_context] = -np.inf
+    sums[np.arange(1, longest + 1) < window.min_length[:, None]] = -np.inf
     if whole_words:
         ends_word = np.concatenate([window.is_word_edge[:, 1], np.zeros(longest, dtype=np.bool_)])
         is_whole = (

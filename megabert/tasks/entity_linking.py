@@ -228,7 +228,7 @@ class EntityLinking(Task[Example, Prediction]):
                     raise InputError(f"{example.text!r} has no identifier. Give each name one.")
                 concept = _number(example.identifiers[0])
                 targets = {"concept": concept if example.synonym is None else np.array([concept, concept])}
-            parts = None if example.synonym is None else np.array([len(row) for row in rows])
+            parts = () if example.synonym is None else tuple(len(row) for row in rows)
             features.append(
                 Features(
                     token_ids, np.zeros_like(token_ids), targets, weight=float(len(rows)), notes=number, parts=parts

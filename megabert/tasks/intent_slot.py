@@ -124,6 +124,8 @@ class Prediction:
     probabilities: dict[str, float]
     tags: tuple[str, ...]
     slots: tuple[Span, ...]
+    windows: int = 1
+    """Number of windows that were read."""
 
 
 class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
@@ -278,7 +280,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
             if self.dataset.multi_label:
                 best = tuple(name for name, value in probabilities.items() if value >= 0.5) or best
             predictions.append(Prediction(example.id, example.text, best, probabilities, tags, spans))
-        return predictions
+        return self.with_windows(predictions, features)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score intents, slots, and whole utterances."""
@@ -301,7 +303,12 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
         if not self.dataset.multi_label:
             values |= {"intent": prediction.intents[0], "probability": prediction.probabilities[prediction.intents[0]]}
         slots = [vars(slot) for slot in prediction.slots]
-        return values | {"slots": slots, "tags": list(prediction.tags), "probabilities": prediction.probabilities}
+        return values | {
+            "slots": slots,
+            "tags": list(prediction.tags),
+            "probabilities": prediction.probabilities,
+            "windows": prediction.windows,
+        }
 
     def gold(self, example: Example) -> dict[str, Any]:
         """Return an utterance's intents, slots and tags, as far as they are known."""

@@ -102,6 +102,8 @@ class Prediction:
     restored: str
     marks: tuple[str, ...]
     cases: tuple[str, ...]
+    windows: int = 1
+    """Number of windows that were read."""
 
 
 class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
@@ -206,7 +208,7 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
             cases = tuple(self.cases[number] for number in known_WC[:, len(self.marks) :].argmax(axis=1))
             restored = restore(example.text, example.words, marks, cases)
             predictions.append(Prediction(example.id, example.text, restored, marks, cases))
-        return predictions
+        return self.with_windows(predictions, features)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score the marks and cases of words."""
@@ -224,7 +226,8 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Return the restored text, and NeMo's labels of two letters a word."""
         labels = " ".join(map("".join, zip(prediction.marks, prediction.cases, strict=True)))
-        return {"id": prediction.id, "text": prediction.text, "restored": prediction.restored, "labels": labels}
+        values = {"id": prediction.id, "text": prediction.text, "restored": prediction.restored, "labels": labels}
+        return values | {"windows": prediction.windows}
 
     def gold(self, example: Example) -> dict[str, Any]:
         """Return the text's own marks and cases as labels of two letters a word; empty if it has none."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..config.parser import compose
 from ..config.schema import (
@@ -22,14 +20,23 @@ from ..config.schema import (
     choice,
 )
 from ..data.packing import Batch, Features
-from ..data.windows import max_context_masks, window_spans
 from ..errors import ConfigError, InputError
 from ..formats.json_lines import read_json_lines
-from ..formats.squad import Answer, Example, read_squad, require_unique_ids
+from ..formats.squad import Example, read_squad, require_unique_ids
 from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
-from ..tokenizers.wordpiece import Encoded, Tokenizer
-from .answer_spans import Candidate, ContextWindow, ScoredSpan, best_spans, rank_answers, target_span, word_edges
+from ..tokenizers.wordpiece import Tokenizer
+from .answer_spans import (
+    Candidate,
+    ContextWindow,
+    ScoredSpan,
+    WindowedContext,
+    best_spans,
+    context_windows,
+    rank_answers,
+    target_span,
+    word_edges,
+)
 from .head_settings import head_options
 from .task import Logits, Task, require_texts
 
@@ -52,6 +59,8 @@ class QuestionSettings:
     """Tokens of a window: question, part of the context and three special tokens."""
     doc_stride: int = 128
     """Tokens by which a window starts after the one before it."""
+    window_pooling: str = choice("best_context", "best_context", "maximum")
+    """A span's score: that of the window with the most context around its first token, or of windows the largest."""
     max_query_length: int = 64
     """Tokens of a question; a longer one is truncated."""
     max_answer_length: int = 30
@@ -99,7 +108,10 @@ class QuestionAnsweringSettings(Settings):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to a question, "" for none, and the n best, best first. `null_score_diff` is None for SQuAD 1.1."""
+    """The answer to a question, "" for none, and the n best, best first. `null_score_diff` is None for SQuAD 1.1.
+
+    `windows` is the number of windows in which the context was read.
+    """
 
     id: str
     question: str
@@ -109,6 +121,7 @@ class Prediction:
     probability: float
     n_best: list[Candidate]
     null_score_diff: float | None
+    windows: int = 1
 
 
 class QuestionAnswering(Task[Example, Prediction]):
@@ -176,13 +189,15 @@ class QuestionAnswering(Task[Example, Prediction]):
             answer = self._training_answer(example) if with_targets else None
             question_ids = question[: self.dataset.max_query_length]
             index = indices[example.context]
-            for item in self._windows(number, question_ids, contexts[index], edges[index], tokenizer):
+            context = WindowedContext(contexts[index], edges[index])
+            for item in context_windows(number, question_ids, context, tokenizer, self.dataset):
                 if with_targets:
                     item.targets["span"] = target_span(item.notes, answer)
                 features.append(item)
         return features
 
-    def _training_answer(self, example: Example) -> Answer | None:
+    def _training_answer(self, example: Example) -> tuple[int, int] | None:
+        """Return the characters of the first answer, None if there is none."""
         if example.answers is None:
             raise InputError(f"question {example.id!r} has no answer to train on. Add one to the training file.")
         if not example.answers and not self.dataset.version_2_with_negative:
@@ -192,26 +207,8 @@ class QuestionAnswering(Task[Example, Prediction]):
             )
         if example.answers and example.answers[0].start is None:
             raise InputError(f"question {example.id!r}: its answer has no answer_start, which training needs. Add it.")
-        return example.answers[0] if example.answers else None
-
-    def _windows(
-        self,
-        number: int,
-        question_ids: NDArray[np.int64],
-        context: Encoded,
-        edges: NDArray[np.bool_],
-        tokenizer: Tokenizer,
-    ) -> list[Features]:
-        cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-        context_start = len(question_ids) + 2
-        spans = window_spans(len(context.token_ids), self.row_length - context_start - 1, self.dataset.doc_stride)
-        features = []
-        for (start, end), mask in zip(spans, max_context_masks(len(context.token_ids), spans), strict=True):
-            window = ContextWindow(number, context_start, context.offsets[start:end], mask, edges[start:end])
-            token_ids = np.concatenate([cls, question_ids, sep, context.token_ids[start:end], sep])
-            segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
-            features.append(Features(token_ids, segment_ids, notes=window))
-        return features
+        first = example.answers[0] if example.answers else None
+        return None if first is None or first.start is None else (first.start, first.start + len(first.text))
 
     def head(self, config: EncoderConfig) -> Head:
         """Score each token as start and as end."""
@@ -233,6 +230,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         """Choose the best spans of each question over all its windows."""
         spans: list[list[ScoredSpan]] = [[] for _ in examples]
         null_scores = [float("inf")] * len(examples)
+        counts = Counter(feature.notes.example for feature in features)
         data = self.dataset
         for feature, logits_T2 in zip(features, logits, strict=True):
             window: ContextWindow = feature.notes
@@ -245,9 +243,10 @@ class QuestionAnswering(Task[Example, Prediction]):
             )
             # A question has no answer only if none of its windows shows one.
             null_scores[window.example] = min(null_scores[window.example], float(logits_T2[0].sum()))
-        return list(map(self._predict, examples, spans, null_scores))
+        windows = [counts[number] for number in range(len(examples))]
+        return list(map(self._predict, examples, spans, null_scores, windows))
 
-    def _predict(self, example: Example, spans: list[ScoredSpan], null_score: float) -> Prediction:
+    def _predict(self, example: Example, spans: list[ScoredSpan], null_score: float, windows: int) -> Prediction:
         may_be_null = self.dataset.version_2_with_negative
         n_best, best_score = rank_answers(
             example.context, spans, count=self.dataset.n_best_size, null_score=null_score if may_be_null else None
@@ -258,7 +257,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         nothing = next((item for item in n_best if not item.text), Candidate("", 0, 0, 0.0, 0.0))
         chosen = nothing if is_null or not answers else answers[0]
         answer = (chosen.text, chosen.start, chosen.end, chosen.probability)
-        return Prediction(example.id, example.question, *answer, n_best, null_score_diff)
+        return Prediction(example.id, example.question, *answer, n_best, null_score_diff, windows)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score as the official script of the data's version does."""
@@ -277,7 +276,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         if prediction.null_score_diff is not None:
             names.append("null_score_diff")
         n_best = [vars(candidate) for candidate in prediction.n_best[:NUM_SHOWN]]
-        return {name: values[name] for name in names} | {"n_best": n_best}
+        return {name: values[name] for name in names} | {"n_best": n_best, "windows": prediction.windows}
 
     def gold(self, example: Example) -> dict[str, Any]:
         """Return the answers."""

@@ -16,11 +16,13 @@ from .task import Task
 
 # Each is a file in this folder with that name.
 NAMES = (
+    "bioasq",
     "causal_language_model",
     "entity_linking",
     "glue",
     "intent_slot",
     "masked_language_model",
+    "multiple_choice",
     "punctuation_capitalization",
     "question_answering",
     "relation_extraction",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, choice, linear_decay
 from ..data.packing import NO_TARGET, Batch, Features
-from ..data.windows import sequence_windows
+from ..data.windows import POOLED_LOGITS, pool_windows, sequence_windows
 from ..errors import ConfigError, InputError, InputWarning
+from ..formats.data_files import data_suffix
 from ..formats.json_lines import read_json_lines
+from ..formats.pubmedqa import read_answers
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..formats.text_rows import (
@@ -25,9 +27,11 @@ from ..formats.text_rows import (
     PAIR_COLUMNS,
     ROLES,
     TEXT_COLUMNS,
+    first_name,
     parse_label,
     parse_labels,
     read_text_rows,
+    text_value,
 )
 from ..metrics import classification
 from ..model.config import EncoderConfig
@@ -50,6 +54,8 @@ class SequenceSettings:
     """Tokens of a text or pair with its special tokens."""
     long_texts: str = choice("windows", "windows", "truncate")
     """windows: read longer texts in overlapping windows; truncate: keep the first tokens, of a pair cut the longer."""
+    window_pooling: str = choice("probabilities", "probabilities", *POOLED_LOGITS)
+    """What windows give together: the mean of their probabilities, the mean of their logits, or the largest logits."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Names of the data's columns text, text_b, label and id, or, without a header, their numbers from 1."""
     class_balancing: str | None = choice(None, "weighted_loss")
@@ -87,6 +93,8 @@ class Prediction:
     labels: tuple[str, ...]
     probabilities: dict[str, float]
     value: float | None = None
+    windows: int = 1
+    """Number of windows that were read."""
 
 
 class SequenceClassificationTask(LabelledTask[Example, Prediction]):
@@ -139,12 +147,12 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row of a table or a JSON object."""
-        text, pair = _column(row, TEXT_COLUMNS), _column(row, PAIR_COLUMNS)
+        text, pair = text_value(row, TEXT_COLUMNS), text_value(row, PAIR_COLUMNS)
         if text is None or not text.strip():
             raise InputError(f"{row.location}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
-        name = _first(row, LABEL_COLUMNS)
+        name = first_name(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
-        given = row.others("id", name, *(_first(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
+        given = row.others("id", name, *(first_name(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
         return Example(str(row.values.get("id", number)), text, pair, labels, row.location, given=given)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
@@ -233,9 +241,16 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         return (losses_N * weights_N).sum()
 
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
-        """Average the probabilities of each example's windows and choose."""
-        outputs = [self.outputs(item.astype(np.float64)) for item in logits]
-        return list(map(self.predict, examples, mean_by_example(len(examples), features, outputs)))
+        """Pool the probabilities, or logits, of each example's windows and choose."""
+        windows = by_example(len(examples), features, [item.astype(np.float64) for item in logits])
+        predictions = map(self.predict, examples, map(self.pooled, windows))
+        return [replace(item, windows=len(own)) for item, own in zip(predictions, windows, strict=True)]
+
+    def pooled(self, windows: Sequence[Any]) -> NDArray[np.float64]:
+        """Pool the logits of an example's windows as `window_pooling` says, and convert them as `outputs` does."""
+        if self.dataset.window_pooling == "probabilities":
+            return pool_windows([self.outputs(logits_C) for logits_C in windows], "mean")
+        return self.outputs(pool_windows(windows, self.dataset.window_pooling))
 
     def outputs(self, logits_C: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert logits to the probabilities of the classes; the value of a regression stays as it is."""
@@ -287,7 +302,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Return the label or labels with all probabilities, or the value."""
-        values: dict[str, Any] = {"id": prediction.id, "text": prediction.text}
+        values: dict[str, Any] = {"id": prediction.id, "text": prediction.text, "windows": prediction.windows}
         if prediction.value is not None:
             return values | {"value": prediction.value}
         if self.problem == "multi_label":
@@ -317,30 +332,18 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     @classmethod
     def read_predictions(cls, path: Path) -> list[Row]:
-        """Read JSON lines as `megabert predict` writes them, or a label a line."""
+        """Read JSON lines as `megabert predict` writes them, a label a line, or PubMedQA's answers."""
+        if data_suffix(path) == ".json" and not read_lines(path)[0].rstrip().endswith("}"):
+            return read_answers(path)
         lines = read_lines(path)
         if lines[0].lstrip().startswith(("{", "[")):
             return read_json_lines(path)
         return [Row({"label": line.strip()}, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def mean_by_example(
-    num_examples: int, features: Sequence[Features], outputs: Sequence[NDArray[np.float64]]
-) -> list[NDArray[np.float64]]:
-    """Average the outputs of each example's windows; a feature's notes are the index of its example."""
-    windows: list[list[NDArray[np.float64]]] = [[] for _ in range(num_examples)]
+def by_example(num_examples: int, features: Sequence[Features], outputs: Sequence[Any]) -> list[list[Any]]:
+    """List the outputs of each example's windows; a feature's notes are the index of its example."""
+    windows: list[Any] = [[] for _ in range(num_examples)]
     for feature, output in zip(features, outputs, strict=True):
         windows[feature.notes].append(output)
-    return [np.mean(items, axis=0) for items in windows]
-
-
-def _first(row: Row, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row.values), None)
-
-
-def _column(row: Row, names: Sequence[str]) -> str | None:
-    name = _first(row, names)
-    value = None if name is None else row.values[name]
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{row.location}: the text is {value!r}; expected a string.")
-    return value
+    return windows

@@ -51,7 +51,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     default_shape: ClassVar[Mapping[str, Any]] = {}
     """Defaults of the encoder's configuration where it starts from random weights."""
     groups_sequences: ClassVar[bool] = False
-    """Whether training features have `parts`: batches then have no static size."""
+    """Whether `loss` compares the parts of training features, whose number varies: its shapes are not static."""
     contrasts_sequences: ClassVar[bool] = False
     """Whether `loss` compares the sequences of a whole step, of all micro-batches and processes."""
     is_embedding: ClassVar[bool] = False

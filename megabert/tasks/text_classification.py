@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..config.schema import Settings, choice
+from ..formats.pubmedqa import PMID
 from ..formats.rows import Row
-from .sequence_classification import SequenceClassificationTask, SequenceClassifierModel, SequenceSettings
+from .sequence_classification import (
+    Example,
+    Prediction,
+    SequenceClassificationTask,
+    SequenceClassifierModel,
+    SequenceSettings,
+)
 
 MAIN_SCORES = {"single_label": "accuracy", "multi_label": "f1", "regression": "pearson"}
 
@@ -49,11 +57,14 @@ class TextClassification(SequenceClassificationTask):
     lines (*.jsonl) with the same names; or NeMo's lines of words separated by blanks, with an integer label at the end.
     Columns of other names: `model.dataset.columns.text=review model.dataset.columns.label=sentiment`; without a header
     their numbers. Labels are words or numbers, learnt from the training data and kept with the run; 1 and 1.0 are one.
-    Pairs with the label `-` or -1, as in SNLI, have none. `model.dataset.problem` is
+    Pairs with the label `-` or -1, as in SNLI, have none. PubMedQA's JSON is read as pairs of question and contexts;
+    `output_dir` then gets `pubmedqa.json`, the answers by PMID, which `megabert score` scores as its authors do
+    (accuracy and macro F1; each PMID must have one answer). `model.dataset.problem` is
     `single_label`, `multi_label` (labels separated by commas, or a JSON list) or `regression` (a number).
 
     A text longer than `max_seq_length` is read in windows that overlap by half; they have the weight of one example
-    together, and their probabilities are averaged. Of a pair the longer text is cut; the shorter one is part of each
+    together, and their probabilities are averaged, or their logits pooled (`model.dataset.window_pooling`); `windows`
+    in predictions is their number. Of a pair the longer text is cut; the shorter one is part of each
     window, truncated to half of it. `model.dataset.long_texts=truncate` reads the first tokens only, of a pair the
     longer text cut first. Truncated examples are counted and reported.
 
@@ -73,6 +84,13 @@ class TextClassification(SequenceClassificationTask):
     def __init__(self, settings: TextClassificationSettings) -> None:
         super().__init__(settings, settings.model.dataset.problem)
         self.main_score = MAIN_SCORES[self.problem]
+
+    def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
+        """Return pubmedqa.json, the answers as PubMedQA's evaluation takes them, if the data are PubMedQA's."""
+        if not examples or not self.is_single or not all(PMID in item.given for item in examples):
+            return {}
+        answers = {item.id: item.labels[0] for item in predictions}
+        return {"pubmedqa.json": json.dumps(answers, indent=1) + "\n"}
 
     @classmethod
     def inferred_settings(cls, rows: Sequence[Row]) -> list[str]:

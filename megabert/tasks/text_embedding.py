@@ -186,9 +186,9 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
             rows += [next(texts) for _ in item.passages]
             roles = [0] * bool(item.query) + [1] * len(item.passages)
             targets: dict[str, Any] = {}
-            parts = None
+            parts: tuple[int, ...] = ()
             if is_group := len(rows) > 1:
-                parts = np.array([len(row) for row in rows])
+                parts = tuple(len(row) for row in rows)
                 targets = {
                     "query": np.full(len(rows), text_number(item.id)),
                     "passage": np.array([-1, *map(text_number, item.passage_ids)]),

@@ -146,7 +146,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
                 "is_first": np.array([1, *[0] * (len(rows) - 1)]),
                 "score": np.array(kept_scores(item), dtype=np.float32),
             }
-            parts = np.array([len(ids) for ids, _ in rows])
+            parts = tuple(len(ids) for ids, _ in rows)
             ids, segments = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
             features.append(Features(ids, segments, targets, notes=number, parts=parts))
         return features

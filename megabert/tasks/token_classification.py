@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
+from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
 from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, sentence_of
 from ..formats.documents.document_formats import is_document_path
@@ -53,6 +54,8 @@ class TaggedWordSettings(WordTargetSettings, RawTextSettings, EntityTypeSettings
     """Folder of text_file and labels_file; their names in it are text_train.txt and so on, unless given."""
     max_seq_length: int = 128
     """Tokens of a sentence with its special tokens; a longer one is read in overlapping windows."""
+    window_pooling: str = choice("best_context", "best_context", *POOLED_LOGITS)
+    """A word's logits: of the window with the most context around it, the mean of windows, or the largest."""
     format: str | None = choice(None, "columns", "json", "text")
     """columns, json (lines) or text (a sentence a line); null: by the file's ending, else by what is in it."""
     word_column: int | None = None
@@ -100,6 +103,8 @@ class Prediction:
     text: str
     tags: tuple[str, ...]
     spans: tuple[Span, ...]
+    windows: int = 1
+    """Number of windows that were read."""
 
 
 class TokenClassification(WordLabelingTask[Example, Prediction]):
@@ -219,7 +224,12 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
             spans = find_spans(example.text, example.words, tags, scores)
             predictions.append(Prediction(example.id, example.text, tags, spans))
-        return predictions
+        return self.with_windows(predictions, features)
+
+    @property
+    def window_pooling(self) -> str:
+        """Return the setting of this name."""
+        return str(self.dataset.window_pooling)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Score entities and words."""
@@ -248,6 +258,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             "entities": [vars(span) for span in prediction.spans],
             "tagged": "".join([*parts, prediction.text[end:]]),
             "tags": list(prediction.tags),
+            "windows": prediction.windows,
         }
 
     def gold(self, example: Example) -> dict[str, Any]:

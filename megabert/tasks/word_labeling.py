@@ -253,7 +253,18 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self, examples: Sequence[Any], features: Sequence[Features], logits: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float64]]:
         """Gather the logits of each example's words, [W, C]."""
-        return word_logits([item.notes for item in features], logits, [len(example.words) for example in examples])
+        num_words = [len(example.words) for example in examples]
+        return word_logits([item.notes for item in features], logits, num_words, self.window_pooling)
+
+    @property
+    def window_pooling(self) -> str:
+        """How the logits of a word that several windows show become one."""
+        return "best_context"
+
+    def with_windows(self, predictions: Sequence[Any], features: Sequence[Features]) -> list[Any]:
+        """Add to each prediction the number of windows that were read."""
+        counts = Counter(feature.notes.example for feature in features)
+        return [replace(item, windows=counts[number]) for number, item in enumerate(predictions)]
 
 
 def has_words(row: Row) -> bool:

@@ -1,7 +1,7 @@
 """Zero-shot classification: labels without training examples, by a network trained on natural-language inference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from .sequence_classification import (
     SequenceClassificationTask,
     SequenceClassifierModel,
     SequenceSettings,
-    mean_by_example,
+    by_example,
 )
 from .task import Logits
 
@@ -144,9 +144,13 @@ class ZeroShot(SequenceClassificationTask):
         """Choose each pair's label, or the label of a query whose hypothesis has the largest entailment logit."""
         if not any(isinstance(item, Query) for item in examples):
             return super().decode(examples, features, logits)
-        windows = [item.astype(np.float64) for item in logits]
-        rows = iter(mean_by_example(len(_all_pairs(examples)), features, windows))
-        return [self._choose(item, np.array([next(rows) for _ in _all_pairs([item])])) for item in examples]
+        pairs = iter(by_example(len(_all_pairs(examples)), features, [item.astype(np.float64) for item in logits]))
+        predictions = []
+        for example in examples:
+            windows = [next(pairs) for _ in _all_pairs([example])]
+            chosen = self._choose(example, np.array([np.mean(items, axis=0) for items in windows]))
+            predictions.append(replace(chosen, windows=max(map(len, windows))))
+        return predictions
 
     def _choose(self, query: Example, logits_NC: NDArray[np.float64]) -> Prediction:
         if not isinstance(query, Query):

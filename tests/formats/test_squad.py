@@ -49,7 +49,7 @@ def test_a_byte_order_mark_is_dropped(tmp_path):
         ("null", "not a SQuAD file"),
         ("{}", "not a SQuAD file"),
         (b"\xff\xfe{}", "not UTF-8"),
-        (b"\x00\x01\x02", "not JSON"),
+        (b"\x00\x01\x02", "a NUL character"),
         ({"data": []}, "holds no questions"),
         ({"data": {}}, "not a SQuAD file"),
         ({"data": ["text"]}, r"data\[0\] has no 'paragraphs'"),

@@ -144,6 +144,30 @@ CASES = {
         "text_ranking", "x.jsonl", SEARCHES, ("trainer.max_epochs=120", "model.optim.lr=1e-3"), "ndcg@10",
         ("query=the river", "passage=seine is a river"),
     ),
+    "multiple_choice": Case(
+        "multiple_choice", "x.jsonl",
+        "".join(json.dumps({"question": question, "choices": choices, "passage": passage, "label": label}) + "\n"
+                for question, choices, passage, label in (
+                    ("where was marie born", ["paris", "warsaw"], "marie curie was born in warsaw", 1),
+                    ("who found _", ["radium", "france", "the seine"], "marie curie found radium in paris", 0),
+                    ("the river is", ["marie", "curie", "who", "the seine"], "the seine is a river", 3))),
+        ("model.dataset.max_qa_length=16", "trainer.max_epochs=90"), "accuracy",
+        ("question=who found _", 'choices=["radium", "france"]', "passage=marie found radium"),
+    ),
+    "bioasq": Case(
+        "bioasq", "x.json",
+        json.dumps({"questions": [
+            {"id": name, "type": kind, "body": question, "snippets": [{"text": text} for text in texts],
+             "exact_answer": answer}
+            for name, kind, question, texts, answer in (
+                ("1", "yesno", "was marie born in warsaw", ["marie was born in warsaw"], "yes"),
+                ("2", "yesno", "is the seine a city", ["the seine is a river", "a river in france"], "no"),
+                ("3", "factoid", "who found radium", ["marie curie found radium in paris"], [["marie curie", "curie"]]),
+                ("4", "list", "what is in france", ["paris is in france", "the seine is, too"], [["paris"], ["seine"]]),
+            )]}),
+        ("model.dataset.max_query_length=16", "model.dataset.doc_stride=16", "trainer.max_epochs=150"), "bioasq",
+        ("question=who found radium", "context=marie curie found radium"),
+    ),
     "zero_shot": Case(
         "zero_shot", "x.tsv",
         "premise\thypothesis\tlabel\nmarie was born\tborn\tentailment\nthe river\tborn\tcontradiction\n"

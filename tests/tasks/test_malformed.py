@@ -1,6 +1,7 @@
 """Readers of malformed files raise errors with location and remedy, or return all rows."""
 
 import gzip
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -77,6 +78,35 @@ READERS = {
     "marks": Reader(
         "punctuation_capitalization", "labels.txt", ",U OO ?O\n.U\n", 2, TWO, {"text.txt": "good is it\nno\n"}
     ),
+    "choices": Reader(
+        "multiple_choice", "x.jsonl",
+        '{"question": "good", "choices": ["x", "y"], "label": "A"}\n{"question": "b", "choices": ["x", "y"]}\n', 2,
+    ),
+    "race": Reader(
+        "multiple_choice", "x.txt",
+        '{"article": "a", "questions": ["good _", "b"], "options": [["x", "y"], ["z", "w"]], "answers": ["A", "B"]}\n',
+        2,
+    ),
+    "dream": Reader(
+        "multiple_choice", "x.json",
+        '[[["M: good", "W: b"],\n[{"question": "a", "choice": ["x", "y"], "answer": "y"}], "1"]]\n', 1,
+    ),
+    "mctest": Reader(
+        "multiple_choice", "x.tsv",
+        "\t".join(["s1", "Author: 1", "good\\newlineday", *(["one: who?", "a", "b", "c", "d"] * 4)]) + "\n", 4, (),
+        {"x.ans": "A\tB\tC\tD\n"},
+    ),
+    "mmlu": Reader("multiple_choice", "x.csv", 'good,"a, b",c,d,e,B\nwhat,a,b,c,d,A\n', 2),
+    "pubmedqa": Reader(
+        "text_classification", "x.json",
+        '{"1": {"QUESTION": "good", "CONTEXTS": ["a", "b"], "final_decision": "yes"},\n'
+        '"2": {"QUESTION": "b", "CONTEXTS": ["a"], "final_decision": "no"}}\n', 2,
+    ),
+    "bioasq": Reader(
+        "bioasq", "x.json",
+        '{"questions": [\n{"id": "1", "type": "factoid", "body": "good", "snippets": [{"text": "a"}]},'
+        '{"id": "2", "type": "yesno", "body": "b", "snippets": [{"text": "a"}], "exact_answer": "yes"}]}\n', 2,
+    ),
     "inference": Reader("zero_shot", "x.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\n", 1),
 }  # fmt: skip
 
@@ -114,7 +144,8 @@ WORDS = {  # put into the first text: none of them ends a line or a word where i
 }  # fmt: skip
 HOLDS_WORDS = {"table": "good", "header": "good", "json": "good", "blanks": "good", "columns": "Marie", "tabs": "Marie",
                "two files, text": "Marie", "glue": "good", "cola": "good", "seq.in": "home", "nemo intents": "home",
-               "plain text": "Good"}  # fmt: skip
+               "plain text": "Good",
+               "choices": "good", "race": "good", "dream": "good", "mctest": "good", "mmlu": "good"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", EVERYWHERE)
@@ -145,11 +176,17 @@ def test_a_file_that_is_not_there_or_is_a_folder(name, tmp_path):
 def test_no_character_loses_a_row(name, case, tmp_path):
     reader = READERS[name]
     content = reader.good.replace(HOLDS_WORDS[name], WORDS[case], 1)
-    if name == "json":
+    if name in ("json", "choices", "race", "dream"):
         content = content.replace("\x0c", "\\f")
     found = reader.read(tmp_path, content.encode())
     assert len(found) == reader.num_rows
-    assert WORDS[case] in found[0].text
+    assert WORDS[case] in getattr(found[0], "text", "") or WORDS[case] in found[0].question + found[0].passage
+
+
+def bioasq(**values):
+    """BioASQ's file with one question."""
+    question = {"id": "1", "type": "factoid", "body": "a", "snippets": [{"text": "a"}], "exact_answer": [["a"]]}
+    return json.dumps({"questions": [question | values]})
 
 
 PLACED = [
@@ -174,6 +211,57 @@ PLACED = [
     ("json", '{"text": "a"} {"text": "b"}\n', ":1: not JSON"),
     ("json", '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', ":2: the id 1 is that of"),
     ("json", "[" * 100_000 + "\n", ":1: not JSON"),
+    ("choices", '{"question": "a", "choices": ["x", "y"], "label": 2}\n{}\n', ":1: the answer 2 is none of the 2"),
+    ("choices", '{"question": "a", "choices": ["x", "y"], "label": "C"}\n{}\n', ":1: the answer 'C' is none"),
+    ("choices", '{"question": "a", "choices": ["x", "x"], "label": "x"}\n{}\n', ":1: the answer 'x' is 2 of"),
+    ("choices", '{"question": "a", "choices": ["x", "y"], "label": true}\n{}\n', ":1: the answer True is none"),
+    ("choices", '{"question": "a", "choices": ["x"]}\n{}\n', ":1: the choices are .* expected two or more strings"),
+    ("choices", '{"question": "a", "choices": ["x", " "]}\n{}\n', ":1: the choices are"),
+    ("choices", '{"question": "a", "choices": "xy"}\n{}\n', ":1: the choices are"),
+    ("choices", '{"question": "a"}\n{}\n', ":1: there is no 'choices'"),
+    ("choices", '{"question": " ", "choices": ["x", "y"]}\n{}\n', ":1: 'question' is ' '"),
+    ("choices", '{"question": "a", "choices": ["x", "y"], "passage": 3}\n{}\n', ":1: 'passage' is a int"),
+    ("choices", '{"question": "a", "opa": "x", "opb": "y", "opc": "z", "opd": "w", "cop": 5}\n{}\n', "none of the 4"),
+    ("choices", '{"question": "a", "opa": "x", "opb": "y", "opc": "z"}\n{}\n', ":1: there is no 'opd'"),
+    ("choices", '{"id": 1, "question": "a", "choices": ["x", "y"]}\n' * 2, ":2: the id '1' is that of .*:1, too"),
+    ("race", '{"article": "a", "questions": ["b"], "options": [["x", "y"]], "answers": []}', "not RACE's format"),
+    ("race", '{"article": "a", "questions": ["b"], "options": [["x", "y"]], "answers": ["E"]}', "question 1: the ans"),
+    ("race", "[" * 100_000, "nested too deeply"),
+    ("race", "3", "expected multiple-choice questions"),
+    ("dream", "[[1, 2]]", r"\[0\] is not DREAM's format"),
+    ("dream", '[[["a"], [{"question": "b"}], "1"]]', r"\[0\]\[1\]\[0\]: expected an object of question"),
+    ("dream", "[[\n", "x.json:1:3: not JSON|x.json:2:1: not JSON"),
+    ("mctest", "a\tb\n", ":1: 2 columns; MCTest's have 23"),
+    ("mmlu", "a,b,A\n", ":1: 3 columns; expected question"),
+    ("mmlu", "a,b,c,Z\n", ":1: the answer 'Z' is none"),
+    ("pubmedqa", '["CONTEXTS"]', "not PubMedQA's format"),
+    ("pubmedqa", '{"1": ["CONTEXTS"]}', "x.json: 1: a JSON list; expected an object"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": []}}', "x.json: 1: 'CONTEXTS' is"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": "b"}}', "x.json: 1: 'CONTEXTS' is"),
+    ("pubmedqa", '{"1": {"CONTEXTS": ["b"]}}', "x.json: 1: there is no 'QUESTION'"),
+    ("pubmedqa", '{"1": {"QUESTION": 3, "CONTEXTS": ["b"]}}', "x.json: 1: 'QUESTION' is 3"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": ["b"], "final_decision": null}}', "1: the label is null"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": ["b"], "final_decision": ""}}', "1: the label is ''"),
+    ("pubmedqa", '{"1": {"QUESTION": "a", "CONTEXTS": ["b"]\n', "not JSON"),
+    ("bioasq", '{"questions": {}}', "not BioASQ's format"),
+    ("bioasq", '{"questions": []}', "holds no questions"),
+    ("bioasq", "[]", "not BioASQ's format"),
+    ("bioasq", '{"questions": [\n', "x.json:2:1: not JSON|x.json:1:16: not JSON"),
+    ("bioasq", '{"questions": [3]}', r"questions\[0\] is no object with an id"),
+    ("bioasq", '{"questions": [{"type": "list"}]}', r"questions\[0\] is no object with an id"),
+    ("bioasq", bioasq(type="essay"), r"questions\[0\] \(id '1'\): the type is 'essay'"),
+    ("bioasq", bioasq(snippets=None), "snippets is 'None'; expected a list of objects"),
+    ("bioasq", bioasq(snippets=["a"]), "expected a list of objects with a text"),
+    ("bioasq", bioasq(snippets=[]), "there are no snippets"),
+    ("bioasq", bioasq(snippets=[{"text": " "}]), "there are no snippets"),
+    ("bioasq", bioasq(body=""), "'body' is ''"),
+    ("bioasq", bioasq(exact_answer=3), "the exact answer is '3'; expected lists of synonyms"),
+    ("bioasq", bioasq(exact_answer=[[3]]), "expected lists of synonyms"),
+    ("bioasq", bioasq(exact_answer=[]), "expected lists of synonyms"),
+    ("bioasq", bioasq(exact_answer=[[" "]]), "expected lists of synonyms"),
+    ("bioasq", bioasq(type="yesno", exact_answer="maybe"), "expected yes or no"),
+    ("bioasq", bioasq(type="yesno", exact_answer=[["yes"]]), "expected yes or no"),
+    ("bioasq", bioasq()[:-2] + ", " + bioasq()[15:], "two questions have the id '1'"),
     ("columns", "a O\nb\n", ":2: 1 columns where other lines have 2"),
     ("columns", "a O\nb c O\n", ":2: 3 columns where"),
     ("columns", "a B-X\nb Y\n", ":2: the tag 'Y' is neither O nor"),

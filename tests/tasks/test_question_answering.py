@@ -136,7 +136,7 @@ def test_the_best_span_is_that_of_an_exhaustive_search(seed, num_words):
         window = feature.notes
         for first in range(len(window.offsets)):
             for last in range(first, min(first + 3, len(window.offsets))):
-                if window.has_max_context[first]:
+                if last - first + 1 >= window.min_length[first]:
                     place = window.context_start
                     score = float(scores[place + first, 0]) + float(scores[place + last, 1])
                     text = context[window.offsets[first, 0] : window.offsets[last, 1]]

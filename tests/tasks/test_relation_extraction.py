@@ -69,6 +69,7 @@ def test_a_row_of_predictions_has_the_text_and_entities_as_given():
     row = Row({"text": text, "head": head, "tail": tail, "label": "CPR:3", "pmid": 5}, "x:1")
     example = own.example_of(row, 1)
     found = own.to_row(example, Prediction(example.id, example.text, ("false",), {"false": 0.75, "CPR:3": 0.25}))
+    assert found.pop("windows") == 1
     assert found == {
         "id": "1", "text": text, "head": head, "tail": tail, "marked": "@DRUG$ was born in @GENE$", "pmid": 5,
         "label": "false", "probability": 0.75, "probabilities": {"false": 0.75, "CPR:3": 0.25},

@@ -52,6 +52,7 @@ TASK_HEADS = {
     "text_classification": _SEQUENCE,
     "relation_extraction": _SEQUENCE,
     "glue": _SEQUENCE,
+    "multiple_choice": replace(_SEQUENCE, class_end="ForMultipleChoice"),
     "zero_shot": _SEQUENCE,
 }
 
