@@ -20,6 +20,7 @@ from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
+from .exports import export
 from .imports import import_data
 from .inspection import inspect
 from .plan import plan
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "score": score,
     "annotate": annotate,
+    "export": export,
     "config": config,
     "import": import_data,
     "corpus": corpus,

@@ -1,0 +1,33 @@
+"""Load a Predictor from any folder that holds a trained model: a run, or a folder that `megabert export` wrote.
+
+Imports no torch until a folder needs it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..inference import Predictor
+
+
+def load_predictor(
+    path: Path,
+    *,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
+    batch_size: int = 32,
+    task_name: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Predictor:
+    """Load a run folder, one of its checkpoints, or an exported folder, for inference; as `build.load_run`."""
+    from ..build import load_run
+
+    return load_run(
+        path,
+        accelerator=accelerator,
+        precision=precision,
+        compiled=compiled,
+        batch_size=batch_size,
+        task_name=task_name,
+        overrides=overrides,
+    )
