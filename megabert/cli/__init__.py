@@ -79,10 +79,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log("megabert: interrupted.")
         code = 75
-    except Exception:
-        # The outermost frame: a bug keeps its traceback and has an exit code of its own.
-        log(traceback.format_exc().rstrip())
-        code = 70
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":  # megabert-runtime is without it
+            log("megabert: this command needs PyTorch, which is not installed: pip install megabert.")
+            code = 64
+        else:
+            # The outermost frame: a bug keeps its traceback and has an exit code of its own.
+            log(traceback.format_exc().rstrip())
+            code = 70
     try:
         if sys.stderr is not None:
             sys.stderr.flush()

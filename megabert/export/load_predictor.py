@@ -6,6 +6,7 @@ Imports no torch until a folder needs it.
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..inference import Predictor
 from .exported_folder import check_options, is_exported, load_exported
 
@@ -26,8 +27,15 @@ def load_predictor(
         return load_exported(
             path, accelerator=accelerator, batch_size=batch_size, task_name=task_name, overrides=overrides
         )
-    from ..build import load_run
-
+    try:
+        from ..build import load_run
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ConfigError(
+            f"{path} is no exported folder, and a run needs PyTorch: pip install megabert. Where PyTorch is, "
+            f"`megabert export {path} -o FOLDER --to onnx` writes a folder that needs none."
+        ) from None
     return load_run(
         path,
         accelerator=accelerator,

@@ -40,20 +40,20 @@ class RowModel(nn.Module):
         """Compute logits [B, C] or [B, L, C] of token ids [B, L]; those at padding mean nothing."""
         encoder, mask_BL = self.encoder, attention_mask.bool()
         positions_BL = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        hidden_TD = encoder.embeddings(input_ids.flatten(), positions_BL.flatten(), token_type_ids.flatten())
+        hidden_BLD = encoder.embeddings(input_ids, positions_BL, token_type_ids)
         for layer in encoder.layers:
-            hidden_TD = layer(hidden_TD, mask_BL)
+            hidden_BLD = layer(hidden_BLD, mask_BL)
         if encoder.final_norm is not None:
-            hidden_TD = encoder.final_norm(hidden_TD)
-        places_T = mask_BL.flatten().nonzero().flatten()
+            hidden_BLD = encoder.final_norm(hidden_BLD)
         lengths_B = attention_mask.sum(1)
         starts_B = lengths_B.cumsum(0) - lengths_B
-        packed_TD = hidden_TD.index_select(0, places_T).float()
+        packed_TD = hidden_BLD[mask_BL].float()
         logits = self.head(packed_TD, starts_B, {}) if self.head.takes_targets else self.head(packed_TD, starts_B)
         if self.head.is_per_sequence:
             return logits
-        numbers_BL = (attention_mask.flatten().cumsum(0) - 1).clamp(min=0)
-        return logits.index_select(0, numbers_BL).unflatten(0, input_ids.shape)
+        # The number of the token at each place, of tokens without padding: in its row, and in the rows before
+        numbers_BL = (attention_mask.cumsum(1) - 1).clamp(min=0) + starts_B[:, None]
+        return logits[numbers_BL]
 
 
 class RowAttention(nn.Module):
@@ -64,15 +64,16 @@ class RowAttention(nn.Module):
         self.qkv, self.out = attention.qkv, attention.out
         self.head_dim, self.is_causal = attention.head_dim, attention.is_causal
 
-    def forward(self, hidden_TD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Attend to the tokens of the same row that are no padding: [B * L, D]."""
-        qkv_BLH3K = self.qkv(hidden_TD).unflatten(-1, (-1, 3, self.head_dim)).unflatten(0, mask_BL.shape)
+    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Attend to the tokens of the same row that are no padding: [B, L, D]."""
+        qkv_BLH3K = self.qkv(hidden_BLD).unflatten(-1, (-1, 3, self.head_dim))
         query_BHLK, key_BHLK, value_BHLK = (item.transpose(1, 2) for item in qkv_BLH3K.unbind(3))
         allowed = mask_BL[:, None, None, :]
         if self.is_causal:
-            allowed = allowed & torch.ones_like(mask_BL[0][:, None] & mask_BL[0][None, :]).tril()
+            places_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+            allowed = allowed & (places_L <= places_L[:, None])
         context_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=allowed)
-        return self.out(context_BHLK.transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.out(context_BHLK.transpose(1, 2).flatten(2))
 
 
 class _Program:
