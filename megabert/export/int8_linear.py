@@ -30,7 +30,7 @@ class Graph:
     initializers: list[TensorProto] = field(default_factory=list)
     _names: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
-    def constant(self, value: Array | list[int], name: str | None = None) -> str:
+    def constant(self, value: Array | np.generic | list[int], name: str | None = None) -> str:
         """Add an initializer, integers as int64; returns its name."""
         array = np.asarray(value, dtype=np.int64) if isinstance(value, list) else np.asarray(value)
         array = np.ascontiguousarray(array).reshape(array.shape)

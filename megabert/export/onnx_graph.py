@@ -62,10 +62,10 @@ class _EncoderGraph:
         hidden = self._embeddings()
         if self.config.is_post_norm:
             for number, layer in enumerate(encoder.layers):
-                hidden = self._post_norm_layer(hidden, layer, f"encoder.layers.{number}")
+                hidden = self._post_norm_layer(hidden, layer, f"encoder.layers.{number}")  # type: ignore[arg-type]
         else:
             for number, layer in enumerate(encoder.layers):
-                hidden = self._pre_norm_layer(hidden, layer, f"encoder.layers.{number}")
+                hidden = self._pre_norm_layer(hidden, layer, f"encoder.layers.{number}")  # type: ignore[arg-type]
             hidden = self._norm(hidden, encoder.final_norm)
         graph.add("Reshape", hidden, self.shape_3d, outputs=[HIDDEN])
         return hidden
