@@ -23,11 +23,12 @@ LINES = [  # lowest first; those of one line do not import each other
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
-    {"torch_session"},
+    {"torch_session", "onnx_session"},
     {"build"},
     {"training", "diagnostics", "generation", "retrieval"},
     {"linking"},
     {"annotate"},
+    {"export"},
     {"cli"},
     {"sample", "__main__"},
 ]
@@ -45,6 +46,7 @@ TORCH_FREE = (
     "analysis",
     "tasks",
     "inference",
+    "onnx_session",
 )
 MODULE_NAMES_OF_TWO_ROOMS = {
     "squad": {"formats", "metrics"},  # a format and its scorer

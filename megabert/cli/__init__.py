@@ -21,6 +21,7 @@ from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
 from .doctor import doctor
+from .exports import export
 from .imports import import_data
 from .inspection import inspect
 from .linking import dictionary, link
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "index": index,
     "search": search,
     "rerank": rerank,
+    "export": export,
     "config": config,
     "import": import_data,
     "dictionary": dictionary,
@@ -101,10 +103,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log("megabert: interrupted.")
         code = 75
-    except Exception:
-        # The outermost frame: a bug keeps its traceback and has an exit code of its own.
-        log(traceback.format_exc().rstrip())
-        code = 70
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":  # megabert-runtime is without it
+            log("megabert: this command needs PyTorch, which is not installed: pip install megabert.")
+            code = 64
+        else:
+            # The outermost frame: a bug keeps its traceback and has an exit code of its own.
+            log(traceback.format_exc().rstrip())
+            code = 70
     try:
         if sys.stderr is not None:
             sys.stderr.flush()

@@ -18,7 +18,7 @@ from ...tokenizers.rules import TokenizerRules
 from ..files.lazy_tensor import Readable, in_memory, num_bytes
 from ..files.safetensors_file import safetensors_pieces
 from ..mapping import ForeignTensors, Rule, write_tensors
-from ..native.manifest_folder import write_file
+from ..native.manifest import write_file
 from ..tensor_names import SEGMENT, WORD
 from .huggingface_names import (
     ARCHITECTURES,
