@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def load(
     run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None
 ) -> "Predictor":
-    """Load the best checkpoint of a run folder for inference.
+    """Load the best checkpoint of a run folder, or a Hugging Face folder with its head, for inference.
 
     Needs no network access and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16, 16 or fp8;
     `task` is the Python file of your own task. Raises CheckpointError if the folder is not a run or is damaged.

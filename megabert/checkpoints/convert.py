@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,34 +165,8 @@ def _write_huggingface(dest: Path, job: _Job) -> list[str]:
             lower_case=source.lower_case,
             rules=source.tokenizer_rules,
             head=source.head,
-            task=source.documents.get("run", {}).get("task"),
-            task_config=_task_config(source.documents),
+            run=source.documents,
         )
-
-
-def _task_config(documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of config.json for the labels of a fine-tuned run.
-
-    Raises ConfigError if transformers' head has another activation.
-    """
-    settings = documents.get("settings", {}).get("model", {})
-    activation = settings.get("classifier_head", {}).get("activation", "tanh")
-    if activation != "tanh":
-        raise ConfigError(
-            f"transformers' classifiers have tanh in their head; this run's has {activation}. Train with "
-            "model.classifier_head.activation=tanh, or convert the encoder alone."
-        )
-    labels = documents.get("task", {}).get("labels", [])
-    config: dict[str, Any] = dict(documents.get("task_config", {}))
-    if labels:
-        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-        config["label2id"] = {label: number for number, label in enumerate(labels)}
-    problem = documents.get("task", {}).get("problem")
-    if problem is not None:
-        config["problem_type"] = problem if problem == "regression" else f"{problem}_classification"
-    if problem == "regression":
-        config["num_labels"] = 1
-    return config
 
 
 def _write_megatron(dest: Path, job: _Job) -> list[str]:

@@ -188,6 +188,8 @@ def _load(path: Path, arguments: argparse.Namespace) -> "Predictor":
     from ..torch_session import TorchSession
 
     predictor = load_run(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    for note in predictor.notes:
+        log(f"note: {note}")
     assert isinstance(predictor.session, TorchSession)
     positions = predictor.session.model.encoder.config.max_positions
     length = min(arguments.max_seq_length or positions, positions)

@@ -1,1 +1,1 @@
-"""Exported runs: models in formats of other programs, with proof that they answer as the run does, and their loading."""
+"""Exported runs: models in formats of other programs, with proof that they answer as the run does; their loading."""
