@@ -151,6 +151,7 @@ def load_language_model(
         f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {tokenizer.source}",
         f"text is {'lower-cased' if tokenizer.lower_case else 'cased'}",
         *warning,
+        *(["not used: the head of the fine-tuned model"] if checkpoint.head else []),
     )
     heads = {name: item for name, item in tensors.items() if not name.startswith(prefix)}
     return LanguageModel(encoder, tokenizer, checkpoint.source, notes, heads)
@@ -297,9 +298,7 @@ def restore(
             )
         config = EncoderConfig.from_dict(contents.documents["encoder"])
         task = task_type(settings)
-        state = contents.documents.get("task", {})
-        # transformers' files do not hold all of a task's state.
-        task.restore_state(task.state() | state if contents.documents["run"].get("is_foreign") else state)
+        task.restore_state(contents.documents.get("task", {}))
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
     tokenizer = _tokenizer_of(contents, folder)
@@ -383,6 +382,8 @@ def _read_huggingface(folder: Path) -> _Trained:
     if "tokenizer" in checkpoint.documents:  # a run's own: transformers' splits a text at special tokens in it, too
         texts = {name: content.decode() for name, content in checkpoint.tokenizer_files.items()}
         tokenizer = _tokenizer_of(run_checkpoints.Contents({}, checkpoint.documents, texts), folder)
+    if checkpoint.head_problem:
+        raise CheckpointError(checkpoint.head_problem)
     if "run" not in checkpoint.documents:
         raise CheckpointError(
             f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "

@@ -22,6 +22,7 @@ from .files.lazy_tensor import Derived, Readable, num_bytes
 from .huggingface.write_huggingface import write_huggingface
 from .megatron.untrained_parts import add_untrained_parts, note_untrained_parts
 from .megatron.write_megatron import ModelParallelLayout, era_of, rank_tensors, write_megatron
+from .model_card import CARD, huggingface_card
 from .native.manifest_folder import Contents, write_file, write_manifest_folder
 from .nemo.write_nemo import nemo_config, write_nemo
 from .open import Checkpoint, fit_vocabulary, open_checkpoint, resize_vocabulary
@@ -157,7 +158,7 @@ def _write_megabert(dest: Path, job: _Job) -> list[str]:
 def _write_huggingface(dest: Path, job: _Job) -> list[str]:
     source = job.source
     with atomic_folder(dest) as folder:
-        return write_huggingface(
+        notes = write_huggingface(
             folder,
             job.tensors,
             job.config,
@@ -167,6 +168,9 @@ def _write_huggingface(dest: Path, job: _Job) -> list[str]:
             head=source.head,
             run=source.documents,
         )
+        if "run" in source.documents and source.format.startswith("megabert"):
+            write_file(folder / CARD, [huggingface_card(source, job.config).encode()])
+    return [*notes, *([f"WARNING: without its head: {source.head_problem}"] if source.head_problem else [])]
 
 
 def _write_megatron(dest: Path, job: _Job) -> list[str]:
@@ -251,6 +255,11 @@ def _verify(job: _Job, path: Path, dest: Path) -> None:
         names = [name for name in names if not name.startswith("sentence_order.pooler.")]
     if different or names:
         raise CheckpointError(f"{dest} does not read back as it was written: {', '.join([*different, *names][:8])}.")
+    # The merged head of punctuation and capitalization is split when it is read.
+    is_compared = job.target.format == "huggingface" and not any(".heads." in name for name in job.source.head)
+    for name, item in job.source.head.items() if is_compared else ():
+        if name not in written.head or not _equal_bits(item.read(), written.head[name].read()):
+            raise CheckpointError(f"{dest}: {name} does not read back as it was written: {written.head_problem}")
     for name, tensor in stored.items():
         if not _equal_bits(tensor.read(), written.tensors[name].read()):
             raise CheckpointError(f"{dest}: {name} does not read back as it was written. Is the disk sound?")

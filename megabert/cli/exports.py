@@ -30,5 +30,14 @@ def _to_onnx(arguments: argparse.Namespace) -> Iterable[str]:
     raise NotImplementedError
 
 
-FORMATS: Mapping[str, Callable[[argparse.Namespace], Iterable[str]]] = {"onnx": _to_onnx}
+def _to_huggingface(arguments: argparse.Namespace) -> Iterable[str]:
+    from ..export.huggingface_export import export_huggingface
+
+    return export_huggingface(arguments.run, arguments.output, arguments.file)
+
+
+FORMATS: Mapping[str, Callable[[argparse.Namespace], Iterable[str]]] = {
+    "onnx": _to_onnx,
+    "huggingface": _to_huggingface,
+}
 """Functions that write `arguments.output`, and yield lines for the user."""

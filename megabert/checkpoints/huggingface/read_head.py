@@ -110,7 +110,7 @@ def _described(
 
 def _documents(description: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "run": {"task": description["task"], "is_foreign": True},
+        "run": {"task": description["task"]},
         "settings": description["settings"],
         "task": description["state"],
         "tokenizer": description["tokenizer"],
@@ -140,16 +140,16 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
         state = {"labels": labels, "weights": [1.0] * num_outputs}
         if row.task == "text_classification":
             dataset["problem"], problem_notes = _problem(file, num_outputs)
-            state = {} if dataset["problem"] == "regression" else state
+            state = {"labels": [], "weights": []} if dataset["problem"] == "regression" else state
             notes += problem_notes
         else:
             notes += _tag_notes(labels)
-    if "num_labels" in file.config and file.config["num_labels"] != num_outputs and state:
+    if "num_labels" in file.config and file.config["num_labels"] != num_outputs:
         raise CheckpointError(
             f"{file.source}: num_labels is {file.config['num_labels']!r}, the head has {num_outputs}."
         )
     documents = {
-        "run": {"task": row.task, "is_foreign": True},
+        "run": {"task": row.task},
         "settings": {"model": {"dataset": dataset}},
         "task": state,
     }
@@ -215,4 +215,4 @@ def _language_model(
     dataset: dict[str, Any] = {"max_seq_length": length}
     if task == "masked_language_model":
         dataset["sentence_order"] = "cls.seq_relationship.weight" in file.weights
-    return {"run": {"task": task, "is_foreign": True}, "settings": {"model": {"dataset": dataset}}}
+    return {"run": {"task": task}, "settings": {"model": {"dataset": dataset}}}

@@ -150,7 +150,7 @@ def head_config(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_language_model_run(documents: Mapping[str, Any]) -> bool:
     """Return whether documents are those of a pre-training run of megabert."""
-    is_run = "settings" in documents and ("tokenizer" in documents or not documents.get("run", {}).get("is_foreign"))
+    is_run = "settings" in documents and "tokenizer" in documents
     return is_run and documents.get("run", {}).get("task") in PRETRAINING.values()
 
 
