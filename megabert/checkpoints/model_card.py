@@ -53,8 +53,8 @@ def model_card(run: Path, documents: Mapping[str, Any], config: EncoderConfig, *
     parts = [
         _front_matter(name, task, config, settings, scores, data, library),
         f"# {name[0].upper()}{name[1:]}",
-        f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads, {config.max_positions} positions, "
-        f"{config.vocabulary_size} tokens; trained by megabert from {_base(settings) or 'random weights'}.",
+        f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads, {config.max_positions} "
+        f"positions, {config.vocabulary_size} tokens. Trained from {_base(settings) or 'random weights'} by megabert.",
         "## Intended use",
         "*To be written by whoever publishes this model: what it is for, and what it must not be used for.*",
         *_usage(task, library),

@@ -16,7 +16,8 @@ from tests.test_first_round_runs import FIELDS, PREDICTING, PRETRAINING, RUNS, i
 transformers = pytest.importorskip("transformers")
 
 TEXT = "marie [MASK] curie (was) born\u00ad in PARIS, [SEP] \U0001d11e \u0645\u0631\u062d\u0628\u0627 caf\u00e9"
-REFUSED = ("intent_slot", "text_classification_pairs")  # the latter's head has one layer
+# The latter's head has one layer.
+REFUSED = {"intent_slot": "intents are read at", "text_classification_pairs": "none can be merged"}
 EXPORTED = [name for name in (*PREDICTING, *PRETRAINING) if name not in REFUSED]
 QUESTION = {"question": "Where was she born?", "context": "Marie Curie [SEP] was born in Warsaw. " * 9}
 
@@ -79,7 +80,7 @@ def test_the_pipeline_finds_the_entities_that_the_run_finds(exported):
 def test_the_pipeline_of_texts_has_the_labels_and_probabilities(exported):
     run, folder = exported("text_classification")
     classify = transformers.pipeline("text-classification", model=str(folder), top_k=None)
-    rows = classify("marie was born")
+    (rows,) = classify(["marie was born"])
     expected = megabert.load(run, accelerator="cpu").predict(text="marie was born").probabilities
     assert {row["label"]: row["score"] for row in rows} == pytest.approx(expected, abs=1e-5)
     config = transformers.AutoConfig.from_pretrained(exported("text_classification_multi_label")[1])
@@ -108,7 +109,9 @@ def test_marks_and_cases_are_one_label_there(exported):
     assert list(config["id2label"].values()) == [mark + case for mark in task.marks for case in task.cases]
 
 
-@pytest.mark.parametrize(("name", "reason"), zip(REFUSED, ("intents are read at", "none can be merged"), strict=True))
+@pytest.mark.parametrize(
+    ("name", "reason"), [*zip(REFUSED, ("intents are read at", "none can be merged"), strict=True)]
+)
 def test_a_head_without_a_class_is_refused_with_the_reason(tmp_path, capsys, name, reason):
     words = ["export", str(RUNS / name / "run"), "-o", str(tmp_path / "hub"), "--to", "huggingface"]
     assert main(words) == 64
