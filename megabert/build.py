@@ -392,7 +392,7 @@ def _read_huggingface(folder: Path) -> _Trained:
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    weights = {name: item for name, item in tensors.items() if name.startswith("encoder.")} | checkpoint.head
+    weights = {name: item for name, item in tensors.items() if name.startswith("encoder.")} | dict(checkpoint.head)
     if "language_model" in checkpoint.documents["run"]["task"]:
         order = checkpoint.documents["settings"]["model"]["dataset"].get("sentence_order")
         heads = ("language_model.", "sentence_order.") if order else ("language_model.",)

@@ -183,7 +183,7 @@ def _training(record: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterato
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
             rows.append([f"`{key}`", str(value)])
-    rows += [[name, str(record[name])] for name in ("device", "precision", "started", "total_steps") if name in record]
+    rows += [[name, str(record[name])] for name in ("device", "precision", "total_steps") if name in record]
     rows += [[f"version of {name}", str(value)] for name, value in record.get("versions", {}).items()]
     counts = record.get("labels", {})
     rows += [

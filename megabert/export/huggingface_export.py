@@ -81,8 +81,8 @@ def _difference(predictor: Predictor, model: Any, lengths: Sequence[int]) -> flo
     with torch.inference_mode():
         output = model(torch.from_numpy(ids_BL), attention_mask=torch.from_numpy(mask_BL).long())
     theirs = output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
-    options = {"batch_size": len(lengths), "max_length": max(lengths), "pad_id": predictor.tokenizer.pad_id}
-    ours = predictor.session.run(features, **options).logits
+    pad_id = predictor.tokenizer.pad_id
+    ours = predictor.session.run(features, batch_size=len(lengths), max_length=max(lengths), pad_id=pad_id).logits
     if "cases" in predictor.task.state():
         ours = [_pair_logits(item, len(predictor.task.state()["marks"])) for item in ours]
     is_per_token = ours[0].ndim == 2

@@ -157,7 +157,8 @@ class Tokenizer:
         fast = RustTokenizer.from_str(self._rust.to_str())
         fast.post_processor = BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
         # transformers cuts no string at a special token that is not an added one.
-        fast.add_special_tokens([name for name in SPECIAL_TOKENS if name not in fast.get_added_tokens_decoder()])
+        added = {token.content for token in fast.get_added_tokens_decoder().values()}
+        fast.add_special_tokens([name for name in SPECIAL_TOKENS if name not in added])
         return str(fast.to_str(pretty=True))
 
     def to_document(self) -> dict[str, Any]:

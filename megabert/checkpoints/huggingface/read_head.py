@@ -96,14 +96,21 @@ def _described(
     """Take task, settings and state from megabert.json. Raises CheckpointError if config.json has other labels."""
     task, state = description["task"], description["state"]
     documents = _documents(description)
-    theirs = head_config(documents).get("id2label")
-    if TASK_HEADS.get(task) != row or (theirs is not None and theirs != file.config.get("id2label")):
+    try:
+        theirs = head_config(documents).get("id2label")
+        num_marks = len(state["marks"]) if task == "punctuation_capitalization" else 0
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/{DESCRIPTION}: the state of the task is malformed: {error}.") from None
+    is_same = theirs is None or (
+        theirs == file.config.get("id2label") and len(theirs) == head["head.out.bias"].shape[0]
+    )
+    if TASK_HEADS.get(task) != row or not is_same:
         raise CheckpointError(
             f"{folder}: {DESCRIPTION} describes another model than config.json: the class or the labels differ. "
             f"Where the model was trained further elsewhere, remove {DESCRIPTION}."
         )
     if task == "punctuation_capitalization":
-        parts = split_head(head, len(state["marks"]))
+        parts = split_head(head, num_marks)
         head = {name: in_memory(item) for name, item in parts.items()}
     return FineTuned(head, documents)
 
@@ -170,8 +177,10 @@ def _labels(file: HuggingFaceFile, num_outputs: int) -> tuple[list[str], list[st
     """Return the labels in the order of the head's outputs. Raises CheckpointError unless id2label has one for each."""
     stated = file.config.get("id2label")
     if stated is None:
-        names = [f"LABEL_{number}" for number in range(num_outputs)]
-        return names, [f"config.json names no labels: they are {', '.join(names[:3])} and so on, as in transformers"]
+        standard = [f"LABEL_{number}" for number in range(num_outputs)]
+        return standard, [
+            f"config.json names no labels: they are {', '.join(standard[:3])} and so on, as in transformers"
+        ]
     labels = stated if isinstance(stated, dict) else {}
     names = [labels.get(str(number)) for number in range(num_outputs)]
     if len(labels) != num_outputs or not all(isinstance(name, str) and name for name in names):
