@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 def load(
     run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None
 ) -> "Predictor":
-    """Load the best checkpoint of a run folder, or a Hugging Face folder with its head, for inference.
+    """Load the best checkpoint of a run folder, an exported folder, or a Hugging Face folder, for inference.
 
-    Needs no network access and no other file. `accelerator` is auto, gpu or cpu; `precision` auto, 32, bf16, 16 or fp8;
-    `task` is the Python file of your own task. Raises CheckpointError if the folder is not a run or is damaged.
+    Needs no network access and no other file; an exported folder needs no torch. `accelerator` is auto, gpu or cpu;
+    `precision` auto, 32, bf16, 16 or fp8, of an exported folder auto; `task` is the Python file of your own task.
+    Raises CheckpointError if the folder is neither, or is damaged.
     """
     from pathlib import Path
 
-    from .build import load_run
+    from .export.load_predictor import load_predictor
 
-    return load_run(Path(run), accelerator=accelerator, precision=precision, task_name=task)
+    return load_predictor(Path(run), accelerator=accelerator, precision=precision, task_name=task)
 
 
 def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":

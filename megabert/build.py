@@ -21,7 +21,6 @@ from .checkpoints.native import run_checkpoints
 from .checkpoints.open import fit_vocabulary
 from .checkpoints.tensor_names import check_tensors
 from .checkpoints.user_config import parse_user_config
-from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
 from .inference import Predictor
@@ -33,9 +32,9 @@ from .parallel.process_group import resolve_device
 from .parallel.sharding import compile_layers
 from .storage import file_sha256
 from .tasks import registry
+from .tasks.restore_task import restore_task
 from .tasks.task import Task
-from .tokenizers.load import load_tokenizer, read_tokenizer
-from .tokenizers.rules import TokenizerRules
+from .tokenizers.load import read_tokenizer, stored_tokenizer
 from .tokenizers.wordpiece import Tokenizer
 from .torch_session import TorchSession
 
@@ -115,7 +114,7 @@ def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path) -> Languag
     prefix, tensors = "encoder.", contents.tensors["model"]
     own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
     load_weights(encoder, own, str(folder))
-    return LanguageModel(encoder, _tokenizer_of(contents, folder), str(folder))
+    return LanguageModel(encoder, stored_tokenizer(contents.documents, contents.texts, str(folder)), str(folder))
 
 
 def load_language_model(
@@ -280,28 +279,9 @@ def restore(
     `task_name` is required where the run's task is a user's own file. `settings` replaces the run's own, `overrides`
     changes some of them.
     """
-    try:
-        trained = contents.documents["run"]["task"]
-        name = task_name or trained
-        if not isinstance(name, str):
-            raise CheckpointError(f"{folder}: the task {name!r:.40} is no name.")
-        if name.endswith(".py") and task_name is None:
-            raise ConfigError(f"{folder} was trained with a task of its own, {name}. Give its file: --task {name}.")
-        if name != trained and name in registry.NAMES and trained in registry.NAMES:
-            raise ConfigError(
-                f"{folder} was trained on {trained}, not {name}. model.head.reset=true takes its encoder only."
-            )
-        task_type = registry.find(name)
-        if settings is None:
-            settings, _ = compose(
-                task_type.settings_type, overrides, owner=task_type.name(), base=contents.documents["settings"]
-            )
-        config = EncoderConfig.from_dict(contents.documents["encoder"])
-        task = task_type(settings)
-        task.restore_state(contents.documents.get("task", {}))
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
-    tokenizer = _tokenizer_of(contents, folder)
+    task = restore_task(contents.documents, folder, task_name, settings, overrides)
+    config = EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder)))
+    tokenizer = stored_tokenizer(contents.documents, contents.texts, str(folder))
     stored = contents.tensors["model"]
     # Before anything of the declared size is built
     check_tensors({name: item for name, item in stored.items() if name.startswith("encoder.")}, config, str(folder))
@@ -310,21 +290,6 @@ def restore(
     materialize(model)
     load_weights(model, stored, str(folder))
     return task, model, tokenizer
-
-
-def _tokenizer_of(contents: run_checkpoints.Contents, folder: Path) -> Tokenizer:
-    try:
-        lower_case = contents.documents["tokenizer"]["lower_case"]
-        if not isinstance(lower_case, bool):
-            raise CheckpointError(f"{folder}: lower_case {lower_case!r:.40} is neither true nor false.")
-        rules = TokenizerRules.from_document(contents.documents["tokenizer"], str(folder))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} lacks {error}. Is it a checkpoint of a training run?") from None
-    files = {name: content.encode() for name, content in contents.texts.items()}
-    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=str(folder))
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} lacks a vocabulary. Is it a checkpoint of a training run?")
-    return tokenizer
 
 
 def load_run(
@@ -381,7 +346,7 @@ def _read_huggingface(folder: Path) -> _Trained:
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if "tokenizer" in checkpoint.documents:  # a run's own: transformers' splits a text at special tokens in it, too
         texts = {name: content.decode() for name, content in checkpoint.tokenizer_files.items()}
-        tokenizer = _tokenizer_of(run_checkpoints.Contents({}, checkpoint.documents, texts), folder)
+        tokenizer = stored_tokenizer(checkpoint.documents, texts, str(folder))
     if checkpoint.head_problem:
         raise CheckpointError(checkpoint.head_problem)
     if "run" not in checkpoint.documents:

@@ -40,6 +40,10 @@ class Session(Protocol):
     def needs_targets(self) -> bool:
         """Whether the network computes losses instead of logits, so that features need targets."""
 
+    @property
+    def max_positions(self) -> int:
+        """The most tokens of a sequence."""
+
     def without_head(self) -> "Session":
         """Return the network without its head: the mean of each sequence's last hidden states instead of logits."""
 

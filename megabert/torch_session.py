@@ -44,6 +44,11 @@ class TorchSession:
         """Whether the head computes losses from the batch's targets instead of logits."""
         return self.model.head.takes_targets
 
+    @property
+    def max_positions(self) -> int:
+        """The most tokens of a sequence."""
+        return self.model.encoder.config.max_positions
+
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
         model = TaskModel(self.model.encoder, MeanHead()).train(self.model.training)

@@ -23,7 +23,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
-    {"torch_session"},
+    {"torch_session", "onnx_session"},
     {"build"},
     {"training", "diagnostics", "annotate"},
     {"export"},
@@ -43,6 +43,7 @@ TORCH_FREE = (
     "planner",
     "tasks",
     "inference",
+    "onnx_session",
 )
 MODULE_NAMES_OF_TWO_ROOMS = {
     "squad": {"formats", "metrics"},  # a format and its scorer

@@ -53,6 +53,11 @@ class RemoteSession:
         """Features are sent without targets."""
         return False
 
+    @property
+    def max_positions(self) -> int:
+        """Refuse: the length of windows is settled before workers start."""
+        raise NotImplementedError
+
     def without_head(self) -> Session:
         """Refuse: documents are annotated by whole networks."""
         raise NotImplementedError

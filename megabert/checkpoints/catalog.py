@@ -21,6 +21,7 @@ from ..json_documents import read_json_object
 from ..storage import atomic_file, atomic_write, file_sha256
 from .cache_files import explain_write_errors, locked
 from .download import download
+from .native.manifest import MANIFEST
 from .partial_download import DownloadError
 from .published import ROLES, File, Published, Role, published_checkpoints
 
@@ -117,8 +118,6 @@ def resolve(name: str, *, home: Path, weights: bool = True, download: bool = Tru
     """
     published = find(name)
     if published.is_shipped:
-        from .native.manifest_folder import MANIFEST  # imported here since it imports torch
-
         folder = SHIPPED / published.name
         return Resolved(published, None, folder, {folder.name: file_sha256(folder / MANIFEST)})
     folder = home / published.name

@@ -23,7 +23,8 @@ from .huggingface.write_huggingface import write_huggingface
 from .megatron.untrained_parts import add_untrained_parts, note_untrained_parts
 from .megatron.write_megatron import ModelParallelLayout, era_of, rank_tensors, write_megatron
 from .model_card import CARD, huggingface_card
-from .native.manifest_folder import Contents, write_file, write_manifest_folder
+from .native.manifest import write_file
+from .native.manifest_folder import Contents, write_manifest_folder
 from .nemo.write_nemo import nemo_config, write_nemo
 from .open import Checkpoint, fit_vocabulary, open_checkpoint, resize_vocabulary
 

@@ -23,7 +23,7 @@ from .megatron.open_megatron import MegatronFile, find_shape, open_megatron
 from .megatron.qkv_layout import decide_qkv_layout
 from .megatron.untrained_parts import drop_untrained_parts
 from .megatron.zero_centered_norms import restore_norms
-from .native.manifest_folder import MANIFEST
+from .native.manifest import MANIFEST
 from .native.run_checkpoints import CHECKPOINTS, open_best
 from .nemo.nemo2_folder import find_nemo2, open_nemo2
 from .nemo.open_nemo import is_nemo, open_nemo

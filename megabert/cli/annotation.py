@@ -181,17 +181,15 @@ def _part(word: str) -> tuple[int, int]:
 
 
 def _load(path: Path, arguments: argparse.Namespace) -> "Predictor":
-    """Load a run with windows as long as its network takes; as an inference object."""
+    """Load a run, or an exported one, with windows as long as its network takes; as an inference object."""
     from dataclasses import replace
 
-    from ..build import load_run
-    from ..torch_session import TorchSession
+    from ..export.load_predictor import load_predictor
 
-    predictor = load_run(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
     for note in predictor.notes:
         log(f"note: {note}")
-    assert isinstance(predictor.session, TorchSession)
-    positions = predictor.session.model.encoder.config.max_positions
+    positions = predictor.session.max_positions
     length = min(arguments.max_seq_length or positions, positions)
     predictor.task.settings.model.dataset.max_seq_length = length
     return replace(predictor, batch_size=arguments.batch_size)

@@ -183,7 +183,9 @@ def _parse_words(name: str, command: Callable[[Sequence[str]], int], schema: typ
     The command's settings are split at = only, so that a question may contain any character.
     """
     parser = new_settings_parser(name, command, schema, "model.dataset.KEY=VALUE overrides a setting of the run.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoint folders")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="run folder, one of its checkpoint folders, or an exported folder"
+    )
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--task", metavar="FILE", help="Python file of the task, if the run is of your own task")
     arguments = parser.parse_intermixed_args(list(words))
@@ -214,9 +216,9 @@ def _compose(schema: type[Any], given: Mapping[str, str], command: str) -> Any:
 
 
 def _load(given: _Given, settings: EvaluateSettings) -> "Predictor":
-    from ..build import load_run
+    from ..export.load_predictor import load_predictor
 
-    predictor = load_run(
+    predictor = load_predictor(
         given.run,
         accelerator=settings.accelerator,
         precision=settings.precision,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..inference import Predictor
+from .exported_folder import check_options, is_exported, load_exported
 
 
 def load_predictor(
@@ -20,6 +21,11 @@ def load_predictor(
     overrides: Sequence[str] = (),
 ) -> Predictor:
     """Load a run folder, one of its checkpoints, or an exported folder, for inference; as `build.load_run`."""
+    if is_exported(path):
+        check_options(precision, compiled=compiled)
+        return load_exported(
+            path, accelerator=accelerator, batch_size=batch_size, task_name=task_name, overrides=overrides
+        )
     from ..build import load_run
 
     return load_run(

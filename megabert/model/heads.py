@@ -204,7 +204,9 @@ class PretrainingHead(Head):
 
     def _predict(self, hidden_TD: Tensor) -> Tensor:
         predictions = []
-        for hidden in hidden_TD.split(1024):
+        # An exported network must not depend on the number of chunks.
+        chunks = (hidden_TD,) if torch.compiler.is_exporting() else hidden_TD.split(1024)
+        for hidden in chunks:
             top = self.language_model(hidden).float().softmax(-1).topk(NUM_PREDICTIONS)
             predictions.append(torch.cat([top.indices.float(), top.values], dim=1))
         return torch.cat(predictions)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .bpe import MERGES_FILE, VOCABULARY_FILE, BytePairTokenizer
@@ -22,6 +23,25 @@ def load_tokenizer(
     if VOCABULARY_FILE in files and MERGES_FILE in files:
         return BytePairTokenizer(files[VOCABULARY_FILE], files[MERGES_FILE], rules=rules, source=source)
     return None
+
+
+def stored_tokenizer(documents: Mapping[str, Any], texts: Mapping[str, str], source: str) -> Tokenizer:
+    """Load the tokenizer of a run or of an exported model from its document `tokenizer` and its text files.
+
+    Raises CheckpointError if they are incomplete or malformed.
+    """
+    try:
+        lower_case = documents["tokenizer"]["lower_case"]
+        if not isinstance(lower_case, bool):
+            raise CheckpointError(f"{source}: lower_case {lower_case!r:.40} is neither true nor false.")
+        rules = TokenizerRules.from_document(documents["tokenizer"], source)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} lacks {error}. Is it a checkpoint of a training run?") from None
+    files = {name: content.encode() for name, content in texts.items()}
+    tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=source)
+    if tokenizer is None:
+        raise CheckpointError(f"{source} lacks a vocabulary. Is it a checkpoint of a training run?")
+    return tokenizer
 
 
 def files_with_added_tokens(files: Mapping[str, bytes], rules: TokenizerRules) -> dict[str, bytes]:

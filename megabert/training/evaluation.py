@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..build import load_run
 from ..config.schema import Settings
 from ..errors import ConfigError
 from ..formats.json_lines import to_json_lines
@@ -40,6 +39,8 @@ def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluat
 
     Writes test.json and the folder test/ in the run folder.
     """
+    from ..build import load_run  # imported here since it imports torch
+
     data = settings.model.test_ds
     files = registry.find(task_name)(settings).files(data)
     if not files:

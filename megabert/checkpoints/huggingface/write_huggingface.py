@@ -19,7 +19,7 @@ from ...tokenizers.rules import TokenizerRules
 from ..files.lazy_tensor import Readable, in_memory, num_bytes
 from ..files.safetensors_file import safetensors_pieces
 from ..mapping import ForeignTensors, write_tensors
-from ..native.manifest_folder import write_file
+from ..native.manifest import write_file
 from ..tensor_names import SEGMENT, WORD
 from .huggingface_names import (
     ARCHITECTURES,
@@ -68,13 +68,15 @@ def write_huggingface(
     architecture = architecture_of(config)
     head = merged_head(run, head)
     task_head = find_task_head(run, head) if head else None
+    tokenizer = load_tokenizer(tokenizer_files, lower_case=lower_case, rules=rules, source="the vocabulary")
     documents = {"config.json": huggingface_config(config, architecture, tensors, task_head)}
     if task_head is not None:
         documents["config.json"] |= head_config(run)
         # transformers' pooler is a layer of the head.
         tensors = {name: item for name, item in tensors.items() if not name.startswith("sentence_order.")}
     if task_head is not None or is_language_model_run(run):
-        documents[DESCRIPTION] = describe_task(run) | {"tokenizer": {"lower_case": lower_case, **rules.to_document()}}
+        stored = {"lower_case": lower_case} if tokenizer is None else tokenizer.to_document()
+        documents[DESCRIPTION] = describe_task(run) | {"tokenizer": stored}
     if tokenizer_files:
         is_bert = "vocab.txt" in tokenizer_files
         documents["tokenizer_config.json"] = {
@@ -87,7 +89,7 @@ def write_huggingface(
         write_file(folder / name, [(json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()])
     for name, data in tokenizer_files.items():
         write_file(folder / name, [data])
-    if (tokenizer := load_tokenizer(tokenizer_files, lower_case=lower_case, rules=rules, source="vocab")) is not None:
+    if tokenizer is not None:
         write_file(folder / "tokenizer.json", [tokenizer.to_fast_json().encode()])
     if config.num_segments == 0 and not config.is_causal:
         tensors = {**tensors, SEGMENT: in_memory(torch.zeros(2, config.hidden_size, dtype=tensors[WORD].dtype))}

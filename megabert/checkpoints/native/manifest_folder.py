@@ -5,12 +5,10 @@ write a folder together, each some tensors of a group in a file of its own; read
 `run_checkpoints` defines the folders of a training run, `convert` writes those of a language model.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,16 +19,14 @@ from torch import Tensor
 
 from ...data.prefetch import prefetch
 from ...errors import CheckpointError, MegabertError
-from ...json_documents import json_bytes, parse_json_object, parse_sealed, sealed
+from ...json_documents import json_bytes, parse_json_object
 from ...storage import atomic_folder, replace_folder, temporary_name
 from ..files.lazy_tensor import LazyTensor, Readable, in_memory, open_regular
 from ..files.safetensors_file import open_safetensors, safetensors_pieces
+from .manifest import parse_text, read_manifest, read_verified, verify_file, write_file, write_manifest
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 # The suffix of a group's files where several processes wrote them
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
-_CHUNK = 2**24
 # JSON files of tokenizers, kept byte for byte
 _TEXT_FILES = ("vocab.json",)
 
@@ -52,23 +48,6 @@ class OpenFolder:
     tensors: Mapping[str, Mapping[str, LazyTensor]]
     documents: Mapping[str, Any]
     texts: Mapping[str, str]
-
-
-def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """Write and fsync a new file; returns its manifest entry, size and SHA-256.
-
-    Each piece is hashed while it is written, since both take about as long.
-    """
-    digest, size = hashlib.sha256(), 0
-    with path.open("xb") as file, ThreadPoolExecutor(1) as hasher:
-        for piece in pieces:
-            hashed = hasher.submit(digest.update, piece)
-            file.write(piece)
-            hashed.result()
-            size += len(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def write_manifest_folder(final: Path, contents: Contents, facts: Mapping[str, Any]) -> None:
@@ -152,8 +131,7 @@ def _write_documents(partial: Path, sums: dict[str, Any], contents: Contents, fa
     files = {f"{name}.json": json_bytes(document) for name, document in contents.documents.items()}
     files |= {name: text.encode() for name, text in contents.texts.items()}
     sums |= {name: write_file(partial / name, [data]) for name, data in files.items()}
-    manifest = sealed({"format_version": FORMAT_VERSION, **facts, "files": sums})
-    write_file(partial / MANIFEST, [manifest])
+    write_manifest(partial, sums, facts)
 
 
 def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder:
@@ -166,76 +144,20 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "json" and name not in _TEXT_FILES:
-            documents[stem] = parse_json_object(_read_verified(folder / name, entry), str(folder / name))
+            documents[stem] = parse_json_object(read_verified(folder / name, entry), str(folder / name))
         elif suffix != "safetensors":
-            texts[name] = _parse_text(folder / name, _read_verified(folder / name, entry))
+            texts[name] = parse_text(folder / name, read_verified(folder / name, entry))
     tensors: dict[str, dict[str, LazyTensor]] = {}
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")
         group = _PART.sub("", stem)
         if suffix == "safetensors" and group in groups:
-            _verify(folder / name, entry)
+            verify_file(folder / name, entry)
             tensors.setdefault(group, {}).update(open_safetensors(open_regular(folder / name))[0])
     missing = [group for group in groups if group not in tensors]
     if missing:
         raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
     return OpenFolder(manifest, tensors, documents, texts)
-
-
-def _parse_text(file: Path, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file} is not text in UTF-8: {error}.") from None
-
-
-def verify_manifest_folder(folder: Path) -> None:
-    """Compare all files of a checkpoint with its manifest. Raises CheckpointError if one is missing or damaged."""
-    for name, entry in read_manifest(folder)["files"].items():
-        _verify(folder / name, entry)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a folder's manifest, verified by its own SHA-256. Raises CheckpointError if it is damaged."""
-    file = folder / MANIFEST
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}. Use another checkpoint of the run.") from None
-    version = parse_json_object(data, str(file)).get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{file} is of format {version!r:.40}; this version of megabert reads {FORMAT_VERSION}.")
-    manifest = parse_sealed(data, str(file))
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{file} lists no files. Use another checkpoint of the run.")
-    if any(Path(name).name != name for name in files):
-        raise CheckpointError(f"{file} names files outside its folder.")
-    return manifest
-
-
-def _verify(file: Path, entry: Any) -> None:
-    """Compare a file, which may be larger than memory, with its manifest entry."""
-    digest = hashlib.sha256()
-    try:
-        expected = entry["sha256"]
-        if file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; its manifest says {entry['size']}.")
-        with file.open("rb") as opened:
-            while piece := opened.read(_CHUNK):
-                digest.update(piece)
-    except (OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error!r}. Use another checkpoint of the run.") from None
-    if digest.hexdigest() != expected:
-        raise CheckpointError(
-            f"{file} is damaged: its SHA-256 is {digest.hexdigest()[:16]}..., its manifest says "
-            f"{str(expected)[:16]}.... Use another checkpoint of the run."
-        )
-
-
-def _read_verified(file: Path, entry: Any) -> bytes:
-    _verify(file, entry)
-    return file.read_bytes()
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:

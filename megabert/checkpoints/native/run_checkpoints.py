@@ -21,13 +21,11 @@ from torch import Tensor
 from ...errors import CheckpointError, CheckpointWarning
 from ...storage import TEMPORARY, fsync_folder, rename_aside
 from ..files.lazy_tensor import Readable
+from .manifest import MANIFEST, read_manifest, verify_manifest_folder
 from .manifest_folder import (
-    MANIFEST,
     Contents,
     OpenFolder,
     open_manifest_folder,
-    read_manifest,
-    verify_manifest_folder,
     write_manifest_folder,
     write_sharded_folder,
 )

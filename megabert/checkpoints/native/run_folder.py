@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...config.schema import ExperimentSettings
 from ...errors import CheckpointError, ConfigError
-from .manifest_folder import MANIFEST, Contents
+from .manifest import MANIFEST
+from .manifest_folder import Contents
 from .run_checkpoints import (
     CHECKPOINTS,
     Entry,

@@ -1,0 +1,132 @@
+"""Run an exported network over features by onnxruntime: rows of similar length, without torch.
+
+Each batch holds sequences of nearly one length, so that little is padded; padding never changes a logit.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data.packing import Features
+from .errors import CheckpointError, ConfigError, InputError
+from .inference import EvaluationStopped, ProgressCallback, SessionOutput
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+LOGITS, HIDDEN = "logits", "last_hidden_state"
+MAX_BATCH_TOKENS = 4096
+"""A batch's activations then fit the processor's caches better, and memory stays small."""
+EXTRA = "pip install 'megabert[onnx]'"
+
+
+@dataclass(frozen=True)
+class OnnxSession:
+    """An exported network in onnxruntime."""
+
+    network: Any
+    """An onnxruntime.InferenceSession; several threads may use it."""
+    is_per_sequence: bool
+    """Whether logits are of sequences, [B, C], or of tokens, [B, L, C]."""
+    max_positions: int
+    needs_targets: bool = False
+    """Whether the run's network computes losses instead of logits: an exported one does not."""
+    output: str = LOGITS
+
+    def without_head(self) -> "OnnxSession":
+        """Return the network without its head, as `Session.without_head` describes."""
+        return replace(self, output=HIDDEN, needs_targets=False)
+
+    def run(
+        self,
+        features: Sequence[Features],
+        *,
+        batch_size: int,
+        max_length: int,
+        pad_id: int,
+        with_loss: bool = False,
+        progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> SessionOutput:
+        """Compute logits of all features, as `Session.run` describes. Raises ConfigError for losses."""
+        if with_loss or (self.needs_targets and len(features) and features[0].token_targets):
+            raise ConfigError("an exported model predicts and computes no loss. Evaluate the run that it is made from.")
+        # Features may hold several sequences, such as the choices of a question.
+        parts = [getattr(item, "parts", ()) or (len(item),) for item in features]
+        lengths = np.array([length for own in parts for length in own], dtype=np.int64)
+        limit = min(max_length, self.max_positions)
+        if len(lengths) and lengths.max() > limit:
+            raise InputError(f"a sequence of {lengths.max()} tokens is longer than {limit}.")
+        ends = np.cumsum(lengths)
+        token_ids = np.concatenate([item.token_ids for item in features]) if len(features) else ends
+        segment_ids = np.concatenate([item.segment_ids for item in features]) if len(features) else ends
+        rows: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(lengths)
+        batches = list(_batches(lengths, min(batch_size * max_length, MAX_BATCH_TOKENS)))
+        for number, indices in enumerate(batches, start=1):
+            # The tokens of each row; behind its end those of others, which are replaced by padding
+            places = (ends - lengths)[indices, None] + np.arange(lengths[indices[0]])
+            mask = np.arange(lengths[indices[0]]) < lengths[indices, None]
+            places = np.minimum(places, len(token_ids) - 1)
+            values = np.where(mask, token_ids[places], pad_id), mask.astype(np.int64), segment_ids[places] * mask
+            (logits,) = self.network.run([self.output], dict(zip(INPUTS, values, strict=True)))
+            for row, index in zip(logits, indices.tolist(), strict=True):
+                rows[index] = self._own(row, int(lengths[index]))
+            if progress is not None:
+                progress(number, len(batches))
+            if should_stop is not None and should_stop():
+                raise EvaluationStopped
+        return SessionOutput(self._by_feature(rows, [len(own) for own in parts]), None)
+
+    def _by_feature(self, rows: list[NDArray[np.float32]], counts: list[int]) -> list[NDArray[np.float32]]:
+        """Join the logits of the sequences of each of the features: [P, C], or of tokens [T, C]."""
+        if len(rows) == len(counts):
+            return rows
+        own = iter(rows)
+        groups = ([next(own) for _ in range(count)] for count in counts)
+        join = np.stack if self.is_per_sequence or self.output == HIDDEN else np.concatenate
+        return [group[0] if len(group) == 1 else join(group) for group in groups]
+
+    def _own(self, row: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+        """Return the part of a row without padding, as an array of its own: a view would keep its batch in memory."""
+        if self.output == HIDDEN:
+            mean: NDArray[np.float32] = row[:length].mean(axis=0, dtype=np.float64).astype(np.float32)
+            return mean
+        return row.copy() if self.is_per_sequence else row[:length].copy()
+
+
+def _batches(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of each batch: sequences of similar length, the longest first, padded at most `max_tokens`."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        count = max(max_tokens // max(int(lengths[order[start]]), 1), 1)
+        yield order[start : start + count]
+        start += count
+
+
+def open_network(file: Path, *, accelerator: str = "auto", threads: int | None = None) -> Any:
+    """Open an ONNX file in onnxruntime; `threads` None: as many as this process may use cores.
+
+    Raises ConfigError where onnxruntime is missing, or has no GPU that is requested.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise ConfigError(f"{file} needs onnxruntime, which is not installed: {EXTRA}.") from None
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"][accelerator != "gpu" :]
+    missing = set(providers) - set(onnxruntime.get_available_providers())
+    if missing:
+        raise ConfigError(f"this onnxruntime has no {', '.join(missing)}. Install onnxruntime-gpu, or use the CPU.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # The arena would keep the peak of memory for ever, and memory patterns are kept for each shape.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        reason = str(error).splitlines()[0][:300]
+        raise CheckpointError(f"{file} cannot be opened by onnxruntime: {reason}. Export the run again.") from None
