@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def load(
     run: "str | Path", *, accelerator: str = "auto", precision: str = "auto", task: str | None = None
 ) -> "Predictor":
-    """Load the best checkpoint of a run folder, or an exported folder, for inference.
+    """Load the best checkpoint of a run folder, an exported folder, or a Hugging Face folder, for inference.
 
     Needs no network access and no other file; an exported folder needs no torch. `accelerator` is auto, gpu or cpu;
     `precision` auto, 32, bf16, 16 or fp8, of an exported folder auto; `task` is the Python file of your own task.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoints import model_source
 from .checkpoints.files.lazy_tensor import Readable
+from .checkpoints.huggingface.open_huggingface import find_folder
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
 from .checkpoints.open import fit_vocabulary
@@ -30,6 +31,7 @@ from .model.heads import TaskModel
 from .model.precision import cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
 from .parallel.sharding import compile_layers
+from .storage import file_sha256
 from .tasks import registry
 from .tasks.restore_task import restore_task
 from .tasks.task import Task
@@ -42,6 +44,8 @@ HEAD_STREAM, ENCODER_STREAM = 1, 2
 DIGEST_DIGITS = 16
 MAX_EMBEDDED_TOKENS = 256
 """Of a text that a plain encoder embeds."""
+# Files of a Hugging Face folder on which answers depend
+_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def load_language_model(
         f"vocabulary: {len(tokenizer)} tokens of {checkpoint.shape['vocabulary_size']} rows, {tokenizer.source}",
         f"text is {'lower-cased' if tokenizer.lower_case else 'cased'}",
         *warning,
+        *(["not used: the head of the fine-tuned model"] if checkpoint.head else []),
     )
     heads = {name: item for name, item in tensors.items() if not name.startswith(prefix)}
     return LanguageModel(encoder, tokenizer, checkpoint.source, notes, heads)
@@ -302,13 +307,13 @@ def load_run(
     overrides: Sequence[str] = (),
     settings: Settings | None = None,
 ) -> Predictor:
-    """Load a run folder (its best checkpoint), or one checkpoint folder, for inference.
+    """Load a run folder (its best checkpoint), a checkpoint folder, or a Hugging Face folder with its head.
 
     `settings` replaces the run's own, `overrides` changes some of them.
     `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
-    folder, contents = run_checkpoints.read_best(path, groups=("model",))
-    task, model, tokenizer = restore(contents, folder, task_name, settings, overrides)
+    trained = _read_trained(path)
+    task, model, tokenizer = restore(trained.contents, trained.folder, task_name, settings, overrides)
     device = resolve_device(accelerator, device_ids=None if settings is None else settings.trainer.device_ids)
     precision = resolve_precision(precision, device)
     model.to(device).eval()
@@ -318,8 +323,60 @@ def load_run(
         compile_layers(model)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
     session = TorchSession(model, task.loss, device, precision, is_static=is_static)
-    digest = hashlib.sha256((folder / run_checkpoints.MANIFEST).read_bytes()).hexdigest()[:DIGEST_DIGITS]
-    return Predictor(task, tokenizer, session, batch_size, digest)
+    return Predictor(task, tokenizer, session, batch_size, trained.digest[:DIGEST_DIGITS], trained.notes)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A fine-tuned model's files: a checkpoint's contents, and what its files do not state."""
+
+    folder: Path
+    contents: run_checkpoints.Contents
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def _read_trained(path: Path) -> _Trained:
+    is_native = any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
+    if path.exists() and not is_native and (folder := find_folder(path)) is not None:
+        return _read_huggingface(folder)
+    folder, contents = run_checkpoints.read_best(path, groups=("model",))
+    return _Trained(folder, contents, file_sha256(folder / run_checkpoints.MANIFEST))
+
+
+def _read_huggingface(folder: Path) -> _Trained:
+    """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
+    opened = open_source(ModelSource(folder), home=Path())
+    checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
+    if "tokenizer" in checkpoint.documents:  # a run's own: transformers' splits a text at special tokens in it, too
+        texts = {name: content.decode() for name, content in checkpoint.tokenizer_files.items()}
+        tokenizer = stored_tokenizer(checkpoint.documents, texts, str(folder))
+    if checkpoint.head_problem:
+        raise CheckpointError(checkpoint.head_problem)
+    if "run" not in checkpoint.documents:
+        raise CheckpointError(
+            f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
+            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by megabert.load_encoder."
+        )
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
+    tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
+    weights = {name: item for name, item in tensors.items() if name.startswith("encoder.")} | dict(checkpoint.head)
+    if "language_model" in checkpoint.documents["run"]["task"]:
+        order = checkpoint.documents["settings"]["model"]["dataset"].get("sentence_order")
+        heads = ("language_model.", "sentence_order.") if order else ("language_model.",)
+        weights |= {f"head.{name}": item for name, item in tensors.items() if name.startswith(heads)}
+    documents = dict(checkpoint.documents)
+    documents["encoder"] = {**checkpoint.shape, "vocabulary_size": len(tokenizer)}
+    documents["tokenizer"] = tokenizer.to_document()
+    notes = list(checkpoint.notes)
+    if checkpoint.lower_case is None:
+        casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
+        notes.append(f"casing is not stated: text {casing}")
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
+    sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+    contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
+    return _Trained(folder, contents, hashlib.sha256(sums.encode()).hexdigest(), tuple(notes))
 
 
 def load_embedder(

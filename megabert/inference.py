@@ -85,6 +85,8 @@ class Predictor:
     """Token budget of a batch: this many sequences of the maximum length."""
     digest: str = ""
     """Identifies the checkpoint: the start of its manifest's SHA-256."""
+    notes: tuple[str, ...] = ()
+    """What the files of a model of other programs do not state, and what was assumed."""
 
     @property
     def labels(self) -> dict[str, list[str]]:

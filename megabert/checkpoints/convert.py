@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from .files.lazy_tensor import Derived, Readable, num_bytes
 from .huggingface.write_huggingface import write_huggingface
 from .megatron.untrained_parts import add_untrained_parts, note_untrained_parts
 from .megatron.write_megatron import ModelParallelLayout, era_of, rank_tensors, write_megatron
+from .model_card import CARD, huggingface_card
 from .native.manifest import write_file
 from .native.manifest_folder import Contents, write_manifest_folder
 from .nemo.write_nemo import nemo_config, write_nemo
@@ -159,7 +159,7 @@ def _write_megabert(dest: Path, job: _Job) -> list[str]:
 def _write_huggingface(dest: Path, job: _Job) -> list[str]:
     source = job.source
     with atomic_folder(dest) as folder:
-        return write_huggingface(
+        notes = write_huggingface(
             folder,
             job.tensors,
             job.config,
@@ -167,34 +167,11 @@ def _write_huggingface(dest: Path, job: _Job) -> list[str]:
             lower_case=source.lower_case,
             rules=source.tokenizer_rules,
             head=source.head,
-            task=source.documents.get("run", {}).get("task"),
-            task_config=_task_config(source.documents),
+            run=source.documents,
         )
-
-
-def _task_config(documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of config.json for the labels of a fine-tuned run.
-
-    Raises ConfigError if transformers' head has another activation.
-    """
-    settings = documents.get("settings", {}).get("model", {})
-    activation = settings.get("classifier_head", {}).get("activation", "tanh")
-    if activation != "tanh":
-        raise ConfigError(
-            f"transformers' classifiers have tanh in their head; this run's has {activation}. Train with "
-            "model.classifier_head.activation=tanh, or convert the encoder alone."
-        )
-    labels = documents.get("task", {}).get("labels", [])
-    config: dict[str, Any] = dict(documents.get("task_config", {}))
-    if labels:
-        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-        config["label2id"] = {label: number for number, label in enumerate(labels)}
-    problem = documents.get("task", {}).get("problem")
-    if problem is not None:
-        config["problem_type"] = problem if problem == "regression" else f"{problem}_classification"
-    if problem == "regression":
-        config["num_labels"] = 1
-    return config
+        if "run" in source.documents and source.format.startswith("megabert"):
+            write_file(folder / CARD, [huggingface_card(source, job.config).encode()])
+    return [*notes, *([f"WARNING: without its head: {source.head_problem}"] if source.head_problem else [])]
 
 
 def _write_megatron(dest: Path, job: _Job) -> list[str]:
@@ -279,6 +256,11 @@ def _verify(job: _Job, path: Path, dest: Path) -> None:
         names = [name for name in names if not name.startswith("sentence_order.pooler.")]
     if different or names:
         raise CheckpointError(f"{dest} does not read back as it was written: {', '.join([*different, *names][:8])}.")
+    # The merged head of punctuation and capitalization is split when it is read.
+    is_compared = job.target.format == "huggingface" and not any(".heads." in name for name in job.source.head)
+    for name, item in job.source.head.items() if is_compared else ():
+        if name not in written.head or not _equal_bits(item.read(), written.head[name].read()):
+            raise CheckpointError(f"{dest}: {name} does not read back as it was written: {written.head_problem}")
     for name, tensor in stored.items():
         if not _equal_bits(tensor.read(), written.tensors[name].read()):
             raise CheckpointError(f"{dest}: {name} does not read back as it was written. Is the disk sound?")

@@ -17,6 +17,7 @@ from ..tokenizers.huggingface_files import StoredTokenizer
 from ..tokenizers.rules import TokenizerRules
 from .files.lazy_tensor import Readable, checked, resize_rows
 from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_huggingface, open_lone_file
+from .huggingface.read_head import FineTuned, read_head
 from .mapping import QKV_LAYOUTS, read_tensors
 from .megatron.open_megatron import MegatronFile, find_shape, open_megatron
 from .megatron.qkv_layout import decide_qkv_layout
@@ -54,7 +55,8 @@ class Checkpoint:
     `num_tokens` counts the rows that they name, None where rows may be padding; `tokenizer_problem` is the message of
     a tokenizer that cannot be read, which matters only where no other vocabulary is given.
     `facts` are properties of the file for reports, `notes` the assumptions, `documents` the JSON documents of a
-    megabert folder.
+    megabert folder; a Hugging Face folder with a head has those of a run. `head_problem` is the message of a head that
+    cannot be read, which the encoder does not need.
     """
 
     format: str
@@ -70,6 +72,7 @@ class Checkpoint:
     tokenizer_problem: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Readable] = field(default_factory=dict)
+    head_problem: str = ""
     documents: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -182,6 +185,13 @@ def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:
     tensors, dropped = read_tensors([file.weights], file.architecture.rules, head_dim, file.source)
     if not file.shape["num_segments"]:
         tensors.pop(SEGMENT, None)
+    tuned, head_problem = FineTuned(), ""
+    try:
+        tuned = read_head(file, folder)
+    except CheckpointError as error:
+        head_problem = str(error)
+    if tuned.head:
+        dropped = [name for name in dropped if not name.startswith(("classifier.", "qa_outputs."))]
     problem, source, tokenizer = "", "", StoredTokenizer()
     try:
         source, tokenizer = read_huggingface_tokenizer(folder)
@@ -192,7 +202,7 @@ def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:
         source=file.source,
         shape=file.shape,
         tensors=tensors,
-        notes=[*file.notes, *_not_read(dropped), *tokenizer.notes],
+        notes=[*file.notes, *tuned.notes, *_not_read(dropped), *tokenizer.notes],
         tokenizer_files=tokenizer.files,
         tokenizer_source=source,
         lower_case=tokenizer.lower_case,
@@ -200,6 +210,9 @@ def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:
         num_tokens=tokenizer.num_tokens,
         tokenizer_problem=problem,
         facts={"container": file.container, "not_kept": dropped, "unknown_globals": sorted(file.unknown_globals)},
+        head=tuned.head,
+        head_problem=head_problem,
+        documents=tuned.documents,
     )
 
 

@@ -231,6 +231,8 @@ def _load(path: Path, arguments: argparse.Namespace) -> "Predictor":
     from ..export.load_predictor import load_predictor
 
     predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    for note in predictor.notes:
+        log(f"note: {note}")
     positions = predictor.session.max_positions
     length = min(arguments.max_seq_length or positions, positions)
     predictor.task.settings.model.dataset.max_seq_length = length

@@ -9,6 +9,7 @@ from .console import log, new_parser
 
 DETAILS = """\
 onnx is for onnxruntime, and for every command that takes a run: predict, annotate and evaluate then need no PyTorch.
+huggingface is a folder for transformers, with the head, a fast tokenizer and a model card.
 torch-export is a program of torch.export (model.pt2), for PyTorch without megabert. The result is compared with the
 run: logits on several shapes, and with --file DEV the score before and after. What differs is not written."""
 
@@ -47,6 +48,12 @@ def _to_onnx(arguments: argparse.Namespace) -> Iterable[str]:
     return export_onnx(arguments.run, arguments.output, options)
 
 
+def _to_huggingface(arguments: argparse.Namespace) -> Iterable[str]:
+    from ..export.huggingface_export import export_huggingface
+
+    return export_huggingface(arguments.run, arguments.output, arguments.file)
+
+
 def _to_torch_program(arguments: argparse.Namespace) -> Iterable[str]:
     from ..export.torch_program import export_program
 
@@ -55,6 +62,7 @@ def _to_torch_program(arguments: argparse.Namespace) -> Iterable[str]:
 
 FORMATS: Mapping[str, Callable[[argparse.Namespace], Iterable[str]]] = {
     "onnx": _to_onnx,
+    "huggingface": _to_huggingface,
     "torch-export": _to_torch_program,
 }
 """Functions that write `arguments.output`, and yield lines for the user."""

@@ -237,4 +237,6 @@ def _load(given: _Given, settings: EvaluateSettings) -> "Predictor":
         task_name=given.task,
         overrides=given.overrides,
     )
+    for note in predictor.notes:
+        log(f"note: {note}")
     return replace(predictor, batch_size=settings.batch_size)

@@ -190,6 +190,8 @@ def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
     """Print mean and sample standard deviation of each score over the runs, and write them to sweep.json."""
     import statistics
 
+    from ..training.run import write_card
+
     scores = [outcome.validation for outcome in outcomes]
     names = [name for name in scores[0] if all(name in others for others in scores)]
     table = {
@@ -204,3 +206,5 @@ def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
             show(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
     document = {"runs": [str(outcome.folder) for outcome in outcomes], "scores": table}
     atomic_write(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")
+    for outcome in outcomes:  # their cards have the deviation, too
+        write_card(outcome)

@@ -48,6 +48,16 @@ def find_scheme(tags: Iterable[str], outside: str) -> TagScheme | None:
     return PREFIX if any(map(is_entity_tag, inside)) else None
 
 
+def other_scheme(labels: Collection[str], outside: str) -> TagScheme | None:
+    """Return the scheme of a head's labels if it is neither IOB2 nor IOB1, such as IOBES, else None."""
+    scheme = find_scheme(labels, outside)
+    inside = set(labels) - {outside}
+    if scheme is None or not all(map(scheme.is_tag, inside)):
+        return None
+    is_iob = all(map(is_entity_tag, inside)) and any(label.startswith("B-") for label in inside)
+    return None if is_iob else scheme
+
+
 def is_entity_tag(tag: str) -> bool:
     """Return whether a tag is an IOB2 tag other than the outside one."""
     return tag[:2] in ("B-", "I-")

@@ -32,7 +32,7 @@ def decode_tags(
     has_tokens_W: NDArray[np.bool_] = np.logical_not(np.isnan(logits_WC).any(axis=1))
     if not has_tokens_W.all():
         tags, probabilities = decode_tags(logits_WC[has_tokens_W], labels, constrained=constrained)
-        return _fill_gaps(tags, probabilities, has_tokens_W, labels[0])
+        return _fill_gaps(tags, probabilities, has_tokens_W, OUTSIDE if OUTSIDE in labels else labels[0])
     shifted_WC = logits_WC - logits_WC.max(axis=1, keepdims=True)
     log_probabilities_WC = shifted_WC - np.log(np.exp(shifted_WC).sum(axis=1, keepdims=True))
     chosen = best_valid_tags(log_probabilities_WC, labels) if constrained else log_probabilities_WC.argmax(axis=1)

@@ -125,7 +125,8 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; labels are written as those of data are read: 1.0 as 1."""
-        super().restore_state(state)
+        # Folders of transformers may not state the problem, which then is that of the settings.
+        super().restore_state({"problem": self.problem} | dict(state))
         labels = [re.sub(r"^(-?\d+)\.0+$", r"\1", label) for label in self.labels]
         self.labels = labels if len(set(labels)) == len(labels) else self.labels
 

@@ -17,7 +17,7 @@ from ..formats.columns import ColumnLayout, Sentence, are_columns, column_senten
 from ..formats.documents.document_formats import is_document_path
 from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.rows import Row
-from ..formats.tag_schemes import find_scheme, has_entities, single_word_tags, to_iob2
+from ..formats.tag_schemes import find_scheme, has_entities, other_scheme, single_word_tags, to_iob2
 from ..formats.text_lines import read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
@@ -219,9 +219,11 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Tag each word by the logits of its first token."""
-        predictions = []
+        predictions, foreign = [], other_scheme(self.labels, self.dataset.pad_label)
         for example, logits_WC in zip(examples, self.word_logits(examples, features, logits), strict=True):
             tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
+            if foreign is not None:
+                tags = to_iob2(tags, foreign, self.dataset.pad_label, example.location)
             spans = find_spans(example.text, example.words, tags, scores)
             predictions.append(Prediction(example.id, example.text, tags, spans))
         return self.with_windows(predictions, features)
@@ -236,7 +238,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         gold = [require_labels(example, "tags") for example in examples]
         predicted = [item.tags for item in predictions]
         outside = self.dataset.pad_label
-        if has_entities(self.labels or {tag for tags in (*gold, *predicted) for tag in tags}, outside):
+        if other_scheme(self.labels, outside) or has_entities(
+            self.labels or {tag for tags in (*gold, *predicted) for tag in tags}, outside
+        ):
             scores = tagging.entity_scores(gold, predicted)
         else:
             scores = tagging.entity_scores(

@@ -80,6 +80,10 @@ class BytePairTokenizer(Tokenizer):
             raise ConfigError(f"{self.source} has no {END_OF_TEXT}, which must end documents.")
         return self.pad_id
 
+    def to_fast_json(self) -> str:
+        """Return a tokenizer.json of Hugging Face's tokenizers."""
+        return str(self._rust.to_str(pretty=True))
+
     def files(self) -> dict[str, str]:
         """Return vocab.json and merges.txt unchanged, content by file name."""
         return dict(self._files)

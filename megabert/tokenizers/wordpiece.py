@@ -16,6 +16,7 @@ from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
 
 from ..errors import CheckpointError
 from .characters import add_following_marks, require_characters
@@ -154,6 +155,15 @@ class Tokenizer:
     def files(self) -> dict[str, str]:
         """Return the vocabulary file, content by name: vocab.txt, one token a line, without added tokens."""
         return {"vocab.txt": "".join(f"{token}\n" for token in self._vocabulary)}
+
+    def to_fast_json(self) -> str:
+        """Return a tokenizer.json of Hugging Face's tokenizers, which adds the special tokens of one string or two."""
+        fast = RustTokenizer.from_str(self._rust.to_str())
+        fast.post_processor = BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
+        # transformers cuts no string at a special token that is not an added one.
+        added = {token.content for token in fast.get_added_tokens_decoder().values()}
+        fast.add_special_tokens([name for name in SPECIAL_TOKENS if name not in added])
+        return str(fast.to_str(pretty=True))
 
     def to_document(self) -> dict[str, Any]:
         """Return what a run stores beside the vocabulary file: the casing, and the rules that are not BERT's."""

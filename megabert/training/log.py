@@ -6,14 +6,15 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..analysis.metrics_file import METRICS, keep_until
 from ..config.schema import Settings
-from ..storage import atomic_write
+from ..storage import atomic_write, file_sha256
+from ..tasks.task import Task
 from .display import BarDisplay, Display, LineDisplay, StepStatus
 from .event_file import EventFile
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Steps completed within these seconds count as one sample of the rate.
 MIN_SAMPLE_SECONDS = 0.05
+# Bytes of a data file whose SHA-256 a run records; a second for each 1.25 GB
+LARGEST_HASHED = 2**30
 
 
 class _Meter:
@@ -189,8 +192,23 @@ class RunLog:
         self._display.message(message)
 
 
-def _write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, total_steps: int) -> None:
-    """Write run.json, what is needed to repeat the run: task, command, versions, seed, all settings."""
+def _describe_data(task: Task[Any, Any]) -> list[dict[str, Any]]:
+    """List the data files with their SHA-256, None for one that would take seconds."""
+    model = task.settings.model
+    files = {split: task.files(getattr(model, f"{split}_ds")) for split in ("train", "validation", "test")}
+    return [
+        {"split": split, "file": name, "sha256": file_sha256(file) if is_small else None}
+        for split, names in files.items()
+        for name in names
+        for file in [Path(name)]
+        for is_small in [file.is_file() and file.stat().st_size <= LARGEST_HASHED]
+    ]
+
+
+def _write_run_json(
+    folder: Path, about: Mapping[str, Any], settings: Settings, total_steps: int, data: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write run.json, what is needed to repeat the run: task, command, versions, seed, all settings, data."""
     facts = {
         **about,
         "command": sys.argv,
@@ -198,6 +216,7 @@ def _write_run_json(folder: Path, about: Mapping[str, Any], settings: Settings, 
         "seed": settings.seed,
         "total_steps": total_steps,
         "settings": dataclasses.asdict(settings),
+        "data": data,
     }
     atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
@@ -216,7 +235,7 @@ def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[RunLog]":
         progress_bar=settings.trainer.enable_progress_bar,
         tensorboard=settings.exp_manager.create_tensorboard_logger,
     ) as log:
-        _write_run_json(setup.folder, setup.documents["run"], settings, total_steps)
+        _write_run_json(setup.folder, setup.documents["run"], settings, total_steps, _describe_data(setup.task))
         yield log
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..analysis.metrics_file import METRICS, read_metrics
+from ..checkpoints.model_card import CARD, model_card
 from ..checkpoints.native.run_checkpoints import (
     Contents,
     Entry,
@@ -19,9 +20,11 @@ from ..checkpoints.native.run_checkpoints import (
 from ..checkpoints.native.run_folder import lock_run_folder, open_resume_point, run_folder_path
 from ..config.schema import Settings
 from ..errors import Interrupted
+from ..model.config import EncoderConfig
 from ..parallel.execution import resolve_compile
 from ..parallel.process_group import connect
 from ..parallel.sharding import warm_up
+from ..storage import atomic_write
 from ..tasks import registry
 from .evaluation import SCORES, TEST, evaluate_test_data, write_evaluation
 from .loop import fit
@@ -53,8 +56,17 @@ def train(
     outcome = _train_on_rank(task_name, settings, home=home, log=log, step=step)
     if outcome is not None and registry.find(task_name)(settings).files(settings.model.test_ds):
         with _resumable(f"megabert train {task_name} --resume {outcome.folder}"):
-            return replace(outcome, test=evaluate_test_data(task_name, settings, outcome.folder).scores)
+            outcome = replace(outcome, test=evaluate_test_data(task_name, settings, outcome.folder).scores)
+    if outcome is not None:
+        write_card(outcome)
     return outcome
+
+
+def write_card(outcome: Outcome) -> None:
+    """Write the model card of a run into its folder."""
+    documents = open_lazily(outcome.best.path, groups=()).documents
+    card = model_card(outcome.folder, documents, EncoderConfig.from_dict(documents["encoder"]))
+    atomic_write(outcome.folder / CARD, card)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ SHARED_RULES = [
     Rule("cls.predictions.decoder.bias", None, copy_of=VOCABULARY_BIAS),
     Rule("cls.seq_relationship.weight", "sentence_order.out.weight"),
     Rule("cls.seq_relationship.bias", "sentence_order.out.bias"),
-    # Heads of fine-tuned models are dropped: only the encoder is read.
+    # Heads of fine-tuned models: read_head.py reads them.
     Rule("qa_outputs.*", None),
     Rule("classifier.*", None),
 ]

@@ -32,6 +32,8 @@ class HuggingFaceFile:
     container: str
     notes: Sequence[str]
     unknown_globals: frozenset[str] = field(default=frozenset())
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def open_huggingface(folder: Path, ignored: Collection[str] = ()) -> HuggingFace
     shape, notes = _shape_of(config, architecture, file, ignored)
     weights = _open_weights(folder)
     tensors = _without_prefix(weights.tensors, folder)
-    return HuggingFaceFile(str(folder), architecture, shape, tensors, weights.kind, notes, weights.unknown_globals)
+    return HuggingFaceFile(
+        str(folder), architecture, shape, tensors, weights.kind, notes, weights.unknown_globals, config
+    )
 
 
 def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFile | None:

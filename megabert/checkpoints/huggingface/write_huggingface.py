@@ -6,7 +6,7 @@ Source: transformers' configuration and modeling files of megatron_bert, bert an
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 
 from ...errors import ConfigError
 from ...model.config import EncoderConfig
+from ...tokenizers.load import load_tokenizer
 from ...tokenizers.rules import TokenizerRules
 from ..files.lazy_tensor import Readable, in_memory, num_bytes
 from ..files.safetensors_file import safetensors_pieces
-from ..mapping import ForeignTensors, Rule, write_tensors
+from ..mapping import ForeignTensors, write_tensors
 from ..native.manifest import write_file
 from ..tensor_names import SEGMENT, WORD
 from .huggingface_names import (
@@ -28,33 +29,17 @@ from .huggingface_names import (
     RESIDUAL_POST_NORM,
     HuggingFaceArchitecture,
 )
+from .task_heads import (
+    DESCRIPTION,
+    TaskHead,
+    describe_task,
+    find_task_head,
+    head_config,
+    is_language_model_run,
+    merged_head,
+)
 
 LARGEST_SHARD = 5 * 10**9  # bytes, transformers' limit
-
-
-@dataclass(frozen=True)
-class TaskHead:
-    """transformers' names of a task head: the end of the class name, and the tensors."""
-
-    class_end: str
-    rules: Sequence[Rule]
-
-
-_SEQUENCE = TaskHead(
-    "ForSequenceClassification",
-    # transformers' pooler corresponds to the head's hidden layer: dense, then tanh.
-    [Rule("bert.pooler.dense.*", "head.hidden.0.*"), Rule("classifier.*", "head.out.*")],
-)
-# By task name
-TASK_HEADS = {
-    "question_answering": TaskHead("ForQuestionAnswering", [Rule("qa_outputs.*", "head.out.*")]),
-    "token_classification": TaskHead("ForTokenClassification", [Rule("classifier.*", "head.out.*")]),
-    "text_classification": _SEQUENCE,
-    "relation_extraction": _SEQUENCE,
-    "glue": _SEQUENCE,
-    "multiple_choice": replace(_SEQUENCE, class_end="ForMultipleChoice"),
-    "zero_shot": _SEQUENCE,
-}
 
 
 def architecture_of(config: EncoderConfig) -> HuggingFaceArchitecture:
@@ -74,17 +59,24 @@ def write_huggingface(
     lower_case: bool | None,
     rules: TokenizerRules,
     head: Mapping[str, Readable],
-    task: str | None,
-    task_config: Mapping[str, Any],
+    run: Mapping[str, Any],
 ) -> list[str]:
     """Write all files into an empty folder; returns notes for the user.
 
-    `head` and `task` are the head's tensors and the task of a fine-tuned run; `task_config` is added to config.json
-    (id2label and the like).
+    `head` and `run` are the head's tensors and the JSON documents of a fine-tuned run.
     """
     architecture = architecture_of(config)
-    task_head = _task_head(task, head) if head else None
-    documents = {"config.json": huggingface_config(config, architecture, tensors, task_head) | dict(task_config)}
+    head = merged_head(run, head)
+    task_head = find_task_head(run, head) if head else None
+    tokenizer = load_tokenizer(tokenizer_files, lower_case=lower_case, rules=rules, source="the vocabulary")
+    documents = {"config.json": huggingface_config(config, architecture, tensors, task_head)}
+    if task_head is not None:
+        documents["config.json"] |= head_config(run)
+        # transformers' pooler is a layer of the head.
+        tensors = {name: item for name, item in tensors.items() if not name.startswith("sentence_order.")}
+    if task_head is not None or is_language_model_run(run):
+        stored = {"lower_case": lower_case} if tokenizer is None else tokenizer.to_document()
+        documents[DESCRIPTION] = describe_task(run) | {"tokenizer": stored}
     if tokenizer_files:
         is_bert = "vocab.txt" in tokenizer_files
         documents["tokenizer_config.json"] = {
@@ -97,6 +89,8 @@ def write_huggingface(
         write_file(folder / name, [(json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()])
     for name, data in tokenizer_files.items():
         write_file(folder / name, [data])
+    if tokenizer is not None:
+        write_file(folder / "tokenizer.json", [tokenizer.to_fast_json().encode()])
     if config.num_segments == 0 and not config.is_causal:
         tensors = {**tensors, SEGMENT: in_memory(torch.zeros(2, config.hidden_size, dtype=tensors[WORD].dtype))}
     converted = list(_with_prefix(tensors, architecture, config))
@@ -177,20 +171,6 @@ def _class_name(
         (False, False): "Model",
     }
     return start + ends[has_language_model, has_order]
-
-
-def _task_head(task: str | None, head: Mapping[str, Readable]) -> TaskHead:
-    if task not in TASK_HEADS:
-        raise ConfigError(f"transformers has no class for the head of {task}; known are {', '.join(TASK_HEADS)}.")
-    task_head = TASK_HEADS[task]
-    expected = {rule.target.removesuffix(".*") for rule in task_head.rules if rule.target}
-    layers = {name.rpartition(".")[0] for name in head}
-    if layers != expected:
-        raise ConfigError(
-            f"transformers' {task_head.class_end} has a head of {', '.join(sorted(expected))} only; this run's has "
-            f"{', '.join(sorted(layers))}. Train with the number of layers that it has, or convert the encoder alone."
-        )
-    return task_head
 
 
 def _with_prefix(

@@ -101,10 +101,13 @@ def test_every_layout_of_weight_files_is_read(tmp_path, kind):
     assert torch.equal(word, state["bert.embeddings.word_embeddings.weight"])
 
 
-def test_a_fine_tuned_head_is_named_as_not_read(tmp_path):
+def test_a_fine_tuned_head_is_read_beside_the_encoder(tmp_path):
     theirs = transformers.BertForQuestionAnswering(transformers.BertConfig(**SIZES))
     theirs.save_pretrained(tmp_path)
-    assert any("qa_outputs.weight" in note for note in open_checkpoint(tmp_path).notes)
+    opened = open_checkpoint(tmp_path)
+    assert sorted(opened.head) == ["head.out.bias", "head.out.weight"]
+    assert not any("qa_outputs" in note for note in opened.notes)
+    assert torch.equal(opened.head["head.out.weight"].read(), theirs.qa_outputs.weight)
 
 
 def rewrite(folder, **changes):

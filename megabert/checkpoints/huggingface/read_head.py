@@ -1,0 +1,230 @@
+"""Read the head of a fine-tuned Hugging Face folder as that of a run: its task, labels, settings and tensors.
+
+A folder that megabert wrote says all in its megabert.json. One of transformers' trainers has config.json only: what
+that does not say is stated in the notes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError
+from ...json_documents import read_json_object
+from ..files.lazy_tensor import Readable, in_memory
+from ..mapping import read_tensors
+from .open_huggingface import HuggingFaceFile
+from .task_heads import BY_CLASS, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead, head_config, split_head
+
+_TOKENIZER_LIMIT = 10**6  # transformers writes 1e30 where a tokenizer has no limit
+# Largest windows of transformers' run_qa.py, and their stride
+_QUESTION_WINDOW, _QUESTION_LENGTH, _STRIDE = 384, 64, 128
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The head of a folder, by megabert's names, and the documents of a run that has it; empty without a head."""
+
+    head: Mapping[str, Readable] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
+    """Read the head that config.json names as a class; none for a language model.
+
+    Raises CheckpointError where tensors, labels and class do not fit each other.
+    """
+    names = file.config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    row = next((row for end, row in BY_CLASS.items() if name.endswith(end)), None)
+    has_head = any(tensor.startswith(("classifier.", "qa_outputs.")) for tensor in file.weights)
+    if row is None:
+        task = next((task for end, task in PRETRAINING.items() if name.endswith(end)), None)
+        if task is not None:
+            return FineTuned({}, _language_model(task, file, folder, _read_description(folder / DESCRIPTION)))
+        notes = (f"config.json names no class for the head ({name or 'no architectures'})",) if has_head else ()
+        return FineTuned(notes=notes)
+    head = _tensors(file, row)
+    description = _read_description(folder / DESCRIPTION)
+    if description is not None:
+        return _described(head, description, file, row, folder)
+    return _foreign(head, file, row, folder)
+
+
+def _tensors(file: HuggingFaceFile, row: TaskHead) -> dict[str, Readable]:
+    """Read the tensors of a head. Raises CheckpointError for a missing one, which transformers would draw anew."""
+    prefixes = tuple(source.removesuffix("*") for rule in row.rules for source in rule.sources)
+    # The file's names are those of the encoder alone: without the prefix that the pooler has.
+    named = {f"bert.{name}" if name.startswith("pooler.") else name: item for name, item in file.weights.items()}
+    own = {name: item for name, item in named.items() if name.startswith(prefixes)}
+    tensors, _ = read_tensors([own], row.rules, 1, file.source)
+    wanted = [
+        f"{rule.target.removesuffix('*')}{kind}" for rule in row.rules if rule.target for kind in ("weight", "bias")
+    ]
+    if missing := [name for name in wanted if name not in tensors]:
+        raise CheckpointError(
+            f"{file.source}: config.json names {row.class_end}, whose {', '.join(missing)} is missing."
+        )
+    width = file.shape["hidden_size"]
+    for name, item in tensors.items():
+        rows = width if name.startswith("head.hidden") else tensors["head.out.bias"].shape[0]
+        expected = (rows, width) if name.endswith("weight") else (rows,)
+        if tuple(item.shape) != expected:
+            raise CheckpointError(f"{file.source}: {name} is {tuple(item.shape)}, expected {expected}.")
+    return dict(tensors)
+
+
+def _read_description(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    document = read_json_object(path)
+    match document:
+        case {
+            "task": str(),
+            "settings": {"model": dict()},
+            "state": dict(),
+            "tokenizer": {"lower_case": bool() | None},
+        }:
+            return document
+    raise CheckpointError(f"{path} lacks task, settings, state or tokenizer. Export the run again, or remove the file.")
+
+
+def _described(
+    head: Mapping[str, Readable], description: Mapping[str, Any], file: HuggingFaceFile, row: TaskHead, folder: Path
+) -> FineTuned:
+    """Take task, settings and state from megabert.json. Raises CheckpointError if config.json has other labels."""
+    task, state = description["task"], description["state"]
+    documents = _documents(description)
+    try:
+        theirs = head_config(documents).get("id2label")
+        num_marks = len(state["marks"]) if task == "punctuation_capitalization" else 0
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/{DESCRIPTION}: the state of the task is malformed: {error}.") from None
+    is_same = theirs is None or (
+        theirs == file.config.get("id2label") and len(theirs) == head["head.out.bias"].shape[0]
+    )
+    if TASK_HEADS.get(task) != row or not is_same:
+        raise CheckpointError(
+            f"{folder}: {DESCRIPTION} describes another model than config.json: the class or the labels differ. "
+            f"Where the model was trained further elsewhere, remove {DESCRIPTION}."
+        )
+    if task == "punctuation_capitalization":
+        parts = split_head(head, num_marks)
+        head = {name: in_memory(item) for name, item in parts.items()}
+    return FineTuned(head, documents)
+
+
+def _documents(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run": {"task": description["task"]},
+        "settings": description["settings"],
+        "task": description["state"],
+        "tokenizer": description["tokenizer"],
+    }
+
+
+def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead, folder: Path) -> FineTuned:
+    """Take labels and lengths from config.json and tokenizer_config.json, and note what they do not say."""
+    num_outputs = head["head.out.bias"].shape[0]
+    length, notes = _window_length(file, folder)
+    dataset: dict[str, Any] = {"max_seq_length": length}
+    state: dict[str, Any] = {}
+    if row.task == "question_answering":
+        if num_outputs != 2:
+            raise CheckpointError(f"{file.source}: qa_outputs has {num_outputs} outputs; start and end are 2.")
+        length = min(length, _QUESTION_WINDOW)
+        question = min(_QUESTION_LENGTH, length // 4)
+        stride = min(_STRIDE, max((length - question - 3) // 2, 1))
+        dataset = {"max_seq_length": length, "max_query_length": question, "doc_stride": stride}
+        notes.append(
+            "not stated: whether questions may have no answer; answers are always given "
+            "(model.dataset.version_2_with_negative=true: none where that is likelier)"
+        )
+    elif row.task == "multiple_choice":
+        if num_outputs != 1:
+            raise CheckpointError(f"{file.source}: classifier has {num_outputs} outputs; the score of a choice is 1.")
+    else:
+        labels, label_notes = _labels(file, num_outputs)
+        notes += label_notes
+        state = {"labels": labels, "weights": [1.0] * num_outputs}
+        if row.task == "text_classification":
+            dataset["problem"], problem_notes = _problem(file, num_outputs)
+            state = {"labels": [], "weights": []} if dataset["problem"] == "regression" else state
+            notes += problem_notes
+        else:
+            notes += _tag_notes(labels)
+    if row.task != "multiple_choice" and "num_labels" in file.config and file.config["num_labels"] != num_outputs:
+        raise CheckpointError(
+            f"{file.source}: num_labels is {file.config['num_labels']!r}, the head has {num_outputs}."
+        )
+    documents = {
+        "run": {"task": row.task},
+        "settings": {"model": {"dataset": dataset}},
+        "task": state,
+    }
+    return FineTuned(head, documents, tuple(notes))
+
+
+def _window_length(file: HuggingFaceFile, folder: Path) -> tuple[int, list[str]]:
+    """Return the largest number of tokens of a window: the tokenizer's, at most the network's positions."""
+    positions = int(file.shape["max_positions"])
+    path = folder / "tokenizer_config.json"
+    stated = read_json_object(path).get("model_max_length") if path.is_file() else None
+    if type(stated) is int and 8 <= stated <= _TOKENIZER_LIMIT:
+        return min(stated, positions), [f"windows of {min(stated, positions)} tokens (model_max_length)"]
+    return positions, [f"windows of {positions} tokens, all positions: the tokenizer's files state no model_max_length"]
+
+
+def _labels(file: HuggingFaceFile, num_outputs: int) -> tuple[list[str], list[str]]:
+    """Return the labels in the order of the head's outputs. Raises CheckpointError unless id2label has one for each."""
+    stated = file.config.get("id2label")
+    if stated is None:
+        standard = [f"LABEL_{number}" for number in range(num_outputs)]
+        return standard, [
+            f"config.json names no labels: they are {', '.join(standard[:3])} and so on, as in transformers"
+        ]
+    labels = stated if isinstance(stated, dict) else {}
+    names = [labels.get(str(number)) for number in range(num_outputs)]
+    if len(labels) != num_outputs or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(
+            f"{file.source}/config.json: id2label has {len(labels)} labels ({str(stated)[:60]}); the head has "
+            f"{num_outputs} outputs, 0 to {num_outputs - 1}. Give each output a label."
+        )
+    if len(set(names)) != num_outputs:
+        raise CheckpointError(f"{file.source}/config.json: id2label gives several outputs one label. Rename them.")
+    return [str(name) for name in names], []
+
+
+def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
+    stated = file.config.get("problem_type")
+    if stated is None:
+        problem = "regression" if num_outputs == 1 else "single_label"
+        return problem, [f"problem_type is not stated: {problem}, as in transformers for {num_outputs} outputs"
+                         " (model.dataset.problem)"]  # fmt: skip
+    problem = str(stated).removesuffix("_classification")
+    if problem not in ("regression", "single_label", "multi_label") or (problem == "regression") != (num_outputs == 1):
+        raise CheckpointError(f"{file.source}/config.json: problem_type {stated!r:.40} with {num_outputs} outputs.")
+    return problem, []
+
+
+def _tag_notes(labels: list[str]) -> list[str]:
+    notes = ["not stated: how the training texts were cut into words; raw text is cut at blanks and punctuation on the "
+             "ends of words (model.dataset.split_at), and a word has the label of its first token"]  # fmt: skip
+    if "O" not in labels:
+        notes.append("no label is O: each word has one (model.dataset.pad_label names the label of words outside)")
+    if any(label.startswith("B-") for label in labels) and not any(label.startswith(("E-", "S-")) for label in labels):
+        notes.append("not stated: the tag scheme, IOB1 or IOB2; an I- that cannot continue an entity begins one")
+    return notes
+
+
+def _language_model(
+    task: str, file: HuggingFaceFile, folder: Path, description: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    if description is not None and description["task"] == task:
+        return _documents(description)
+    length, _ = _window_length(file, folder)
+    dataset: dict[str, Any] = {"max_seq_length": length}
+    if task == "masked_language_model":
+        dataset["sentence_order"] = "cls.seq_relationship.weight" in file.weights
+    return {"run": {"task": task}, "settings": {"model": {"dataset": dataset}}}
