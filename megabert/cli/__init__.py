@@ -24,6 +24,7 @@ from .imports import import_data
 from .inspection import inspect
 from .plan import plan
 from .predictions import evaluate, predict, score
+from .serving import serve
 from .settings import config
 from .training import train
 
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "score": score,
     "annotate": annotate,
+    "serve": serve,
     "config": config,
     "import": import_data,
     "corpus": corpus,

@@ -92,6 +92,14 @@ class MeanHead(Head):
         return (sums_ND / (ends_N - starts_N).clamp(min=1)[:, None]).float()
 
 
+class StatesHead(Head):
+    """The hidden states themselves, instead of logits."""
+
+    def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
+        """Return [T, D]."""
+        return hidden_TD
+
+
 class JointHead(Head):
     """Several heads on the same tokens with concatenated logits, [T, C1 + C2 + ...]."""
 
