@@ -70,15 +70,23 @@ class HostedModel:
         examples = [self._example(fields, number) for number, fields in enumerate(inputs)]
         predictor = self.queued(work)
         features = self.task.features(examples, predictor.tokenizer, with_targets=False)
-        windows = Counter(int(getattr(item.notes, "example", item.notes)) for item in features if _has_index(item))
+        windows = self._windows(examples, features)
         predictions = predictor.predict_examples(examples, features=features)
         rows = []
         for number, prediction in enumerate(predictions):
-            count = windows[number] if windows else len(features) / len(examples)
-            row = {**self.task.to_json(prediction), "windows": int(count)}
+            row = {**self.task.to_json(prediction), "windows": windows[number]}
             cut = self._cut_question(inputs[number])
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
+
+    def _windows(self, examples: Sequence[Any], features: Sequence[Features]) -> list[int]:
+        """Count the sequences of each example, by the example's index in their notes."""
+        indices = [getattr(item.notes, "example", item.notes) for item in features]
+        if all(isinstance(index, int | np.integer) and index < len(examples) for index in indices):
+            counts = Counter(map(int, indices))
+            return [counts[number] for number in range(len(examples))]
+        tokenizer = self.predictor.tokenizer  # a task that numbers its sequences otherwise
+        return [len(self.task.features([example], tokenizer, with_targets=False)) for example in examples]
 
     def _example(self, fields: Mapping[str, Any], number: int) -> Any:
         place = f"inputs[{number}]"
@@ -149,10 +157,6 @@ class HostedModel:
         if direction.lower() == "left":
             return text[int(encoded.offsets[count - room][0]) :], count - room
         return text[: int(encoded.offsets[room - 1][1])], count - room
-
-
-def _has_index(feature: Any) -> bool:
-    return isinstance(getattr(feature.notes, "example", feature.notes), int | np.integer)
 
 
 def _relevance(prediction: Any, name: str) -> float:

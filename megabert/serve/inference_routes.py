@@ -42,6 +42,8 @@ def inference_endpoints() -> list[Endpoint]:
     ]
 
 
+CLASSIFIERS = ("text_classification", "glue")
+"""Tasks of which the client takes the first of a list of answers."""
 INFER = ()
 HUB = (
     RequestField("inputs", "any", "What the task takes."),
@@ -198,7 +200,8 @@ async def _hub(call: Call) -> Reply:
         items = [{**item, **more} for item in items]
     predictions = await call.compute(lambda work: model.predictions(items, work))
     answers = [_hub_answer(model.task.name(), prediction, row) for row, prediction in predictions]
-    return Reply(answers if isinstance(inputs, list) else answers[0])
+    is_nested = isinstance(inputs, list) or model.task.name() in CLASSIFIERS
+    return Reply(answers if is_nested else answers[0])
 
 
 def _hub_answer(task: str, prediction: Any, row: dict[str, Any]) -> Any:

@@ -57,7 +57,7 @@ class ComputeQueue(Protocol):
         """Queue sequences; cancelling the future removes them if they are not being computed yet."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     lane: str
     features: Sequence[Features]

@@ -50,7 +50,7 @@ def page_endpoints(others: Sequence[Endpoint]) -> list[Endpoint]:
 
 def content_policy(document: str) -> str:
     """Return the policy of a page: its own inline script and style by their hashes, requests to this server only."""
-    rules = ["default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+    rules = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
     for tag, name in (("script", "script-src"), ("style", "style-src")):
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", document, re.DOTALL)
         hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]

@@ -57,7 +57,7 @@ class RequestGuard:
             raise Refusal(421, "the Host header names another server.")
         self._check_origin(scope["method"], host, headers)
         if scope["method"] == "POST":
-            self._check_content(headers)
+            self._check_content(headers, scope["path"])
         if self.key_digest is not None and scope["path"] not in OPEN_PATHS:
             word, _, key = headers.get("authorization", "").partition(" ")
             given = hashlib.sha256((key if word.lower() == "bearer" else "").strip().encode("latin-1")).digest()
@@ -72,10 +72,10 @@ class RequestGuard:
         if site not in ("none", "same-origin") and not (method == "GET" and headers.get("sec-fetch-mode") == "navigate"):
             raise Refusal(403, "requests of other sites' pages are refused.")
 
-    def _check_content(self, headers: Mapping[str, str]) -> None:
+    def _check_content(self, headers: Mapping[str, str], path: str) -> None:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        is_binary = "inference-header-content-length" in headers
-        if kind != "application/json" and not (kind in ("", "application/octet-stream") and is_binary):
+        is_triton = path.startswith("/v2/models/") and kind in ("", "application/octet-stream")  # as its client sends
+        if kind != "application/json" and not is_triton:
             raise Refusal(415, "the body must be JSON: Content-Type: application/json.")
         if headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "compressed bodies are not read.")
