@@ -26,6 +26,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"torch_session"},
     {"build"},
     {"training", "diagnostics", "annotate"},
+    {"serve"},
     {"cli"},
     {"sample", "__main__"},
 ]

@@ -106,7 +106,9 @@ def _models(arguments: argparse.Namespace) -> dict[str, Path]:
     models: dict[str, Path] = {}
     for word in arguments.models:
         name, equals, path = word.partition("=")
-        if not (equals and path and name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name.isascii()):
+        if not (
+            equals and path and name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name.isascii()
+        ):
             raise ConfigError(f"{word!r} is not NAME=RUN. A name has letters, digits, dots, - and _.")
         if name in models:
             raise ConfigError(f"{name} is the name of two models. Give each its own.")

@@ -17,11 +17,16 @@ from .hosted_models import HostedModel, logit
 from .http_application import Call, Endpoint, Reply
 from .model_queue import Work
 from .refusals import Refusal, invalid
-from .request_fields import RequestField, one_or_many
+from .request_fields import RequestField
 from .task_routes import MODEL, check_number
 
-DIRECTION = RequestField("truncation_direction", "string", "Which end is cut.", "right", ("left", "right", "Left", "Right"))
-CUT = (RequestField("truncate", "boolean", "Cut long texts to one sequence instead of reading windows.", False), DIRECTION)
+DIRECTION = RequestField(
+    "truncation_direction", "string", "Which end is cut.", "right", ("left", "right", "Left", "Right")
+)
+CUT = (
+    RequestField("truncate", "boolean", "Cut long texts to one sequence instead of reading windows.", False),
+    DIRECTION,
+)
 INPUTS = RequestField("inputs", "any", "A string, a list of strings, token ids, or a list of token ids.")
 DIMENSIONS = RequestField("dimensions", "integer", "Keep the first so many dimensions.", None)
 NORMALIZE = RequestField("normalize", "boolean", "Vectors of length 1.", True)
@@ -37,7 +42,7 @@ def embedding_endpoints() -> list[Endpoint]:
         ("POST", "/predict", _predict, "Classify texts; [a, b] is a pair.", "predict", (INPUTS, MODEL, RAW, *CUT),
          "[{score, label}], of a list of lists a list of these"),
         ("POST", "/similarity", _similarity, "Compare a sentence with others.", "embed", SIMILARITY, "[number]"),
-        ("POST", "/tokenize", _tokenize, "Tokenize texts.", "tokenize", TOKENIZE, "[[{id, text, special, start, stop}]]"),
+        ("POST", "/tokenize", _tokenize, "Tokenize texts.", "tokenize", TOKENIZE, "[[{id, text, start, stop}]]"),
         ("POST", "/decode", _decode, "Join tokens.", "tokenize", DECODE, "[string]"),
         ("GET", "/info", _info, "Describe a model.", "other", (), "model_id, model_type, limits"),
     ]  # fmt: skip
@@ -288,7 +293,9 @@ async def _info(call: Call) -> Reply:
 OPENAI = (
     RequestField("input", "any", "A string, a list of strings, token ids, or a list of token ids."),
     MODEL,
-    RequestField("encoding_format", "string", "float, or base64 of little-endian float32.", "float", ("float", "base64")),
+    RequestField(
+        "encoding_format", "string", "float, or base64 of little-endian float32.", "float", ("float", "base64")
+    ),
     DIMENSIONS,
     RequestField("user", "string", "Ignored.", None),
 )
@@ -325,7 +332,7 @@ COHERE = (
 async def _cohere(call: Call) -> Reply:
     fields, model = call.fields, _model(call, _scores_pairs)
     check_number(fields["documents"], call, "documents")
-    texts = [item.get("text") if isinstance(item, dict) else item for item in fields["documents"]]
+    texts: list[Any] = [item.get("text") if isinstance(item, dict) else item for item in fields["documents"]]
     if not all(isinstance(text, str) for text in texts):
         raise invalid("documents has items that are neither strings nor objects with text.", "documents")
     if fields["top_n"] is not None and fields["top_n"] < 1:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -133,6 +134,6 @@ def compute_for(connection: Connection, queue: ComputeQueue) -> None:
                     jobs[message].cancel()
                 continue
             future = jobs[message.job] = queue.submit(message.lane, message.features())
-            future.add_done_callback(lambda done, number=message.job: answer(number, done))
+            future.add_done_callback(partial(answer, message.job))
     for future in list(jobs.values()):
         future.cancel()

@@ -220,5 +220,3 @@ def _until_gone(receive: Any) -> Callable[[], Awaitable[None]]:
             pass
 
     return wait
-
-

@@ -23,24 +23,25 @@ def page_endpoints(others: Sequence[Endpoint]) -> list[Endpoint]:
     """Return the routes; /openapi.json and /docs describe them and the others."""
     endpoints: list[Endpoint] = []
     page = PAGE.read_bytes()
-    headers = {"content-security-policy": content_policy(page.decode())}
+    policy = content_policy(page.decode())
+    html_type = "text/html; charset=utf-8"
 
     async def show_page(call: Call) -> Reply:
-        return Reply(page, dict(headers), media_type="text/html; charset=utf-8")
+        return Reply(page, {"content-security-policy": policy}, media_type=html_type)
 
     async def show_openapi(call: Call) -> Reply:
         return Reply(openapi(endpoints))
 
     async def show_docs(call: Call) -> Reply:
         document = docs_page(endpoints)
-        return Reply(document.encode(), {"content-security-policy": content_policy(document)}, media_type="text/html; charset=utf-8")  # fmt: skip
+        return Reply(document.encode(), {"content-security-policy": content_policy(document)}, media_type=html_type)
 
     endpoints += [
         Endpoint("GET", "/", show_page, "The page."),
         Endpoint("GET", "/docs", show_docs, "This list."),
         Endpoint("GET", "/openapi.json", show_openapi, "It as OpenAPI 3.1."),
         Endpoint("GET", "/v1/models", _models, "List the models.", answer="data: [{id, task, fields, labels}]"),
-        *(Endpoint("GET", path, _ready, "200 if requests are taken, else 503.") for path in ("/health", "/ping", "/ready")),
+        *(Endpoint("GET", path, _ready, "200 if it takes requests.") for path in ("/health", "/ping", "/ready")),
         Endpoint("GET", "/live", _live, "200 while the process runs."),
         Endpoint("GET", "/metrics", _metrics, "Prometheus' metrics."),
         *others,
@@ -50,7 +51,14 @@ def page_endpoints(others: Sequence[Endpoint]) -> list[Endpoint]:
 
 def content_policy(document: str) -> str:
     """Return the policy of a page: its own inline script and style by their hashes, requests to this server only."""
-    rules = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+    rules = [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
     for tag, name in (("script", "script-src"), ("style", "style-src")):
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", document, re.DOTALL)
         hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
@@ -85,7 +93,7 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         names = re.findall(r"\{(\w+)\}", endpoint.path)
         operation: dict[str, Any] = {
             "summary": endpoint.summary,
-            "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names],
+            "parameters": [_path_parameter(name) for name in names],
             "responses": {"200": {"description": endpoint.answer or "Success."}, "4XX": _ERROR, "5XX": _ERROR},
         }  # fmt: skip
         if endpoint.fields:
@@ -100,13 +108,22 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     return {"openapi": "3.1.0", "info": {"title": "megabert", "version": __version__}, "paths": paths}
 
 
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
 def docs_page(endpoints: Sequence[Endpoint]) -> str:
     """Describe the routes as a page that needs no network."""
     escape = html.escape
-    parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>megabert: routes</title>", f"<style>{STYLE}</style>"]
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>megabert: routes</title>",
+        f"<style>{STYLE}</style>",
+    ]
     parts.append('<h1>Routes</h1><p>As <a href="/openapi.json">OpenAPI</a>. <a href="/">The page</a>.</p>')
     for endpoint in endpoints:
-        parts.append(f"<h2><code>{endpoint.method} {escape(endpoint.path)}</code></h2><p>{escape(endpoint.summary)}</p>")
+        parts.append(
+            f"<h2><code>{endpoint.method} {escape(endpoint.path)}</code></h2><p>{escape(endpoint.summary)}</p>"
+        )
         rows = [
             f"<tr><td><code>{escape(field.name)}</code><td>{escape(field.kind)}<td>{escape(field.help)}"
             f"<td>{'' if field.default is None or not _is_plain(field.default) else escape(json.dumps(field.default))}"

@@ -1,4 +1,4 @@
-"""What is checked before a request is looked at: host, origin, key, content type, sizes; and reading its body in time."""
+"""Checks before a request is looked at: host, origin, key, content type, sizes; and reading its body in time."""
 
 import asyncio
 import hashlib
@@ -69,7 +69,9 @@ class RequestGuard:
         if origin is not None and urlsplit(origin if "//" in origin else "").netloc != host:
             raise Refusal(403, "requests of other sites' pages are refused.")
         site = headers.get("sec-fetch-site", "none")
-        if site not in ("none", "same-origin") and not (method == "GET" and headers.get("sec-fetch-mode") == "navigate"):
+        if site not in ("none", "same-origin") and not (
+            method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        ):
             raise Refusal(403, "requests of other sites' pages are refused.")
 
     def _check_content(self, headers: Mapping[str, str], path: str) -> None:

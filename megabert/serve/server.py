@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -113,7 +112,7 @@ class HttpServer(uvicorn.Server):
         limits, metrics = settings.limits, application.admission.metrics
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
-            application,  # type: ignore[arg-type]
+            application,
             http=partial(BoundedConnection, limits=limits, metrics=metrics),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
@@ -159,7 +158,8 @@ def listen(settings: ServeSettings) -> socket.socket:
         listener.bind(address)
         listener.listen(4096)
     except OSError as error:
-        raise ConfigError(f"{settings.host}:{settings.port}: {error.strerror or error}. Choose another --port or --host.") from None  # fmt: skip
+        place = f"{settings.host}:{settings.port}"
+        raise ConfigError(f"{place}: {error.strerror or error}. Choose another --port or --host.") from None
     listener.setblocking(False)
     return listener
 
@@ -281,9 +281,12 @@ def run_front_end(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the networks decides when to stop
     metrics = ServerMetrics(memory, row)
     servers: list[HttpServer] = []
-    queue = RemoteQueue(
-        connection, lambda: [server.stop() for server in servers] and None, lambda: sys.exit(0) if not servers else servers[0].stop()
-    )  # fmt: skip
+
+    def stop() -> None:
+        for server in servers:
+            server.stop()
+
+    queue = RemoteQueue(connection, stop, stop)
     limits = settings.limits
     share = -(-limits.max_concurrent_requests // settings.processes)
     settings = replace(settings, limits=replace(limits, max_concurrent_requests=share))

@@ -13,7 +13,24 @@ import numpy as np
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 FILL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 ROUTES = ("tasks", "documents", "embed", "rank", "predict", "tokenize", "infer", "other")
-STATUSES = ("200", "400", "401", "403", "404", "405", "408", "413", "415", "421", "422", "424", "429", "431", "500", "501", "503", "other")  # fmt: skip
+STATUSES = (
+    "200",
+    "400",
+    "401",
+    "403",
+    "404",
+    "405",
+    "408",
+    "413",
+    "415",
+    "421",
+    "422",
+    "424",
+    "429",
+    "431",
+    "500",
+    "503",
+)
 # Name, labels, help
 COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("te_request_count", "", "Requests that were admitted."),
@@ -21,7 +38,7 @@ COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("te_request_failure", "", "Admitted requests that were answered with an error."),
     ("megabert_requests_cancelled_total", "", "Admitted requests whose client closed the connection."),
     *(("megabert_requests_total", f'route="{name}"', "Requests by route.") for name in ROUTES),
-    *(("megabert_responses_total", f'status="{name}"', "Responses by status.") for name in STATUSES),
+    *(("megabert_responses_total", f'status="{name}"', "Responses by status.") for name in (*STATUSES, "other")),
     ("megabert_tokens_total", "", "Tokens of answered requests."),
     ("megabert_windows_total", "", "Sequences of answered requests."),
     ("megabert_batches_total", "", "Batches that were computed."),
@@ -46,7 +63,8 @@ _SIZES = [1] * (len(COUNTERS) + len(GAUGES)) + [len(buckets) + 2 for _, _, bucke
 _STARTS = np.cumsum([0, *_SIZES])
 NUM_VALUES = int(_STARTS[-1])
 _KEYS = [name + (f"{{{labels}}}" if labels else "") for name, labels, _ in COUNTERS]
-_PLACES = {key: int(start) for key, start in zip([*_KEYS, *(name for name, *_ in GAUGES), *(name for name, *_ in HISTOGRAMS)], _STARTS, strict=False)}  # fmt: skip
+_NAMES = [*_KEYS, *(name for name, _ in GAUGES), *(name for name, *_ in HISTOGRAMS)]
+_PLACES = {key: int(start) for key, start in zip(_NAMES, _STARTS, strict=False)}
 _BUCKETS = {name: buckets for name, _, buckets in HISTOGRAMS}
 
 
@@ -110,7 +128,9 @@ class ServerMetrics:
             lines += [f"# HELP {name} {description}", f"# TYPE {name} histogram"]
             values = total[_PLACES[name] : _PLACES[name] + len(buckets) + 2]
             counts = np.cumsum(values[:-1])
-            lines += [f'{name}_bucket{{le="{edge}"}} {count:.15g}' for edge, count in zip(buckets, counts, strict=False)]
+            lines += [
+                f'{name}_bucket{{le="{edge}"}} {count:.15g}' for edge, count in zip(buckets, counts, strict=False)
+            ]
             lines += [f'{name}_bucket{{le="+Inf"}} {counts[-1]:.15g}']
             lines += [f"{name}_sum {values[-1]:.15g}", f"{name}_count {counts[-1]:.15g}"]
         return "\n".join([*lines, ""])

@@ -3,6 +3,7 @@
 import datetime
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,13 @@ TASK_ROUTES: Mapping[str, tuple[tuple[str, ...], str]] = {
 READ_FORMATS = ("text", "pubtator", "bioc", "bioc-json", "jsonl", "pubmed", "jats")
 WRITTEN_FORMATS = ("pubtator", "bioc", "bioc-json", "jsonl", "brat", "conll", "csv")
 MODEL = RequestField("model", "string", "Name of the run; may be left out where only one run suits.", None)
-INPUTS = RequestField(
-    "inputs", "list", "Inputs: objects with the task's fields, or strings for its first field.", None
-)
+INPUTS = RequestField("inputs", "list", "Inputs: objects with the task's fields, or strings for its first field.", None)
 TASK_FIELDS = tuple(
     RequestField(name, "any", f"{help_}, of a single input.", None)
     for name, help_ in {
         "text": "The text", "text_b": "The second text of a pair", "tokens": "The words instead of a text",
         "question": "The question", "context": "The text with the answer", "head": "The first argument",
-        "tail": "The second argument", "head_type": "Its type", "tail_type": "Its type", "labels": "Labels to choose from",
+        "tail": "The second argument", "head_type": "Its type", "tail_type": "Its type", "labels": "Candidate labels",
         "template": "The hypothesis with {} for a label", "choices": "Answers to choose from", "id": "Its identifier",
     }.items()
 )  # fmt: skip
@@ -56,7 +55,8 @@ def task_endpoints() -> list[Endpoint]:
     """Return the routes of the tasks."""
     routes = [
         Endpoint(
-            "POST", f"/v1/{name}", _task_handler(tasks), summary, "tasks", (MODEL, INPUTS, TRUNCATE, *TASK_FIELDS), True,
+            "POST", f"/v1/{name}", _task_handler(tasks), summary, "tasks",
+            (MODEL, INPUTS, TRUNCATE, *TASK_FIELDS), are_all_fields=True,
             answer="model, results (a row for each input, as `megabert predict` writes it, and windows), usage",
         )
         for name, (tasks, summary) in TASK_ROUTES.items()
@@ -125,7 +125,9 @@ def _cut(inputs: list[dict[str, Any]], model: HostedModel) -> dict[int, int]:
 
 
 DOCUMENT_FIELDS = (
-    RequestField("models", "list of strings", "Runs in their order: of entities, then of relations; default: all.", None),
+    RequestField(
+        "models", "list of strings", "Runs in their order: of entities, then of relations; default: all.", None
+    ),
     RequestField("content", "string", "The documents."),
     RequestField("format", "string", "Their format.", "text", READ_FORMATS),
     RequestField("output_format", "string", "Format of the answer; default: that of the input.", None, WRITTEN_FORMATS),
@@ -180,7 +182,7 @@ def read_content(content: str, name: str) -> list[Document]:
     form = find_format(name)
     assert form.read is not None
     options = ReadOptions()
-    file = io.BufferedReader(io.BytesIO(content.encode()))  # type: ignore[type-var]
+    file = io.BufferedReader(io.BytesIO(content.encode()))
     try:
         found = [check_offsets(item, options.faults) for item in form.read(Path("content"), file, options)]
     except MegabertError as error:
@@ -218,7 +220,7 @@ def document_json(document: Document) -> dict[str, Any]:
         ],
         "relations": [
             {"id": item.id, "type": item.type, "score": item.score,
-             "arguments": [{"role": end.role, "entity": end.entity, "identifier": end.identifier} for end in item.arguments]}
+             "arguments": [asdict(argument) for argument in item.arguments]}
             for item in document.relations
         ],
     }  # fmt: skip

@@ -26,7 +26,9 @@ def test_triton(server):
     assert client.get_model_metadata("ner")["inputs"][0]["name"] == "text"
     for is_binary in (True, False):
         tensor = triton.InferInput("text", [2], "BYTES")
-        tensor.set_data_from_numpy(np.array([b"Peter lives", "Pari\u0301s".encode()], dtype=object), binary_data=is_binary)
+        tensor.set_data_from_numpy(
+            np.array([b"Peter lives", "Pari\u0301s".encode()], dtype=object), binary_data=is_binary
+        )
         answer = client.infer("ner", [tensor], request_id="7")
         assert answer.get_response()["id"] == "7"
         assert len(answer.as_numpy("predictions")) == 2

@@ -45,9 +45,50 @@ def status_of(answer):
 
 def bodies(draw):
     """Yield bodies that are malformed, or of the wrong types, or too deep."""
-    values = [None, True, 0, -1, 10**30, 1.5, "", " ", "x" * 999, [], {}, [[]], ["a", 1], {"a": {}}, "\ud800", "\0", "\u202e"]
-    fields = ["text", "inputs", "model", "truncate", "tokens", "id", "labels", "content", "query", "texts", "raw_scores"]
-    yield from (b"", b"{", b"[]", b"5", b'"a"', b"{}x", b"\xff\xfe", b'{"text": NaN}', b'{"text": 1e999}', b'{"a": ' + b"9" * 5000 + b"}")
+    values = [
+        None,
+        True,
+        0,
+        -1,
+        10**30,
+        1.5,
+        "",
+        " ",
+        "x" * 999,
+        [],
+        {},
+        [[]],
+        ["a", 1],
+        {"a": {}},
+        "\ud800",
+        "\0",
+        "\u202e",
+    ]
+    fields = [
+        "text",
+        "inputs",
+        "model",
+        "truncate",
+        "tokens",
+        "id",
+        "labels",
+        "content",
+        "query",
+        "texts",
+        "raw_scores",
+    ]
+    yield from (
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'"a"',
+        b"{}x",
+        b"\xff\xfe",
+        b'{"text": NaN}',
+        b'{"text": 1e999}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+    )
     yield from (b'{"text": ' + b"[" * depth + b"]" * depth + b"}" for depth in (40, 900, 9000))
     yield from (b'{"text": "a", "text": "b"}', b'{"text": "\\ud800"}', json.dumps({"inputs": ["a"] * 3000}).encode())
     for _ in range(260):
@@ -78,16 +119,22 @@ def test_fuzzed_http_is_answered_or_closed(server):
         b"GET /\r\n\r\n", b"\r\n\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n",
         HEAD.encode() + b"Content-Length: -5\r\n\r\n", HEAD.encode() + b"Content-Length: 5, 6\r\n\r\n",
         HEAD.encode() + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        HEAD.encode() + b"Transfer-Encoding: gzip\r\n\r\n", HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
-        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
-        HEAD.encode() + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}", b"FOO /x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", good + good, good[:-3],
+        HEAD.encode() + b"Transfer-Encoding: gzip\r\n\r\n", HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",  # noqa: E501
+        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",  # noqa: E501
+        HEAD.encode() + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}", b"FOO /x HTTP/1.1\r\nHost: localhost\r\n\r\n",  # noqa: E501
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", good + good, good[:-3],  # noqa: E501
         *(bytes(byte if draw.random() > 0.02 else draw.randrange(256) for byte in good) for _ in range(150)),
     ]  # fmt: skip
     for data in requests:
         answer = raw(server, data, seconds=15)
-        assert status_of(answer) in (None, 200, 400, 403, 404, 405, 408, 413, 415, 421, 422, 426, 431, 501, 505), (data[:99], answer[:99])
-    assert status_of(raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 120 + b"\r\n", is_open=True)) == 431
+        assert status_of(answer) in (None, 200, 400, 403, 404, 405, 408, 413, 415, 421, 422, 426, 431, 501, 505), (
+            data[:99],
+            answer[:99],
+        )
+    assert (
+        status_of(raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 120 + b"\r\n", is_open=True))
+        == 431
+    )
     assert status_of(raw(server, b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000)) == 431
     assert server.call("GET", "/health")[0] == 200
 
@@ -113,7 +160,13 @@ def test_pages_of_other_sites_are_refused(server):
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
     assert server.call("OPTIONS", "/v1/entities")[0] == 405
-    assert [host_name(host) for host in ("localhost:80", "[::1]:80", "a b", "localhost.", "")] == ["localhost", "::1", "", "localhost", ""]
+    assert [host_name(host) for host in ("localhost:80", "[::1]:80", "a b", "localhost.", "")] == [
+        "localhost",
+        "::1",
+        "",
+        "localhost",
+        "",
+    ]
 
 
 def test_a_key_is_needed_but_for_health_and_the_page(small):
@@ -135,7 +188,12 @@ def test_an_address_that_others_reach_needs_a_key():
 def test_slow_and_silent_clients_are_closed_while_others_are_served(small):
     address = ("127.0.0.1", small.port)
     key = "Authorization: Bearer the key\r\n"
-    starts = [b"", b"GET /hea", f"{HEAD}{key}Content-Length: 99\r\n\r\n{{".encode(), b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+    starts = [
+        b"",
+        b"GET /hea",
+        f"{HEAD}{key}Content-Length: 99\r\n\r\n{{".encode(),
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ]
     clients = []
     for number in range(40):
         client = socket.create_connection(address, timeout=10)
@@ -159,6 +217,11 @@ def test_slow_and_silent_clients_are_closed_while_others_are_served(small):
 def test_bodies_are_bounded(small):
     key = {"authorization": "Bearer the key"}
     assert small.call("POST", "/v1/entities", {"text": "a" * 30_000}, **key)[0] == 413
-    chunked = f"{HEAD}Authorization: Bearer the key\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + b"4000\r\n" + b"a" * 0x4000 + b"\r\n"
+    chunked = (
+        f"{HEAD}Authorization: Bearer the key\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        + b"4000\r\n"
+        + b"a" * 0x4000
+        + b"\r\n"
+    )
     assert status_of(raw(small, chunked + b"4000\r\n" + b"a" * 0x4000 + b"\r\n0\r\n\r\n", is_open=True)) == 413
     assert small.server.application.admission.held_bytes == 0

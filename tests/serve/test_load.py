@@ -121,7 +121,7 @@ def test_a_client_that_goes_away_is_not_computed(gated):
     clients = []
     for _ in range(5):
         client = socket.create_connection(("127.0.0.1", gated.port))
-        client.sendall(f"POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())  # fmt: skip
+        client.sendall(f"POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())  # fmt: skip  # noqa: E501
         clients.append(client)
     wait_until(lambda: active(gated) == 6)
     for client in clients:

@@ -27,7 +27,9 @@ class SumSession:
         self.batches.append([len(item) for item in features])
         if any(POISON in item.token_ids for item in features):
             raise MemoryError("CUDA out of memory (injected)")
-        return SessionOutput([np.array([np.nan if NOT_FINITE in item.token_ids else item.token_ids.sum()]) for item in features], None)
+        return SessionOutput(
+            [np.array([np.nan if NOT_FINITE in item.token_ids else item.token_ids.sum()]) for item in features], None
+        )
 
 
 def sequence(*token_ids):

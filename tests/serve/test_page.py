@@ -9,7 +9,7 @@ from megabert.serve.page_routes import PAGE, content_policy
 from tests.serve.browser import open_page
 
 PAYLOADS = ("<img src=x onerror=hit()>", "</script><script>hit()</script>", "<svg/onload=hit()>", "\"'><b>x</b>",
-            "javascript:hit()", "{{hit()}}", "\u202egnirts", "&lt;script&gt;", "<iframe srcdoc='<script>hit()</script>'>")  # fmt: skip
+            "javascript:hit()", "{{hit()}}", "\u202egnirts", "&lt;script&gt;", "<iframe srcdoc='<script>hit()</script>'>")  # fmt: skip  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def test_every_mode_shows_its_answer(page):
     page.choose("#format", "pubtator")
     assert "Paris" in compute_now(page, {"content": document})
     assert page.run("copy('pubtator').then(() => window.copied)").startswith("1|t|Peter lives in Paris\n")
-    assert "Best candidates" in compute(page, "qa", "answers", {"question": "Where?", "context": "Peter lives in Paris."})
+    assert "Best candidates" in compute(
+        page, "qa", "answers", {"question": "Where?", "context": "Peter lives in Paris."}
+    )
     assert page.run("document.querySelectorAll('#output mark').length") == 1
     assert "no" in compute(page, "classes", "classes", {"text": "good"})
     assert page.run("document.querySelectorAll('#output .bar').length") == 3

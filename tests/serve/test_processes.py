@@ -60,7 +60,9 @@ def test_front_ends_answer_survive_a_kill_and_end(tmp_path):
             assert status == 200
             assert same(json.loads(json.dumps(predictor.task.to_json(predictor.predict(text=text)))) | {"id": "1"}, row)
         assert "\nte_request_count 12\n" in ask(port, "/metrics")[1]
-        front_ends = [item for item in children(process.pid) if b"spawn_main" in Path(f"/proc/{item}/cmdline").read_bytes()]
+        front_ends = [
+            item for item in children(process.pid) if b"spawn_main" in Path(f"/proc/{item}/cmdline").read_bytes()
+        ]
         assert len(front_ends) == 2
         os.kill(front_ends[0], signal.SIGKILL)
         assert "exit code -9" in process.stderr.readline()
@@ -70,7 +72,11 @@ def test_front_ends_answer_survive_a_kill_and_end(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         time.sleep(0.2)
-        assert not [item for item in everybody if Path(f"/proc/{item}/cmdline").exists() and b"spawn_main" in Path(f"/proc/{item}/cmdline").read_bytes()]
+        assert not [
+            item
+            for item in everybody
+            if Path(f"/proc/{item}/cmdline").exists() and b"spawn_main" in Path(f"/proc/{item}/cmdline").read_bytes()
+        ]
         lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
         assert len([line for line in lines if line["path"] == "/v1/entities"]) >= 18
         assert "Peter" not in (tmp_path / "access.log").read_text()

@@ -74,13 +74,21 @@ def test_documents_are_annotated_as_the_command_does(server, tmp_path):
         [entity.fragments for entity in item.entities] for item in wanted
     ]
     for name in ("bioc", "bioc-json", "jsonl", "brat", "conll", "csv"):
-        assert server.post("/v1/documents", models=["ner"], content=content, format="pubtator", output_format=name)["content"]
-    xml = server.post("/v1/documents", models=["ner"], content=content, format="pubtator", output_format="bioc")["content"]
+        assert server.post("/v1/documents", models=["ner"], content=content, format="pubtator", output_format=name)[
+            "content"
+        ]
+    xml = server.post("/v1/documents", models=["ner"], content=content, format="pubtator", output_format="bioc")[
+        "content"
+    ]
     back = server.post("/v1/documents", models=["ner"], content=xml, format="bioc", existing="replace")
     assert [item["id"] for item in back["documents"]] == ["1", "2"]
-    related = server.post("/v1/documents", models=["ner", "relations"], pairs=["PER:LOC", "LOC:PER"], content="Peter lives in Paris")
+    related = server.post(
+        "/v1/documents", models=["ner", "relations"], pairs=["PER:LOC", "LOC:PER"], content="Peter lives in Paris"
+    )
     assert all(len(item["arguments"]) == 2 for item in related["documents"][0]["relations"])
-    status, _, error = server.call("POST", "/v1/documents", {"content": "1|t|a\n1\t0\t9\tzzz\tX\n", "format": "pubtator"})
+    status, _, error = server.call(
+        "POST", "/v1/documents", {"content": "1|t|a\n1\t0\t9\tzzz\tX\n", "format": "pubtator"}
+    )
     assert (status, error["field"]) == (422, "content")
 
 
@@ -106,13 +114,13 @@ def test_embeddings_are_those_of_the_predictor(server):
     assert np.allclose(server.post("/models/ner/embed", inputs=ids[0]), unit[:1], atol=1e-5)
     (states,) = server.post("/models/ner/embed_all", inputs=texts[0])
     assert np.allclose(np.mean(states, axis=0), vectors[0], atol=1e-5)
-    (similarity,) = server.post(
-        "/models/ner/similarity", inputs={"source_sentence": texts[0], "sentences": texts[1:]}
-    )
+    (similarity,) = server.post("/models/ner/similarity", inputs={"source_sentence": texts[0], "sentences": texts[1:]})
     assert similarity == pytest.approx(float(unit[0] @ unit[1]), abs=1e-5)
     status, headers, _ = server.call("POST", "/models/ner/embed", {"inputs": texts})
     assert status == 200 and int(headers["x-windows"]) > 2
-    _, headers, _ = server.call("POST", "/models/ner/embed", {"inputs": texts, "truncate": True, "truncation_direction": "Left"})
+    _, headers, _ = server.call(
+        "POST", "/models/ner/embed", {"inputs": texts, "truncate": True, "truncation_direction": "Left"}
+    )
     assert headers["x-windows"] == "2" and int(headers["x-truncated-tokens"]) > 0
     assert {"x-compute-type", "x-compute-time", "x-compute-characters", "x-compute-tokens", "x-total-time",
             "x-tokenization-time", "x-queue-time", "x-inference-time", "x-request-id"} <= set(headers)  # fmt: skip
@@ -154,8 +162,17 @@ def test_ranking_orders_texts_by_the_probability_of_relevance(server):
 
 def test_tokens_have_their_characters(server):
     (row,) = server.post("/models/ner/tokenize", inputs="paris a")
-    assert [item["text"] for item in row[1:-1]] == ["paris"[item["start"] : item["stop"]] or "a" for item in row[1:-1]][:-1] + ["a"]
-    assert row[0] == {"id": server.runs["ner"].tokenizer.cls_id, "text": "[CLS]", "special": True, "start": None, "stop": None}
+    assert [item["text"] for item in row[1:-1]] == [
+        *["paris"[item["start"] : item["stop"]] or "a" for item in row[1:-1]][:-1],
+        "a",
+    ]
+    assert row[0] == {
+        "id": server.runs["ner"].tokenizer.cls_id,
+        "text": "[CLS]",
+        "special": True,
+        "start": None,
+        "stop": None,
+    }
     (plain,) = server.post("/models/ner/tokenize", inputs=["paris a"], add_special_tokens=False)
     assert plain == row[1:-1]
     assert server.post("/models/ner/decode", ids=[item["id"] for item in row]) == ["paris a"]
@@ -179,11 +196,15 @@ def test_kserve_echoes_ids_and_takes_strings_as_json_and_bytes(server):
     assert answer["id"] == "my id"
     assert [json.loads(item)["text"] for item in answer["outputs"][0]["data"]] == ["Peter", "Paris"]
     packed = b"".join(len(word).to_bytes(4, "little") + word for word in (b"Peter", b"Paris"))
-    head = json.dumps({"inputs": [{**{k: tensor[k] for k in ("name", "datatype", "shape")}, "parameters": {"binary_data_size": len(packed)}}]}).encode()  # fmt: skip
-    status, _, binary = server.call("POST", "/v2/models/ner/infer", head + packed, inference_header_content_length=str(len(head)))
+    head = json.dumps({"inputs": [{**{k: tensor[k] for k in ("name", "datatype", "shape")}, "parameters": {"binary_data_size": len(packed)}}]}).encode()  # fmt: skip  # noqa: E501
+    status, _, binary = server.call(
+        "POST", "/v2/models/ner/infer", head + packed, inference_header_content_length=str(len(head))
+    )
     assert status == 200 and binary["outputs"][0]["data"] == answer["outputs"][0]["data"]
     vectors = server.post("/v2/models/ner/infer", inputs=[tensor], outputs=[{"name": "embedding"}])["outputs"][0]
-    assert np.allclose(np.reshape(vectors["data"], vectors["shape"]), server.runs["ner"].embed(["Peter", "Paris"]), atol=1e-5)
+    assert np.allclose(
+        np.reshape(vectors["data"], vectors["shape"]), server.runs["ner"].embed(["Peter", "Paris"]), atol=1e-5
+    )
     assert server.call("GET", "/v2/health/live")[2] == {"live": True}
     assert server.call("GET", "/v2/models/ner/ready")[2] == {"name": "ner", "ready": True}
     assert server.call("GET", "/v2/models/ner")[2]["inputs"][0] == {"name": "text", "datatype": "BYTES", "shape": [-1]}
@@ -215,7 +236,7 @@ def test_the_description_of_the_routes_names_every_route(server):
     assert description["openapi"].startswith("3.1")
     for endpoint in server.server.application.endpoints:
         operation = description["paths"][endpoint.path][endpoint.method.lower()]
-        names = set(operation.get("requestBody", {"content": {"application/json": {"schema": {"properties": {}}}}})["content"]["application/json"]["schema"]["properties"])  # fmt: skip
+        names = set(operation.get("requestBody", {"content": {"application/json": {"schema": {"properties": {}}}}})["content"]["application/json"]["schema"]["properties"])  # fmt: skip  # noqa: E501
         assert names == {field.name for field in endpoint.fields}
         assert endpoint.path.replace("{", "{") in page
     assert not re.search(r"(src|href)=.?https?:", page)
