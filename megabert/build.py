@@ -22,6 +22,7 @@ from .checkpoints.native import run_checkpoints
 from .checkpoints.open import fit_vocabulary
 from .checkpoints.tensor_names import check_tensors
 from .checkpoints.user_config import parse_user_config
+from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
 from .inference import Predictor

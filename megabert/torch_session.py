@@ -14,7 +14,7 @@ from .data.prefetch import prefetch
 from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
-from .model.heads import EmbeddingHead, TaskModel
+from .model.heads import EmbeddingHead, StatesHead, TaskModel
 from .parallel.process_group import SINGLE_PROCESS, World
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -52,6 +52,11 @@ class TorchSession:
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
         model = TaskModel(self.model.encoder, EmbeddingHead()).train(self.model.training)
+        return replace(self, model=model, is_static=False)
+
+    def token_states(self) -> "TorchSession":
+        """Return the network with the last hidden states of all tokens instead of logits."""
+        model = TaskModel(self.model.encoder, StatesHead()).train(self.model.training)
         return replace(self, model=model, is_static=False)
 
     def run(

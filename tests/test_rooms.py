@@ -29,6 +29,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"linking"},
     {"annotate"},
     {"export"},
+    {"serve"},
     {"cli"},
     {"sample", "__main__"},
 ]

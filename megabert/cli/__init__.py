@@ -29,6 +29,7 @@ from .plan import plan
 from .predictions import evaluate, predict, score
 from .retrieval import embed, index, rerank, search
 from .runs import errors, runs
+from .serving import serve
 from .settings import config
 from .text_generation import generate
 from .training import train
@@ -55,6 +56,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "search": search,
     "rerank": rerank,
     "export": export,
+    "serve": serve,
     "config": config,
     "import": import_data,
     "dictionary": dictionary,

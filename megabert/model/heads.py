@@ -147,6 +147,14 @@ class DualEmbeddingHead(EmbeddingHead):
         return torch.cat(parts).index_select(0, torch.cat(places).argsort())
 
 
+class StatesHead(Head):
+    """The hidden states themselves, instead of logits."""
+
+    def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
+        """Return [T, D]."""
+        return hidden_TD
+
+
 class JointHead(Head):
     """Several heads on the same tokens with concatenated logits, [T, C1 + C2 + ...]."""
 

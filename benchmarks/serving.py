@@ -1,0 +1,316 @@
+"""Benchmark of `megabert serve`: tokens a second and latencies of many clients, beside offline inference and a rival.
+
+    python -m benchmarks.serving --out FILE.json --encoder FOLDER [--rival]    # a Hugging Face folder, embeddings
+    python -m benchmarks.serving --out FILE.json --vocabulary VOCAB.txt --processes 8 --clients 256
+
+The load comes from processes of its own with keep-alive connections, each client sends its next request when it has its
+answer. Offline inference is the same Predictor on the same texts. --rival is a plain server, transformers with FastAPI
+and uvicorn, one forward pass a request, with the same weights on the same texts. Then: a single short text, 1,000
+clients at once, a front end killed by SIGKILL, and batches that fail for want of memory (injected).
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NETWORKS = {
+    "345m": "{hidden_size: 1024, num_layers: 24, num_attention_heads: 16, max_position_embeddings: 512}",
+    "tiny": "{hidden_size: 32, num_layers: 2, num_attention_heads: 2, max_position_embeddings: 512}",
+}
+LABELS = ["O", "B-Disease", "I-Disease", "B-Chemical", "I-Chemical"]
+POISON = "zugzwang"
+
+
+def make_predictor(arguments: argparse.Namespace) -> Any:
+    """Build a token classification network of random weights, or with the encoder of a folder."""
+    import torch
+
+    from megabert.build import load_language_model, new_task_model
+    from megabert.config.parser import compose
+    from megabert.inference import Predictor
+    from megabert.model.precision import cast_model, freeze, resolve_precision
+    from megabert.tasks.token_classification import TokenClassification
+    from megabert.torch_session import TorchSession
+
+    if arguments.encoder:
+        words = [f"model.language_model.pretrained_model_name={arguments.encoder}"]
+    else:
+        words = ["model.language_model.pretrained_model_name=null", f"model.tokenizer.vocab_file={arguments.vocabulary}",  # noqa: E501
+                 f"model.language_model.config={NETWORKS[arguments.network]}"]  # fmt: skip
+    settings = compose(TokenClassification.settings_type, words, owner="token_classification")[0]
+    settings.model.dataset.max_seq_length = 512
+    task = TokenClassification(settings)
+    task.restore_state({**task.state(), "labels": LABELS} if "labels" in task.state() else task.state())
+    language_model = load_language_model(settings.model, home=Path("none"), seed=1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision("auto", device)
+    model = new_task_model(task, language_model, seed=1).to(device).eval()
+    cast_model(model, precision)
+    freeze(model)
+    session = TorchSession(model, task.loss, device, precision)
+    return Predictor(task, language_model.tokenizer, session, digest="random")
+
+
+class FailingSession:
+    """The network, but that batches with the word POISON raise an out-of-memory error."""
+
+    def __init__(self, session: Any, token_id: int) -> None:
+        self.session, self.token_id, self.device = session, token_id, session.device
+
+    def without_head(self) -> Any:
+        """Return the network without its head."""
+        return FailingSession(self.session.without_head(), self.token_id)
+
+    def run(self, features: Any, **options: Any) -> Any:
+        """Compute, or fail."""
+        import torch
+
+        if any(self.token_id in item.token_ids[:3] for item in features):
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return self.session.run(features, **options)
+
+
+def serve_child(arguments: argparse.Namespace) -> None:
+    """Serve in this process until SIGTERM."""
+    from dataclasses import replace
+
+    from megabert.serve.server import LoadedRun, ServeSettings, serve
+
+    predictor = make_predictor(arguments)
+    token_id = int(predictor.tokenizer.encode_ids([POISON])[0][0])
+    predictor = replace(predictor, session=FailingSession(predictor.session, token_id))
+    settings = ServeSettings(port=0, processes=arguments.processes, access_log="none")
+    serve([LoadedRun("m", predictor)], settings, lambda where: print(f"at {where};", file=sys.stderr, flush=True))
+
+
+def serve_rival(arguments: argparse.Namespace) -> None:
+    """Serve the encoder by transformers and FastAPI, one forward pass a request."""
+    import torch
+    import uvicorn
+    from fastapi import Body, FastAPI
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(arguments.encoder),
+        AutoModel.from_pretrained(arguments.encoder).eval(),
+    )
+    application = FastAPI()
+
+    @application.post("/embed")
+    def embed(body: dict = Body()) -> list[list[float]]:  # noqa: B008
+        with torch.inference_mode():
+            batch = tokenizer(body["inputs"], padding=True, truncation=True, max_length=512, return_tensors="pt")
+            hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).tolist()
+
+    from megabert.serve.server import ServeSettings, listen
+
+    listener = listen(ServeSettings(port=0))
+    print(f"at http://127.0.0.1:{listener.getsockname()[1]};", file=sys.stderr, flush=True)
+    uvicorn.Server(uvicorn.Config(application, http="h11", log_level="error")).run([listener])
+
+
+def start(arguments: argparse.Namespace, role: str) -> tuple[subprocess.Popen[str], int]:
+    """Start a server; returns its process and port."""
+    command = [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"at http://127.0.0.1:(\d+);", line):
+            return process, int(found[1])
+        print(line, end="", file=sys.stderr)
+    raise SystemExit(f"the {role} server did not start")
+
+
+def texts_of(arguments: argparse.Namespace, count: int, tokens: int, seed: int) -> list[str]:
+    """Make texts of whole words of the vocabulary, so many tokens each."""
+    file = arguments.vocabulary or Path(arguments.encoder) / "vocab.txt"
+    words = [
+        word
+        for word in Path(file).read_text(encoding="utf-8").split()
+        if word.isascii() and word.isalpha() and len(word) > 3
+    ]
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(words, k=tokens)) for _ in range(count)]
+
+
+async def client(port: int, requests: list[bytes], end: float, rows: list[tuple[float, float, int, int]]) -> None:
+    """Send requests one after the other on one connection until `end`."""
+    reader = writer = None
+    number = random.randrange(len(requests))
+    while time.time() < end:
+        began = time.time()
+        status = tokens = 0
+        try:
+            if writer is None:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(requests[number % len(requests)])
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            status = int(head.split(" ", 2)[1])
+            await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head)[1]))
+            found = re.search(r"(?i)x-compute-tokens: (\d+)", head)
+            tokens = int(found[1]) if found else 0
+            if "connection: close" in head.lower():
+                writer.close()
+                writer = None
+        except (OSError, asyncio.IncompleteReadError):
+            writer = None
+        rows.append((began, time.time() - began, status, tokens))
+        number += 1
+        if status != 200:
+            await asyncio.sleep(0.02)
+    if writer is not None:
+        writer.close()
+
+
+def load(port: int, requests: list[bytes], clients: int, end: float, results: Any) -> None:
+    """Run clients in this process."""
+
+    async def main() -> None:
+        rows: list[tuple[float, float, int, int]] = []
+        await asyncio.gather(*(client(port, requests, end, rows) for _ in range(clients)))
+        results.put(rows)
+
+    asyncio.run(main())
+
+
+def request(path: str, body: Any) -> bytes:
+    """Encode a request."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"  # noqa: E501
+    return head.encode() + data
+
+
+def measure(port: int, requests: list[bytes], clients: int, seconds: float, generators: int = 1) -> dict[str, Any]:
+    """Load a server; the first fifth of the time is warm-up."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    end = time.time() + seconds + 2 * (generators > 1)
+    share = -(-clients // generators)
+    processes = [context.Process(target=load, args=(port, requests, share, end, results)) for _ in range(generators)]
+    for process in processes:
+        process.start()
+    rows = [row for _ in processes for row in results.get()]
+    for process in processes:
+        process.join()
+    kept = [row for row in rows if end - 0.8 * seconds <= row[0] + row[1] <= end]
+    done = [row for row in kept if row[2] == 200]
+    refused = [row[1] for row in kept if row[2] in (429, 503)]
+    span = 0.8 * seconds
+    times = np.array([row[1] for row in done] or [np.nan]) * 1000
+    return {
+        "clients": share * generators,
+        "requests_per_second": round(len(done) / span, 2),
+        "tokens_per_second": round(sum(row[3] for row in done) / span),
+        "p50_ms": round(float(np.percentile(times, 50)), 2),
+        "p99_ms": round(float(np.percentile(times, 99)), 2),
+        "statuses": {str(status): sum(row[2] == status for row in rows) for status in sorted({row[2] for row in rows})},
+        **({"refusal_p99_ms": round(float(np.percentile(refused, 99)) * 1000, 1)} if refused else {}),
+    }
+
+
+def offline(arguments: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
+    """Measure the same Predictor without a server: whole, and its network alone."""
+    predictor = make_predictor(arguments)
+    examples = [predictor.task.example(text=text) for text in texts]
+    predictor.predict_examples(examples[:64])
+    found = {}
+    began = time.time()
+    features = predictor.task.features(examples, predictor.tokenizer, with_targets=False)
+    tokens = sum(map(len, features))
+    predictor.predict_examples(examples, features=features)
+    found["predictor_tokens_per_second"] = round(tokens / (time.time() - began))
+    began = time.time()
+    predictor.session.run(features, batch_size=32, max_length=512, pad_id=0)
+    found["network_tokens_per_second"] = round(tokens / (time.time() - began))
+    return found
+
+
+def faults(
+    process: subprocess.Popen[str], port: int, arguments: argparse.Namespace, requests: list[bytes]
+) -> dict[str, Any]:
+    """Kill a front end under load, and send requests that fail among others."""
+    found: dict[str, Any] = {}
+    text = texts_of(arguments, 1, 20, 9)[0]
+    mixed = [request("/v1/entities", {"text": text}), request("/v1/entities", {"text": f"{POISON} {text}"})]
+    found["one of two requests out of memory (injected)"] = measure(port, mixed, 16, 5)["statuses"]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    fronts = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    if fronts:
+        os.kill(fronts[0], signal.SIGKILL)
+        found["a front end killed, next 8 s"] = measure(port, requests[:8], 16, 8)["statuses"]
+    return found
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run all parts; the results are written after each."""
+    results: dict[str, Any] = {"arguments": {key: str(value) for key, value in vars(arguments).items()}}
+
+    def keep(name: str, value: Any) -> None:
+        results[name] = value
+        print(name, json.dumps(value), flush=True)
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+    texts = texts_of(arguments, 64 * arguments.texts, arguments.tokens, 1)
+    groups = [texts[first : first + arguments.texts] for first in range(0, len(texts), arguments.texts)]
+    path, key = ("/embed", "inputs") if arguments.encoder else ("/v1/entities", "inputs")
+    requests = [request(path, {key: group}) for group in groups]
+    short = [request(path, {key: [texts_of(arguments, 1, 12, 5)[0]]})]
+    if not arguments.encoder:
+        keep("offline", offline(arguments, texts * arguments.repeat))
+    process, port = start(arguments, "server")
+    try:
+        keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
+        keep("one short text", measure(port, short, 1, 5))
+        keep("1,000 clients", measure(port, requests, 1000, arguments.seconds, arguments.generators))
+        keep("10 s later", (time.sleep(10), measure(port, short, 1, 5))[1])
+        keep("faults", faults(process, port, arguments, requests))
+        began = time.time()
+        process.send_signal(signal.SIGTERM)
+        keep("SIGTERM", {"exit_code": process.wait(30), "seconds": round(time.time() - began, 2)})
+    finally:
+        process.kill()
+    if arguments.rival:
+        process, port = start(arguments, "rival")
+        try:
+            keep("rival", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
+            keep("rival, one short text", measure(port, short, 1, 5))
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True)
+    add("--encoder", help="Hugging Face folder: embeddings of its encoder")
+    add("--vocabulary", help="vocabulary of a network of random weights: entities")
+    add("--network", choices=tuple(NETWORKS), default="345m")
+    add("--processes", type=int, default=0)
+    add("--clients", type=int, default=16)
+    add("--generators", type=int, default=1, help="processes that send requests")
+    add("--texts", type=int, default=8, help="texts of a request")
+    add("--tokens", type=int, default=300, help="words, about as many tokens, of a text")
+    add("--seconds", type=float, default=20)
+    add("--repeat", type=int, default=1, help="how often the offline inference reads the texts")
+    add("--rival", action="store_true")
+    add("--role", choices=("bench", "server", "rival"), default="bench")
+    arguments = parser.parse_args()
+    {"bench": run, "server": serve_child, "rival": serve_rival}[arguments.role](arguments)
+
+
+if __name__ == "__main__":
+    main()

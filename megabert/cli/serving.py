@@ -1,0 +1,161 @@
+"""The command `megabert serve`."""
+
+import argparse
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from .console import log, new_parser
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
+    from ..serve.server import LoadedRun
+
+KEY_VARIABLE = "MEGABERT_API_KEY"
+EXAMPLES = """examples:
+  megabert serve ner=RUN                       # http://127.0.0.1:8000 has the page
+  megabert serve ner=RUN qa=RUN2 --port 9000
+  megabert serve --config serve.toml           # [models] name = "RUN", and options by their names
+
+MEGABERT_API_KEY, or the file of --api-key-file, has the key that clients send: Authorization: Bearer KEY."""
+
+
+def serve(words: Sequence[str]) -> int:
+    """Serve runs over HTTP, with a page to look at: megabert serve NAME=RUN ..."""
+    arguments = _parse(words)
+    models = _models(arguments)
+    try:
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise ConfigError("megabert serve needs the extra serve: pip install 'megabert[serve]'.") from None
+    from ..serve.admission import Limits
+    from ..serve.server import ServeSettings, check_address
+    from ..serve.server import serve as serve_runs
+
+    digest = _key_digest(arguments.api_key_file, os.environ)
+    address = check_address(arguments.host, digest, arguments.allowed_host, is_open=arguments.no_key)
+    runs = [_load(name, path, arguments) for name, path in models.items()]
+    _share_encoders([run.predictor for run in runs])
+    is_gpu = any("cuda" in str(getattr(run.predictor.session, "device", "")) for run in runs)
+    processes = arguments.processes
+    if processes is None:
+        processes = max(min(8, len(os.sched_getaffinity(0)) - 2), 0) if is_gpu else 0
+    limits = Limits(
+        max_concurrent_requests=arguments.max_concurrent_requests,
+        max_body_bytes=arguments.max_body_bytes,
+        max_inputs=arguments.max_inputs,
+        deadline_seconds=arguments.deadline,
+    )
+    settings = ServeSettings(
+        **address, port=arguments.port, processes=processes, batch_tokens=arguments.batch_tokens, key_digest=digest,
+        access_log=arguments.access_log, limits=limits,
+    )  # fmt: skip
+    serve_runs(runs, settings, lambda where: log(f"Serving {', '.join(models)} at {where}; the page is there, too."))
+    log("The server has stopped; all admitted requests are answered.")
+    return 0
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = new_parser("serve", serve, EXAMPLES)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("models", nargs="*", metavar="NAME=RUN", help="run folders under the names that clients use")
+    add("--config", type=Path, metavar="FILE", help="TOML file with [models] and these options, _ instead of -")
+    add("--host", default="127.0.0.1", help="address; others than loopback need a key; default: 127.0.0.1")
+    add("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="name under which clients reach the server")
+    add("--api-key-file", type=Path, metavar="FILE", help="file with the API key")
+    add("--no-key", action="store_true", help="serve other machines without a key")
+    add("--processes", type=int, help="processes that answer HTTP; default: 0, in one process; on a GPU up to 8")
+    add("--batch-tokens", type=int, default=16_384, help="token budget of a batch; default: 16384")
+    add("--max-concurrent-requests", type=int, default=512, help="more are refused with 429; default: 512")
+    add("--max-inputs", type=int, default=32, help="inputs of one request; default: 32")
+    add("--max-body-bytes", type=int, default=2_000_000, help="default: 2000000")
+    add("--deadline", type=float, default=30.0, metavar="SECONDS", help="longest time of a request; default: 30")
+    add("--access-log", default="-", metavar="FILE", help="a JSON line a request, without texts; -: stderr; none")
+    add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
+    add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+    arguments = parser.parse_args(list(words))
+    if arguments.config is not None:
+        given = _read_config(arguments.config)
+        known = set(vars(arguments)) - {"config"}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise ConfigError(f"{arguments.config}: {unknown[0]} is no option: {', '.join(sorted(known))}.")
+        parser.set_defaults(**{name: value for name, value in given.items() if name != "models"})
+        arguments = parser.parse_args(list(words))
+        arguments.models = [*(f"{name}={path}" for name, path in given.get("models", {}).items()), *arguments.models]
+    return arguments
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no TOML: {error}.") from None
+
+
+def _models(arguments: argparse.Namespace) -> dict[str, Path]:
+    models: dict[str, Path] = {}
+    for word in arguments.models:
+        name, equals, path = word.partition("=")
+        if not (
+            equals and path and name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name.isascii()
+        ):
+            raise ConfigError(f"{word!r} is not NAME=RUN. A name has letters, digits, dots, - and _.")
+        if name in models:
+            raise ConfigError(f"{name} is the name of two models. Give each its own.")
+        models[name] = Path(path)
+    if not models:
+        raise ConfigError("no model is given: megabert serve NAME=RUN ...")
+    return models
+
+
+def _key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
+    key = environment.get(KEY_VARIABLE, "")
+    if file is not None:
+        try:
+            key = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the API key in {file} cannot be read: {error}.") from None
+        if not key:
+            raise ConfigError(f"{file} has no API key.")
+    return hashlib.sha256(key.encode()).digest() if key else None
+
+
+def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
+    from ..build import load_run
+    from ..serve.server import LoadedRun
+
+    predictor = load_run(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    dataset = predictor.task.settings.model.dataset
+    if getattr(dataset, "long_texts", "windows") == "truncate":
+        log(f"{name}: the run truncates long texts; the server reads them in windows.")
+        dataset.long_texts = "windows"
+    return LoadedRun(name, predictor)
+
+
+def _share_encoders(predictors: "Sequence[Predictor]") -> None:
+    """Let runs whose encoders have the same weights use one."""
+    import torch
+
+    encoders: list[Any] = []
+    for predictor in predictors:
+        model = getattr(predictor.session, "model", None)
+        if model is None:
+            continue
+        own = model.encoder.state_dict()
+        for encoder in encoders:
+            other = encoder.state_dict()
+            if own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own):
+                model.encoder = encoder
+                break
+        else:
+            encoders.append(model.encoder)

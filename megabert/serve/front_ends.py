@@ -1,0 +1,139 @@
+"""Front-end processes: each answers HTTP, tokenizes and decodes; one process has the networks and computes for all.
+
+A pipe to each: packed sequences one way, logits the other. A front end that dies is started again; where the process
+with the networks ends, so do they.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import Features
+from .model_queue import Computed, ComputeQueue, ModelFailure
+
+DRAIN = "drain"
+
+
+@dataclass(frozen=True)
+class _Request:
+    job: int
+    lane: str
+    token_ids: NDArray[np.int32]
+    segment_ids: NDArray[np.int8]
+    lengths: NDArray[np.int32]
+
+    def features(self) -> list[Features]:
+        """Return the sequences."""
+        ends = np.cumsum(self.lengths)[:-1]
+        pairs = zip(
+            np.split(self.token_ids.astype(np.int64), ends),
+            np.split(self.segment_ids.astype(np.int64), ends),
+            strict=True,
+        )
+        return [Features(*pair) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    job: int
+    logits: NDArray[np.float32] | None
+    are_of_tokens: bool = False
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
+    failure: str = ""
+
+
+class RemoteQueue:
+    """The queue of the process that has the networks, as a front end sees it."""
+
+    def __init__(self, connection: Connection, on_drain: Callable[[], None], on_end: Callable[[], None]) -> None:
+        self._connection, self._on_drain, self._on_end = connection, on_drain, on_end
+        self._numbers = itertools.count()
+        self._jobs: dict[int, tuple[Future[Computed], NDArray[np.int32]]] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._receive, name="answers", daemon=True).start()
+
+    def submit(self, lane: str, features: Sequence[Features]) -> "Future[Computed]":
+        """Send sequences, as `ComputeQueue.submit` describes."""
+        future: Future[Computed] = Future()
+        lengths = np.array([len(item) for item in features], dtype=np.int32)
+        token_ids = np.concatenate([item.token_ids for item in features]).astype(np.int32)
+        segment_ids = np.concatenate([item.segment_ids for item in features]).astype(np.int8)
+        with self._lock:
+            job = next(self._numbers)
+            self._jobs[job] = future, lengths
+            self._send(_Request(job, lane, token_ids, segment_ids, lengths))
+        future.add_done_callback(lambda done: self._cancel(job) if done.cancelled() else None)
+        return future
+
+    def _cancel(self, job: int) -> None:
+        with self._lock:
+            if self._jobs.pop(job, None) is not None:
+                self._send(job)
+
+    def _send(self, message: Any) -> None:
+        with suppress(OSError):  # the receiving thread notices the end of the other process
+            self._connection.send(message)
+
+    def _receive(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                message = self._connection.recv()
+                if message == DRAIN:
+                    self._on_drain()
+                    continue
+                with self._lock:
+                    future, lengths = self._jobs.pop(message.job, (None, None))
+                if future is not None and future.set_running_or_notify_cancel():
+                    _resolve(future, message, lengths)
+        self._on_end()
+
+
+def _resolve(future: "Future[Computed]", answer: _Answer, lengths: Any) -> None:
+    if answer.logits is None:
+        future.set_exception(ModelFailure(answer.failure))
+        return
+    logits = np.split(answer.logits, np.cumsum(lengths)[:-1]) if answer.are_of_tokens else list(answer.logits)
+    future.set_result(Computed(logits, answer.queue_seconds, answer.inference_seconds))
+
+
+def compute_for(connection: Connection, queue: ComputeQueue) -> None:
+    """Compute for a front end until its pipe ends; what it still waits for is cancelled then."""
+    lock = threading.Lock()
+    jobs: dict[int, Future[Computed]] = {}
+
+    def answer(number: int, done: "Future[Computed]") -> None:
+        jobs.pop(number, None)
+        if done.cancelled():
+            return
+        failure = done.exception()
+        if failure is not None:
+            message = _Answer(number, None, failure=str(failure))
+        else:
+            computed = done.result()
+            are_of_tokens = computed.logits[0].ndim == 2
+            logits = np.concatenate(computed.logits) if are_of_tokens else np.stack(computed.logits)
+            message = _Answer(number, logits, are_of_tokens, computed.queue_seconds, computed.inference_seconds)
+        with lock, suppress(OSError):
+            connection.send(message)
+
+    with suppress(EOFError, OSError):
+        while True:
+            message = connection.recv()
+            if isinstance(message, int):
+                if message in jobs:
+                    jobs[message].cancel()
+                continue
+            future = jobs[message.job] = queue.submit(message.lane, message.features())
+            future.add_done_callback(partial(answer, message.job))
+    for future in list(jobs.values()):
+        future.cancel()

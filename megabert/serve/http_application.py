@@ -1,0 +1,222 @@
+"""The ASGI application: a table of endpoints, each request guarded, admitted, answered, measured and logged."""
+
+import asyncio
+import json
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import MegabertError, print_message
+from .admission import Admission
+from .hosted_models import ModelCatalog
+from .model_queue import ModelFailure, Work
+from .refusals import ClientGone, Refusal, refusal_json
+from .request_fields import RequestField, parse_body, read_fields
+from .request_guard import RequestGuard, headers_of, read_body, request_id_of
+
+SEND_SECONDS = 10.0
+"""How long a client may take to read a part of an answer."""
+SEND_BYTES = 262_144
+SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
+NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+
+
+@dataclass
+class Reply:
+    """A response; `content` is bytes, or a value that becomes JSON."""
+
+    content: Any
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+    media_type: str = "application/json"
+
+    def body(self) -> bytes:
+        """Return the bytes."""
+        if isinstance(self.content, bytes):
+            return self.content
+        return json.dumps(self.content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass
+class Call:
+    """A request with its checked fields."""
+
+    fields: Mapping[str, Any]
+    path: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    """The raw body."""
+    app: "HttpApplication"
+    gone: Callable[[], Awaitable[None]]
+    started: float
+    work: Work | None = None
+
+    @property
+    def catalog(self) -> ModelCatalog:
+        """The models."""
+        return self.app.admission.catalog
+
+    async def compute(self, function: Callable[[Work], Any]) -> Any:
+        """Run a function in a thread, admitted and bounded; its answer gets the headers of what was computed."""
+        given = self.headers.get("x-request-timeout", "")
+        seconds = float(given) if re.fullmatch(r"\d{1,5}(\.\d{1,6})?", given) else None
+        result, self.work = await self.app.admission.run(function, self.gone, seconds)
+        return result
+
+    def timings(self) -> dict[str, str]:
+        """Return TEI's headers of what was computed, times in milliseconds."""
+        if self.work is None:
+            return {}
+        total, work = time.monotonic() - self.started, self.work
+        host = max(total - work.queue_seconds - work.inference_seconds, 0)
+        return {
+            "x-compute-type": self.app.compute_type,
+            "x-compute-time": f"{total * 1000:.0f}",
+            "x-compute-characters": str(len(self.body)),
+            "x-compute-tokens": str(work.tokens),
+            "x-total-time": f"{total * 1000:.0f}",
+            "x-tokenization-time": f"{host * 1000:.0f}",
+            "x-queue-time": f"{work.queue_seconds * 1000:.0f}",
+            "x-inference-time": f"{work.inference_seconds * 1000:.0f}",
+            "x-windows": str(work.windows),
+        }
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A route: what it takes, who answers it. `group` is its label in the metrics."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    group: str = "other"
+    fields: tuple[RequestField, ...] = ()
+    are_all_fields: bool = False
+    reads_json: bool = True
+    answer: str = ""
+    """What the answer holds, in words."""
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """Return the parts of a path that the route names, or None."""
+        found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path), path)
+        return found.groupdict() if found else None
+
+
+class HttpApplication:
+    """The application of one process."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        admission: Admission,
+        guard: RequestGuard,
+        *,
+        compute_type: str = "cpu",
+        log: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self.endpoints, self.admission, self.guard = endpoints, admission, guard
+        self.compute_type, self._log = compute_type, log
+        self.is_ready = True
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+        start = time.monotonic()
+        headers = headers_of(scope)
+        request_id = request_id_of(headers)
+        line: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16], "path": "?"}
+        try:
+            reply = await self._answer(scope, headers, receive, start, line)
+        except ClientGone:
+            self._log({**line, "status": 499, "seconds": round(time.monotonic() - start, 4)})
+            return
+        except Refusal as refusal:
+            content = refusal_json(refusal, scope["path"], request_id)
+            reply = Reply(content, refusal.headers(), refusal.status)
+        except MegabertError as error:
+            reply = Reply(refusal_json(Refusal(422, str(error)), scope["path"], request_id), status=422)
+        except Exception as error:
+            # The outermost frame of a request: a bug, or a failure of the network. The server lives.
+            detail = str(error) if isinstance(error, ModelFailure) else traceback.format_exc()
+            print_message(f"megabert: request {request_id} failed: {detail}")
+            failure = Refusal(500, f"the server failed; its log names the request {request_id}.", kind="Backend")
+            reply = Reply(refusal_json(failure, scope["path"], request_id), status=500)
+        seconds = time.monotonic() - start
+        self.admission.metrics.count_response(reply.status)
+        self.admission.metrics.observe("te_request_duration", seconds)
+        self._log({**line, "status": reply.status, "seconds": round(seconds, 4)})
+        await self._send(reply, {"x-request-id": request_id}, scope, send)
+
+    async def _answer(
+        self, scope: Any, headers: Mapping[str, str], receive: Any, start: float, line: dict[str, Any]
+    ) -> Reply:
+        self.guard.check(scope, headers)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        endpoint, parts = self._find(method, scope["path"])
+        line["path"] = endpoint.path
+        self.admission.metrics.add(f'megabert_requests_total{{route="{endpoint.group}"}}')
+        if method == "POST":
+            self.admission.check()
+        body = await read_body(headers, receive, self.admission)
+        try:
+            parsed = parse_body(bytes(body)) if method == "POST" and endpoint.reads_json else {}
+            fields = read_fields(parsed, endpoint.fields, are_all=endpoint.are_all_fields)
+            call = Call(fields, parts, headers, bytes(body), self, _until_gone(receive), start)
+            reply = await endpoint.handler(call)
+        finally:
+            self.admission.held_bytes -= len(body)
+        reply.headers = {**call.timings(), **reply.headers}
+        self._account(call, line)
+        return reply
+
+    def _find(self, method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
+        allowed = []
+        for endpoint in self.endpoints:
+            parts = endpoint.match(path)
+            if parts is not None:
+                if endpoint.method == method:
+                    return endpoint, parts
+                allowed.append(endpoint.method)
+        if allowed:
+            raise Refusal(405, f"this route takes {' and '.join(allowed)}.")
+        raise Refusal(404, "there is no such route; /docs lists them.")
+
+    def _account(self, call: Call, line: dict[str, Any]) -> None:
+        if call.work is not None:
+            metrics = self.admission.metrics
+            metrics.add("megabert_tokens_total", call.work.tokens)
+            metrics.add("megabert_windows_total", call.work.windows)
+            metrics.observe("te_request_queue_duration", call.work.queue_seconds)
+            metrics.observe("te_request_inference_duration", call.work.inference_seconds)
+            line |= {"tokens": call.work.tokens, "windows": call.work.windows}
+
+    async def _send(self, reply: Reply, extra: Mapping[str, str], scope: Any, send: Any) -> None:
+        body = reply.body()
+        headers = {"content-type": reply.media_type, "content-length": str(len(body)), **SAFE, **extra, **reply.headers}
+        headers.setdefault("content-security-policy", NO_PAGE)
+        if self.admission.is_draining or reply.status in (408, 413, 431):
+            headers["connection"] = "close"
+        encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        try:
+            await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
+            for first in range(0, max(len(body), 1), SEND_BYTES):
+                part = {"body": body[first : first + SEND_BYTES], "more_body": first + SEND_BYTES < len(body)}
+                await asyncio.wait_for(send({"type": "http.response.body", **part}), SEND_SECONDS)
+        except TimeoutError:
+            scope["state"]["abort"]()
+
+
+def _until_gone(receive: Any) -> Callable[[], Awaitable[None]]:
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    return wait

@@ -1,0 +1,220 @@
+"""Routes of the Open Inference Protocol (KServe v2, Triton) and of Hugging Face's inference client.
+
+Sources: kserve/open-inference-protocol, specification/protocol; Triton's extension for binary tensor data;
+huggingface_hub's InferenceClient, which posts {inputs, parameters} to a model's address.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from .hosted_models import ANSWERS, ENTITIES, HostedModel
+from .http_application import Call, Endpoint, Reply
+from .refusals import Refusal, invalid
+from .request_fields import RequestField, parse_body
+from .task_routes import check_number
+
+BINARY_LENGTH = "inference-header-content-length"
+
+
+def inference_endpoints() -> list[Endpoint]:
+    """Return the routes."""
+    routes = [
+        Endpoint("GET", "/v2", _server_metadata, "Describe the server.", answer="name, version, extensions"),
+        Endpoint("GET", "/v2/health/live", _live, "Whether the server runs.", answer="live"),
+        Endpoint("GET", "/v2/health/ready", _ready, "Whether it takes requests.", answer="ready"),
+    ]
+    for version in ("", "/versions/{version}"):
+        path = f"/v2/models/{{model}}{version}"
+        routes += [
+            Endpoint("GET", path, _model_metadata, "Describe a model.", answer="name, platform, inputs, outputs"),
+            Endpoint("GET", f"{path}/ready", _model_ready, "Whether a model is ready.", answer="name, ready"),
+            Endpoint("POST", f"{path}/infer", _infer, "Infer with tensors of bytes.", "infer", INFER, reads_json=False,
+                     answer="model_name, id, outputs: predictions (a JSON object each) or embedding"),
+        ]  # fmt: skip
+    return routes + [
+        Endpoint("POST", path, _hub, "Hugging Face's inference client.", "predict", HUB, answer="as its task has it")
+        for path in ("/", "/models/{model}", "/invocations")
+    ]
+
+
+CLASSIFIERS = ("text_classification", "glue")
+"""Tasks of which the client takes the first of a list of answers."""
+INFER = ()
+HUB = (
+    RequestField("inputs", "any", "What the task takes."),
+    RequestField("parameters", "object", "candidate_labels, hypothesis_template; others are ignored.", None),
+)
+
+
+def _find(call: Call) -> HostedModel:
+    return call.catalog.find(call.path.get("model"))
+
+
+async def _server_metadata(call: Call) -> Reply:
+    return Reply({"name": "megabert", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+
+async def _live(call: Call) -> Reply:
+    return Reply({"live": True})
+
+
+async def _ready(call: Call) -> Reply:
+    is_ready = not call.app.admission.is_draining
+    return Reply({"live": True, "ready": is_ready}, status=200 if is_ready else 503)
+
+
+async def _model_ready(call: Call) -> Reply:
+    is_ready = not call.app.admission.is_draining
+    return Reply({"name": _find(call).name, "ready": is_ready}, status=200 if is_ready else 503)
+
+
+async def _model_metadata(call: Call) -> Reply:
+    model = _find(call)
+    names = list(model.fields) or ["text"]
+    return Reply(
+        {
+            "name": model.name,
+            "versions": [model.predictor.digest],
+            "platform": "pytorch",
+            "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names],
+            "outputs": [
+                {"name": "predictions", "datatype": "BYTES", "shape": [-1]},
+                {"name": "embedding", "datatype": "FP32", "shape": [-1, -1]},
+            ],
+        }
+    )
+
+
+async def _infer(call: Call) -> Reply:
+    model = _find(call)
+    given = call.headers.get(BINARY_LENGTH, "")
+    size = int(given) if given.isdecimal() and len(given) < 10 else len(call.body)
+    body = parse_body(call.body[:size])
+    tensors = _tensors(body.get("inputs"), call.body[size:])
+    wanted = _outputs(body.get("outputs"))
+    rows = [dict(zip(tensors, values, strict=True)) for values in zip(*tensors.values(), strict=True)]
+    check_number(rows, call)
+    outputs = []
+    if "predictions" in wanted:
+        inputs = [_typed(row, model) for row in rows]
+        found = await call.compute(lambda work: model.predict(inputs, work))
+        data = [json.dumps(row, ensure_ascii=False) for row in found]
+        outputs.append({"name": "predictions", "datatype": "BYTES", "shape": [len(data)], "data": data})
+    if "embedding" in wanted:
+        texts = [next(iter(row.values())) for row in rows]
+        vectors = await call.compute(lambda work: model.embed(texts, work))
+        shape, data = list(vectors.shape), vectors.ravel().tolist()
+        outputs.append({"name": "embedding", "datatype": "FP32", "shape": shape, "data": data})
+    name = {"id": body["id"]} if isinstance(body.get("id"), str) else {}
+    return Reply({"model_name": model.name, "model_version": model.predictor.digest, **name, "outputs": outputs})
+
+
+def _outputs(value: Any) -> list[str]:
+    names = [item.get("name") if isinstance(item, dict) else None for item in value or [{"name": "predictions"}]]
+    wrong = [name for name in names if name not in ("predictions", "embedding")]
+    if wrong:
+        raise invalid("the outputs are predictions and embedding.", "outputs")
+    return [str(name) for name in names]
+
+
+def _tensors(inputs: Any, binary: bytes) -> dict[str, list[str]]:
+    """Return the strings of each input; raises Refusal for other types, or tensors of different lengths."""
+    if not isinstance(inputs, list) or not inputs or not all(isinstance(item, dict) for item in inputs):
+        raise invalid("inputs is no list of tensors.", "inputs")
+    tensors: dict[str, list[str]] = {}
+    for item in inputs:
+        name, shape = item.get("name"), item.get("shape")
+        if not isinstance(name, str) or item.get("datatype") != "BYTES":
+            raise invalid("an input has a name and the datatype BYTES.", "inputs")
+        parameters = item.get("parameters") if isinstance(item.get("parameters"), dict) else {}
+        size = parameters.get("binary_data_size")
+        if size is None:
+            values = _flat(item.get("data"), name)
+        else:
+            if not isinstance(size, int) or not 0 <= size <= len(binary):
+                raise invalid(f"binary_data_size of {name[:40]} is not that of the body.", "inputs")
+            values, binary = _unpacked(binary[:size], name), binary[size:]
+        is_shape = isinstance(shape, list) and all(isinstance(length, int) for length in shape)
+        if not is_shape or int(np.prod([float(length) for length in shape])) != len(values):
+            raise invalid(f"the shape of {name[:40]} is not that of its {len(values)} values.", "inputs")
+        tensors[name] = values
+    if len({len(values) for values in tensors.values()}) > 1:
+        raise invalid("the inputs have different lengths.", "inputs")
+    return tensors
+
+
+def _flat(data: Any, name: str) -> list[str]:
+    values: list[Any] = data if isinstance(data, list) else [None]
+    while values and all(isinstance(item, list) for item in values):
+        values = [value for item in values for value in item]
+    if not all(isinstance(value, str) for value in values):
+        raise invalid(f"data of {name[:40]} is no list of strings.", "inputs")
+    return values
+
+
+def _unpacked(data: bytes, name: str) -> list[str]:
+    """Read Triton's BYTES: a little-endian length of four bytes before each string."""
+    values, place = [], 0
+    try:
+        while place < len(data):
+            (length,) = struct.unpack_from("<I", data, place)
+            if place + 4 + length > len(data):
+                raise ValueError
+            values.append(data[place + 4 : place + 4 + length].decode("utf-8"))
+            place += 4 + length
+    except (struct.error, ValueError):
+        raise invalid(f"the binary data of {name[:40]} are no strings in UTF-8.", "inputs") from None
+    return values
+
+
+def _typed(row: Mapping[str, str], model: HostedModel) -> dict[str, Any]:
+    """Parse the fields that are lists: their strings are JSON."""
+    values: dict[str, Any] = dict(row)
+    for name, text in row.items():
+        if model.fields.get(name) is list:
+            try:
+                values[name] = json.loads(text)
+            except (ValueError, RecursionError):
+                raise invalid(f"{name} is a JSON list in a string.", "inputs") from None
+    return values
+
+
+async def _hub(call: Call) -> Reply:
+    """Answer as Hugging Face's inference endpoints do for the task of the model."""
+    inputs, parameters = call.fields["inputs"], call.fields["parameters"] or {}
+    model = _find(call)
+    if isinstance(inputs, dict) and "source_sentence" in inputs:
+        raise Refusal(404, "sentence similarity is at /similarity.", field="inputs")
+    rows: Sequence[Any] = inputs if isinstance(inputs, list) else [inputs]
+    check_number(rows, call)
+    first = next(iter(model.fields), "text")
+    items = [dict(item) if isinstance(item, dict) else {first: item} for item in rows]
+    if "candidate_labels" in parameters:
+        template = parameters.get("hypothesis_template")
+        more = {"labels": parameters["candidate_labels"], **({"template": template} if template else {})}
+        items = [{**item, **more} for item in items]
+    predictions = await call.compute(lambda work: model.predictions(items, work))
+    answers = [_hub_answer(model.task.name(), prediction, row) for row, prediction in predictions]
+    is_nested = isinstance(inputs, list) or model.task.name() in CLASSIFIERS
+    return Reply(answers if is_nested else answers[0])
+
+
+def _hub_answer(task: str, prediction: Any, row: dict[str, Any]) -> Any:
+    if task == ENTITIES:
+        return [
+            {"entity_group": span.type, "score": span.score, "word": span.text, "start": span.start, "end": span.end}
+            for span in prediction.spans
+        ]
+    if task == ANSWERS:
+        score, text = prediction.probability, prediction.text
+        return {"answer": text, "score": score, "start": prediction.start, "end": prediction.end}
+    probabilities = getattr(prediction, "probabilities", None)
+    if probabilities:
+        ordered = sorted(probabilities.items(), key=lambda item: -item[1])
+        return [{"label": label, "score": score} for label, score in ordered]
+    return row

@@ -1,0 +1,303 @@
+"""The server: load runs, warm them up, answer HTTP in this process or in several, stop without losing a request."""
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import uvicorn
+
+from ..errors import ConfigError, MegabertError, print_message
+from ..inference import Predictor, Session
+from .access_log import AccessLog
+from .admission import Admission, Limits
+from .connections import MAX_HEADER_BYTES, BoundedConnection
+from .embedding_routes import embedding_endpoints
+from .front_ends import DRAIN, RemoteQueue, compute_for
+from .hosted_models import HostedModel, ModelCatalog
+from .http_application import HttpApplication
+from .inference_routes import inference_endpoints
+from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, ModelQueue
+from .page_routes import page_endpoints
+from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
+from .request_guard import LOOPBACK, RequestGuard
+from .server_metrics import NUM_VALUES, ServerMetrics
+from .task_routes import task_endpoints
+
+MAX_RESTARTS = 10
+"""Front ends that are started again; a server that loses more has another fault."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Settings of a server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    processes: int = 0
+    """Front ends in processes of their own; 0: one, in the process of the networks."""
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    host_threads: int = 2
+    key_digest: bytes | None = None
+    hosts: Collection[str] | None = LOOPBACK
+    access_log: str = "-"
+    logs_texts: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run under its name."""
+
+    name: str
+    predictor: Predictor
+
+
+def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: ServerMetrics) -> ModelQueue:
+    """Start the queue of the networks: lanes for each with its head, and without."""
+    lanes: dict[str, Lane] = {}
+    for run in runs:
+        predictor = run.predictor
+        sessions: dict[str, Session] = {WITH_HEAD: predictor.session, MEAN: predictor.session.without_head()}
+        if hasattr(predictor.session, "token_states"):
+            sessions[STATES] = predictor.session.token_states()
+        for kind, session in sessions.items():
+            lane = Lane(session, predictor.task.row_length, predictor.tokenizer.pad_id)
+            lanes[lane_name(run.name, kind)] = lane
+    is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
+    return ModelQueue(
+        lanes, batch_tokens=settings.batch_tokens, threads=2 if is_gpu else 1, observe=metrics.observe_batch
+    )
+
+
+def compute_type(predictor: Predictor) -> str:
+    """Return gpu or cpu."""
+    return "gpu" if "cuda" in str(getattr(predictor.session, "device", "cpu")) else "cpu"
+
+
+def make_application(
+    runs: Sequence[LoadedRun], settings: ServeSettings, queue: ComputeQueue, metrics: ServerMetrics, kind: str
+) -> HttpApplication:
+    """Build the application of one process."""
+    part = max(settings.batch_tokens // 2, max(run.predictor.task.row_length for run in runs))
+    models = [HostedModel(run.name, run.predictor, queue, part) for run in runs]
+    catalog = ModelCatalog(models, host_threads=settings.host_threads)
+    admission = Admission(settings.limits, catalog, metrics)
+    guard = RequestGuard(settings.hosts, settings.key_digest)
+    endpoints = page_endpoints([*task_endpoints(), *embedding_endpoints(), *inference_endpoints()])
+    log = AccessLog(settings.access_log)
+    return HttpApplication(endpoints, admission, guard, compute_type=kind, log=log.write)
+
+
+def warm_up(application: HttpApplication) -> None:
+    """Compute a text with each model: the first batch allocates memory and compiles kernels."""
+    catalog = application.admission.catalog
+    for model in catalog.models.values():
+        catalog.perform(partial(model.embed, ["Warm-up."]), catalog.work())
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server with our connections; `stop` drains it."""
+
+    def __init__(self, application: HttpApplication, settings: ServeSettings) -> None:
+        limits, metrics = settings.limits, application.admission.metrics
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        config = uvicorn.Config(
+            application,
+            http=partial(BoundedConnection, limits=limits, metrics=metrics),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(limits.idle_seconds),
+            timeout_graceful_shutdown=int(limits.shutdown_seconds),
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            backlog=4096,
+        )
+        super().__init__(config)
+        self.application = application
+
+    def stop(self) -> None:
+        """Refuse what is new, answer what was admitted, then end; callable from any thread."""
+        if self.application.admission.is_draining:
+            self.force_exit = True
+        self.application.admission.is_draining = True
+        self.should_exit = True
+
+    def serve_socket(self, listener: socket.socket, on_start: Callable[[], None] = lambda: None) -> None:
+        """Answer requests until `stop`."""
+
+        async def main() -> None:
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, self.stop)
+            on_start()
+            await self._serve([listener])
+
+        asyncio.run(main())
+        self.application.admission.close()
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """Open the server's socket. Raises ConfigError if the address is taken or no address."""
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(4096)
+    except OSError as error:
+        place = f"{settings.host}:{settings.port}"
+        raise ConfigError(f"{place}: {error.strerror or error}. Choose another --port or --host.") from None
+    listener.setblocking(False)
+    return listener
+
+
+def serve(runs: Sequence[LoadedRun], settings: ServeSettings, on_start: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; `on_start` takes the address once the models are warm."""
+    listener = listen(settings)
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if settings.processes:
+        ServerProcesses(runs, settings, listener).serve(partial(on_start, address))
+        return
+    metrics = ServerMetrics()
+    queue = make_queue(runs, settings, metrics)
+    application = make_application(runs, settings, queue, metrics, compute_type(runs[0].predictor))
+    warm_up(application)
+    HttpServer(application, settings).serve_socket(listener, partial(on_start, address))
+    queue.close()
+
+
+@dataclass(frozen=True)
+class _NoSession:
+    """Stands for a network of another process."""
+
+    has_states: bool
+    precision: str
+
+
+class ServerProcesses:
+    """Front ends as processes, the networks in this one."""
+
+    def __init__(self, runs: Sequence[LoadedRun], settings: ServeSettings, listener: socket.socket) -> None:
+        self.settings, self.listener = settings, listener
+        self._context = multiprocessing.get_context("spawn")
+        self._memory = self._context.RawArray("d", (settings.processes + 1) * NUM_VALUES)
+        self._metrics = ServerMetrics(self._memory, settings.processes)
+        self._queue = make_queue(runs, settings, self._metrics)
+        self._kind = compute_type(runs[0].predictor)
+        self._runs = [replace(run, predictor=replace(run.predictor, session=_stand_in(run.predictor))) for run in runs]
+        self._processes: dict[int, tuple[Any, Connection]] = {}
+        self._is_stopping = threading.Event()
+
+    def serve(self, on_start: Callable[[], None]) -> None:
+        """Start the front ends and watch them until SIGTERM or Ctrl-C."""
+        for name, lane in self._queue.lanes.items():
+            if name.endswith(MEAN):
+                self._queue.submit(name, [_short_sequence(lane)]).result()
+        previous = {
+            number: signal.signal(number, lambda *_: self._is_stopping.set())
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            for row in range(self.settings.processes):
+                self._start(row)
+            on_start()
+            restarts = 0
+            while not self._is_stopping.wait(0.2):
+                for row in [row for row, (process, _) in self._processes.items() if not process.is_alive()]:
+                    restarts += 1
+                    if restarts > MAX_RESTARTS:
+                        raise MegabertError("the front ends end unexpectedly again and again; the server stops.")
+                    code = self._processes[row][0].exitcode
+                    print_message(f"megabert: a front end ended unexpectedly (exit code {code}); it is started again.")
+                    self._metrics.add("megabert_front_end_restarts_total")
+                    self._start(row)
+        finally:
+            self._stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _start(self, row: int) -> None:
+        here, there = self._context.Pipe()
+        process = self._context.Process(
+            target=run_front_end,
+            args=(there, self._runs, self.settings, self.listener, self._memory, row, self._kind),
+            daemon=True,
+        )
+        process.start()
+        there.close()
+        self._processes[row] = process, here
+        threading.Thread(target=compute_for, args=(here, self._queue), daemon=True).start()
+
+    def _stop(self) -> None:
+        end = time.monotonic() + self.settings.limits.shutdown_seconds
+        for _, connection in self._processes.values():
+            with suppress(OSError):
+                connection.send(DRAIN)
+        for process, _ in self._processes.values():
+            process.join(max(end - time.monotonic(), 0.1))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._queue.close()
+
+
+def _short_sequence(lane: Lane) -> Any:
+    import numpy as np
+
+    from ..data.packing import Features
+
+    return Features(np.full(4, lane.pad_id), np.zeros(4, dtype=np.int64))
+
+
+def _stand_in(predictor: Predictor) -> Any:
+    session = predictor.session
+    return _NoSession(hasattr(session, "token_states"), str(getattr(session, "precision", "32")))
+
+
+def run_front_end(
+    connection: Connection,
+    runs: Sequence[LoadedRun],
+    settings: ServeSettings,
+    listener: socket.socket,
+    memory: Any,
+    row: int,
+    kind: str,
+) -> None:
+    """Answer HTTP in a process of its own, until the other process says so or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the networks decides when to stop
+    metrics = ServerMetrics(memory, row)
+    servers: list[HttpServer] = []
+
+    def stop() -> None:
+        for server in servers:
+            server.stop()
+
+    queue = RemoteQueue(connection, stop, stop)
+    limits = settings.limits
+    share = -(-limits.max_concurrent_requests // settings.processes)
+    settings = replace(settings, limits=replace(limits, max_concurrent_requests=share))
+    servers.append(HttpServer(make_application(runs, settings, queue, metrics, kind), settings))
+    servers[0].serve_socket(listener)
+
+
+def check_address(host: str, key_digest: bytes | None, hosts: Collection[str], *, is_open: bool) -> Mapping[str, Any]:
+    """Decide which Host headers are right; an address that others reach needs a key, or an explicit option."""
+    if host in LOOPBACK:
+        return {"host": host, "hosts": frozenset((*LOOPBACK, *hosts))}
+    if key_digest is None and not is_open:
+        raise ConfigError(f"--host {host} is reached by others. Set MEGABERT_API_KEY, or add --no-key.")
+    return {"host": host, "hosts": frozenset((*LOOPBACK, *hosts)) if hosts else None}
