@@ -25,7 +25,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"inference"},
     {"torch_session"},
     {"build"},
-    {"training", "diagnostics", "annotate"},
+    {"training", "diagnostics", "generation", "annotate"},
     {"cli"},
     {"sample", "__main__"},
 ]

@@ -95,6 +95,7 @@ def files(page: str) -> dict[str, str]:
         "project/1.txt": "Marie Curie found radium.\n",
         "project/1.ann": "T1\tPerson 0 11\tMarie Curie\n",
         **dict.fromkeys(("train.jsonl", "dev.jsonl"), relations()),
+        "LAMBADA.jsonl": "".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES),
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from .inspection import inspect
 from .plan import plan
 from .predictions import evaluate, predict, score
 from .settings import config
+from .text_generation import generate
 from .training import train
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -32,6 +33,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "score": score,
+    "generate": generate,
     "annotate": annotate,
     "config": config,
     "import": import_data,
