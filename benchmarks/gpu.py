@@ -160,13 +160,10 @@ def pretrain(precision: str = "bf16") -> Iterator[Result]:
     num_predictions = int(0.15 * lengths.sum())
     random = np.random.default_rng(0)
 
-    def head_loss(hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
-        return F.cross_entropy(model.language_model(hidden_MD).float(), targets_M, reduction="sum")
-
-    compiled = torch.compile(head_loss)
-
     def loss(hidden_TD: Tensor, batch: Batch) -> Tensor:
-        return compiled(hidden_TD[batch.targets["positions"].flatten()], batch.targets["token_ids"].flatten())
+        positions, targets = batch.targets["positions"].flatten(), batch.targets["token_ids"].flatten()
+        hidden_MD = model.language_model.transform(hidden_TD[positions])
+        return model.language_model.vocabulary.losses(hidden_MD, targets)[0].sum()
 
     items = random_features(lengths)
     per_sequence = num_predictions // 64

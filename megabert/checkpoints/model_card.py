@@ -25,6 +25,7 @@ _CLASSES = {
     "text-classification": "SequenceClassification",
     "zero-shot-classification": "SequenceClassification",
     "question-answering": "QuestionAnswering",
+    "multiple-choice": "MultipleChoice",
     "fill-mask": "MaskedLM",
     "text-generation": "CausalLM",
 }

@@ -16,7 +16,7 @@ import torch.distributed  # registers the operators below
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.vocabulary_loss import CHUNK, NO_TARGET, compute_logits, local_targets, loss_gradients
+from ..model.vocabulary_loss import NO_TARGET, chunked_statistics, local_targets, loss_gradients
 from .process_group import World
 
 # Functional collectives: operators that autograd, the compiler and CUDA graphs support.
@@ -259,10 +259,7 @@ class _ParallelLosses(torch.autograd.Function):
         size: int,
         group: str,
     ) -> tuple[Tensor, Tensor]:
-        chunks = []
-        for hidden, targets in zip(hidden_MD.split(CHUNK), targets_M.split(CHUNK), strict=True):
-            chunks.append(_local_statistics(compute_logits(hidden, weight_VD, bias_V), targets - start))
-        local_4M = torch.cat(chunks, dim=1)
+        local_4M, ctx.logits = chunked_statistics(hidden_MD, weight_VD, bias_V, targets_M - start)
         logsumexp_PM, target_PM, highest_PM, is_correct_PM = _all_gather_rows(local_4M[None], size, group).unbind(1)
         logsumexp_M = logsumexp_PM.logsumexp(0)
         has_target_M = targets_M != NO_TARGET
@@ -279,20 +276,8 @@ class _ParallelLosses(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD, bias_V, targets_M, logsumexp_M = ctx.saved_tensors
         d_losses_M = torch.where(targets_M != NO_TARGET, gradients[0], 0.0)
+        logits, ctx.logits = ctx.logits, None  # they become gradients
         d_hidden_MD, d_weight_VD, d_bias_V = loss_gradients(
-            hidden_MD, weight_VD, bias_V, targets_M - ctx.start, logsumexp_M, d_losses_M
+            hidden_MD, weight_VD, bias_V, targets_M - ctx.start, logsumexp_M, d_losses_M, logits
         )
         return _all_reduce(d_hidden_MD, ctx.group), d_weight_VD, d_bias_V, None, None, None, None
-
-
-def _local_statistics(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """Compute logsumexp, target logit, highest logit and whether it is the target's, of the local logits: [4, M]."""
-    num_local = logits_MV.shape[1]
-    if not num_local:
-        lowest_M = logits_MV.new_full((len(targets_M),), -torch.inf)
-        return torch.stack([lowest_M, torch.zeros_like(lowest_M), lowest_M, torch.zeros_like(lowest_M)])
-    rows_M, is_local_M = local_targets(targets_M, num_local)
-    target_M = torch.where(is_local_M, logits_MV.gather(1, rows_M[:, None])[:, 0], 0.0)
-    highest = logits_MV.max(1)
-    is_correct_M = (highest.indices == rows_M) & is_local_M
-    return torch.stack([logits_MV.logsumexp(1), target_M, highest.values, is_correct_M.to(logits_MV.dtype)])

@@ -15,8 +15,8 @@ from .hardware import MEGABERT, Gpu, Implementation
 from .layout import ParallelLayout
 from .workload import FSDP_UNIT_SIZE, TILE, MicroBatch, ParameterCounts, Workload, count_parameters, forward_flops
 
-# Tokens whose logits are in memory at once (model/vocabulary_loss.py).
-CHUNK = 2048
+# Logits that are in memory at once (model/vocabulary_loss.py).
+MAX_LOGITS = 2**29
 # Share of memory left free for what the allocator does not count: driver, NCCL channels, fragmentation.
 FREE_SHARE = 0.08
 WORKSPACE = 0.1e9
@@ -177,9 +177,9 @@ class Estimate:
         if not num_targets:
             return 0.0
         rows = self.workload.shape.vocabulary_size / self.layout.tensor
-        # A chunk of logits in 16 bits, in float32, its softmax and gradient; the gradient of the vocabulary weights.
-        chunk = min(num_targets, CHUNK) * rows * (self.workload.width + 12)
-        return chunk + 4 * rows * hidden + 3 * num_targets * hidden * self.workload.width
+        # The logits, in whose place their gradients come; the gradient of the vocabulary weights.
+        logits = min(num_targets * rows, MAX_LOGITS) * self.workload.width
+        return logits + 4 * rows * hidden + 3 * num_targets * hidden * self.workload.width
 
     # Time
 
@@ -233,7 +233,8 @@ class Estimate:
         num_targets, head = self.workload.num_targets(self.micro_batch), 0.0
         if num_targets:
             rows = shape.vocabulary_size / tensor
-            head = self.implementation.logits_matmuls * self._matmul(num_targets, rows, hidden)
+            is_kept = num_targets * rows <= MAX_LOGITS
+            head = (3 if is_kept else 4) * self._matmul(num_targets, rows, hidden)
             head += 0 if shape.is_causal else 3 * self._matmul(num_targets, hidden, hidden)
         passes = 4 if self.layout.activation_checkpointing else 3
         return forward, passes * forward + head

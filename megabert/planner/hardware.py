@@ -125,9 +125,7 @@ class Implementation:
     score_bytes: float = 0.0
     """Bytes for each attention weight; 0: they never leave the kernel."""
     score_forward_bytes: float = 0.0
-    logits_matmuls: int = 4
-    """Matmuls with the vocabulary weights: forward, recomputation, two gradients."""
-    logit_bytes: float = 60.0
+    logit_bytes: float = 8.0
     """Bytes for each logit of the element-wise kernels of the loss."""
     adam_bytes: float = 30.0
     """Bytes for each weight of an optimizer step: norm, weight, moments and copy."""
@@ -160,13 +158,13 @@ MEGATRON_2019 = replace(
     gelu_bytes=60.0,
     score_bytes=60.0,
     score_forward_bytes=26.0,
-    logits_matmuls=3,
     adam_bytes=60.0,
     host_seconds=0.0,
     gradient_width=2,
     overlap=0.7,
     tensor_overlap=0.0,
     exposed_matmul_traffic=0.45,
+    logit_bytes=60.0,
 )
 
 BERT_VOCABULARY = 30_522

@@ -62,3 +62,29 @@ def test_no_logits_are_saved_for_the_backward_pass(monkeypatch):
         vocabulary_losses(*parts, targets)
     assert max(item.numel() for item in saved) == parts[1].numel()
     assert sum(item.numel() for item in saved) == 13 * 8 + 29 * 8 + 29 + 13 + 13
+
+
+@pytest.mark.skipif(not vocabulary_loss.HAS_TRITON, reason="the kernels need a GPU")
+@pytest.mark.parametrize("max_logits", [2**29, 70_000])  # logits are kept, or computed again in three chunks
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernels_match_pytorch_in_double_precision(dtype, tolerance, max_logits, monkeypatch):
+    monkeypatch.setattr(vocabulary_loss, "MAX_LOGITS", max_logits)
+    torch.manual_seed(0)
+    parts = [torch.randn(shape, device="cuda").to(dtype) for shape in ((20, 64), (9001, 64), (9001,))]
+    parts[1][7000] = parts[1][3]  # a tie
+    leaves = [part.clone().requires_grad_() for part in parts]
+    targets = torch.randint(9001, (20,), device="cuda")
+    targets[[2, 12]] = NO_TARGET
+    scales = torch.linspace(-1, 2, 20, device="cuda")
+    exact = [part.double().requires_grad_() for part in parts]
+    logits = F.linear(*exact)
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    losses, is_correct = vocabulary_losses(*leaves, targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), expected, atol=10 * tolerance, rtol=tolerance)
+    assert is_correct.tolist() == (F.linear(*parts).argmax(1) == targets).tolist()
+    theirs = torch.autograd.grad((expected * scales).sum(), exact)
+    for _ in range(2):  # the second backward pass finds no kept logits
+        ours = torch.autograd.grad((losses * scales).sum(), leaves, retain_graph=True)
+        for own, other in zip(ours, theirs, strict=True):
+            assert (own.double() - other).norm() / other.norm() < tolerance
