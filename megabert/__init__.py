@@ -8,12 +8,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Task", "__version__", "load", "load_encoder"]
+__all__ = ["Task", "__version__", "load", "load_encoder", "load_generator", "load_linker"]
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .generation.generator import Generator
     from .inference import Predictor
+    from .linking.linker import Linker
     from .model.encoder import Encoder
     from .tasks.task import Task
     from .tokenizers.wordpiece import Tokenizer
@@ -45,6 +47,36 @@ def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":
     from .checkpoints.catalog import cache_home
 
     return load_from(str(name_or_path), home=cache_home(os.environ))
+
+
+def load_generator(
+    name_or_path: "str | Path", *, accelerator: str = "auto", precision: str = "auto", vocab_file: str | None = None
+) -> "Generator":
+    """Load a causal language model (GPT-2) that continues texts.
+
+    Takes what `load_encoder` takes; `vocab_file` is GPT-2's vocab.json, with merges.txt beside it, where a checkpoint
+    comes without.
+    """
+    import os
+
+    from .checkpoints.catalog import cache_home
+    from .generation.load_generator import load_generator as load_from
+
+    home = cache_home(os.environ)
+    return load_from(str(name_or_path), home=home, accelerator=accelerator, precision=precision, vocab_file=vocab_file)
+
+
+def load_linker(
+    dictionary: "str | Path", run: "str | Path | None" = None, *, accelerator: str = "auto", precision: str = "auto"
+) -> "Linker":
+    """Open a dictionary to link names to: `load_linker(DICT).link(["breast cancer"])[0].identifier`.
+
+    `run` is one whose embeddings the dictionary has (`megabert dictionary embed`); without it n-grams alone decide.
+    Raises InputError if the folder is no dictionary.
+    """
+    from .linking.open_linker import load_linker as open_linker
+
+    return open_linker(dictionary, run, accelerator=accelerator, precision=precision)
 
 
 def __getattr__(name: str) -> Any:

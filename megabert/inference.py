@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .data.packing import Features
 from .data.windows import half_overlapping_spans
-from .errors import ConfigError, InputError
+from .errors import InputError
 from .tasks.task import Task
 from .tokenizers.wordpiece import Tokenizer
 
@@ -113,16 +113,18 @@ class Predictor:
         is_list = self.task.input_fields.get(name, str) is list
         return not is_list or (len(value) > 0 and all(isinstance(item, list | tuple) for item in value))
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], *, role: str = "passage") -> NDArray[np.float32]:
         """Compute a vector of each text, the mean of the last hidden states of its tokens: [N, D].
 
-        A text that is too long for one sequence is read in overlapping windows, of which the mean is taken.
+        A text that is too long for one sequence is read in overlapping windows, of which the mean is taken. A run of a
+        task of embeddings has its own pooling, reads the first tokens only, and has a prompt for each role (query,
+        passage).
         """
         tokenizer = self.tokenizer
-        try:
-            first, last = [tokenizer.cls_id], [tokenizer.sep_id]
-        except ConfigError:  # GPT-2's vocabulary has neither
-            first, last = [], []
+        if self.task.is_embedding:
+            features = self.task.text_features(texts, tokenizer, role)
+            return np.array(self._run(features).logits, dtype=np.float32)
+        first, last = tokenizer.edges()
         room = self.task.row_length - len(first) - len(last)
         features = []
         for number, ids in enumerate(tokenizer.encode_ids(list(texts))):

@@ -14,7 +14,7 @@ from .data.prefetch import prefetch
 from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
-from .model.heads import MeanHead, TaskModel
+from .model.heads import EmbeddingHead, TaskModel
 from .parallel.process_group import SINGLE_PROCESS, World
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -46,7 +46,7 @@ class TorchSession:
 
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
-        model = TaskModel(self.model.encoder, MeanHead()).train(self.model.training)
+        model = TaskModel(self.model.encoder, EmbeddingHead()).train(self.model.training)
         return replace(self, model=model, is_static=False)
 
     def run(

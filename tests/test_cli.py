@@ -144,7 +144,7 @@ def test_invalid_training_data_is_one_message_and_exit_code_65(capsys, tmp_path,
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["train"], 64, "required: task"),
+        (["train"], 64, "The task is missing"),
         (["train", "question_answering"], 64, "model.train_ds.file is not given"),
         (["train", "question_answering", "model.train_ds.file=nowhere.json"], 65, "nowhere.json does not exist"),
         (["train", "question_answering", "model.train_ds.fiel=x"], 64, "Did you mean model.train_ds.file?"),
@@ -265,3 +265,28 @@ def test_plan_rejects_impossible_settings_with_the_reason(capsys, words, message
     code, _, err = run(capsys, "plan", *words)
     assert code == 64
     assert message in err
+
+
+def test_help_may_be_written_as_a_command(capsys):
+    assert run(capsys, "help") == run(capsys, "--help")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["help", "predict"])
+    assert stop.value.code == 0 and "megabert predict" in capsys.readouterr().out
+
+
+def test_a_file_without_its_key_gets_the_key(capsys, trained):
+    folder, data = trained
+    assert f"model.train_ds.file={data}" in run(capsys, "train", "question_answering", str(data))[2]
+    assert f"Write file={data}" in run(capsys, "evaluate", str(folder), str(data))[2]
+
+
+def test_a_folder_of_runs_is_not_a_run_and_its_runs_are_named(capsys, trained):
+    folder, data = trained
+    code, _, err = run(capsys, "evaluate", str(folder.parent), f"file={data}")
+    assert code == 66 and f"There are runs in it: {folder}." in err
+
+
+def test_a_run_is_resumed_without_the_name_of_its_task(capsys, trained):
+    folder, _ = trained
+    code, _, err = run(capsys, "train", "--resume", str(folder))
+    assert code == 64 and "is complete" in err

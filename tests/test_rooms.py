@@ -19,13 +19,15 @@ LINES = [  # lowest first; those of one line do not import each other
     {"storage", "json_documents"},
     {"config", "tokenizers", "metrics", "model"},
     {"formats", "planner"},
-    {"data"},
+    {"data", "analysis"},
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
     {"torch_session"},
     {"build"},
-    {"training", "diagnostics", "annotate"},
+    {"training", "diagnostics", "generation", "retrieval"},
+    {"linking"},
+    {"annotate"},
     {"cli"},
     {"sample", "__main__"},
 ]
@@ -40,6 +42,7 @@ TORCH_FREE = (
     "data",
     "metrics",
     "planner",
+    "analysis",
     "tasks",
     "inference",
 )
@@ -49,6 +52,8 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "attention": {"model", "kernels"},  # a layer and its kernel
     "fp8": {"model", "kernels"},
     # Named like a room:
+    "linking": {"linking", "metrics", "cli"},
+    "retrieval": {"retrieval", "metrics", "cli"},
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
     "training": {"training", "cli"},

@@ -45,6 +45,17 @@ PUBTATOR = """1|t|Aspirin and asthma.
 2\t0\t6\tRadium\tChemical\tD011883
 
 """
+OBO = """format-version: 1.2
+
+[Term]
+id: MESH:D001249
+name: asthma
+synonym: "bronchial asthma" EXACT []
+
+[Term]
+id: MESH:D003920
+name: diabetes
+"""
 PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">7</PMID><Article>
 <ArticleTitle>Radium in Paris.</ArticleTitle><Abstract><AbstractText>Marie Curie found radium.</AbstractText></Abstract>
 </Article></MedlineCitation></PubmedArticle></PubmedArticleSet>
@@ -93,12 +104,16 @@ def files(page: str) -> dict[str, str]:
         **CHEMPROT,
         **dict.fromkeys(("corpus.pubtator", "CORPUS.pubtator", "train.pubtator"), PUBTATOR),
         **dict.fromkeys(("pubmed/abstracts.xml", "part1.xml", "corpus.xml"), PUBMED),
+        "diseases.obo": OBO,
+        "names.txt": "D001249||asthma\n" * 50,
+        "dev.pubtator": PUBTATOR,
         "notes.csv": "note_id,TEXT\n1,Marie Curie found radium.\n",
         "project/1.txt": "Marie Curie found radium.\n",
         "project/1.ann": "T1\tPerson 0 11\tMarie Curie\n",
         **dict.fromkeys(("train.jsonl", "dev.jsonl"), relations()),
         **dict.fromkeys((f"RACE/{split}/high/1.txt" for split in SPLITS), RACE),
         **dict.fromkeys(("golden/7B1.json", "golden/9B1.json", "9B1_golden.json"), bioasq()),
+        "LAMBADA.jsonl": "".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES),
     }  # fmt: skip
 
 

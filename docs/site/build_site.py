@@ -24,6 +24,7 @@ ROOT = HERE.parents[1]
 CONTENTS = {
     "Tutorials": [
         "README.md",
+        "docs/first_hour.md",
         "tutorials/Token_Classification-BioMegatron.ipynb",
         "tutorials/Relation_Extraction-BioMegatron.ipynb",
         "tutorials/Question_Answering.ipynb",

@@ -28,8 +28,6 @@ class Annotated:
 class Annotator(Protocol):
     """One run's part of the annotation."""
 
-    predictor: Predictor
-
     def __call__(self, items: Sequence[Annotated]) -> list[Annotated]:
         """Annotate documents together: what they consist of shares batches."""
 

@@ -17,6 +17,7 @@ from ..formats.documents.sources import Faults, ReadOptions
 from ..formats.documents.training_examples import PairOptions
 from ..inference import Predictor, Session
 from .annotator import EntityAnnotator, RelationAnnotator, annotate, without_annotations
+from .entity_linker import EntityLinker
 from .pipeline import process_chunks
 from .remote_session import RemoteSession
 from .shard_formats import ShardFormat
@@ -99,17 +100,20 @@ class AnnotateChunks:
     abbreviations: bool
     skip_faults: bool
     output: ShardFormat
+    linkers: Sequence[EntityLinker] = ()
+    """Applied to the entities in their order, before relations."""
 
     def __call__(self, sessions: Sequence[Session]) -> Callable[[Chunk], tuple[list[ShardRecord], Losses]]:
         """Return the function from a chunk to its records, and to what the format could not hold."""
-        predictors = [
-            replace(predictor, session=session)
-            for predictor, session in zip((*self.entity_runs, *self.relation_runs), sessions, strict=True)
-        ]
+        runs = (*self.entity_runs, *self.relation_runs)
+        predictors = [replace(predictor, session=item) for predictor, item in zip(runs, sessions, strict=False)]
         num_entity_runs = len(self.entity_runs)
+        others = iter(sessions[len(runs) :])
+        linkers = [replace(item, linker=item.linker.with_sessions(others)) for item in self.linkers]
         use_predicted = self.existing != "use"
         annotators = [
             *(EntityAnnotator(item) for item in predictors[:num_entity_runs]),
+            *linkers,
             *(RelationAnnotator(item, self.pairs, use_predicted) for item in predictors[num_entity_runs:]),
         ]
         return partial(self._annotate_chunk, annotators)
@@ -174,7 +178,9 @@ def run_job(
             [replace(predictor, session=RemoteSession(None, -1)) for predictor in runs]
             for runs in (work.entity_runs, work.relation_runs)
         )
-        work = replace(work, entity_runs=entity_runs, relation_runs=relation_runs)
+        remote = iter(RemoteSession(None, -1) for _ in sessions)
+        linkers = [replace(item, linker=item.linker.with_sessions(remote)) for item in work.linkers]
+        work = replace(work, entity_runs=entity_runs, relation_runs=relation_runs, linkers=linkers)
     for records, lost in process_chunks(read, work, sessions, workers):
         for record in records:
             writer.write(record)

@@ -20,21 +20,43 @@ from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
+from .doctor import doctor
 from .imports import import_data
 from .inspection import inspect
+from .linking import dictionary, link
 from .plan import plan
 from .predictions import evaluate, predict, score
+from .retrieval import embed, index, rerank, search
+from .runs import errors, runs
 from .settings import config
+from .text_generation import generate
 from .training import train
+
+
+def completion(words: Sequence[str]) -> int:
+    """Print the script that completes commands and settings in a shell: megabert completion bash."""
+    from .completion import print_script
+
+    return print_script(words, completion, COMMANDS)
+
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "score": score,
+    "generate": generate,
     "annotate": annotate,
+    "runs": runs,
+    "errors": errors,
+    "embed": embed,
+    "index": index,
+    "search": search,
+    "rerank": rerank,
     "config": config,
     "import": import_data,
+    "dictionary": dictionary,
+    "link": link,
     "corpus": corpus,
     "vocabulary": vocabulary,
     "models": models,
@@ -42,6 +64,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "convert": convert,
     "plan": plan,
+    "doctor": doctor,
+    "completion": completion,
 }
 EXIT_CODES = {
     0: "success",
@@ -90,6 +114,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
         show(_overview())
         return 0 if words else 64

@@ -14,6 +14,7 @@ from ..errors import ConfigError, InputError
 from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
+    from ..annotate.entity_linker import EntityLinker
     from ..annotate.shards import ShardWriter
     from ..inference import Predictor
 
@@ -25,14 +26,17 @@ examples:
   megabert annotate pubmed/*.xml.gz --entities RUN -o mentions.parquet
   megabert annotate corpus.bioc.xml --entities CHEMICALS --entities GENES --relations CHEMPROT \\
       --pairs CHEMICAL:GENE -o annotated/ --format bioc
+  megabert annotate corpus.pubtator --entities RUN --link Disease=MEDIC.dict -o linked.pubtator
 """
 
 
 def annotate(words: Sequence[str]) -> int:
     """Annotate documents in bulk: megabert annotate INPUT... --entities RUN -o OUT."""
     arguments = _parse(words)
-    if not arguments.entities and not arguments.relations:
-        raise ConfigError("Nothing is to be predicted. Give --entities RUN, --relations RUN, or both.")
+    if not arguments.entities and not arguments.relations and not arguments.links:
+        raise ConfigError(
+            "Nothing is to be predicted. Give --entities RUN, --link TYPE=DICT, --relations RUN, or more."
+        )
     if arguments.relations and not arguments.pairs:
         raise ConfigError("--relations needs the types of the entities: --pairs HEAD:TAIL, for example CHEMICAL:GENE.")
     from ..annotate.shard_formats import shard_format
@@ -50,13 +54,15 @@ def annotate(words: Sequence[str]) -> int:
         folder /= f"part-{part + 1}-of-{num_parts}"
     entity_runs = [_load(path, arguments) for path in arguments.entities]
     relation_runs = [_load(path, arguments) for path in arguments.relations]
+    linkers = [_load_linker(rule, arguments) for rule in arguments.links]
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
         if is_free is False:
             raise InputError(f"another process annotates to {folder}. Wait for it, or name another folder.")
-        job = _describe(arguments, shards.form.name, entity_runs, relation_runs)
+        job = _describe(arguments, shards.form.name, entity_runs, relation_runs, linkers)
         ledger = claim(folder, job, shards, resume=arguments.resume)
-        _run(arguments, ShardWriter(folder, shards, arguments.shard_size, ledger), entity_runs, relation_runs)
+        writer = ShardWriter(folder, shards, arguments.shard_size, ledger)
+        _run(arguments, writer, entity_runs, relation_runs, linkers)
         if by_ending is not None and num_parts == 1:
             shards.join(folder, shard_lines(folder), output)
             log(f"Wrote {output}; its ledger is in {folder}.")
@@ -71,6 +77,7 @@ def _run(
     writer: "ShardWriter",
     entity_runs: "Sequence[Predictor]",
     relation_runs: "Sequence[Predictor]",
+    linkers: "Sequence[EntityLinker]",
 ) -> None:
     """Annotate what the writer's ledger does not have yet, and report speed and losses."""
     from ..annotate.job import AnnotateChunks, Inputs, run_job
@@ -89,12 +96,15 @@ def _run(
     )
     pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
     existing, abbreviations = arguments.existing, arguments.abbreviations
-    work = AnnotateChunks(entity_runs, relation_runs, pairs, existing, abbreviations, skips_faults, writer.output)
+    work = AnnotateChunks(
+        entity_runs, relation_runs, pairs, existing, abbreviations, skips_faults, writer.output, linkers
+    )
     before, start = writer.ledger.documents, time.monotonic()
     if before:
         log(f"Resuming behind {before:,} documents in {writer.ledger.shards:,} shards.")
     predictors = [*entity_runs, *relation_runs]
-    sessions = [predictor.session for predictor in predictors]
+    dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
+    sessions = [*(item.session for item in predictors), *(item.session for item in dense)]
     with _progress() as progress:
         losses = run_job(inputs, work, sessions, writer, _num_workers(arguments, predictors), progress)
     for line in losses.lines(writer.output.form.name):
@@ -104,7 +114,11 @@ def _run(
 
 
 def _describe(
-    arguments: argparse.Namespace, form: str, entity_runs: "Sequence[Predictor]", relation_runs: "Sequence[Predictor]"
+    arguments: argparse.Namespace,
+    form: str,
+    entity_runs: "Sequence[Predictor]",
+    relation_runs: "Sequence[Predictor]",
+    linkers: "Sequence[EntityLinker]",
 ) -> dict[str, Any]:
     """Return all on which the output depends, as plain values: what a resumed command must have, too."""
     names = (
@@ -116,6 +130,8 @@ def _describe(
         "pairs": sorted(map(":".join, arguments.pairs)),
         "entities": [predictor.digest for predictor in entity_runs],
         "relations": [predictor.digest for predictor in relation_runs],
+        "link": [[item.type, item.linker.digest] for item in linkers],
+        "species": arguments.species,
     }
     values: dict[str, Any] = json.loads(json.dumps(job))  # tuples as the file has them
     return values
@@ -130,6 +146,16 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     runs: dict[str, Any] = {"type": Path, "action": "append", "default": [], "metavar": "RUN"}
     add("--entities", **runs, help="run of token_classification; several are applied one after the other")
     add("--relations", **runs, help="run of relation_extraction")
+    add(
+        "--link",
+        type=_link_rule,
+        action="append",
+        default=[],
+        dest="links",
+        metavar="TYPE=DICT[,RUN]",
+        help="give entities of a type identifiers of a dictionary, by n-grams and the run's embeddings",
+    )
+    add("--species", type=int, action="append", default=[], help="taxon (NCBI) of genes where a document names none")
     pair: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "HEAD:TAIL"}
     add("--pairs", **pair, help="types of entities between which --relations are classified; may be repeated")
     add(
@@ -171,6 +197,24 @@ def _pair(word: str) -> tuple[str, str]:
     if not (head and colon and tail):
         raise argparse.ArgumentTypeError(f"{word!r} is no pair of types HEAD:TAIL")
     return head, tail
+
+
+def _link_rule(word: str) -> tuple[str, Path, Path | None]:
+    kind, equals, rest = word.partition("=")
+    folder, _, run = rest.partition(",")
+    if not (kind and equals and folder):
+        raise argparse.ArgumentTypeError(f"{word!r} is no rule TYPE=DICT or TYPE=DICT,RUN")
+    return kind, Path(folder), Path(run) if run else None
+
+
+def _load_linker(rule: tuple[str, Path, Path | None], arguments: argparse.Namespace) -> "EntityLinker":
+    from ..annotate.entity_linker import EntityLinker
+    from ..linking.open_linker import load_linker
+
+    kind, folder, run = rule
+    linker = load_linker(folder, run, accelerator=arguments.accelerator, precision=arguments.precision)
+    species = [taxon for taxon in arguments.species if taxon in linker.dictionary.taxa]
+    return EntityLinker(kind, linker, tuple(species))
 
 
 def _part(word: str) -> tuple[int, int]:

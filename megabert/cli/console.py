@@ -98,5 +98,22 @@ def abandon(stream: Any) -> None:
 
 
 def to_json(document: Any) -> str:
-    """Format a document as indented JSON."""
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    """Format a document as indented JSON; a list that fits is one line."""
+    return _indented(document, "")
+
+
+def _indented(value: Any, margin: str) -> str:
+    line = json.dumps(value, ensure_ascii=False)
+    inner = f"{margin}  "
+    if isinstance(value, dict) and value:
+        items = [
+            f"{json.dumps(str(name), ensure_ascii=False)}: {_indented(item, inner)}" for name, item in value.items()
+        ]
+        return "{\n" + ",\n".join(inner + item for item in items) + f"\n{margin}}}"
+    if isinstance(value, list | tuple) and (len(line) > MAX_LIST or any(isinstance(item, dict) for item in value)):
+        return "[\n" + ",\n".join(inner + _indented(item, inner) for item in value) + f"\n{margin}]"
+    return line
+
+
+MAX_LIST = 100
+"""Characters of a list that is printed in one line."""

@@ -149,11 +149,21 @@ def score(words: Sequence[str]) -> int:
     from ..tasks import registry
 
     parser = new_parser("score", score, "The scores are printed as JSON.")
-    parser.add_argument("task", help="task name, for example question_answering")
+    parser.add_argument("task", help="task name, for example question_answering; or linking, or retrieval")
     parser.add_argument("gold", type=Path, help="data file with the gold labels or answers")
     parser.add_argument("predictions", type=Path, help='predictions; for question_answering {"id": "answer", ...}')
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
     arguments = parser.parse_args(list(words))
+    if arguments.task == "linking":
+        from .linking import score_linking
+
+        show(to_json(score_linking(arguments.gold, arguments.predictions, arguments.overrides)))
+        return 0
+    if arguments.task == "retrieval":
+        from .retrieval import score_retrieval
+
+        show(to_json(score_retrieval(arguments.gold, arguments.predictions)))
+        return 0
     task = registry.find(arguments.task)
     show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))
     return 0
@@ -202,7 +212,8 @@ def _parse_words(name: str, command: Callable[[Sequence[str]], int], schema: typ
         else:
             given[key] = value
     if texts and schema is EvaluateSettings:
-        raise ConfigError(f"{texts[0]!r} is not a setting. Write key=value, for example file=dev.json.")
+        example = f"file={texts[0]}" if Path(texts[0]).exists() else "key=value, for example file=dev.json"
+        raise ConfigError(f"{texts[0]!r} is not a setting. Write {example}.")
     return _Given(arguments.run, arguments.task, given, overrides, texts)
 
 

@@ -1,5 +1,6 @@
 """The command `train`: one run, or a sweep of runs."""
 
+import argparse
 import json
 import os
 import time
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 def train(words: Sequence[str]) -> int:
     """Fine-tune a checkpoint on a task, or pre-train: megabert train TASK key=value ..."""
     parser = new_parser("train", train, "`megabert config TASK` lists all settings.")
-    parser.add_argument("task", help="task name, for example question_answering, or Python file of your own task")
+    parser.add_argument(
+        "task", nargs="?", help="task name, for example question_answering, or Python file of your own task"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
     parser.add_argument("-m", "--multirun", action="store_true", help="sweep: train once per value of seed=1,2,3")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; key=value takes precedence")
@@ -29,19 +32,34 @@ def train(words: Sequence[str]) -> int:
     parser.add_argument("--bert_config", metavar="FILE", help="same as model.language_model.config_file=FILE")
     parser.add_argument("--bert_checkpoint", metavar="PATH", help="same as model.language_model.lm_checkpoint=PATH")
     arguments = parser.parse_intermixed_args(list(words))
-    overrides = list(arguments.overrides)
+    task, overrides = _task_and_overrides(arguments)
     for option, key in (("bert_config", "config_file"), ("bert_checkpoint", "lm_checkpoint")):
         if getattr(arguments, option) is not None:
             overrides.append(f"model.language_model.{key}={quote(getattr(arguments, option))}")
     if arguments.step is not None and arguments.resume is None:
         raise ConfigError(f"--step {arguments.step} chooses a checkpoint of a run to resume. Give --resume RUN, too.")
     if not arguments.multirun:
-        _train_once(arguments.task, overrides, file=arguments.config, resume=arguments.resume, step=arguments.step)
+        _train_once(task, overrides, file=arguments.config, resume=arguments.resume, step=arguments.step)
     elif arguments.resume is None:
-        _train_sweep(arguments.task, overrides, file=arguments.config)
+        _train_sweep(task, overrides, file=arguments.config)
     else:
         raise ConfigError("--resume continues one run, -m starts several. Remove one of them.")
     return 0
+
+
+def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the task, that of the run which is resumed where none is given, and the settings."""
+    task, overrides = arguments.task, list(arguments.overrides)
+    if task is not None and "=" in task:
+        task, overrides = None, [task, *overrides]
+    if task is None and arguments.resume is not None:
+        task = str(_facts_of_run(arguments.resume).get("task"))
+    if task is None:
+        raise ConfigError("The task is missing: megabert train TASK key=value ... `megabert train --help` says more.")
+    for word in overrides:
+        if "=" not in word and Path(word).exists():
+            raise ConfigError(f"{word!r} is not a setting. To train on this file write model.train_ds.file={word}.")
+    return task, overrides
 
 
 def _train_once(
@@ -84,9 +102,15 @@ def _train_once(
 
 
 def _settings_of_run(folder: Path) -> dict[str, Any]:
+    return dict(_facts_of_run(folder)["settings"])
+
+
+def _facts_of_run(folder: Path) -> dict[str, Any]:
+    """Read a run.json; raises ConfigError where it cannot be read, or has no settings."""
     file = folder / "run.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+        facts = dict(json.loads(file.read_text(encoding="utf-8")))
+        return facts | {"settings": dict(facts["settings"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}). Give the run folder of a training.") from None
 

@@ -53,27 +53,29 @@ class CachedFeatures(LazyFeatures):
     def counts(self) -> NDArray[np.int64]:
         """Count the sequences of each of the features."""
         ends = self._arrays.get("part_ends")
-        return super().counts() if ends is None else np.maximum(np.diff(ends, prepend=0), 1)
+        return super().counts() if ends is None else np.diff(ends, prepend=0)
 
-    def _parts(self, index: int) -> tuple[int, ...]:
-        if "parts" not in self._arrays:
-            return ()
-        ends = self._arrays["part_ends"]
-        return tuple(self._arrays["parts"][ends[index - 1] if index else 0 : ends[index]].tolist())
+    def _parts(self, index: int) -> slice | None:
+        """Return which parts are those of a feature, None if it is one sequence."""
+        ends = self._arrays.get("part_ends")
+        return None if ends is None else slice(int(ends[index - 1]) if index else 0, int(ends[index]))
 
     def sequence(self, index: int) -> Features:
         """Read the features of one sequence."""
         tokens = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        own = self._parts(index)
         targets: dict[str, dict[str, Any]] = {"targets": {}, "token_targets": {}}
         for name, array in self._arrays.items():
             group, _, key = name.partition("/")
             if group in targets:
-                targets[group][key] = np.asarray(array[index] if group == "targets" else array[tokens])
+                targets[group][key] = np.asarray(
+                    array[tokens] if group == "token_targets" else array[index if own is None else own]
+                )
         return Features(
             np.asarray(self._arrays["token_ids"][tokens], dtype=np.int64),
             np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
             weight=float(self._arrays["weights"][index]),
-            parts=self._parts(index),
+            parts=None if own is None else np.asarray(self._arrays["parts"][own]),
             **targets,
         )
 
@@ -124,11 +126,12 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
         "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
     }
-    if any(item.parts for item in features):
-        arrays["part_ends"] = np.cumsum([len(item.parts) for item in features])
-        arrays["parts"] = np.array([length for item in features for length in item.parts])
+    parts = [item.parts for item in features if item.parts is not None]
+    if parts:  # then all have them
+        arrays |= {"part_ends": np.cumsum(list(map(len, parts))), "parts": np.concatenate(parts)}
     for name in features[0].targets:
-        arrays[f"targets/{name}"] = np.stack([np.asarray(item.targets[name]) for item in features])
+        join = np.concatenate if parts else np.stack
+        arrays[f"targets/{name}"] = join([np.asarray(item.targets[name]) for item in features])
     for name in features[0].token_targets:
         arrays[f"token_targets/{name}"] = np.concatenate([item.token_targets[name] for item in features])
     sums = {}

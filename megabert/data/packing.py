@@ -26,12 +26,13 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class Features:
-    """One tokenized sequence with its targets, or several that belong to one step, such as the choices of a question.
+    """One tokenized sequence with its targets.
 
-    `parts` are the lengths of several sequences, concatenated in `token_ids`; empty: there is one.
     `targets` are per sequence: a number or an array of any shape. `token_targets` are per token, int64, NO_TARGET for a
     token without one. `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
     `notes` are private to the task: what `decode` needs to map predictions back to the example.
+    With `parts` these are several sequences of so many tokens, which stay in one batch (a query and its passages);
+    `targets` then have a row for each part.
     """
 
     token_ids: NDArray[np.int64]
@@ -40,12 +41,12 @@ class Features:
     token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
-    parts: tuple[int, ...] = ()
+    parts: NDArray[np.int64] | None = None
 
     @property
     def num_sequences(self) -> int:
         """Count the sequences."""
-        return len(self.parts) or 1
+        return 1 if self.parts is None else len(self.parts)
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -103,7 +104,6 @@ class Batch:
 
     Sequence n is the tokens [cu_seqlens[n], cu_seqlens[n + 1]), int32; none is longer than `max_seqlen`, which is the
     same for every batch. `targets` are stacked over sequences, [N, ...]; `token_targets` are concatenated, [T].
-    Where features have several sequences, the targets of the features come first and fillers up to N behind.
     Filler sequences come last; their targets are NO_TARGET, or NaN in float targets. `num_tokens`, `num_sequences` and
     `weight` leave the fillers out.
     """
@@ -200,13 +200,13 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     import torch
 
     assert features, "an empty batch has no tokens"
-    lengths = np.array([length for item in features for length in item.parts or (len(item),)])
+    lengths = np.concatenate([[len(item)] if item.parts is None else item.parts for item in features])
+    num_sequences = len(lengths)
     if lengths.max() > max_seqlen:
         raise InputError(
             f"a sequence of {lengths.max()} tokens is longer than {max_seqlen}. Raise model.dataset.max_seq_length."
         )
     num_tokens = int(lengths.sum())
-    num_sequences = len(lengths)
     size = size or BatchSize(num_tokens, num_sequences)
     padding = size.num_tokens - num_tokens
     fillers = np.full(size.num_sequences - num_sequences, max_seqlen)
@@ -225,7 +225,7 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         cu_seqlens_N1=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=max_seqlen,
         targets={
-            name: torch.from_numpy(_stack([item.targets[name] for item in features], len(lengths) - len(features)))
+            name: torch.from_numpy(_stack([row for item in features for row in _rows(item, name)], len(fillers)))
             for name in features[0].targets
         },
         token_targets={
@@ -237,6 +237,12 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         weight=float(sum(item.weight for item in features)),
         parts=tuple(item.num_sequences for item in features),
     )
+
+
+def _rows(item: Features, name: str) -> Sequence[Any]:
+    """Return the target of a sequence, or of each of its parts."""
+    target: Sequence[Any] = item.targets[name]
+    return [target] if item.parts is None else target
 
 
 def _stack(targets: list[Any], num_fillers: int) -> NDArray[Any]:

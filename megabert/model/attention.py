@@ -45,6 +45,10 @@ class PackedSequences(NamedTuple):
         end_1 = torch.tensor([num_rows * length], device=ids_BL.device)
         return cls(torch.cat([starts_N, end_1]).int(), length)
 
+    def of_layer(self, number: int) -> "PackedSequences":
+        """Return what a layer's attention reads: these, in every layer."""
+        return self
+
     def starts(self) -> Tensor:
         """Return the index of each document's first token [N], clamped to a valid index for empty documents."""
         last = self.cu_seqlens_N1[-1:] - 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attention import PackedSequences
 from .config import EncoderConfig
+from .key_value_cache import KeyValueCache
 from .layers import Embeddings, Layer
 
 INITIAL_STD = 0.02  # Megatron-LM's --init-method-std
@@ -34,13 +35,13 @@ class Encoder(nn.Module):
         token_ids: Tensor,
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        documents: PackedSequences | None = None,
+        documents: PackedSequences | KeyValueCache | None = None,
     ) -> Tensor:
         """Encode tokens, [T] or [B, L], to their last hidden states, [T, hidden_size] or [B, L, hidden_size].
 
         Tokens attend to tokens of the same document only. [T] tokens are the packed `documents`; rows, [B, L], are
         packed in order. By default each row is one document, in segment 0, with positions 0, 1, 2, ...; for rows with
-        padding use `PackedSequences.of_rows`.
+        padding use `PackedSequences.of_rows`. With a `KeyValueCache` the tokens follow those of earlier calls.
         """
         length = token_ids.shape[-1]
         if position_ids is None:
@@ -51,8 +52,8 @@ class Encoder(nn.Module):
             ends = torch.arange(0, token_ids.numel() + 1, length, dtype=torch.int32, device=token_ids.device)
             documents = PackedSequences(ends, length)
         hidden_TD = self.embeddings(token_ids.flatten(), position_ids.flatten(), segment_ids.flatten())
-        for layer in self.layers:
-            hidden_TD = layer(hidden_TD, documents)
+        for number, layer in enumerate(self.layers):
+            hidden_TD = layer(hidden_TD, documents.of_layer(number))
         if self.final_norm is not None:
             hidden_TD = self.final_norm(hidden_TD)
         return hidden_TD.unflatten(0, token_ids.shape)

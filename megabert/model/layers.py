@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .attention import PackedSequences, attend
 from .config import EncoderConfig
 from .dropout import Dropout
+from .key_value_cache import LayerCache
 
 
 def gelu(hidden: Tensor, variant: str) -> Tensor:
@@ -62,10 +63,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
+    def forward(self, hidden_TD: Tensor, documents: PackedSequences | LayerCache) -> Tensor:
         """Compute self-attention over the tokens of the same document: [T, D]."""
         # -1 heads: under tensor parallelism a shard has some of them only.
         qkv_TH3K = self.qkv(hidden_TD).unflatten(-1, (-1, 3, self.head_dim))
+        if isinstance(documents, LayerCache):
+            return self.out(documents.attend(qkv_TH3K).flatten(1))
         dropout = self.dropout if self.training else 0.0
         context_THK = attend(qkv_TH3K, documents, dropout=dropout, is_causal=self.is_causal, stream=self.stream)
         return self.out(context_THK.flatten(1))
@@ -102,7 +105,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
+    def forward(self, hidden_TD: Tensor, documents: PackedSequences | LayerCache) -> Tensor:
         """Map [T, D] to [T, D]."""
         if self.norm_place == "post":
             hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.attention(hidden_TD, documents)))

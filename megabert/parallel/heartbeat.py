@@ -110,6 +110,8 @@ class Heartbeat:
         with suppress(OSError):
             self._previous.sendall(b".")
         self._previous.close()
+        # A daemon thread within a call of C++ aborts the process when the interpreter ends.
+        self._thread.join(timeout=GRACE)
 
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL):

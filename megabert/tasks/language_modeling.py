@@ -263,14 +263,16 @@ class PretrainingTask(Task[Example, Prediction]):
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Sum the losses of each document, or of each sequence of corpora; without targets fill in the masks."""
         if isinstance(examples, Corpora):
-            return [_measure(str(number), [columns], "") for number, columns in enumerate(logits)]
+            return [_measure(str(number), [columns], 0) for number, columns in enumerate(logits)]
         notes = [item.notes for item in features]
         indices: list[list[int]] = [[] for _ in examples]
         for index, note in enumerate(notes):
             indices[note.example if isinstance(note, MaskPositions) else note].append(index)
         pairs = zip(examples, indices, strict=True)
         if not any(isinstance(note, MaskPositions) for note in notes):
-            return [_measure(item.id, [logits[index] for index in own], item.text) for item, own in pairs]
+            return [
+                _measure(item.id, [logits[index] for index in own], self.count_words(item.text)) for item, own in pairs
+            ]
         return [
             Filled(item.id, item.text, tuple(mask for index in own for mask in _fill(notes[index], logits[index])))
             for item, own in pairs
@@ -293,6 +295,10 @@ class PretrainingTask(Task[Example, Prediction]):
             scores["order_loss"] = sum(item.order_loss for item in items) / num_orders
             scores["order_accuracy"] = 100 * sum(item.is_order_right for item in items) / num_orders
         return scores | {"total": float(total)}
+
+    def count_words(self, text: str) -> int:
+        """Count the words of a document, by which the perplexity of a word is computed."""
+        return len(text.split())
 
     @property
     def _seed(self) -> int:
@@ -321,7 +327,7 @@ def _fill(notes: MaskPositions, columns: NDArray[np.float32]) -> list[FilledMask
     return filled
 
 
-def _measure(name: str, columns: Sequence[NDArray[np.float32]], text: str) -> Measured:
+def _measure(name: str, columns: Sequence[NDArray[np.float32]], num_words: int) -> Measured:
     sums = sum((item.astype(np.float64).sum(0) for item in columns), np.zeros(6))
     return Measured(
         id=name,
@@ -331,7 +337,7 @@ def _measure(name: str, columns: Sequence[NDArray[np.float32]], text: str) -> Me
         order_loss=float(sums[ORDER_LOSS]),
         has_order=round(sums[HAS_ORDER]),
         is_order_right=round(sums[IS_ORDER_CORRECT]),
-        num_words=len(text.split()),
+        num_words=num_words,
     )
 
 

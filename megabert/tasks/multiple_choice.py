@@ -199,15 +199,16 @@ class MultipleChoice(Task[Example, Prediction]):
                 Features(ids, segment_ids, notes=ChoiceWindow(number, window, option))
                 for option, ((ids, _), segment_ids) in enumerate(zip(sequences, segments, strict=True))
             ]
-        share = 1 / num_windows
+        share, size = 1 / num_windows, len(sequences)
+        is_answer = (np.arange(size) == example.label).astype(np.int64)
         return [
             Features(
                 np.concatenate([ids for ids, _ in sequences]),
                 np.concatenate(segments),
-                {"label": example.label, "num_choices": len(sequences), "weight": np.float32(share)},
+                {"place": np.arange(size), "is_answer": is_answer, "weight": np.full(size, share, dtype=np.float32)},
                 weight=share,
                 notes=ChoiceWindow(number, window, None),
-                parts=tuple(len(ids) for ids, _ in sequences),
+                parts=np.array([len(ids) for ids, _ in sequences]),
             )
         ]
 
@@ -220,19 +221,16 @@ class MultipleChoice(Task[Example, Prediction]):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the weighted cross-entropy over the choices of each question."""
         import torch
-        from torch.nn import functional as F
 
-        counts_N = batch.targets["num_choices"].clamp(min=0)
-        ends_N = counts_N.cumsum(0)
-        positions_S = torch.arange(len(logits), device=logits.device)
+        places_N = batch.targets["place"]
+        question_N = (places_N == 0).cumsum(0)
         # The scores of all sequences of the batch, those of other questions masked: the sizes are static.
-        is_own_NS = (positions_S >= (ends_N - counts_N)[:, None]) & (positions_S < ends_N[:, None])
+        is_own_NN = (question_N[:, None] == question_N) & (places_N != NO_TARGET)
+        scores_N = logits.float()[:, 0]
         lowest = torch.finfo(torch.float32).min
-        scores_NS = logits.float()[:, 0].expand(len(counts_N), -1).masked_fill(~is_own_NS, lowest)
-        labels_N = batch.targets["label"]
-        gold_N = torch.where(labels_N == NO_TARGET, NO_TARGET, ends_N - counts_N + labels_N)
-        losses_N = F.cross_entropy(scores_NS, gold_N, reduction="none", ignore_index=NO_TARGET)
-        return (losses_N * batch.targets["weight"].nan_to_num()).sum()
+        losses_N = scores_N.masked_fill(~is_own_NN, lowest).logsumexp(1) - scores_N
+        is_answer_N = batch.targets["is_answer"] == 1
+        return (losses_N * batch.targets["weight"].nan_to_num() * is_answer_N).sum()
 
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Pool the scores of each choice over the windows, and choose."""

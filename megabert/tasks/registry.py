@@ -18,6 +18,7 @@ from .task import Task
 NAMES = (
     "bioasq",
     "causal_language_model",
+    "entity_linking",
     "glue",
     "intent_slot",
     "masked_language_model",
@@ -26,6 +27,8 @@ NAMES = (
     "question_answering",
     "relation_extraction",
     "text_classification",
+    "text_embedding",
+    "text_ranking",
     "token_classification",
     "zero_shot",
 )

@@ -50,6 +50,12 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     """The metric of `score` by which checkpoints are compared; larger is better unless its name contains loss."""
     default_shape: ClassVar[Mapping[str, Any]] = {}
     """Defaults of the encoder's configuration where it starts from random weights."""
+    groups_sequences: ClassVar[bool] = False
+    """Whether training features have `parts`: batches then have no static size."""
+    contrasts_sequences: ClassVar[bool] = False
+    """Whether `loss` compares the sequences of a whole step, of all micro-batches and processes."""
+    is_embedding: ClassVar[bool] = False
+    """Whether the logits are the texts' embeddings."""
     caches_features: ClassVar[bool] = True
     """Whether the features of the training data may be cached; not if they are resampled each epoch."""
     state_names: ClassVar[tuple[str, ...]] = ()
@@ -187,6 +193,10 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     ) -> Iterable[dict[str, Any]]:
         """Convert examples and their predictions to the rows of predictions.jsonl."""
         return map(self.to_row, examples, predictions)
+
+    def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[Features]:
+        """Tokenize texts that are embedded in a role, query or passage; of a task whose logits are embeddings."""
+        return list(self.features([self.example(text=text) for text in texts], tokenizer, with_targets=False))
 
     def label_sets(self) -> dict[str, list[str]]:
         """Return the labels that the head can predict, by kind of label."""

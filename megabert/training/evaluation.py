@@ -3,11 +3,13 @@
 `megabert evaluate`, a training's test_ds and `do_training=false` use it.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..analysis.judgments import PREDICTIONS, by_length, confidences
 from ..build import load_run
 from ..config.schema import Settings
 from ..errors import ConfigError
@@ -17,7 +19,7 @@ from ..metrics.classification import Confusion, confusion, label_report
 from ..storage import atomic_write
 from ..tasks import registry
 from ..tasks.task import Task
-from .plots import plot_confusion
+from .plots import plot_calibration, plot_confusion, plot_lengths
 
 
 def evaluate_examples(
@@ -33,6 +35,7 @@ def evaluate_examples(
 
 # Result files of a training in its run folder, each written after all others of its evaluation.
 SCORES, TEST = "validation/scores.json", "test.json"
+CALIBRATION, LENGTHS = "calibration.png", "lengths.png"
 
 
 def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluation:
@@ -62,10 +65,12 @@ def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluat
 def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> list[str]:
     """Write scores.json, predictions.jsonl, predictions in the official scorer's format, reports of labels, confusions.
 
-    A confusion matrix is a table and, where matplotlib is installed, a picture. Returns the files' names.
+    Where matplotlib is installed there are pictures of the confusion matrices, of the calibration and of the score by
+    length. Returns the files' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"predictions.jsonl": to_json_lines(task.to_rows(result.examples, result.predictions))}
+    rows = list(task.to_rows(result.examples, result.predictions))
+    files = {PREDICTIONS: to_json_lines(rows)}
     files |= task.write_predictions(result.examples, result.predictions)
     pairs = task.label_pairs(result.examples, result.predictions)
     matrices = {kind: confusion(labels) for kind, labels in pairs.items()}
@@ -76,8 +81,21 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
         atomic_write(folder / name, content)
     pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
     drawn = [name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind)]
+    drawn += _plot_judged([row for row in rows if row.get("gold")], folder)
     atomic_write(folder / "scores.json", json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n")
     return ["scores.json", *files, *drawn]
+
+
+def _plot_judged(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Plot calibration and score by length of rows with gold labels, as far as there are any; returns file names."""
+    pictures = []
+    predictions = [pair for row in rows for pair in confidences(row)]
+    if predictions and plot_calibration(predictions, folder / CALIBRATION):
+        pictures.append(CALIBRATION)
+    for score, groups in itertools.islice(by_length(rows).items(), 1):
+        if plot_lengths(groups, score, folder / LENGTHS):
+            pictures.append(LENGTHS)
+    return pictures
 
 
 def _table(matrix: Confusion) -> str:

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..analysis.metrics_file import METRICS, keep_until
 from ..config.schema import Settings
 from ..storage import atomic_write
 from .display import BarDisplay, Display, LineDisplay, StepStatus
 from .event_file import EventFile
-from .metrics_file import METRICS, keep_until
 
 if TYPE_CHECKING:
     from .setup import TrainingSetup

@@ -1,17 +1,22 @@
-"""Plots with matplotlib, as PNG: curves of loss, scores and learning rate from metrics.jsonl; confusion matrices."""
+"""Plots with matplotlib, as PNG: the curves of a training (metrics.jsonl), and the pictures of an evaluation.
+
+These are confusion matrices, the calibration of probabilities, and the score by length of the text.
+"""
 
 import io
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
+from ..analysis.metrics_file import read_metrics
+from ..metrics.calibration import expected_calibration_error, reliability_bins
 from ..metrics.classification import Confusion
 from ..storage import atomic_write
-from .metrics_file import read_metrics
 
 # Okabe and Ito's palette, safe for colour-blind readers; scores have different markers, too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
@@ -85,6 +90,58 @@ def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
         if counts[row, column]:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    _write(figure, destination)
+    return True
+
+
+def plot_calibration(predictions: Sequence[tuple[float, bool]], destination: Path) -> bool:
+    """Plot the share of correct predictions against their probability, above the number of predictions.
+
+    Returns False, and writes nothing, if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    bins = reliability_bins(predictions)
+    figure = Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    centers = [item.confidence for item in bins]
+    upper.plot(centers, [item.accuracy for item in bins], color=TRAINING, marker="o", label="predictions, in bins")
+    error = expected_calibration_error(bins)
+    title = f"Calibration: {len(predictions):,} predictions, expected error {100 * error:.1f} %"
+    _format_axes(upper, title, "share that is correct")
+    upper.set_xticks([i / 5 for i in range(6)])
+    upper.xaxis.set_major_formatter("{x:.1f}")
+    upper.legend(loc="upper left", frameon=False)
+    upper.set(xlim=(0, 1), ylim=(0, 1.02))
+    lower.hist([probability for probability, _ in predictions], bins=[i / 20 for i in range(21)], color=TRAINING)
+    lower.set(xlabel="predicted probability", ylabel="number")
+    lower.spines[["top", "right"]].set_visible(False)
+    _write(figure, destination)
+    return True
+
+
+def plot_lengths(groups: Mapping[str, tuple[float, int]], score: str, destination: Path) -> bool:
+    """Plot a score by the length of the text: group of numbers of words -> score in per cent, number of examples.
+
+    Returns False, and writes nothing, if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.bar(list(groups), [value for value, _ in groups.values()], color=TRAINING)
+    axes.bar_label(
+        bars, [f"{value:.1f}\n{count:,} examples" for value, count in groups.values()], fontsize=8, padding=2
+    )
+    axes.set(ylim=(0, 118), xlabel="words of the text", ylabel=f"{score.replace('_', ' ')} (%)")
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_title("Score by length", loc="left", fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
     _write(figure, destination)
     return True
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..analysis.metrics_file import METRICS, read_metrics
 from ..checkpoints.native.run_checkpoints import (
     Contents,
     Entry,
@@ -24,7 +25,6 @@ from ..parallel.sharding import warm_up
 from ..tasks import registry
 from .evaluation import SCORES, TEST, evaluate_test_data, write_evaluation
 from .loop import fit
-from .metrics_file import METRICS, read_metrics
 from .monitor import warn_of_zeros
 from .plots import plot_curves
 from .resume import check_unchanged, keep_sequences_per_step

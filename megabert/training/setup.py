@@ -1,7 +1,7 @@
 """Training setup: from settings to model, data, sampler, sharding and predictor, all that the training loop needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ def set_up(
     execution = resolve_execution(
         trainer, settings.parallel, model_settings.optim.name, world.device, model.encoder.config
     )
+    if task.groups_sequences:  # their number in a batch varies
+        execution = replace(execution, has_static_batches=False, is_sync_free=False, obstacle=None)
     features = training_data.features
     sampler = BatchSampler(
         features,

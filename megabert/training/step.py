@@ -328,6 +328,10 @@ def make_stepper(setup: "TrainingSetup") -> Stepper:
         "seed": setup.settings.seed,
         "sharding": setup.sharding,
     }
+    if setup.task.contrasts_sequences:
+        from .contrastive_step import ContrastiveStepper
+
+        return ContrastiveStepper(setup.model, setup.task.loss, optimizer, **common)
     if not setup.execution.is_sync_free:
         return Stepper(setup.model, setup.task.loss, optimizer, **common)
     return SyncFreeStepper(

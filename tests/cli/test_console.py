@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megabert.cli import main
+from megabert.cli.console import to_json
 from megabert.errors import InputError, print_message, printable
 from megabert.formats.text_lines import read_text
 from megabert.storage import atomic_write
@@ -89,3 +90,11 @@ def test_a_full_disk_is_reported_with_the_file_s_name():
 def test_a_missing_folder_is_reported_with_the_file_s_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere/x\.jsonl'$"):
         atomic_write(tmp_path / "nowhere" / "x.jsonl", "text")
+
+
+def test_json_keeps_short_lists_on_a_line():
+    document = {"a": [[0, 1], [2, 3]], "b": [], "c": [{"d": "é\n[ 1 ]"}], "e": ["x" * 60] * 2, "f": {}, "g": None}
+    text = to_json(document)
+    assert json.loads(text) == document
+    assert text.splitlines()[:4] == ["{", '  "a": [[0, 1], [2, 3]],', '  "b": [],', '  "c": [']
+    assert f'    "{"x" * 60}"' in text.splitlines()

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from megabert.analysis.metrics_file import read_metrics
 from megabert.build import load_run
 from megabert.checkpoints import catalog
 from megabert.checkpoints.convert import Target, convert
@@ -24,7 +25,6 @@ from megabert.errors import MegabertError
 from megabert.formats.corpus_documents import read_documents
 from megabert.json_documents import sealed
 from megabert.storage import file_sha256
-from megabert.training.metrics_file import read_metrics
 from tests.checkpoints.nemo.test_open_nemo import CONFIG, pack, saved
 from tests.checkpoints.networks import VOCABULARY, write
 from tests.checkpoints.test_download import SHA256

@@ -10,7 +10,7 @@ import pytest
 from tests.parallel.processes import find_port
 
 RANK = """
-import ctypes, os, sys, time
+import ctypes, os, sys, threading, time
 from datetime import timedelta
 from megabert.parallel import heartbeat
 from megabert.parallel.rendezvous import LaunchEnvironment, open_store
@@ -31,6 +31,8 @@ with heartbeat.heartbeat_thread(launch):
         time.sleep(20)
     master.set(f"done/{rank}", "1")
     master.get(f"done/{1 - rank}")
+# It would abort the process if it were in a call of the store when the interpreter ends.
+assert all(thread.name != "heartbeat" for thread in threading.enumerate())
 """
 
 

@@ -119,7 +119,7 @@ def test_an_evaluation_writes_scores_predictions_report_and_confusion(runs, tmp_
     run, file = runs("token_classification")
     assert main(["evaluate", str(run), f"file={file}", f"output_dir={tmp_path}", "accelerator=cpu"]) == 0
     names = {"scores.json", "predictions.jsonl", "predictions.txt"}
-    names |= {"report_tag.txt", "confusion_tag.tsv", "confusion_tag.png"}
+    names |= {"report_tag.txt", "confusion_tag.tsv", "confusion_tag.png", "calibration.png", "lengths.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(capsys.readouterr().out)
     assert (tmp_path / "confusion_tag.png").read_bytes().startswith(b"\x89PNG")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from megabert.analysis.metrics_file import read_metrics
 from megabert.errors import CheckpointError
 from megabert.training.log import RunLog
-from megabert.training.metrics_file import read_metrics
 from megabert.training.plots import plot_curves
 
 

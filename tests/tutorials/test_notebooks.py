@@ -6,8 +6,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
+import megabert
+from megabert.checkpoints.files.lazy_tensor import in_memory
+from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
+from megabert.checkpoints.tensor_names import encoder_shapes
 from megabert.cli import main
+from megabert.model.config import EncoderConfig
 from tests.conftest import _unpack
 
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
@@ -57,10 +63,19 @@ def test_a_skipped_or_failed_cell_is_an_error(fault):
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    """A small checkpoint in Megatron-LM's format, in place of BioMegatron's, with its vocabulary and sizes."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "biomegatron"
-    assert main(["convert", "biomegabert-mini-uncased", str(folder), "--to", "megatron"]) == 0
-    return folder
+    """A checkpoint of one layer in Megatron-LM's format in place of BioMegatron's, so that scores mean nothing."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = EncoderConfig(
+        vocabulary_size=12288, num_layers=1, hidden_size=32, num_heads=2, ffn_size=64, max_positions=512
+    )
+    torch.manual_seed(0)
+    tensors = {name: in_memory(torch.randn(shape) / 50) for name, shape in encoder_shapes(config).items()}
+    shipped = Path(megabert.__file__).parent / "encoders" / "biomegabert-mini-uncased"
+    documents = {"encoder": config.to_dict(), "tokenizer": json.loads((shipped / "tokenizer.json").read_text())}
+    texts = {"vocab.txt": (shipped / "vocab.txt").read_text(encoding="utf-8")}
+    write_manifest_folder(folder / "source", Contents({"model": tensors}, documents, texts), {})
+    assert main(["convert", str(folder / "source"), str(folder / "biomegatron"), "--to", "megatron"]) == 0
+    return folder / "biomegatron"
 
 
 def lines_of(source: Path, destination: Path, count: int) -> None:

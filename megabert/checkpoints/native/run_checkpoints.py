@@ -208,7 +208,10 @@ def _candidates(path: Path, mode: str | None = None) -> list[Path]:
         raise CheckpointError(f"{path} does not exist. Give the folder that `megabert train` wrote.")
     newest_first = list_checkpoints(path)[::-1] if path.is_dir() else []
     if not newest_first:
-        raise CheckpointError(f"{path} holds no complete checkpoint of megabert. Give the folder that training wrote.")
+        inner = sorted({str(file.parent.parent) for file in path.glob(f"*/**/{CHECKPOINTS}/step-*")})
+        found = f" There are runs in it: {', '.join(inner[:3])}." if inner else ""
+        remedy = f"Give the folder that training wrote.{found}"
+        raise CheckpointError(f"{path} holds no complete checkpoint of megabert. {remedy}")
     if mode is None:
         facts = first_sound(
             (entry.path for entry in newest_first), lambda folder: open_manifest_folder(folder, groups=())

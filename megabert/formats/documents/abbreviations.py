@@ -5,7 +5,7 @@ Pacific Symposium on Biocomputing 8:451-462.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ...tokenizers.sentences import split_sentences
@@ -101,10 +101,25 @@ def _defines(short: str, long: str) -> bool:
     return has_all and len(long) > len(short) and len(long.split()) <= _max_words(short)
 
 
-def with_abbreviations(document: Document) -> Document:
-    """Return the document with its abbreviations as an infon, short form to definition; the first definition counts."""
+def abbreviations_of(document: Document) -> dict[str, str]:
+    """Return the short forms that a document defines, with the first definition of each."""
     found: dict[str, str] = {}
     for passage in document.passages:
         for item in find_abbreviations(passage.text):
             found.setdefault(item.short, item.long)
+    return found
+
+
+def with_abbreviations(document: Document) -> Document:
+    """Return the document with its abbreviations as an infon, short form to definition."""
+    found = abbreviations_of(document)
     return replace(document, infons={**document.infons, INFON: found}) if found else document
+
+
+def written_out(text: str, definitions: Mapping[str, str]) -> str:
+    """Replace the short forms in a text, where they are whole words, by their definitions."""
+    present = [short for short in definitions if short in text]
+    if not present:
+        return text
+    pattern = "|".join(map(re.escape, sorted(present, key=len, reverse=True)))
+    return re.sub(rf"(?<![^\W_])(?:{pattern})(?![^\W_])", lambda match: definitions[match[0]], text)

@@ -1,7 +1,7 @@
-"""One row a mention, as CSV or Parquet: document, passage, start, end, text, type, identifier, score, source.
+"""One row a mention, as CSV or Parquet: document, passage, start, end, text, type, identifier, score, source, ...
 
 Offsets are characters of the document; `passage` is the passage's type. A gap of a discontinuous mention is in
-`fragments`. Parquet needs the extra `documents`.
+`fragments`, the concept's name and the link's score in `name` and `link_score`. Parquet needs the extra `documents`.
 """
 
 from bisect import bisect_right
@@ -13,7 +13,21 @@ from .losses import Losses
 from .row_documents import import_pyarrow_parquet, render_csv
 
 CSV_FORMAT, PARQUET_FORMAT = "csv", "parquet"
-COLUMNS = ("document", "passage", "start", "end", "text", "type", "identifier", "score", "source", "fragments")
+LINKED = ("name", "link_score")  # infons of entities that have been linked
+COLUMNS = (
+    "document",
+    "passage",
+    "start",
+    "end",
+    "text",
+    "type",
+    "identifier",
+    "score",
+    "source",
+    "fragments",
+    "name",
+    "link_score",
+)
 ROWS_OF_A_GROUP = 100_000
 
 
@@ -22,14 +36,15 @@ def mention_rows(document: Document, losses: Losses) -> Iterator[dict[str, Any]]
     losses["documents without mentions (they have no row)"] += not document.entities
     losses["relations"] += len(document.relations)
     losses["texts of documents"] += 1
-    losses.infons(document)
+    losses.infons(document, LINKED)
     starts = [passage.offset for passage in document.passages]
     for entity in document.entities:
         index = bisect_right(starts, entity.start) - 1
         pieces = [list(fragment) for fragment in entity.fragments] if len(entity.fragments) > 1 else None
         kind = str(document.passages[index].infons.get("type", "")) if index >= 0 else ""
         values = (entity.start, entity.end, entity.text, entity.type, entity.identifier, entity.score, entity.source)
-        yield dict(zip(COLUMNS, (document.id, kind, *values, pieces), strict=True))
+        linked = (entity.infons.get(name) for name in LINKED)
+        yield dict(zip(COLUMNS, (document.id, kind, *values, pieces, *linked), strict=True))
 
 
 def head(document: Document | None) -> bytes:
@@ -53,7 +68,8 @@ class ParquetRows:
         text, number = pyarrow.string(), pyarrow.int64()
         kinds = (text, text, number, number, text, text, text, pyarrow.float64(), text)
         pieces = pyarrow.list_(pyarrow.list_(number))
-        self.schema = pyarrow.schema(list(zip(COLUMNS, (*kinds, pieces), strict=True)))
+        linked = (pieces, text, pyarrow.float64())
+        self.schema = pyarrow.schema(list(zip(COLUMNS, (*kinds, *linked), strict=True)))
         self.writer = self.parquet.ParquetWriter(file, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []
 

@@ -1,0 +1,288 @@
+"""The commands of entity linking: dictionary build, info, embed and tune; link; score linking."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, InputError
+from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
+
+if TYPE_CHECKING:
+    from ..linking.linker import Linker, LinkQuery
+
+BATCH = 256
+EXAMPLES = """\
+examples:
+  megabert link "breast ca" "TNF-alpha" --dict MEDIC.dict -k 5
+  megabert link --mentions dev.pubtator --dict MEDIC.dict --run RUN -k 20 -o LINKS.jsonl
+"""
+_MENTIONS = "annotated documents with identifiers, or lines id||name"
+
+
+def dictionary(words: Sequence[str]) -> int:
+    """Build a dictionary of concepts to link to: megabert dictionary build FILE... -o DICT."""
+    parser = new_parser("dictionary", dictionary, "`megabert dictionary VERB --help` describes the options.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_build(verbs)
+    info = add_subcommand(verbs, "info", _info, "Show what a dictionary holds, and what was left out of it")
+    info.add_argument("dictionary", type=Path, metavar="DICT")
+    embed = add_subcommand(
+        verbs,
+        "embed",
+        _embed,
+        "Embed the names by a run, to link by meaning, too",
+        "Embed the names by a run of entity_linking, or any other. Repeat the command to resume it.",
+    )
+    embed.add_argument("dictionary", type=Path, metavar="DICT")
+    embed.add_argument("network", type=Path, metavar="RUN")
+    embed.add_argument("--dtype", choices=("float16", "int8"), default="float16", help="of the vectors")
+    _add_device(embed)
+    tuner = add_subcommand(
+        verbs,
+        "tune",
+        _tune,
+        "Fit the weight of embeddings and the threshold of NIL on gold mentions",
+        "Fit the linker of a dictionary (and a run) on mentions with gold identifiers, and keep the result with it.",
+    )
+    tuner.add_argument("dictionary", type=Path, metavar="DICT")
+    tuner.add_argument("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has")
+    tuner.add_argument("--mentions", nargs="+", type=Path, required=True, metavar="FILE", help=_MENTIONS)
+    tuner.add_argument("--type", action="append", default=[], dest="types", help="type of mentions; default: all")
+    _add_device(tuner)
+    arguments = parser.parse_args(list(words))
+    arguments.run(arguments)
+    return 0
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "32", "bf16", "16"), default="auto")
+
+
+def _add_build(verbs: Any) -> None:
+    parser = add_subcommand(
+        verbs,
+        "build",
+        _build,
+        "Files of concepts -> a dictionary",
+        "Build a dictionary of OBO, UMLS MRCONSO.RRF, MeSH XML and ASCII, CTD, NCBI Gene and Taxonomy, BioSyn's lists, "
+        "tables (identifier, name, ...) and the mentions of annotated documents; several files become one. Repeat the "
+        "command to resume it.",
+    )
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="compressed or not")
+    add("-o", "--output", type=Path, required=True, metavar="DICT", help="new folder")
+    add(
+        "--format",
+        help="obo, rrf, mesh-xml, mesh-ascii, ctd, gene, taxonomy, biosyn, table or mentions; default: by content",
+    )
+    add("--prefix", help="prefix of identifiers that have none and do not show their vocabulary, such as ncbitaxon")
+    add("--prefer", metavar="PREFIX", help="name concepts by their identifier of this prefix, such as mesh")
+    add("--source", action="append", default=[], dest="sources", help="UMLS: read this vocabulary (SAB); default: all")
+    add("--language", action="append", default=[], dest="languages", help="UMLS: read this language; default: ENG")
+    add("--species", action="append", type=int, default=[], help="read the concepts of this taxon (NCBI); default: all")
+    add("--type", action="append", default=[], dest="types", help="documents: read mentions of this type; default: all")
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    from ..linking.dictionary_builder import BuildOptions, build_dictionary
+
+    options = BuildOptions(
+        arguments.format,
+        arguments.prefix,
+        tuple(arguments.sources),
+        tuple(arguments.languages or ["ENG"]),
+        tuple(arguments.types),
+        tuple(arguments.species),
+        arguments.prefer,
+    )
+    with progress_bar("indexing names") as progress:
+        meta = build_dictionary(arguments.files, arguments.output, options, progress or (lambda *_: None))
+    for source in meta["sources"]:
+        for reason, count in source["dropped"].items():
+            log(f"{source['file']}: {count:,} {reason} left out.")
+    log(f"Wrote {meta['concepts']:,} concepts with {meta['names']:,} names to {arguments.output}.")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from ..linking.dictionary import Dictionary
+
+    opened = Dictionary.open(arguments.dictionary)
+    tuned = [json.loads(file.read_bytes()) for file in sorted(arguments.dictionary.glob("calibration-*.json"))]
+    embedded = sorted(file.name.partition("-")[2] for file in arguments.dictionary.glob("vectors-*"))
+    show(to_json({**opened.meta, "embedded_by_runs": embedded, "calibrations": tuned}))
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from ..linking.dense import embed_names
+    from ..linking.dictionary import Dictionary
+
+    opened = Dictionary.open(arguments.dictionary)
+    with progress_bar("embedding names") as progress:
+        folder = embed_names(
+            opened,
+            arguments.network,
+            dtype=arguments.dtype,
+            accelerator=arguments.accelerator,
+            precision=arguments.precision,
+            progress=progress or (lambda *_: None),
+        )
+    log(f"Wrote the vectors of {len(opened):,} names to {folder}.")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from ..formats.dictionaries.gold_mentions import read_gold
+    from ..linking.open_linker import write_calibration
+    from ..linking.tuning import tune
+
+    linker = _load(arguments, arguments.dictionary)
+    dropped = Counter[str]()
+    mentions = list(read_gold(arguments.mentions, arguments.types, dropped=dropped))
+    _log_counts(dropped)
+    calibration, report = tune(linker, mentions)
+    report["files"] = [file.name for file in arguments.mentions]
+    digest = linker.dense.run_digest if linker.dense is not None else ""
+    write_calibration(linker.dictionary, digest, calibration, report)
+    show(to_json(vars(calibration) | report))
+
+
+def _load(arguments: argparse.Namespace, folder: Path) -> "Linker":
+    from ..linking.open_linker import load_linker
+
+    return load_linker(folder, arguments.network, accelerator=arguments.accelerator, precision=arguments.precision)
+
+
+def _log_counts(dropped: Counter[str]) -> None:
+    for reason, count in sorted(dropped.items()):
+        log(f"{count:,} {reason} left out.")
+
+
+def link(words: Sequence[str]) -> int:
+    """Link names to the concepts of a dictionary: megabert link NAME... --dict DICT."""
+    parser = new_parser("link", link, EXAMPLES)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="names; - reads standard input, a name a line")
+    add("--mentions", nargs="+", type=Path, default=[], metavar="FILE", help=f"link the mentions of {_MENTIONS}")
+    add("--type", action="append", default=[], dest="types", help="type of mentions to link; default: all")
+    add("--dict", type=Path, required=True, dest="dictionary", metavar="DICT", help="dictionary to link to")
+    add("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has; default: n-grams alone")
+    add("-k", type=int, default=5, help="candidates that are shown; default: 5")
+    add("--species", action="append", type=int, default=[], help="taxon (NCBI) of the concepts, such as 9606")
+    add("-o", "--output", type=Path, metavar="FILE", help="write JSON lines; default: print them")
+    _add_device(parser)
+    arguments = parser.parse_args(list(words))
+    if bool(arguments.names) == bool(arguments.mentions) or arguments.k < 1:
+        raise ConfigError("Give either names or --mentions FILE, and -k of at least 1.")
+    linker = _load(arguments, arguments.dictionary)
+    lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in _rows(linker, arguments))
+    if arguments.output is None:
+        for line in lines:
+            show(line, end="")
+        return 0
+    from ..storage import atomic_file
+
+    count = 0
+    with atomic_file(arguments.output) as file:
+        for line in lines:
+            file.write(line.encode())
+            count += 1
+    log(f"Wrote {count:,} links to {arguments.output}.")
+    return 0
+
+
+def _rows(linker: "Linker", arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Link in batches, and describe each link."""
+    queries = _queries(arguments)
+    while batch := tuple(islice(queries, BATCH)):
+        links = linker.link([query for _, query in batch], k=arguments.k, species=arguments.species)
+        for (fields, _), found in zip(batch, links, strict=True):
+            yield {**fields, "mention": found.text, **found.described()}
+
+
+def _queries(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], "LinkQuery"]]:
+    from ..formats.dictionaries.gold_mentions import read_gold
+    from ..linking.linker import LinkQuery
+
+    if not arguments.mentions:
+        names: Iterable[str] = arguments.names
+        names = (line.rstrip("\r\n") for line in sys.stdin) if arguments.names == ["-"] else names
+        yield from (({}, LinkQuery(name)) for name in names if name.strip())
+        return
+    dropped = Counter[str]()
+    for item in read_gold(arguments.mentions, arguments.types, dropped=dropped):
+        yield {"id": item.id, "type": item.type}, LinkQuery(item.text, item.definitions)
+    _log_counts(dropped)
+
+
+def score_linking(gold: Path, predictions: Path, words: Sequence[str]) -> dict[str, Any]:
+    """Score documents with identifiers, or the candidates that `megabert link --mentions GOLD` wrote.
+
+    Settings: type=TYPE[,TYPE] of mentions; train=FILE for scores of unseen ones; dictionary=DICT, whose further
+    identifiers of a concept count as equal in documents, and which shows what a linker can know.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    unknown = [word for word in words if word.partition("=")[0] not in ("type", "dictionary", "train", "prefix")]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no setting of `score linking`: type, dictionary, train, prefix.")
+    types = tuple(filter(None, given.get("type", "").split(",")))
+    with predictions.open("rb") if predictions.is_file() else _missing(predictions) as file:
+        is_ranking = file.read(1) == b"{" and b'"candidates"' in file.readline()
+    if is_ranking:
+        return _score_rankings(gold, predictions, types, given)
+    return _score_documents(gold, predictions, types, given)
+
+
+def _missing(path: Path) -> Any:
+    raise InputError(f"{path} does not exist. Give the predictions: documents, or the lines of `megabert link`.")
+
+
+def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, float]:
+    from ..formats.dictionaries.gold_mentions import read_gold
+    from ..formats.json_lines import read_json_lines
+    from ..linking.dictionary import Dictionary
+    from ..linking.name_keys import normalized
+    from ..metrics.linking import RankedMention, accuracy_scores
+    from ..tasks.task import rows_by_id
+
+    mentions = [item for item in read_gold([gold], types, given.get("prefix")) if item.identifiers]
+    ids = {item.id for item in mentions}
+    rows = [row for row in read_json_lines(predictions) if str(row.values.get("id")) in ids]
+    known = Dictionary.open(given["dictionary"]).equivalents().keys() if "dictionary" in given else None
+    train = list(read_gold([Path(given["train"])], types, given.get("prefix"))) if "train" in given else []
+    names = {normalized(item.text) for item in train}
+    concepts = {name for item in train for name in item.identifiers}
+    ranked = []
+    for item, row in zip(mentions, rows_by_id(mentions, rows, predictions), strict=True):
+        subsets = ["known"] if known is not None and item.identifiers <= known else []
+        if train:
+            subsets += ["unseen_mention"] if normalized(item.text) not in names else []
+            subsets += ["unseen_concept"] if not item.identifiers & concepts else []
+        parts = [
+            [frozenset(own for name in candidate["identifiers"] for own in name.split("+")) for candidate in part]
+            for part in (part["candidates"] for part in row.get("parts"))
+        ]
+        ranked.append(RankedMention(item.identifiers, parts, subsets))
+    return accuracy_scores(ranked)
+
+
+def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, Any]:
+    from ..formats.documents.convert_documents import read_documents
+    from ..linking.dictionary import Dictionary
+    from ..linking.linked_documents import linked_mentions, with_equivalents
+    from ..metrics.linking import linked_scores
+
+    prefix = given.get("prefix")
+    golds = {item.id: linked_mentions(item, types, prefix) for item in read_documents([gold])}
+    found = {item.id: linked_mentions(item, types, prefix) for item in read_documents([predictions])}
+    if "dictionary" in given:
+        equivalents = Dictionary.open(given["dictionary"]).equivalents()
+        found = {name: with_equivalents(mentions, equivalents) for name, mentions in found.items()}
+    if unknown := found.keys() - golds.keys():
+        raise InputError(f"{predictions} has document {min(unknown)}, which {gold} lacks. Give the same documents.")
+    return linked_scores(list(golds.values()), [found.get(name, []) for name in golds])

@@ -1,0 +1,1 @@
+"""Dictionaries of concepts: a reader for each format, from files to identifiers with names."""

@@ -1,0 +1,75 @@
+"""Texts with ids: passages and queries, `id<TAB>text` (MS MARCO, NeMo) or BEIR's JSON lines; NeMo's candidates.
+
+JSON lines have `_id` or `id`, `text`, and of passages perhaps `title`, which comes before the text.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from .data_files import open_data
+from .json_lines import is_json_lines, json_row
+from .text_lines import read_lines
+
+
+def iterate_texts(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (id, text, location) of each line, one at a time. Raises InputError for a line without an id or a text."""
+    is_json, number = is_json_lines(path), 0
+    with open_data(path) as file:
+        for number, data in enumerate(file, 1):
+            place = f"{path}:{number}"
+            try:
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise InputError(f"{place}: not UTF-8 text. Save the file as UTF-8.") from None
+            if not line.strip():
+                continue
+            name, text = _json_text(line, place) if is_json else _table_text(line, place)
+            if not name or any(sign.isspace() for sign in name):
+                raise InputError(f"{place}: the id is {name!r}; expected one without blanks.")
+            yield name, text, place
+    if not number:
+        raise InputError(f"{path} is empty.")
+
+
+def _table_text(line: str, place: str) -> tuple[str, str]:
+    name, tab, text = line.partition("\t")
+    if not tab or not text.strip():
+        raise InputError(f"{place}: there is no id or no text; expected `id<TAB>text`.")
+    return name.strip(), text.replace("\t", " ")
+
+
+def _json_text(line: str, place: str) -> tuple[str, str]:
+    row = json_row(line, place)
+    name = row.values.get("_id", row.values.get("id"))
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise InputError(f"{place}: there is no id. Give each line `_id` or `id`.")
+    parts = [row.values.get("title"), row.values.get("text")]
+    text = " ".join(part.strip() for part in parts if isinstance(part, str) and part.strip())
+    if not text:
+        raise InputError(f"{place}: there is no `text`, a string that is not blank.")
+    return str(name), text
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Read all texts by id, in the file's order. Raises InputError where two have the same id."""
+    texts: dict[str, str] = {}
+    for name, text, place in iterate_texts(path):
+        if name in texts:
+            raise InputError(f"{place}: the id {name!r} stands above, too. Give each its own.")
+        texts[name] = text
+    return texts
+
+
+def read_candidates(path: Path) -> dict[str, list[str]]:
+    """Read NeMo's query_to_passages: `query<TAB>positive<TAB>negative...`, the relevant passage first."""
+    candidates: dict[str, list[str]] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        query, *passages = line.split()
+        if not passages or query in candidates:
+            problem = f"the query {query!r} stands above, too" if passages else "there is no passage"
+            raise InputError(f"{path}:{number}: {problem}; expected `query<TAB>positive<TAB>negative...`.")
+        candidates[query] = passages
+    return candidates

@@ -1,0 +1,1 @@
+"""Text generation with a causal language model: sampling, key-value cache, streaming."""

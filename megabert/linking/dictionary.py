@@ -1,0 +1,144 @@
+"""Dictionary: concepts with identifiers and names in a folder of memory-mapped files, opened in milliseconds.
+
+dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bin (UTF-8, one after the other) with
+their ends, the ends of each concept's names, species, the hashes of normalized names, sorted, and the n-gram index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, InputError
+from ..json_documents import parse_sealed
+from .gram_index import GramIndex
+from .name_keys import key_hashes, normalized
+
+VERSION = 1
+META = "dictionary.json"
+ARRAYS = ("name_ends", "name_mentions", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Names are numbered in the order of their concepts; the preferred one first."""
+
+    folder: Path
+    meta: dict[str, Any]
+    grams: GramIndex
+    arrays: dict[str, NDArray[Any]]
+    name_bytes: NDArray[np.uint8]
+    id_bytes: NDArray[np.uint8]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Dictionary":
+        """Open a dictionary. Raises InputError if the folder is none, CheckpointError if it is damaged."""
+        folder = Path(folder)
+        meta = read_meta(folder)
+        try:
+            arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
+            blobs = [np.memmap(folder / f"{name}.bin", np.uint8, "r") for name in ("names", "ids")]
+            grams = GramIndex.open(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None
+        found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.norms))
+        expected = (meta["names"], meta["concepts"], int(arrays["name_ends"][-1]), meta["names"])
+        if found != expected:
+            raise CheckpointError(f"{folder} is damaged: sizes {found} for {expected}. Build the dictionary again.")
+        return cls(folder, meta, grams, arrays, *blobs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the folder's name: each process maps the files itself."""
+        return Dictionary.open, (self.folder,)
+
+    def __len__(self) -> int:
+        """Count the names."""
+        return int(self.meta["names"])
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: concepts, names and their order."""
+        return str(self.meta["digest"])
+
+    def names(self, start: int, end: int) -> list[str]:
+        """Return the names from one number to another."""
+        return names_between(self.arrays["name_ends"], self.name_bytes, start, end)
+
+    def name(self, number: int) -> str:
+        """Return one name."""
+        return self.names(number, number + 1)[0]
+
+    def concepts_of(self, names: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the concept of each name."""
+        return np.asarray(np.searchsorted(self.arrays["concept_ends"], names, side="right"))
+
+    def identifiers(self, concept: int) -> tuple[str, ...]:
+        """Return the identifiers of a concept, its own first."""
+        ends = self.arrays["id_ends"]
+        start = int(ends[concept - 1]) if concept else 0
+        return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
+
+    def equivalents(self) -> dict[str, frozenset[str]]:
+        """Map each identifier to all of its concepts."""
+        found: dict[str, frozenset[str]] = {}
+        for concept in range(self.meta["concepts"]):
+            own = frozenset(self.identifiers(concept))
+            for item in own:
+                found[item] = found.get(item, own) | own
+        return found
+
+    def exact(self, key: str) -> list[int]:
+        """Return the names that are a normalized name, in their order."""
+        wanted = key_hashes([key])[0]
+        hashes = self.arrays["key_hashes"]
+        first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
+        names = sorted(int(number) for number in self.arrays["key_names"][first:last])
+        return [number for number in names if normalized(self.name(number)) == key]
+
+    @cached_property
+    def taxa(self) -> frozenset[int]:
+        """The taxa of all concepts."""
+        return frozenset(np.unique(self.arrays["species"]).tolist()) - {0}
+
+    def allowed(self, species: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Return which names are those of given taxa, None without any. Raises InputError if there are none of them."""
+        taxa = self.arrays["species"]
+        if not len(species):
+            return None
+        wanted = np.isin(taxa, np.array(species))
+        if not wanted.any():
+            raise InputError(
+                f"{self.folder} has no concept of the species {', '.join(map(str, species))}. "
+                "Give the number of a taxon that `megabert dictionary info` lists."
+            )
+        starts = np.diff(self.arrays["concept_ends"], prepend=0)
+        return np.asarray(np.repeat(wanted, starts))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Read what a dictionary says about itself. Raises InputError where the folder is none."""
+    file = folder / META
+    if not file.is_file():
+        hint = " It is a file: build a dictionary of it first" if folder.is_file() else " Build one"
+        raise InputError(f"{folder} is no dictionary.{hint}: megabert dictionary build FILE... -o {folder.stem}.dict.")
+    meta = parse_sealed(file.read_bytes(), str(file))
+    if meta.get("version") != VERSION:
+        raise InputError(
+            f"{folder} is a dictionary of version {meta.get('version')}; {VERSION} is read. Build it again."
+        )
+    return meta
+
+
+def names_between(ends: NDArray[np.int64], blob: NDArray[np.uint8], start: int, end: int) -> list[str]:
+    """Read the names from one number to another, of their ends and bytes."""
+    if start >= end:
+        return []
+    first = int(ends[start - 1]) if start else 0
+    content = blob[first : int(ends[end - 1])].tobytes()
+    places = [0, *(ends[start:end] - first).tolist()]
+    return [content[a:b].decode() for a, b in pairwise(places)]

@@ -1,0 +1,272 @@
+"""Build a dictionary from files of concepts: a part for each file, resumable, then one folder, atomically.
+
+Parts are kept in OUT.parts until the dictionary is complete; one of the same file and settings is used again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..formats.dictionaries.concept import Concept, DictionaryOptions
+from ..formats.dictionaries.dictionary_formats import MENTIONS, ONE_RECORD_EACH, detect, read_concepts
+from ..json_documents import sealed
+from ..storage import atomic_folder, atomic_write, file_sha256
+from .dictionary import META, VERSION, names_between
+from .gram_index import BATCH_NAMES, write_gram_index
+from .name_keys import key_hashes, normalized
+
+MAX_NAME_BYTES = 1_000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How files are read."""
+
+    format: str | None = None
+    prefix: str | None = None
+    sources: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ("ENG",)
+    types: tuple[str, ...] = ()
+    species: tuple[int, ...] = ()
+    """Taxa of the concepts to read; (): all."""
+    prefer: str | None = None
+    """Prefix of the identifier by which a concept is named if it has one of it; None: the first."""
+
+
+@dataclass
+class _Rows:
+    """Names of concepts as they are read: one after the other, with the number of their concept."""
+
+    names: bytearray = field(default_factory=bytearray)
+    ends: list[int] = field(default_factory=list)
+    concepts: list[int] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Number of a concept by its identifier."""
+    alternatives: dict[int, dict[str, None]] = field(default_factory=dict)
+    species: dict[int, int] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, concept: Concept) -> None:
+        """Add a concept, or further names of one that is there."""
+        names = [" ".join(name.split()).encode(errors="replace") for name in concept.names]
+        kept = [name for name in names if name and len(name) <= MAX_NAME_BYTES]
+        if len(kept) < len(names):
+            self.dropped["empty names, and names of more than 1,000 bytes"] += len(names) - len(kept)
+        if not kept:
+            self.dropped["concepts without a name"] += 1
+            return
+        number = self.numbers.setdefault(concept.id, len(self.numbers))
+        if concept.alternatives:
+            self.alternatives.setdefault(number, {}).update(dict.fromkeys(concept.alternatives))
+        if concept.species:
+            self.species[number] = concept.species
+        for name in kept:
+            self.names += name
+            self.ends.append(len(self.names))
+            self.concepts.append(number)
+
+
+def build_dictionary(
+    files: Sequence[Path], output: Path, options: BuildOptions, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Build a dictionary of files in the new folder `output`; returns what dictionary.json has.
+
+    Raises InputError with file and line for what cannot be read, and where no concept is left.
+    """
+    if output.exists():
+        raise InputError(f"{output} exists. Remove it, or name another folder.")
+    parts_folder = output.with_name(f"{output.name}.parts")
+    parts_folder.mkdir(parents=True, exist_ok=True)
+    parts = [_part(file, parts_folder, options) for file in files]
+    with atomic_folder(output) as folder:
+        meta = _merge(parts, folder, options.prefer)
+
+        ends, blob = np.load(folder / "name_ends.npy"), np.memmap(folder / "names.bin", np.uint8, "r")
+
+        def keys(start: int, end: int) -> list[str]:
+            return list(map(normalized, names_between(ends, blob, start, end)))
+
+        _write_hashes(folder, len(ends), keys)
+        write_gram_index(folder, len(ends), keys, progress)
+        meta["files"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        atomic_write(folder / META, sealed(meta))
+    shutil.rmtree(parts_folder)
+    return meta
+
+
+def _part(file: Path, folder: Path, options: BuildOptions) -> Path:
+    """Read a file to a part, or find the part that an interrupted command left."""
+    name = options.format or detect(file)
+    described = {"sha256": file_sha256(file), "format": name, "options": repr(options), "version": VERSION}
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    part = folder / digest
+    if part.exists():
+        return part
+    rows = _read(file, name, options)
+    with atomic_folder(part) as temporary:
+        (temporary / "names.bin").write_bytes(rows.names)
+        np.save(temporary / "name_ends.npy", np.array(rows.ends, np.int64))
+        np.save(temporary / "name_concepts.npy", np.array(rows.concepts, np.int32))
+        identifiers = [
+            "|".join((own, *(item for item in rows.alternatives.get(number, ()) if item != own)))
+            for own, number in rows.numbers.items()
+        ]
+        (temporary / "ids.txt").write_text("".join(f"{item}\n" for item in identifiers), encoding="utf-8")
+        np.save(
+            temporary / "species.npy",
+            np.array([rows.species.get(number, 0) for number in range(len(identifiers))], np.int32),
+        )
+        source = {"file": file.name, **described, "names": len(rows.ends), "concepts": len(rows.numbers)}
+        del source["options"]
+        source["dropped"] = dict(sorted(rows.dropped.items()))
+        (temporary / "part.json").write_text(json.dumps(source), encoding="utf-8")
+    return part
+
+
+def _read(file: Path, name: str, options: BuildOptions) -> _Rows:
+    rows = _Rows()
+    reading = DictionaryOptions(
+        options.prefix,
+        frozenset(options.sources),
+        frozenset(options.languages),
+        frozenset(options.types),
+        rows.dropped,
+    )
+    taxa = frozenset(options.species)
+    for concept in read_concepts(file, name, reading):
+        if name in ONE_RECORD_EACH:
+            before = rows.places.setdefault(concept.id, concept.location)
+            if before != concept.location:
+                raise InputError(
+                    f"{concept.location}: {concept.id} is that of {before} too. Remove one of the records, or give "
+                    "them as a table, in which an identifier may have several lines."
+                )
+        if taxa and concept.species not in taxa:
+            rows.dropped["concepts of other species"] += 1
+        else:
+            rows.add(concept)
+    if not rows.ends:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items())
+        raise InputError(f"{file} has no concept with a name{f' ({reasons})' if reasons else ''}, read as {name}.")
+    return rows
+
+
+def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str, Any]:
+    """Write the names of all parts by concept, each once, and the concepts in the order of their first name."""
+    numbers: dict[str, int] = {}
+    identifiers: list[dict[str, None]] = []
+    taxa: list[int] = []
+    blobs, sources = list[bytes](), list[dict[str, Any]]()
+    ends, concepts, counts = list[NDArray[Any]](), list[NDArray[Any]](), list[NDArray[Any]]()
+    size = 0
+    further: dict[str, int] = {}
+    for part in parts:
+        numbers = {**further, **numbers}
+        sources.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
+        own = []
+        species = np.load(part / "species.npy").tolist()
+        with (part / "ids.txt").open(encoding="utf-8") as lines:
+            for line, taxon in zip(lines, species, strict=True):
+                names = line.rstrip("\n").split("|")
+                # A concept that an earlier file has under a further identifier is the same one.
+                number = numbers.setdefault(names[0], len(identifiers))
+                if number == len(identifiers):
+                    identifiers.append({})
+                    taxa.append(0)
+                identifiers[number].update(dict.fromkeys(names))
+                for name in names[1:]:
+                    further.setdefault(name, number)
+                taxa[number] = taxon or taxa[number]
+                own.append(number)
+        blobs.append((part / "names.bin").read_bytes())
+        ends.append(np.load(part / "name_ends.npy") + size)
+        concepts.append(np.array(own, np.int64)[np.load(part / "name_concepts.npy")])
+        counts.append(np.full(len(ends[-1]), sources[-1]["format"] == MENTIONS))
+        size += len(blobs[-1])
+    all_ends, all_concepts, is_mention = map(np.concatenate, (ends, concepts, counts))
+    meta = _write_names(folder, b"".join(blobs), all_ends, all_concepts, is_mention, len(identifiers))
+    if prefer is not None:  # a stable sort
+        identifiers = [
+            dict.fromkeys(sorted(item, key=lambda name: not name.startswith(f"{prefer}:"))) for item in identifiers
+        ]
+    ids = ["|".join(item) for item in identifiers]
+    (folder / "ids.bin").write_bytes("".join(ids).encode())
+    np.save(folder / "id_ends.npy", np.cumsum([len(item.encode()) for item in ids]))
+    np.save(folder / "species.npy", np.array(taxa, np.int32))
+    prefixes = Counter(next(iter(item)).partition(":")[0] for item in identifiers)
+    digest = hashlib.sha256()
+    for name in (
+        "names.bin",
+        "name_ends.npy",
+        "name_mentions.npy",
+        "concept_ends.npy",
+        "ids.bin",
+        "id_ends.npy",
+        "species.npy",
+    ):
+        digest.update(bytes.fromhex(file_sha256(folder / name)))
+    return {
+        "version": VERSION,
+        "digest": digest.hexdigest(),
+        "concepts": len(ids),
+        **meta,
+        "prefixes": dict(prefixes.most_common()),
+        "species": dict(Counter(map(str, filter(None, taxa))).most_common(20)),
+        "sources": sources,
+    }
+
+
+def _write_names(
+    folder: Path,
+    blob: bytes,
+    ends: NDArray[np.int64],
+    concepts: NDArray[np.int64],
+    is_mention: NDArray[np.bool_],
+    num_concepts: int,
+) -> dict[str, int]:
+    """Write names sorted by concept, each once, in lower case or not, and how often each is a mention."""
+    starts = np.concatenate([[0], ends[:-1]])
+    order = np.argsort(concepts, kind="stable")
+    rows = (column[order].tolist() for column in (starts, ends, concepts, is_mention))
+    seen: dict[bytes, int] = {}
+    current, size = -1, 0
+    kept_ends, mentions, counts = list[int](), list[int](), np.zeros(num_concepts, np.int64)
+    with (folder / "names.bin").open("wb") as file:
+        for start, end, concept, is_one in zip(*rows, strict=True):
+            if concept != current:
+                current, seen = concept, {}
+            name = blob[start:end]
+            number = seen.setdefault(name.decode().lower().encode(), len(kept_ends))
+            if number == len(kept_ends):
+                file.write(name)
+                size += len(name)
+                kept_ends.append(size)
+                mentions.append(0)
+                counts[concept] += 1
+            mentions[number] += is_one
+    np.save(folder / "name_ends.npy", np.array(kept_ends, np.int64))
+    np.save(folder / "name_mentions.npy", np.minimum(mentions, 2**16 - 1).astype(np.uint16))
+    np.save(folder / "concept_ends.npy", np.cumsum(counts))
+    return {"names": len(kept_ends), "repeated_names": len(ends) - len(kept_ends)}
+
+
+def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Sequence[str]]) -> None:
+    """Write the hashes of all normalized names, sorted, and the number of the name of each."""
+    hashes = np.empty(num_names, np.uint64)
+    for start in range(0, num_names, BATCH_NAMES):
+        end = min(start + BATCH_NAMES, num_names)
+        hashes[start:end] = key_hashes(keys(start, end))
+    order = np.argsort(hashes, kind="stable")
+    np.save(folder / "key_hashes.npy", hashes[order])
+    np.save(folder / "key_names.npy", order.astype(np.uint32))

@@ -1,0 +1,34 @@
+"""Identifiers of documents' entities, for scores: as CURIEs, mention by mention."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..formats.dictionaries.curies import to_curie
+from ..formats.documents.document import Document
+from ..metrics.linking import LinkedMention
+
+
+def linked_mentions(document: Document, types: Sequence[str] = (), prefix: str | None = None) -> list[LinkedMention]:
+    """List a document's mentions with their identifiers; one whose identifier is empty was not linked, - is NIL.
+
+    A mention of type Gene may have numbers of NCBI Gene without a prefix.
+    """
+    mentions = []
+    for entity in document.entities:
+        if entity.identifier and (not types or entity.type in types):
+            known = prefix or {"gene": "ncbigene", "species": "ncbitaxon"}.get(entity.type.lower())
+            found = frozenset(name for item in entity.identifiers if (name := to_curie(item, known)))
+            mentions.append(LinkedMention(entity.start, entity.end, entity.type, found))
+    return mentions
+
+
+def with_equivalents(
+    mentions: Sequence[LinkedMention], equivalents: Mapping[str, frozenset[str]]
+) -> list[LinkedMention]:
+    """Add to each identifier the others of its concept."""
+    return [
+        replace(
+            item, identifiers=frozenset(item.identifiers).union(*(equivalents.get(i, ()) for i in item.identifiers))
+        )
+        for item in mentions
+    ]

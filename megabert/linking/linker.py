@@ -1,0 +1,279 @@
+"""Linker: mentions in, concepts of a dictionary out, by character n-grams and, with a run, by embeddings.
+
+A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
+first; other names are ranked by the weighted sum of both similarities. A composite mention is split where its parts are
+found better than the whole. The score of a link is the probability that it is right; below a threshold it is NIL. Same
+dictionary, run and mention, same result.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.documents.abbreviations import written_out
+from ..formats.documents.composites import composite_splits
+from ..inference import Session
+from .dictionary import Dictionary
+from .name_keys import normalized
+
+NIL = "-"
+SEPARATOR = "|"
+NUM_CANDIDATES = 64
+"""Names that each of the two searches finds; both similarities of all of them are computed."""
+CACHED_NAMES = 100_000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How similarities become a decision; the defaults were fitted on NCBI-disease's training documents with MEDIC."""
+
+    weight: float = 0.5
+    """Of the embeddings' similarity, the n-grams' has the rest."""
+    slope: float = 8.02
+    intercept: float = -5.97
+    """Of the logistic function from the best similarity to the probability that the link is right."""
+    threshold: float = 0.49
+    """Links of a lower probability are NIL."""
+
+    def probability(self, similarity: float) -> float:
+        """Return the probability that a link is right."""
+        return 1 / (1 + math.exp(-(self.slope * similarity + self.intercept)))
+
+
+@dataclass(frozen=True)
+class LinkQuery:
+    """A mention, and what its document says about it."""
+
+    text: str
+    definitions: Mapping[str, str] = field(default_factory=dict)
+    """Abbreviations of the document and what they stand for."""
+    species: tuple[int, ...] = ()
+    """Taxa of the concepts that may be meant; (): any."""
+
+
+@dataclass(frozen=True)
+class NameCandidate:
+    """A name of the dictionary with its concept's identifiers, the concept's own first."""
+
+    name: str
+    identifiers: tuple[str, ...]
+    similarity: float
+
+
+@dataclass(frozen=True)
+class LinkedPart:
+    """A mention, or a part of a composite one, as it was searched, with candidates, the best first."""
+
+    text: str
+    candidates: tuple[NameCandidate, ...]
+
+    @property
+    def similarity(self) -> float:
+        """That of the best candidate, 0 without any."""
+        return self.candidates[0].similarity if self.candidates else 0.0
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a mention is linked to."""
+
+    text: str
+    parts: tuple[LinkedPart, ...]
+    score: float
+    """The probability that it is right, for a composite that of the part that is least certain."""
+    is_nil: bool
+
+    @property
+    def identifier(self) -> str:
+        """The identifiers of its parts, joined by |; - for NIL."""
+        found = dict.fromkeys(part.candidates[0].identifiers[0] for part in self.parts if part.candidates)
+        return NIL if self.is_nil else SEPARATOR.join(found)
+
+    def described(self) -> dict[str, Any]:
+        """Return it as plain values, candidates included."""
+        parts = [
+            {
+                "mention": part.text,
+                "candidates": [
+                    {"name": item.name, "identifiers": list(item.identifiers), "similarity": round(item.similarity, 5)}
+                    for item in part.candidates
+                ],
+            }
+            for part in self.parts
+        ]
+        return {"identifier": self.identifier, "name": self.name, "score": round(self.score, 4), "parts": parts}
+
+    @property
+    def name(self) -> str:
+        """The names of its concepts, joined by |; "" for NIL."""
+        return "" if self.is_nil else SEPARATOR.join(part.candidates[0].name for part in self.parts)
+
+
+class DenseSearch(Protocol):
+    """The search by embeddings."""
+
+    @property
+    def run_digest(self) -> str:
+        """The digest of the run that made the embeddings."""
+
+    @property
+    def session(self) -> Session:
+        """What embeds texts."""
+
+    def with_session(self, session: Session) -> "DenseSearch":
+        """Return the search with the session of another process."""
+
+    def search(self, texts: Sequence[str]) -> "Sequence[DenseResult]":
+        """Embed texts and find the nearest names of each."""
+
+
+class DenseResult(Protocol):
+    """What the search by embeddings finds for a text."""
+
+    @property
+    def names(self) -> NDArray[np.int64]:
+        """The numbers of the nearest names."""
+
+    def similarities(self, names: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the cosine similarities of names."""
+
+
+@dataclass
+class Linker:
+    """Links mentions to the concepts of a dictionary. `megabert.load_linker(DICT, RUN)` returns one."""
+
+    dictionary: Dictionary
+    calibration: Calibration = field(default_factory=Calibration)
+    dense: DenseSearch | None = None
+    _lexical: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def digest(self) -> list[Any]:
+        """All on which links depend, as plain values."""
+        run = self.dense.run_digest if self.dense is not None else ""
+        return [self.dictionary.digest, run, list(vars(self.calibration).values())]
+
+    def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
+        """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
+        if self.dense is None:
+            return replace(self, _lexical={})
+        return replace(self, dense=self.dense.with_session(next(sessions)), _lexical={})
+
+    def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
+        """Link mentions; each part of a link has the k best names.
+
+        `species` holds for mentions that name none themselves. Raises InputError for one that the dictionary lacks.
+        """
+        queries = [LinkQuery(item) if isinstance(item, str) else item for item in mentions]
+        queries = [item if item.species else replace(item, species=tuple(species)) for item in queries]
+        texts = [written_out(item.text, item.definitions) for item in queries]
+        wholes = self._ranked([(text, item.species) for text, item in zip(texts, queries, strict=True)], k)
+        splits = [
+            [] if self._is_exact(whole, text) else composite_splits(text)
+            for whole, text in zip(wholes, texts, strict=True)
+        ]
+        needed = [
+            (part, item.species) for item, ways in zip(queries, splits, strict=True) for way in ways for part in way
+        ]
+        ranked = iter(self._ranked(needed, k))
+        links = []
+        for item, whole, ways in zip(queries, wholes, splits, strict=True):
+            best: tuple[LinkedPart, ...] = (whole,)
+            for way in ways:
+                parts = tuple(next(ranked) for _ in way)
+                if self._is_better(parts, best):
+                    best = parts
+            links.append(self._link(item.text, best))
+        return links
+
+    def _link(self, text: str, parts: tuple[LinkedPart, ...]) -> Link:
+        similarity = min(part.similarity for part in parts)
+        score = self.calibration.probability(similarity) if all(part.candidates for part in parts) else 0.0
+        return Link(text, parts, score, score < self.calibration.threshold or similarity == 0)
+
+    @staticmethod
+    def _is_exact(part: LinkedPart, text: str) -> bool:
+        return bool(part.candidates) and normalized(part.candidates[0].name) == normalized(text)
+
+    @staticmethod
+    def _is_better(parts: tuple[LinkedPart, ...], than: tuple[LinkedPart, ...]) -> bool:
+        """Whether the parts of a split are found better, and are different concepts."""
+        concepts = {part.candidates[0].identifiers for part in parts if part.candidates}
+        return len(concepts) == len(parts) and min(part.similarity for part in parts) > min(
+            part.similarity for part in than
+        )
+
+    def _ranked(self, wanted: Sequence[tuple[str, tuple[int, ...]]], k: int) -> list[LinkedPart]:
+        """Rank the names for each text; a text that occurs twice is searched once."""
+        distinct = list(dict.fromkeys((normalized(text), species) for text, species in wanted))
+        exact = {item: self._exact(item) for item in distinct}
+        dense: dict[tuple[str, tuple[int, ...]], DenseResult] = {}
+        if self.dense is not None:
+            inexact = [item for item in distinct if k > 1 or not exact[item]]
+            texts = {(normalized(text), species): text for text, species in reversed(wanted)}
+            results = self.dense.search([texts[item] for item in inexact])
+            dense = dict(zip(inexact, results, strict=True))
+        found = {item: self._combined(item, dense.get(item), exact[item], k) for item in distinct}
+        return [LinkedPart(text, found[normalized(text), species]) for text, species in wanted]
+
+    def _exact(self, item: tuple[str, tuple[int, ...]]) -> list[int]:
+        """Look up the names that are the text itself."""
+        key, species = item
+        is_allowed = self.dictionary.allowed(species)
+        return [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
+
+    def _similar(self, item: tuple[str, tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Search by n-grams, or take the result from the cache."""
+        if item not in self._lexical:
+            if len(self._lexical) >= CACHED_NAMES:
+                self._lexical.clear()
+            key, species = item
+            grams = self.dictionary.grams
+            self._lexical[item] = grams.search(grams.query(key), NUM_CANDIDATES, self.dictionary.allowed(species))
+        found: tuple[NDArray[np.int64], NDArray[np.float32]] = self._lexical[item]
+        return found
+
+    def _combined(
+        self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, exact: list[int], k: int
+    ) -> tuple[NameCandidate, ...]:
+        """Rank the names of both searches: the text itself first, then by similarity.
+
+        Of equals those that are mentions more often come first, then those of concepts with more names.
+        """
+        if k == 1 and exact:  # the similarities of others cannot change the result
+            names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
+        else:
+            names, lexical = self._similar(item)
+        scores: NDArray[np.floating[Any]] = lexical
+        if dense is not None:
+            key, species = item
+            is_allowed = self.dictionary.allowed(species)
+            others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
+            others = np.setdiff1d(others, names)
+            grams = self.dictionary.grams
+            lexical = np.concatenate([lexical, grams.scores(grams.query(key), others)])
+            names = np.concatenate([names, others])
+            weight = self.calibration.weight
+            scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
+        missing = np.setdiff1d(np.array(exact, np.int64), names)
+        names = np.concatenate([names, missing])
+        scores = np.concatenate([scores, np.ones(len(missing), np.float32)])
+        is_exact = np.isin(names, exact)
+        scores = np.where(is_exact, 1.0, np.minimum(scores, 1.0))
+        concepts = self.dictionary.concepts_of(names)
+        ends = self.dictionary.arrays["concept_ends"]
+        num_names = ends[concepts] - np.where(concepts > 0, ends[concepts - 1], 0)
+        mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
+        order = np.lexsort((names, -num_names, mentions, -scores, ~is_exact))[:k]
+        return tuple(
+            NameCandidate(
+                self.dictionary.name(int(names[place])),
+                self.dictionary.identifiers(int(concepts[place])),
+                float(scores[place]),
+            )
+            for place in order
+        )

@@ -1,0 +1,84 @@
+"""Names as the search compares them, in lower case without accents and punctuation; their hashes and n-grams."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRAM_SIZES = (2, 3, 4)
+GRAM_BITS = 46
+"""Bits of a gram's hash; a call hashes at most 2**18 names."""
+_NO_WORD = re.compile(r"[\W_]+")
+# British spellings, and the plural of words of five letters and more.
+_VARIANTS = re.compile(r"ae|oe|tumour|(?<=[a-z]{3}[a-hj-rtv-z])s\b")
+_GREEK_NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau
+upsilon phi chi psi omega"""
+_GREEK = {
+    ord(letter): name
+    for letter, name in zip(
+        "αβγδεζηθικλμνξοπρστυφχψω",
+        _GREEK_NAMES.split(),
+        strict=True,
+    )
+}
+_BLANK, _LINE_END = 32, 10
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def normalized(name: str) -> str:
+    """Lower-case a name; Greek letters are written out, accents, punctuation and a plural's s removed, blanks single.
+
+    A name of punctuation alone stays as it is.
+    """
+    key = name.lower()
+    if not key.isascii():
+        key = unicodedata.normalize("NFKD", key.translate(_GREEK))
+        key = "".join(letter for letter in key if not unicodedata.combining(letter)).translate(_GREEK)
+    key = _NO_WORD.sub(" ", key).strip()
+    return _VARIANTS.sub(_common_form, key) or " ".join(name.split())
+
+
+def _common_form(match: re.Match[str]) -> str:
+    return {"ae": "e", "oe": "e", "tumour": "tumor"}.get(match[0], "")
+
+
+def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Hash normalized names to 64 bits."""
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def gram_hashes(keys: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hash the character 2- to 4-grams of normalized names: hashes and indexes of the names, each pair once, sorted.
+
+    Grams lie within words, which have a blank on either side, as those of scikit-learn's analyzer char_wb.
+    """
+    text = "\n".join(f" {key} " for key in keys)
+    letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    is_end, is_blank = letters == _LINE_END, letters == _BLANK
+    owners = np.cumsum(is_end)
+    hashes, names = [], []
+    for size in GRAM_SIZES:
+        count = len(letters) - size + 1
+        if count <= 0:
+            continue
+        value = np.full(count, size, dtype=np.uint64)
+        is_gram = ~(is_end[:count] | is_end[size - 1 :])
+        for place in range(size):
+            value = (value ^ letters[place : place + count]) * _MULTIPLIER
+            value ^= value >> np.uint64(29)
+            if 0 < place < size - 1:
+                is_gram &= ~(is_blank[place : place + count] | is_end[place : place + count])
+        is_gram &= ~(is_blank[:count] & is_blank[size - 1 :]) | (size > 2)
+        hashes.append(value[is_gram] >> np.uint64(64 - GRAM_BITS))
+        names.append(owners[:count][is_gram])
+    if not hashes:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    # One sort of 64-bit numbers, of which the upper bits are the name.
+    pairs = np.concatenate(names).astype(np.uint64) << np.uint64(GRAM_BITS) | np.concatenate(hashes)
+    pairs.sort()
+    pairs = pairs[np.diff(pairs, prepend=~pairs[:1]) != 0]
+    return pairs & np.uint64((1 << GRAM_BITS) - 1), (pairs >> np.uint64(GRAM_BITS)).astype(np.int64)

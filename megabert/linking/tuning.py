@@ -1,0 +1,125 @@
+"""Fit a linker on gold mentions: the weight of embeddings, the probability of a link, the threshold of NIL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..formats.dictionaries.gold_mentions import GoldMention
+from ..inference import Session
+from ..metrics.linking import RankedMention, accuracy_scores
+from .linker import Calibration, DenseResult, DenseSearch, Link, Linker, LinkQuery
+
+WEIGHTS = tuple(number / 10 for number in range(11))
+SMALLEST = 50
+
+
+def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, dict[str, Any]]:
+    """Fit a calibration; returns it with the scores on the same mentions.
+
+    The weight is the one of the highest accuracy, the threshold that of the highest F1 of links, in which NIL is no
+    link. Raises InputError for few mentions.
+    """
+    if len(mentions) < SMALLEST:
+        raise InputError(f"{len(mentions)} mentions are too few to tune a linker; give {SMALLEST} and more.")
+    queries = queries_of(mentions)
+    known = [number for number, mention in enumerate(mentions) if mention.identifiers]
+    accuracies = {}
+    if linker.dense is not None:
+        linker = replace(linker, dense=_Remembered(linker.dense))
+        for weight in WEIGHTS:
+            links = _with(linker, weight=weight).link([queries[number] for number in known])
+            accuracies[weight] = sum(map(is_right, links, (mentions[number] for number in known))) / len(known)
+        best = max(accuracies.values())
+        linker = _with(linker, weight=min((w for w in WEIGHTS if accuracies[w] == best), key=lambda w: abs(w - 0.5)))
+    links = linker.link(queries)
+    right = np.array([is_right(*pair) for pair in zip(links, mentions, strict=True)], float)
+    similarities = np.array([min(part.similarity for part in link.parts) for link in links])
+    slope, intercept = _logistic(similarities, right)
+    fitted = replace(linker.calibration, slope=slope, intercept=intercept)
+    probabilities = np.array([fitted.probability(value) for value in similarities])
+    threshold = _threshold(probabilities, right, len(known))
+    fitted = replace(fitted, threshold=threshold)
+    scores = {
+        "mentions": len(mentions),
+        "accuracy": round(100 * float(right[known].mean()), 2) if known else 0.0,
+        "nil": int((probabilities < threshold).sum()),
+        "accuracy_by_weight": {str(weight): round(100 * value, 2) for weight, value in accuracies.items()},
+    }
+    return fitted, scores
+
+
+def queries_of(mentions: Sequence[GoldMention]) -> list[LinkQuery]:
+    """Return what a linker is given of gold mentions."""
+    return [LinkQuery(item.text, item.definitions) for item in mentions]
+
+
+def ranked(link: Link, gold: GoldMention, subsets: Sequence[str] = ()) -> RankedMention:
+    """Return a link's candidates beside the gold identifiers, as they are scored; a+b is both."""
+    parts = [
+        [frozenset(own for item in candidate.identifiers for own in item.split("+")) for candidate in part.candidates]
+        for part in link.parts
+    ]
+    return RankedMention(gold.identifiers, parts, subsets)
+
+
+def is_right(link: Link, gold: GoldMention) -> bool:
+    """Whether a link is right by BioSyn's rule, NIL or not."""
+    return accuracy_scores([ranked(link, gold)], ranks=(1,))["acc@1"] > 0
+
+
+def _with(linker: Linker, **changes: Any) -> Linker:
+    return replace(linker, calibration=replace(linker.calibration, **changes))
+
+
+def _logistic(values: NDArray[np.float64], is_one: NDArray[np.float64]) -> tuple[float, float]:
+    """Fit slope and intercept by Newton's method, towards smaller slopes by a weak prior; rounded to 4 digits."""
+    columns = np.stack([values, np.ones_like(values)], axis=1)
+    weights = np.zeros(2)
+    for _ in range(50):
+        probabilities = 1 / (1 + np.exp(-columns @ weights))
+        gradient = columns.T @ (probabilities - is_one) + 0.01 * weights
+        curvature = columns.T @ (columns * (probabilities * (1 - probabilities))[:, None]) + 0.01 * np.eye(2)
+        weights -= np.clip(np.linalg.solve(curvature, gradient), -5, 5)
+    return round(float(weights[0]), 4), round(float(weights[1]), 4)
+
+
+def _threshold(probabilities: NDArray[np.float64], right: NDArray[np.float64], num_known: int) -> float:
+    """Return the probability from which links are kept, so that their F1 is highest; the lowest of equals."""
+    order = np.argsort(-probabilities, kind="stable")
+    num_right = np.cumsum(right[order])
+    f1 = 2 * num_right / (np.arange(1, len(order) + 1) + max(num_known, 1))
+    last = np.append(np.diff(probabilities[order]) < 0, True)  # equal probabilities are kept together
+    best = np.flatnonzero(last & (f1 == f1[last].max()))[-1]
+    return float(np.floor(probabilities[order][best] * 1e4) / 1e4)
+
+
+@dataclass
+class _Remembered:
+    """A dense search whose results are kept: each weight ranks the same ones."""
+
+    whole: DenseSearch
+    found: dict[str, DenseResult] = field(default_factory=dict)
+
+    @property
+    def run_digest(self) -> str:
+        """The digest of the run."""
+        return self.whole.run_digest
+
+    @property
+    def session(self) -> Session:
+        """What embeds texts."""
+        return self.whole.session
+
+    def with_session(self, session: Session) -> DenseSearch:
+        """Return the search with another session, without results."""
+        return _Remembered(self.whole.with_session(session))
+
+    def search(self, texts: Sequence[str]) -> list[DenseResult]:
+        """Search for what was not searched yet."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.found]
+        self.found.update(zip(new, self.whole.search(new) if new else (), strict=True))
+        return [self.found[text] for text in texts]

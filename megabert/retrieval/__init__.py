@@ -1,0 +1,1 @@
+"""Retrieval of passages: embedding stores, exact search, BM25, fusion of rankings."""

@@ -1,0 +1,181 @@
+"""The linker: abbreviations, composites, species, NIL, ties, tuning, and its commands."""
+
+import json
+
+import pytest
+
+import megabert
+from megabert.cli import main
+from megabert.errors import InputError
+from megabert.formats.dictionaries.gold_mentions import GoldMention
+from megabert.formats.documents.composites import composite_splits
+from megabert.linking.linker import Calibration, Linker, LinkQuery
+from megabert.linking.open_linker import read_calibration
+from megabert.linking.tuning import tune
+from tests.linking.conftest import build
+
+GOLD = """1|t|Duchenne muscular dystrophy (DMD) and breast and ovarian cancer.
+1|a|DMD is severe. Wheezing.
+1\t0\t27\tDuchenne muscular dystrophy\tDisease\tD020388
+1\t29\t32\tDMD\tDisease\tD020388
+1\t38\t63\tbreast and ovarian cancer\tDisease\tD001943|D010051
+1\t65\t68\tDMD\tDisease\tD020388
+1\t80\t88\tWheezing\tDisease\t-1
+
+"""
+
+
+@pytest.fixture(scope="module")
+def linker(diseases):
+    return megabert.load_linker(diseases.folder)
+
+
+def linked(linker, *mentions, **options):
+    return [(link.identifier, link.name) for link in linker.link(list(mentions), **options)]
+
+
+def test_names_link_whatever_their_case_order_and_punctuation(linker):
+    assert linked(linker, "BREAST CANCER", "breast-cancers", "asthma bronchial", "dystrophy, Duchenne muscular") == [
+        ("mesh:D001943", "Breast Cancer"),
+        ("mesh:D001943", "Breast Cancer"),
+        ("mesh:D001249", "Bronchial Asthma"),
+        ("mesh:D020388", "Muscular Dystrophy, Duchenne"),
+    ]
+
+
+def test_abbreviations_are_what_the_document_defines(linker):
+    assert linked(linker, "DM") == [("mesh:D009223", "DM")]
+    assert linked(linker, LinkQuery("DM", {"DM": "diabetes mellitus"})) == [("mesh:D003920", "Diabetes Mellitus")]
+
+
+def test_composites_are_split_unless_the_whole_is_a_name(linker):
+    assert linked(linker, "breast and ovarian cancer", "head and neck cancer") == [
+        ("mesh:D001943|mesh:D010051", "Breast Cancer|Ovarian Cancer"),
+        ("mesh:D006258", "head and neck cancer"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mention", "split"),
+    [
+        ("breast and/or ovarian cancer", ("breast cancer", "ovarian cancer")),
+        ("colonic, breast, and cervical carcinomas",
+         ("colonic carcinomas", "breast carcinomas", "cervical carcinomas")),
+        ("hepatitis B and C", ("hepatitis B", "hepatitis C")),
+        ("cleft lip/palate", ("cleft lip", "cleft palate")),
+        ("cancer of the breast and ovaries", ("cancer of the breast", "cancer of the ovaries")),
+        ("asthma|diabetes", ("asthma", "diabetes")),
+        ("asthma", None),
+        ("1,25-dihydroxyvitamin D", None),
+        ("acetaminophen/caffeine/" * 20, None),
+    ],
+)  # fmt: skip
+def test_the_likeliest_split_comes_first(mention, split):
+    splits = composite_splits(mention)
+    assert splits[:1] == ([split] if split else [])
+
+
+def test_what_the_dictionary_lacks_is_nil(linker):
+    link = linker.link(["xylophone"])[0]
+    assert (link.identifier, link.name, link.is_nil) == ("-", "", True)
+    assert linker.link([""])[0].identifier == "-"
+
+
+def test_candidates_are_ranked_and_their_number_changes_nothing(linker):
+    one, many = linker.link(["ovary cancer"])[0], linker.link(["ovary cancer"], k=4)[0]
+    assert one.identifier == many.identifier
+    assert one.score == many.score
+    similarities = [item.similarity for item in many.parts[0].candidates]
+    assert len(similarities) == 4
+    assert similarities == sorted(similarities, reverse=True)
+
+
+def test_genes_are_those_of_the_species(tmp_path):
+    table = "id\tname\tspecies\nncbigene:1\tTP53\t9606\nncbigene:2\tTP53\t10090\nncbigene:3\tTP53B\t10090\n"
+    genes = Linker(build(tmp_path, table, "genes.tsv"))
+    assert linked(genes, "TP53", species=[10090]) == [("ncbigene:2", "TP53")]
+    assert linked(genes, LinkQuery("TP53", species=(9606,)), species=[10090]) == [("ncbigene:1", "TP53")]
+    with pytest.raises(InputError, match="no concept of the species 7227"):
+        genes.link(["TP53"], species=[7227])
+
+
+def test_of_equal_names_the_one_that_is_mentioned_more_often_is_meant(tmp_path):
+    mentions = (
+        "1|t|BC BC BC\n1|a|\n1\t0\t2\tBC\tDisease\tD2\n1\t3\t5\tBC\tDisease\tMESH:D3\n1\t6\t8\tBC\tDisease\tMESH:D3\n"
+    )
+    opened = build(tmp_path, mentions.replace("\tD2", "\tMESH:D2"), "mentions.pubtator")
+    assert linked(Linker(opened), "BC") == [("mesh:D3", "BC")]
+
+
+def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):
+    right = [GoldMention(str(n), name, frozenset(["mesh:D001249"])) for n, name in enumerate(["asthma"] * 40)]
+    wrong = [GoldMention(f"n{n}", f"asthma{n}x syndrome", frozenset()) for n in range(40)]
+    calibration, report = tune(Linker(diseases), right + wrong)
+    tuned = Linker(diseases, calibration)
+    assert [link.is_nil for link in tuned.link(["asthma", "asthma7x syndrome"])] == [False, True]
+    assert report["accuracy"] == 100
+    assert 0.9 < tuned.link(["asthma"])[0].score < 1
+    with pytest.raises(InputError, match="too few"):
+        tune(Linker(diseases), right)
+
+
+def test_link_and_score_the_mentions_of_documents(tmp_path, diseases, capsys):
+    (tmp_path / "gold.pubtator").write_text(GOLD)
+    output = tmp_path / "links.jsonl"
+    command = ["link", "--mentions", str(tmp_path / "gold.pubtator"), "--dict", str(diseases.folder), "-k", "20"]
+    assert main([*command, "-o", str(output)]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["identifier"] for row in rows[:4]] == [
+        "mesh:D020388", "mesh:D020388", "mesh:D001943|mesh:D010051", "mesh:D020388",
+    ]  # fmt: skip
+    capsys.readouterr()
+    settings = [f"dictionary={diseases.folder}", f"train={tmp_path / 'gold.pubtator'}", "type=Disease"]
+    assert main(["score", "linking", str(tmp_path / "gold.pubtator"), str(output), *settings]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["acc@1"] == scores["all_acc@1"] == scores["known/acc@1"] == 100
+    assert scores["mentions"] == 4  # NIL is none
+    assert "unseen_mention/acc@1" not in scores
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["link", "asthma"], 64, "--dict"),
+        (["link", "--dict", "DICT"], 64, "Give either names"),
+        (["link", "asthma", "--dict", "missing"], 65, "is no dictionary"),
+        (["dictionary", "build", "missing.obo", "-o", "x"], 65, "missing.obo"),
+        (["dictionary", "tune", "DICT", "--mentions", "GOLD"], 65, "too few"),
+        (["score", "linking", "GOLD", "missing"], 65, "missing does not exist"),
+        (["score", "linking", "GOLD", "GOLD", "k=1"], 64, "'k=1' is no setting"),
+        (["link", "TP53", "--dict", "DICT", "--species", "9606"], 65, "no concept of the species 9606"),
+    ],
+)
+def test_a_wrong_command_is_one_message(tmp_path, monkeypatch, diseases, capsys, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "GOLD").write_text(GOLD)
+    words = [str(diseases.folder) if word == "DICT" else word for word in words]
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_tuned_calibration_is_that_of_the_dictionary(tmp_path, capsys):
+    opened = build(tmp_path)
+    (tmp_path / "names.txt").write_text("D001249||asthma\n" * 60)
+    assert main(["dictionary", "tune", str(opened.folder), "--mentions", str(tmp_path / "names.txt")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert read_calibration(opened, "").slope == shown["slope"] != Calibration().slope
+
+
+def test_the_floor_of_ncbi_disease_comes_out(datasets, tmp_path, capsys):
+    """The n-grams of a mention find 72.6 % of the concepts in MEDIC, with abbreviations written out 75.7 %."""
+    folder, dev = datasets("linking_dictionaries"), datasets("entity_linking_ncbi_disease") / "dev.pubtator.txt"
+    built, links = tmp_path / "medic.dict", tmp_path / "links.jsonl"
+    assert main(["dictionary", "build", str(folder / "medic_06Jul2012.txt"), "-o", str(built)]) == 0
+    assert main(["link", "--mentions", str(dev), "--dict", str(built), "-k", "5", "-o", str(links)]) == 0
+    capsys.readouterr()
+    assert main(["score", "linking", str(dev), str(links)]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["mentions"] == 787
+    assert scores["acc@1"] > 78

@@ -1,0 +1,58 @@
+"""BM25 by hand, its words and stems, the fusion of rankings, and the published figures of real collections."""
+
+import math
+
+import pytest
+
+from megabert.errors import InputError
+from megabert.formats.passages import read_texts
+from megabert.formats.relevance import read_qrels
+from megabert.metrics.retrieval import mrr_at_10
+from megabert.retrieval.bm25 import Bm25, WordSplitter, build_bm25, fuse
+from megabert.retrieval.stemmer import stem
+
+TEXTS = ["aspirin aspirin pain", "aspirin fever", "The fever of dogs and cats"]
+
+
+def test_scores_are_those_of_the_formula(tmp_path):
+    index = build_bm25(tmp_path / "bm25", TEXTS, stems=True)
+    found = index.search("Aspirins?", 5, k1=1.2, b=0.75)
+    idf = math.log(1 + 1.5 / 2.5)
+    mean = 8 / 3
+    expected = [idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * length / mean)) for tf, length in ((2, 3), (1, 2))]
+    assert [number for number, _ in found] == [0, 1]
+    assert [score for _, score in found] == pytest.approx(expected)
+    assert index.search("nothing", 5) == [] and len(index.search("fever aspirin", 1)) == 1
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    build_bm25(tmp_path / "bm25", TEXTS, stems=False)
+    path = tmp_path / "bm25" / "counts.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="damaged"):
+        Bm25(tmp_path / "bm25")
+    with pytest.raises(InputError, match="no text"):
+        build_bm25(tmp_path / "none", [], stems=False)
+
+
+def test_words_and_stems_follow_porter():
+    assert WordSplitter(stems=True)("The IL-2 relations, dogs'") == ["il", "2", "relat", "dog"]
+    pairs = "caresses caress ponies poni agreed agre hopping hop falling fall filing file sky sky valenci valenc " + (
+        "triplicate triplic electrical electr adoption adopt rate rate cease ceas controll control roll roll beta beta"
+    )
+    words = pairs.split()
+    assert [stem(word) for word in words[::2]] == words[1::2]
+
+
+def test_fusion_adds_reciprocal_ranks():
+    fused = fuse([["a", "b"], ["b", "c"]])
+    assert [name for name, _ in fused] == ["b", "a", "c"]
+    assert fused[0][1] == pytest.approx(1 / 62 + 1 / 61)
+
+
+def test_the_published_mrr_is_reached(datasets, tmp_path):
+    folder = datasets("cranfield")
+    collection, queries = (read_texts(folder / file) for file in ("collection.tsv", "queries.dev.tsv"))
+    index, ids = build_bm25(tmp_path / "bm25", collection.values(), stems=True), list(collection)
+    rankings = {query: [ids[number] for number, _ in index.search(text, 10)] for query, text in queries.items()}
+    assert mrr_at_10(read_qrels(folder / "qrels.dev.txt"), rankings) >= 0.488 + 0.05
