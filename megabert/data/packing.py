@@ -26,7 +26,7 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class Features:
-    """One tokenized sequence with its targets, or several that belong to one step, such as the choices of a question.
+    """One tokenized sequence with its targets.
 
     `parts` are the lengths of several sequences, concatenated in `token_ids`, which stay in one batch (a query and its
     passages); `targets` then have a row for each. Empty: there is one.
