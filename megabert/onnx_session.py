@@ -19,7 +19,7 @@ from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
 CPU_TOKENS, GPU_TOKENS = 256, 16384
-"""Tokens of a batch, on a CPU for each thread: activations then stay in its cache. Batches of 4,096 take twice as long."""
+"""Tokens of a batch, on a CPU for each thread: activations then stay in its cache; 4,096 take twice as long."""
 EXTRA = "pip install 'megabert[onnx]'"
 
 
