@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError
 from ..inference import Predictor
 from ..json_documents import parse_json_object, read_json_object
 from ..model.config import EncoderConfig
-from ..onnx_session import OnnxSession, open_network
+from ..onnx_session import CPU_TOKENS, GPU_TOKENS, OnnxSession, num_threads, open_network
 from ..tasks.restore_task import restore_task
 from ..tokenizers.load import stored_tokenizer
 
@@ -78,6 +78,7 @@ def open_session(
         is_per_sequence=bool(head.get("is_per_sequence")),
         max_positions=config.max_positions,
         needs_targets=bool(head.get("takes_targets")),
+        max_batch_tokens=GPU_TOKENS if accelerator == "gpu" else CPU_TOKENS * num_threads(threads),
     )
 
 
