@@ -214,8 +214,8 @@ def measure(port: int, requests: list[bytes], clients: int, seconds: float, gene
         "clients": share * generators,
         "requests_per_second": round(len(done) / span, 2),
         "tokens_per_second": round(sum(row[3] for row in done) / span),
-        "p50_ms": round(float(np.percentile(times, 50)), 2),
-        "p99_ms": round(float(np.percentile(times, 99)), 2),
+        "p50_ms": round(float(np.percentile(times, 50)), 2) if done else None,
+        "p99_ms": round(float(np.percentile(times, 99)), 2) if done else None,
         "statuses": {str(status): sum(row[2] == status for row in rows) for status in sorted({row[2] for row in rows})},
         **({"refusal_p99_ms": round(float(np.percentile(refused, 99)) * 1000, 1)} if refused else {}),
     }
