@@ -125,7 +125,7 @@ def serve_rival(arguments: argparse.Namespace) -> None:
 def start(arguments: argparse.Namespace, role: str) -> tuple[subprocess.Popen[str], int]:
     """Start a server; returns its process and port."""
     command = [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"at http://127.0.0.1:(\d+);", line):
@@ -309,6 +309,8 @@ def main() -> None:
     add("--rival", action="store_true")
     add("--role", choices=("bench", "server", "rival"), default="bench")
     arguments = parser.parse_args()
+    if arguments.role == "bench":  # a timeout ends the servers, too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     {"bench": run, "server": serve_child, "rival": serve_rival}[arguments.role](arguments)
 
 

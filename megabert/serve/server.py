@@ -19,7 +19,7 @@ import uvicorn
 from ..errors import ConfigError, MegabertError, print_message
 from ..inference import Predictor, Session
 from .access_log import AccessLog
-from .admission import Admission, Limits
+from .admission import Admission, ServerLimits
 from .connections import MAX_HEADER_BYTES, BoundedConnection
 from .embedding_routes import embedding_endpoints
 from .front_ends import DRAIN, RemoteQueue, compute_for
@@ -51,7 +51,7 @@ class ServeSettings:
     hosts: Collection[str] | None = LOOPBACK
     access_log: str = "-"
     logs_texts: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 @dataclass(frozen=True)
