@@ -246,7 +246,8 @@ def faults(
     text = texts_of(arguments, 1, 20, 9)[0]
     mixed = [request("/v1/entities", {"text": text}), request("/v1/entities", {"text": f"{POISON} {text}"})]
     found["one of two requests out of memory (injected)"] = measure(port, mixed, 16, 5)["statuses"]
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    children = listed.read_text().split() if listed.exists() else []
     fronts = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     if fronts:
         os.kill(fronts[0], signal.SIGKILL)
