@@ -36,7 +36,7 @@ class GatedSession:
 
 @pytest.fixture(scope="module")
 def gated():
-    limits = ServerLimits(max_concurrent_requests=8, deadline_seconds=10)
+    limits = ServerLimits(max_concurrent_requests=8, deadline_seconds=120)
     with running(load_runs("ner"), GatedSession, limits=limits) as found:
         yield found
         GatedSession.gate.set()
