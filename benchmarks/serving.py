@@ -125,7 +125,7 @@ def serve_rival(arguments: argparse.Namespace) -> None:
 def start(arguments: argparse.Namespace, role: str) -> tuple[subprocess.Popen[str], int]:
     """Start a server; returns its process and port."""
     command = [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"at http://127.0.0.1:(\d+);", line):
@@ -214,8 +214,8 @@ def measure(port: int, requests: list[bytes], clients: int, seconds: float, gene
         "clients": share * generators,
         "requests_per_second": round(len(done) / span, 2),
         "tokens_per_second": round(sum(row[3] for row in done) / span),
-        "p50_ms": round(float(np.percentile(times, 50)), 2),
-        "p99_ms": round(float(np.percentile(times, 99)), 2),
+        "p50_ms": round(float(np.percentile(times, 50)), 2) if done else None,
+        "p99_ms": round(float(np.percentile(times, 99)), 2) if done else None,
         "statuses": {str(status): sum(row[2] == status for row in rows) for status in sorted({row[2] for row in rows})},
         **({"refusal_p99_ms": round(float(np.percentile(refused, 99)) * 1000, 1)} if refused else {}),
     }
@@ -246,7 +246,8 @@ def faults(
     text = texts_of(arguments, 1, 20, 9)[0]
     mixed = [request("/v1/entities", {"text": text}), request("/v1/entities", {"text": f"{POISON} {text}"})]
     found["one of two requests out of memory (injected)"] = measure(port, mixed, 16, 5)["statuses"]
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    children = listed.read_text().split() if listed.exists() else []
     fronts = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     if fronts:
         os.kill(fronts[0], signal.SIGKILL)
@@ -309,6 +310,8 @@ def main() -> None:
     add("--rival", action="store_true")
     add("--role", choices=("bench", "server", "rival"), default="bench")
     arguments = parser.parse_args()
+    if arguments.role == "bench":  # a timeout ends the servers, too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     {"bench": run, "server": serve_child, "rival": serve_rival}[arguments.role](arguments)
 
 

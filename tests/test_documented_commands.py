@@ -25,6 +25,9 @@ from tests.workshop import TINY, furnish
 COMMANDS = documented_commands()
 # The beginning of a command -> why it is not executed here
 NOT_EXECUTED = {
+    "megabert serve": "runs until it is stopped; tests/serve has it",
+    "pip install .[serve]": "installs packages",
+    "python -m benchmarks.serving": "loads the machine for a minute",
     "./dev": "runs this very test, or longer than it may; tests/test_sample.py and CI run its parts",
     "torchrun": "needs 32 GPUs",
     "srun": "needs 32 GPUs",

@@ -44,7 +44,7 @@ CONTENTS = {
     ],
     "Explanation": [
         "docs/architecture.md", "docs/decisions.md", "docs/results.md", "docs/performance.md", "docs/scaling.md",
-        "CONTRIBUTING.md",
+        "docs/serving.md", "CONTRIBUTING.md",
     ],
 }  # fmt: skip
 TITLES = {"README": "Install and first commands", "CONTRIBUTING": "How we write the code"}

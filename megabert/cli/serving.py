@@ -31,7 +31,7 @@ def serve(words: Sequence[str]) -> int:
         import uvicorn  # noqa: F401
     except ImportError:
         raise ConfigError("megabert serve needs the extra serve: pip install 'megabert[serve]'.") from None
-    from ..serve.admission import Limits
+    from ..serve.admission import ServerLimits
     from ..serve.server import ServeSettings, check_address
     from ..serve.server import serve as serve_runs
 
@@ -43,7 +43,7 @@ def serve(words: Sequence[str]) -> int:
     processes = arguments.processes
     if processes is None:
         processes = max(min(8, len(os.sched_getaffinity(0)) - 2), 0) if is_gpu else 0
-    limits = Limits(
+    limits = ServerLimits(
         max_concurrent_requests=arguments.max_concurrent_requests,
         max_body_bytes=arguments.max_body_bytes,
         max_inputs=arguments.max_inputs,

@@ -16,7 +16,7 @@ MAX_THREADS = 64
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Bounds of what a server takes; all of one front end."""
 
     max_concurrent_requests: int = 512
@@ -37,7 +37,7 @@ class Limits:
 class Admission:
     """Admits requests and runs them in threads. Counts hold: admitted = answered + failed + cancelled."""
 
-    def __init__(self, limits: Limits, catalog: ModelCatalog, metrics: ServerMetrics) -> None:
+    def __init__(self, limits: ServerLimits, catalog: ModelCatalog, metrics: ServerMetrics) -> None:
         self.limits, self.catalog, self.metrics = limits, catalog, metrics
         self.is_draining = False
         self.num_active = 0

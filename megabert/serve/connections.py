@@ -9,7 +9,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from .admission import Limits
+from .admission import ServerLimits
 from .server_metrics import ServerMetrics
 
 MAX_HEADER_BYTES = 16_384
@@ -20,7 +20,7 @@ LINGER_SECONDS = 5.0
 class BoundedConnection(H11Protocol):
     """A connection with a deadline for the head of each request."""
 
-    def __init__(self, *arguments: Any, limits: Limits, metrics: ServerMetrics, **options: Any) -> None:
+    def __init__(self, *arguments: Any, limits: ServerLimits, metrics: ServerMetrics, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.limits, self.metrics = limits, metrics
         self.app_state = {**self.app_state, "abort": self.abort}

@@ -58,7 +58,7 @@ class ComputeQueue(Protocol):
 
 
 @dataclass(eq=False)
-class _Job:
+class _QueuedJob:
     lane: str
     features: Sequence[Features]
     future: "Future[Computed]"
@@ -78,7 +78,7 @@ class ModelQueue:
         observe: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         self.lanes, self.batch_tokens, self._observe = dict(lanes), batch_tokens, observe
-        self._waiting: dict[str, deque[_Job]] = {name: deque() for name in lanes}
+        self._waiting: dict[str, deque[_QueuedJob]] = {name: deque() for name in lanes}
         self._tokens = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -90,7 +90,7 @@ class ModelQueue:
 
     def submit(self, lane: str, features: Sequence[Features]) -> "Future[Computed]":
         """Queue sequences, as `ComputeQueue.submit` describes; waits while too many tokens wait."""
-        job = _Job(lane, features, Future(), sum(map(len, features)))
+        job = _QueuedJob(lane, features, Future(), sum(map(len, features)))
         with self._changed:
             self._changed.wait_for(lambda: self._tokens < MAX_WAITING_TOKENS or self._is_closed)
             if self._is_closed:
@@ -110,7 +110,7 @@ class ModelQueue:
         for thread in self._threads:
             thread.join(timeout=20)
 
-    def _remove_cancelled(self, job: _Job) -> None:
+    def _remove_cancelled(self, job: _QueuedJob) -> None:
         if job.future.cancelled():
             with self._changed:
                 if job in self._waiting[job.lane]:
@@ -122,7 +122,7 @@ class ModelQueue:
         while jobs := self._next_batch():
             self._compute(jobs)
 
-    def _next_batch(self) -> list[_Job]:
+    def _next_batch(self) -> list[_QueuedJob]:
         """Wait for jobs and take a batch of one network; [] at the end."""
         with self._changed:
             while True:
@@ -138,9 +138,9 @@ class ModelQueue:
                     self._changed.notify_all()
                     return jobs
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[_QueuedJob]:
         queue = min((queue for queue in self._waiting.values() if queue), key=lambda queue: queue[0].since)
-        jobs: list[_Job] = []
+        jobs: list[_QueuedJob] = []
         tokens = 0
         while queue and (not jobs or tokens + queue[0].tokens <= self.batch_tokens):
             job = queue.popleft()
@@ -150,7 +150,7 @@ class ModelQueue:
                 tokens += job.tokens
         return jobs
 
-    def _compute(self, jobs: Sequence[_Job]) -> None:
+    def _compute(self, jobs: Sequence[_QueuedJob]) -> None:
         start = time.monotonic()
         try:
             outputs = self._run([item for job in jobs for item in job.features], jobs[0].lane)
@@ -177,7 +177,7 @@ class ModelQueue:
         rows = max(self.batch_tokens // lane.max_length, 1)
         return lane.session.run(features, batch_size=rows, max_length=lane.max_length, pad_id=lane.pad_id).logits
 
-    def _measure(self, jobs: Sequence[_Job], seconds: float) -> None:
+    def _measure(self, jobs: Sequence[_QueuedJob], seconds: float) -> None:
         tokens = sum(job.tokens for job in jobs)
         self._observe("batches", 1)
         self._observe("batch_tokens", tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from .admission import Admission, Limits
+from .admission import Admission, ServerLimits
 from .refusals import ClientGone, Refusal, overloaded, too_large
 
 MAX_HEADERS = 100
@@ -107,7 +107,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, admission: Adm
     return body
 
 
-async def _read_into(body: bytearray, limits: Limits, receive: Receive, admission: Admission) -> None:
+async def _read_into(body: bytearray, limits: ServerLimits, receive: Receive, admission: Admission) -> None:
     clock = asyncio.get_running_loop().time
     start = clock()
     while True:

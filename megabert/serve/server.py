@@ -19,7 +19,7 @@ import uvicorn
 from ..errors import ConfigError, MegabertError, print_message
 from ..inference import Predictor, Session
 from .access_log import AccessLog
-from .admission import Admission, Limits
+from .admission import Admission, ServerLimits
 from .connections import MAX_HEADER_BYTES, BoundedConnection
 from .embedding_routes import embedding_endpoints
 from .front_ends import DRAIN, RemoteQueue, compute_for
@@ -51,7 +51,7 @@ class ServeSettings:
     hosts: Collection[str] | None = LOOPBACK
     access_log: str = "-"
     logs_texts: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,10 @@ def run_front_end(
     metrics = ServerMetrics(memory, row)
     servers: list[HttpServer] = []
 
+    stopped = threading.Event()
+
     def stop() -> None:
+        stopped.set()
         for server in servers:
             server.stop()
 
@@ -291,7 +294,8 @@ def run_front_end(
     share = -(-limits.max_concurrent_requests // settings.processes)
     settings = replace(settings, limits=replace(limits, max_concurrent_requests=share))
     servers.append(HttpServer(make_application(runs, settings, queue, metrics, kind), settings))
-    servers[0].serve_socket(listener)
+    if not stopped.is_set():  # the other process may say so while this one starts
+        servers[0].serve_socket(listener)
 
 
 def check_address(host: str, key_digest: bytes | None, hosts: Collection[str], *, is_open: bool) -> Mapping[str, Any]:

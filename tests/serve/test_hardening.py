@@ -9,13 +9,13 @@ import time
 import pytest
 
 from megabert.errors import ConfigError
-from megabert.serve.admission import Limits
+from megabert.serve.admission import ServerLimits
 from megabert.serve.request_guard import host_name
 from megabert.serve.server import check_address
 from tests.serve.running_server import load_runs, running
 
 HEAD = "POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-QUICK = Limits(header_seconds=0.4, body_seconds=0.4, idle_seconds=1, max_body_bytes=20_000)
+QUICK = ServerLimits(header_seconds=0.4, body_seconds=0.4, idle_seconds=1, max_body_bytes=20_000)
 
 
 @pytest.fixture(scope="module")

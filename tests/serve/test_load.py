@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from megabert.serve.admission import Limits
+from megabert.serve.admission import ServerLimits
 from tests.serve.running_server import load_runs, running
 from tests.serve.test_routes import same
 
@@ -36,7 +36,7 @@ class GatedSession:
 
 @pytest.fixture(scope="module")
 def gated():
-    limits = Limits(max_concurrent_requests=8, deadline_seconds=10)
+    limits = ServerLimits(max_concurrent_requests=8, deadline_seconds=120)
     with running(load_runs("ner"), GatedSession, limits=limits) as found:
         yield found
         GatedSession.gate.set()

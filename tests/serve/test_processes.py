@@ -70,7 +70,7 @@ def test_front_ends_answer_survive_a_kill_and_end(tmp_path):
             assert ask(port, "/v1/entities", {"text": texts[0]})[0] == 200
         everybody = children(process.pid)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(40) == 0
         time.sleep(0.2)
         assert not [
             item
