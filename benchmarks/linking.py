@@ -10,25 +10,22 @@ import random
 import time
 from pathlib import Path
 
-STEMS = (
-    "cardi nephr hepat neur gastr enter derm oste arthr my encephal pulmon bronch rhin ot ophthalm hemat lymph aden "
-    "angi arteri phleb thromb cyst ureter prostat hyster mast thyr pancreat splen col rect proct stomat gloss laryng "
-    "trache chondr spondyl crani men gluc lip prote"
-).split()
-ENDINGS = "itis osis oma opathy ectasia algia emia uria plasia trophy sclerosis malacia megaly lithiasis".split()
-QUALIFIERS = (
-    "acute chronic familial hereditary juvenile congenital recessive dominant progressive idiopathic secondary primary "
-    "malignant benign recurrent severe mild atypical diffuse focal bilateral infantile adult tropical viral bacterial"
-).split()
+STEMS = """cardi nephr hepat neur gastr enter derm oste arthr my encephal pulmon bronch rhin ot ophthalm hemat lymph
+aden angi arteri phleb thromb cyst ureter prostat hyster mast thyr pancreat splen col rect proct stomat gloss laryng trache
+chondr spondyl crani men gluc lip prote"""
+ENDINGS = "itis osis oma opathy ectasia algia emia uria plasia trophy sclerosis malacia megaly lithiasis"
+QUALIFIERS = """acute chronic familial hereditary juvenile congenital recessive dominant progressive idiopathic secondary
+primary malignant benign recurrent severe mild atypical diffuse focal bilateral infantile adult tropical viral"""
 
 
 def names(count: int) -> list[str]:
     """Return random names; most are distinct."""
     rng = random.Random(1)
+    stems, endings, qualifiers = STEMS.split(), ENDINGS.split(), QUALIFIERS.split()
     found = []
     for number in range(count):
-        stem = rng.choice(STEMS) + "o" + rng.choice(STEMS) + rng.choice(ENDINGS)
-        found.append(f"{rng.choice(QUALIFIERS)} {rng.choice(QUALIFIERS)} {stem} type {number % 997}")
+        stem = rng.choice(stems) + "o" + rng.choice(stems) + rng.choice(endings)
+        found.append(f"{rng.choice(qualifiers)} {rng.choice(qualifiers)} {stem} type {number % 997}")
     return found
 
 

@@ -37,6 +37,7 @@ RENAMED = _expand({
     "model.{ds}.file_path": "model.{ds}.file",
     "model.{ds}.file_name": "model.{ds}.ds_item model.{ds}.file",
     "model.train_ds.max_seq_length": "model.dataset.max_seq_length",
+    "model.validation_ds.max_seq_length": "model.dataset.max_seq_length",
     "model.train_ds.mask_prob": "model.dataset.masked_lm_prob",
     "model.train_ds.short_seq_prob": "model.dataset.short_seq_prob",
     "model.max_seq_length": "model.dataset.max_seq_length",
@@ -68,6 +69,7 @@ RENAMED = _expand({
 _WORKERS = "data is prepared without worker processes"
 _PINNED = "on a GPU, pinned memory is always used"
 _LABELS = "labels are collected from the training data and saved with the run"
+_INDEX = "`megabert dictionary build` and `embed` make the index"
 _RUN = "the run folder contains the model"
 _SCHEDULE = "the schedule's length is that of the training, and a resumed run continues it"
 _CHECKPOINTS = "checkpoints have names and places of their own"
@@ -82,6 +84,9 @@ IGNORED = _expand({
     "model.supported_tasks": "model.task_name is the task",
     "model.output_dir": "predictions are written to the run folder",
     "model.nemo_path": _RUN,
+    "model.raw_data": "`megabert dictionary build` reads the UMLS",
+    "model.index": _INDEX,
+    "index": _INDEX,
     "model.infer_samples": "`megabert predict RUN` classifies texts",
     "trainer.amp_level": "trainer.precision sets the precision",
     "trainer.amp_backend": "trainer.precision sets the precision",
