@@ -5,6 +5,7 @@ The only module that turns the tensors of a checkpoint into parameters: it initi
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ from .torch_session import TorchSession
 # Random streams: initial weights of head and encoder differ although they come from one seed.
 HEAD_STREAM, ENCODER_STREAM = 1, 2
 DIGEST_DIGITS = 16
+MAX_EMBEDDED_TOKENS = 256
+"""Of a text that a plain encoder embeds."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: in
         head = task.head(config)
     materialize(head)
     initialize_weights(head, seed, HEAD_STREAM)
+    head.start_from(language_model.encoder)
     heads = language_model.heads
     head.load_pretrained(lambda name: heads[name].read() if name in heads else None)
     return TaskModel(language_model.encoder, head)
@@ -351,6 +355,31 @@ def load_run(
     session = TorchSession(model, task.loss, device, precision, is_static=is_static)
     digest = hashlib.sha256((folder / run_checkpoints.MANIFEST).read_bytes()).hexdigest()[:DIGEST_DIGITS]
     return Predictor(task, tokenizer, session, batch_size, digest)
+
+
+def load_embedder(
+    name_or_path: str, *, home: Path, accelerator: str = "auto", precision: str = "auto", batch_size: int = 32
+) -> Predictor:
+    """Load what embeds texts: a run, or the plain encoder of any other name, by the mean of its last hidden states."""
+    folder = Path(name_or_path)
+    if (folder / run_checkpoints.MANIFEST).exists() or run_checkpoints.checkpoint_folders(folder):
+        return load_run(folder, accelerator=accelerator, precision=precision, batch_size=batch_size)
+    settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
+    loaded = load_language_model(settings, home=home, seed=0)
+    length = min(MAX_EMBEDDED_TOKENS, loaded.encoder.config.max_positions)
+    task_type = registry.find("text_embedding")
+    words = [f"model.dataset.max_seq_length={length}"]
+    task = task_type(compose(task_type.settings_type, words, owner=task_type.name())[0])
+    hashed = hashlib.sha256(json.dumps(loaded.encoder.config.to_dict(), sort_keys=True).encode())
+    for tensor in loaded.encoder.state_dict().values():
+        hashed.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    device = resolve_device(accelerator)
+    precision = resolve_precision(precision, device)
+    model = new_task_model(task, loaded, seed=0).to(device).eval()
+    cast_model(model, precision)
+    freeze(model)
+    session = TorchSession(model, task.loss, device, precision)
+    return Predictor(task, loaded.tokenizer, session, batch_size, hashed.hexdigest()[:DIGEST_DIGITS])
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

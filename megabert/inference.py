@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .data.packing import Features
 from .data.windows import half_overlapping_spans
-from .errors import ConfigError, InputError
+from .errors import InputError
 from .tasks.task import Task
 from .tokenizers.wordpiece import Tokenizer
 
@@ -124,10 +124,7 @@ class Predictor:
         if self.task.is_embedding:
             features = self.task.text_features(texts, tokenizer, role)
             return np.array(self._run(features).logits, dtype=np.float32)
-        try:
-            first, last = [tokenizer.cls_id], [tokenizer.sep_id]
-        except ConfigError:  # GPT-2's vocabulary has neither
-            first, last = [], []
+        first, last = tokenizer.edges()
         room = self.task.row_length - len(first) - len(last)
         features = []
         for number, ids in enumerate(tokenizer.encode_ids(list(texts))):

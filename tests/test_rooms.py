@@ -51,6 +51,7 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "fp8": {"model", "kernels"},
     # Named like a room:
     "linking": {"linking", "metrics", "cli"},
+    "retrieval": {"retrieval", "metrics", "cli"},
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
     "training": {"training", "cli"},

@@ -25,6 +25,7 @@ from .inspection import inspect
 from .linking import dictionary, link
 from .plan import plan
 from .predictions import evaluate, predict, score
+from .retrieval import embed, index, rerank, search
 from .settings import config
 from .training import train
 
@@ -34,6 +35,10 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "score": score,
     "annotate": annotate,
+    "embed": embed,
+    "index": index,
+    "search": search,
+    "rerank": rerank,
     "config": config,
     "import": import_data,
     "dictionary": dictionary,

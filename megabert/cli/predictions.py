@@ -149,7 +149,7 @@ def score(words: Sequence[str]) -> int:
     from ..tasks import registry
 
     parser = new_parser("score", score, "The scores are printed as JSON.")
-    parser.add_argument("task", help="task name, for example question_answering; or linking")
+    parser.add_argument("task", help="task name, for example question_answering; linking; or retrieval")
     parser.add_argument("gold", type=Path, help="data file with the gold labels or answers")
     parser.add_argument("predictions", type=Path, help='predictions; for question_answering {"id": "answer", ...}')
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
@@ -158,6 +158,11 @@ def score(words: Sequence[str]) -> int:
         from .linking import score_linking
 
         show(to_json(score_linking(arguments.gold, arguments.predictions, arguments.overrides)))
+        return 0
+    if arguments.task == "retrieval":
+        from .retrieval import score_retrieval
+
+        show(to_json(score_retrieval(arguments.gold, arguments.predictions)))
         return 0
     task = registry.find(arguments.task)
     show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))

@@ -31,6 +31,9 @@ class Head(nn.Module):
     def tie(self, word: nn.Embedding) -> None:
         """Tie the head's weights to the encoder's word embedding, if the head uses it."""
 
+    def start_from(self, encoder: Encoder) -> None:
+        """Copy weights of the encoder that a new head starts from, if it has an encoder of its own."""
+
     def load_pretrained(self, read: Callable[[str], Tensor | None]) -> None:
         """Load pre-trained weights of the head; `read` returns a checkpoint's tensor by name, or None."""
 
@@ -107,6 +110,41 @@ class EmbeddingHead(Head):
         sums_TD = torch.cat([hidden_TD.new_zeros(1, hidden_TD.shape[1]), hidden_TD]).double().cumsum(0)
         sums_ND = sums_TD.index_select(0, ends_N) - sums_TD.index_select(0, starts_N)
         return (sums_ND / (ends_N - starts_N).clamp(min=1)[:, None]).float()
+
+
+class DualEmbeddingHead(EmbeddingHead):
+    """An EmbeddingHead with an encoder of its own for passages; the model's encoder is that of queries (DPR).
+
+    The token target `role` is 1 in passages.
+    """
+
+    uses_encoder_precision = True
+
+    def __init__(self, config: EncoderConfig, pooling: str, *, normalize: bool) -> None:
+        super().__init__(pooling, normalize=normalize)
+        self.passages = Encoder(config)
+
+    def start_from(self, encoder: Encoder) -> None:
+        """Copy the weights of queries."""
+        self.passages.load_state_dict(encoder.state_dict())
+
+    def encode(
+        self, queries: Encoder, ids: tuple[Tensor, Tensor, Tensor], documents: PackedSequences, role_T: Tensor
+    ) -> Tensor:
+        """Compute the hidden states [T, D], each sequence's by the encoder of its role."""
+        parts, places = [], []
+        lengths_N = documents.lengths()
+        role_N = role_T.index_select(0, documents.starts())
+        for encoder, is_own_N, own_T in (
+            (queries, role_N != 1, (role_T != 1).nonzero()[:, 0]),
+            (self.passages, role_N == 1, (role_T == 1).nonzero()[:, 0]),
+        ):
+            if len(own_T):
+                ends_N = lengths_N[is_own_N].cumsum(0).to(torch.int32)
+                own = PackedSequences(torch.nn.functional.pad(ends_N, (1, 0)), documents.max_seqlen)
+                parts.append(encoder(*(item[own_T] for item in ids), own))
+                places.append(own_T)
+        return torch.cat(parts).index_select(0, torch.cat(places).argsort())
 
 
 class JointHead(Head):
@@ -278,7 +316,12 @@ class TaskModel(nn.Module):
         Every head takes (hidden_TD, starts_N); sequence heads read the hidden states at starts_N.
         """
         documents = PackedSequences(cu_seqlens_N1, max_seqlen)
-        hidden_TD = self.encoder(token_ids_T, position_ids_T, segment_ids_T, documents)
+        ids = (token_ids_T, position_ids_T, segment_ids_T)
+        if isinstance(self.head, DualEmbeddingHead):
+            assert token_targets is not None, "roles choose the encoder"
+            hidden_TD = self.head.encode(self.encoder, ids, documents, token_targets["role"]).float()
+            return self.head(hidden_TD, documents.starts())
+        hidden_TD = self.encoder(*ids, documents)
         if not self.head.uses_encoder_precision:
             hidden_TD = hidden_TD.float()
         if self.head.takes_targets:

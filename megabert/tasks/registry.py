@@ -25,6 +25,8 @@ NAMES = (
     "question_answering",
     "relation_extraction",
     "text_classification",
+    "text_embedding",
+    "text_ranking",
     "token_classification",
     "zero_shot",
 )

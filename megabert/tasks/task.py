@@ -196,7 +196,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
     def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[Features]:
         """Tokenize texts that are embedded in a role, query or passage; of a task whose logits are embeddings."""
-        raise NotImplementedError
+        return list(self.features([self.example(text=text) for text in texts], tokenizer, with_targets=False))
 
     def label_sets(self) -> dict[str, list[str]]:
         """Return the labels that the head can predict, by kind of label."""

@@ -60,6 +60,10 @@ class BytePairTokenizer(Tokenizer):
         self._rust.decoder = ByteLevelDecoder()
         add_tokens(self._rust, rules)
 
+    def edges(self) -> tuple[list[int], list[int]]:
+        """Return no ids: GPT-2 has neither [CLS] nor [SEP]."""
+        return [], []
+
     def __getattr__(self, name: str) -> Any:
         """Raise ConfigError for the special tokens that only BERT's vocabularies have."""
         if name in ("cls_id", "sep_id", "mask_id", "unknown_id"):

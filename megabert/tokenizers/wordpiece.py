@@ -110,6 +110,10 @@ class Tokenizer:
             for text, item in zip(texts, encodings, strict=True)
         ]
 
+    def edges(self) -> tuple[list[int], list[int]]:
+        """Return the ids that begin and end a sequence."""
+        return [self.cls_id], [self.sep_id]
+
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Tokenize strings to the ids of `encode`, faster because without offsets."""
         encodings = encode_batch(self._rust.encode_batch_fast, texts)

@@ -32,6 +32,15 @@ class Case:
 
 
 COLUMNS = "marie B-PER\ncurie I-PER\nwas O\nborn O\nin O\nwarsaw B-LOC\n\nthe O\nseine B-LOC\nis O\nin O\nparis B-LOC\n"
+SEARCHES = "".join(
+    json.dumps({"query": query, "positive": positive, "negatives": negatives}) + "\n"
+    for query, positive, negatives in (
+        ("who was born", "marie curie was born", ["paris", "seine is a river"]),
+        ("the river", "seine is a river", ["marie curie was born"]),
+        ("city", "paris", ["found radium", "seine is a river"]),
+        ("when", "found radium", ["paris"]),
+    )
+)
 CASES = {
     "question_answering": Case(
         "question_answering",
@@ -122,6 +131,19 @@ CASES = {
         "marie curie found radium\n\nthe river seine\n\nparis in france\n\nwho was born when\n",
         (), "lm_accuracy", ("text=marie curie found",),
     ),
+    "text_embedding": Case(
+        "text_embedding", "x.jsonl", SEARCHES, ("model.embedding.matryoshka_dimensions=[32]",), "ndcg@10",
+        ("text=the river", "role=query"),
+    ),
+    "two encoders": Case(
+        "text_embedding", "x.jsonl", SEARCHES,
+        ("model.embedding.num_encoders=2", "trainer.accumulate_grad_batches=2", "model.optim.lr=1e-3"),
+        "ndcg@10", ("text=the river", "role=query"),
+    ),
+    "text_ranking": Case(
+        "text_ranking", "x.jsonl", SEARCHES, ("trainer.max_epochs=120", "model.optim.lr=1e-3"), "ndcg@10",
+        ("query=the river", "passage=seine is a river"),
+    ),
     "zero_shot": Case(
         "zero_shot", "x.tsv",
         "premise\thypothesis\tlabel\nmarie was born\tborn\tentailment\nthe river\tborn\tcontradiction\n"
@@ -162,7 +184,9 @@ def check_predictions(folder, case, file, capsys):
     # Losses cannot be scored; embeddings are by their own commands.
     if case.task.endswith("language_model") or registry.find(case.task).is_embedding:
         return
-    assert all(row["gold"] and row["gold"].keys() <= {*row, "answers"} for row in rows)
+    if case.task == "text_embedding":  # passages follow the judged queries
+        rows = [row for row in rows if "gold" in row]
+    assert all(row["gold"] and row["gold"].keys() <= {*row, "answers", "grades"} for row in rows)
     assert all("text" in row or {"question", "context"} <= row.keys() for row in rows)
     assert main(["score", case.task, str(file), str(folder / "predictions.jsonl")]) == 0
     found, expected = json.loads(capsys.readouterr().out), json.loads((folder / "scores.json").read_text())

@@ -1,0 +1,316 @@
+"""The commands of retrieval: embed, index build and info, search, rerank, and score retrieval."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, InputError
+from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
+    from ..retrieval.search_index import SearchIndex
+
+_TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not"
+_RUN = "run of text_embedding, or any other run or encoder, whose hidden states are averaged"
+RERANK_BATCH = 64
+
+
+def embed(words: Sequence[str]) -> int:
+    """Embed texts to a folder of memory-mapped shards: megabert embed RUN FILE -o EMB."""
+    parser = new_parser("embed", embed, "An interrupted command is resumed by --resume and ends with the same bytes.")
+    parser.add_argument("model", metavar="RUN", help=_RUN)
+    parser.add_argument("file", type=Path, help=_TEXTS)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="EMB", help="new folder")
+    _add_store_options(parser)
+    _add_device_options(parser)
+    parser.add_argument("--role", choices=("passage", "query"), default="passage", help="what the texts are")
+    arguments = parser.parse_args(list(words))
+    predictor = load_embedder(arguments.model, arguments)
+    store = _write_store(arguments.output, arguments.file, predictor, arguments)
+    show(to_json(_about(store.manifest, len(store))))
+    return 0
+
+
+def index(words: Sequence[str]) -> int:
+    """Build an index of passages, by words and by meaning: megabert index build COLLECTION -o INDEX."""
+    parser = new_parser("index", index, "`megabert index VERB --help` describes the options.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    build = add_subcommand(verbs, "build", _build, "Index passages by words (BM25), and with --run by embeddings")
+    build.set_defaults(verb=_build)  # --run has the name of add_subcommand's own
+    build.add_argument("collection", type=Path, help=_TEXTS)
+    build.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="new folder")
+    build.add_argument("--run", metavar="RUN", help=_RUN)
+    build.add_argument("--no-stems", action="store_true", help="index words as they are, not their stems (English)")
+    build.add_argument(
+        "--tune", nargs=2, type=Path, metavar=("QUERIES", "QRELS"), help="choose k1 and b on a dev split"
+    )
+    _add_store_options(build)
+    _add_device_options(build)
+    info = add_subcommand(verbs, "info", _info, "Show what an index or a folder of embeddings holds")
+    info.set_defaults(verb=_info)
+    info.add_argument("index", type=Path, metavar="INDEX")
+    arguments = parser.parse_args(list(words))
+    arguments.verb(arguments)
+    return 0
+
+
+def search(words: Sequence[str]) -> int:
+    """Search passages for queries: megabert search INDEX QUERIES -o RUN.trec."""
+    parser = new_parser("search", search, "Without -o the passages found are printed, a JSON object for each query.")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="of megabert index build, or embed")
+    parser.add_argument("queries", help=f"{_TEXTS}; or a query itself")
+    parser.add_argument("-o", "--output", type=Path, metavar="RUN.trec", help="ranking in TREC's format")
+    parser.add_argument("--method", choices=("bm25", "dense", "hybrid"), help="default: all that the index has")
+    parser.add_argument("--run", metavar="RUN", help="run that embedded the passages; default: where it was then")
+    parser.add_argument("-k", type=int, default=100, help="passages for each query; default: 100")
+    _add_device_options(parser)
+    arguments = parser.parse_args(list(words))
+    from ..formats.passages import read_texts
+    from ..retrieval.search_index import SearchIndex
+
+    if arguments.k < 1:
+        raise ConfigError(f"-k {arguments.k}: give 1 or more.")
+    opened = SearchIndex(arguments.index)
+    method = opened.method(arguments.method)
+    path = Path(arguments.queries)
+    queries = read_texts(path) if path.exists() else {"query": arguments.queries}
+    if not path.exists() and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
+        raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
+    embedder = None if method == "bm25" else _query_embedder(opened, arguments)
+    searcher = None if method == "bm25" else _device_search(opened, embedder)
+    start = time.monotonic()
+    found = opened.search(queries, arguments.k, method=method, embedder=embedder, searcher=searcher)
+    _write_rankings(found, len(queries), arguments.output, method)
+    log(f"{len(queries):,} queries by {method} in {time.monotonic() - start:.1f} s.")
+    return 0
+
+
+def rerank(words: Sequence[str]) -> int:
+    """Rank the passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
+    parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
+    parser.add_argument("runfile", type=Path, metavar="RUNFILE")
+    parser.add_argument("--queries", type=Path, required=True, help=_TEXTS)
+    parser.add_argument("--collection", type=Path, required=True, help=_TEXTS)
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
+    parser.add_argument("-k", type=int, default=100, help="first passages that are ranked again; default: 100")
+    parser.add_argument("--fuse", action="store_true", help="fuse both rankings by their ranks")
+    _add_device_options(parser)
+    arguments = parser.parse_args(list(words))
+    from ..formats.passages import read_texts
+    from ..formats.relevance import check_documents, read_run
+    from ..metrics.retrieval import ranked
+
+    rankings = {query: ranked(scores)[: arguments.k] for query, scores in read_run(arguments.runfile).items()}
+    queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
+    check_documents({query: dict.fromkeys(names) for query, names in rankings.items()}, passages, arguments.runfile)
+    if unknown := sorted(rankings.keys() - queries.keys()):
+        raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
+    predictor = _load_run(arguments.model, arguments)
+    if predictor.task.name() != "text_ranking":
+        raise ConfigError(f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking.")
+    found = _reranked(predictor, rankings, queries, passages, fuses=arguments.fuse)
+    _write_rankings(found, len(rankings), arguments.output, "rerank")
+    return 0
+
+
+def score_retrieval(gold: Path, predictions: Path) -> dict[str, Any]:
+    """Score a ranking against judgements as trec_eval -c does; beside it over the queries with a ranking alone."""
+    from ..formats.relevance import read_qrels, read_run
+    from ..metrics.retrieval import average, mrr_at_10, ranked, score_run
+
+    judgements, run = read_qrels(gold), read_run(predictions)
+    if not judgements.keys() & run.keys():
+        raise InputError(f"{predictions} has none of the queries of {gold}. Are they of the same data?")
+    shared = score_run(judgements, run, complete=False)
+    rankings = {query: ranked(scores)[:10] for query, scores in run.items()}
+    return {
+        "mrr@10": mrr_at_10(judgements, rankings),
+        **average(score_run(judgements, run)),
+        "retrieved_queries_only": average(shared),
+        "queries_without_ranking": len(judgements) - len(shared),
+        "queries_without_judgements": len(run.keys() - judgements.keys()),
+        "passages_without_judgement": sum(
+            name not in judgements[query] for query in shared for name in rankings[query]
+        ),
+    }
+
+
+def _add_store_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--type", choices=("float32", "float16", "int8"), default="float16", help="default: float16")
+    parser.add_argument("--dimensions", type=int, help="keep the first so many dimensions")
+    parser.add_argument("--shard-size", type=int, default=65_536, help="texts of a shard; default: 65536")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted command")
+
+
+def _add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch_size", type=int, default=32, help="token budget of a batch, in sequences; default: 32")
+    parser.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+
+
+def _load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
+    from ..build import load_run
+
+    options = {name: getattr(arguments, name) for name in ("accelerator", "precision", "batch_size")}
+    return load_run(path, **options)
+
+
+def load_embedder(name: str, arguments: argparse.Namespace) -> "Predictor":
+    """Load a run, or the encoder of any other name."""
+    import os
+
+    from ..build import load_embedder as load
+    from ..checkpoints.catalog import cache_home
+
+    options = {key: getattr(arguments, key) for key in ("accelerator", "precision", "batch_size")}
+    return load(name, home=cache_home(os.environ), **options)
+
+
+def _write_store(folder: Path, file: Path, predictor: "Predictor", arguments: argparse.Namespace) -> Any:
+    """Embed a file's texts, with progress."""
+    from ..formats.passages import iterate_texts
+    from ..retrieval.embedding_store import StoreOptions, write_store
+    from ..storage import file_sha256
+
+    role = getattr(arguments, "role", "passage")
+    about = {"run": predictor.digest, "run_path": _run_path(arguments), "role": role, "source": file_sha256(file)}
+    options = StoreOptions(arguments.type, arguments.dimensions, arguments.shard_size)
+    start = time.monotonic()
+    texts = ((name, text) for name, text, _ in iterate_texts(file))
+    with _counter("embedding") as progress:
+        store = write_store(
+            folder,
+            texts,
+            lambda chunk: predictor.embed(chunk, role=role),
+            about=about,
+            options=options,
+            resume=arguments.resume,
+            progress=progress,
+        )
+    seconds = time.monotonic() - start
+    log(f"{len(store):,} embeddings of {store.dimensions} dimensions in {seconds:.1f} s.")
+    return store
+
+
+def _run_path(arguments: argparse.Namespace) -> str:
+    name = str(getattr(arguments, "model", None) or arguments.run)
+    return str(Path(name).resolve()) if Path(name).exists() else name  # that of a published encoder is no path
+
+
+@contextmanager
+def _counter(title: str) -> Iterator[Callable[[int], None] | None]:
+    """Show how many texts are done, if stderr is a terminal."""
+    with progress_bar(title) as update:
+        yield None if update is None else lambda done: update(done, done)
+
+
+def _about(manifest: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    return {"rows": rows, **{name: value for name, value in manifest.items() if name != "shards"}}
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    from ..formats.passages import read_texts
+    from ..retrieval.bm25 import build_bm25
+    from ..retrieval.search_index import DENSE, INDEX_FILE, WORDS, write_index
+
+    folder: Path = arguments.output
+    if (folder / INDEX_FILE).exists() or (folder.exists() and any(folder.iterdir()) and not arguments.resume):
+        raise InputError(
+            f"{folder} exists. Remove it, name another folder, or resume an interrupted build by --resume."
+        )
+    passages = read_texts(arguments.collection)
+    document: dict[str, Any] = {"passages": len(passages), "parts": [WORDS]}
+    bm25 = build_bm25(folder / WORDS, passages.values(), stems=not arguments.no_stems)
+    if arguments.tune:
+        from ..formats.relevance import read_qrels
+        from ..retrieval.tuning import tune
+
+        queries, qrels = read_texts(arguments.tune[0]), read_qrels(arguments.tune[1])
+        with progress_bar("tuning") as progress:
+            document["bm25"], document["tuned_ndcg@10"] = tune(bm25, list(passages), queries, qrels, progress)
+    if arguments.run:
+        predictor = load_embedder(arguments.run, arguments)
+        store = _write_store(folder / DENSE, arguments.collection, predictor, arguments)
+        document |= {"parts": [WORDS, DENSE], "dense": _about(store.manifest, len(store))}
+    write_index(folder, list(passages), document)
+    show(to_json(document))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from ..retrieval.search_index import SearchIndex
+
+    opened = SearchIndex(arguments.index)
+    document = dict(opened.document) | {"passages": len(opened.ids)}
+    if opened.store is not None:
+        document["dense"] = _about(opened.store.manifest, len(opened.store))
+    show(to_json(document))
+
+
+def _query_embedder(opened: "SearchIndex", arguments: argparse.Namespace) -> "Predictor":
+    assert opened.store is not None
+    path = arguments.run or opened.store.manifest.get("run_path")
+    if not path:
+        raise ConfigError(f"the run of {opened.folder} is not known. Give it: --run RUN.")
+    predictor = load_embedder(path, arguments)
+    opened.check_run(predictor)
+    return predictor
+
+
+def _device_search(opened: "SearchIndex", embedder: "Predictor | None") -> Any:
+    """Return a search on the run's GPU, None on the CPU."""
+    from ..retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
+    from ..torch_session import TorchSession
+
+    assert opened.store is not None and embedder is not None and isinstance(embedder.session, TorchSession)
+    if embedder.session.device.type != "cuda":
+        return None
+    return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), embedder.session.device)
+
+
+def _reranked(
+    predictor: "Predictor",
+    rankings: Mapping[str, Sequence[str]],
+    queries: Mapping[str, str],
+    passages: Mapping[str, str],
+    *,
+    fuses: bool,
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    from ..retrieval.bm25 import fuse
+    from ..tasks.retrieval_data import RetrievalExample
+
+    names = list(rankings)
+    for start in range(0, len(names), RERANK_BATCH):
+        chunk = names[start : start + RERANK_BATCH]
+        examples = [
+            RetrievalExample(name, queries[name], tuple(passages[own] for own in rankings[name]), tuple(rankings[name]))
+            for name in chunk
+        ]
+        for name, prediction in zip(chunk, predictor.predict_examples(examples), strict=True):
+            best = sorted(prediction.scores.items(), key=lambda item: (-item[1], item[0]))
+            yield name, fuse([[own for own, _ in best], rankings[name]]) if fuses else best
+
+
+def _write_rankings(
+    found: Iterator[tuple[str, list[tuple[str, float]]]], total: int, output: Path | None, tag: str
+) -> None:
+    """Write rankings as they come: to a file that is complete or not there, or as JSON to stdout."""
+    from ..formats.relevance import run_lines
+    from ..storage import atomic_file
+
+    if output is None:
+        for query, ranking in found:
+            show(json.dumps({"query": query, "passages": [{"id": name, "score": score} for name, score in ranking]}))
+        return
+    with progress_bar("searching") as progress, atomic_file(output) as file:
+        for number, (query, ranking) in enumerate(found, 1):
+            lines = run_lines(query, [name for name, _ in ranking], [score for _, score in ranking], tag)
+            file.write(lines.encode())
+            if progress is not None:
+                progress(number, total)
+    log(f"Wrote {output}.")

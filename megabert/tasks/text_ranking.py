@@ -1,0 +1,206 @@
+"""Text ranking: a cross-encoder reads a query and a passage together and scores how well they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
+from ..data.packing import Batch, Features
+from ..data.windows import sequence_windows
+from ..errors import InputError
+from ..formats.rows import Row
+from ..model.config import EncoderConfig
+from ..tokenizers.wordpiece import Tokenizer
+from .head_settings import OutputHeadSettings, head_options
+from .retrieval_data import (
+    RetrievalData,
+    RetrievalExample,
+    RetrievalTrainData,
+    data_files,
+    kept_scores,
+    ranking_scores,
+    read_judged,
+    read_pairs,
+    read_training,
+)
+from .task import Logits, Task, require_texts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model.heads import Head
+
+
+@dataclass
+class RankingData:
+    """How a query and a passage become tokens."""
+
+    max_seq_length: int = 256
+    """Tokens of a query and a passage with their special tokens; of the longer one the end is cut."""
+    loss: str = choice("listwise", "listwise", "bce", "margin_mse")
+    """listwise: cross-entropy of the relevant passage among those of the query, as NeMo; bce: of each passage singly;
+    margin_mse: a teacher's margins."""
+
+
+@dataclass
+class TextRankingModel(ModelSettings):
+    """The network, its data and its optimizer."""
+
+    dataset: RankingData = field(default_factory=RankingData)
+    classifier_head: OutputHeadSettings = field(default_factory=OutputHeadSettings)
+    train_ds: RetrievalTrainData = field(default_factory=lambda: RetrievalTrainData(batch_size=8))
+    validation_ds: RetrievalData = field(default_factory=RetrievalData)
+    test_ds: RetrievalData = field(default_factory=RetrievalData)
+    optim: OptimizerSettings = field(default_factory=linear_decay(2e-5))
+
+
+@dataclass
+class TextRankingSettings(Settings):
+    """All settings of a run."""
+
+    model: TextRankingModel = field(default_factory=TextRankingModel)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The scores of a query's passages, by id."""
+
+    id: str
+    text: str
+    scores: dict[str, float]
+
+
+class TextRanking(Task[RetrievalExample, Prediction]):
+    r"""Train a cross-encoder, which scores a query and a passage read together; it re-ranks what a search has found.
+
+        megabert train text_ranking model.train_ds.passages=collection.tsv model.train_ds.queries=queries.tsv \
+            model.train_ds.qrels=qrels.txt model.train_ds.run=RUN.trec \
+            model.language_model.pretrained_model_name=megabert-mini-uncased
+        megabert predict RUN query="statins" passage="Statins lower cholesterol."
+
+    Data are those of [text_embedding](text_embedding.md): a query has a relevant passage and `num_negatives` others,
+    from `run` or from NeMo's `query_to_passages`. Validation re-ranks the candidates of `run` or `query_to_passages`.
+
+    Metrics: `ndcg@10`, `mrr@10`, `recall@100` and `map` of the re-ranked candidates, per cent; with
+    `query_to_passages` alone its first passage is the relevant one.
+
+    Predictions: the score of each passage. Re-ranking a ranking: [retrieve](../how-to/retrieve.md).
+    """
+
+    settings_type: ClassVar[type[Settings]] = TextRankingSettings
+    main_score = "ndcg@10"
+    groups_sequences = True
+    caches_features = False
+    input_fields: ClassVar[Mapping[str, type]] = {"query": str, "passage": str}
+
+    def file_groups(self, data: DataSettings) -> list[list[str]]:
+        """List the files of a set of data."""
+        assert isinstance(data, RetrievalData)
+        return [[file] for file in data_files(data)]
+
+    def read(self, path: Path) -> list[RetrievalExample]:
+        """Read JSON lines of queries with their passages."""
+        examples = read_pairs(path)
+        if any(not item.query for item in examples):
+            raise InputError(f"{path}: there are no queries. Give JSON lines with `query`, `positive`, `negatives`.")
+        return examples
+
+    def read_data(self, data: DataSettings) -> list[RetrievalExample]:
+        """Read the examples of training, or judged queries with their candidates."""
+        if isinstance(data, RetrievalTrainData):
+            needs_scores = self.settings.model.dataset.loss == "margin_mse"
+            return read_training(data, needs_scores=needs_scores, notes=self.notes)
+        assert isinstance(data, RetrievalData)
+        if not (data.file or data.run or data.query_to_passages):
+            raise InputError(
+                "There are no candidates to rank: model.validation_ds.run=FILE, or query_to_passages=FILE."
+            )
+        return read_judged(data)[0]
+
+    def example(self, **fields: Any) -> RetrievalExample:
+        """Make an example from `query` and `passage`."""
+        query, passage = require_texts(fields, "query", "passage")
+        return RetrievalExample(str(fields.get("id", "query")), query, (passage,), ("passage",), text=query)
+
+    def features(
+        self, examples: Sequence[RetrievalExample], tokenizer: Tokenizer, *, with_targets: bool
+    ) -> list[Features]:
+        """Tokenize pairs; those of a query stay in one batch in training, and are single otherwise."""
+        queries = tokenizer.encode_ids([item.query for item in examples])
+        texts = iter(tokenizer.encode_ids([text for item in examples for text in item.passages]))
+        features = []
+        for number, (item, query) in enumerate(zip(examples, queries, strict=True)):
+            rows = []
+            for _ in item.passages:
+                windows, _cut = sequence_windows(query, next(texts), self.row_length, tokenizer, is_truncated=True)
+                rows.append(windows[0])
+            if not with_targets or item.grades is not None:
+                features += [Features(ids, segments, weight=0.0, notes=number) for ids, segments in rows]
+                continue
+            targets = {
+                "is_first": np.array([1, *[0] * (len(rows) - 1)]),
+                "score": np.array(kept_scores(item), dtype=np.float32),
+            }
+            parts = np.array([len(ids) for ids, _ in rows])
+            ids, segments = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+            features.append(Features(ids, segments, targets, notes=number, parts=parts))
+        return features
+
+    def head(self, config: EncoderConfig) -> Head:
+        """Score a pair at its first token."""
+        from ..model.heads import SequenceHead
+
+        return SequenceHead(config.hidden_size, 1, **head_options(self.settings.model.classifier_head))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Sum the queries' losses; bce and margin_mse are the mean over a query's passages."""
+        from torch.nn import functional as F
+
+        from ..model.contrastive_loss import group_positions, listwise_losses, margin_mse
+
+        if "is_first" not in batch.targets:
+            return logits.sum() * 0
+        is_real_N = batch.targets["is_first"] >= 0  # fillers have a negative one
+        scores_N, is_first_N = logits[is_real_N, 0], batch.targets["is_first"][is_real_N] == 1
+        if not len(scores_N):
+            return logits.sum() * 0
+        kind = self.settings.model.dataset.loss
+        if kind == "listwise":
+            return listwise_losses(scores_N, is_first_N).sum()
+        groups_N, _ = group_positions(is_first_N)
+        if kind == "bce":
+            losses_N = F.binary_cross_entropy_with_logits(scores_N, is_first_N.float(), reduction="none")
+        else:
+            firsts_G = is_first_N.nonzero()[:, 0]
+            losses_N = margin_mse(scores_N, batch.targets["score"][is_real_N], firsts_G[groups_N])
+        return (losses_N / groups_N.bincount()[groups_N]).sum()
+
+    def decode(
+        self, examples: Sequence[RetrievalExample], features: Sequence[Features], logits: Logits
+    ) -> list[Prediction]:
+        """Collect the scores of each query's passages."""
+        scores: list[list[float]] = [[] for _ in examples]
+        for feature, logit in zip(features, logits, strict=True):
+            scores[feature.notes].append(float(logit[0]))
+        pairs = zip(examples, scores, strict=True)
+        return [Prediction(item.id, item.query, dict(zip(item.passage_ids, own, strict=True))) for item, own in pairs]
+
+    def score(self, examples: Sequence[RetrievalExample], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Score the rankings of the candidates."""
+        judged = {item.id: item.grades for item in examples if item.grades is not None}
+        if not judged:
+            raise InputError("There is nothing to score: no query has judgements.")
+        return ranking_scores(judged, {item.id: item.scores for item in predictions if item.scores})
+
+    def from_json(self, example: RetrievalExample, row: Row) -> Prediction:
+        """Read the scores of passages."""
+        return Prediction(example.id, example.query, {str(k): float(v) for k, v in row.get("scores").items()})
+
+    def gold(self, example: RetrievalExample) -> dict[str, Any]:
+        """Return the judgements."""
+        return {"grades": dict(example.grades)} if example.grades else {}
