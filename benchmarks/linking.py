@@ -14,8 +14,8 @@ STEMS = """cardi nephr hepat neur gastr enter derm oste arthr my encephal pulmon
 aden angi arteri phleb thromb cyst ureter prostat hyster mast thyr pancreat splen col rect proct stomat gloss laryng
 trache chondr spondyl crani men gluc lip prote"""
 ENDINGS = "itis osis oma opathy ectasia algia emia uria plasia trophy sclerosis malacia megaly lithiasis"
-QUALIFIERS = """acute chronic familial hereditary juvenile congenital recessive dominant progressive idiopathic secondary
-primary malignant benign recurrent severe mild atypical diffuse focal bilateral infantile adult tropical viral"""
+QUALIFIERS = """acute chronic familial hereditary juvenile congenital recessive dominant progressive idiopathic
+secondary primary malignant benign recurrent severe mild atypical diffuse focal bilateral infantile adult tropical viral"""
 
 
 def names(count: int) -> list[str]:

@@ -138,7 +138,7 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _tune(arguments: argparse.Namespace) -> None:
     from ..formats.dictionaries.gold_mentions import read_gold
     from ..linking.open_linker import write_calibration
-    from ..linking.tuning import tune
+    from ..linking.linker_tuning import tune
 
     linker = _load(arguments, arguments.dictionary)
     dropped = Counter[str]()

@@ -11,7 +11,7 @@ from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
 from megabert.linking.linker import Calibration, Linker, LinkQuery
 from megabert.linking.open_linker import read_calibration
-from megabert.linking.tuning import tune
+from megabert.linking.linker_tuning import tune
 from tests.linking.conftest import build
 
 GOLD = """1|t|Duchenne muscular dystrophy (DMD) and breast and ovarian cancer.
