@@ -15,7 +15,8 @@ aden angi arteri phleb thromb cyst ureter prostat hyster mast thyr pancreat sple
 trache chondr spondyl crani men gluc lip prote"""
 ENDINGS = "itis osis oma opathy ectasia algia emia uria plasia trophy sclerosis malacia megaly lithiasis"
 QUALIFIERS = """acute chronic familial hereditary juvenile congenital recessive dominant progressive idiopathic
-secondary primary malignant benign recurrent severe mild atypical diffuse focal bilateral infantile adult tropical viral"""
+secondary primary malignant benign recurrent severe mild atypical diffuse focal bilateral infantile adult
+tropical viral"""
 
 
 def names(count: int) -> list[str]:
