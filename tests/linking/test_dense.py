@@ -1,4 +1,4 @@
-"""Embeddings of names: a small run, its vectors beside the dictionary, linking with them, in processes, and refusals."""
+"""Embeddings of names: a small run, its vectors beside the dictionary, linking with them, in processes; refusals."""
 
 import shutil
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_annotation_with_embeddings_is_the_same_with_workers(trained, tmp_path):
 
 def test_the_vectors_of_another_run_or_dictionary_are_refused(trained, tmp_path):
     run, opened = trained
-    with pytest.raises(InputError, match="has no vectors of .*it has those of the runs .*dictionary embed"):
+    with pytest.raises(InputError, match=r"has no vectors of .*it has those of the runs .*dictionary embed"):
         megabert.load_linker(opened.folder, OTHER_RUN, accelerator="cpu")
     other = build(tmp_path, DISEASES + "D000001||Calcimycin\n")
     vectors = next(opened.folder.glob("vectors-*"))
