@@ -244,7 +244,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from ..retrieval.search_index import SearchIndex
 
     opened = SearchIndex(arguments.index)
-    document = dict(opened.document) | {"passages": len(opened.ids)}
+    document: dict[str, Any] = opened.document | {"passages": len(opened.ids)}
     if opened.store is not None:
         document["dense"] = _about(opened.store.manifest, len(opened.store))
     show(to_json(document))

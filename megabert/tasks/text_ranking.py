@@ -95,7 +95,6 @@ class TextRanking(Task[RetrievalExample, Prediction]):
     settings_type: ClassVar[type[Settings]] = TextRankingSettings
     main_score = "ndcg@10"
     groups_sequences = True
-    caches_features = False
     input_fields: ClassVar[Mapping[str, type]] = {"query": str, "passage": str}
 
     def file_groups(self, data: DataSettings) -> list[list[str]]:
