@@ -109,7 +109,22 @@ def files(page: str) -> dict[str, str]:
         "project/1.txt": "Marie Curie found radium.\n",
         "project/1.ann": "T1\tPerson 0 11\tMarie Curie\n",
         **dict.fromkeys(("train.jsonl", "dev.jsonl"), relations()),
+        **searches(),
     }  # fmt: skip
+
+
+def searches() -> dict[str, str]:
+    """Two passages, two queries, judgements and a ranking."""
+    passages, queries = "p1\tMarie Curie found radium.\np2\tThe Seine is a river.\n", "q1\tradium\nq2\triver in paris\n"
+    ranking = "q1 Q0 p2 1 2.0 a\nq1 Q0 p1 2 1.0 a\nq2 Q0 p1 1 1.0 a\n"
+    names = ("queries.tsv", *(f"queries.{split}.tsv" for split in SPLITS))
+    judged = ("qrels.txt", *(f"qrels.{split}.txt" for split in SPLITS))
+    return {
+        **dict.fromkeys(("collection.tsv", "PASSAGES.tsv"), passages),
+        **dict.fromkeys(names, queries),
+        **dict.fromkeys(judged, "q1 0 p1 1\nq2 0 p2 1\n"),
+        "bm25.trec": ranking,
+    }
 
 
 def relations() -> str:

@@ -62,7 +62,8 @@ class CachedFeatures(LazyFeatures):
             np.asarray(self._arrays["token_ids"][tokens], dtype=np.int64),
             np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
             weight=float(self._arrays["weights"][index]),
-            **targets,
+            targets=targets["targets"],
+            token_targets=targets["token_targets"],
         )
 
 
