@@ -114,6 +114,7 @@ def files(page: str) -> dict[str, str]:
         "LAMBADA.jsonl": "".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES),
         **dict.fromkeys((f"RACE/{split}/high/1.txt" for split in SPLITS), RACE),
         **dict.fromkeys(("golden/7B1.json", "golden/9B1.json", "9B1_golden.json"), bioasq()),
+        **searches(),
     }  # fmt: skip
 
 
@@ -123,6 +124,20 @@ def bioasq() -> str:
     question = {"body": "What is it?", "snippets": [{"text": SENTENCES[0]}]}
     rows = [question | {"id": kind, "type": kind, "exact_answer": answer} for kind, answer in answers.items()]
     return json.dumps({"questions": rows})
+
+
+def searches() -> dict[str, str]:
+    """Two passages, two queries, judgements and a ranking."""
+    passages, queries = "p1\tMarie Curie found radium.\np2\tThe Seine is a river.\n", "q1\tradium\nq2\triver in paris\n"
+    ranking = "q1 Q0 p2 1 2.0 a\nq1 Q0 p1 2 1.0 a\nq2 Q0 p1 1 1.0 a\n"
+    names = ("queries.tsv", *(f"queries.{split}.tsv" for split in SPLITS))
+    judged = ("qrels.txt", *(f"qrels.{split}.txt" for split in SPLITS))
+    return {
+        **dict.fromkeys(("collection.tsv", "PASSAGES.tsv"), passages),
+        **dict.fromkeys(names, queries),
+        **dict.fromkeys(judged, "q1 0 p1 1\nq2 0 p2 1\n"),
+        "bm25.trec": ranking,
+    }
 
 
 def relations() -> str:

@@ -137,8 +137,8 @@ def _embed(arguments: argparse.Namespace) -> None:
 
 def _tune(arguments: argparse.Namespace) -> None:
     from ..formats.dictionaries.gold_mentions import read_gold
+    from ..linking.linker_tuning import tune
     from ..linking.open_linker import write_calibration
-    from ..linking.tuning import tune
 
     linker = _load(arguments, arguments.dictionary)
     dropped = Counter[str]()
@@ -253,7 +253,11 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
     mentions = [item for item in read_gold([gold], types, given.get("prefix")) if item.identifiers]
     ids = {item.id for item in mentions}
     rows = [row for row in read_json_lines(predictions) if str(row.values.get("id")) in ids]
-    known = Dictionary.open(given["dictionary"]).equivalents().keys() if "dictionary" in given else None
+    known = None
+    if "dictionary" in given:
+        opened = Dictionary.open(given["dictionary"])
+        opened.require_any(name for item in mentions for name in item.identifiers)
+        known = opened.equivalents().keys()
     train = list(read_gold([Path(given["train"])], types, given.get("prefix"))) if "train" in given else []
     names = {normalized(item.text) for item in train}
     concepts = {name for item in train for name in item.identifiers}

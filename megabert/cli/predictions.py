@@ -149,7 +149,7 @@ def score(words: Sequence[str]) -> int:
     from ..tasks import registry
 
     parser = new_parser("score", score, "The scores are printed as JSON.")
-    parser.add_argument("task", help="task name, for example question_answering; or linking, or retrieval")
+    parser.add_argument("task", help="task name, for example question_answering; linking; or retrieval")
     parser.add_argument("gold", type=Path, help="data file with the gold labels or answers")
     parser.add_argument("predictions", type=Path, help='predictions; for question_answering {"id": "answer", ...}')
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")

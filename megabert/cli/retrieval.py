@@ -41,10 +41,9 @@ def index(words: Sequence[str]) -> int:
     parser = new_parser("index", index, "`megabert index VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     build = add_subcommand(verbs, "build", _build, "Index passages by words (BM25), and with --run by embeddings")
-    build.set_defaults(verb=_build)  # --run has the name of add_subcommand's own
     build.add_argument("collection", type=Path, help=_TEXTS)
     build.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="new folder")
-    build.add_argument("--run", metavar="RUN", help=_RUN)
+    build.add_argument("--run", dest="model", metavar="RUN", help=_RUN)
     build.add_argument("--no-stems", action="store_true", help="index words as they are, not their stems (English)")
     build.add_argument(
         "--tune", nargs=2, type=Path, metavar=("QUERIES", "QRELS"), help="choose k1 and b on a dev split"
@@ -52,10 +51,9 @@ def index(words: Sequence[str]) -> int:
     _add_store_options(build)
     _add_device_options(build)
     info = add_subcommand(verbs, "info", _info, "Show what an index or a folder of embeddings holds")
-    info.set_defaults(verb=_info)
     info.add_argument("index", type=Path, metavar="INDEX")
     arguments = parser.parse_args(list(words))
-    arguments.verb(arguments)
+    arguments.run(arguments)
     return 0
 
 
@@ -199,7 +197,7 @@ def _write_store(folder: Path, file: Path, predictor: "Predictor", arguments: ar
 
 
 def _run_path(arguments: argparse.Namespace) -> str:
-    name = str(getattr(arguments, "model", None) or arguments.run)
+    name = str(arguments.model)
     return str(Path(name).resolve()) if Path(name).exists() else name  # that of a published encoder is no path
 
 
@@ -234,8 +232,8 @@ def _build(arguments: argparse.Namespace) -> None:
         queries, qrels = read_texts(arguments.tune[0]), read_qrels(arguments.tune[1])
         with progress_bar("tuning") as progress:
             document["bm25"], document["tuned_ndcg@10"] = tune(bm25, list(passages), queries, qrels, progress)
-    if arguments.run:
-        predictor = load_embedder(arguments.run, arguments)
+    if arguments.model:
+        predictor = load_embedder(arguments.model, arguments)
         store = _write_store(folder / DENSE, arguments.collection, predictor, arguments)
         document |= {"parts": [WORDS, DENSE], "dense": _about(store.manifest, len(store))}
     write_index(folder, list(passages), document)
@@ -246,7 +244,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from ..retrieval.search_index import SearchIndex
 
     opened = SearchIndex(arguments.index)
-    document = dict(opened.document) | {"passages": len(opened.ids)}
+    document: dict[str, Any] = opened.document | {"passages": len(opened.ids)}
     if opened.store is not None:
         document["dense"] = _about(opened.store.manifest, len(opened.store))
     show(to_json(document))

@@ -37,9 +37,11 @@ RENAMED = _expand({
     "model.{ds}.file_path": "model.{ds}.file",
     "model.{ds}.file_name": "model.{ds}.ds_item model.{ds}.file",
     "model.train_ds.max_seq_length": "model.dataset.max_seq_length",
+    "model.validation_ds.max_seq_length": "model.dataset.max_seq_length",
     "model.train_ds.mask_prob": "model.dataset.masked_lm_prob",
     "model.train_ds.short_seq_prob": "model.dataset.short_seq_prob",
     "model.max_seq_length": "model.dataset.max_seq_length",
+    "model.dataset.max_passage_length": "model.dataset.max_seq_length",
     "model.mask_prob": "model.dataset.masked_lm_prob",
     "model.short_seq_prob": "model.dataset.short_seq_prob",
     "model.pretrained_model_name": "model.language_model.pretrained_model_name",
@@ -68,6 +70,7 @@ RENAMED = _expand({
 _WORKERS = "data is prepared without worker processes"
 _PINNED = "on a GPU, pinned memory is always used"
 _LABELS = "labels are collected from the training data and saved with the run"
+_INDEX = "`megabert dictionary build` and `embed` make the index"
 _RUN = "the run folder contains the model"
 _SCHEDULE = "the schedule's length is that of the training, and a resumed run continues it"
 _CHECKPOINTS = "checkpoints have names and places of their own"
@@ -82,6 +85,9 @@ IGNORED = _expand({
     "model.supported_tasks": "model.task_name is the task",
     "model.output_dir": "predictions are written to the run folder",
     "model.nemo_path": _RUN,
+    "model.raw_data": "`megabert dictionary build` reads the UMLS",
+    "model.index": _INDEX,
+    "index": _INDEX,
     "model.infer_samples": "`megabert predict RUN` classifies texts",
     "trainer.amp_level": "trainer.precision sets the precision",
     "trainer.amp_backend": "trainer.precision sets the precision",
@@ -148,6 +154,8 @@ IGNORED = _expand({
     "model.{ds}.tokens_in_batch": "batch_size sets the tokens of a batch",
     "model.{ds}.n_jobs": _WORKERS,
     "model.{ds}.tar_shuffle_n": _TARRED,
+    "model.{ds}.psg_cache_format": "passages are read once, without a cache of their own",
+    "model.language_model.sim_score_dropout": "similarities have no dropout",
     "model.{ds}.repack_batches_with_shuffle_every_epoch": "batches are always packed anew",
     "model.{head}.use_transformer_init": "heads are initialized as in Megatron-LM",
     "model.{head}.log_softmax": "the loss takes logits",

@@ -75,7 +75,8 @@ class CachedFeatures(LazyFeatures):
             np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
             weight=float(self._arrays["weights"][index]),
             parts=parts,
-            **targets,
+            targets=targets["targets"],
+            token_targets=targets["token_targets"],
         )
 
 

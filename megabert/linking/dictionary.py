@@ -4,7 +4,7 @@ dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bi
 their ends, the ends of each concept's names, species, the hashes of normalized names, sorted, and the n-gram index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -91,6 +91,16 @@ class Dictionary:
             for item in own:
                 found[item] = found.get(item, own) | own
         return found
+
+    def require_any(self, identifiers: Iterable[str]) -> None:
+        """Raise InputError if the dictionary has none of the identifiers: it is one of another type of entity."""
+        wanted = set(identifiers)
+        if wanted and not wanted & self.equivalents().keys():
+            own = ", ".join(self.meta["prefixes"])
+            raise InputError(
+                f"{self.folder} has none of the {len(wanted)} gold identifiers, such as {min(wanted)}; its own are of "
+                f"{own}. Give the dictionary of these entities (or --type, or --prefix for identifiers without one)."
+            )
 
     def exact(self, key: str) -> list[int]:
         """Return the names that are a normalized name, in their order."""

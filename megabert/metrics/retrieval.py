@@ -44,7 +44,7 @@ def score_query(judgements: Judgements, ranking: Sequence[str], *, level: int = 
     def share(count: float, total: float) -> float:
         return float(count / total) if total else 0.0
 
-    values = {"num_ret": len(ranking), "num_rel": num_rel, "num_rel_ret": int(hits.sum())}
+    values: dict[str, float] = {"num_ret": len(ranking), "num_rel": num_rel, "num_rel_ret": int(hits.sum())}
     values |= {"map": share(precisions.sum(), num_rel), "Rprec": share(at(num_rel), num_rel)}
     values["bpref"] = _bpref(grades, judgements, level)
     values["recip_rank"] = share(1, positions[0]) if len(positions) else 0.0

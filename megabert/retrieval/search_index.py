@@ -56,6 +56,7 @@ class SearchIndex:
         self.folder = folder
         self.bm25: Bm25 | None = None
         self.store: EmbeddingStore | None = None
+        self.document: dict[str, Any]
         if not (folder / INDEX_FILE).exists() and (folder / "manifest.json").exists():
             self.store = EmbeddingStore(folder)
             self.document, self.ids = {"parts": [DENSE]}, self.store.ids()

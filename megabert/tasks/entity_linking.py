@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
+from ..config.schema import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Settings,
+    TrainDataSettings,
+    choice,
+    linear_decay,
+)
 from ..data.packing import Batch, Features
 from ..errors import InputError
+from ..formats.data_files import expand_names
 from ..formats.dictionaries.concept import Concept, DictionaryOptions
 from ..formats.dictionaries.dictionary_formats import detect, read_concepts
 from ..formats.text_lines import read_lines
@@ -66,10 +75,29 @@ class MultiSimilaritySettings:
 
 
 @dataclass
+class NamesSettings(DataSettings):
+    """One data set of names."""
+
+    data_file: Any = None
+    """NeMo's name of `file`."""
+
+
+@dataclass
+class TrainNamesSettings(TrainDataSettings):
+    """The training data."""
+
+    data_file: Any = None
+    """NeMo's name of `file`."""
+
+
+@dataclass
 class EntityLinkingModel(ModelSettings):
     """The network, its data, its loss and its optimizer."""
 
     dataset: EntityLinkingData = field(default_factory=EntityLinkingData)
+    train_ds: TrainNamesSettings = field(default_factory=TrainNamesSettings)
+    validation_ds: NamesSettings = field(default_factory=NamesSettings)
+    test_ds: NamesSettings = field(default_factory=NamesSettings)
     loss: MultiSimilaritySettings = field(default_factory=MultiSimilaritySettings)
     optim: OptimizerSettings = field(default_factory=linear_decay(2e-5))
 
@@ -130,6 +158,10 @@ class EntityLinking(Task[Example, Prediction]):
     contrasts_sequences = True
     is_embedding = True
     input_fields: ClassVar[Mapping[str, type]] = {"text": str}
+
+    def file_groups(self, data: DataSettings) -> list[list[str]]:
+        """List the files of a set of data, under either name of the setting."""
+        return [[file] for file in expand_names(data.file or getattr(data, "data_file", None))]
 
     def read(self, path: Path) -> list[Example]:
         """Read the names of a file, of pairs both."""

@@ -54,7 +54,7 @@ def load_training_data(
     the head does not have.
     """
     data = settings.train_ds
-    uses_cache = data.use_cache and task.caches_features
+    uses_cache = data.use_cache and task.caches_features and not task.groups_sequences  # parts are not cached
     key = ""
     if uses_cache:
         code_files = _code_files(task)

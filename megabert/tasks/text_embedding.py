@@ -129,7 +129,6 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
     groups_sequences = True
     contrasts_sequences = True
     is_embedding = True
-    caches_features = False
     input_fields: ClassVar[Mapping[str, type]] = {"text": str, "role": str}
 
     def __init__(self, settings: TextEmbeddingSettings) -> None:

@@ -79,7 +79,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
     r"""Train a cross-encoder, which scores a query and a passage read together; it re-ranks what a search has found.
 
         megabert train text_ranking model.train_ds.passages=collection.tsv model.train_ds.queries=queries.tsv \
-            model.train_ds.qrels=qrels.txt model.train_ds.run=RUN.trec \
+            model.train_ds.qrels=qrels.txt model.train_ds.run=bm25.trec \
             model.language_model.pretrained_model_name=megabert-mini-uncased
         megabert predict RUN query="statins" passage="Statins lower cholesterol."
 
@@ -95,7 +95,6 @@ class TextRanking(Task[RetrievalExample, Prediction]):
     settings_type: ClassVar[type[Settings]] = TextRankingSettings
     main_score = "ndcg@10"
     groups_sequences = True
-    caches_features = False
     input_fields: ClassVar[Mapping[str, type]] = {"query": str, "passage": str}
 
     def file_groups(self, data: DataSettings) -> list[list[str]]:

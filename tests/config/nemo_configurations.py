@@ -140,6 +140,16 @@ model:
     'by the end of no such thing the audience has a watchful affection',
     'director rob marshall went out gunning to make a great one']
 """,
+    "entity_linking": trainer("sap_bert_umls", 2, precision=16) + """
+model:
+  nemo_path: sap_entity_linking.nemo
+  max_seq_length: 128
+""" + data(("data_file: {split}.tsv", "max_seq_length: 128"), 128, names=("train", "validation")) + LANGUAGE_MODEL + """
+  index:
+    dims: 256
+    nlist: 300
+    top_n: 5
+""" + optimizer("3e-5", schedule="CosineAnnealing"),
     "glue": "supported_tasks: &supported_tasks ['cola', 'sst-2', 'mrpc']" + trainer("mrpc", 3) + """
 model:
   task_name: mrpc

@@ -154,6 +154,8 @@ def test_values_of_nemo_s_configurations_arrive(tmp_path):
     assert (settings.trainer.accelerator, settings.trainer.max_epochs) == ("cpu", 5)
     assert settings.model.validation_ds.labels_file == "labels_dev.txt"
     assert (settings.model.head.num_fc_layers, settings.model.head.fc_dropout) == (2, 0.5)
+    settings, _ = nemo("entity_linking", tmp_path)
+    assert (settings.model.train_ds.data_file, settings.model.dataset.max_seq_length) == ("train.tsv", 128)
     settings, _ = nemo("intent_slot", tmp_path)
     assert (settings.model.data_dir, settings.model.dataset.max_seq_length) == (None, 50)
     assert (settings.model.optim.weight_decay, settings.model.optim.sched.warmup_ratio) == (0.01, 0.1)

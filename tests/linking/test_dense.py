@@ -1,4 +1,4 @@
-"""Embeddings of names: a small run, its vectors beside the dictionary, linking with them, and refusals."""
+"""Embeddings of names: a small run, its vectors beside the dictionary, linking with them, in processes; refusals."""
 
 import shutil
 from pathlib import Path

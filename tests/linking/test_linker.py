@@ -10,8 +10,8 @@ from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
 from megabert.linking.linker import Calibration, Linker, LinkQuery
+from megabert.linking.linker_tuning import tune
 from megabert.linking.open_linker import read_calibration
-from megabert.linking.tuning import tune
 from tests.linking.conftest import build
 
 GOLD = """1|t|Duchenne muscular dystrophy (DMD) and breast and ovarian cancer.
@@ -146,6 +146,7 @@ def test_link_and_score_the_mentions_of_documents(tmp_path, diseases, capsys):
         (["dictionary", "build", "missing.obo", "-o", "x"], 65, "missing.obo"),
         (["dictionary", "tune", "DICT", "--mentions", "GOLD"], 65, "too few"),
         (["score", "linking", "GOLD", "missing"], 65, "missing does not exist"),
+        (["dictionary", "tune", "DICT", "--mentions", "GENES"], 65, "has none of the 60 gold identifiers"),
         (["score", "linking", "GOLD", "GOLD", "k=1"], 64, "'k=1' is no setting"),
         (["link", "TP53", "--dict", "DICT", "--species", "9606"], 65, "no concept of the species 9606"),
     ],
@@ -153,6 +154,7 @@ def test_link_and_score_the_mentions_of_documents(tmp_path, diseases, capsys):
 def test_a_wrong_command_is_one_message(tmp_path, monkeypatch, diseases, capsys, words, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "GOLD").write_text(GOLD)
+    (tmp_path / "GENES").write_text("".join(f"ncbigene:{number}\tname\n" for number in range(60)))
     words = [str(diseases.folder) if word == "DICT" else word for word in words]
     assert main(words) == code
     error = capsys.readouterr().err

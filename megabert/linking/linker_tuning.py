@@ -25,6 +25,9 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     """
     if len(mentions) < SMALLEST:
         raise InputError(f"{len(mentions)} mentions are too few to tune a linker; give {SMALLEST} and more.")
+    linker.dictionary.require_any(
+        own for item in mentions for name in item.identifiers for own in (name, *name.split("+"))
+    )
     queries = queries_of(mentions)
     known = [number for number, mention in enumerate(mentions) if mention.identifiers]
     accuracies = {}

@@ -1,0 +1,107 @@
+"""Embeddings a second of a Hugging Face encoder, beside sentence-transformers, in one run.
+
+    python -m benchmarks.embeddings MINILM [--device cuda|cpu] [--count 20000] [--output FILE.json]
+
+Texts are of 20 to 200 words, lognormal; both truncate to 256 tokens and average the hidden states.
+sentence-transformers runs with its defaults (float32, batch 32) and with each precision and batch size; the best of
+these is the comparison.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+BATCH_SIZES = {"cuda": (32, 128, 512), "cpu": (32, 128)}
+PRECISIONS = {"cuda": ("32", "bf16"), "cpu": ("32",)}
+TEXT = """patients with chronic heart failure were treated for twelve weeks and the primary outcome was change in blood
+pressure measured at baseline after randomization of the trial groups receiving placebo or angiotensin converting enzyme
+inhibitors there was no significant difference between expression of genes in tumor tissue"""
+
+
+def make_texts(count: int) -> list[str]:
+    """Generate texts of random words."""
+    random, words = np.random.default_rng(0), TEXT.split()
+    lengths = np.clip(random.lognormal(4.4, 0.5, count), 20, 200).astype(int)
+    return [" ".join(random.choice(words, length)) for length in lengths]
+
+
+def speed(embed: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
+    """Return texts a second, the best of two runs behind a warm-up."""
+    embed(texts[: max(len(texts) // 10, 1)])
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        embed(texts)
+        seconds.append(time.perf_counter() - start)
+    return len(texts) / min(seconds)
+
+
+def ours(folder: str, device: str, precision: str, batch_size: int, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+    """Measure megabert."""
+    from megabert.build import load_embedder
+
+    accelerator = "gpu" if device == "cuda" else "cpu"
+    predictor = load_embedder(
+        folder, home=Path.home(), accelerator=accelerator, precision=precision, batch_size=batch_size
+    )
+    return speed(predictor.embed, texts), predictor.embed(texts[:8])
+
+
+def theirs(folder: str, device: str, precision: str, batch_size: int, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+    """Measure sentence-transformers."""
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+
+    transformer = models.Transformer(folder, max_seq_length=256)
+    pooling = models.Pooling(transformer.get_word_embedding_dimension())
+    network = SentenceTransformer(modules=[transformer, pooling, models.Normalize()], device=device)
+    if precision == "bf16":
+        network = network.to(torch.bfloat16)
+
+    def embed(items: Sequence[str]) -> np.ndarray:
+        return network.encode(list(items), batch_size=batch_size, convert_to_numpy=True, show_progress_bar=False)
+
+    return speed(embed, texts), embed(texts[:8])
+
+
+def main() -> None:
+    """Measure, print each row as it comes, and write all as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    texts, rows = make_texts(arguments.count), []
+    vectors = {}
+    for name, measure in (("sentence-transformers", theirs), ("megabert", ours)):
+        for precision in PRECISIONS[arguments.device]:
+            for batch_size in BATCH_SIZES[arguments.device]:
+                rate, vectors[name, precision] = measure(
+                    arguments.folder, arguments.device, precision, batch_size, texts
+                )
+                rows.append({"what": name, "precision": precision, "batch_size": batch_size, "texts_per_second": rate})
+                print(json.dumps(rows[-1]), flush=True)
+                if arguments.output:
+                    arguments.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    best = {name: max(row["texts_per_second"] for row in rows if row["what"] == name) for name, _ in vectors}
+    cosines = (vectors["megabert", "32"] * vectors["sentence-transformers", "32"]).sum(1)
+    summary = {
+        "best": best,
+        "times_the_defaults": best["megabert"] / rows[0]["texts_per_second"],
+        "times_the_best": best["megabert"] / best["sentence-transformers"],
+        "smallest_cosine": float(cosines.min()),
+    }
+    print(json.dumps(summary), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"rows": rows, **summary}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

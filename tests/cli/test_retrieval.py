@@ -1,0 +1,70 @@
+"""The commands of retrieval on a small collection: what they write, and one message for each bad input."""
+
+import json
+
+import pytest
+
+from megabert.cli import main
+
+PASSAGES = "p1\tMarie Curie found radium.\np2\tThe Seine is a river in Paris.\np3\tWarsaw is a city.\n"
+QUERIES = "q1\twho found radium\nq2\trivers of paris\n"
+QRELS = "q1 0 p1 1\nq2 0 p2 2\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name, content in (("c.tsv", PASSAGES), ("q.tsv", QUERIES), ("qrels.txt", QRELS)):
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def message(words, code, capsys):
+    capsys.readouterr()
+    assert main(words) == code
+    return capsys.readouterr().err
+
+
+def test_a_collection_is_indexed_searched_and_scored(folder, capsys):
+    embedder = ["--run", "megabert-mini-uncased", "--accelerator", "cpu"]
+    assert main(["index", "build", "c.tsv", "-o", "INDEX", "--tune", "q.tsv", "qrels.txt", *embedder]) == 0
+    for method in ("bm25", "dense", "hybrid"):
+        assert (
+            main(["search", "INDEX", "q.tsv", "--method", method, "-o", f"{method}.trec", "--accelerator", "cpu"]) == 0
+        )
+        capsys.readouterr()
+        assert main(["score", "retrieval", "qrels.txt", f"{method}.trec"]) == 0
+        scores = json.loads(capsys.readouterr().out)
+        assert scores["mrr@10"] == scores["recall_10"] == 1
+        assert scores["retrieved_queries_only"]["num_q"] == 2
+    assert main(["index", "info", "INDEX"]) == 0
+    assert json.loads(capsys.readouterr().out)["dense"]["rows"] == 3
+    assert main(["search", "INDEX", "radium", "--method", "bm25", "-k", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["passages"][0]["id"] == "p1"
+    other = ["search", "INDEX", "q.tsv", "--run", "biomegabert-mini-uncased", "--accelerator", "cpu"]
+    assert "embeddings of another run" in message(other, 65, capsys)
+    shard = folder / "INDEX" / "dense" / "shard-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert "shard-00000.npy is cut short" in message(["index", "info", "INDEX"], 65, capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words", "expected"),
+    [
+        ("c.tsv", "p1\ta\np1\tb\n", ["index", "build", "c.tsv", "-o", "X"], "c.tsv:2: the id 'p1' stands above"),
+        ("c.tsv", "p1 a\n", ["index", "build", "c.tsv", "-o", "X"], "c.tsv:1: there is no id or no text"),
+        ("c.jsonl", '{"text": "a"}\n', ["index", "build", "c.jsonl", "-o", "X"], "c.jsonl:1: there is no id"),
+        ("r.trec", "q1 Q0 p1 1 high a\n", ["score", "retrieval", "qrels.txt", "r.trec"], "r.trec:1: the score is"),
+        ("r.trec", "q1 Q0 p1 1 nan a\n", ["score", "retrieval", "qrels.txt", "r.trec"], "r.trec:1: the score is 'nan'"),
+        ("r.trec", "q1 Q0 p1 1 2 a\n" * 2, ["score", "retrieval", "qrels.txt", "r.trec"], "r.trec:2: document 'p1'"),
+        ("r.trec", "q9 Q0 p1 1 2 a\n", ["score", "retrieval", "qrels.txt", "r.trec"], "none of the queries"),
+        ("r.trec", "q1 Q0 p9 1 2 a\n", ["rerank", "RUN", "r.trec", "--queries", "q.tsv", "--collection", "c.tsv"],
+         "document 'p9' of query 'q1' is not in the collection"),
+        ("qrels.txt", "q1 p1\n", ["score", "retrieval", "qrels.txt", "q.tsv"], "qrels.txt:1: 2 fields"),
+        ("x", "", ["search", "nowhere", "q.tsv"], "nowhere is no complete index"),
+    ],
+)  # fmt: skip
+def test_bad_input_has_one_message_with_place_and_remedy(folder, file, content, words, expected, capsys):
+    (folder / file).write_text(content)
+    error = message(words, 65, capsys)
+    assert expected in error and error.count("\n") == 1
