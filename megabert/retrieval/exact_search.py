@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .embedding_store import StoreBlock, EmbeddingStore
+from .embedding_store import EmbeddingStore, StoreBlock
 
 if TYPE_CHECKING:
     import torch
