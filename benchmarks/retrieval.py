@@ -20,7 +20,7 @@ from megabert.config.schema import OptimizerSettings
 from megabert.data.packing import Features, pack
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel
-from megabert.retrieval.embedding_store import Block
+from megabert.retrieval.embedding_store import StoreBlock
 from megabert.retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
 from megabert.tasks import registry
 from megabert.training.contrastive_step import ContrastiveStepper
@@ -28,11 +28,11 @@ from megabert.training.contrastive_step import ContrastiveStepper
 DIMENSIONS, NUM_QUERIES, K, MICRO_BATCH = 256, 1024, 100, 1024
 
 
-def blocks(rows: int, size: int) -> Iterator[Block]:
+def blocks(rows: int, size: int) -> Iterator[StoreBlock]:
     """Generate random float16 vectors; a block is a rotation of the first, which is cheap."""
     base = np.random.default_rng(0).normal(size=(min(size, rows), DIMENSIONS)).astype(np.float16)
     for number, start in enumerate(range(0, rows, size)):
-        yield Block(start, np.roll(base, number, axis=1)[: min(size, rows - start)], None)
+        yield StoreBlock(start, np.roll(base, number, axis=1)[: min(size, rows - start)], None)
 
 
 def measure_search(rows: int, device: torch.device) -> dict[str, Any]:

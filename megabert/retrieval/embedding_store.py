@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Block:
+class StoreBlock:
     """Consecutive rows of a store: [rows, D], and for int8 their scales [rows]."""
 
     start: int
@@ -88,13 +88,13 @@ class EmbeddingStore:
             first += len(values)
         return vectors
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int) -> Iterator[StoreBlock]:
         """Iterate over the rows in blocks of at most `size`."""
         first = 0
         for values, scales in self._shards:
             for start in range(0, len(values), size):
                 stop = start + size
-                yield Block(first + start, values[start:stop], None if scales is None else scales[start:stop])
+                yield StoreBlock(first + start, values[start:stop], None if scales is None else scales[start:stop])
             first += len(values)
 
     def _open(self, number: int, shard: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .embedding_store import Block, EmbeddingStore
+from .embedding_store import EmbeddingStore, StoreBlock
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def check_dimensions(store: EmbeddingStore, queries_QD: NDArray[np.float32]) -> 
 
 
 def search_blocks(
-    blocks: Iterable[Block], queries_QD: NDArray[np.float32], k: int
+    blocks: Iterable[StoreBlock], queries_QD: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Search blocks in order; those of equal scores come in the order of their rows."""
     count = len(queries_QD)
@@ -76,7 +76,7 @@ def _largest(scores_QB: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 class DeviceSearch:
     """Exact search on a torch device that holds the vectors."""
 
-    def __init__(self, blocks: Iterable[Block], device: torch.device) -> None:
+    def __init__(self, blocks: Iterable[StoreBlock], device: torch.device) -> None:
         """Copy the blocks to the device, in their type."""
         import torch
 

@@ -47,8 +47,7 @@ class RetrievalTrainData(RetrievalData, TrainDataSettings):
     max_positives: int = 4
     """Most relevant passages of a query that become an example each, those of the highest grade first."""
     negative_margin: float | None = None
-    """Leave out negatives whose score in the run is more than this share of the positive's, such as 0.95: they may be
-    relevant."""
+    """Leave out negatives that score more than this share of the positive in the run, such as 0.95."""
 
 
 @dataclass(frozen=True)

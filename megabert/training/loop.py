@@ -21,11 +21,12 @@ from ..parallel.signals import stop_signals
 from .log import RunLog, open_log
 from .lr_schedules import learning_rate
 from .monitor import is_at_end, record_validation, stops_early
+from .new_stepper import make_stepper
 from .optimizer import load_loss_scale
 from .resume import Progress, initial_progress, resumed_progress
 from .saver import Saver, save_checkpoint
 from .setup import TrainingSetup
-from .step import SyncFreeStepper, make_stepper
+from .step import SyncFreeStepper
 
 
 def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:

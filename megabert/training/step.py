@@ -9,7 +9,6 @@ ranks make the same decision whether to skip it.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +33,6 @@ from .optimizer import (
     parameter_of,
     set_learning_rate,
 )
-
-if TYPE_CHECKING:
-    from .setup import TrainingSetup
 
 Loss = Callable[[Tensor, Batch], Tensor]
 
@@ -317,23 +313,3 @@ def seed_step(seed: int, micro_batch: int) -> None:
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
     torch.manual_seed((mixed ^ (mixed >> 31)) & mask)
-
-
-def make_stepper(setup: "TrainingSetup") -> Stepper:
-    """Make the stepper for a setup: sync-free where the execution allows it."""
-    trainer, optimizer = setup.settings.trainer, setup.settings.model.optim
-    common: dict[str, Any] = {
-        "precision": setup.execution.precision,
-        "clip": trainer.gradient_clip_val,
-        "seed": setup.settings.seed,
-        "sharding": setup.sharding,
-    }
-    if setup.task.contrasts_sequences:
-        from .contrastive_step import ContrastiveStepper
-
-        return ContrastiveStepper(setup.model, setup.task.loss, optimizer, **common)
-    if not setup.execution.is_sync_free:
-        return Stepper(setup.model, setup.task.loss, optimizer, **common)
-    return SyncFreeStepper(
-        setup.model, setup.task.loss, optimizer, accumulate=trainer.accumulate_grad_batches, **common
-    )
