@@ -43,8 +43,8 @@ class RankingData:
     max_seq_length: int = 256
     """Tokens of a query and a passage with their special tokens; of the longer one the end is cut."""
     loss: str = choice("listwise", "listwise", "bce", "margin_mse")
-    """listwise: cross-entropy of the relevant passage among those of the query, as NeMo; bce: of each passage singly;
-    margin_mse: a teacher's margins."""
+    """listwise: the relevant passage among the query's, as NeMo; bce: each passage singly; margin_mse: a teacher's
+    margins."""
 
 
 @dataclass
