@@ -20,7 +20,7 @@ NUM_TIMED = 64
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportProof:
     """An exported model beside its run; what was not measured is None."""
 
     max_difference: float
@@ -54,7 +54,7 @@ class Comparison:
         return asdict(self)
 
 
-def check_float(comparison: Comparison) -> None:
+def check_float(comparison: ExportProof) -> None:
     """Raise InputError if logits in float32 differ."""
     if not comparison.max_difference <= MAX_DIFFERENCE:
         raise InputError(
@@ -63,7 +63,7 @@ def check_float(comparison: Comparison) -> None:
         )
 
 
-def check_score(comparison: Comparison) -> None:
+def check_score(comparison: ExportProof) -> None:
     """Raise InputError if the main score is lower than before by more than MAX_LOSS points."""
     name, before, after = comparison.score, comparison.score_before, comparison.score_after
     if name is None or before is None or after is None:
@@ -76,10 +76,10 @@ def check_score(comparison: Comparison) -> None:
         )
 
 
-def compare(run: Predictor, exported: Session, data: Sequence[Any] | None, *, num_segments: int) -> Comparison:
+def compare(run: Predictor, exported: Session, data: Sequence[Any] | None, *, num_segments: int) -> ExportProof:
     """Compare an exported network with its run on random sequences of various shapes, and on examples with labels."""
     shapes = {name: _difference(run, exported, features) for name, features in proof_shapes(run, num_segments)}
-    comparison = Comparison(max(shapes.values()), shapes)
+    comparison = ExportProof(max(shapes.values()), shapes)
     if not data:
         return comparison
     features = run.task.features(data, run.tokenizer, with_targets=False)
