@@ -66,12 +66,12 @@ def test_8_bits_that_lose_too_much_are_refused_unless_forced(quick_exporter, tmp
 
 def test_different_logits_are_refused():
     from megabert.errors import InputError
-    from megabert.export.proof import Comparison, check_float
+    from megabert.export.proof import ExportProof, check_float
 
-    check_float(Comparison(1e-5, {"batch 1": 1e-5}))
+    check_float(ExportProof(1e-5, {"batch 1": 1e-5}))
     for wrong in (1.1e-4, float("inf"), float("nan")):
         with pytest.raises(InputError, match="refused"):
-            check_float(Comparison(wrong, {"batch 1": wrong}))
+            check_float(ExportProof(wrong, {"batch 1": wrong}))
 
 
 def test_large_weights_are_in_a_file_of_their_own(exported, tmp_path):
