@@ -24,8 +24,11 @@ LINES = [  # lowest first; those of one line do not import each other
     {"tasks"},
     {"inference"},
     {"torch_session"},
+    {"weights"},
+    {"adapters"},
     {"build"},
     {"training", "diagnostics", "generation", "annotate"},
+    {"merging"},
     {"cli"},
     {"sample", "__main__"},
 ]

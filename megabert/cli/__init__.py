@@ -22,6 +22,7 @@ from .conversion import convert
 from .corpora import corpus, vocabulary
 from .imports import import_data
 from .inspection import inspect
+from .merge import merge
 from .plan import plan
 from .predictions import evaluate, predict, score
 from .settings import config
@@ -43,6 +44,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "fetch": fetch,
     "inspect": inspect,
     "convert": convert,
+    "merge": merge,
     "plan": plan,
 }
 EXIT_CODES = {
