@@ -97,8 +97,7 @@ def count_parameters(workload: Workload, tensor: int = 1) -> ParameterCounts:
 
 
 def count_adapter_parameters(workload: Workload, tensor: int = 1) -> float:
-    """Count the adapters' parameters in one of `tensor` processes: A of row-parallel and B of column-parallel layers
-    are sharded."""
+    """Count the adapters' parameters in one of `tensor` processes, which share A of row- and B of column-parallel."""
     hidden, ffn = workload.shape.hidden_size, workload.shape.ffn_size
     sharded, replicated = 3 * hidden + hidden + ffn + ffn, hidden + hidden + hidden + hidden
     return workload.adapter_rank * workload.shape.num_layers * (sharded / tensor + replicated)
