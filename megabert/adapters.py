@@ -5,6 +5,7 @@ name it.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from .checkpoints.catalog import cache_home
+from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.huggingface.peft_adapter import PeftAdapter, open_peft
 from .checkpoints.model_source import find_source
 from .checkpoints.native import run_checkpoints
@@ -88,7 +90,9 @@ def load_peft(model: TaskModel, adapter: PeftAdapter) -> None:
         for part, item in zip(("lora_a", "lora_b"), pair, strict=True)
     }
     head = {name for name, _ in model.named_parameters() if name.startswith("head.")}
-    load_weights(model, tensors | adapter.head, adapter.source, frozen_base(model) | (set() if adapter.head else head))
+    load_weights(
+        model, {**tensors, **adapter.head}, adapter.source, frozen_base(model) | (set() if adapter.head else head)
+    )
 
 
 def adapter_document(model: TaskModel) -> dict[str, Any]:
@@ -135,7 +139,8 @@ def load_base(settings: Settings, config: EncoderConfig, num_tokens: int, place:
         if ADAPTER in opened.documents:  # its adapters were trained on
             before = compose(type(settings), (), owner="train", base=opened.documents["settings"])[0]
             return load_base(before, config, num_tokens, place)
-        tensors, source = dict(opened.tensors["model"]), str(folder)
+        tensors: Mapping[str, Readable] = opened.tensors["model"]
+        source = str(folder)
     else:
         language_model = settings.model.language_model
         found = find_source(settings.model, home=cache_home(os.environ))

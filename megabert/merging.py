@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .build import model_documents, restore
 from .checkpoints.huggingface.peft_adapter import PeftAdapter, write_peft
@@ -44,7 +45,7 @@ def merge_run(
         run_checkpoints.write(partial, entry.step, merged, **facts)
 
 
-def _write_peft(dest: Path, task: Task, model: TaskModel) -> None:
+def _write_peft(dest: Path, task: Task[Any, Any], model: TaskModel) -> None:
     config = lora_config(model)
     assert config is not None, "a run with adapters has their configuration"
     matrices = {

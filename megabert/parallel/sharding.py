@@ -169,7 +169,8 @@ def _apply_tensor_parallelism(
             a, b = module.lora_a, module.lora_b
             pair = (a, shard(b, 0)) if kind == COLUMN_PARALLEL else (shard(a, 1), b)
             stream = 0 if kind == COLUMN_PARALLEL else world.tensor_rank + 1
-            sharded.add_lora(*pair, module.config, stream)  # type: ignore[operator]
+            assert isinstance(sharded, tensor_parallel.ColumnParallelLinear | tensor_parallel.RowParallelLinear)
+            sharded.add_lora(pair[0], pair[1], module.config, stream)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, sharded)
     _set_dropout_streams(encoder, world, is_sequence_parallel=is_sequence_parallel)
