@@ -160,7 +160,7 @@ def base_digest(encoder: nn.Module) -> str:
         name, parameter = item
         digest = hashlib.sha256(f"{name} {list(parameter.shape)}".encode())
         rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
-        digest.update(memoryview(rounded.flatten().view(torch.uint8).numpy()))
+        digest.update(rounded.flatten().view(torch.uint8).numpy().data)
         return digest.digest()
 
     own = sorted((name, item) for name, item in encoder.named_parameters() if not name.endswith((A, B)))
