@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megabert.build import materialize
 from megabert.config.schema import OptimizerSettings, ParallelSettings, TrainerSettings
 from megabert.data.packing import NO_TARGET, Batch, Features
 from megabert.data.sampler import BatchSampler
@@ -53,6 +52,7 @@ from megabert.planner.hardware import GPUS
 from megabert.planner.layout import ParallelLayout
 from megabert.planner.workload import MicroBatch, Workload
 from megabert.training.step import Stepper, SyncFreeStepper
+from megabert.weights import materialize
 
 from .common import VOCABULARY, forward_flops
 

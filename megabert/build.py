@@ -1,6 +1,6 @@
 """Load models from files: a pre-trained language model, a task's model with a new head, a trained run.
 
-The only module that turns the tensors of a checkpoint into parameters: it initializes or loads all weights.
+`weights` fills the modules, `adapters` adds those of a run to the base that its settings name.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from .adapters import ADAPTER, Placement, adapt, adapter_document, add_stored, base_placement, load_base
 from .checkpoints import model_source
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.huggingface.open_huggingface import find_folder
@@ -27,9 +27,10 @@ from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
 from .inference import Predictor
 from .model.config import EncoderConfig
-from .model.encoder import Encoder, initialize
+from .model.encoder import Encoder
 from .model.heads import TaskModel
-from .model.precision import cast_model, freeze, resolve_precision, resolve_static_batches
+from .model.lora import frozen_base
+from .model.precision import DTYPES, cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
 from .parallel.sharding import compile_layers
 from .storage import file_sha256
@@ -39,9 +40,8 @@ from .tasks.task import Task
 from .tokenizers.load import read_tokenizer, stored_tokenizer
 from .tokenizers.wordpiece import Tokenizer
 from .torch_session import TorchSession
+from .weights import ENCODER_STREAM, HEAD_STREAM, initialize_weights, load_weights, materialize, new_encoder
 
-# Random streams: initial weights of head and encoder differ although they come from one seed.
-HEAD_STREAM, ENCODER_STREAM = 1, 2
 DIGEST_DIGITS = 16
 MAX_EMBEDDED_TOKENS = 256
 """Of a text that a plain encoder embeds."""
@@ -74,17 +74,30 @@ class InitialModel:
     """Lines for the log: where the weights come from."""
 
     def build(self, seed: int) -> TaskModel:
-        """Return the run's model, or add a new head to the encoder."""
-        return new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
+        """Return the run's model, or add a new head to the encoder; and adapters where the settings want them."""
+        model = new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
+        adapt(model, self.task.settings.model.peft, seed, task=self.task.name())
+        return model
 
 
 def load_initial_model(
-    task_name: str, settings: Settings, *, home: Path, resumed: run_checkpoints.Contents | None, folder: Path
+    task_name: str,
+    settings: Settings,
+    *,
+    home: Path,
+    resumed: run_checkpoints.Contents | None,
+    folder: Path,
+    device: torch.device,
+    is_alone: bool = True,
 ) -> InitialModel:
-    """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder."""
+    """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder.
+
+    The base of adapters is placed on `device` at once where the process `is_alone`, all else on the CPU.
+    """
+    place = base_placement(settings.model.peft, settings.trainer, device, is_alone=is_alone)
     if resumed is not None:
         model_source.check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
-        return _initial_model_of_run(resumed, folder, task_name, settings, ())
+        return _initial_model_of_run(resumed, folder, task_name, settings, (), place)
     if settings.pretrained_model is not None:
         source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
         encoder = model_source.encoder_of_run(contents.documents, str(source)) | model_source.dropout_of(
@@ -94,11 +107,16 @@ def load_initial_model(
         model_source.check_network_of_run(settings.model, contents.documents, contents.texts, str(source))
         if not settings.model.head.reset:
             note = f"Starting from {source}, its head included."
-            return _initial_model_of_run(contents, source, task_name, settings, (note,))
-        note, loaded = f"Starting from the encoder of {source}, with a new head.", _encoder_of_run(contents, source)
+            return _initial_model_of_run(contents, source, task_name, settings, (note,), place)
+        note, loaded = (
+            f"Starting from the encoder of {source}, with a new head.",
+            _encoder_of_run(contents, source, place),
+        )
         return InitialModel(registry.find(task_name)(settings), loaded, notes=(note,))
     task = registry.find(task_name)(settings)
-    loaded = load_language_model(settings.model, home=home, seed=settings.seed, default_shape=task.default_shape)
+    loaded = load_language_model(
+        settings.model, home=home, seed=settings.seed, default_shape=task.default_shape, place=place
+    )
     config = loaded.encoder.config
     size = f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads"
     first = f"Encoder: {size}, {config.vocabulary_size} tokens, from {loaded.source}."
@@ -106,15 +124,25 @@ def load_initial_model(
 
 
 def _initial_model_of_run(
-    contents: run_checkpoints.Contents, folder: Path, task_name: str, settings: Settings, notes: tuple[str, ...]
+    contents: run_checkpoints.Contents,
+    folder: Path,
+    task_name: str,
+    settings: Settings,
+    notes: tuple[str, ...],
+    place: Placement,
 ) -> InitialModel:
-    task, model, tokenizer = restore(contents, folder, task_name, settings)
+    task, model, tokenizer = restore(contents, folder, task_name, settings, place=place)
     return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model, notes)
 
 
-def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path) -> LanguageModel:
+def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path, place: Placement) -> LanguageModel:
     """Take the encoder and the tokenizer of a run, whatever its task and its head are."""
-    encoder = _new_encoder(EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder))))
+    if ADAPTER in contents.documents:
+        raise ConfigError(
+            f"{folder} has adapters. Merge them into its encoder first: megabert merge {folder} -o FOLDER."
+        )
+    config = EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder)))
+    encoder = new_encoder(config, dtype=place.dtype, device=place.device)
     prefix, tensors = "encoder.", contents.tensors["model"]
     own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
     load_weights(encoder, own, str(folder))
@@ -122,7 +150,12 @@ def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path) -> Languag
 
 
 def load_language_model(
-    model: ModelSettings, *, home: Path, seed: int, default_shape: Mapping[str, Any] | None = None
+    model: ModelSettings,
+    *,
+    home: Path,
+    seed: int,
+    default_shape: Mapping[str, Any] | None = None,
+    place: Placement = Placement(),  # noqa: B008 (frozen)
 ) -> LanguageModel:
     """Load the encoder and tokenizer that `model.language_model` and `model.tokenizer` name.
 
@@ -133,7 +166,9 @@ def load_language_model(
     settings = model.language_model
     source = find_source(model, home=home)
     if source.weights is None:
-        return _random_language_model(source, settings, seed, default_shape or {})
+        loaded = _random_language_model(source, settings, seed, default_shape or {})
+        loaded.encoder.to(place.device, place.dtype)
+        return loaded
     opened = open_source(source, home=home, qkv_layout=settings.qkv_layout, ignored=settings.ignored_arguments)
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if tokenizer is None:
@@ -144,7 +179,7 @@ def load_language_model(
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
     shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **model_source.dropout_of(settings)}
-    encoder = _new_encoder(EncoderConfig.from_dict(shape))
+    encoder = new_encoder(EncoderConfig.from_dict(shape), dtype=place.dtype, device=place.device)
     prefix = "encoder."
     encoder_tensors = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
     load_weights(encoder, encoder_tensors, checkpoint.source)
@@ -184,7 +219,7 @@ def _random_language_model(
     tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **default_shape}
     shape = defaults | shape | model_source.dropout_of(settings)
-    encoder = _new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
+    encoder = new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
 
@@ -207,61 +242,6 @@ def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: in
     return TaskModel(language_model.encoder, head)
 
 
-def initialize_weights(module: nn.Module, seed: int, stream: int) -> None:
-    """Initialize weights as a function of the seed alone; `stream` separates modules with the same seed."""
-    generator = torch.Generator().manual_seed(seed * 8 + stream)
-    num_layers = module.config.num_layers if isinstance(module, Encoder) else 0
-    initialize(module, generator, num_layers=num_layers)
-
-
-def _new_encoder(config: EncoderConfig) -> Encoder:
-    # On the meta device, so that weights are not initialized before they are loaded.
-    with torch.device("meta"):
-        encoder = Encoder(config)
-    materialize(encoder)
-    return encoder
-
-
-def materialize(module: nn.Module) -> None:
-    """Allocate CPU memory, uninitialized, for parameters on the meta device; tied ones stay tied.
-
-    As module.to_empty does, which imports sympy, half a second.
-    """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for owner in module.modules():
-        for name, parameter in list(owner.named_parameters(recurse=False, remove_duplicate=False)):
-            if parameter not in made:
-                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-            owner.register_parameter(name, made[parameter])
-
-
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor | Readable], source: str) -> None:
-    """Copy tensors into a module, one at a time.
-
-    Raises CheckpointError that lists missing, unexpected and misshapen tensors.
-    """
-    parameters = dict(module.named_parameters())
-    missing = sorted(parameters.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - parameters.keys())
-    misshapen = [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in tensors and tensors[name].shape != parameter.shape
-    ]
-    problems = [
-        f"{what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"{source} does not fit the network. {'; '.join(problems)}.")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            tensor = tensors[name]
-            parameter.copy_(tensor if isinstance(tensor, Tensor) else tensor.read())
-
-
 def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the JSON documents of a checkpoint from which `restore` builds the network again."""
     return {
@@ -269,6 +249,7 @@ def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer
         "encoder": model.encoder.config.to_dict(),
         "task": task.state(),
         "tokenizer": tokenizer.to_document(),
+        **adapter_document(model),
     }
 
 
@@ -278,23 +259,46 @@ def restore(
     task_name: str | None = None,
     settings: Settings | None = None,
     overrides: Sequence[str] = (),
+    place: Placement = Placement(),  # noqa: B008 (frozen)
 ) -> tuple[Task[Any, Any], TaskModel, Tokenizer]:
-    """Build a checkpoint's task, network and tokenizer; no base weights and no training data are needed.
+    """Build a checkpoint's task, network and tokenizer; training data are not needed.
 
+    Nor are base weights, except for adapters: their base is loaded from where the settings name it, as `place` says.
     `task_name` is required where the run's task is a user's own file. `settings` replaces the run's own, `overrides`
     changes some of them.
     """
     task = restore_task(contents.documents, folder, task_name, settings, overrides)
     config = EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder)))
     tokenizer = stored_tokenizer(contents.documents, contents.texts, str(folder))
+    model = _network_of_run(contents, folder, task, config, len(tokenizer), place)
+    load_weights(model, contents.tensors["model"], str(folder), frozen_base(model))
+    return task, model, tokenizer
+
+
+def _network_of_run(
+    contents: run_checkpoints.Contents,
+    folder: Path,
+    task: Task[Any, Any],
+    config: EncoderConfig,
+    num_tokens: int,
+    place: Placement,
+) -> TaskModel:
+    """Build the network of a run, whose own weights are loaded later."""
+    if ADAPTER in contents.documents:
+        encoder = load_base(task.settings, config, num_tokens, place)
+        with torch.device("meta"):
+            head = task.head(config)
+        materialize(head)
+        model = TaskModel(encoder, head)
+        add_stored(model, contents, task.settings, folder)
+        return model
     stored = contents.tensors["model"]
     # Before anything of the declared size is built
     check_tensors({name: item for name, item in stored.items() if name.startswith("encoder.")}, config, str(folder))
     with torch.device("meta"):
         model = TaskModel(Encoder(config), task.head(config))
     materialize(model)
-    load_weights(model, stored, str(folder))
-    return task, model, tokenizer
+    return model
 
 
 def load_run(
@@ -314,9 +318,10 @@ def load_run(
     `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
     trained = _read_trained(path)
-    task, model, tokenizer = restore(trained.contents, trained.folder, task_name, settings, overrides)
     device = resolve_device(accelerator, device_ids=None if settings is None else settings.trainer.device_ids)
     precision = resolve_precision(precision, device)
+    place = Placement(DTYPES[precision], str(device)) if ADAPTER in trained.contents.documents else Placement()
+    task, model, tokenizer = restore(trained.contents, trained.folder, task_name, settings, overrides, place)
     model.to(device).eval()
     cast_model(model, precision)
     freeze(model)

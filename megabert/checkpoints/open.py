@@ -150,6 +150,10 @@ def _open(path: Path, options: _Options) -> Checkpoint:
 
 def _open_native(path: Path) -> Checkpoint:
     path, opened = open_best(path, groups=("model",))
+    if "adapter" in opened.documents:
+        raise CheckpointError(
+            f"{path} holds adapters and a head, not the encoder. Merge them: megabert merge {path} -o FOLDER."
+        )
     try:
         config = EncoderConfig.from_dict(opened.documents["encoder"])
         tokenizer = opened.documents.get("tokenizer", {})

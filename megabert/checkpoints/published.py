@@ -34,6 +34,8 @@ class Vocabulary:
     name: str
     size: int | None
     is_cased: bool
+    num_rows: int | None = None
+    """Rows of the word embedding where they are known and more, for padding."""
 
 
 @dataclass(frozen=True)

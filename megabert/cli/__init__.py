@@ -25,6 +25,7 @@ from .exports import export
 from .imports import import_data
 from .inspection import inspect
 from .linking import dictionary, link
+from .merge import merge
 from .plan import plan
 from .predictions import evaluate, predict, score
 from .retrieval import embed, index, rerank, search
@@ -67,6 +68,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "fetch": fetch,
     "inspect": inspect,
     "convert": convert,
+    "merge": merge,
     "plan": plan,
     "doctor": doctor,
     "completion": completion,

@@ -27,7 +27,7 @@ class PlanSettings:
     """The settings of `megabert plan`."""
 
     model: str = "345m"
-    """345m, 1.3b, 3.9b, gpt-345m, 2.5b, 8.3b, a name of `megabert models`, a config.json or a checkpoint."""
+    """345m, 1.3b, 3.9b, 8.9b, gpt-345m, 2.5b, 8.3b, a name of `megabert models`, a config.json or a checkpoint."""
     gpus: int = 8
     """Total number of GPUs."""
     gpus_per_node: int | None = None
@@ -36,6 +36,10 @@ class PlanSettings:
     """Kind of GPU."""
     task: str = choice("pretrain", "pretrain", "finetune")
     """pretrain: language-model head on the masked tokens; finetune: a small head."""
+    adapters: bool = False
+    """Train adapters (LoRA, on all linear layers) instead of all weights; implies finetune, without fsdp."""
+    adapter_dim: int = 16
+    """Rank of the adapters."""
     batch: int | None = None
     """Global batch, sequences of an optimizer step; null: 1024 to pre-train, as in Megatron-LM's paper, 32 for each GPU
     to fine-tune."""
@@ -90,9 +94,18 @@ def _request(settings: PlanSettings) -> "PlanRequest":
     from ..planner.workload import Workload
 
     shape = _shape(settings.model)
+    if settings.adapters:
+        settings.task, settings.fsdp, settings.sequence = "finetune", 1, False
     gpu = GPUS[settings.gpu]
     batch = settings.batch or (1024 if settings.task == "pretrain" else 32 * settings.gpus)
-    for name, least in (("gpus", 1), ("batch", 1), ("length", 1), ("gpus_per_node", 1), ("tensor", 1)):
+    for name, least in (
+        ("gpus", 1),
+        ("batch", 1),
+        ("length", 1),
+        ("adapter_dim", 1),
+        ("gpus_per_node", 1),
+        ("tensor", 1),
+    ):
         value = batch if name == "batch" else getattr(settings, name)
         if value is not None and value < least:
             raise ConfigError(f"{name}={value}; at least {least} is needed.")
@@ -103,7 +116,12 @@ def _request(settings: PlanSettings) -> "PlanRequest":
     if (settings.length or 0) > shape.max_positions:
         raise ConfigError(f"length={settings.length}: {settings.model} has {shape.max_positions} positions.")
     return PlanRequest(
-        workload=Workload(shape, settings.precision, settings.task == "pretrain"),
+        workload=Workload(
+            shape,
+            settings.precision,
+            settings.task == "pretrain",
+            adapter_rank=settings.adapter_dim if settings.adapters else 0,
+        ),
         gpu=gpu,
         gpus=settings.gpus,
         gpus_per_node=settings.gpus_per_node or gpu.gpus_per_node,
@@ -151,10 +169,11 @@ def _published_shape(name: str) -> "EncoderConfig":
         raise ConfigError(
             f"model={name}: its architecture is not in the catalog. Give its config.json or its checkpoint."
         )
-    if published.vocabulary.size is None:
+    rows = published.vocabulary.size or published.vocabulary.num_rows
+    if rows is None:
         log(f"note: the catalog lacks the vocabulary size of {name}; {BERT_VOCABULARY} tokens are assumed.")
     return EncoderConfig(
-        published.vocabulary.size or BERT_VOCABULARY,
+        rows or BERT_VOCABULARY,
         architecture.num_layers,
         architecture.hidden_size,
         architecture.num_attention_heads,

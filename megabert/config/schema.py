@@ -251,6 +251,33 @@ class HeadSettings:
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters (LoRA)."""
+
+    adapter_dim: int = 16
+    """Rank of the adapters."""
+    alpha: float = 32.0
+    """The adapters' products are scaled by alpha / adapter_dim."""
+    adapter_dropout: float = 0.0
+    """Dropout probability of the adapters' inputs."""
+    target_modules: list[str] = field(default_factory=lambda: ["all"])
+    """Linear layers with an adapter: attention_qkv, attention_dense, mlp_fc1, mlp_fc2; attention, mlp, all."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(adapter_dim) instead."""
+
+
+@dataclass
+class PeftSettings:
+    """Parameter-efficient fine-tuning: the encoder is frozen, adapters and the head are trained."""
+
+    peft_scheme: str | None = choice(None, "lora")
+    """lora: train low-rank adapters; null: train all weights."""
+    restore_from_path: str | None = None
+    """Folder in PEFT's format to start from; it determines rank, alpha and layers."""
+    lora_tuning: LoraSettings = field(default_factory=LoraSettings)
+
+
+@dataclass
 class ModelSettings:
     """Model, data and optimizer. Tasks add `dataset` and their head."""
 
@@ -261,6 +288,7 @@ class ModelSettings:
     validation_ds: DataSettings = field(default_factory=DataSettings)
     test_ds: DataSettings = field(default_factory=DataSettings)
     optim: OptimizerSettings = field(default_factory=OptimizerSettings)
+    peft: PeftSettings = field(default_factory=PeftSettings)
 
 
 @dataclass

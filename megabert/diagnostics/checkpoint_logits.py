@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..build import load_weights
 from ..checkpoints.files.weight_files import LazyTensor, open_file
 from ..checkpoints.open import Checkpoint
 from ..errors import CheckpointError, InputError
@@ -16,6 +15,7 @@ from ..model.attention import PackedSequences
 from ..model.encoder import Encoder
 from ..model.heads import PretrainingModel
 from ..storage import atomic_write
+from ..weights import load_weights
 
 
 def load_pretraining_model(checkpoint: Checkpoint) -> PretrainingModel:

@@ -21,6 +21,8 @@ EXTRAS = {
     "documents": "Parquet tables",
     "hf": "parity tests with transformers",
     "zstd": "data files compressed by Zstandard",
+    "onnx": "exported models (ONNX)",
+    "serve": "the server",
     "notebooks": "executing the tutorials",
     "docs": "building the site",
     "dev": "tests",

@@ -130,6 +130,11 @@ class SearchSession:
         """Names have none."""
         return False
 
+    @property
+    def max_positions(self) -> int:
+        """The most tokens of a sequence."""
+        return self.session.max_positions
+
     def without_head(self) -> Session:
         """Refuse: the embedding is what is searched."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config.schema import ParallelSettings
 from ..errors import ConfigError
 from ..model.encoder import Encoder
+from ..model.lora import LoraLinear, lora_config
 from ..model.precision import DTYPES
 from ..planner.workload import FSDP_UNIT_SIZE
 from .process_group import World
@@ -104,6 +105,11 @@ def parallelize(
         raise ConfigError(
             "trainer.precision=fp8 needs unsharded layers. With parallel.tensor or parallel.fsdp use bf16."
         )
+    if lora_config(model) is not None and (precision == "fp8" or settings.sequence or world.fsdp_size > 1):
+        raise ConfigError(
+            "Adapters (model.peft) are trained in bf16, 16 or 32, with data and tensor parallelism: leave out "
+            "trainer.precision=fp8, parallel.sequence and parallel.fsdp."
+        )
     tensor_sharded: dict[str, tuple[int, torch.Size]] = {}
     sequence_parallel: frozenset[str] = frozenset()
     if world.tensor_size > 1:
@@ -159,6 +165,12 @@ def _apply_tensor_parallelism(
         else:
             bias = shard(module.bias, 0)
             sharded = tensor_parallel.VocabularyParallelLinear(weight, bias, start, module.out_features, world)
+        if isinstance(module, LoraLinear):
+            a, b = module.lora_a, module.lora_b
+            pair = (a, shard(b, 0)) if kind == COLUMN_PARALLEL else (shard(a, 1), b)
+            stream = 0 if kind == COLUMN_PARALLEL else world.tensor_rank + 1
+            assert isinstance(sharded, tensor_parallel.ColumnParallelLinear | tensor_parallel.RowParallelLinear)
+            sharded.add_lora(pair[0], pair[1], module.config, stream)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, sharded)
     _set_dropout_streams(encoder, world, is_sequence_parallel=is_sequence_parallel)

@@ -16,6 +16,8 @@ import torch.distributed  # registers the operators below
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model.dropout import Dropout
+from ..model.lora import LoraConfig
 from ..model.vocabulary_loss import NO_TARGET, chunked_statistics, local_targets, loss_gradients
 from .process_group import World
 
@@ -91,6 +93,19 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class _Replicate(torch.autograd.Function):
+    """Megatron-LM's f: the identity, whose gradient is all-reduced."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(gradient, ctx.group), None
 
 
 class _ReduceScatterTokens(torch.autograd.Function):
@@ -174,6 +189,20 @@ class _ParallelLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = weight, bias
         self._group, self._tokens = world.tensor_group_name, tokens
+        self.config: LoraConfig | None = None
+
+    def add_lora(self, lora_a: nn.Parameter, lora_b: nn.Parameter, config: LoraConfig, stream: int) -> None:
+        """Add an adapter, one of whose matrices is this process' shard; `stream` is that of its dropout."""
+        self.lora_a, self.lora_b, self.config = lora_a, lora_b, config
+        self.dropout = Dropout(config.dropout)
+        self.dropout.stream = stream
+
+    def _adapted(self, base: Tensor, hidden: Tensor, exchange: type[torch.autograd.Function]) -> Tensor:
+        """Add an adapter's output, if there is one; `exchange` makes its low-rank values replicated."""
+        if self.config is None:
+            return base
+        low_TR = exchange.apply(F.linear(self.dropout(hidden), self.lora_a), self._group)
+        return base + self.config.scaling * F.linear(low_TR, self.lora_b)
 
 
 class ColumnParallelLinear(_ParallelLinear):
@@ -182,7 +211,8 @@ class ColumnParallelLinear(_ParallelLinear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map replicated [T, D] or sharded [S, D] tokens to this process' outputs of all tokens, [T, O]."""
         if self._tokens is None:
-            return _ColumnLinear.apply(hidden, self.weight, self.bias, self._group)
+            outputs = _ColumnLinear.apply(hidden, self.weight, self.bias, self._group)
+            return self._adapted(outputs, hidden, _Replicate)
         return _GatherColumnLinear.apply(hidden, self.weight, self.bias, self._tokens)
 
 
@@ -196,7 +226,8 @@ class RowParallelLinear(_ParallelLinear):
             reduced = _AllReduce.apply(partial, self._group)
         else:
             reduced = _ReduceScatterTokens.apply(partial, self._tokens)
-        return reduced if self.bias is None else reduced + self.bias
+        reduced = reduced if self.bias is None else reduced + self.bias
+        return self._adapted(reduced, hidden_TK, _AllReduce)
 
 
 class VocabularyParallelEmbedding(nn.Module):

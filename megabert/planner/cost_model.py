@@ -13,7 +13,16 @@ from functools import cached_property
 from ..errors import ConfigError
 from .hardware import MEGABERT, Gpu, Implementation
 from .layout import ParallelLayout
-from .workload import FSDP_UNIT_SIZE, TILE, MicroBatch, ParameterCounts, Workload, count_parameters, forward_flops
+from .workload import (
+    FSDP_UNIT_SIZE,
+    TILE,
+    MicroBatch,
+    ParameterCounts,
+    Workload,
+    count_adapter_parameters,
+    count_parameters,
+    forward_flops,
+)
 
 # Logits that are in memory at once (model/vocabulary_loss.py).
 MAX_LOGITS = 2**29
@@ -116,10 +125,18 @@ class Estimate:
         """Throughput of all GPUs together."""
         return self.tokens / self.time.total
 
+    @cached_property
+    def num_trained(self) -> float:
+        """Parameters that one process trains and holds float32 masters and moments of."""
+        if self.workload.adapter_rank:
+            return count_adapter_parameters(self.workload, self.layout.tensor)
+        return self.parameters.total / self.layout.fsdp
+
     @property
     def model_flops_per_second(self) -> float:
-        """Model FLOP/s of each GPU: three forward passes per step, without recomputation."""
-        flops = 3 * forward_flops(self.workload, self.micro_batch) * self.layout.accumulate * self.layout.data_size
+        """Model FLOP/s of each GPU: three forward passes per step (two with frozen weights), without recomputation."""
+        passes = 2 if self.workload.adapter_rank else 3
+        flops = passes * forward_flops(self.workload, self.micro_batch) * self.layout.accumulate * self.layout.data_size
         return flops / self.layout.gpus / self.time.total
 
     # Memory
@@ -127,12 +144,17 @@ class Estimate:
     @cached_property
     def memory(self) -> MemoryUse:
         """Peak memory of each GPU, at the beginning or the end of the backward pass."""
-        num_held, width = self.parameters.total / self.layout.fsdp, self.workload.width
+        num_held, width = self.num_trained, self.workload.width
         (activations, transient), logits = self._activations(), self._logits()
         if self.layout.activation_checkpointing:
             # The logits are freed before the first layer is recomputed.
             transient = max(0.0, transient - logits)
         activations += transient
+        if self.workload.adapter_rank:
+            # The frozen weights in the precision of the training, no gradients of them, and no masters.
+            frozen, gradients = width * self.parameters.total, (width + 4) * num_held
+            copy = frozen + (width * num_held if width < 4 else 0.0)
+            return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, WORKSPACE)
         if self.layout.fsdp > 1:
             # The current unit and the prefetched next one; embeddings and heads stay gathered until the end.
             copy = width * (2 * self._gathered_at_once + self.parameters.rest)
@@ -237,6 +259,18 @@ class Estimate:
             head = (3 if is_kept else 4) * self._matmul(num_targets, rows, hidden)
             head += 0 if shape.is_causal else 3 * self._matmul(num_targets, hidden, hidden)
         passes = 4 if self.layout.activation_checkpointing else 3
+        if rank := self.workload.adapter_rank:
+            # No gradients of frozen weights; two thin matmuls beside each layer's, whose own gradients are computed.
+            thin = sum(
+                self._matmul(tokens, rank, rows) + self._matmul(tokens, columns, rank)
+                for rows, columns in (
+                    (hidden, 3 * hidden / tensor),
+                    (hidden / tensor, hidden),
+                    (hidden, ffn / tensor),
+                    (ffn / tensor, hidden),
+                )
+            )
+            return forward, (passes - 1) * forward + passes * shape.num_layers * thin + head
         return forward, passes * forward + head
 
     def _attention(self) -> float:
@@ -268,7 +302,7 @@ class Estimate:
 
     def _optimizer(self) -> float:
         """Time the update and the accumulation of gradients in float32."""
-        num_micro_batches, num_held = self.layout.accumulate, self.parameters.total / self.layout.fsdp
+        num_micro_batches, num_held = self.layout.accumulate, self.num_trained
         accumulates = self.layout.gpus > 1 or num_micro_batches > 1
         accumulation = 6 + 10 * (num_micro_batches - 1) if accumulates else 0
         return num_held * (self.implementation.adam_bytes + accumulation) / self._elementwise_bandwidth
@@ -300,7 +334,7 @@ class Estimate:
         """Time the exposed communication of gradients and, with fsdp, of weights."""
         layout, parameters, implementation = self.layout, self.parameters, self.implementation
         replicas = layout.group(layout.num_replicas, layout.tensor * layout.fsdp)
-        share = parameters.total / layout.fsdp
+        share = self.num_trained
         all_reduce = replicas.all_reduce_seconds(share * implementation.gradient_width, self.gpu, implementation)
         if layout.fsdp == 1:
             return all_reduce - min(implementation.overlap * all_reduce, backward)

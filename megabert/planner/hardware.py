@@ -186,6 +186,8 @@ NETWORKS: Mapping[str, EncoderConfig] = {
     "345m": _bert(24, 1024, 16),
     "1.3b": _bert(24, 2048, 32),
     "3.9b": _bert(48, 2560, 40),
+    # GatorTron large, by its config.json; base and medium have the sizes of 345m and 3.9b with as many rows.
+    "8.9b": replace(_bert(56, 3584, 56), vocabulary_size=50176),
     "gpt-345m": _gpt(24, 1024, 16),
     "2.5b": _gpt(54, 1920, 20),
     "8.3b": _gpt(72, 3072, 24),

@@ -114,6 +114,8 @@ def layout_settings(estimate: Estimate) -> dict[str, int | str]:
         "trainer.accumulate_grad_batches": layout.accumulate,
     }
     words |= {key: value for key, value in optional.items() if value != 1}
+    if rank := estimate.workload.adapter_rank:
+        words |= {"model.peft.peft_scheme": "lora", "model.peft.lora_tuning.adapter_dim": rank}
     if layout.sequence:
         words["parallel.sequence"] = "true"
     if layout.activation_checkpointing:

@@ -50,6 +50,8 @@ class Workload:
     shape: EncoderConfig
     precision: str = "bf16"
     is_pretraining: bool = True
+    adapter_rank: int = 0
+    """Rank of adapters on all linear layers, with frozen weights; 0: all weights are trained."""
 
     def num_targets(self, batch: MicroBatch) -> float:
         """Count the tokens whose logits are computed."""
@@ -92,6 +94,13 @@ def count_parameters(workload: Workload, tensor: int = 1) -> ParameterCounts:
         # The language-model head's dense, norm and bias; the sentence-order head's pooler and two classes.
         rest += hidden**2 + 3 * hidden + rows + hidden**2 + hidden + 2 * hidden + 2
     return ParameterCounts(sharded / tensor + replicated, rest, shape.num_layers)
+
+
+def count_adapter_parameters(workload: Workload, tensor: int = 1) -> float:
+    """Count the adapters' parameters in one of `tensor` processes, which share A of row- and B of column-parallel."""
+    hidden, ffn = workload.shape.hidden_size, workload.shape.ffn_size
+    sharded, replicated = 3 * hidden + hidden + ffn + ffn, hidden + hidden + hidden + hidden
+    return workload.adapter_rank * workload.shape.num_layers * (sharded / tensor + replicated)
 
 
 def forward_flops(workload: Workload, batch: MicroBatch) -> float:

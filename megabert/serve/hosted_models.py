@@ -58,7 +58,9 @@ class HostedModel:
 
     def queued(self, work: Work, **options: Any) -> Predictor:
         """Return the predictor with its sequences in the queue, for one request."""
-        session = QueuedSession(self.queue, self.name, work, self.part_tokens, **options)
+        session = QueuedSession(
+            self.queue, self.name, work, self.part_tokens, self.predictor.session.max_positions, **options
+        )
         return replace(self.predictor, session=session)
 
     def predict(self, inputs: Sequence[Mapping[str, Any]], work: Work) -> list[dict[str, Any]]:

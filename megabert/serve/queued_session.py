@@ -27,6 +27,7 @@ class QueuedSession:
     model: str
     work: Work
     part_tokens: int
+    max_positions: int
     kind: str = WITH_HEAD
 
     @property

@@ -185,7 +185,8 @@ class BioASQ(Task[Question, Prediction]):
         """Mark the first and last tokens of all answers that a window shows, its first token if it shows none."""
         starts, ends = np.zeros((2, len(item)), dtype=np.int64)
         spans = [target_span(item.notes, (start, end)) for start, end in places]
-        for first, last in [span for span in spans if span[0]] or [(0, 0)]:
+        shown = [(int(first), int(last)) for first, last in spans if first]
+        for first, last in shown or [(0, 0)]:
             starts[first] = ends[last] = 1
         has_target = example.kind == "yesno" or bool(places)
         share = (1 / num_windows if example.kind == "yesno" else 1.0) if has_target else 0.0
@@ -230,7 +231,8 @@ class BioASQ(Task[Question, Prediction]):
         if example.kind == "yesno":
             difference = float(np.mean([logits[0, YES] - logits[0, NO] for _, logits in windows], dtype=np.float64))
             probability = 1 / (1 + np.exp(-abs(difference)))
-            answers, probabilities = ("yes" if difference > 0 else "no",), (float(probability),)
+            answers: tuple[str, ...] = ("yes" if difference > 0 else "no",)
+            probabilities: tuple[float, ...] = (float(probability),)
         else:
             spans = [
                 span

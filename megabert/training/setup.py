@@ -87,7 +87,15 @@ def set_up(
     """
     trainer, model_settings = settings.trainer, settings.model
     with world.local_rank_zero_first():
-        initial = load_initial_model(task_name, settings, home=home, resumed=resumed, folder=folder)
+        initial = load_initial_model(
+            task_name,
+            settings,
+            home=home,
+            resumed=resumed,
+            folder=folder,
+            device=world.device,
+            is_alone=world.size == 1,
+        )
         for note in initial.notes:
             log(note)
         task, tokenizer = initial.task, initial.language_model.tokenizer

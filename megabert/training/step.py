@@ -20,6 +20,7 @@ from ..config.schema import OptimizerSettings
 from ..data.packing import Batch
 from ..errors import ConfigError
 from ..kernels.cuda_graph import CapturedGraph
+from ..model.lora import frozen_base
 from ..model.precision import cast_model
 from ..parallel.execution import supports_sync_free
 from ..parallel.gradient_reduction import GradientReducer
@@ -282,9 +283,12 @@ def _make_master_weights(
 ) -> tuple[dict[str, nn.Parameter], dict[nn.Parameter, nn.Parameter]]:
     """Return the float32 master weights by name, and for each that the model holds in lower precision its copy.
 
+    The frozen weights under adapters have none.
+
     With FSDP they are views of FSDP's shards of this rank, which it casts to lower precision when it all-gathers them.
     """
-    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    frozen = frozen_base(model)
+    before = {name: item.detach() for name, item in model.named_parameters() if name not in frozen}
     assert all(parameter.dtype == torch.float32 for parameter in before.values()), "masters are made of float32"
     if sharding.uses_fsdp:
         named = model.named_parameters()
@@ -295,6 +299,8 @@ def _make_master_weights(
     cast_model(model, precision)
     master_weights, copies = {}, {}
     for name, parameter in model.named_parameters():
+        if name in frozen:
+            continue
         master_weights[name] = parameter
         if parameter.dtype != torch.float32:
             master_weights[name] = nn.Parameter(before[name], requires_grad=parameter.requires_grad)

@@ -4,11 +4,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from megabert.build import load_weights
 from megabert.checkpoints.open import open_checkpoint
 from megabert.errors import CheckpointError
 from megabert.model.attention import PackedSequences
 from megabert.model.heads import PretrainingModel
+from megabert.weights import load_weights
 
 NAMES = [
     "v1.0_tp1",

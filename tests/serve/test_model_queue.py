@@ -74,7 +74,7 @@ def test_cancelled_requests_are_not_computed_and_their_threads_end(held):
     queue, session, gate = held
     host = threading.Semaphore(8)
     works = [Work(host) for _ in range(4)]
-    sessions = [QueuedSession(queue, "a", work, 100) for work in works]
+    sessions = [QueuedSession(queue, "a", work, 100, 64) for work in works]
 
     def run(number):
         with host:
@@ -101,7 +101,7 @@ def test_a_long_request_is_queued_in_parts(held):
     host = threading.Semaphore(1)
     gate.set()
     with host:
-        output = QueuedSession(queue, "a", Work(host), 10).run(
+        output = QueuedSession(queue, "a", Work(host), 10, 64).run(
             [sequence(*[number] * 4) for number in range(7)], batch_size=1, max_length=5, pad_id=0
         )
     assert [float(item[0]) for item in output.logits] == [4 * number for number in range(7)]

@@ -1,0 +1,199 @@
+"""Adapters: frozen bases, exact resuming, digests, merging, and PEFT's format against the peft library."""
+
+import json
+
+import pytest
+import torch
+
+from megabert.build import load_run
+from megabert.checkpoints.native import run_checkpoints as run
+from megabert.cli import main
+from megabert.model.lora import LoraConfig, LoraLinear, add_lora, base_digest, find_targets, initialize_lora
+
+from .conftest import WORDS
+
+LINES = "marie B-P\ncurie I-P\nwas O\nin O\nparis B-L\n\nwarsaw B-L\nis O\nthe O\nwho O\n\n" * 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny base in transformers' format."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.MegatronBertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)
+    folder = tmp_path_factory.mktemp("base")
+    model = transformers.MegatronBertModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
+    return folder
+
+
+def words(base, folder, *more):
+    return [
+        f"model.train_ds.file={folder.parent / 'train.txt'}", f"model.validation_ds.file={folder.parent / 'train.txt'}",
+        f"model.language_model.pretrained_model_name={base}", "model.train_ds.batch_size=4", "trainer.max_steps=6",
+        "trainer.val_check_interval=3", "exp_manager.checkpoint_callback_params.save_top_k=-1", "model.optim.lr=1e-2",
+        "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "exp_manager.create_tensorboard_logger=false",
+        "model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=4", "model.dataset.max_seq_length=64",
+        f"exp_manager.explicit_log_dir={folder}", *more,
+    ]  # fmt: skip
+
+
+def train(base, folder, *more):
+    (folder.parent / "train.txt").write_text(LINES, encoding="utf-8")
+    assert main(["train", "token_classification", *words(base, folder, *more)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    dropout = "model.peft.lora_tuning.adapter_dropout=0.1"
+    return train(base, tmp_path_factory.mktemp("runs") / "lora", dropout)
+
+
+def tensors(folder, groups=("model", "optimizer")):
+    return run.read(run.find_last(folder).path, groups=groups).tensors
+
+
+def test_a_run_holds_adapters_and_head_alone(trained):
+    names = set(tensors(trained)["model"])
+    assert {name.rpartition(".")[2] for name in names if name.startswith("encoder.")} == {"lora_a", "lora_b"}
+    assert len([name for name in names if name.startswith("encoder.")]) == 2 * 4 * 2
+    assert any(name.startswith("head.") for name in names)
+    moments = {key.partition("/")[0] for key in tensors(trained)["optimizer"]}
+    assert moments == names
+
+
+def test_resuming_from_the_middle_gives_the_same_bits(base, trained, tmp_path):
+    import shutil
+
+    (tmp_path / "train.txt").write_text(LINES, encoding="utf-8")
+    shutil.copytree(trained, tmp_path / "lora")
+    assert main(["train", "token_classification", "--resume", str(tmp_path / "lora"), "--step", "3"]) == 0
+    before, after = tensors(trained), tensors(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    for group in before:
+        for name, item in before[group].items():
+            assert torch.equal(item, after[group][name]), name
+
+
+def test_another_base_is_refused(base, trained, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    weights = load_file(other / "model.safetensors")
+    next(iter(weights.values())).mul_(1.1)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    word = f"model.language_model.pretrained_model_name={other}"
+    assert main(["merge", str(trained), word, "-o", str(tmp_path / "merged")]) == 66
+    assert "digest" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_convert_and_full_training_point_to_merge(base, trained, tmp_path, capsys):
+    assert main(["convert", str(trained), str(tmp_path / "out"), "--to", "huggingface"]) == 66
+    assert "megabert merge" in capsys.readouterr().err
+
+
+def outputs(path):
+    """Logits of fixed token ids, by the run's network."""
+    predictor = load_run(path, accelerator="cpu")
+    return network_logits(predictor.session.model)
+
+
+IDS = torch.arange(5, 25)
+
+
+@torch.no_grad()
+def network_logits(model):
+    ends = torch.tensor([0, 20], dtype=torch.int32)
+    return model(IDS, torch.arange(20), torch.zeros(20, dtype=torch.long), ends, 20)
+
+
+def test_merged_weights_give_the_same_logits(trained, tmp_path):
+    assert main(["merge", str(trained), "-o", str(tmp_path / "merged")]) == 0
+    before, after = outputs(trained), outputs(tmp_path / "merged")
+    assert (before - after).abs().max() < 1e-6 * max(1.0, float(before.abs().max()))
+    assert main(["convert", str(tmp_path / "merged"), str(tmp_path / "hf"), "--to", "huggingface"]) == 0
+
+
+def test_peft_reads_what_is_written_and_is_read_back(base, trained, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    assert main(["merge", str(trained), "--peft", "-o", str(tmp_path / "peft")]) == 0
+    mine = outputs(trained)
+    plain = transformers.AutoModelForTokenClassification.from_pretrained(base, num_labels=mine.shape[1])
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "peft").eval()
+    with torch.no_grad():
+        assert (theirs(input_ids=IDS[None]).logits[0] - mine).abs().max() < 1e-5
+    more = f"model.peft.restore_from_path={tmp_path / 'peft'}", "trainer.max_steps=1", "model.optim.lr=1e-12"
+    again = train(base, tmp_path / "again", *more)
+    assert (outputs(again) - mine).abs().max() < 1e-5
+
+
+def test_separate_adapters_of_peft_become_blocks(base, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    plain = transformers.AutoModelForTokenClassification.from_pretrained(base, num_labels=4)
+    config = peft.LoraConfig("TOKEN_CLS", r=4, lora_alpha=6, use_rslora=True, target_modules=["query", "value"])
+    model = peft.get_peft_model(plain, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.2)
+        model.save_pretrained(tmp_path / "peft")
+        theirs = model(input_ids=IDS[None]).logits[0]
+    from megabert.adapters import load_peft
+    from megabert.build import load_encoder
+    from megabert.checkpoints.huggingface.peft_adapter import open_peft, write_peft
+    from megabert.model.heads import TaskModel, TokenHead
+
+    encoder, _ = load_encoder(str(base), home=tmp_path)
+    adapter = open_peft(tmp_path / "peft", encoder.config, task="token_classification")
+    head = TokenHead(32, 4, num_layers=1, dropout=0.1, activation="relu")
+    network = TaskModel(encoder, head).eval()
+    load_peft(network, adapter)
+    assert (network_logits(network) - theirs).abs().max() < 1e-5
+    (tmp_path / "back").mkdir()
+    write_peft(tmp_path / "back", adapter, encoder.config, task="token_classification", base=str(base))
+    back = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForTokenClassification.from_pretrained(base, num_labels=4), tmp_path / "back"
+    ).eval()
+    with torch.no_grad():
+        assert (back(input_ids=IDS[None]).logits[0] - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"peft_type": "IA3"}, "only LORA"), ({"use_dora": True}, "use_dora"), ({"r": 0}, "lacks r")],
+)
+def test_other_adapters_of_peft_are_refused(tmp_path, change, message):
+    from megabert.checkpoints.huggingface.peft_adapter import open_peft
+    from megabert.errors import CheckpointError
+    from megabert.model.config import EncoderConfig
+
+    document = {"peft_type": "LORA", "r": 4, "lora_alpha": 8} | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=message):
+        open_peft(tmp_path, EncoderConfig(50, 1, 16, 2, 32, 32, 2), task="glue")
+
+
+def test_scaling_and_digest():
+    from megabert.model.config import EncoderConfig
+    from megabert.model.encoder import Encoder, initialize
+
+    assert LoraConfig(4, 8.0).scaling == 2 and LoraConfig(4, 8.0, rank_stabilized=True).scaling == 4
+    encoder = Encoder(EncoderConfig(50, 1, 16, 2, 32, 32, 2))
+    initialize(encoder, torch.Generator().manual_seed(1), num_layers=1)
+    ids = torch.arange(10)
+    before, digest = encoder.eval()(ids), base_digest(encoder)
+    add_lora(encoder, dict.fromkeys(find_targets(encoder, ["mlp", "attention_qkv"]), 3), LoraConfig(3, 6.0))
+    initialize_lora(encoder, torch.Generator().manual_seed(2))
+    assert torch.equal(before, encoder(ids))
+    assert sum(isinstance(module, LoraLinear) for module in encoder.modules()) == 3
+    assert digest == base_digest(encoder) == base_digest(encoder.to(torch.bfloat16))
