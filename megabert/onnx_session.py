@@ -56,7 +56,7 @@ class OnnxSession:
         if with_loss or (self.needs_targets and len(features) and features[0].token_targets):
             raise ConfigError("an exported model predicts and computes no loss. Evaluate the run that it is made from.")
         # Features may hold several sequences, such as the choices of a question.
-        parts = [getattr(item, "parts", ()) or (len(item),) for item in features]
+        parts = [item.parts or (len(item),) for item in features]
         lengths = np.array([length for own in parts for length in own], dtype=np.int64)
         limit = min(max_length, self.max_positions)
         if len(lengths) and lengths.max() > limit:

@@ -194,9 +194,11 @@ def check_settings(command: Command) -> None:
     """Read the settings of a training that is not executed, and look for the options of other commands."""
     words = [word for word in command.words if word != "..."]
     if "train" not in words:
-        program = (
-            [sys.executable, "-m", "megabert", words[1], "--help"] if words[0] == "megabert" else ["./dev", "help"]
-        )
+        program = ["./dev", "help"]
+        if words[0] == "megabert":
+            program = [sys.executable, "-m", "megabert", words[1], "--help"]
+        elif words[0] == "python":
+            program = [sys.executable, *words[1:3], "--help"]
         help_text = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         wanted = [word for word in words if word.startswith("--")] or words[1:2]
         assert all(word in help_text for word in wanted)

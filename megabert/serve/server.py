@@ -186,6 +186,7 @@ class _NoSession:
 
     has_states: bool
     precision: str
+    max_positions: int
 
 
 class ServerProcesses:
@@ -265,7 +266,7 @@ def _short_sequence(lane: Lane) -> Any:
 
 def _stand_in(predictor: Predictor) -> Any:
     session = predictor.session
-    return _NoSession(hasattr(session, "token_states"), str(getattr(session, "precision", "32")))
+    return _NoSession(hasattr(session, "token_states"), str(getattr(session, "precision", "32")), session.max_positions)
 
 
 def run_front_end(

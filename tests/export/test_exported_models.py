@@ -126,10 +126,7 @@ def test_a_feature_of_several_sequences_has_their_logits(exported):
     session = megabert.load(exported("glue")).session
     one, two = random_features([7, 12])
 
-    class Pair(Features):
-        parts = (7, 12)
-
-    joined = Pair(np.concatenate([one.token_ids, two.token_ids]), np.zeros(19, dtype=np.int64))
+    joined = Features(np.concatenate([one.token_ids, two.token_ids]), np.zeros(19, dtype=np.int64), parts=(7, 12))
     logits = logits_of(session, [joined, one])
     np.testing.assert_allclose(logits[0], np.stack(logits_of(session, [one, two])), atol=1e-6)
     assert logits[1].shape == logits[0][0].shape

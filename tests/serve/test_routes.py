@@ -45,6 +45,7 @@ def test_a_task_route_answers_like_the_predictor(server, route):
         answer = server.post(f"/v1/{route}", model=name, **body)
         row = answer["results"][0]
         assert row.pop("windows") == len(features)
+        wanted.pop("windows", None)
         row.pop("truncated", None)
         assert same(wanted, row)
         assert answer["usage"]["windows"] == len(features) * len(answer["results"])

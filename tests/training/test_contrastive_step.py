@@ -42,7 +42,7 @@ def group(number, random):
     lengths = random.integers(3, 9, 3)
     ids = random.integers(1, 40, lengths.sum())
     targets = {"query": np.full(3, number), "passage": np.array([-1, 2 * number, 2 * number + 1])}
-    return Features(ids, ids * 0, targets, parts=lengths)
+    return Features(ids, ids * 0, targets, parts=tuple(lengths.tolist()))
 
 
 def model(pooling="mean"):

@@ -114,11 +114,11 @@ def test_parquet_is_read_and_written(tmp_path, read_all, written):
     found = Document("1", documents[0].passages, (entity,))
     path, losses = written([found], "parquet", ".parquet")
     row = {"document": "1", "passage": "", "start": 2, "end": 6, "text": "gene", "type": "Gene", "identifier": "7157",
-           "score": 0.5, "source": "run", "fragments": None}  # fmt: skip
+           "score": 0.5, "source": "run", "fragments": None, "name": None, "link_score": None}  # fmt: skip
     assert parquet.read_table(path).to_pylist() == [row]
     assert losses == {"texts of documents"}
     csv, _ = written([found], "csv", ".csv")
-    assert csv.read_bytes().splitlines()[1] == b"1,,2,6,gene,Gene,7157,0.5,run,"
+    assert csv.read_bytes().splitlines()[1] == b"1,,2,6,gene,Gene,7157,0.5,run,,,"
 
 
 @pytest.mark.parametrize(
