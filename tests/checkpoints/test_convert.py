@@ -389,7 +389,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.parametrize(("name", "parts"), [("huggingface", 1), ("megabert", 1), ("megatron", 8), ("megatron", 1)])
+@pytest.mark.parametrize(("name", "parts"), [("huggingface", 1), ("megatron", 8)])
 def test_memory_is_one_file_of_the_target_and_no_more(tmp_path, name, parts):
     from dataclasses import replace
 
