@@ -35,7 +35,7 @@ CONTENTS = {
         "docs/from_bern2_and_pubtator.md",
     ],
     "How-to guides": [
-        "docs/settings.md", "docs/training.md", "docs/pretraining.md", "docs/parallel.md", "docs/how-to/*",
+        "docs/settings.md", "docs/training.md", "docs/pretraining.md", "docs/parallel.md", "docs/how-to/*.md",
     ],
     "Tasks": ["docs/tasks/*"],
     "Reference": [

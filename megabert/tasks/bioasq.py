@@ -86,7 +86,7 @@ class BioASQ(Task[Question, Prediction]):
         megabert predict RUN question="Is aspirin an antibiotic?" context="Aspirin is a ..." type=yesno
 
     Data: BioASQ's JSON, golden or without answers; SQuAD's JSON is read as factoids. The snippets of a question are its
-    context, read in overlapping windows as in [question answering](question_answering.md). Summary questions have no
+    context, read in overlapping windows as in question answering. Summary questions have no
     exact answer and are left out. Training marks every place where a snippet has one of the answers or a synonym, in
     any case; questions of which none is found are left out, and counted.
 

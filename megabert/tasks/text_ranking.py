@@ -83,7 +83,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
             model.language_model.pretrained_model_name=megabert-mini-uncased
         megabert predict RUN query="statins" passage="Statins lower cholesterol."
 
-    Data are those of [text_embedding](text_embedding.md): a query has a relevant passage and `num_negatives` others,
+    Data are those of `text_embedding`: a query has a relevant passage and `num_negatives` others,
     from `run` or from NeMo's `query_to_passages`. Validation re-ranks the candidates of `run` or `query_to_passages`.
 
     Metrics: `ndcg@10`, `mrr@10`, `recall@100` and `map` of the re-ranked candidates, per cent; with
