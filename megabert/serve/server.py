@@ -50,7 +50,6 @@ class ServeSettings:
     key_digest: bytes | None = None
     hosts: Collection[str] | None = LOOPBACK
     access_log: str = "-"
-    logs_texts: bool = False
     limits: ServerLimits = field(default_factory=ServerLimits)
 
 

@@ -54,7 +54,8 @@ def load_training_data(
     the head does not have.
     """
     data = settings.train_ds
-    uses_cache = data.use_cache and task.caches_features and not task.groups_sequences  # parts are not cached
+    # Features of tasks that group sequences need not have the same targets, as the cache's arrays must.
+    uses_cache = data.use_cache and task.caches_features and not task.groups_sequences
     key = ""
     if uses_cache:
         code_files = _code_files(task)
