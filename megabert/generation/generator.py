@@ -119,17 +119,11 @@ class Generator:
             )
         if isinstance(prompts, str):
             raise InputError("prompts is one string. Give a list: [prompt].")
-        rows = [
-            _Row(
-                number,
-                sample,
-                ids,
-                min(limits.max_new_tokens, self._room(ids, prompts[number], number)),
-                text_before=self.tokenizer.decode(ids.tolist()),
-            )
-            for number, ids in enumerate(self.tokenizer.encode_ids(list(prompts)))
-            for sample in range(limits.num_samples)
-        ]
+        rows = []
+        for number, ids in enumerate(self.tokenizer.encode_ids(list(prompts))):
+            max_new = min(limits.max_new_tokens, self._room(ids, prompts[number], number))
+            before = self.tokenizer.decode(ids.tolist())
+            rows += [_Row(number, sample, ids, max_new, text_before=before) for sample in range(limits.num_samples)]
         # Sequences of like lengths together, since all of a batch have as many cached positions as the longest.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids) + rows[index].max_new)
         with side_stream(self.encoder.embeddings.word.weight.device), torch.inference_mode():

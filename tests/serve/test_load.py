@@ -16,7 +16,7 @@ from tests.serve.test_routes import same
 
 
 class GatedSession:
-    """A session that computes while its gate is open, and fails where it is told to."""
+    """A session that waits for an event before it computes, and raises an error on demand."""
 
     gate = threading.Event()
     failure: Exception | None = None

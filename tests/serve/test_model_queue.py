@@ -38,7 +38,7 @@ def sequence(*token_ids):
 
 @pytest.fixture
 def held():
-    """A queue of 10 tokens a batch that computes once its gate is open, with one batch on its way."""
+    """A queue of 10 tokens a batch that computes once an event is set, with one batch on its way."""
     gate = threading.Event()
     session = SumSession(gate)
     queue = ModelQueue({lane_name("a", "head"): Lane(session, 5, 0)}, batch_tokens=10)
