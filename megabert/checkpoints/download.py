@@ -87,6 +87,7 @@ def download(
             with explain_write_errors(destination):
                 existing = Downloaded(destination.stat().st_size, file_sha256(destination))
             _verify(existing, str(destination), expected_size, expected_sha256)
+            PartialDownload(destination, url, expected_size).discard()  # of a process that was killed after its rename
             return existing
         part = PartialDownload(destination, url, expected_size)
         with _display(url, destination) if progress is None else nullcontext(progress) as report:

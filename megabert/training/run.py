@@ -15,6 +15,7 @@ from ..checkpoints.native.run_checkpoints import (
     find_best,
     find_last,
     open_lazily,
+    prune,
     set_aside_after,
 )
 from ..checkpoints.native.run_folder import lock_run_folder, open_resume_point, run_folder_path
@@ -98,7 +99,8 @@ def _train_on_rank(
             world.set_recovery_command(resume_command)
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(folder))
-        results = [folder / SCORES] if task.files(settings.model.validation_ds) else []
+        results = [folder / CARD]
+        results += [folder / SCORES] if task.files(settings.model.validation_ds) else []
         results += [folder / TEST] if task.files(settings.model.test_ds) else []
         resumed = open_resume_point(
             settings.exp_manager,
@@ -119,6 +121,8 @@ def _train_on_rank(
             reason = "damaged" if step is None else "superseded"
             for path in set_aside_after(folder, resumed.documents["progress"]["step"], reason):
                 log(f"note: a later checkpoint is set aside as {path}.")
+            # A kill may have come between a write and what is deleted after it, and there may be no later write.
+            prune(folder, setup.mode, settings.exp_manager.checkpoint_callback_params.save_top_k)
             if resumed.documents["progress"]["step"] < setup.intervals.total_steps:
                 _remove_results(folder)
         with _resumable(resume_command):
@@ -127,7 +131,7 @@ def _train_on_rank(
 
 def _remove_results(folder: Path) -> None:
     """Remove the results of a run's former end: it trains on."""
-    for name in (SCORES, TEST):
+    for name in (SCORES, TEST, CARD):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree((folder / SCORES).parent, ignore_errors=True)
 

@@ -253,6 +253,17 @@ def test_a_complete_part_of_a_killed_process_is_only_renamed(server: Server, cli
     assert client.leftovers() == {"file.bin"}
 
 
+def test_the_version_of_a_file_that_was_renamed_when_its_process_was_killed_is_removed(
+    server: Server, client: Client
+) -> None:
+    client.path.parent.mkdir()
+    client.path.write_bytes(CONTENT)
+    client.path.with_name("file.bin.part.json").write_text(json.dumps({"url": server.url, "etag": '"one"'}))
+    assert client.get(server).sha256 == SHA256
+    assert server.seen == []
+    assert client.leftovers() == {"file.bin"}
+
+
 OTHER_ADDRESS = '{"url": "https://example.org/other", "etag": "\\"one\\""}'
 
 

@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from megabert.checkpoints.native import run_checkpoints
 from megabert.cli import main
 from megabert.config.parser import compose
 from megabert.config.schema import Settings, TrainerSettings
@@ -38,15 +39,19 @@ def replaced(words, folder):
     return [word for word in words if "explicit_log_dir" not in word] + [f"exp_manager.explicit_log_dir={folder}"]
 
 
-def test_a_training_killed_after_its_last_checkpoint_gets_its_results_on_resuming(trained, tmp_path):
+@pytest.mark.parametrize("missing", [["README.md"], ["README.md", "test.json", "validation"]])
+def test_a_training_killed_after_its_last_checkpoint_is_completed_on_resuming(trained, tmp_path, missing):
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
     before = {name: data for name, data in files_of(folder).items() if name.name not in ("run.json", "curves.png")}
-    shutil.rmtree(folder / "validation")
-    (folder / "test.json").unlink()
+    for name in missing:
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    # It had not been pruned: an older one, and one that was being deleted or replaced
+    older = run_checkpoints.write(folder, 1, run_checkpoints.Contents({}, {}), figure=-1.0, is_end=False)
+    shutil.copytree(older, older.with_name("step-00000001.tmp-0a9fcfb1"))
     assert main(["train", "question_answering", "--resume", str(folder)]) == 0
-    after = files_of(folder)
-    assert {name for name, data in before.items() if after.get(name) != data} == set()
+    after = {name: data for name, data in files_of(folder).items() if name.name not in ("run.json", "curves.png")}
+    assert {name for name in before.keys() | after.keys() if after.get(name) != before.get(name)} == set()
     assert main(["train", "question_answering", "--resume", str(folder)]) == 64  # now it is complete
 
 

@@ -134,7 +134,8 @@ def _ranked(entries: list[Entry], mode: str) -> list[Entry]:
 def prune(run: Path, mode: str, keep_best: int) -> None:
     """Delete all but the `keep_best` best checkpoints and the last one, and the remains of interrupted writes.
 
-    A `keep_best` of -1 keeps all. Damaged checkpoints stay. Called after a write, so that a sound checkpoint exists.
+    A `keep_best` of -1 keeps all. Damaged checkpoints stay. Call this with the run's lock when the last checkpoint is
+    sound: it has been written, or read to resume from it.
     """
     entries = [] if keep_best < 0 else list_checkpoints(run)
     last = entries[-1:]
