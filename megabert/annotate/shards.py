@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..storage import atomic_write
+from ..storage import TEMPORARY, atomic_write
 from .shard_formats import ShardFormat
 
 MAX_SHARD_BYTES = 64 * 2**20
@@ -116,7 +116,8 @@ def claim(folder: Path, job: Mapping[str, Any], output: ShardFormat, *, resume: 
     """
     kept = folder / JOB
     if not kept.exists():
-        if folder.exists() and any(folder.iterdir()):
+        # A temporary file is that of a process that was killed while it described the job.
+        if folder.exists() and any(TEMPORARY not in item.name for item in folder.iterdir()):
             raise InputError(f"{folder} is not empty. Name a new folder, or empty it.")
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(kept, json.dumps(job, indent=2, ensure_ascii=False) + "\n")

@@ -128,6 +128,14 @@ def test_what_is_missing_or_damaged_is_made_again(runs, corpus, annotated, tmp_p
     assert contents(folder) == contents(annotated)
 
 
+def test_a_job_killed_before_it_was_described_begins_anew(runs, corpus, annotated, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".job.json.tmp-0").write_bytes(b'{"inp')
+    assert run(corpus, folder, "--entities", str(runs["entities"])) == 0
+    assert contents(folder) == contents(annotated)
+
+
 def test_a_changed_input_or_setting_is_refused_on_resuming(runs, corpus, annotated, tmp_path, capsys):
     assert run(corpus, annotated, "--entities", str(runs["entities"])) == 65
     assert "--resume" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Kill commands at random: started again, each must end as an undisturbed one does, with nothing lost or left over.
 
-    python -m tests.fuzz.kills N SEED [--jobs J] [--seconds S] [--only SCENARIO]
+    python -m tests.fuzz.kills N SEED [--jobs J] [--seconds S] [--only SCENARIO...]
 
 Makes N kills and prints counts as JSON. A case is a function of the seed and its number. Commands run in forks of a
 process that has imported torch; faults are injected in the fork only: SIGKILL at a random time, SIGKILL before a file
@@ -36,10 +36,10 @@ TINY = "{hidden_size: 8, num_layers: 1, num_attention_heads: 2, max_position_emb
 # Imported once, not in each fork
 IMPORTED = (
     "antlr4", "torch._dynamo", "hydra.core.override_parser.overrides_parser", "omegaconf", "rich.progress",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor", "megabert.checkpoints.convert", "megabert.checkpoints.download",
-    "megabert.cli.conversion", "megabert.cli.corpora", "megabert.cli.predictions", "megabert.cli.training",
-    "megabert.parallel.heartbeat", "megabert.pretraining.corpus_builder", "megabert.tasks.text_classification",
+    "torch.distributed.fsdp", "torch.distributed.tensor", "megabert.annotate.job", "megabert.checkpoints.convert",
+    "megabert.checkpoints.download", "megabert.cli.annotation", "megabert.cli.conversion", "megabert.cli.corpora",
+    "megabert.cli.predictions", "megabert.cli.training", "megabert.parallel.heartbeat",
+    "megabert.pretraining.corpus_builder", "megabert.tasks.text_classification", "megabert.tasks.token_classification",
     "megabert.tokenizers.train", "megabert.training.run",
 )  # fmt: skip
 # A process that forks must have no other thread.
@@ -270,6 +270,13 @@ def make_scenarios(folder):
     (begun / "run" / "test.json").unlink()
     run = folder / "sources" / "done" / "run"
     best = run_checkpoints.find_checkpoint(run)
+    documents = folder / "documents.pubtator"
+    documents.write_text(
+        "".join(f"{i}|t|Peter {words[i]}\n{i}|a|{' '.join(words[i : i + 20])}.\n\n" for i in range(40))
+    )
+    entities = Path(__file__).parents[1] / "runs_v1" / "token_classification" / "run"
+    annotate = ["annotate", str(documents), "--entities", str(entities), "--accelerator", "cpu", "--resume",
+                "--shard-size", "6", "-o"]  # fmt: skip
     return [
         Scenario("train", [*common, one]),
         Scenario("resume", [*common, one], template=begun),
@@ -282,6 +289,8 @@ def make_scenarios(folder):
         Scenario("corpus build", ["corpus", "build", str(text), "-o", "{folder}/corpus", "--vocab_file",
                                   str(vocabulary), "--workers", "1"]),
         Scenario("vocabulary train", ["vocabulary", "train", str(text), "--size", "100", "-o", "{folder}/v.txt"]),
+        Scenario("annotate", [*annotate, "{folder}/shards", "--workers", "2"]),
+        Scenario("annotate to one file", [*annotate, "{folder}/all.pubtator"]),
         Scenario("fetch", [], work=make_download(folder)),
     ]  # fmt: skip
 
@@ -451,7 +460,7 @@ def main(words=None):
     parser.add_argument("seed", nargs="?", default=0, type=int)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after these")
-    parser.add_argument("--only", help="one scenario")
+    parser.add_argument("--only", nargs="+", help="these scenarios")
     parser.add_argument("--threads", action="store_true", help="fork though PyTorch has started other threads")
     arguments = parser.parse_args(words)
     for name in IMPORTED:
@@ -462,7 +471,7 @@ def main(words=None):
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="megabert-kills-"))
     try:
-        scenarios = [item for item in make_scenarios(folder) if arguments.only in (None, item.name)]
+        scenarios = [item for item in make_scenarios(folder) if item.name in (arguments.only or [item.name])]
         references = {item.name: measure(item, folder / f"reference {item.name}") for item in scenarios}
         deadline, jobs = begin + arguments.seconds, arguments.jobs
         children = []
