@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..storage import atomic_write, folder_lock
+from ..storage import TEMPORARY, atomic_write, file_sha256, folder_lock
 
 MANIFEST = "manifest.json"
 TYPES = ("float32", "float16", "int8")
@@ -198,16 +198,24 @@ def write_store(
 def _claim(folder: Path, job: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     """Return the manifest to continue, or a new one."""
     if not (folder / MANIFEST).exists():
-        if any(folder.iterdir()):
+        if any(TEMPORARY not in item.name for item in folder.iterdir()):
             raise InputError(f"{folder} is not empty, and has no embeddings. Name a new folder.")
-        return {**job, "complete": False, "shards": []}
+        manifest = {**job, "complete": False, "shards": []}
+        atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))  # before a shard, so that a kill leaves both
+        return manifest
     manifest = read_manifest(folder)
     if not resume:
         raise InputError(f"{folder} has embeddings. Add --resume to complete them, or name another folder.")
     if other := [name for name, value in job.items() if manifest.get(name) != value]:
         found, wanted = manifest.get(other[0]), job[other[0]]
         raise InputError(f"{folder} was begun with {other[0]} {found!r}, not {wanted!r}. Name another folder.")
-    return manifest
+    pairs = takewhile(lambda pair: _is_whole(folder, *pair), enumerate(manifest["shards"]))
+    return manifest | {"shards": [shard for _, shard in pairs]}
+
+
+def _is_whole(folder: Path, number: int, shard: Mapping[str, Any]) -> bool:
+    path = shard_file(folder, number, "npy")
+    return path.is_file() and file_sha256(path) == shard["sha256"]
 
 
 def _write_shard(folder: Path, number: int, ids: list[str], vectors: NDArray[np.float32], kind: str) -> dict[str, Any]:

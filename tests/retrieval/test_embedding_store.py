@@ -80,6 +80,27 @@ def test_an_interrupted_embedding_resumes_with_the_same_bytes(tmp_path):
         assert file.read_bytes() == (tmp_path / "emb" / file.name).read_bytes()
 
 
+def test_an_embedding_killed_in_its_first_shard_resumes(tmp_path):
+    whole = store(tmp_path / "whole")
+    folder = tmp_path / "emb"
+    folder.mkdir()
+    (folder / ".manifest.json.tmp-0").write_text("{")
+
+    def kill(texts):
+        raise KeyboardInterrupt
+
+    arguments = {"about": {"run": "abc"}, "options": StoreOptions("float32", shard_size=256)}
+    with pytest.raises(KeyboardInterrupt):
+        write_store(folder, TEXTS, kill, **arguments)
+    (folder / "shard-00000.ids").write_text("")
+    write_store(folder, TEXTS, embed, **arguments, resume=True)
+    (folder / "shard-00001.npy").unlink()  # what is missing is made again, as the message about it says
+    write_store(folder, TEXTS, embed, **arguments, resume=True)
+    assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
+    for file in whole.folder.iterdir():
+        assert file.read_bytes() == (folder / file.name).read_bytes()
+
+
 def test_a_shard_cut_short_and_duplicate_ids_are_named(tmp_path):
     made = store(tmp_path / "emb")
     path = tmp_path / "emb" / "shard-00001.npy"
