@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 FAULTS = ("time", "operation", "write", "full", "size")
@@ -38,9 +39,10 @@ IMPORTED = (
     "antlr4", "torch._dynamo", "hydra.core.override_parser.overrides_parser", "omegaconf", "rich.progress",
     "torch.distributed.fsdp", "torch.distributed.tensor", "megabert.annotate.job", "megabert.checkpoints.convert",
     "megabert.checkpoints.download", "megabert.cli.annotation", "megabert.cli.conversion", "megabert.cli.corpora",
-    "megabert.cli.predictions", "megabert.cli.training", "megabert.parallel.heartbeat",
-    "megabert.pretraining.corpus_builder", "megabert.tasks.text_classification", "megabert.tasks.token_classification",
-    "megabert.tokenizers.train", "megabert.training.run",
+    "megabert.cli.predictions", "megabert.cli.retrieval", "megabert.cli.training", "megabert.parallel.heartbeat",
+    "megabert.pretraining.corpus_builder", "megabert.retrieval.bm25", "megabert.retrieval.embedding_store",
+    "megabert.retrieval.search_index", "megabert.tasks.text_classification", "megabert.tasks.text_embedding",
+    "megabert.tasks.token_classification", "megabert.tokenizers.train", "megabert.training.run",
 )  # fmt: skip
 # A process that forks must have no other thread.
 FORKING = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -108,6 +110,8 @@ def fork(work, log, fault=None, environment=()):
         code = work()
         if fault is not None and fault.kind == "count":
             log.with_suffix(".count").write_text(str(fault.count))
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -274,6 +278,8 @@ def make_scenarios(folder):
     documents.write_text(
         "".join(f"{i}|t|Peter {words[i]}\n{i}|a|{' '.join(words[i : i + 20])}.\n\n" for i in range(40))
     )
+    passages = folder / "passages.tsv"
+    passages.write_text("".join(f"p{i}\t{' '.join(words[i : i + 4])}\n" for i in range(30)))
     entities = Path(__file__).parents[1] / "runs_v1" / "token_classification" / "run"
     annotate = ["annotate", str(documents), "--entities", str(entities), "--accelerator", "cpu", "--resume",
                 "--shard-size", "6", "-o"]  # fmt: skip
@@ -289,6 +295,9 @@ def make_scenarios(folder):
         Scenario("corpus build", ["corpus", "build", str(text), "-o", "{folder}/corpus", "--vocab_file",
                                   str(vocabulary), "--workers", "1"]),
         Scenario("vocabulary train", ["vocabulary", "train", str(text), "--size", "100", "-o", "{folder}/v.txt"]),
+        Scenario("embed", ["embed", str(run), str(passages), "-o", "{folder}/emb", "--shard-size", "5", "--resume",
+                           "--accelerator", "cpu"]),
+        Scenario("index build", ["index", "build", str(passages), "-o", "{folder}/index", "--resume"]),
         Scenario("annotate", [*annotate, "{folder}/shards", "--workers", "2"]),
         Scenario("annotate to one file", [*annotate, "{folder}/all.pubtator"]),
         Scenario("fetch", [], work=make_download(folder)),
@@ -440,7 +449,10 @@ def run_job(job, jobs, quota, seed, deadline, scenarios, references, folder):
         scenario = random_.choice(scenarios)
         own = folder / f"case{number}"
         case = Case(scenario, references[scenario.name], own, random_)
-        happened, found = case.run()
+        try:
+            happened, found = case.run()
+        except Exception:  # of this program; the other cases count
+            happened, found = False, [f"not made: {traceback.format_exc()[-900:]}"]
         kills += happened
         counts[f"{scenario.name}: {case.kind}"] += happened
         counts["not reached"] += not happened
@@ -449,6 +461,8 @@ def run_job(job, jobs, quota, seed, deadline, scenarios, references, folder):
         for log in case.logs():
             log.unlink(missing_ok=True)
         number += jobs
+        if found:
+            print(defects[-len(found) :], flush=True)
     (folder / f"job{job}.json").write_text(json.dumps([kills, counts, defects]))
     return 0
 
