@@ -14,7 +14,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any, cast
 
 from .errors import InputError
 
@@ -80,6 +81,17 @@ def _open_temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
             file.truncate()
             return temporary, file
         file.close()
+
+
+def save_array(path: Path, array: Any) -> None:
+    """Write a numpy array to a .npy file; raises OSError where the disk is full.
+
+    numpy.save alone gives a file's last bytes to a buffer of C, and ignores the error when that cannot be written.
+    """
+    import numpy
+
+    with path.open("wb") as file:
+        numpy.save(cast("Any", SimpleNamespace(write=file.write)), array, allow_pickle=False)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,10 +1,13 @@
 import os
+import subprocess
+import sys
 import threading
 
+import numpy as np
 import pytest
 
 from megabert import storage
-from megabert.storage import atomic_file, atomic_folder, atomic_write, replace_folder
+from megabert.storage import atomic_file, atomic_folder, atomic_write, replace_folder, save_array
 
 
 def names(folder):
@@ -97,3 +100,20 @@ def test_files_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert oct((tmp_path / "a.txt").stat().st_mode & 0o777) == "0o644"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
+def test_an_array_for_which_the_disk_has_no_room_is_an_error(tmp_path):
+    # numpy.save leaves the last bytes to a buffer of C, whose error on closing it does not look at.
+    program = (
+        "import resource, sys; from pathlib import Path; import numpy; from megabert.storage import save_array\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "save_array(Path(sys.argv[1]), numpy.arange(400))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.npy")], capture_output=True, check=False)
+    assert b"File too large" in done.stderr
+    for array in (np.arange(400), np.zeros((0, 3), np.float16), np.asfortranarray(np.arange(6).reshape(2, 3))):
+        save_array(tmp_path / "x.npy", array)
+        loaded = np.load(tmp_path / "x.npy", mmap_mode="r" if array.size else None)
+        assert loaded.dtype == array.dtype
+        np.testing.assert_array_equal(loaded, array)

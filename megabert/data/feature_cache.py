@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, CheckpointWarning
 from ..json_documents import parse_sealed, sealed
-from ..storage import TEMPORARY, atomic_folder, file_sha256, remove_leftovers
+from ..storage import TEMPORARY, atomic_folder, file_sha256, remove_leftovers, save_array
 from .packing import Features, LazyFeatures
 
 # The least recently used entries beyond these are deleted.
@@ -135,6 +135,6 @@ def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) 
         arrays[f"token_targets/{name}"] = np.concatenate([item.token_targets[name] for item in features])
     sums = {}
     for number, (name, array) in enumerate(arrays.items()):
-        np.save(folder / f"{number}.npy", array)
+        save_array(folder / f"{number}.npy", array)
         sums[name] = file_sha256(folder / f"{number}.npy")
     (folder / META).write_bytes(sealed({"meta": dict(meta), "arrays": sums}))

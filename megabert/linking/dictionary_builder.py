@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..formats.dictionaries.concept import Concept, DictionaryOptions
 from ..formats.dictionaries.dictionary_formats import MENTIONS, ONE_RECORD_EACH, detect, read_concepts
 from ..json_documents import sealed
-from ..storage import atomic_folder, atomic_write, file_sha256
+from ..storage import atomic_folder, atomic_write, file_sha256, save_array
 from .dictionary import META, VERSION, names_between
 from .gram_index import BATCH_NAMES, write_gram_index
 from .name_keys import key_hashes, normalized
@@ -116,14 +116,14 @@ def _part(file: Path, folder: Path, options: BuildOptions) -> Path:
     rows = _read(file, name, options)
     with atomic_folder(part) as temporary:
         (temporary / "names.bin").write_bytes(rows.names)
-        np.save(temporary / "name_ends.npy", np.array(rows.ends, np.int64))
-        np.save(temporary / "name_concepts.npy", np.array(rows.concepts, np.int32))
+        save_array(temporary / "name_ends.npy", np.array(rows.ends, np.int64))
+        save_array(temporary / "name_concepts.npy", np.array(rows.concepts, np.int32))
         identifiers = [
             "|".join((own, *(item for item in rows.alternatives.get(number, ()) if item != own)))
             for own, number in rows.numbers.items()
         ]
         (temporary / "ids.txt").write_text("".join(f"{item}\n" for item in identifiers), encoding="utf-8")
-        np.save(
+        save_array(
             temporary / "species.npy",
             np.array([rows.species.get(number, 0) for number in range(len(identifiers))], np.int32),
         )
@@ -202,8 +202,8 @@ def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str,
         ]
     ids = ["|".join(item) for item in identifiers]
     (folder / "ids.bin").write_bytes("".join(ids).encode())
-    np.save(folder / "id_ends.npy", np.cumsum([len(item.encode()) for item in ids]))
-    np.save(folder / "species.npy", np.array(taxa, np.int32))
+    save_array(folder / "id_ends.npy", np.cumsum([len(item.encode()) for item in ids]))
+    save_array(folder / "species.npy", np.array(taxa, np.int32))
     prefixes = Counter(next(iter(item)).partition(":")[0] for item in identifiers)
     digest = hashlib.sha256()
     for name in (
@@ -255,9 +255,9 @@ def _write_names(
                 mentions.append(0)
                 counts[concept] += 1
             mentions[number] += is_one
-    np.save(folder / "name_ends.npy", np.array(kept_ends, np.int64))
-    np.save(folder / "name_mentions.npy", np.minimum(mentions, 2**16 - 1).astype(np.uint16))
-    np.save(folder / "concept_ends.npy", np.cumsum(counts))
+    save_array(folder / "name_ends.npy", np.array(kept_ends, np.int64))
+    save_array(folder / "name_mentions.npy", np.minimum(mentions, 2**16 - 1).astype(np.uint16))
+    save_array(folder / "concept_ends.npy", np.cumsum(counts))
     return {"names": len(kept_ends), "repeated_names": len(ends) - len(kept_ends)}
 
 
@@ -268,5 +268,5 @@ def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Seque
         end = min(start + BATCH_NAMES, num_names)
         hashes[start:end] = key_hashes(keys(start, end))
     order = np.argsort(hashes, kind="stable")
-    np.save(folder / "key_hashes.npy", hashes[order])
-    np.save(folder / "key_names.npy", order.astype(np.uint32))
+    save_array(folder / "key_hashes.npy", hashes[order])
+    save_array(folder / "key_names.npy", order.astype(np.uint32))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage import save_array
 from .name_keys import gram_hashes
 
 BATCH_NAMES = 50_000
@@ -145,8 +146,8 @@ def write_gram_index(
         hashes, counts = merged, total
         progress(number, 2 * len(batches))
     ends = np.cumsum(counts)
-    np.save(folder / "gram_hashes.npy", hashes)
-    np.save(folder / "gram_ends.npy", ends)
+    save_array(folder / "gram_hashes.npy", hashes)
+    save_array(folder / "gram_ends.npy", ends)
     size = int(ends[-1]) if len(ends) else 0
     names = np.lib.format.open_memmap(folder / "gram_names.npy", "w+", np.uint32, (size,))
     norms = np.zeros(num_names, np.float32)
@@ -165,5 +166,5 @@ def write_gram_index(
         free[grams[firsts]] += lengths
         progress(len(batches) + number, 2 * len(batches))
     norms[norms == 0] = 1
-    np.save(folder / "gram_norms.npy", norms)
+    save_array(folder / "gram_norms.npy", norms)
     names.flush()

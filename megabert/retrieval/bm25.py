@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..storage import atomic_write
+from ..storage import atomic_write, save_array
 from .stemmer import stem
 
 WORD = re.compile(r"[^\W_]+")
@@ -68,7 +68,7 @@ def build_bm25(folder: Path, texts: Iterable[str], *, stems: bool) -> "Bm25":
     arrays = (starts, documents[order], np.concatenate(counts)[order], np.array(lengths, dtype=np.int32))
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in zip(ARRAYS, arrays, strict=True):
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        save_array(folder / f"{name}.npy", array)
     atomic_write(folder / "words.json", json.dumps({"stems": stems, "words": list(numbers)}, ensure_ascii=False))
     return Bm25(folder)
 

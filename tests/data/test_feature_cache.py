@@ -99,7 +99,7 @@ def test_a_full_disk_is_no_error_and_leaves_no_partial_entry(tmp_path, monkeypat
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(feature_cache, "save_array", full)
     feature_cache.save(tmp_path, "name", features(), {"num_examples": 2})
     assert not list(tmp_path.iterdir())
 
