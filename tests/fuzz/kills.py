@@ -15,6 +15,7 @@ import hashlib
 import http.server
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from pathlib import Path
 
 FAULTS = ("time", "operation", "write", "full", "size")
@@ -414,10 +416,26 @@ class Case:
         return any("Traceback" in log.read_text() for log in self.logs())
 
 
+class ForkedWorkers:
+    """Starts the workers of `annotate` as forks: spawned ones import for a second each."""
+
+    Pipe = staticmethod(multiprocessing.Pipe)
+
+    def Process(self, target, args, daemon):  # noqa: N802  (multiprocessing's name)
+        def run(connection, *more):
+            # As a spawned one it has no other pipe than its own, so that it ends when the command does.
+            os.closerange(3, connection.fileno())
+            os.closerange(connection.fileno() + 1, 1024)
+            target(connection, *more)
+
+        return multiprocessing.get_context("fork").Process(target=run, args=args, daemon=daemon)
+
+
 def replace_parts():
     """Replace what takes long and is not tested: pictures are files of a few bytes. The heartbeat prints its begin."""
     import torch
 
+    import megabert.annotate.pipeline as pipeline
     import megabert.training.run as training_run
     from megabert.config.parser import compose
     from megabert.parallel.heartbeat import Heartbeat
@@ -437,6 +455,7 @@ def replace_parts():
 
     compose(registry.find("text_classification").settings_type, ["seed=1"], owner="train")  # its caches are filled
     torch.set_num_threads(1)
+    pipeline.multiprocessing = types.SimpleNamespace(get_context=lambda kind: ForkedWorkers())
     Heartbeat.__init__ = begin_and_print
     training_run.plot_curves = plot
     for name in ("plot_confusion", "plot_calibration", "plot_lengths"):
