@@ -423,7 +423,8 @@ class ForkedWorkers:
 
     def Process(self, target, args, daemon):  # noqa: N802  (multiprocessing's name)
         def run(connection, *more):
-            # As a spawned one it has no other pipe than its own, so that it ends when the command does.
+            # As a spawned one it has no handlers, and no pipe but its own, so that it ends when the command does.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.closerange(3, connection.fileno())
             os.closerange(connection.fileno() + 1, 1024)
             target(connection, *more)
