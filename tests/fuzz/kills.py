@@ -97,6 +97,7 @@ class Fault:
 
 def fork(work, log, fault=None, environment=()):
     """Run work() in a fork with a session of its own; returns its id. Its exit code is that of work."""
+    log.touch()  # the fork may be killed before it opens it
     child = os.fork()
     if child:
         return child
