@@ -59,7 +59,7 @@ def advise_on_steps(setup: TrainingSetup) -> str | None:
     if steps >= FEW_STEPS or not is_new:
         return None
     width, rate = setup.model.encoder.config.hidden_size, setup.settings.model.optim.lr
-    usual = float(f"{USUAL_RATE * 1024 / width:.0e}")
+    usual = float(f"{min(USUAL_RATE * 1024 / width, 10 * USUAL_RATE):.0e}")
     per_epoch = setup.intervals.steps_per_epoch
     words = f"max_epochs={-(-FEW_STEPS // per_epoch)}" if trainer.max_steps < 0 else f"max_steps={FEW_STEPS}"
     more = f" model.optim.lr={usual:g}" if rate < usual / 2 else ""
