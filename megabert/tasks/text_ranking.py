@@ -59,8 +59,7 @@ class RankingTrainData(RetrievalTrainData):
     num_negatives: int = 10
     """Negatives of each query: those of query_to_passages, or passages of the run that are not relevant."""
     run_depth: int = 100
-    """Train on what is re-ranked, the first so many passages of the run: relevant ones among them, and others among
-    them, drawn anew each epoch. 0: all relevant passages, and the first ones of the run that are not."""
+    """Draw relevant passages and negatives from the run's first so many, anew each epoch; 0: all relevant, first negatives."""
 
 
 @dataclass
