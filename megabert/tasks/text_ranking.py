@@ -59,7 +59,7 @@ class RankingTrainData(RetrievalTrainData):
     num_negatives: int = 10
     """Negatives of each query: those of query_to_passages, or passages of the run that are not relevant."""
     run_depth: int = 100
-    """Draw relevant passages and negatives from the run's first so many, anew each epoch; 0: all relevant, first negatives."""
+    """Relevant passages and negatives are drawn from the run's first so many; 0: all relevant, first negatives."""
 
 
 @dataclass
