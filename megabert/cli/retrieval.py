@@ -89,14 +89,16 @@ def search(words: Sequence[str]) -> int:
 
 
 def rerank(words: Sequence[str]) -> int:
-    """Rank the passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
+    """Rank the first passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
     parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
     parser.add_argument("runfile", type=Path, metavar="RUNFILE")
     parser.add_argument("--queries", type=Path, required=True, help=_TEXTS)
     parser.add_argument("--collection", type=Path, required=True, help=_TEXTS)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
-    parser.add_argument("-k", type=int, default=100, help="first passages that are ranked again; default: 100")
+    parser.add_argument(
+        "-k", type=int, default=100, help="first passages that are ranked again, before the others; default: 100"
+    )
     parser.add_argument("--fuse", action="store_true", help="fuse both rankings by their ranks")
     _add_device_options(parser)
     arguments = parser.parse_args(list(words))
@@ -104,7 +106,9 @@ def rerank(words: Sequence[str]) -> int:
     from ..formats.relevance import check_documents, read_run
     from ..metrics.retrieval import ranked
 
-    rankings = {query: ranked(scores)[: arguments.k] for query, scores in read_run(arguments.runfile).items()}
+    if arguments.k < 1:
+        raise ConfigError(f"-k {arguments.k}: give 1 or more.")
+    rankings = {query: ranked(scores) for query, scores in read_run(arguments.runfile).items()}
     queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
     check_documents({query: dict.fromkeys(names) for query, names in rankings.items()}, passages, arguments.runfile)
     if unknown := sorted(rankings.keys() - queries.keys()):
@@ -112,7 +116,7 @@ def rerank(words: Sequence[str]) -> int:
     predictor = _load_run(arguments.model, arguments)
     if predictor.task.name() != "text_ranking":
         raise ConfigError(f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking.")
-    found = _reranked(predictor, rankings, queries, passages, fuses=arguments.fuse)
+    found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, fuses=arguments.fuse)
     _write_rankings(found, len(rankings), arguments.output, "rerank")
     return 0
 
@@ -277,6 +281,7 @@ def _reranked(
     queries: Mapping[str, str],
     passages: Mapping[str, str],
     *,
+    depth: int,
     fuses: bool,
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     from ..retrieval.bm25 import fuse
@@ -285,13 +290,16 @@ def _reranked(
     names = list(rankings)
     for start in range(0, len(names), RERANK_BATCH):
         chunk = names[start : start + RERANK_BATCH]
-        examples = [
-            RetrievalExample(name, queries[name], tuple(passages[own] for own in rankings[name]), tuple(rankings[name]))
-            for name in chunk
-        ]
-        for name, prediction in zip(chunk, predictor.predict_examples(examples), strict=True):
-            best = sorted(prediction.scores.items(), key=lambda item: (-item[1], item[0]))
-            yield name, fuse([[own for own, _ in best], rankings[name]]) if fuses else best
+        examples = []
+        for name in chunk:
+            first = tuple(rankings[name][:depth])
+            examples.append(RetrievalExample(name, queries[name], tuple(passages[own] for own in first), first))
+        for item, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
+            best = sorted(prediction.scores.items(), key=lambda pair: (-pair[1], pair[0]))
+            if fuses:
+                best = fuse([[own for own, _ in best], item.passage_ids])
+            lowest = min((score for _, score in best), default=0.0)  # the others follow, in their order
+            yield item.id, [*best, *((own, lowest - n) for n, own in enumerate(rankings[item.id][depth:], 1))]
 
 
 def _write_rankings(

@@ -6,6 +6,7 @@ Shape legend: T tokens of a batch, N sequences, L tokens of one sequence.
 
 from __future__ import annotations  # the types of torch are named without importing it
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,19 @@ class ResampledFeatures(LazyFeatures):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash the data and settings that determine the sequences, to detect a change on resuming."""
+
+
+def fingerprint(features: Sequence[Features]) -> str:
+    """Hash token ids and targets of the training data, to detect on resuming that they changed."""
+    if isinstance(features, ResampledFeatures):
+        return features.fingerprint()
+    digest = hashlib.sha256()
+    for item in features:
+        digest.update(item.token_ids.tobytes())
+        for targets in (item.targets, item.token_targets):
+            for name in sorted(targets):
+                digest.update(np.asarray(targets[name]).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.drawn_features import DrawnFeatures
 from ..data.packing import Features
 from ..data.windows import best_windows, window_spans
 from ..tokenizers.wordpiece import Encoded, Tokenizer
@@ -105,6 +106,20 @@ def target_span(window: ContextWindow, answer: tuple[int, int] | None) -> NDArra
     if last < first:
         return np.zeros(2, dtype=np.int64)
     return np.array([first, last], dtype=np.int64) + window.context_start
+
+
+def draw_null_windows(features: Sequence[Features], share: float, seed: int) -> Sequence[Features]:
+    """Keep the windows with an answer, and for each of them `share` of the others, drawn anew each epoch."""
+    is_null = np.array([not np.any(item.targets["span"]) for item in features], dtype=np.bool_)
+    kept, others = np.flatnonzero(~is_null), np.flatnonzero(is_null)
+    count = int(share * len(kept))
+    return DrawnFeatures(features, kept, others, count, seed) if count < len(others) else features
+
+
+def log_probabilities(logits_T2: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Normalize a window's logits as the loss does: log probabilities of its tokens as start and as end."""
+    shifted = logits_T2 - logits_T2.max(axis=0)
+    return shifted - np.log(np.exp(shifted).sum(axis=0))
 
 
 def word_edges(context: str, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -33,6 +33,8 @@ from .answer_spans import (
     WindowedContext,
     best_spans,
     context_windows,
+    draw_null_windows,
+    log_probabilities,
     rank_answers,
     target_span,
     word_edges,
@@ -61,6 +63,10 @@ class QuestionSettings:
     """Tokens by which a window starts after the one before it."""
     window_pooling: str = choice("best_context", "best_context", "maximum")
     """A span's score: that of the window with the most context around its first token, or of windows the largest."""
+    span_score: str = choice("logits", "logits", "log_probability")
+    """Spans of several windows are compared by their logits, or by their log probabilities within their window."""
+    null_windows: float = -1.0
+    """Windows without the answer that an epoch trains on, for each with it, drawn anew each epoch; -1: all."""
     max_query_length: int = 64
     """Tokens of a question; a longer one is truncated."""
     max_answer_length: int = 30
@@ -210,6 +216,11 @@ class QuestionAnswering(Task[Example, Prediction]):
         first = example.answers[0] if example.answers else None
         return None if first is None or first.start is None else (first.start, first.start + len(first.text))
 
+    def drawn(self, features: Sequence[Features]) -> Sequence[Features]:
+        """Draw some of the windows that do not show the answer."""
+        share = self.dataset.null_windows
+        return features if share < 0 else draw_null_windows(features, share, self.settings.seed)
+
     def head(self, config: EncoderConfig) -> Head:
         """Score each token as start and as end."""
         from ..model.heads import TokenHead
@@ -234,6 +245,8 @@ class QuestionAnswering(Task[Example, Prediction]):
         data = self.dataset
         for feature, logits_T2 in zip(features, logits, strict=True):
             window: ContextWindow = feature.notes
+            if data.span_score == "log_probability":
+                logits_T2 = log_probabilities(logits_T2)
             spans[window.example] += best_spans(
                 window,
                 logits_T2,

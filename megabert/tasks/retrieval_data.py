@@ -72,13 +72,19 @@ def data_files(data: RetrievalData) -> list[str]:
     return [*expand_names(data.file), *(name for name in named if name)]
 
 
-def read_training(data: RetrievalTrainData, *, needs_scores: bool, notes: list[str]) -> list[RetrievalExample]:
-    """Read examples of training: a query with a relevant passage and negatives."""
+def read_training(
+    data: RetrievalTrainData, *, needs_scores: bool, notes: list[str], depth: int = 0
+) -> list[RetrievalExample]:
+    """Read examples of training: a query with a relevant passage and negatives, `num_negatives` of a file's.
+
+    With a depth an example has all others among the first so many passages of the run, and relevant passages that are
+    not among them are left out.
+    """
     if data.file:
         rows = (row for file in expand_names(data.file) for row in read_json_lines(Path(file)))
         examples = [example for row in rows for example in _row_examples(row, data.num_negatives)]
     else:
-        examples = _joined_examples(data, notes)
+        examples = _joined_examples(data, notes, depth)
     if needs_scores:
         complete = [example for example in examples if example.scores is not None]
         if len(complete) < len(examples):
@@ -130,7 +136,7 @@ def _judged_row(row: Row, number: int) -> RetrievalExample:
     return RetrievalExample(str(row.values.get("id", number)), query, texts, texts, None, grades, query, given)
 
 
-def _joined_examples(data: RetrievalTrainData, notes: list[str]) -> list[RetrievalExample]:
+def _joined_examples(data: RetrievalTrainData, notes: list[str], depth: int) -> list[RetrievalExample]:
     """Join queries, passages, judgements and negatives by their ids."""
     passages, queries = _required_texts(data, "passages"), _required_texts(data, "queries")
     run = read_run(Path(data.run)) if data.run else {}
@@ -141,7 +147,7 @@ def _joined_examples(data: RetrievalTrainData, notes: list[str]) -> list[Retriev
         for query, (positive, *others) in read_candidates(Path(data.query_to_passages)).items():
             groups.append((query, positive, others[: data.num_negatives]))
     else:
-        groups = _judged_groups(data, run)
+        groups = _judged_groups(data, run, depth, notes)
     examples, unknown = [], set()
     for query, positive, negatives in groups:
         if query not in queries or positive not in passages:
@@ -157,21 +163,28 @@ def _joined_examples(data: RetrievalTrainData, notes: list[str]) -> list[Retriev
 
 
 def _judged_groups(
-    data: RetrievalTrainData, run: Mapping[str, Mapping[str, float]]
+    data: RetrievalTrainData, run: Mapping[str, Mapping[str, float]], depth: int, notes: list[str]
 ) -> list[tuple[str, str, list[str]]]:
     if not data.qrels:
         raise ConfigError("Training needs judgements: model.train_ds.qrels=FILE, or query_to_passages=FILE.")
-    groups = []
+    groups, num_missed = [], 0
     for query, grades in read_qrels(Path(data.qrels)).items():
         positives = sorted((name for name, grade in grades.items() if grade > 0), key=lambda name: -grades[name])
         scores = run.get(query, {})
-        candidates = [name for name in ranked(scores) if grades.get(name, 0) <= 0]
+        found = ranked(scores)[: depth or None]
+        candidates = [name for name in found if grades.get(name, 0) <= 0]
+        if depth:
+            own = [name for name in positives if name in found] if candidates else []
+            num_missed += len(positives) - len(own)
+            positives = own
         for positive in positives[: data.max_positives]:
             bound = scores.get(positive)
             negatives = candidates
             if data.negative_margin is not None and bound is not None:
                 negatives = [name for name in candidates if scores[name] <= data.negative_margin * bound]
-            groups.append((query, positive, negatives[: data.num_negatives]))
+            groups.append((query, positive, negatives if depth else negatives[: data.num_negatives]))
+    if num_missed:
+        notes.append(f"{num_missed} relevant passages are not among the first {depth} of the run, and are left out.")
     return groups
 
 

@@ -99,6 +99,10 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         With targets (for training) raises InputError for an example without labels.
         """
 
+    def drawn(self, features: Sequence[Features]) -> Sequence[Features]:
+        """Return the training features of an epoch, where a part of all is drawn anew for each; by default all."""
+        return features
+
     @abstractmethod
     def head(self, config: EncoderConfig) -> Head:
         """Make the task's head; the caller initializes its weights."""

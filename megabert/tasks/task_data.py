@@ -70,7 +70,8 @@ def load_training_data(
             task.restore_state(cached.meta["state"])
             for message in cached.meta["warnings"]:
                 warnings.warn(message, InputWarning, stacklevel=2)
-            return TrainingData(cached, cached.meta["num_examples"], LabelReport.from_document(cached.meta["labels"]))
+            labels = LabelReport.from_document(cached.meta["labels"])
+            return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels)
     with _recorded_warnings() as messages:
         examples = task.read_data(data)
         if learn_labels:
@@ -86,7 +87,7 @@ def load_training_data(
         meta = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
         meta["warnings"] = messages
         feature_cache.save(cache_folder, key, features, meta)
-    return TrainingData(features, len(examples), labels)
+    return TrainingData(task.drawn(features), len(examples), labels)
 
 
 @contextmanager

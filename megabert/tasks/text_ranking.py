@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
+from ..data.drawn_features import DrawnGroups
 from ..data.packing import Batch, Features
 from ..data.windows import sequence_windows
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
@@ -48,12 +51,24 @@ class RankingData:
 
 
 @dataclass
+class RankingTrainData(RetrievalTrainData):
+    """The training data."""
+
+    batch_size: int = 8
+    """Queries, each with its passages, per micro-batch."""
+    num_negatives: int = 10
+    """Negatives of each query: those of query_to_passages, or passages of the run that are not relevant."""
+    run_depth: int = 100
+    """Relevant passages and negatives are drawn from the run's first so many; 0: all relevant, first negatives."""
+
+
+@dataclass
 class TextRankingModel(ModelSettings):
     """The network, its data and its optimizer."""
 
     dataset: RankingData = field(default_factory=RankingData)
     classifier_head: OutputHeadSettings = field(default_factory=OutputHeadSettings)
-    train_ds: RetrievalTrainData = field(default_factory=lambda: RetrievalTrainData(batch_size=8))
+    train_ds: RankingTrainData = field(default_factory=RankingTrainData)
     validation_ds: RetrievalData = field(default_factory=RetrievalData)
     test_ds: RetrievalData = field(default_factory=RetrievalData)
     optim: OptimizerSettings = field(default_factory=linear_decay(2e-5))
@@ -83,8 +98,10 @@ class TextRanking(Task[RetrievalExample, Prediction]):
             model.language_model.pretrained_model_name=megabert-mini-uncased
         megabert predict RUN query="statins" passage="Statins lower cholesterol."
 
-    Data are those of `text_embedding`: a query has a relevant passage and `num_negatives` others,
-    from `run` or from NeMo's `query_to_passages`. Validation re-ranks the candidates of `run` or `query_to_passages`.
+    Data are those of `text_embedding`: a query has a relevant passage and `num_negatives` others, from `run` or from
+    NeMo's `query_to_passages`. Of a run both are drawn as they are when it is re-ranked, from its first `run_depth`
+    passages: trained on relevant passages that the run lacks beside its first ones a network learns that passages with
+    the query's words are not relevant. Validation re-ranks the candidates of `run` or `query_to_passages`.
 
     Metrics: `ndcg@10`, `mrr@10`, `recall@100` and `map` of the re-ranked candidates, per cent; with
     `query_to_passages` alone its first passage is the relevant one.
@@ -111,15 +128,20 @@ class TextRanking(Task[RetrievalExample, Prediction]):
 
     def read_data(self, data: DataSettings) -> list[RetrievalExample]:
         """Read the examples of training, or judged queries with their candidates."""
-        if isinstance(data, RetrievalTrainData):
+        if isinstance(data, RankingTrainData):
+            if not (data.file or data.run or data.query_to_passages):
+                raise ConfigError("Training needs negatives: model.train_ds.run=FILE, or query_to_passages=FILE.")
             needs_scores = self.settings.model.dataset.loss == "margin_mse"
-            return read_training(data, needs_scores=needs_scores, notes=self.notes)
+            return read_training(data, needs_scores=needs_scores, notes=self.notes, depth=data.run_depth)
         assert isinstance(data, RetrievalData)
         if not (data.file or data.run or data.query_to_passages):
             raise InputError(
                 "There are no candidates to rank: model.validation_ds.run=FILE, or query_to_passages=FILE."
             )
-        return read_judged(data)[0]
+        examples = read_judged(data)[0]
+        if all(item.grades is None for item in examples):
+            raise InputError(f"{', '.join(data_files(data))}: no query has a relevant passage, so none can be scored.")
+        return examples
 
     def example(self, **fields: Any) -> RetrievalExample:
         """Make an example from `query` and `passage`."""
@@ -128,27 +150,38 @@ class TextRanking(Task[RetrievalExample, Prediction]):
 
     def features(
         self, examples: Sequence[RetrievalExample], tokenizer: Tokenizer, *, with_targets: bool
-    ) -> list[Features]:
-        """Tokenize pairs; those of a query stay in one batch in training, and are single otherwise."""
+    ) -> Sequence[Features]:
+        """Tokenize pairs; of training the groups of queries, which stay in one batch, with negatives drawn anew."""
+        texts = dict.fromkeys(text for item in examples for text in item.passages)
+        passages = dict(zip(texts, tokenizer.encode_ids(list(texts)), strict=True))
         queries = tokenizer.encode_ids([item.query for item in examples])
-        texts = iter(tokenizer.encode_ids([text for item in examples for text in item.passages]))
-        features = []
-        for number, (item, query) in enumerate(zip(examples, queries, strict=True)):
-            rows = []
-            for _ in item.passages:
-                windows, _cut = sequence_windows(query, next(texts), self.row_length, tokenizer, is_truncated=True)
-                rows.append(windows[0])
-            if not with_targets or item.grades is not None:
-                features += [Features(ids, segments, weight=0.0, notes=number) for ids, segments in rows]
-                continue
-            targets = {
-                "is_first": np.array([1, *[0] * (len(rows) - 1)]),
-                "score": np.array(kept_scores(item), dtype=np.float32),
-            }
-            parts = tuple(len(ids) for ids, _ in rows)
+
+        def pair(number: int, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            ids = (queries[number], passages[text])
+            return sequence_windows(*ids, self.row_length, tokenizer, is_truncated=True)[0][0]
+
+        if not with_targets or any(item.grades is not None for item in examples):
+            pairs = ((number, *pair(number, text)) for number, item in enumerate(examples) for text in item.passages)
+            return [Features(ids, segments, weight=0.0, notes=number) for number, ids, segments in pairs]
+
+        def group(number: int, places: NDArray[np.int64]) -> Features:
+            item = examples[number]
+            rows = [pair(number, item.passages[place]) for place in places]
+            scores = np.array(kept_scores(item), dtype=np.float32)[places]
+            targets = {"is_first": (np.arange(len(rows)) == 0).astype(np.int64), "score": scores}
             ids, segments = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-            features.append(Features(ids, segments, targets, notes=number, parts=parts))
-        return features
+            return Features(ids, segments, targets, notes=number, parts=tuple(len(own) for own, _ in rows))
+
+        lengths = [
+            np.array([min(len(query) + len(passages[text]) + 3, self.row_length) for text in item.passages])
+            for item, query in zip(examples, queries, strict=True)
+        ]
+        digest = hashlib.sha256()
+        for item, query in zip(examples, queries, strict=True):
+            for array in (query, *(passages[text] for text in item.passages)):
+                digest.update(array.tobytes())
+        count = self.settings.model.train_ds.num_negatives
+        return DrawnGroups(group, lengths, digest.hexdigest(), count, self.settings.seed)
 
     def head(self, config: EncoderConfig) -> Head:
         """Score a pair at its first token."""

@@ -1,15 +1,12 @@
 """Resume a run from a checkpoint: its progress, the settings that may change, constant sequences per step."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..config.schema import Settings
-from ..data.packing import Features, ResampledFeatures
+from ..data.packing import fingerprint
 from ..data.sampler import BatchSampler
 from ..errors import CheckpointError, ConfigError
 from ..parallel.process_group import World
@@ -64,19 +61,6 @@ def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress
             "Give the same file and settings, or start a run in another folder."
         )
     return progress
-
-
-def fingerprint(features: Sequence[Features]) -> str:
-    """Hash token ids and targets of the training data, to detect on resuming that they changed."""
-    if isinstance(features, ResampledFeatures):
-        return features.fingerprint()
-    digest = hashlib.sha256()
-    for item in features:
-        digest.update(item.token_ids.tobytes())
-        for targets in (item.targets, item.token_targets):
-            for name in sorted(targets):
-                digest.update(np.asarray(targets[name]).tobytes())
-    return digest.hexdigest()
 
 
 def check_unchanged(settings: Settings, stored: dict[str, Any]) -> None:

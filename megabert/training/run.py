@@ -29,7 +29,7 @@ from ..storage import atomic_write
 from ..tasks import registry
 from .evaluation import SCORES, TEST, evaluate_test_data, write_evaluation
 from .loop import fit
-from .monitor import warn_of_zeros
+from .monitor import advise_on_steps, warn_of_zeros
 from .plots import plot_curves
 from .resume import check_unchanged, keep_sequences_per_step
 from .setup import TrainingSetup, log_setup, set_up
@@ -116,6 +116,8 @@ def _train_on_rank(
             keep_sequences_per_step(settings, resumed.documents, world, log)
         setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
         log_setup(setup, log)
+        if resumed is None and (advice := advise_on_steps(setup)):
+            log(f"note: {advice}")
         if resumed is not None and world.is_rank_zero:
             # So that a later checkpoint, damaged or not chosen, is not taken for the last one of the resumed run.
             reason = "damaged" if step is None else "superseded"
@@ -153,6 +155,8 @@ def _fit_and_evaluate(setup: TrainingSetup, resumed: Contents | None, log: Calla
         write_evaluation((folder / SCORES).parent, setup.task, last)
     if warning := warn_of_zeros(read_metrics(metrics), setup.monitor, setup.mode):
         log(warning)
+        if advice := advise_on_steps(setup):
+            log(f"note: {advice}")
     best = find_best(folder, setup.mode)
     assert best is not None, "training ends with a checkpoint"
     return Outcome(folder, best, setup.monitor, {} if last is None else last.scores)

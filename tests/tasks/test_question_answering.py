@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.config.parser import compose
-from megabert.data.packing import BatchSize, pack
+from megabert.data.packing import BatchSize, fingerprint, pack
+from megabert.data.sampler import sequence_lengths
 from megabert.data.windows import max_context_masks, window_spans
 from megabert.errors import ConfigError, InputError
 from megabert.formats.squad import Answer, Example
 from megabert.tasks.answer_spans import word_edges
 from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from megabert.tasks.task_data import load_training_data
 from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS, squad_document
 
@@ -71,6 +73,45 @@ def test_the_target_of_a_window_without_the_answer_is_cls():
     context = "a b c d e f g h i j"  # room for 7 tokens: windows 0-7, 2-9, 4-10
     features = small().features([question(context, "h i")], LETTERS, with_targets=True)
     assert [f.targets["span"].tolist() for f in features] == [[0, 0], [9, 10], [7, 8]]
+
+
+def test_windows_without_the_answer_are_drawn_anew_each_epoch(tmp_path):
+    context = " ".join("abcdefghijklmnopqrstuvwxyz")
+    rows = [question(context, answer) for answer in ("h i", "y z")]
+    document = squad_document([(context, [("x ?", "h i"), ("x ?", "y z")])])
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    qa = small(f"model.train_ds.file={tmp_path / 'a.json'}", "model.dataset.null_windows=1.5")
+    every = qa.features(rows, LETTERS, with_targets=True)
+    with_answer = [n for n, item in enumerate(every) if item.targets["span"].any()]
+    made, cached = (
+        load_training_data(qa, LETTERS, qa.settings.model, tmp_path / "home", learn_labels=True).features
+        for _ in range(2)
+    )
+    seen = set()
+    for epoch in range(12):
+        drawn = made.resampled(epoch)
+        assert len(drawn) == len(with_answer) + int(1.5 * len(with_answer)) < len(every)
+        assert set(with_answer) < set(drawn.indices.tolist())
+        assert sequence_lengths(drawn).tolist() == [len(item) for item in drawn]
+        assert np.array_equal(drawn.indices, cached.resampled(epoch).indices)
+        seen |= set(drawn.indices.tolist())
+    assert seen == set(range(len(every)))
+    assert fingerprint(made) == fingerprint(cached)
+    assert small("model.dataset.null_windows=99").drawn(every) is every is small().drawn(every)
+
+
+def test_spans_of_several_windows_are_compared_by_log_probability_where_that_is_set():
+    context = "a b c d e f g h i j"
+    for name, expected in (("logits", "b"), ("log_probability", "i")):
+        qa = small(f"model.dataset.span_score={name}")
+        features = qa.features([question(context)], LETTERS, with_targets=False)
+        # The first window's logits are higher, but it puts its probability on "no answer"; the last one's are lower.
+        place = features[-1].notes.context_start + 4  # "i" of the window from "e"
+        logits = [logits_for(item, 0, 0, 40.0) for item in features]
+        logits[0][features[0].notes.context_start + 1] = 30.0
+        logits[-1] = logits_for(features[-1], place, place, 20.0)
+        (prediction,) = qa.decode([question(context)], features, logits)
+        assert prediction.text == expected
 
 
 def test_a_long_question_is_truncated_and_an_empty_context_has_one_window():

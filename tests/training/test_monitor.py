@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from megabert.cli import main
+from megabert.config.parser import compose
 from megabert.config.schema import Settings
 from megabert.errors import ConfigError
-from megabert.training.monitor import record_validation, stops_early, warn_of_zeros
+from megabert.training.monitor import advise_on_steps, record_validation, stops_early, warn_of_zeros
 from megabert.training.resume import Progress
 from megabert.training.setup import resolve_mode
 from tests.training.test_loop import run, train
@@ -98,3 +99,26 @@ def test_parts_of_speech_keep_the_last_checkpoint(vocab_file, tmp_path, capsys):
     accuracies = [line["word_accuracy"] for line in lines if line["split"] == "validation"]
     assert run.find_best(tmp_path / "run", "max").figure == max(accuracies) > accuracies[0]
     assert "validation f1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("steps", "width", "changes", "expected"),
+    [
+        (85, 256, {}, "trainer.max_epochs=18 model.optim.lr=0.0002"),
+        (85, 1024, {}, "trainer.max_epochs=18"),
+        (85, 256, {"trainer.max_steps": 85}, "trainer.max_steps=300 model.optim.lr=0.0002"),
+        (85, 384, {"model.optim.lr": 1e-4}, "trainer.max_epochs=18"),
+        (300, 256, {}, None),
+        (85, 256, {"pretrained_model": "RUN"}, None),
+        (85, 256, {"mode": "min"}, None),
+    ],
+)
+def test_few_steps_are_reported_with_what_to_change(steps, width, changes, expected):
+    words = ["model.optim.lr=5e-5", *(f"{key}={value}" for key, value in changes.items() if key != "mode")]
+    setup = SimpleNamespace(
+        settings=compose(Settings, words, owner="x")[0], mode=changes.get("mode", "max"),
+        intervals=SimpleNamespace(total_steps=steps, steps_per_epoch=17), task=SimpleNamespace(is_embedding=False),
+        model=SimpleNamespace(encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=width))),
+    )  # fmt: skip
+    advice = advise_on_steps(setup)
+    assert advice is None if expected is None else advice.endswith(f": {expected}")
