@@ -13,6 +13,7 @@ from ..data.packing import Features, ResampledFeatures
 from ..data.sampler import BatchSampler
 from ..errors import CheckpointError, ConfigError
 from ..parallel.process_group import World
+from ..tasks.task_data import TAUGHT
 
 # Settings that may differ when a run is resumed: where files are, how to compute and how long to train.
 FREE_ON_RESUME = (
@@ -24,6 +25,7 @@ FREE_ON_RESUME = (
     "model.language_model.",
     "model.tokenizer.",
     "model.train_ds.file",
+    "model.distillation.teacher",  # whose digest is part of the data's fingerprint
     "model.train_ds.batch_size",  # the sequences of a step may not differ: see keep_sequences_per_step
     "model.validation_ds.",
     "model.test_ds.",
@@ -49,9 +51,9 @@ class Progress:
     """Sequences per step over all ranks: constant for a run. 0 in checkpoints from before several processes."""
 
 
-def initial_progress(sampler: BatchSampler) -> Progress:
-    """Return the progress of a run at its start."""
-    return Progress(data_fingerprint=fingerprint(sampler.features), texts_per_step=sampler.sequences_per_step)
+def initial_progress(sampler: BatchSampler, teacher: str = "") -> Progress:
+    """Return the progress of a run at its start; `teacher` is the digest of the network that it learns from."""
+    return Progress(data_fingerprint=fingerprint(sampler.features, teacher), texts_per_step=sampler.sequences_per_step)
 
 
 def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress:
@@ -60,21 +62,24 @@ def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress
     progress = replace(Progress(**stored), texts_per_step=initial.texts_per_step)
     if progress.data_fingerprint != initial.data_fingerprint:
         raise CheckpointError(
-            "The training data is not what this run was started with, so it cannot be resumed with it. "
+            "The training data, or the teacher, is not what this run was started with: it cannot be resumed with it. "
             "Give the same file and settings, or start a run in another folder."
         )
     return progress
 
 
-def fingerprint(features: Sequence[Features]) -> str:
-    """Hash token ids and targets of the training data, to detect on resuming that they changed."""
+def fingerprint(features: Sequence[Features], teacher: str = "") -> str:
+    """Hash token ids and targets of the training data, to detect on resuming that they changed.
+
+    Not a teacher's logits, which are other numbers on another device, but its digest.
+    """
     if isinstance(features, ResampledFeatures):
         return features.fingerprint()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(teacher.encode())
     for item in features:
         digest.update(item.token_ids.tobytes())
         for targets in (item.targets, item.token_targets):
-            for name in sorted(targets):
+            for name in sorted(targets.keys() - TAUGHT):
                 digest.update(np.asarray(targets[name]).tobytes())
     return digest.hexdigest()
 

@@ -1,0 +1,175 @@
+"""Distillation: losses and alignments computed by hand, every task's student, exact resuming, wrong teachers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from megabert.checkpoints.native import run_checkpoints
+from megabert.cli import main
+from megabert.config.parser import compose
+from megabert.data.packing import Features, pack
+from megabert.distillation import DistillationLoss
+from megabert.model.distillation_loss import binary_divergences, divergences, similarity_divergences, squared_errors
+from megabert.tasks import registry
+from megabert.tasks.answer_spans import NO_MASS, ContextWindow, aligned_spans
+from megabert.tasks.task_data import STATE_WEIGHT, STATES, TEACHER
+from megabert.tokenizers.load import read_tokenizer
+from megabert.weights import kept_layers
+from tests.conftest import WORDS
+from tests.tasks.test_contract import CASES, train
+
+TAUGHT = [
+    "question_answering", "text_classification", "several labels", "a number", "token_classification",
+    "relation_extraction", "text_embedding", "two encoders", "text_ranking",
+]  # fmt: skip
+
+
+def task_of(name, *words):
+    kind = registry.find(name)
+    return kind(compose(kind.settings_type, words, owner=name)[0])
+
+
+def test_the_list_of_cases_has_every_task_that_can_teach():
+    able = {name for name in registry.NAMES if registry.find(name).can_distil}
+    assert {CASES[name].task for name in TAUGHT} == able
+
+
+def test_divergences_are_those_computed_by_hand():
+    teacher = torch.tensor([[math.log(4.0), 0.0], [float("nan")] * 2])
+    logits = torch.zeros(2, 2, requires_grad=True)
+    # At T = 2 the teacher's probabilities are 2/3 and 1/3, the student's halves.
+    expected = 4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
+    losses = divergences(logits, teacher, 2.0)
+    assert losses.tolist() == pytest.approx([expected, 0.0])
+    losses.sum().backward()
+    # T^2 * (1/T) * (student - teacher)
+    assert logits.grad.flatten().tolist() == pytest.approx([-1 / 3, 1 / 3, 0, 0])
+    # Two classes that hold independently: probability 2/3 and 1/2 of the teacher, halves of the student
+    assert binary_divergences(torch.zeros(1, 2), teacher[:1], 2.0).item() == pytest.approx(expected / 2)
+    assert squared_errors(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])).item() == 2.5
+
+
+def test_similarities_leave_out_a_text_itself_and_fillers():
+    vectors = torch.tensor([[1.0, 0], [1, 0], [0, 1], [5, 5]])
+    teacher = torch.tensor([[1.0, 0], [0, 1], [1, 0], [float("nan")] * 2])
+    rows = torch.tensor([True, False, False, True])
+    found = similarity_divergences(vectors, teacher, rows, scale=1.0, temperature=1.0)
+    high = 1 / (1 + math.exp(-1))  # of two similarities, 1 and 0
+    assert found.item() == pytest.approx((2 * high - 1) * math.log(high / (1 - high)))
+
+
+def test_words_align_logits_of_two_vocabularies(tmp_path):
+    """`marie` is one token of the one vocabulary and five of the other; each word has its first token's logits."""
+    task = task_of("token_classification", "model.dataset.max_seq_length=16")
+    task.labels = ["O", "B-P"]
+    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    (tmp_path / "letters.txt").write_text("\n".join(WORDS[: WORDS.index("the")]))
+    large, small = (read_tokenizer(tmp_path / f"{name}.txt", None, lower_case=True) for name in ("words", "letters"))
+    examples = [task.example(tokens=["marie", "was", "in", "the", "paris"])]
+    own = task.features(examples, large, with_targets=False)  # [CLS] marie was in the paris [SEP]
+    student = task.unlabelled_features(examples, small)  # 5 + 3 + 2 + 3 + 5 letters: windows of 14
+    assert [len(item) for item in own] == [7]
+    assert [len(item) for item in student] == [16, 13]
+    logits = [np.stack([np.arange(7.0), -np.arange(7.0)], axis=1).astype(np.float32)]
+    aligned = task.aligned_logits(examples, own, logits, student)
+    places = [np.flatnonzero(~np.isnan(item[:, 0])).tolist() for item in aligned]
+    assert places == [[1, 6, 9, 11], [7]]  # paris begins with token 13, the second window with token 7
+    assert [item[place].tolist() for item, place in zip(aligned, places, strict=True)] == [
+        [[1, -1], [2, -2], [3, -3], [4, -4]], [[5, -5]]
+    ]  # fmt: skip
+    assert [item.weight for item in student] == [4, 1]
+
+
+def span_window(offsets, question=1):
+    ids = np.arange(question + len(offsets) + 3)
+    edges = np.ones((len(offsets), 2), dtype=bool)
+    notes = ContextWindow(0, question + 2, np.array(offsets), np.ones(len(offsets), dtype=int), edges)
+    return Features(ids, ids * 0, notes=notes)
+
+
+def test_spans_align_by_characters():
+    """Context `ab cd ef`: the teacher reads a, b, cd, ef; the student ab, c, d, and does not show ef."""
+    own, student = span_window([(0, 1), (1, 2), (3, 5), (6, 8)]), span_window([(0, 2), (3, 4), (4, 5)], question=2)
+    probabilities = np.array([[1, 1], [0, 0], [0, 0], [2, 1], [1, 3], [3, 2], [2, 1], [1, 2]]) + 1e-9
+    found = np.exp(aligned_spans(own, np.log(probabilities).astype(np.float32), student))
+    # [CLS] gets its own, what the student does not show (2, 1) and the last [SEP] (1, 2)
+    expected = [[4, 4], [0, 0], [0, 0], [0, 0], [3, 4], [3, 0], [0, 2], [0, 0]]
+    assert found == pytest.approx(np.array(expected), abs=1e-5)
+    assert np.exp(np.float32(NO_MASS)) == 0
+
+
+def test_windows_that_differ_share_their_mean():
+    task = task_of("text_classification")
+    student = [Features(np.arange(3), np.zeros(3), notes=number) for number in (0, 0, 1)]
+    logits = [np.array([1.0, 3.0]), np.array([5.0, 6.0]), np.array([7.0, 8.0])]
+    own = [Features(np.arange(3), np.zeros(3), notes=number) for number in (0, 1, 1)]
+    aligned = task.aligned_logits([None, None], own, logits, student)
+    assert [item.tolist() for item in aligned] == [[1, 3], [1, 3], [6, 7]]
+
+
+def test_the_loss_weighs_labels_logits_and_hidden_states():
+    settings = task_of("token_classification").settings.model.distillation
+    settings.weight, settings.temperature, settings.hidden_weight = 0.25, 1.0, 2.0
+    task = task_of("token_classification")
+    task.labels, task.weights = ["O", "B-P"], [1.0, 1.0]
+    targets = {
+        "tag": np.array([-100, 0]),
+        TEACHER: np.array([[np.nan] * 2, [math.log(3.0), 0.0]], dtype=np.float32),
+        STATES: np.array([[np.nan] * 2, [1, 0]], dtype=np.float16),
+        STATE_WEIGHT: np.array([0, 1], dtype=np.float32),
+    }
+    batch = pack([Features(np.arange(2), np.zeros(2, dtype=int), {}, targets)], 4, 0)
+    found = DistillationLoss(task, settings)(torch.zeros(2, 4), batch)
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert found.item() == pytest.approx(0.75 * math.log(2) + 0.25 * divergence + 2.0 * 0.5)
+
+
+def test_layers_are_chosen_evenly():
+    assert kept_layers(12, 6) == [0, 2, 4, 7, 9, 11]
+    assert kept_layers(6, 3) == [0, 2, 5]
+    assert [kept_layers(4, 1), kept_layers(3, 3)] == [[0], [0, 1, 2]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEGABERT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory, vocab_file, home):
+    """A function that returns the run of a case, of three steps, and its file."""
+    runs = {}
+
+    def teacher(name):
+        if name not in runs:
+            folder = tmp_path_factory.mktemp("teacher")
+            runs[name] = train(CASES[name], folder, vocab_file, "trainer.max_steps=3", "model.optim.lr=1e-2")
+        return runs[name]
+
+    return teacher
+
+
+def student(name, folder, vocab_file, run, *more):
+    words = (f"model.distillation.teacher={run}", "trainer.log_every_n_steps=1", "trainer.max_steps=2")
+    return train(CASES[name], folder, vocab_file, *words, *more)[0]
+
+
+def metrics(run, split="train"):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(name, teachers, tmp_path, vocab_file):
+    run, file = teachers(name)
+    states = "model.distillation.hidden_weight=" + ("0" if registry.find(CASES[name].task).is_embedding else "1")
+    words = (f"pretrained_model={run}", "model.distillation.weight=1", "model.distillation.temperature=1", states)
+    words += (f"model.distillation.unlabelled={file}", "trainer.accumulate_grad_batches=2")
+    for line in metrics(student(name, tmp_path / "a", vocab_file, run, *words))[:1]:
+        assert line["loss"] < 1e-4
+        assert line["grad_norm"] < 1e-3
