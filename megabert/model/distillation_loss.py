@@ -27,8 +27,10 @@ def binary_divergences(logits_RC: Tensor, teacher_RC: Tensor, temperature: float
 
 def squared_errors(values_RD: Tensor, teacher_RD: Tensor) -> Tensor:
     """Compute the mean squared difference of each row, [R]."""
-    errors_RD = (values_RD.float() - teacher_RD.float()) ** 2
-    return torch.where(errors_RD.isnan(), 0.0, errors_RD).mean(-1)
+    values_RD, teacher_RD = values_RD.float(), teacher_RD.float()
+    # Masked before the difference: the gradient of a masked NaN would be NaN.
+    known_RD = torch.where(teacher_RD.isnan(), values_RD.detach(), teacher_RD)
+    return ((values_RD - known_RD) ** 2).mean(-1)
 
 
 def similarity_divergences(
