@@ -19,6 +19,7 @@ from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.huggingface.open_huggingface import find_folder
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
+from .checkpoints.native.fewer_layers import with_fewer_layers
 from .checkpoints.open import fit_vocabulary
 from .checkpoints.tensor_names import check_tensors
 from .checkpoints.user_config import parse_user_config
@@ -44,7 +45,6 @@ from .weights import (
     ENCODER_STREAM,
     HEAD_STREAM,
     initialize_weights,
-    kept_layers,
     load_weights,
     materialize,
     new_encoder,
@@ -135,30 +135,11 @@ def load_initial_model(
 
 def _student_of(settings: Settings, task_name: str, place: Placement) -> InitialModel:
     """Take the teacher's network with fewer layers."""
-    distillation = settings.model.distillation
-    count, trained = distillation.student_layers or 0, _read_trained(Path(distillation.teacher or ""))
-    documents = trained.contents.documents
-    shape = model_source.encoder_of_run(documents, str(trained.folder))
-    if not 0 < count <= shape["num_layers"]:
-        raise ConfigError(
-            f"model.distillation.student_layers={count}: the teacher has {shape['num_layers']}. Give fewer, at least 1."
-        )
-    if settings.pretrained_model is not None or ADAPTER in documents:
-        raise ConfigError(
-            "model.distillation.student_layers takes the teacher's layers: leave out pretrained_model."
-            if settings.pretrained_model is not None
-            else f"{trained.folder} has adapters. Merge them first: megabert merge {trained.folder} -o FOLDER."
-        )
-    numbers = kept_layers(shape["num_layers"], count)
-    tensors = trained.contents.tensors["model"]
-    kept = {name: item for name, item in tensors.items() if not name.startswith("encoder.layers.")}
-    for new, old in enumerate(numbers):
-        prefix = f"encoder.layers.{old}."
-        own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
-        kept |= {f"encoder.layers.{new}.{name}": item for name, item in own.items()}
-    encoder = {**shape, "num_layers": count, **model_source.dropout_of(settings.model.language_model)}
-    contents = replace(trained.contents, tensors={"model": kept}, documents={**documents, "encoder": encoder})
-    note = f"Starting from layers {', '.join(str(number + 1) for number in numbers)} of {trained.folder}."
+    wanted = settings.model.distillation
+    trained = _read_trained(Path(wanted.teacher or ""))
+    shape = model_source.encoder_of_run(trained.contents.documents, str(trained.folder))
+    shape |= model_source.dropout_of(settings.model.language_model)
+    contents, note = with_fewer_layers(trained.contents, shape, wanted.student_layers or 0, str(trained.folder))
     return _initial_model_of_run(contents, trained.folder, task_name, settings, (note,), place)
 
 

@@ -38,6 +38,8 @@ def open_teacher(task_name: str, settings: Settings, device: torch.device) -> "T
     """
     wanted = settings.model.distillation
     _check_settings(wanted)
+    if wanted.student_layers is not None and settings.pretrained_model is not None:
+        raise ConfigError("model.distillation.student_layers takes the teacher's layers: leave out pretrained_model.")
     if wanted.teacher is None:
         return None
     if not registry.find(task_name).can_distil:
@@ -169,7 +171,7 @@ class Teacher:
 def _state_weights(states: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
     """Divide a sequence's weight among its hidden states, [T] or [P] or one; NaN ones have none."""
     is_known = ~np.isnan(states).any(-1)
-    return np.where(is_known, weight / max(np.count_nonzero(is_known), 1), 0.0).astype(np.float32)
+    return np.where(is_known, weight / max(int(is_known.sum()), 1), 0.0).astype(np.float32)
 
 
 def _with_empty_targets(item: Features, like: Features) -> Features:

@@ -43,14 +43,6 @@ def materialize(module: nn.Module, device: str = "cpu") -> None:
             owner.register_parameter(name, made[parameter])
 
 
-def kept_layers(num_layers: int, count: int) -> list[int]:
-    """Choose layers evenly, the first and the last included: six of 12 are 0, 2, 4, 7, 9, 11.
-
-    Source: DistilBERT, arXiv:1910.01108.
-    """
-    return [round(number * (num_layers - 1) / max(count - 1, 1)) for number in range(count)]
-
-
 def load_weights(
     module: nn.Module, tensors: Mapping[str, Tensor | Readable], source: str, skipped: Collection[str] = ()
 ) -> None:

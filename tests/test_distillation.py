@@ -2,14 +2,21 @@
 
 import functools
 import math
+import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from megabert.checkpoints.native.fewer_layers import kept_layers
+from megabert.checkpoints.native.run_checkpoints import find_last, read
+from megabert.cli import main
 from megabert.config.parser import compose
 from megabert.data.packing import Features, pack
 from megabert.distillation import DistillationLoss
+from megabert.errors import ConfigError, InputError
 from megabert.model.distillation_loss import binary_divergences, divergences, similarity_divergences, squared_errors
 from megabert.parallel.process_group import World
 from megabert.tasks import registry
@@ -20,7 +27,6 @@ from megabert.training.new_stepper import make_stepper
 from megabert.training.resume import initial_progress
 from megabert.training.saver import Saver, save_checkpoint
 from megabert.training.setup import set_up
-from megabert.weights import kept_layers
 from tests.conftest import WORDS
 from tests.tasks.test_contract import CASES
 
@@ -205,3 +211,71 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(name, teache
     taught = {**batch.targets, **batch.token_targets}[TEACHER]
     assert len(other.training_data.features) > len(set_up_case(name, tmp_path / "c", vocab_file).training_data.features)
     assert taught.dtype == torch.float32
+
+
+def train(folder, *words):
+    (folder.parent / "x.conll").write_text(CASES["token_classification"].content * 2, encoding="utf-8")
+    return main([
+        "train", "token_classification", f"model.train_ds.file={folder.parent / 'x.conll'}", "trainer.accelerator=cpu",
+        "model.dataset.max_seq_length=32", "model.train_ds.batch_size=2", "trainer.accumulate_grad_batches=2",
+        "trainer.max_epochs=2", "exp_manager.checkpoint_callback_params.every_n_train_steps=1", "model.optim.lr=1e-2",
+        "trainer.val_check_interval=0", "exp_manager.checkpoint_callback_params.save_top_k=-1",
+        "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}", *words,
+    ])  # fmt: skip
+
+
+def test_a_student_of_fewer_layers_resumes_exactly(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEGABERT_HOME", str(tmp_path / "home"))
+    run = shutil.copytree(teacher("token_classification"), tmp_path / "teacher")
+    (tmp_path / "more.txt").write_text("Who found radium in Paris?\nThe Seine is a river.\n", encoding="utf-8")
+    words = [f"model.distillation.teacher={run}", f"model.distillation.unlabelled=[{tmp_path / 'more.txt'}]"]
+    words += ["model.distillation.student_layers=1", "model.distillation.hidden_weight=0.5"]
+    assert train(tmp_path / "a", *words) == 0
+    assert "Starting from layers 1 of" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "home")  # without the cache the teacher computes its logits again
+    moved = run.rename(tmp_path / "moved")
+    more = ["--resume", str(tmp_path / "b"), "--step", "2", f"model.distillation.teacher={moved}"]
+    assert main(["train", "token_classification", *more]) == 0
+    last, again = (read(find_last(tmp_path / name).path, groups=("model", "optimizer")) for name in "ab")
+    assert last.documents["progress"]["step"] > 2
+    for group, tensors in last.tensors.items():
+        assert all(torch.equal(item, again.tensors[group][name]) for name, item in tensors.items())
+    assert not any(name.startswith("encoder.layers.1.") for name in last.tensors["model"])
+
+
+def test_layers_of_the_teacher_are_copied(teacher, tmp_path, vocab_file):
+    words = f"model.distillation.teacher={teacher('question_answering')}", "model.distillation.student_layers=1"
+    setup = set_up_case("question_answering", tmp_path / "a", vocab_file, *words)
+    stored = read(find_last(teacher("question_answering")).path, groups=("model",)).tensors["model"]
+    names = [name for name, item in setup.model.named_parameters() if torch.equal(item, stored[name])]
+    assert names == [name for name in stored if not name.startswith("encoder.layers.1.")]
+
+
+WIDER = "{hidden_size:32,num_layers:1,num_attention_heads:2}"
+WRONG = [
+    ("", "weight=0.5 student_layers=1", "has no teacher. Give a finished run"),
+    ("nowhere", "", "nowhere does not exist. Give the folder of a finished run of token_class"),
+    ("question_answering", "", "is a run of question_answering. Give one of token_classific"),
+    ("token_classification", "weight=2", "give a share from 0 to 1"),
+    ("token_classification", "unlabelled=none.txt", "none.txt is not a file"),
+    ("token_classification", "student_layers=3", "the teacher has 2"),
+    (
+        "token_classification",
+        "hidden_weight=1 config={hidden_size:32,num_layers:1,num_attention_heads:2}",
+        "of the tea",
+    ),
+    ("token_classification", "labels", "lacks tag B-NEW of the student; it has O, B-LOC"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), WRONG)
+def test_a_wrong_teacher_is_refused(name, settings, message, teacher, tmp_path, vocab_file, monkeypatch):
+    words = [f"model.distillation.teacher={teacher(name) if name in CASES else name}"] if name else []
+    words += [f"model.distillation.{word}" for word in settings.split() if "=" in word]
+    words = [word.replace("distillation.config", "language_model.config") for word in words]
+    if settings == "labels":
+        case = CASES[name]
+        monkeypatch.setitem(CASES, name, replace(case, content=case.content.replace("B-PER", "B-NEW")))
+    with pytest.raises((ConfigError, InputError), match=re.escape(message)):
+        set_up_case("token_classification", tmp_path / "a", vocab_file, *words)

@@ -39,7 +39,7 @@ class Features:
     token_ids: NDArray[np.int64]
     segment_ids: NDArray[np.int64]
     targets: dict[str, Any] = field(default_factory=dict)
-    token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    token_targets: dict[str, NDArray[Any]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
     parts: tuple[int, ...] = ()

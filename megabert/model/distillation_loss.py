@@ -21,8 +21,8 @@ def divergences(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def binary_divergences(logits_RC: Tensor, teacher_RC: Tensor, temperature: float) -> Tensor:
     """Compute the mean over classes that hold independently of each other, [R]."""
-    pairs = [torch.stack([item, torch.zeros_like(item)], dim=-1) for item in (logits_RC, teacher_RC)]
-    return divergences(*pairs, temperature).mean(-1)
+    two, teacher_two = (torch.stack([item, torch.zeros_like(item)], dim=-1) for item in (logits_RC, teacher_RC))
+    return divergences(two, teacher_two, temperature).mean(-1)
 
 
 def squared_errors(values_RD: Tensor, teacher_RD: Tensor) -> Tensor:
