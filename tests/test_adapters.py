@@ -142,8 +142,8 @@ def test_a_server_holds_one_base_of_several_adapters(base, trained, tmp_path):
 
     other = train(base, tmp_path / "other", "seed=9", "trainer.max_steps=1", "trainer.val_check_interval=0")
     runs = [LoadedRun(name, load_run(path, accelerator="cpu")) for name, path in (("a", trained), ("b", other))]
-    fields = {"text": "Marie Curie was born in Warsaw"}
-    alone = [run.predictor.task.to_json(run.predictor.predict(**fields))["entities"] for run in runs]
+    texts = ["Marie Curie was born in Warsaw", "who found radium"]
+    alone = [run.predictor.embed(texts) for run in runs]
     models = [run.predictor.session.model for run in runs]
     shared = share_weights(models[1], models[:1])
     base_bytes = sum(item.numel() * 4 for name, item in models[0].named_parameters() if name in frozen(models[0]))
@@ -152,9 +152,10 @@ def test_a_server_holds_one_base_of_several_adapters(base, trained, tmp_path):
     own = [sum(item.numel() * 4 for name, item in m.named_parameters() if name not in frozen(m)) for m in models]
     assert sum(memory.values()) == base_bytes + sum(own)
     with running(runs) as server:
-        answers = [server.post("/v1/entities", model=name, **fields)["results"][0] for name in ("a", "b", "a")]
-    assert [item["entities"] for item in answers] == [alone[0], alone[1], alone[0]]
-    assert alone[0] != alone[1]
+        answers = [server.post(f"/models/{name}/embed", inputs=texts, normalize=False) for name in ("a", "b", "a")]
+    for answer, expected in zip(answers, (alone[0], alone[1], alone[0]), strict=True):
+        assert torch.tensor(answer).numpy() == pytest.approx(expected, abs=1e-5)
+    assert abs(alone[0] - alone[1]).max() > 1e-3
 
 
 def frozen(model):

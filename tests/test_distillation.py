@@ -209,7 +209,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(name, teache
     assert first_step(other)[1] > 1e-2
     batch = other.train_sampler.step(0)[0]
     taught = {**batch.targets, **batch.token_targets}[TEACHER]
-    assert len(other.training_data.features) > len(set_up_case(name, tmp_path / "c", vocab_file).training_data.features)
+    assert any(note.startswith("the teacher alone teaches") for note in other.task.notes)
     assert taught.dtype == torch.float32
 
 
@@ -218,7 +218,7 @@ def train(folder, *words):
     return main([
         "train", "token_classification", f"model.train_ds.file={folder.parent / 'x.conll'}", "trainer.accelerator=cpu",
         "model.dataset.max_seq_length=32", "model.train_ds.batch_size=2", "trainer.accumulate_grad_batches=2",
-        "trainer.max_epochs=2", "exp_manager.checkpoint_callback_params.every_n_train_steps=1", "model.optim.lr=1e-2",
+        "trainer.max_steps=3", "exp_manager.checkpoint_callback_params.every_n_train_steps=1", "model.optim.lr=1e-2",
         "trainer.val_check_interval=0", "exp_manager.checkpoint_callback_params.save_top_k=-1",
         "exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder}", *words,
     ])  # fmt: skip
