@@ -19,6 +19,7 @@ from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.huggingface.open_huggingface import find_folder
 from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
+from .checkpoints.native.fewer_layers import with_fewer_layers
 from .checkpoints.open import fit_vocabulary
 from .checkpoints.tensor_names import check_tensors
 from .checkpoints.user_config import parse_user_config
@@ -40,7 +41,14 @@ from .tasks.task import Task
 from .tokenizers.load import read_tokenizer, stored_tokenizer
 from .tokenizers.wordpiece import Tokenizer
 from .torch_session import TorchSession
-from .weights import ENCODER_STREAM, HEAD_STREAM, initialize_weights, load_weights, materialize, new_encoder
+from .weights import (
+    ENCODER_STREAM,
+    HEAD_STREAM,
+    initialize_weights,
+    load_weights,
+    materialize,
+    new_encoder,
+)
 
 DIGEST_DIGITS = 16
 MAX_EMBEDDED_TOKENS = 256
@@ -98,6 +106,8 @@ def load_initial_model(
     if resumed is not None:
         model_source.check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
         return _initial_model_of_run(resumed, folder, task_name, settings, (), place)
+    if settings.model.distillation.student_layers is not None:
+        return _student_of(settings, task_name, place)
     if settings.pretrained_model is not None:
         source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
         encoder = model_source.encoder_of_run(contents.documents, str(source)) | model_source.dropout_of(
@@ -121,6 +131,16 @@ def load_initial_model(
     size = f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads"
     first = f"Encoder: {size}, {config.vocabulary_size} tokens, from {loaded.source}."
     return InitialModel(task, loaded, notes=(first, *(f"  {note}" for note in loaded.notes)))
+
+
+def _student_of(settings: Settings, task_name: str, place: Placement) -> InitialModel:
+    """Take the teacher's network with fewer layers."""
+    wanted = settings.model.distillation
+    trained = _read_trained(Path(wanted.teacher or ""))
+    shape = model_source.encoder_of_run(trained.contents.documents, str(trained.folder))
+    shape |= model_source.dropout_of(settings.model.language_model)
+    contents, note = with_fewer_layers(trained.contents, shape, wanted.student_layers or 0, str(trained.folder))
+    return _initial_model_of_run(contents, trained.folder, task_name, settings, (note,), place)
 
 
 def _initial_model_of_run(
@@ -342,9 +362,22 @@ class _Trained:
     notes: tuple[str, ...] = ()
 
 
-def _read_trained(path: Path) -> _Trained:
+def trained_documents(path: Path) -> tuple[Mapping[str, Any], str]:
+    """Return the documents of a model that `load_run` loads, and its digest."""
+    if (folder := _huggingface_folder(path)) is not None:
+        trained = _read_huggingface(folder)
+        return trained.contents.documents, trained.digest[:DIGEST_DIGITS]
+    folder, opened = run_checkpoints.open_best(path, groups=())
+    return opened.documents, file_sha256(folder / run_checkpoints.MANIFEST)[:DIGEST_DIGITS]
+
+
+def _huggingface_folder(path: Path) -> Path | None:
     is_native = any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
-    if path.exists() and not is_native and (folder := find_folder(path)) is not None:
+    return find_folder(path) if path.exists() and not is_native else None
+
+
+def _read_trained(path: Path) -> _Trained:
+    if (folder := _huggingface_folder(path)) is not None:
         return _read_huggingface(folder)
     folder, contents = run_checkpoints.read_best(path, groups=("model",))
     return _Trained(folder, contents, file_sha256(folder / run_checkpoints.MANIFEST))

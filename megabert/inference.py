@@ -129,7 +129,7 @@ class Predictor:
         tokenizer = self.tokenizer
         if self.task.is_embedding:
             features = self.task.text_features(texts, tokenizer, role)
-            return np.array(self._run(features).logits, dtype=np.float32)
+            return np.array(self.logits(features), dtype=np.float32)
         first, last = tokenizer.edges()
         room = self.task.row_length - len(first) - len(last)
         features = []
@@ -144,6 +144,10 @@ class Predictor:
         for feature, vector in zip(features, output.logits, strict=True):
             vectors[feature.notes].append(vector)
         return np.array([np.mean(items, axis=0) for items in vectors], dtype=np.float32)
+
+    def logits(self, features: Sequence[Features]) -> list[NDArray[np.float32]]:
+        """Compute the logits of each of the features. Raises InputError if they are not finite."""
+        return self._run(features).logits
 
     def predict_examples(
         self,

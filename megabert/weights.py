@@ -1,6 +1,6 @@
 """Weights of modules: allocate without initializing, initialize by a seed, copy from a checkpoint's tensors."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -69,3 +69,26 @@ def load_weights(
         for name, parameter in parameters.items():
             tensor = tensors[name]
             parameter.copy_(tensor if isinstance(tensor, Tensor) else tensor.read())
+
+
+def share_weights(model: nn.Module, others: Iterable[nn.Module]) -> int:
+    """Let a model use the parameters of others that are the same, such as the base of adapters; returns their bytes.
+
+    Parameters are the same that have one name, dtype and value.
+    """
+    known: dict[str, list[nn.Parameter]] = {}
+    for other in others:
+        for name, parameter in other.named_parameters():
+            known.setdefault(name, []).append(parameter)
+    same: dict[nn.Parameter, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        for item in known.get(name, ()):
+            fits = (item.shape, item.dtype, item.device) == (parameter.shape, parameter.dtype, parameter.device)
+            if fits and torch.equal(item, parameter):
+                same[parameter] = item
+                break
+    for owner in model.modules():
+        for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter in same:
+                owner.register_parameter(name, same[parameter])
+    return sum(item.numel() * item.element_size() for item in same.values())

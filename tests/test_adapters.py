@@ -9,6 +9,7 @@ from megabert.build import load_run
 from megabert.checkpoints.native import run_checkpoints as run
 from megabert.cli import main
 from megabert.model.lora import LoraConfig, LoraLinear, add_lora, base_digest, find_targets, initialize_lora
+from megabert.weights import share_weights
 
 from .conftest import WORDS
 
@@ -122,6 +123,44 @@ def test_merged_weights_give_the_same_logits(trained, tmp_path):
     before, after = outputs(trained), outputs(tmp_path / "merged")
     assert (before - after).abs().max() < 1e-6 * max(1.0, float(before.abs().max()))
     assert main(["convert", str(tmp_path / "merged"), str(tmp_path / "hf"), "--to", "huggingface"]) == 0
+
+
+def test_an_export_has_the_merged_weights(trained, tmp_path):
+    assert main(["export", str(trained), "--to", "huggingface", "-o", str(tmp_path / "out")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    texts, paths = ["Marie Curie was born in Warsaw", "who found radium"], (trained, tmp_path / "out")
+    before, after = (load_run(path, accelerator="cpu").predict(text=texts) for path in paths)
+    assert [item.tags for item in before] == [item.tags for item in after]
+    for first, second in zip(before, after, strict=True):
+        assert [span.score for span in first.spans] == pytest.approx([span.score for span in second.spans], abs=1e-4)
+
+
+def test_a_server_holds_one_base_of_several_adapters(base, trained, tmp_path):
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from megabert.serve.server import LoadedRun
+    from tests.serve.running_server import running
+
+    other = train(base, tmp_path / "other", "seed=9", "trainer.max_steps=1", "trainer.val_check_interval=0")
+    runs = [LoadedRun(name, load_run(path, accelerator="cpu")) for name, path in (("a", trained), ("b", other))]
+    texts = ["Marie Curie was born in Warsaw", "who found radium"]
+    alone = [run.predictor.embed(texts) for run in runs]
+    models = [run.predictor.session.model for run in runs]
+    shared = share_weights(models[1], models[:1])
+    base_bytes = sum(item.numel() * 4 for name, item in models[0].named_parameters() if name in frozen(models[0]))
+    assert shared == base_bytes
+    memory = {item.data_ptr(): item.numel() * 4 for model in models for item in model.parameters()}
+    own = [sum(item.numel() * 4 for name, item in m.named_parameters() if name not in frozen(m)) for m in models]
+    assert sum(memory.values()) == base_bytes + sum(own)
+    with running(runs) as server:
+        answers = [server.post(f"/models/{name}/embed", inputs=texts, normalize=False) for name in ("a", "b", "a")]
+    for answer, expected in zip(answers, (alone[0], alone[1], alone[0]), strict=True):
+        assert torch.tensor(answer).numpy() == pytest.approx(expected, abs=1e-5)
+    assert abs(alone[0] - alone[1]).max() > 1e-3
+
+
+def frozen(model):
+    """Names of the base's parameters."""
+    return {name for name, _ in model.encoder.named_parameters(prefix="encoder") if ".lora_" not in name}
 
 
 def test_peft_reads_what_is_written_and_is_read_back(base, trained, tmp_path):

@@ -27,6 +27,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"weights"},
     {"adapters"},
     {"build"},
+    {"distillation"},
     {"training", "diagnostics", "generation", "retrieval"},
     {"linking"},
     {"annotate"},

@@ -1,7 +1,9 @@
 """The command `export`: a trained run in a format that runs elsewhere."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -31,10 +33,29 @@ def export(words: Sequence[str]) -> int:
         raise ConfigError(f"{arguments.output} exists. Remove it, or name another folder.")
     if arguments.to != "onnx" and (arguments.int8 or arguments.calibration or arguments.force):
         raise ConfigError("--int8, --calibration and --force are for --to onnx.")
-    for line in FORMATS[arguments.to](arguments):
-        log(line)
+    with _merged(arguments.run, arguments.output, arguments.task) as arguments.run:
+        for line in FORMATS[arguments.to](arguments):
+            log(line)
     log(f"Wrote {arguments.output}.")
     return 0
+
+
+@contextmanager
+def _merged(run: Path, output: Path, task: str | None) -> Iterator[Path]:
+    """Merge a run's adapters into its weights, for as long as it is exported; a run without adapters stays itself."""
+    from ..checkpoints.native.run_checkpoints import CHECKPOINTS, MANIFEST, open_best
+
+    is_run = (run / CHECKPOINTS).exists() or (run / MANIFEST).exists()
+    if not is_run or "adapter" not in open_best(run, groups=())[1].documents:
+        yield run
+        return
+    from ..merging import merge_run
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        merge_run(run, Path(folder) / "merged", task_name=task)
+        log("The run's adapters are merged into its weights.")
+        yield Path(folder) / "merged"
 
 
 def _to_onnx(arguments: argparse.Namespace) -> Iterable[str]:

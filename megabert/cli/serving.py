@@ -11,7 +11,6 @@ from ..errors import ConfigError
 from .console import log, new_parser
 
 if TYPE_CHECKING:
-    from ..inference import Predictor
     from ..serve.server import LoadedRun
 
 KEY_VARIABLE = "MEGABERT_API_KEY"
@@ -37,8 +36,10 @@ def serve(words: Sequence[str]) -> int:
 
     digest = _key_digest(arguments.api_key_file, os.environ)
     address = check_address(arguments.host, digest, arguments.allowed_host, is_open=arguments.no_key)
-    runs = [_load(name, path, arguments) for name, path in models.items()]
-    _share_encoders([run.predictor for run in runs])
+    runs: list[LoadedRun] = []
+    for name, path in models.items():
+        runs.append(_load(name, path, arguments))
+        _share(runs[-1], runs[:-1])
     is_gpu = any("cuda" in str(getattr(run.predictor.session, "device", "")) for run in runs)
     processes = arguments.processes
     if processes is None:
@@ -142,20 +143,10 @@ def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
     return LoadedRun(name, predictor)
 
 
-def _share_encoders(predictors: "Sequence[Predictor]") -> None:
-    """Let runs whose encoders have the same weights use one."""
-    import torch
+def _share(run: "LoadedRun", others: "Sequence[LoadedRun]") -> None:
+    """Let a run use the weights of others that are the same: of adapters on one base there is one base."""
+    from ..weights import share_weights
 
-    encoders: list[Any] = []
-    for predictor in predictors:
-        model = getattr(predictor.session, "model", None)
-        if model is None:
-            continue
-        own = model.encoder.state_dict()
-        for encoder in encoders:
-            other = encoder.state_dict()
-            if own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own):
-                model.encoder = encoder
-                break
-        else:
-            encoders.append(model.encoder)
+    model, *rest = (getattr(item.predictor.session, "model", None) for item in (run, *others))
+    if model is not None and (shared := share_weights(model, (item for item in rest if item is not None))):
+        log(f"{run.name}: {shared / 1e6:.1f} MB of its weights are those of other models, and are held once.")

@@ -278,6 +278,26 @@ class PeftSettings:
 
 
 @dataclass
+class DistillationSettings:
+    """Distillation: the network, a student, also learns what a larger one, its teacher, predicts."""
+
+    teacher: str | None = None
+    """Run of the same task, or a Hugging Face folder with its head; null: learn from the labels alone."""
+    weight: float = 0.5
+    """Share of the teacher in the loss, 0 to 1; the labels have the rest."""
+    temperature: float = 2.0
+    """Logits of both are divided by it; regressions and margins of rankings have none."""
+    hidden_weight: float = 0.0
+    """Weight of the squared differences of the last hidden states, which must have the same size; 0: none."""
+    unlabelled: Any = None
+    """More data, without labels or with labels that are not read, from which the student learns by the teacher alone:
+    a path, a list or a pattern."""
+    student_layers: int | None = None
+    """Start from the teacher's weights with so many of its layers, evenly spaced with the first and the last (6 of 12:
+    1, 3, 5, 8, 10, 12); null: from model.language_model."""
+
+
+@dataclass
 class ModelSettings:
     """Model, data and optimizer. Tasks add `dataset` and their head."""
 
@@ -289,6 +309,7 @@ class ModelSettings:
     test_ds: DataSettings = field(default_factory=DataSettings)
     optim: OptimizerSettings = field(default_factory=OptimizerSettings)
     peft: PeftSettings = field(default_factory=PeftSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
 
 @dataclass

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Target of tokens and sequences without one, such as fillers: cross_entropy's ignore_index.
 NO_TARGET = -100
+# Targets that a teacher made: its logits, its hidden states, and the weight of each of these.
+TEACHER, STATES, STATE_WEIGHT = "teacher", "teacher_states", "teacher_state_weight"
+TAUGHT = frozenset({TEACHER, STATES, STATE_WEIGHT})
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,16 @@ class Features:
 
     `parts` are the lengths of several sequences, concatenated in `token_ids`, which stay in one batch (a query and its
     passages); `targets` then have a row for each. Empty: there is one.
-    `targets` are per sequence: a number or an array of any shape. `token_targets` are per token, int64, NO_TARGET for a
-    token without one. `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
+    `targets` are per sequence: a number or an array of any shape. `token_targets` are per token, [T, ...]: NO_TARGET,
+    or NaN in floats, for a token without one.
+    `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
     `notes` are private to the task: what `decode` needs to map predictions back to the example.
     """
 
     token_ids: NDArray[np.int64]
     segment_ids: NDArray[np.int64]
     targets: dict[str, Any] = field(default_factory=dict)
-    token_targets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    token_targets: dict[str, NDArray[Any]] = field(default_factory=dict)
     weight: float = 1.0
     notes: Any = None
     parts: tuple[int, ...] = ()
@@ -96,15 +100,18 @@ class ResampledFeatures(LazyFeatures):
         """Hash the data and settings that determine the sequences, to detect a change on resuming."""
 
 
-def fingerprint(features: Sequence[Features]) -> str:
-    """Hash token ids and targets of the training data, to detect on resuming that they changed."""
+def fingerprint(features: Sequence[Features], teacher: str = "") -> str:
+    """Hash token ids and targets of the training data, to detect on resuming that they changed.
+
+    Not a teacher's logits, which are other numbers on another device, but its digest.
+    """
     if isinstance(features, ResampledFeatures):
-        return features.fingerprint()
-    digest = hashlib.sha256()
+        return f"{features.fingerprint()} {teacher}".rstrip()
+    digest = hashlib.sha256(teacher.encode())
     for item in features:
         digest.update(item.token_ids.tobytes())
         for targets in (item.targets, item.token_targets):
-            for name in sorted(targets):
+            for name in sorted(targets.keys() - TAUGHT):
                 digest.update(np.asarray(targets[name]).tobytes())
     return digest.hexdigest()
 
@@ -166,15 +173,15 @@ class Batch:
         """Replace all tokens by padding, at the same size: the batch adds no loss and no gradient."""
         import torch
 
+        def empty(target: Tensor) -> Tensor:
+            return torch.full_like(target, float("nan") if target.is_floating_point() else NO_TARGET)
+
         return replace(
             self,
             token_ids_T=torch.full_like(self.token_ids_T, pad_id),
             segment_ids_T=torch.zeros_like(self.segment_ids_T),
-            targets={
-                name: torch.full_like(target, float("nan") if target.is_floating_point() else NO_TARGET)
-                for name, target in self.targets.items()
-            },
-            token_targets={name: torch.full_like(target, NO_TARGET) for name, target in self.token_targets.items()},
+            targets={name: empty(target) for name, target in self.targets.items()},
+            token_targets={name: empty(target) for name, target in self.token_targets.items()},
             num_tokens=0,
             num_sequences=0,
             weight=0.0,
@@ -234,8 +241,9 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     lengths = np.concatenate([lengths, fillers])
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
 
-    def concatenate(arrays: list[NDArray[np.int64]], fill: int) -> Tensor:
-        return torch.from_numpy(np.concatenate([*arrays, np.full(padding, fill, dtype=np.int64)]))
+    def concatenate(arrays: list[NDArray[Any]], fill: float) -> Tensor:
+        filler = np.full((padding, *arrays[0].shape[1:]), fill, dtype=arrays[0].dtype)
+        return torch.from_numpy(np.concatenate([*arrays, filler]))
 
     return Batch(
         token_ids_T=concatenate([item.token_ids for item in features], pad_id),
@@ -248,8 +256,8 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
             for name in features[0].targets
         },
         token_targets={
-            name: concatenate([item.token_targets[name] for item in features], NO_TARGET)
-            for name in features[0].token_targets
+            name: concatenate([item.token_targets[name] for item in features], no_target(target))
+            for name, target in features[0].token_targets.items()
         },
         num_tokens=num_tokens,
         num_sequences=num_sequences,
@@ -258,7 +266,12 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     )
 
 
+def no_target(target: Any) -> float:
+    """Return the target of a token or sequence that has none: NaN among floats, else NO_TARGET."""
+    return float("nan") if np.asarray(target).dtype.kind == "f" else NO_TARGET
+
+
 def _stack(targets: list[Any], num_fillers: int) -> NDArray[Any]:
     stacked = np.stack([np.asarray(target) for target in targets])
-    fill = np.nan if stacked.dtype.kind == "f" else NO_TARGET
-    return np.concatenate([stacked, np.full((num_fillers, *stacked.shape[1:]), fill, dtype=stacked.dtype)])
+    filler = np.full((num_fillers, *stacked.shape[1:]), no_target(stacked), dtype=stacked.dtype)
+    return np.concatenate([stacked, filler])

@@ -310,6 +310,8 @@ class TaskModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.adds_states = False
+        """Whether logits are followed by the hidden states that the head reads, in training only."""
         head.tie(encoder.embeddings.word)
 
     def forward(
@@ -336,7 +338,11 @@ class TaskModel(nn.Module):
             hidden_TD = hidden_TD.float()
         if self.head.takes_targets:
             return self.head(hidden_TD, documents.starts(), token_targets or {})
-        return self.head(hidden_TD, documents.starts())
+        logits = self.head(hidden_TD, documents.starts())
+        if not (self.adds_states and self.training):
+            return logits
+        states = hidden_TD.index_select(0, documents.starts()) if self.head.is_per_sequence else hidden_TD
+        return torch.cat([logits, states], dim=-1)
 
 
 def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:

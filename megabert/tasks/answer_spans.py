@@ -20,6 +20,9 @@ WITHOUT_WORD_EDGES = re.compile(
     "\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 
+# The logit of a token that is out of the question: its probability is 0, and finite numbers have no NaN as product.
+NO_MASS = -1e4
+
 ScoredSpan = tuple[float, int, int]
 """Score, first character, end character."""
 
@@ -120,6 +123,35 @@ def log_probabilities(logits_T2: NDArray[np.float32]) -> NDArray[np.float32]:
     """Normalize a window's logits as the loss does: log probabilities of its tokens as start and as end."""
     shifted = logits_T2 - logits_T2.max(axis=0)
     return shifted - np.log(np.exp(shifted).sum(axis=0))
+
+
+def shared_characters(own: Features, other: Features) -> int:
+    """Count the characters of the context that two windows of one example show both."""
+    first, second = own.notes.offsets, other.notes.offsets
+    if not len(first) or not len(second):
+        return 0
+    return int(min(first[-1, 1], second[-1, 1]) - max(first[0, 0], second[0, 0]))
+
+
+def aligned_spans(own: Features, logits_T2: NDArray[np.float32], other: Features) -> NDArray[np.float32]:
+    """Transfer start and end logits from a window to one of other tokens of the same context, by characters.
+
+    A start goes to the token that shows its first character, an end to that of its last one; probabilities that meet
+    are added. Those of tokens that the other window does not show go to its [CLS], as those of the question do.
+    """
+    theirs, ours = other.notes.offsets, own.notes.offsets
+    aligned = np.full((len(other), 2), NO_MASS)
+    first = own.notes.context_start
+    inside = np.zeros(len(own), dtype=np.bool_)
+    if len(theirs) and len(ours):
+        inside[first : first + len(ours)] = (ours[:, 0] >= theirs[0, 0]) & (ours[:, 1] <= theirs[-1, 1])
+        shown = ours[inside[first : first + len(ours)]]
+        starts = np.searchsorted(theirs[:, 0], shown[:, 0], side="right") - 1
+        ends = np.searchsorted(theirs[:, 1], shown[:, 1], side="left")
+        for column, places in enumerate((starts, ends)):
+            np.logaddexp.at(aligned[:, column], places + other.notes.context_start, logits_T2[inside, column])
+    aligned[0] = np.logaddexp.reduce(logits_T2[~inside].astype(np.float64), axis=0)
+    return aligned.astype(np.float32)
 
 
 def word_edges(context: str, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..config.parser import compose
 from ..config.schema import (
     DataSettings,
@@ -27,15 +30,18 @@ from ..metrics import squad
 from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .answer_spans import (
+    NO_MASS,
     Candidate,
     ContextWindow,
     ScoredSpan,
     WindowedContext,
+    aligned_spans,
     best_spans,
     context_windows,
     draw_null_windows,
     log_probabilities,
     rank_answers,
+    shared_characters,
     target_span,
     word_edges,
 )
@@ -151,6 +157,7 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     settings_type = QuestionAnsweringSettings
     main_score = "f1"
+    can_distil = True
     input_fields: ClassVar[Mapping[str, type]] = {"question": str, "context": str}
 
     def __init__(self, settings: QuestionAnsweringSettings) -> None:
@@ -236,6 +243,33 @@ class QuestionAnswering(Task[Example, Prediction]):
         lowest = torch.finfo(torch.float32).min
         logits_NL2 = batch.by_sequence(logits.float(), fill=lowest, max_seqlen=self.row_length)
         return F.cross_entropy(logits_NL2, batch.targets["span"], reduction="sum") / 2
+
+    def aligned_logits(
+        self, examples: Sequence[Example], own: Sequence[Features], logits: Logits, student: Sequence[Features]
+    ) -> list[NDArray[np.float32]]:
+        """Return the logits of the same tokens, or by characters those of the window that shows most of the same."""
+        windows: list[list[int]] = [[] for _ in examples]
+        for number, item in enumerate(own):
+            windows[item.notes.example].append(number)
+        aligned = []
+        for item in student:
+            numbers = windows[item.notes.example]
+            same = [number for number in numbers if np.array_equal(own[number].token_ids, item.token_ids)]
+            if not same and logits[numbers[0]].shape[1] != 2:
+                raise ConfigError(
+                    "Hidden states of question answering are compared token by token, but teacher and student read "
+                    "other tokens. Set model.distillation.hidden_weight=0, or give both one vocabulary and length."
+                )
+            best = same[0] if same else max(numbers, key=lambda number: shared_characters(own[number], item))
+            aligned.append(logits[best] if same else aligned_spans(own[best], logits[best], item))
+        return aligned
+
+    def distillation_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Sum over windows the mean of the start's and the end's divergence over the window's tokens."""
+        from ..model.distillation_loss import divergences
+
+        both = [batch.by_sequence(item.float(), NO_MASS, self.row_length).transpose(1, 2) for item in (logits, teacher)]
+        return divergences(both[0], both[1], temperature).sum() / 2
 
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Choose the best spans of each question over all its windows."""

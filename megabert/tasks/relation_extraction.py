@@ -97,6 +97,7 @@ class RelationExtraction(SequenceClassificationTask):
 
     settings_type = RelationExtractionSettings
     main_score = "f1"
+    can_distil = True
     state_names = (*SequenceClassificationTask.state_names, "marks")
     input_fields: ClassVar[Mapping[str, type]] = {
         **SequenceClassificationTask.input_fields,

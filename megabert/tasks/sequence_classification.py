@@ -241,6 +241,32 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             losses_N = F.cross_entropy(logits, batch.targets["label"], reduction="none")
         return (losses_N * weights_N).sum()
 
+    def aligned_logits(
+        self, examples: Sequence[Example], own: Sequence[Features], logits: Logits, student: Sequence[Features]
+    ) -> list[NDArray[np.float32]]:
+        """Return the logits of each window, or their mean over an example's windows where the student has others."""
+        before = by_example(len(examples), own, logits)
+        after = by_example(len(examples), student, range(len(student)))
+        aligned: list[Any] = [None] * len(student)
+        for windows, numbers in zip(before, after, strict=True):
+            if len(windows) != len(numbers):
+                windows = [np.mean(windows, axis=0)] * len(numbers)
+            for number, window in zip(numbers, windows, strict=True):
+                aligned[number] = window
+        return aligned
+
+    def distillation_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Sum the divergences of the classes, or squared errors of the value, weighted as the examples."""
+        from ..model.distillation_loss import binary_divergences, divergences, squared_errors
+
+        if self.is_regression:
+            losses_N = squared_errors(logits, teacher)
+        elif self.problem == "multi_label":
+            losses_N = binary_divergences(logits, teacher, temperature)
+        else:
+            losses_N = divergences(logits, teacher, temperature)
+        return (losses_N * batch.targets["weight"].nan_to_num(nan=1.0)).sum()  # NaN: unlabelled, or a filler
+
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Pool the probabilities, or logits, of each example's windows and choose."""
         windows = by_example(len(examples), features, [item.astype(np.float64) for item in logits])

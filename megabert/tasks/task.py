@@ -58,6 +58,8 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     """Whether the logits are the texts' embeddings."""
     caches_features: ClassVar[bool] = True
     """Whether the features of the training data may be cached; not if they are resampled each epoch."""
+    can_distil: ClassVar[bool] = False
+    """Whether a student can learn from a teacher: `aligned_logits` and `distillation_loss` fit its logits."""
     state_names: ClassVar[tuple[str, ...]] = ()
     """The attributes that `state` consists of."""
     input_fields: ClassVar[Mapping[str, type]] = {}
@@ -197,6 +199,31 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     ) -> Iterable[dict[str, Any]]:
         """Convert examples and their predictions to the rows of predictions.jsonl."""
         return map(self.to_row, examples, predictions)
+
+    def unlabelled_features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer) -> Sequence[Features]:
+        """Tokenize examples whose labels a student does not read; targets that are missing are added empty."""
+        return self.features(examples, tokenizer, with_targets=False)
+
+    def aligned_logits(
+        self,
+        examples: Sequence[ExampleType],
+        own: Sequence[Features],
+        logits: Logits,
+        student: Sequence[Features],
+    ) -> list[NDArray[np.float32]]:
+        """Return this task's logits of its own features at the tokens or sequences of a student's features.
+
+        The student reads the same examples, perhaps by another vocabulary or in other windows. NaN where there are
+        none. Hidden states, [T, D] or [D], are aligned likewise. By default each example is one sequence of both.
+        """
+        assert len(own) == len(student), "each example is one sequence"
+        return list(logits)
+
+    def distillation_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Compute the loss against a teacher's aligned logits, summed over the batch as `loss` is."""
+        from ..model.distillation_loss import divergences
+
+        return divergences(logits, teacher, temperature).sum()
 
     def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[Features]:
         """Tokenize texts that are embedded in a role, query or passage; of a task whose logits are embeddings."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
@@ -32,6 +32,31 @@ class TrainingData:
     features: Sequence[Features]
     num_examples: int
     labels: LabelReport = field(default_factory=LabelReport)
+    teacher: str = ""
+    """Digest of the network whose logits are among the targets."""
+
+
+class Teaching(Protocol):
+    """Adds a trained network's logits to features, for a student to learn from."""
+
+    @property
+    def key(self) -> str:
+        """Digest of the network and of what is taught of it."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the network."""
+
+    def unlabelled_files(self) -> list[str]:
+        """List the files whose labels are not read."""
+
+    def check_labels(self, task: Task[Any, Any], *, is_new: bool) -> None:
+        """Give a task with a new head the network's labels. Raises ConfigError or InputError where they differ."""
+
+    def teach(
+        self, task: Task[Any, Any], tokenizer: Tokenizer, examples: Sequence[Any], features: Sequence[Features]
+    ) -> list[Features]:
+        """Return the features, and those of the unlabelled files, with the network's logits as targets."""
 
 
 def software_versions() -> dict[str, str]:
@@ -47,23 +72,27 @@ def load_training_data(
     cache_folder: Path,
     *,
     learn_labels: bool,
+    teaching: Teaching | None = None,
 ) -> TrainingData:
     """Read and tokenize model.train_ds, or load its features from the cache.
 
-    With `learn_labels` (for a new head) the task takes its labels from the examples. Raises InputError at a label that
-    the head does not have.
+    With `learn_labels` (for a new head) the task takes its labels from the examples. `teaching` adds a teacher's
+    logits. Raises InputError at a label that the head does not have.
     """
     data = settings.train_ds
     # Features of tasks that group sequences need not have the same targets, as the cache's arrays must.
-    uses_cache = data.use_cache and task.caches_features and not task.groups_sequences
+    uses_cache = data.use_cache and task.caches_features and (teaching is not None or not task.groups_sequences)
+    teacher = "" if teaching is None else teaching.digest
     key = ""
     if uses_cache:
         code_files = _code_files(task)
         facts = [_settings_in_key(settings), tokenizer.to_document(), software_versions(), learn_labels, task.state()]
+        facts += [] if teaching is None else [teaching.key]
+        files = [*task.files(data), *([] if teaching is None else teaching.unlabelled_files())]
         key = feature_cache.digest(
             json.dumps(facts, default=str).encode(),
             *(content.encode() for content in tokenizer.files().values()),
-            *(path.read_bytes() for path in [*map(Path, task.files(data)), *code_files]),
+            *(path.read_bytes() for path in [*map(Path, files), *code_files]),
         )
         cached = feature_cache.load(cache_folder, key)
         if cached is not None:
@@ -71,23 +100,27 @@ def load_training_data(
             for message in cached.meta["warnings"]:
                 warnings.warn(message, InputWarning, stacklevel=2)
             labels = LabelReport.from_document(cached.meta["labels"])
-            return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels)
+            return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels, teacher)
     with _recorded_warnings() as messages:
         examples = task.read_data(data)
         if learn_labels:
             task.learn_labels(examples)
+        if teaching is not None:
+            teaching.check_labels(task, is_new=learn_labels)
         for label, place in task.unseen_labels(examples).items():
             raise InputError(
                 f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
                 "with model.head.reset=true for another set of labels."
             )
         features = task.features(examples, tokenizer, with_targets=True)
+        if teaching is not None:
+            features = teaching.teach(task, tokenizer, examples, features)
     labels = task.label_report(examples)
     if uses_cache and features:
         meta = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
         meta["warnings"] = messages
         feature_cache.save(cache_folder, key, features, meta)
-    return TrainingData(task.drawn(features), len(examples), labels)
+    return TrainingData(task.drawn(features), len(examples), labels, teacher)
 
 
 @contextmanager
@@ -123,7 +156,7 @@ def load_validation_data(task: Task[Any, Any], tokenizer: Tokenizer, settings: D
 def _settings_in_key(settings: ModelSettings) -> dict[str, Any]:
     """Return the settings that determine features; the files' content is in the key itself."""
     tree: Any = dataclasses.asdict(settings)
-    for block in ("optim", "language_model", "validation_ds", "test_ds"):
+    for block in ("optim", "language_model", "validation_ds", "test_ds", "distillation"):
         del tree[block]
     return tree | {"train_ds": {"num_samples": settings.train_ds.num_samples}}
 

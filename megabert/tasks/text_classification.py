@@ -80,6 +80,7 @@ class TextClassification(SequenceClassificationTask):
     """
 
     settings_type: ClassVar[type[Settings]] = TextClassificationSettings
+    can_distil = True
 
     def __init__(self, settings: TextClassificationSettings) -> None:
         super().__init__(settings, settings.model.dataset.problem)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
-from ..data.packing import Batch, Features
+from ..data.packing import NO_TARGET, Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
@@ -129,6 +129,7 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
     groups_sequences = True
     contrasts_sequences = True
     is_embedding = True
+    can_distil = True
     input_fields: ClassVar[Mapping[str, type]] = {"text": str, "role": str}
 
     def __init__(self, settings: TextEmbeddingSettings) -> None:
@@ -252,13 +253,32 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
                     queries_QD,
                     passages_PD,
                     positives_Q,
-                    temperature=self.embedding.temperature if self.embedding.normalize else 1.0,
+                    temperature=self.scale,
                     query_keys_Q=keys_N[is_query_N],
                     owners_P=keys_N[is_passage_N].where(is_first_P, -1),
                     passage_keys_P=passages_N[is_passage_N],
                 )
             total = total + losses.sum()
         return total / len({logits.shape[1], *sizes})
+
+    @property
+    def scale(self) -> float:
+        """What divides inner products in the losses."""
+        return self.embedding.temperature if self.embedding.normalize else 1.0
+
+    def aligned_logits(
+        self, examples: Sequence[RetrievalExample], own: Sequence[Features], logits: Logits, student: Sequence[Features]
+    ) -> list[NDArray[np.float32]]:
+        """Return the embeddings, scaled so that inner products are what the losses compare."""
+        return [item / np.float32(self.scale**0.5) for item in logits]
+
+    def distillation_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Sum over queries and unlabelled texts the divergence of their similarities to all other texts."""
+        from ..model.distillation_loss import similarity_divergences
+
+        passages_N = batch.targets["passage"]
+        is_row_N = (passages_N == -1) | (passages_N == NO_TARGET)
+        return similarity_divergences(logits, teacher, is_row_N, scale=self.scale, temperature=temperature)
 
     def decode(
         self, examples: Sequence[RetrievalExample], features: Sequence[Features], logits: Logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +31,7 @@ from .retrieval_data import (
     read_pairs,
     read_training,
 )
+from .sequence_classification import by_example
 from .task import Logits, Task, require_texts
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
 
     settings_type: ClassVar[type[Settings]] = TextRankingSettings
     main_score = "ndcg@10"
+    can_distil = True
     groups_sequences = True
     input_fields: ClassVar[Mapping[str, type]] = {"query": str, "passage": str}
 
@@ -170,7 +172,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
             scores = np.array(kept_scores(item), dtype=np.float32)[places]
             targets = {"is_first": (np.arange(len(rows)) == 0).astype(np.int64), "score": scores}
             ids, segments = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-            return Features(ids, segments, targets, notes=number, parts=tuple(len(own) for own, _ in rows))
+            return Features(ids, segments, targets, notes=(number, places), parts=tuple(len(own) for own, _ in rows))
 
         lengths = [
             np.array([min(len(query) + len(passages[text]) + 3, self.row_length) for text in item.passages])
@@ -182,6 +184,35 @@ class TextRanking(Task[RetrievalExample, Prediction]):
                 digest.update(array.tobytes())
         count = self.settings.model.train_ds.num_negatives
         return DrawnGroups(group, lengths, digest.hexdigest(), count, self.settings.seed)
+
+    def unlabelled_features(self, examples: Sequence[RetrievalExample], tokenizer: Tokenizer) -> list[Features]:
+        """Tokenize queries with their passages, those of a query together."""
+        groups = self.features([replace(item, grades=None) for item in examples], tokenizer, with_targets=True)
+        return [replace(item, targets={}) for item in groups]
+
+    def aligned_logits(
+        self, examples: Sequence[RetrievalExample], own: Sequence[Features], logits: Logits, student: Sequence[Features]
+    ) -> list[NDArray[np.float32]]:
+        """Return the scores of the passages of each query."""
+        scores = by_example(len(examples), own, logits)
+        taught = []
+        for item in student:
+            number, places = item.notes if item.parts else (item.notes, 0)  # of the passages that were drawn
+            taught.append(np.stack(scores[number])[places])
+        return taught
+
+    def distillation_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Sum over queries the mean squared error of the margins between the first passage and the others."""
+        import torch
+
+        from ..model.contrastive_loss import margin_mse
+
+        if not batch.parts:
+            return logits.sum() * 0
+        sizes_G = torch.tensor(batch.parts, device=logits.device)
+        groups_N = torch.arange(len(sizes_G), device=logits.device).repeat_interleave(sizes_G)
+        errors_N = margin_mse(logits[:, 0], teacher[:, 0], (sizes_G.cumsum(0) - sizes_G)[groups_N])
+        return (errors_N / sizes_G[groups_N]).sum()
 
     def head(self, config: EncoderConfig) -> Head:
         """Score a pair at its first token."""

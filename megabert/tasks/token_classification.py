@@ -140,6 +140,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     settings_type = TokenClassificationSettings
     main_score = "f1"
+    can_distil = True
     state_names = ("labels", "weights", "cuts")
 
     def __init__(self, settings: TokenClassificationSettings) -> None:

@@ -24,7 +24,7 @@ from ..tokenizers.wordpiece import Tokenizer
 from ..tokenizers.words import WordCuts, learn_cuts, split_words
 from .label_report import label_warnings
 from .labels import LabelKind, LabelledTask, device_constant, label_indices, require_labels
-from .task import ExampleType, PredictionType, require_text
+from .task import ExampleType, Logits, PredictionType, require_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,6 +255,24 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         """Gather the logits of each example's words, [W, C]."""
         num_words = [len(example.words) for example in examples]
         return word_logits([item.notes for item in features], logits, num_words, self.window_pooling)
+
+    def unlabelled_features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer) -> list[Features]:
+        """Tokenize words; a window's weight is the number of words that have their logits in it."""
+        own = self.features(examples, tokenizer, with_targets=False)
+        return [replace(item, weight=float(len(item.notes.word_positions()))) for item in own]
+
+    def aligned_logits(
+        self, examples: Sequence[Any], own: Sequence[Features], logits: Logits, student: Sequence[Features]
+    ) -> list[NDArray[np.float32]]:
+        """Return each word's logits at the student's token whose logits are that word's."""
+        of_words = self.word_logits(examples, own, logits)
+        aligned = []
+        for item in student:
+            window: WordWindow = item.notes
+            positions, num_classes = window.word_positions(), of_words[window.example].shape[1]
+            aligned.append(np.full((len(item), num_classes), np.nan, dtype=np.float32))
+            aligned[-1][positions] = of_words[window.example][window.words[positions]]
+        return aligned
 
     @property
     def window_pooling(self) -> str:

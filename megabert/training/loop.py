@@ -36,7 +36,7 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
     """
     settings, world, intervals, device = setup.settings, setup.world, setup.intervals, setup.world.device
-    progress = initial_progress(setup.train_sampler)
+    progress = initial_progress(setup.train_sampler, setup.training_data.teacher)
     if resumed is not None:
         progress = resumed_progress(progress, resumed.documents["progress"])
     with (

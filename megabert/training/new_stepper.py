@@ -17,9 +17,7 @@ def make_stepper(setup: TrainingSetup) -> Stepper:
         "sharding": setup.sharding,
     }
     if setup.task.contrasts_sequences:
-        return ContrastiveStepper(setup.model, setup.task.loss, optimizer, **common)
+        return ContrastiveStepper(setup.model, setup.loss, optimizer, **common)
     if not setup.execution.is_sync_free:
-        return Stepper(setup.model, setup.task.loss, optimizer, **common)
-    return SyncFreeStepper(
-        setup.model, setup.task.loss, optimizer, accumulate=trainer.accumulate_grad_batches, **common
-    )
+        return Stepper(setup.model, setup.loss, optimizer, **common)
+    return SyncFreeStepper(setup.model, setup.loss, optimizer, accumulate=trainer.accumulate_grad_batches, **common)

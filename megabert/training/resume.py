@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "model.language_model.",
     "model.tokenizer.",
     "model.train_ds.file",
+    "model.distillation.teacher",  # whose digest is part of the data's fingerprint
     "model.train_ds.batch_size",  # the sequences of a step may not differ: see keep_sequences_per_step
     "model.validation_ds.",
     "model.test_ds.",
@@ -46,9 +47,9 @@ class Progress:
     """Sequences per step over all ranks: constant for a run. 0 in checkpoints from before several processes."""
 
 
-def initial_progress(sampler: BatchSampler) -> Progress:
-    """Return the progress of a run at its start."""
-    return Progress(data_fingerprint=fingerprint(sampler.features), texts_per_step=sampler.sequences_per_step)
+def initial_progress(sampler: BatchSampler, teacher: str = "") -> Progress:
+    """Return the progress of a run at its start; `teacher` is the digest of the network that it learns from."""
+    return Progress(data_fingerprint=fingerprint(sampler.features, teacher), texts_per_step=sampler.sequences_per_step)
 
 
 def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress:
@@ -57,7 +58,7 @@ def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress
     progress = replace(Progress(**stored), texts_per_step=initial.texts_per_step)
     if progress.data_fingerprint != initial.data_fingerprint:
         raise CheckpointError(
-            "The training data is not what this run was started with, so it cannot be resumed with it. "
+            "The training data, or the teacher, is not what this run was started with: it cannot be resumed with it. "
             "Give the same file and settings, or start a run in another folder."
         )
     return progress

@@ -12,6 +12,7 @@ from ..checkpoints.native.run_checkpoints import Contents
 from ..config.schema import ExperimentSettings, Settings
 from ..data.packing import Batch
 from ..data.sampler import BatchSampler
+from ..distillation import open_teacher
 from ..errors import ConfigError
 from ..inference import Predictor
 from ..model.heads import TaskModel
@@ -28,6 +29,7 @@ from ..tasks.task_data import (
 )
 from ..torch_session import TorchSession
 from .intervals import Intervals, count_epochs, count_intervals
+from .step import Loss
 
 # Parts of the names of metrics whose smaller values are better.
 MINIMIZED = ("loss", "perplexity")
@@ -49,6 +51,7 @@ class TrainingSetup:
     execution: Execution
     task: Task[Any, Any]
     model: TaskModel
+    loss: Loss
     sharding: Sharding
     training_data: TrainingData
     validation_data: ValidationData
@@ -86,6 +89,7 @@ def set_up(
     each other or the model.
     """
     trainer, model_settings = settings.trainer, settings.model
+    teacher = open_teacher(task_name, settings, world.device)
     with world.local_rank_zero_first():
         initial = load_initial_model(
             task_name,
@@ -100,9 +104,15 @@ def set_up(
             log(note)
         task, tokenizer = initial.task, initial.language_model.tokenizer
         training_data = load_training_data(
-            task, tokenizer, model_settings, home / "texts", learn_labels=initial.model is None
+            task,
+            tokenizer,
+            model_settings,
+            home / "texts",
+            learn_labels=initial.model is None,
+            teaching=teacher,
         )
     model = initial.build(settings.seed)
+    loss = task.loss if teacher is None else teacher.loss(task, model)
     execution = resolve_execution(
         trainer, settings.parallel, model_settings.optim.name, world.device, model.encoder.config
     )
@@ -130,6 +140,7 @@ def set_up(
     about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
     about |= {"device": execution.device_name, "precision": execution.precision}
     about |= {"labels": training_data.labels.counts}
+    about |= {} if teacher is None else {"teacher": teacher.digest}
     documents = model_documents(task, model, tokenizer) | {"run": about}
     precision, is_static = execution.precision, execution.has_static_batches
     sharding = parallelize(model, world, settings.parallel, precision=precision, is_compiled=execution.is_compiled)
@@ -137,8 +148,8 @@ def set_up(
     predictor = Predictor(task, tokenizer, session, model_settings.validation_ds.batch_size)
     intervals = count_intervals(settings, len(sampler))
     return TrainingSetup(
-        task_name, settings, folder, world, execution, task, model, sharding, training_data, validation_data, sampler,
-        predictor, intervals, monitor, mode, documents,
+        task_name, settings, folder, world, execution, task, model, loss, sharding, training_data, validation_data,
+        sampler, predictor, intervals, monitor, mode, documents,
     )  # fmt: skip
 
 
