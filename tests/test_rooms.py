@@ -30,6 +30,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"training", "diagnostics", "generation", "retrieval"},
     {"linking"},
     {"annotate"},
+    {"correction"},
     {"export"},
     {"serve"},
     {"merging"},

@@ -52,8 +52,8 @@ def annotate(words: Sequence[str]) -> int:
     folder = output if by_ending is None else output.with_name(f"{output.name}.shards")
     if num_parts > 1:
         folder /= f"part-{part + 1}-of-{num_parts}"
-    entity_runs = [_load(path, arguments) for path in arguments.entities]
-    relation_runs = [_load(path, arguments) for path in arguments.relations]
+    entity_runs = [load_annotating_run(path, arguments) for path in arguments.entities]
+    relation_runs = [load_annotating_run(path, arguments) for path in arguments.relations]
     linkers = [_load_linker(rule, arguments) for rule in arguments.links]
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
@@ -224,7 +224,7 @@ def _part(word: str) -> tuple[int, int]:
     return int(number) - 1, int(total)
 
 
-def _load(path: Path, arguments: argparse.Namespace) -> "Predictor":
+def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
     """Load a run, or an exported one, with windows as long as its network takes; as an inference object."""
     from dataclasses import replace
 
