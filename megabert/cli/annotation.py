@@ -185,11 +185,17 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--shard", type=_part, default=(0, 1), dest="part", metavar="I/N", help="annotate the I-th of N parts")
     add("--shard-size", type=int, default=1000, help="documents of a shard of the output; default: 1000")
     add("--workers", type=int, help="processes that tokenize and decode; default: 0 on a CPU, else up to 8")
+    add_prediction_options(parser)
+    return parser.parse_args(list(words))
+
+
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of runs that annotate."""
+    add = parser.add_argument
     add("--max_seq_length", type=int, help="tokens of a window; default: the most that the network takes")
     add("--batch_size", type=int, default=32, help="token budget of a batch, in windows; default: 32")
     add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
     add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
-    return parser.parse_args(list(words))
 
 
 def _pair(word: str) -> tuple[str, str]:

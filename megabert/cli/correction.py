@@ -1,18 +1,21 @@
 """The commands for learning from corrections: select (what to correct next), review (correct it), suspects (labels)."""
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .annotation import load_annotating_run
+from .annotation import add_prediction_options, load_annotating_run
 from .console import log, new_parser, show, to_json
+from .serving import key_digest, require_uvicorn
 
 if TYPE_CHECKING:
     from ..formats.documents.document import Document
 
 MEASURES = ("entropy", "margin", "least-confidence", "random")
+REVIEW_FORMATS = ("pubtator", "brat", "jsonl", "bioc", "bioc-json", "doccano", "label-studio")
 
 
 def select(words: Sequence[str]) -> int:
@@ -58,6 +61,66 @@ def select(words: Sequence[str]) -> int:
     return 0
 
 
+def review(words: Sequence[str]) -> int:
+    """Correct documents on a page in the browser: megabert review DOCUMENTS -o OUT."""
+    arguments = _parse_review(words)
+    require_uvicorn("review")
+    from ..correction.review_store import ReviewStore
+    from ..formats.documents.convert_documents import read_documents
+    from ..serve.review_routes import serve_review
+    from ..serve.server import ServeSettings, check_address
+    from .document_import import format_of
+
+    form = arguments.format or format_of(arguments.output)
+    documents = list(read_documents(arguments.documents, log=log))
+    types = dict.fromkeys(entity.type for document in documents for entity in document.entities)
+    if arguments.run is not None:
+        from ..annotate.annotator import EntityAnnotator, annotate
+
+        predictor = load_annotating_run(arguments.run, arguments)
+        types |= dict.fromkeys(tag[2:] for tag in predictor.labels.get("tag", ()) if tag[:2] in ("B-", "I-"))
+        documents = [item.document for item in annotate([EntityAnnotator(predictor)], documents)]
+    names = [name.strip() for name in arguments.types.split(",") if name.strip()] or sorted(types)
+    if not names:
+        raise ConfigError("No type of entity is known. Name them: --types Disease,Chemical.")
+    digest = key_digest(arguments.api_key_file, os.environ)
+    address = check_address(arguments.host, digest, arguments.allowed_host, is_open=False)
+    store = ReviewStore(documents, arguments.output, form, keeps_time=not arguments.no_time)
+    settings = ServeSettings(**address, port=arguments.port, key_digest=digest, access_log=arguments.access_log)
+    serve_review(store, names, settings, lambda where: log(f"Reviewing {len(documents):,} documents at {where}"))
+    store.close()
+    finished = sum(states[-1].is_finished for states in store.history)
+    for line in store.losses.lines(form):
+        log(line)
+    log(f"{finished:,} of {len(documents):,} documents are finished, in {store.output}; the log is {store.log_path}.")
+    return 0
+
+
+def _parse_review(words: Sequence[str]) -> argparse.Namespace:
+    parser = new_parser(
+        "review",
+        review,
+        "Each decision is saved before it is shown: OUT has the finished documents, which are training data as they "
+        "are, OUT.unfinished those that were begun (before the ending of the name), OUT.decisions.jsonl a line for "
+        "each decision. The same command goes on with a review. MEGABERT_API_KEY, or --api-key-file, has the key "
+        "that the page asks for.",
+    )
+    add = parser.add_argument
+    add("documents", nargs="+", metavar="DOCUMENTS", help="documents with suggestions, as megabert select writes them")
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="file, or folder of brat")
+    add("--format", choices=REVIEW_FORMATS, help="default: by OUT's ending")
+    add("--types", default="", metavar="A,B", help="types of entities; default: those of the documents and the run")
+    add("--run", type=Path, metavar="RUN", help="run of token_classification that suggests entities")
+    add("--no-time", action="store_true", help="keep no times of decisions")
+    add("--host", default="127.0.0.1", help="address; others than loopback need a key; default: 127.0.0.1")
+    add("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="name under which the server is reached")
+    add("--api-key-file", type=Path, metavar="FILE", help="file with the API key")
+    add("--access-log", default="none", metavar="FILE", help="a JSON line a request, without texts; -: stderr")
+    add_prediction_options(parser)
+    return parser.parse_args(list(words))
+
+
 def _parse_select(words: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(
         "select",
@@ -80,8 +143,5 @@ def _parse_select(words: Sequence[str]) -> argparse.Namespace:
     add("--existing", choices=("keep", "replace"), default="keep", help="annotations of the documents")
     add("--seed", type=int, default=0, help="of --by random; default: 0")
     add("--format", help="default: by OUT's ending")
-    add("--max_seq_length", type=int, help="tokens of a window; default: the most that the network takes")
-    add("--batch_size", type=int, default=32, help="token budget of a batch, in windows; default: 32")
-    add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
-    add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+    add_prediction_options(parser)
     return parser.parse_args(list(words))
