@@ -20,7 +20,7 @@ from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
-from .correction import review, select
+from .correction import review, select, suspects
 from .doctor import doctor
 from .exports import export
 from .imports import import_data
@@ -53,6 +53,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "annotate": annotate,
     "select": select,
     "review": review,
+    "suspects": suspects,
     "runs": runs,
     "errors": errors,
     "embed": embed,

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.parser import quote
 from ..errors import ConfigError
 from .annotation import add_prediction_options, load_annotating_run
 from .console import log, new_parser, show, to_json
 from .serving import key_digest, require_uvicorn
+from .training import train_once
 
 if TYPE_CHECKING:
     from ..formats.documents.document import Document
@@ -145,3 +147,66 @@ def _parse_select(words: Sequence[str]) -> argparse.Namespace:
     add("--format", help="default: by OUT's ending")
     add_prediction_options(parser)
     return parser.parse_args(list(words))
+
+
+def suspects(words: Sequence[str]) -> int:
+    """Rank likely label errors by cross-validation: megabert suspects TASK key=value ... -o FOLDER."""
+    parser = new_parser(
+        "suspects",
+        suspects,
+        "Trains one run for each fold, on all others, with the settings of `megabert train`; each predicts what it did "
+        "not train on. Labels that contradict the prediction are listed, those of the largest loss first, in "
+        "suspects.tsv and suspects.html. --runs takes runs that were trained before, one for each "
+        "model.train_ds.held_out_fold=I/N. An interrupted command goes on where it was.",
+    )
+    add = parser.add_argument
+    add("task", nargs="?", help="task name, for example token_classification")
+    add("overrides", nargs="*", metavar="key=value", help="settings of the trainings")
+    add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder of the runs and the reports")
+    add("--config", type=Path, metavar="FILE", help="YAML file of settings; key=value takes precedence")
+    add("--folds", type=int, default=5, metavar="N", help="parts of the data; default: 5")
+    add("--runs", nargs="+", type=Path, default=[], metavar="RUN", help="runs of a cross-validation, instead of TASK")
+    add("--limit", type=int, default=200, metavar="N", help="suspects on the page; default: 200")
+    add("--json", action="store_true", help="print JSON")
+    add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto", help="of the predictions")
+    add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+    arguments = parser.parse_intermixed_args(list(words))
+    if (arguments.task is None) == (not arguments.runs) or arguments.folds < 2:
+        raise ConfigError("Give a task with its settings, or --runs; --folds must be at least 2.")
+    from ..analysis.error_cases import cases
+    from ..analysis.error_report import summarize, to_page, to_text, to_tsv
+    from ..analysis.judgments import PREDICTIONS
+    from ..correction.suspects import out_of_fold_rows
+    from ..formats.json_lines import to_json_lines
+    from ..storage import atomic_write
+
+    runs = arguments.runs or _train_folds(arguments)
+    rows = out_of_fold_rows(runs, accelerator=arguments.accelerator, precision=arguments.precision, log=log)
+    found, folder = cases(rows), arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / PREDICTIONS, to_json_lines(rows))
+    atomic_write(folder / "suspects.tsv", to_tsv(found))
+    atomic_write(folder / "suspects.html", to_page(found, str(folder), arguments.limit, "Suspect labels of"))
+    summary = summarize(found)
+    show(to_json(summary) if arguments.json else to_text(summary))
+    log(f"Wrote suspects.html, suspects.tsv and {PREDICTIONS} in {folder}.")
+    return 0
+
+
+def _train_folds(arguments: argparse.Namespace) -> list[Path]:
+    """Train a run for each fold, or what is missing of them."""
+    from ..analysis.run_records import RUN_JSON, read_run
+
+    runs = []
+    for number in range(1, arguments.folds + 1):
+        runs.append(arguments.output / f"fold-{number}-of-{arguments.folds}")
+        own = (
+            f"model.train_ds.held_out_fold={number}/{arguments.folds}",
+            f"exp_manager.explicit_log_dir={quote(str(runs[-1]))}",
+            "exp_manager.resume_if_exists=true",
+        )
+        if (runs[-1] / RUN_JSON).is_file() and read_run(runs[-1]).is_complete:
+            continue
+        log(f"Fold {number} of {arguments.folds}:")
+        train_once(arguments.task, [*arguments.overrides, *own], file=arguments.config)
+    return runs
