@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.parser import quote
 from ..errors import ConfigError
@@ -52,13 +52,14 @@ def select(words: Sequence[str]) -> int:
     for line in losses.lines(form):
         log(line)
     log(f"Wrote {len(chosen):,} of {found.num_documents:,} documents to {arguments.output}.")
-    mean = sum(found.scores) / max(len(found.scores), 1)
-    summary = {
+    summary: dict[str, Any] = {
         "documents": found.num_documents, "excluded": found.num_excluded, "selected": len(chosen),
         "words": sum(len(document.text().split()) for document in chosen),
         "entities": sum(len(document.entities) for document in chosen), "by": arguments.by,
-        "uncertainty": {"all": round(found.mean_score, 6), "selected": round(mean, 6)},
     }  # fmt: skip
+    if arguments.by != "random":
+        mean = sum(found.scores) / max(len(found.scores), 1)
+        summary["uncertainty"] = {"all": round(found.mean_score, 6), "selected": round(mean, 6)}
     show(to_json(summary))
     return 0
 
