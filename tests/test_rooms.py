@@ -63,6 +63,7 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "retrieval": {"retrieval", "metrics", "cli"},
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
+    "correction": {"correction", "cli"},
     "training": {"training", "cli"},
 }
 # megabert/__init__.py may import from everywhere, inside its functions.
