@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +132,7 @@ def word_uncertainties(predictor: Predictor, documents: Sequence[Document], by: 
     """Compute the uncertainty of each word of documents, by one of MEASURES; words without tokens are left out."""
     passages = [(number, item) for number, document in enumerate(documents) for item in document.passages]
     passages = [(number, item) for number, item in passages if item.text.strip()]
-    task = predictor.task
+    task: Any = predictor.task
     examples = [task.example(text=item.text) for _, item in passages]
     features = task.features(examples, predictor.tokenizer, with_targets=False)
     probabilities = task.word_probabilities(examples, features, predictor.run(features).logits)
