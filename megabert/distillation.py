@@ -142,9 +142,9 @@ class Teacher:
         assert isinstance(session, TorchSession), "a run is loaded with its network"
         own = task.features(examples, predictor.tokenizer, with_targets=False)
         is_per_sequence = session.model.head.is_per_sequence
-        targets = [{TEACHER: item} for item in task.aligned_logits(examples, own, predictor.logits(own), student)]
+        targets = [{TEACHER: item} for item in task.aligned_logits(examples, own, predictor.run(own).logits, student)]
         if self.settings.hidden_weight:
-            states = replace(predictor, session=session.token_states()).logits(own)
+            states = replace(predictor, session=session.token_states()).run(own).logits
             states = [item[0] for item in states] if is_per_sequence else states
             aligned = task.aligned_logits(examples, own, states, student)
             for item, target, array in zip(student, targets, aligned, strict=True):

@@ -129,7 +129,7 @@ class Predictor:
         tokenizer = self.tokenizer
         if self.task.is_embedding:
             features = self.task.text_features(texts, tokenizer, role)
-            return np.array(self.logits(features), dtype=np.float32)
+            return np.array(self.run(features).logits, dtype=np.float32)
         first, last = tokenizer.edges()
         room = self.task.row_length - len(first) - len(last)
         features = []
@@ -139,15 +139,11 @@ class Predictor:
                 if not len(token_ids):
                     raise InputError(f"text {number + 1} has no token. Leave it out.")
                 features.append(Features(token_ids, np.zeros_like(token_ids), notes=number))
-        output = replace(self, session=self.session.without_head())._run(features)
+        output = replace(self, session=self.session.without_head()).run(features)
         vectors: list[list[NDArray[np.float32]]] = [[] for _ in texts]
         for feature, vector in zip(features, output.logits, strict=True):
             vectors[feature.notes].append(vector)
         return np.array([np.mean(items, axis=0) for items in vectors], dtype=np.float32)
-
-    def logits(self, features: Sequence[Features]) -> list[NDArray[np.float32]]:
-        """Compute the logits of each of the features. Raises InputError if they are not finite."""
-        return self._run(features).logits
 
     def predict_examples(
         self,
@@ -158,7 +154,7 @@ class Predictor:
         """Predict many examples; predictions come in their order. Precomputed `features` are reused."""
         if features is None:
             features = self.task.features(examples, self.tokenizer, with_targets=False)
-        output = self._run(features, progress=progress)
+        output = self.run(features, progress=progress)
         return self.task.decode(examples, features, output.logits)
 
     def evaluate(
@@ -177,11 +173,12 @@ class Predictor:
         if features is None:
             with_targets = with_loss or self.session.needs_targets
             features = self.task.features(examples, self.tokenizer, with_targets=with_targets)
-        output = self._run(features, with_loss=with_loss, progress=progress, should_stop=should_stop)
+        output = self.run(features, with_loss=with_loss, progress=progress, should_stop=should_stop)
         predictions = self.task.decode(examples, features, output.logits)
         return Evaluation(self.task.score(examples, predictions), examples, predictions, output.loss)
 
-    def _run(self, features: Sequence[Features], **options: Any) -> SessionOutput:
+    def run(self, features: Sequence[Features], **options: Any) -> SessionOutput:
+        """Compute the logits of features; raises InputError unless all are finite."""
         max_length, pad_id = self.task.row_length, self.tokenizer.pad_id
         output = self.session.run(features, batch_size=self.batch_size, max_length=max_length, pad_id=pad_id, **options)
         if any(not np.isfinite(item).all() for item in output.logits):

@@ -74,7 +74,7 @@ def _open_temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
         temporary = path.with_name(f".{path.name}{TEMPORARY}{number}")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         file = os.fdopen(descriptor, "r+b")
-        if _lock(descriptor) is False:
+        if lock_file(descriptor) is False:
             number += 1
         # The process that had it may have renamed it before it was locked here.
         elif temporary.exists() and os.path.samestat(temporary.stat(), os.fstat(descriptor)):
@@ -197,12 +197,12 @@ def folder_lock(folder: Path) -> Iterator[bool | None]:
     """Hold the lock of a folder; yields whether it was free, None where there are no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _lock(descriptor)
+        yield lock_file(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool | None:
+def lock_file(descriptor: int) -> bool | None:
     """Lock an open file until it is closed; returns whether it was free, None where there are no locks."""
     if sys.platform == "win32":
         return None

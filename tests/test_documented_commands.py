@@ -26,6 +26,7 @@ COMMANDS = documented_commands()
 # The beginning of a command -> why it is not executed here
 NOT_EXECUTED = {
     "megabert serve": "runs until it is stopped; tests/serve has it",
+    "megabert review": "runs until it is stopped; tests/serve/test_review_page.py has it",
     "pip install .[serve]": "installs packages",
     "python -m benchmarks.serving": "loads the machine for a minute",
     "./dev": "runs this very test, or longer than it may; tests/test_sample.py and CI run its parts",
@@ -123,6 +124,8 @@ def no_split() -> tuple[str, str]:
 
 
 def is_training(words: Sequence[str]) -> bool:
+    if list(words[:2]) == ["megabert", "suspects"]:
+        return words[2] in registry.NAMES
     return "train" in words[:2] or (words[0] == "python" and not re.search("import_|prepare_", words[1]))
 
 

@@ -31,6 +31,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"training", "diagnostics", "generation", "retrieval"},
     {"linking"},
     {"annotate"},
+    {"correction"},
     {"export"},
     {"serve"},
     {"merging"},
@@ -63,6 +64,7 @@ MODULE_NAMES_OF_TWO_ROOMS = {
     "retrieval": {"retrieval", "metrics", "cli"},
     "config": {"config", "model"},
     "checkpoints": {"checkpoints", "cli"},
+    "correction": {"correction", "cli"},
     "training": {"training", "cli"},
 }
 # megabert/__init__.py may import from everywhere, inside its functions.

@@ -102,7 +102,7 @@ def files(page: str) -> dict[str, str]:
         "topics.tsv": "text\tlabel\nthe seine\triver\nparis\tcity\n",
         **{f"atis/{split}/{name}": content for split in SPLITS for name, content in atis().items()},
         **CHEMPROT,
-        **dict.fromkeys(("corpus.pubtator", "CORPUS.pubtator", "train.pubtator"), PUBTATOR),
+        **dict.fromkeys(("corpus.pubtator", "CORPUS.pubtator", "train.pubtator", "corrected.pubtator"), PUBTATOR),
         **dict.fromkeys(("pubmed/abstracts.xml", "part1.xml", "corpus.xml"), PUBMED),
         "diseases.obo": OBO,
         "names.txt": "D001249||asthma\n" * 50,

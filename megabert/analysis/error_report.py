@@ -110,7 +110,7 @@ def _literal(value: str) -> str:
     return f"'{value}" if value[:1] in ("=", "+", "@") or (value[:1] == "-" and len(value) > 1) else value
 
 
-def to_page(found: Sequence[Case], title: str, limit: int) -> str:
+def to_page(found: Sequence[Case], title: str, limit: int, of: str = "Errors of") -> str:
     """Write the page: counts by kind and by fact, then the costliest errors."""
     summary = summarize(found)
     errors = costliest(found)[:limit]
@@ -127,10 +127,10 @@ def to_page(found: Sequence[Case], title: str, limit: int) -> str:
     parts.append(f'<div class="wide"><table>{titles}\n{rows}</table></div>')
     name = html.escape(title)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Errors of {name}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{of} {name}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><h1>Errors of {name}</h1>\n<p>{summary['errors']:,} errors in {summary['cases']:,} cases.</p>\n"
+        f"<body><h1>{of} {name}</h1>\n<p>{summary['errors']:,} errors in {summary['cases']:,} cases.</p>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )

@@ -96,7 +96,7 @@ class RelationAnnotator:
         return entity_pairs([replace(document, entities=entities, relations=())], self.pairs)
 
     def _with_relations(self, document: Document, found: Sequence[tuple[EntityPair, str, float]]) -> Document:
-        names = _free_names("R", (relation.id for relation in document.relations))
+        names = free_names("R", (relation.id for relation in document.relations))
         kind = "entity" if self.pairs.scope == "sentence" else "identifier"
         relations = []
         for (pair, label, probability), name in zip(found, names, strict=False):
@@ -128,13 +128,13 @@ def _without_label(pair: EntityPair) -> dict[str, object]:
 def _with_entities(document: Document, found: Iterable[Entity]) -> Document:
     """Add entities under new names, without those of the same characters and type as one of the document's."""
     present = {(entity.fragments, entity.type) for entity in document.entities}
-    names = _free_names("T", (entity.id for entity in document.entities))
+    names = free_names("T", (entity.id for entity in document.entities))
     new = [entity for entity in found if (entity.fragments, entity.type) not in present]
     named = tuple(replace(entity, id=name) for entity, name in zip(new, names, strict=False))
     return replace(document, entities=(*document.entities, *named))
 
 
-def _free_names(prefix: str, taken: Iterable[str]) -> Iterator[str]:
-    """Yield T1, T2, ... behind the largest number that is taken."""
+def free_names(prefix: str, taken: Iterable[str]) -> Iterator[str]:
+    """Yield names such as T1, T2, ... behind the largest number that is taken."""
     numbers = [int(name[1:]) for name in taken if name[:1] == prefix and name[1:].isdecimal()]
     return (f"{prefix}{number}" for number in count(max(numbers, default=0) + 1))

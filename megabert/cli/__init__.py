@@ -20,6 +20,7 @@ from .checkpoints import fetch, models
 from .console import STDOUT, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
+from .correction import review, select, suspects
 from .doctor import doctor
 from .exports import export
 from .imports import import_data
@@ -50,6 +51,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "score": score,
     "generate": generate,
     "annotate": annotate,
+    "select": select,
+    "review": review,
+    "suspects": suspects,
     "runs": runs,
     "errors": errors,
     "embed": embed,

@@ -52,8 +52,8 @@ def annotate(words: Sequence[str]) -> int:
     folder = output if by_ending is None else output.with_name(f"{output.name}.shards")
     if num_parts > 1:
         folder /= f"part-{part + 1}-of-{num_parts}"
-    entity_runs = [_load(path, arguments) for path in arguments.entities]
-    relation_runs = [_load(path, arguments) for path in arguments.relations]
+    entity_runs = [load_annotating_run(path, arguments) for path in arguments.entities]
+    relation_runs = [load_annotating_run(path, arguments) for path in arguments.relations]
     linkers = [_load_linker(rule, arguments) for rule in arguments.links]
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
@@ -185,11 +185,17 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--shard", type=_part, default=(0, 1), dest="part", metavar="I/N", help="annotate the I-th of N parts")
     add("--shard-size", type=int, default=1000, help="documents of a shard of the output; default: 1000")
     add("--workers", type=int, help="processes that tokenize and decode; default: 0 on a CPU, else up to 8")
+    add_prediction_options(parser)
+    return parser.parse_args(list(words))
+
+
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of runs that annotate."""
+    add = parser.add_argument
     add("--max_seq_length", type=int, help="tokens of a window; default: the most that the network takes")
     add("--batch_size", type=int, default=32, help="token budget of a batch, in windows; default: 32")
     add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
     add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
-    return parser.parse_args(list(words))
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -224,7 +230,7 @@ def _part(word: str) -> tuple[int, int]:
     return int(number) - 1, int(total)
 
 
-def _load(path: Path, arguments: argparse.Namespace) -> "Predictor":
+def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
     """Load a run, or an exported one, with windows as long as its network takes; as an inference object."""
     from dataclasses import replace
 

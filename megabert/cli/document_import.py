@@ -50,7 +50,7 @@ def _import_documents(arguments: argparse.Namespace) -> None:
     from ..formats.documents.losses import Losses
     from ..formats.documents.sources import Faults, ReadOptions
 
-    name = arguments.format or _format_of(arguments.output)
+    name = arguments.format or format_of(arguments.output)
     losses, seen, repeated = Losses(), set[int](), set[str]()
     with ExitStack() as stack:
         faults = Faults(_reporter(arguments.report, stack) if arguments.on_error == "skip" else None)
@@ -78,7 +78,8 @@ def _import_documents(arguments: argparse.Namespace) -> None:
     log(f"Wrote {count:,} documents to {arguments.output}.")
 
 
-def _format_of(output: Path) -> str:
+def format_of(output: Path) -> str:
+    """Return the format that an output's ending names; raises ConfigError if it is none that is written."""
     from ..formats.documents.document_formats import WRITABLE, format_by_ending
 
     found = format_by_ending(output)

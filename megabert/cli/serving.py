@@ -26,15 +26,12 @@ def serve(words: Sequence[str]) -> int:
     """Serve runs over HTTP, with a page to look at: megabert serve NAME=RUN ..."""
     arguments = _parse(words)
     models = _models(arguments)
-    try:
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise ConfigError("megabert serve needs the extra serve: pip install 'megabert[serve]'.") from None
+    require_uvicorn("serve")
     from ..serve.admission import ServerLimits
     from ..serve.server import ServeSettings, check_address
     from ..serve.server import serve as serve_runs
 
-    digest = _key_digest(arguments.api_key_file, os.environ)
+    digest = key_digest(arguments.api_key_file, os.environ)
     address = check_address(arguments.host, digest, arguments.allowed_host, is_open=arguments.no_key)
     runs: list[LoadedRun] = []
     for name, path in models.items():
@@ -119,7 +116,16 @@ def _models(arguments: argparse.Namespace) -> dict[str, Path]:
     return models
 
 
-def _key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
+def require_uvicorn(command: str) -> None:
+    """Raise ConfigError where the extra serve is not installed."""
+    try:
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"megabert {command} needs the extra serve: pip install 'megabert[serve]'.") from None
+
+
+def key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
+    """Return the SHA-256 of the API key in a file, else in the environment; None without one."""
     key = environment.get(KEY_VARIABLE, "")
     if file is not None:
         try:

@@ -39,7 +39,7 @@ def train(words: Sequence[str]) -> int:
     if arguments.step is not None and arguments.resume is None:
         raise ConfigError(f"--step {arguments.step} chooses a checkpoint of a run to resume. Give --resume RUN, too.")
     if not arguments.multirun:
-        _train_once(task, overrides, file=arguments.config, resume=arguments.resume, step=arguments.step)
+        train_once(task, overrides, file=arguments.config, resume=arguments.resume, step=arguments.step)
     elif arguments.resume is None:
         _train_sweep(task, overrides, file=arguments.config)
     else:
@@ -62,7 +62,7 @@ def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     return task, overrides
 
 
-def _train_once(
+def train_once(
     task_name: str, words: Sequence[str], *, file: Path | None, resume: Path | None = None, step: int | None = None
 ) -> "Outcome | None":
     """Train one run, in this process or in several that are started here; returns its outcome on rank zero."""
@@ -155,7 +155,7 @@ def _train_sweep(task_name: str, overrides: Sequence[str], *, file: Path | None)
                 parent = explicit.partition("=")[2].strip("'\"")
                 folder = f"exp_manager.explicit_log_dir={quote(f'{parent}/{name}')}"
             try:
-                outcome = _train_once(task_name, [*combination, folder], file=file)
+                outcome = train_once(task_name, [*combination, folder], file=file)
             except MegabertError as error:
                 if error.exit_code == Interrupted.exit_code:
                     raise

@@ -240,6 +240,8 @@ class TrainDataSettings(DataSettings):
     """Drop an epoch's last step if it is incomplete; false: distribute the sequences evenly over all steps."""
     use_cache: bool = True
     """Cache the tokenized sequences in megabert's cache folder, under a hash of everything that they depend on."""
+    held_out_fold: str | None = None
+    """Leave out the I-th of N parts of the examples, given as I/N, for cross-validation; null: none."""
 
 
 @dataclass

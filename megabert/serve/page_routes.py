@@ -19,10 +19,10 @@ _ERROR = {"description": "An error: {error, error_type, field, request_id}, or t
 STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}code{background:#8882}td,th{text-align:left;vertical-align:top;padding:.2rem .6rem .2rem 0}"  # noqa: E501
 
 
-def page_endpoints(others: Sequence[Endpoint]) -> list[Endpoint]:
-    """Return the routes; /openapi.json and /docs describe them and the others."""
+def page_endpoints(others: Sequence[Endpoint], file: Path = PAGE) -> list[Endpoint]:
+    """Return the routes; / is the page of a file, /openapi.json and /docs describe them and the others."""
     endpoints: list[Endpoint] = []
-    page = PAGE.read_bytes()
+    page = file.read_bytes()
     policy = content_policy(page.decode())
     html_type = "text/html; charset=utf-8"
 

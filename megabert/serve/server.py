@@ -163,11 +163,16 @@ def listen(settings: ServeSettings) -> socket.socket:
     return listener
 
 
+def address_of(listener: socket.socket) -> str:
+    """Return the URL of a server's socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def serve(runs: Sequence[LoadedRun], settings: ServeSettings, on_start: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; `on_start` takes the address once the models are warm."""
     listener = listen(settings)
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = address_of(listener)
     if settings.processes:
         ServerProcesses(runs, settings, listener).serve(partial(on_start, address))
         return

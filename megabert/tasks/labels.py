@@ -165,5 +165,5 @@ def class_probabilities(logits_C: NDArray[np.float64], *, is_multi_label: bool) 
     if is_multi_label:
         result: NDArray[np.float64] = 1 / (1 + np.exp(-logits_C))
         return result
-    weights: NDArray[np.float64] = np.exp(logits_C - logits_C.max())
-    return weights / weights.sum()
+    weights: NDArray[np.float64] = np.exp(logits_C - logits_C.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)

@@ -18,6 +18,7 @@ from ..data import feature_cache
 from ..data.packing import Features
 from ..errors import InputError, InputWarning
 from ..tokenizers.wordpiece import Tokenizer
+from .folds import without_fold
 from .label_report import LabelReport
 from .task import Task
 
@@ -102,7 +103,7 @@ def load_training_data(
             labels = LabelReport.from_document(cached.meta["labels"])
             return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels, teacher)
     with _recorded_warnings() as messages:
-        examples = task.read_data(data)
+        examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)
         if teaching is not None:
@@ -158,7 +159,9 @@ def _settings_in_key(settings: ModelSettings) -> dict[str, Any]:
     tree: Any = dataclasses.asdict(settings)
     for block in ("optim", "language_model", "validation_ds", "test_ds", "distillation"):
         del tree[block]
-    return tree | {"train_ds": {"num_samples": settings.train_ds.num_samples}}
+    data = settings.train_ds
+    fold = {} if data.held_out_fold is None else {"held_out_fold": data.held_out_fold}
+    return tree | {"train_ds": {"num_samples": data.num_samples, **fold}}
 
 
 def _code_files(task: Task[Any, Any]) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerSettings, choice, linear_decay
 from ..data.packing import Batch, Features
@@ -25,7 +26,7 @@ from ..tokenizers.words import joined_words
 from .document_data import EntityTypeSettings, read_tagged_sentences
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
-from .labels import LabelKind, require_labels
+from .labels import LabelKind, class_probabilities, require_labels
 from .task import Logits
 from .word_labeling import (
     RawTextSettings,
@@ -228,6 +229,13 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             spans = find_spans(example.text, example.words, tags, scores)
             predictions.append(Prediction(example.id, example.text, tags, spans))
         return self.with_windows(predictions, features)
+
+    def word_probabilities(
+        self, examples: Sequence[Example], features: Sequence[Features], logits: Logits
+    ) -> list[NDArray[np.float64]]:
+        """Return the probabilities of each word's tags, [W, C] by `labels`; NaN where a word has no tokens."""
+        gathered = self.word_logits(examples, features, logits)
+        return [class_probabilities(logits_WC, is_multi_label=False) for logits_WC in gathered]
 
     @property
     def window_pooling(self) -> str:

@@ -15,8 +15,8 @@ BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 
 
 @contextmanager
-def open_page(url, folder, *, width=1100, height=900, dark=False):
-    """Open a page; skips where there is no browser."""
+def open_page(url, folder, *, width=1100, height=900, dark=False, ready="#model option"):
+    """Open a page and wait for an element of it; skips where there is no browser."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip("there is no browser (./dev browser installs one)")
@@ -35,7 +35,7 @@ def open_page(url, folder, *, width=1100, height=900, dark=False):
     os.close(their_in)
     os.close(their_out)
     try:
-        yield Page(os.fdopen(our_out, "wb", 0), os.fdopen(our_in, "rb"), url, width, height, dark)
+        yield Page(os.fdopen(our_out, "wb", 0), os.fdopen(our_in, "rb"), url, width, height, dark, ready)
     finally:
         process.kill()
         process.wait()
@@ -44,7 +44,7 @@ def open_page(url, folder, *, width=1100, height=900, dark=False):
 class Page:
     """A tab; what it logs to its console, and the addresses it requests, are kept."""
 
-    def __init__(self, commands, answers, url, width, height, dark):
+    def __init__(self, commands, answers, url, width, height, dark, ready):
         self._commands, self._answers, self._numbers, self._session = commands, answers, itertools.count(1), None
         self.console, self.requests = [], []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -55,7 +55,7 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && document.querySelectorAll('#model option').length > 0")
+        self.wait(f"document.readyState === 'complete' && document.querySelectorAll({json.dumps(ready)}).length > 0")
 
     def send(self, method, **parameters):
         number = next(self._numbers)
@@ -101,9 +101,15 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def press(self, key, modifiers=0):
-        code = {"Enter": 13, "Tab": 9}[key]
+        """Press a key: a character, or one of those named here."""
+        code = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}.get(key) or ord(key.upper())
         for kind in ("rawKeyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=modifiers)
+
+    def drag(self, start, end):
+        """Move the mouse with its button down from one point of the window to another."""
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
     def choose(self, selector, value):
         element = f"document.querySelector({json.dumps(selector)})"
