@@ -32,6 +32,8 @@ class Dialogue:
     shown: Schema
     location: str
     file: str = ""
+    is_training: bool = False
+    """Whether it is one of the training data, of which questions without a right answer are left out."""
     given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
 
     def user_turns(self) -> list[int]:
@@ -126,7 +128,7 @@ def _check_turn(turn: Any, services: Sequence[str], schema: Schema, place: str) 
         raise InputError(f"{place}: the utterance is {turn.get('utterance')!r:.40}; expected a string.")
     seen: set[str] = set()
     for frame in _objects(turn.get("frames"), f"{place}: 'frames'"):
-        service = frame.get("service")
+        service = str(frame.get("service"))
         if service not in services:
             raise InputError(f"{place}: a frame's service is {service!r:.40}; expected one of {', '.join(services)}.")
         if service in seen:
@@ -142,7 +144,7 @@ def _check_frame(
     length = len(turn["utterance"])
     for span in _objects(frame.get("slots", []), f"{place}: 'slots'"):
         _require_known(span.get("slot"), slots, f"{place}: a marked span's slot")
-        edges = [span.get("start"), span.get("exclusive_end")]
+        edges: list[Any] = [span.get("start"), span.get("exclusive_end")]
         if not all(type(edge) is int for edge in edges) or not 0 <= edges[0] < edges[1] <= length:
             raise InputError(
                 f"{place}: the span of {span['slot']} is {edges[0]!r:.20} to {edges[1]!r:.20}; expected start and "
@@ -253,7 +255,7 @@ def _require_alike(service: Mapping[str, Any], other: Mapping[str, Any]) -> Mapp
         ]
         if shapes[0] != shapes[1]:
             raise InputError(
-                f"{other['service_name']} of the other schema has not the {kind} of {service['service_name']}, in their "
+                f"{other['service_name']} of the other schema has not the {kind} of {service['service_name']} in their "
                 "order. Give a variant of the same split's schema, as in SGD-X."
             )
     return other
