@@ -30,13 +30,11 @@ class DialogueSettings:
     data_dir: str | None = None
     """The dataset's folder, with train, dev and test."""
     task_name: str = choice("sgd_all", *TASK_NAMES)
-    """Which of the folder's files are read: sgd_single_domain (NeMo's default): those of dialogues about one service;
-    sgd_multi_domain: the others; sgd_all_single: all for training, single ones else; debug_sample: the first."""
+    """Files of data_dir, as in NeMo: all, dialogues about one service (single), others (multi), the first (debug)."""
     schema_file: str | None = None
     """A schema.json that names and describes the same services in other words, as SGD-X's; the model reads these."""
     state_tracker: str = choice("carry_over", *TRACKERS)
-    """Where values come from that are in neither utterance: the system's earlier turns, else other services
-    (carry_over); the system's turns (nemotracker); nowhere (baseline)."""
+    """Source of values that neither utterance has: system's turns, then other services; system's turns; none."""
     subsample: bool = False
     """Train on as many empty as filled slots of a turn only."""
     use_fuzzy_match: bool = True

@@ -71,29 +71,31 @@ class DialogueStateTracking(Task[Dialogue, Prediction]):
         megabert predict RUN turns='["My savings, please.", "Which amount?", "100 dollars"]' services=Banks_1
 
     Data: the JSON of Schema-Guided Dialogue, a folder of `dialogues_NNN.json` beside `schema.json`, or one such file;
-    labels are optional. A dialogue, also as a line of JSON lines, may have its own `schema`: services need no training,
-    their names and descriptions are read. With `model.dataset.schema_file` they are read in the words of another
-    schema, such as SGD-X's variants; names in predictions stay those of the dialogues.
+    labels are optional. `model.dataset.data_dir` and `ds_item` name files of splits, as in NeMo; with
+    `task_name=sgd_all_single` all for training, and otherwise those about one service. A dialogue, also as a line of
+    JSON lines, may have its own `schema`: services need no training, their names and descriptions are read. With
+    `model.dataset.schema_file` they are read in the words of another schema, such as SGD-X's variants; names in
+    predictions stay those of the dialogues.
 
     The model is NeMo's SGD-QA. For each turn of the user and service of its frames there is a sequence for each intent
     (and none), each slot that may be requested (with the user's utterance alone), the status of each slot (not filled
     anew, filled, "dontcare"), each value of a categorical slot, and the span of any other slot, in the system's last
-    and the user's utterance. Each kind has the same share of the loss. A slot's value that is in neither
-    utterance is the last that the system named; else, with `model.dataset.state_tracker=carry_over`, that of the slot
-    of another service that it came from in the training data most often, or that has the same name.
+    and the user's utterance. Each kind has the same share of the loss. A slot's value that is in neither utterance is
+    the last that the system named; else, with `model.dataset.state_tracker=carry_over`, that of the slot of another
+    service that it came from in the training data most often, or that has the same name.
 
     Predictions are dialogues of the dataset with `state` in the user's frames; `output_dir` gets them as files for the
-    official scorer. `megabert score dialogue_state_tracking GOLD PREDICTIONS` scores such files or a folder
-    of them; services of `train/schema.json` beside the folder GOLD are seen ones.
+    official scorer. `megabert score dialogue_state_tracking GOLD PREDICTIONS` scores such files or a folder of them;
+    services of `train/schema.json` beside the folder GOLD are seen ones.
 
     Metrics, equal to the official scorer's, in per cent: `joint_goal_accuracy` (the product over a frame's slots, of
     which similar values count in part), `average_goal_accuracy`, `active_intent_accuracy`, `requested_slots_f1`; of
     services with training dialogues (`trained/...`), of others in the training schema (`schema_only/...`), of both
     (`seen/...`) and others (`unseen/...`); of each domain and service. Beside them stands what the official scorer
-    passes over: missing dialogues and frames, the accuracy if these are wrong
-    (`joint_goal_accuracy_of_all`), second values, unknown slots, and the share of frames that are right
-    without similar values (`exact_joint_goal_accuracy`). Official figures depend on whether python-Levenshtein
-    was installed: `model.dataset.similarity`.
+    passes over: missing dialogues and frames, the accuracy if these are wrong (`joint_goal_accuracy_of_all`), second
+    values, unknown slots, and the share of frames that are right without similar values
+    (`exact_joint_goal_accuracy`). Official figures depend on whether python-Levenshtein was installed:
+    `model.dataset.similarity`.
     """
 
     settings_type: ClassVar[type[Settings]] = DialogueStateSettings
