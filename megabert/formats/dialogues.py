@@ -41,6 +41,11 @@ class Dialogue:
         return [number for number, turn in enumerate(self.turns) if turn["speaker"] == "USER"]
 
     @property
+    def text(self) -> str:
+        """The utterances, a line each."""
+        return "\n".join(turn["utterance"] for turn in self.turns)
+
+    @property
     def is_labelled(self) -> bool:
         """Whether each of the user's frames has a state."""
         return all("state" in frame for number in self.user_turns() for frame in self.turns[number]["frames"])
@@ -57,7 +62,7 @@ def dialogue_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.name.startswith("dialogues_") and ".json" in file.suffixes)
     files = [file for file in files if not file.name.startswith("dialogues_and_metrics")]
     if not files:
-        raise InputError(f"{path} has no file dialogues_*.json. Give a folder of the dataset, such as dev.")
+        raise InputError(f"{path} is a folder without files dialogues_*.json. Give one of the dataset, such as dev.")
     return files
 
 

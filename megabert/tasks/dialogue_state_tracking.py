@@ -261,7 +261,7 @@ class DialogueStateTracking(Task[Dialogue, Prediction]):
 
     def to_row(self, example: Dialogue, prediction: Prediction) -> dict[str, Any]:
         """Return also the utterances, a line each."""
-        return super().to_row(example, prediction) | {"text": "\n".join(turn["utterance"] for turn in example.turns)}
+        return super().to_row(example, prediction) | {"text": example.text}
 
     @classmethod
     def score_files(cls, gold: Path, predictions: Path, words: Sequence[str] = ()) -> dict[str, Any]:

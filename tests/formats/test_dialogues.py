@@ -174,6 +174,6 @@ def test_schemas_that_do_not_match(folder):
     (folder / "other.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match="Banks_11 of the other schema has not the slots of Banks_1 in their order"):
         read_dialogues(folder, schema_file=folder / "other.json")
-    with pytest.raises(InputError, match=r"has no file dialogues_\*.json"):
+    with pytest.raises(InputError, match=r"is a folder without files dialogues_\*.json"):
         (folder / "empty").mkdir()
         read_dialogues(folder / "empty")
