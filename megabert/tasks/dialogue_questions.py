@@ -5,7 +5,9 @@ slot requested, is it filled anew, is this its value, which characters are. Sour
 """
 
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,7 @@ COLUMNS = {INTENT: 0, REQUESTED: 1, VALUE: 2}
 STATUS, SPANS = slice(3, 6), slice(6, 8)
 NUM_COLUMNS = 8
 MAX_VALUE_TOKENS = 30
+_NO_EDGES = np.zeros((0, 2), dtype=np.bool_)
 
 
 class Question(NamedTuple):
@@ -93,13 +96,12 @@ def frame_questions(
         for own, word in zip(slot["possible_values"], other["possible_values"], strict=True):
             # Which value is right has an answer only if the slot is filled, by a value of the schema.
             has_label = status == ACTIVE and value in slot["possible_values"]
-            yield Question(
-                VALUE, name, own, f"{other['name']} {word}", int(value == own) if has_label else NO_LABEL, None
-            )
+            text = sys.intern(f"{other['name']} {word}")
+            yield Question(VALUE, name, own, text, int(value == own) if has_label else NO_LABEL, None)
 
 
 def _words(item: Mapping[str, Any]) -> str:
-    return f"{item['name']} {item['description']}"
+    return sys.intern(f"{item['name']} {item['description']}")  # one string for all turns
 
 
 def training_questions(questions: Sequence[Question], *, subsample: bool, seed: str) -> list[Question]:
@@ -167,7 +169,7 @@ class QuestionFeatures(LazyFeatures):
         self.length, self.weights = length, weights
         self.cls, self.sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
         self.texts: list[str] = []
-        self.user_starts: list[int] = []
+        user_starts: list[int] = []
         self.frames: list[_Frame] = []
         self.questions: list[tuple[int, Question]] = []
         for example, dialogue in enumerate(dialogues):
@@ -176,12 +178,16 @@ class QuestionFeatures(LazyFeatures):
                 if turn != last:
                     text, start = turn_text(dialogue, turn)
                     self.texts.append(text)
-                    self.user_starts.append(start)
+                    user_starts.append(start)
                     last = turn
                 self.frames.append(_Frame(example, turn, service, len(self.texts) - 1))
                 self.questions += [(len(self.frames) - 1, item) for item in questions]
         self.tokens = tokenizer.encode(self.texts)
-        self.edges = [word_edges(text, item.offsets) for text, item in zip(self.texts, self.tokens, strict=True)]
+        # Of each text the first token of the user.
+        self.user_tokens = [
+            int(np.searchsorted(item.offsets[:, 0], start))
+            for item, start in zip(self.tokens, user_starts, strict=True)
+        ]
         descriptions = list({item.text: None for _, item in self.questions})
         self.descriptions = dict(zip(descriptions, tokenizer.encode_ids(descriptions), strict=True))
         self._lengths = np.array([self._length(number) for number in range(len(self.questions))], dtype=np.int64)
@@ -205,10 +211,7 @@ class QuestionFeatures(LazyFeatures):
 
     def _start(self, frame: int, question: Question) -> int:
         """Return the first token of the utterances that is read: what is requested is in the user's only."""
-        text = self.frames[frame].text
-        if question.kind != REQUESTED:
-            return 0
-        return int(np.searchsorted(self.tokens[text].offsets[:, 0], self.user_starts[text]))
+        return self.user_tokens[self.frames[frame].text] if question.kind == REQUESTED else 0
 
     def sequence(self, index: int) -> Features:
         """Make the sequence of a question; of utterances that are too long the end is read."""
@@ -220,9 +223,8 @@ class QuestionFeatures(LazyFeatures):
         context = len(ids) + 2
         token_ids = np.concatenate([self.cls, ids, self.sep, tokens.token_ids[start:], self.sep])
         offsets = tokens.offsets[start:]
-        window = ContextWindow(
-            frame.example, context, offsets, np.ones(len(offsets), dtype=np.int64), self.edges[frame.text][start:]
-        )
+        # Edges of words are found where a value is looked for.
+        window = ContextWindow(frame.example, context, offsets, np.ones(len(offsets), dtype=np.int64), _NO_EDGES)
         first, last = target_span(window, question.span)
         has_label, has_span = question.label != NO_LABEL, question.kind == FREE and question.label == ACTIVE
         weight = self.weights[question.kind] if has_label else 0.0
@@ -263,7 +265,8 @@ def answer_frame(rows: Sequence[tuple[Note, NDArray[np.float32]]]) -> FrameAnswe
 
 def _best_value(note: Note, logits_T2: NDArray[np.float32]) -> str | None:
     """Return the best span of whole words, or CARRIED if the first token, which stands for no span, is better."""
-    spans = best_spans(note.window, logits_T2, count=1, max_length=MAX_VALUE_TOKENS, whole_words=True)
+    window = replace(note.window, is_word_edge=word_edges(note.text, note.window.offsets))
+    spans = best_spans(window, logits_T2, count=1, max_length=MAX_VALUE_TOKENS, whole_words=True)
     if not spans or spans[0][0] < logits_T2[0].sum():
         return CARRIED
     return note.text[slice(*spans[0][1:])]
