@@ -46,26 +46,19 @@ class DialogueScorer:
 
         Only dialogues that are found count. Raises InputError where the official scorer ends with an error.
         """
-        values: dict[str, dict[str, list[float]]] = {}
+        rows: dict[str, list[dict[str, float]]] = {}
         for turn in frame_pairs(gold, found):
             products: dict[str, dict[str, float]] = {}
             for utterance, expected, frame in turn:
-                name = frame["service"]
                 metrics = self.frame_metrics(utterance, expected, frame)
-                for group in self._groups_of(name):
-                    for metric, value in metrics.items():
-                        if self.joint_acc_across_turn and metric in JOINT:
-                            joint = products.setdefault(group, {})
-                            joint[metric] = joint.get(metric, 1.0) * value
-                        else:
-                            values.setdefault(group, {}).setdefault(metric, []).append(value)
-            for group, joint in products.items():
-                for metric, value in joint.items():
-                    values.setdefault(group, {}).setdefault(metric, []).append(value)
-        return {
-            group: {metric: float(np.mean(items)) for metric, items in metrics.items()}
-            for group, metrics in values.items()
-        }
+                joint = {name: metrics.pop(name) for name in JOINT if self.joint_acc_across_turn and name in metrics}
+                for group in self._groups_of(frame["service"]):
+                    rows.setdefault(group, []).append(metrics)
+                    product = products.setdefault(group, {})
+                    product |= {name: product.get(name, 1.0) * value for name, value in joint.items()}
+            for group, product in products.items():
+                rows[group].append(product)
+        return {group: _means(own) for group, own in rows.items()}
 
     def _groups_of(self, service: str) -> list[str]:
         own = [name for name, services in self.groups.items() if service in services]
@@ -150,6 +143,12 @@ def hidden_facts(scorer: DialogueScorer, gold: Dialogues, found: Dialogues) -> d
         "joint_goal_accuracy_of_all": sum(joint) / num_gold if num_gold else 0.0,
         "exact_joint_goal_accuracy": sum(value == 1.0 for value in joint) / max(len(joint), 1),
     }
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each metric over the rows that have it, summed as numpy does it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def _marked(frame: Mapping[str, Any], utterance: str, names: set[str]) -> list[tuple[str, str]]:
