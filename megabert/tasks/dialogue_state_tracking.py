@@ -81,8 +81,9 @@ class DialogueStateTracking(Task[Dialogue, Prediction]):
     (and none), each slot that may be requested (with the user's utterance alone), the status of each slot (not filled
     anew, filled, "dontcare"), each value of a categorical slot, and the span of any other slot, in the system's last
     and the user's utterance. Each kind has the same share of the loss. A slot's value that is in neither utterance is
-    the last that the system named; else, with `model.dataset.state_tracker=carry_over`, that of the slot of another
-    service that it came from in the training data most often, or that has the same name.
+    the last that the system named in its `actions`; else, with `model.dataset.state_tracker=carry_over`, that of the
+    slot of another service that it came from in the training data most often, or that has the same name. With right
+    answers to all questions the golden states follow, of all dialogues of the dataset that tests read.
 
     Predictions are dialogues of the dataset with `state` in the user's frames; `output_dir` gets them as files for the
     official scorer. `megabert score dialogue_state_tracking GOLD PREDICTIONS` scores such files or a folder of them;

@@ -170,7 +170,7 @@ CASES = {
                 {"speaker": "USER", "utterance": "who was born in paris", "frames": [
                     {"service": "city", "state": {"active_intent": "NONE", "requested_slots": ["river"],
                                                   "slot_values": {"river": ["seine"], "what": ["born"]}}}]}]}]),
-        ("model.train_ds.batch_size=16", "trainer.max_epochs=120", "model.encoder.dropout=0"), "joint_goal_accuracy",
+        ("model.train_ds.batch_size=16", "trainer.max_epochs=90", "model.encoder.dropout=0"), "joint_goal_accuracy",
         ('turns=["the seine and radium", "it is in france", "who was born in paris"]', "services=city"),
     ),
     "bioasq": Case(
