@@ -34,7 +34,7 @@ MAX_VALUE_TOKENS = 30
 _NO_EDGES = np.zeros((0, 2), dtype=np.bool_)
 
 
-class Question(NamedTuple):
+class TurnQuestion(NamedTuple):
     """A question on a frame, its label (NO_LABEL if unknown), and the characters of the value if it has some."""
 
     kind: int
@@ -52,7 +52,7 @@ class Note(NamedTuple):
     example: int
     turn: int
     service: str
-    question: Question
+    question: TurnQuestion
     text: str
     window: ContextWindow
 
@@ -68,17 +68,17 @@ def state_slots(service: Mapping[str, Any]) -> set[str]:
 
 def frame_questions(
     service: Mapping[str, Any], shown: Mapping[str, Any], labels: FrameLabels | None
-) -> Iterator[Question]:
+) -> Iterator[TurnQuestion]:
     """Ask for a service's intents, slots and values; `shown` has the words that the model reads."""
     answer = None if labels is None else labels.answer
     intents = [(NO_INTENT, f"{NO_INTENT} none")]
     intents += [(a["name"], _words(b)) for a, b in zip(service["intents"], shown["intents"], strict=True)]
     for name, text in intents:
-        yield Question(INTENT, name, "", text, NO_LABEL if answer is None else int(answer.intent == name), None)
+        yield TurnQuestion(INTENT, name, "", text, NO_LABEL if answer is None else int(answer.intent == name), None)
     in_state = state_slots(service)
     for slot, other in zip(service["slots"], shown["slots"], strict=True):
         name = slot["name"]
-        yield Question(
+        yield TurnQuestion(
             REQUESTED, name, "", _words(other), NO_LABEL if answer is None else int(name in answer.requested), None
         )
         if name not in in_state:
@@ -90,21 +90,21 @@ def frame_questions(
             status = OFF if not is_filled else INDIFFERENT if value == DONT_CARE else ACTIVE
         if not slot["is_categorical"]:
             span = labels.spans.get(name) if labels is not None else None
-            yield Question(FREE, name, "", _words(other), status, span)
+            yield TurnQuestion(FREE, name, "", _words(other), status, span)
             continue
-        yield Question(CATEGORICAL, name, "", _words(other), status, None)
+        yield TurnQuestion(CATEGORICAL, name, "", _words(other), status, None)
         for own, word in zip(slot["possible_values"], other["possible_values"], strict=True):
             # Which value is right has an answer only if the slot is filled, by a value of the schema.
             has_label = status == ACTIVE and value in slot["possible_values"]
             text = sys.intern(f"{other['name']} {word}")
-            yield Question(VALUE, name, own, text, int(value == own) if has_label else NO_LABEL, None)
+            yield TurnQuestion(VALUE, name, own, text, int(value == own) if has_label else NO_LABEL, None)
 
 
 def _words(item: Mapping[str, Any]) -> str:
     return sys.intern(f"{item['name']} {item['description']}")  # one string for all turns
 
 
-def training_questions(questions: Sequence[Question], *, subsample: bool, seed: str) -> list[Question]:
+def training_questions(questions: Sequence[TurnQuestion], *, subsample: bool, seed: str) -> list[TurnQuestion]:
     """Leave out questions without a label; with `subsample` keep of the slots of a kind as many empty as filled ones.
 
     At least one empty slot of each kind is kept. Source: NeMo 1.x.
@@ -121,7 +121,7 @@ def training_questions(questions: Sequence[Question], *, subsample: bool, seed: 
     return [item for item in kept if (item.kind, item.name) not in dropped]
 
 
-def dialogue_questions(dialogue: Dialogue, *, subsample: bool = False) -> Iterator[tuple[int, str, list[Question]]]:
+def dialogue_questions(dialogue: Dialogue, *, subsample: bool = False) -> Iterator[tuple[int, str, list[TurnQuestion]]]:
     """Ask all questions of a dialogue's frames; those with labels only if it is one of the training data."""
     labels = label_frames(dialogue) if dialogue.is_labelled else {}
     for number in dialogue.user_turns():
@@ -171,7 +171,7 @@ class QuestionFeatures(LazyFeatures):
         self.texts: list[str] = []
         user_starts: list[int] = []
         self.frames: list[_Frame] = []
-        self.questions: list[tuple[int, Question]] = []
+        self.questions: list[tuple[int, TurnQuestion]] = []
         for example, dialogue in enumerate(dialogues):
             last = -1
             for turn, service, questions in dialogue_questions(dialogue, subsample=subsample):
@@ -209,7 +209,7 @@ class QuestionFeatures(LazyFeatures):
         tokens = self.tokens[self.frames[frame].text]
         return len(self.descriptions[question.text]) + len(tokens.token_ids) - self._start(frame, question) + 3
 
-    def _start(self, frame: int, question: Question) -> int:
+    def _start(self, frame: int, question: TurnQuestion) -> int:
         """Return the first token of the utterances that is read: what is requested is in the user's only."""
         return self.user_tokens[self.frames[frame].text] if question.kind == REQUESTED else 0
 
