@@ -62,6 +62,9 @@ PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">
 """
 
 
+SGD = "dstc8-schema-guided-dialogue"
+
+
 def furnish(folder: Path, page: str) -> None:
     """Write the files; `page` decides what a train.tsv contains."""
     for name, content in files(page).items():
@@ -114,8 +117,23 @@ def files(page: str) -> dict[str, str]:
         "LAMBADA.jsonl": "".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES),
         **dict.fromkeys((f"RACE/{split}/high/1.txt" for split in SPLITS), RACE),
         **dict.fromkeys(("golden/7B1.json", "golden/9B1.json", "9B1_golden.json"), bioasq()),
+        **{f"{SGD}/{split}/{name}": content for split in SPLITS for name, content in sgd().items()},
         **searches(),
     }  # fmt: skip
+
+
+def sgd() -> dict[str, str]:
+    """A dialogue of two turns and the schema of its service, as in Schema-Guided Dialogue."""
+    slot = {"name": "city", "description": "the city", "is_categorical": False, "possible_values": []}
+    intent = {"name": "Pay", "description": "pay", "required_slots": ["city"], "optional_slots": {}}
+    service = {"service_name": "Banks_1", "description": "a bank", "slots": [slot], "intents": [intent]}
+    state = {"active_intent": "Pay", "requested_slots": [], "slot_values": {"city": ["paris"]}}
+    turns = [
+        {"speaker": "USER", "utterance": "in paris", "frames": [{"service": "Banks_1", "state": state}]},
+        {"speaker": "SYSTEM", "utterance": "in france", "frames": []},
+    ]
+    dialogue = {"dialogue_id": "1_00000", "services": ["Banks_1"], "turns": turns}
+    return {"schema.json": json.dumps([service]), "dialogues_001.json": json.dumps([dialogue])}
 
 
 def bioasq() -> str:

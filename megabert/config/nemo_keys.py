@@ -76,6 +76,7 @@ _SCHEDULE = "the schedule's length is that of the training, and a resumed run co
 _CHECKPOINTS = "checkpoints have names and places of their own"
 _VOCABULARY = "the vocabulary is the checkpoint's or model.tokenizer.vocab_file"
 _TARRED = "data are read from plain files"
+_QUESTIONS = "services may have any number of intents, slots and values"
 
 # NeMo's key without effect here -> the reason, for the notice; null and false give none.
 IGNORED = _expand({
@@ -135,6 +136,12 @@ IGNORED = _expand({
     "model.dataset.pad_label": "O is the label of a word without a mark",
     "model.dataset.do_lower_case": "the checkpoint's files or model.tokenizer.do_lower_case decide, as in NeMo",
     "model.dataset.num_classes": "the classes are those of the training data",
+    "model.dataset.dialogues_example_dir": "questions on dialogues are made when they are needed",
+    "model.dataset.max_num_cat_slot": _QUESTIONS,
+    "model.dataset.max_num_noncat_slot": _QUESTIONS,
+    "model.dataset.max_value_per_cat_slot": _QUESTIONS,
+    "model.dataset.max_num_intent": _QUESTIONS,
+    "model.dataset.num_tasks": "the kinds of questions are those of SGD-QA",
     "model.dataset.num_workers": _WORKERS,
     "model.dataset.pin_memory": _PINNED,
     "model.dataset.sentence_1_column": "columns are found by the names in the header",

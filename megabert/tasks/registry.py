@@ -18,6 +18,7 @@ from .task import Task
 NAMES = (
     "bioasq",
     "causal_language_model",
+    "dialogue_state_tracking",
     "entity_linking",
     "glue",
     "intent_slot",

@@ -187,6 +187,29 @@ model:
     log_softmax: false
     use_transformer_init: true
 """ + optimizer("3e-5", name="adamw", schedule="SquareRootAnnealing", ratio=0.0),
+    # of 1.9: the first version with the script
+    "dialogue_state_tracking": "pretrained_model: null" + trainer("SGDQA", 100, precision=32) + """
+model:
+  nemo_path: sgd_qa.nemo
+  encoder:
+    dropout: 0.1
+  dataset:
+    max_seq_length: 128
+    max_num_cat_slot: 6
+    max_num_noncat_slot: 12
+    max_value_per_cat_slot: 12
+    max_num_intent: 4
+    num_tasks: 6
+    task_name: sgd_single_domain
+    state_tracker: nemotracker
+    data_dir: ???
+    dialogues_example_dir: ???
+    subsample: false
+    use_cache: false
+    use_fuzzy_match: true
+    joint_acc_across_turn: false
+""" + data(("ds_item: {split}",), 128, shared=SHARED_DATA) + LANGUAGE_MODEL
+    + optimizer("1e-4", name="adamw", schedule="PolynomialDecayAnnealing", ratio=0.02),
     "intent_slot": trainer("IntentSlot", 50, precision=32) + """
 model:
   nemo_path: null

@@ -154,6 +154,25 @@ CASES = {
         ("model.dataset.max_qa_length=16", "trainer.max_epochs=90"), "accuracy",
         ("question=who found _", 'choices=["radium", "france"]', "passage=marie found radium"),
     ),
+    "dialogue_state_tracking": Case(
+        "dialogue_state_tracking", "x.json",
+        json.dumps([{"dialogue_id": "1", "services": ["city"], "schema": [
+            {"service_name": "city", "description": "a city",
+             "slots": [{"name": "river", "description": "the river", "is_categorical": False},
+                       {"name": "what", "description": "radium", "is_categorical": True,
+                        "possible_values": ["radium", "born"]}],
+             "intents": [{"name": "find", "description": "who", "required_slots": ["river", "what"]}]}],
+            "turns": [
+                {"speaker": "USER", "utterance": "the seine and radium", "frames": [
+                    {"service": "city", "state": {"active_intent": "find", "requested_slots": [], "slot_values": {
+                        "river": ["seine"], "what": ["radium"]}}}]},
+                {"speaker": "SYSTEM", "utterance": "it is in france", "frames": []},
+                {"speaker": "USER", "utterance": "who was born in paris", "frames": [
+                    {"service": "city", "state": {"active_intent": "NONE", "requested_slots": ["river"],
+                                                  "slot_values": {"river": ["seine"], "what": ["born"]}}}]}]}]),
+        ("model.train_ds.batch_size=16", "trainer.max_epochs=90", "model.encoder.dropout=0"), "joint_goal_accuracy",
+        ('turns=["the seine and radium", "it is in france", "who was born in paris"]', "services=city"),
+    ),
     "bioasq": Case(
         "bioasq", "x.json",
         json.dumps({"questions": [

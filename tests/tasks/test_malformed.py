@@ -107,6 +107,12 @@ READERS = {
         '{"questions": [\n{"id": "1", "type": "factoid", "body": "good", "snippets": [{"text": "a"}]},'
         '{"id": "2", "type": "yesno", "body": "b", "snippets": [{"text": "a"}], "exact_answer": "yes"}]}\n', 2,
     ),
+    "dialogues": Reader(
+        "dialogue_state_tracking", "x.json",
+        '[\n{"dialogue_id": "1", "services": ["A"], "turns": [{"speaker": "USER", "utterance": "good",\n"frames": '
+        '[{"service": "A", "state": {"active_intent": "NONE", "requested_slots": [], "slot_values": {}}}]}]}]\n', 1, (),
+        {"schema.json": '[{"service_name": "A", "description": "a", "slots": [], "intents": []}]'},
+    ),
     "inference": Reader("zero_shot", "x.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\n", 1),
 }  # fmt: skip
 
@@ -145,7 +151,8 @@ WORDS = {  # put into the first text: none of them ends a line or a word where i
 HOLDS_WORDS = {"table": "good", "header": "good", "json": "good", "blanks": "good", "columns": "Marie", "tabs": "Marie",
                "two files, text": "Marie", "glue": "good", "cola": "good", "seq.in": "home", "nemo intents": "home",
                "plain text": "Good",
-               "choices": "good", "race": "good", "dream": "good", "mctest": "good", "mmlu": "good"}  # fmt: skip
+               "choices": "good", "race": "good", "dream": "good", "mctest": "good", "mmlu": "good",
+               "dialogues": "good"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", EVERYWHERE)
@@ -176,7 +183,7 @@ def test_a_file_that_is_not_there_or_is_a_folder(name, tmp_path):
 def test_no_character_loses_a_row(name, case, tmp_path):
     reader = READERS[name]
     content = reader.good.replace(HOLDS_WORDS[name], WORDS[case], 1)
-    if name in ("json", "choices", "race", "dream"):
+    if name in ("json", "choices", "race", "dream", "dialogues"):
         content = content.replace("\x0c", "\\f")
     found = reader.read(tmp_path, content.encode())
     assert len(found) == reader.num_rows
