@@ -33,7 +33,6 @@ from megabert.annotate.shards import ShardWriter, claim
 from megabert.formats.documents.training_examples import PairOptions
 from megabert.inference import Predictor
 from megabert.tasks import token_classification, word_labeling
-from megabert.tokenizers.wordpiece import Tokenizer
 from megabert.torch_session import TorchSession
 
 ENTITY_SHARE = 0.08
@@ -112,7 +111,7 @@ def pickled(stages: Stages, work: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Pass what a worker takes and returns through pickle, as between processes."""
 
     def passed(item: Any) -> Any:
-        return pickle.loads(pickle.dumps(item))  # noqa: S301  (our own bytes)
+        return pickle.loads(pickle.dumps(item))
 
     crossing = SimpleNamespace(passed=passed)
     stages.timed(crossing, "passed", "between processes")

@@ -147,6 +147,10 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         tags = LabelKind("tag", "tags", first=self.dataset.pad_label)
         super().__init__(settings, tags, target_settings=self.dataset, class_balancing=self.dataset.class_balancing)
 
+    def reads_folder(self, path: Path) -> bool:
+        """Return whether it has annotations of brat."""
+        return is_document_path(path)
+
     def read(self, path: Path) -> list[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
         if is_document_path(path):
