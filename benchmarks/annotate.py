@@ -55,6 +55,7 @@ def make_run(folder: Path, network: str, vocabulary: Path, data: Path) -> Path:
             "model.language_model.pretrained_model_name=null",
             f"model.language_model.config={NETWORKS[network]}",
             "trainer.max_steps=100",
+            "trainer.compile=false",
             "model.validation_ds.num_samples=100",
             "trainer.enable_progress_bar=false",
             f"exp_manager.explicit_log_dir={run}",

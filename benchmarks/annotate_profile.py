@@ -29,7 +29,7 @@ from megabert.annotate import pipeline
 from megabert.annotate.annotator import EntityAnnotator
 from megabert.annotate.job import AnnotateChunks, Inputs, ReadDocuments, run_job
 from megabert.annotate.shard_formats import shard_format
-from megabert.annotate.shards import ShardWriter, claim
+from megabert.annotate.shards import Ledger, ShardWriter, claim
 from megabert.formats.documents.training_examples import PairOptions
 from megabert.inference import Predictor
 from megabert.tasks import token_classification, word_labeling
@@ -167,6 +167,22 @@ def process_times(
     return {"workers": workers, "network process": own, "others": children, "total": own + children, "wall": wall}
 
 
+def memory(predictor: Predictor, inputs: Inputs, work: AnnotateChunks, folder: Path) -> None:
+    """Print the largest memory of one process that annotates all documents, from time to time and at the end."""
+    writer = ShardWriter(folder, work.output, 1000, claim(folder, {}, work.output, resume=False))
+    shown = [0]
+
+    def show(ledger: Ledger, _: int) -> None:
+        if ledger.documents >= 2 * shown[0]:
+            shown[0] = max(ledger.documents, 1)
+            size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            print(json.dumps({"documents": ledger.documents, "gigabytes": round(size, 3)}), flush=True)
+
+    run_job(inputs, work, [predictor.session], writer, 0, show)
+    shown[0] = 0
+    show(writer.ledger, 0)
+
+
 def children_time() -> float:
     """Return the CPU seconds of processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -179,6 +195,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("corpus")
     parser.add_argument("--workers", type=int, nargs="*", default=[2])
+    parser.add_argument("--memory", action="store_true", help="only print the largest memory")
     parser.add_argument("--format", default="pubtator")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -188,6 +205,8 @@ def main() -> None:
     inputs = Inputs((arguments.corpus,))
     work = AnnotateChunks([predictor], [], PairOptions(), "keep", False, False, output)
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.memory:
+            return memory(predictor, inputs, work, Path(folder))
         for workers in arguments.workers:
             print(json.dumps(process_times(predictor, inputs, work, Path(folder), workers)), flush=True)
         times = stage_times(predictor, inputs, work, Path(folder))
