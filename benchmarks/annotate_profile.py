@@ -206,7 +206,8 @@ def main() -> None:
     work = AnnotateChunks([predictor], [], PairOptions(), "keep", False, False, output)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.memory:
-            return memory(predictor, inputs, work, Path(folder))
+            memory(predictor, inputs, work, Path(folder))
+            return
         for workers in arguments.workers:
             print(json.dumps(process_times(predictor, inputs, work, Path(folder), workers)), flush=True)
         times = stage_times(predictor, inputs, work, Path(folder))
