@@ -305,7 +305,7 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
             problems.append(f"{name} is a {type(value).__name__}; expected a string")
         elif name not in missing and not str(value).strip():
             problems.append(f"{name} is blank")
-        elif half := re.search("[\ud800-\udfff]", str(value or "")):
+        elif not str(value or "").isascii() and (half := re.search("[\ud800-\udfff]", str(value))):
             problems.append(f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}")
     if problems:
         wanted = " and ".join(f"{name}=..." for name in names)
