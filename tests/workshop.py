@@ -111,6 +111,7 @@ def files(page: str) -> dict[str, str]:
         "names.txt": "D001249||asthma\n" * 50,
         "dev.pubtator": PUBTATOR,
         "notes.csv": "note_id,TEXT\n1,Marie Curie found radium.\n",
+        "article.nxml": "<article><body><p>Marie Curie found radium.</p></body></article>",
         "project/1.txt": "Marie Curie found radium.\n",
         "project/1.ann": "T1\tPerson 0 11\tMarie Curie\n",
         **dict.fromkeys(("train.jsonl", "dev.jsonl"), relations()),

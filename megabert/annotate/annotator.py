@@ -13,6 +13,7 @@ from typing import Protocol
 from ..formats.documents.document import Argument, Document, Entity, Relation
 from ..formats.documents.training_examples import EntityPair, PairOptions, entity_pairs
 from ..inference import Predictor
+from ..tasks.iob_tags import Span
 
 SCORE_DIGITS = 4
 
@@ -23,6 +24,10 @@ class Annotated:
 
     document: Document
     windows: int = 0
+
+
+_Found = tuple[int, Span]
+"""The offset of a passage, and an entity that was found in it."""
 
 
 class Annotator(Protocol):
@@ -45,20 +50,28 @@ class EntityAnnotator:
         task = self.predictor.task
         examples = [task.example(text=passage.text) for _, passage in passages]
         features = task.features(examples, self.predictor.tokenizer, with_targets=False)
-        windows = Counter(passages[item.notes.example][0] for item in features)
-        found: list[list[Entity]] = [[] for _ in items]
         predictions = self.predictor.predict_examples(examples, features=features)
+        windows = [0] * len(items)
+        found: list[list[_Found]] = [[] for _ in items]
         for (number, passage), prediction in zip(passages, predictions, strict=True):
-            for span in prediction.spans:
-                extent = (passage.offset + span.start, passage.offset + span.end)
-                score = round(span.score, SCORE_DIGITS)
-                found[number].append(
-                    Entity("", (extent,), span.text, span.type, score=score, source=self.predictor.digest)
-                )
+            windows[number] += prediction.windows
+            found[number] += [(passage.offset, span) for span in prediction.spans]
         return [
-            Annotated(_with_entities(item.document, found[number]), item.windows + windows[number])
-            for number, item in enumerate(items)
+            Annotated(self._with_entities(item.document, new), item.windows + count)
+            for item, new, count in zip(items, found, windows, strict=True)
         ]
+
+    def _with_entities(self, document: Document, found: Sequence[_Found]) -> Document:
+        """Add entities under new names, without those of the same characters and type as one of the document's."""
+        present = {(entity.fragments, entity.type) for entity in document.entities}
+        names = free_names("T", (entity.id for entity in document.entities))
+        entities, source = list(document.entities), self.predictor.digest
+        for offset, span in found:
+            fragments = ((offset + span.start, offset + span.end),)
+            if (fragments, span.type) not in present:
+                score = round(span.score, SCORE_DIGITS)
+                entities.append(Entity(next(names), fragments, span.text, span.type, "", score, source))
+        return replace(document, entities=tuple(entities))
 
 
 @dataclass
@@ -123,15 +136,6 @@ def without_annotations(document: Document) -> Document:
 
 def _without_label(pair: EntityPair) -> dict[str, object]:
     return {name: value for name, value in pair.values().items() if name != "label"}
-
-
-def _with_entities(document: Document, found: Iterable[Entity]) -> Document:
-    """Add entities under new names, without those of the same characters and type as one of the document's."""
-    present = {(entity.fragments, entity.type) for entity in document.entities}
-    names = free_names("T", (entity.id for entity in document.entities))
-    new = [entity for entity in found if (entity.fragments, entity.type) not in present]
-    named = tuple(replace(entity, id=name) for entity, name in zip(new, names, strict=False))
-    return replace(document, entities=(*document.entities, *named))
 
 
 def free_names(prefix: str, taken: Iterable[str]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """How documents become a shard, and shards one file: streams of one head and tail, Parquet, folders of files."""
 
-import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from ..formats.documents.document import Document
 from ..formats.documents.document_formats import DocumentFormat, find_format
 from ..formats.documents.losses import Losses
 from ..formats.documents.mention_table import ParquetRows, mention_rows
-from ..storage import atomic_file, atomic_folder, atomic_write, file_sha256
+from ..storage import atomic_file, atomic_folder, atomic_write, file_sha256, folder_sha256
 
 
 class ShardFormat(ABC):
@@ -153,10 +152,7 @@ class FolderShards(ShardFormat):
 
     def digest(self, path: Path) -> str:
         """Compute the SHA-256 of the names and contents of a shard's files."""
-        digest = hashlib.sha256()
-        for file in sorted(path.iterdir()):
-            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
-        return digest.hexdigest()
+        return folder_sha256(path)
 
 
 def _numbered(name: str, number: int) -> str:

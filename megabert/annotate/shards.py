@@ -125,7 +125,9 @@ def claim(folder: Path, job: Mapping[str, Any], output: ShardFormat, *, resume: 
     if not resume:
         raise InputError(f"{folder} has the output of an earlier command. Add --resume, or name a new folder.")
     before = json.loads(kept.read_bytes())
-    changed = [f"{key} was {before.get(key)!r}" for key in job if job[key] != before.get(key)]
+    # A setting that is off is the same as one that an older version did not have.
+    keys = {**before, **job}
+    changed = [f"{key} was {before.get(key)!r}" for key in keys if (job.get(key) or None) != (before.get(key) or None)]
     if changed:
         raise InputError(f"{folder} was begun with other settings: {'; '.join(changed)}. Use them, or a new folder.")
     ledger = read_ledger(folder, output)

@@ -149,7 +149,7 @@ def score(words: Sequence[str]) -> int:
     from ..tasks import registry
 
     parser = new_parser("score", score, "The scores are printed as JSON.")
-    parser.add_argument("task", help="task name, for example question_answering; linking; or retrieval")
+    parser.add_argument("task", help="task name, for example question_answering; documents, linking or retrieval")
     parser.add_argument("gold", type=Path, help="data file with the gold labels or answers")
     parser.add_argument("predictions", type=Path, help='predictions; for question_answering {"id": "answer", ...}')
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
@@ -159,6 +159,9 @@ def score(words: Sequence[str]) -> int:
 
         show(to_json(score_linking(arguments.gold, arguments.predictions, arguments.overrides)))
         return 0
+    if arguments.task == "documents":
+        show(to_json(_score_documents(arguments.gold, arguments.predictions, arguments.overrides)))
+        return 0
     if arguments.task == "retrieval":
         from .retrieval import score_retrieval
 
@@ -167,6 +170,16 @@ def score(words: Sequence[str]) -> int:
     task = registry.find(arguments.task)
     show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))
     return 0
+
+
+def _score_documents(gold: Path, predictions: Path, words: Sequence[str]) -> dict[str, Any]:
+    from ..formats.documents.convert_documents import read_documents
+    from ..formats.documents.document_scores import document_scores
+
+    if unknown := [word for word in words if not word.startswith("prefix=")]:
+        raise ConfigError(f"{unknown[0]!r} is no setting of `score documents`: prefix.")
+    prefix = words[-1].removeprefix("prefix=") if words else ""
+    return document_scores(read_documents([gold]), read_documents([predictions]), prefix)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ def max_context_masks(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list
 def best_windows(num_tokens: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Find for each token the window with the most context, as `max_context_masks` defines it: [T]."""
     best = np.zeros(num_tokens, dtype=np.int64)
+    if len(spans) == 1:
+        return best
     most = np.full(num_tokens, -np.inf)
     for number, (start, end) in enumerate(spans):
         position = np.arange(end - start)
@@ -158,16 +160,24 @@ def word_windows(
     room = length - 2
     stride = max(room // 2 if margin is None else room - 2 * margin, 1)
     for number, (ids, words) in enumerate(tokenizer.encode_words(examples)):
-        is_first = np.diff(words, prepend=-1) != 0
+        is_first = np.ones(len(ids), dtype=np.bool_)
+        np.not_equal(words[1:], words[:-1], out=is_first[1:])
         spans = window_spans(len(ids), room, stride)
         for (start, end), has_max_context in zip(spans, max_context_masks(len(ids), spans), strict=True):
             yield WordWindow(
                 number,
-                np.concatenate([[tokenizer.cls_id], ids[start:end], [tokenizer.sep_id]]),
-                np.concatenate([[-1], words[start:end], [-1]]),
-                np.concatenate([[False], is_first[start:end], [False]]),
-                np.concatenate([[False], has_max_context, [False]]),
+                _with_edges(ids[start:end], tokenizer.cls_id, tokenizer.sep_id),
+                _with_edges(words[start:end], -1, -1),
+                _with_edges(is_first[start:end], False, False),
+                _with_edges(has_max_context, False, False),
             )
+
+
+def _with_edges(values: NDArray[Any], first: int, last: int) -> NDArray[Any]:
+    """Put a value before and one behind."""
+    padded = np.empty(len(values) + 2, dtype=values.dtype)
+    padded[0], padded[1:-1], padded[-1] = first, values, last
+    return padded
 
 
 def word_logits(
@@ -182,17 +192,24 @@ def word_logits(
     become one: best_context takes those of the window with the most context, others are `POOLED_LOGITS`.
     """
     num_classes = logits[0].shape[1] if logits else 0
-    gathered = [np.full((count, num_classes), np.nan) for count in num_words]
+    ends = np.cumsum(num_words, dtype=np.int64)
+    gathered = np.full((ends[-1] if len(ends) else 0, num_classes), np.nan)
+    by_example = [gathered[end - count : end] for end, count in zip(ends.tolist(), num_words, strict=True)]
+    if pooling == "best_context" and windows:
+        is_used = np.concatenate([window.is_first & window.has_max_context for window in windows])
+        starts = np.repeat([ends[item.example] - num_words[item.example] for item in windows], list(map(len, logits)))
+        rows = (np.concatenate([window.words for window in windows]) + starts)[is_used]
+        gathered[rows] = np.concatenate(logits)[is_used]
+        return by_example
     counts = [np.zeros((count, 1)) for count in num_words]
     for window, window_logits in zip(windows, logits, strict=True):
-        is_best = pooling == "best_context"
-        positions = window.word_positions() if is_best else np.flatnonzero(window.is_first)
+        positions = np.flatnonzero(window.is_first)
         words, values = window.words[positions], window_logits[positions].astype(np.float64)
-        own, seen = gathered[window.example], counts[window.example]
+        own, seen = by_example[window.example], counts[window.example]
         if pooling == "mean":  # of the windows so far
             seen[words] += 1
             values = np.where(seen[words] == 1, values, own[words] + (values - own[words]) / seen[words])
-        elif pooling == "maximum":
+        else:
             values = np.fmax(own[words], values)
         own[words] = values
-    return gathered
+    return by_example

@@ -9,17 +9,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from xml.etree import ElementTree
+from typing import IO
 
 from ..errors import InputError
 from ..tokenizers.characters import require_characters
 from .data_files import COMPRESSED, data_suffix, open_data
+from .documents.pubmed_xml import read_texts
 
 KINDS = (".txt", ".jsonl", ".json", ".xml")
 LONGEST_DOCUMENT_MB = 100.0
 _LINE_BYTES = 64  # that a line takes in memory besides its characters, about
-_XML_BLOCK = 2**20  # expat before 2.6 reads a long token again for each block
 
 
 def corpus_files(paths: Sequence[Path]) -> list[Path]:
@@ -123,37 +122,4 @@ def _read_json(source: _Input) -> Iterator[str]:
 
 
 def _read_pubmed(source: _Input) -> Iterator[str]:
-    # Expat itself stops at entities that grow (from 2.4.1 on), and external ones are not fetched.
-    parser: Any = ElementTree.XMLPullParser(("start", "end"))
-    root: Any = None
-    size = 0  # since the last article, from which on the tree is kept in memory
-    try:
-        while block := source.file.read(_XML_BLOCK):
-            parser.feed(block)
-            size += len(block)
-            for event, element in parser.read_events():
-                root = element if root is None else root
-                if event == "end" and element.tag in ("PubmedArticle", "MedlineCitation") and element is not root:
-                    if element.tag == "MedlineCitation" and root.tag == "PubmedArticleSet":
-                        continue  # part of a PubmedArticle, whose end comes later
-                    if text := _text_of_article(element):
-                        yield text
-                    root.clear()  # keeps memory flat
-                    size = 0
-            if size > source.most_bytes:
-                raise InputError(
-                    f"{source.path}: more than {source.max_mb:g} MB of XML without an article of PubMed. If that is "
-                    "right: --max_document_mb."
-                )
-        parser.close()
-    except ElementTree.ParseError as error:
-        place = f"{source.path}:{error.position[0]}"
-        raise InputError(f"{place}: not XML: {error}. Download the file again.") from None
-    except (ValueError, LookupError) as error:  # an encoding that Python does not have, or of several bytes
-        raise InputError(f"{source.path}: {error}. Convert the file to UTF-8.") from None
-
-
-def _text_of_article(article: ElementTree.Element) -> str:
-    parts = [*article.iterfind(".//ArticleTitle"), *article.iterfind(".//Abstract/AbstractText")]
-    paragraphs = [" ".join("".join(part.itertext()).split()) for part in parts]
-    return "\n".join(filter(None, paragraphs))
+    yield from read_texts(source.path, source.file, source.most_bytes, " If that is right: --max_document_mb.")

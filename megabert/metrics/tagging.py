@@ -15,10 +15,12 @@ def entities(tags: Sequence[str], *, strict: bool = False) -> list[Entity]:
     Source: Sang and Buchholz 2000, conlleval's startOfChunk and endOfChunk; seqeval's default is the same.
     """
     spans: list[Entity] = []
-    start, kind = 0, ""
-    for position, tag in enumerate([*tags, "O"]):
-        if tag == "O" and not kind:  # most words
-            continue
+    start, kind, end = 0, "", 0
+    for position in [number for number, tag in enumerate(tags) if tag != "O"]:
+        if kind and position > end:
+            spans.append((kind, start, end))
+            kind = ""
+        tag, end = tags[position], position + 1
         prefix, _, tag_kind = tag.partition("-")
         tag_kind = tag_kind or "_"  # seqeval's type for tags without one
         begins = prefix in ("B", "S") or (prefix in ("I", "E") and tag_kind != kind)
@@ -30,6 +32,8 @@ def entities(tags: Sequence[str], *, strict: bool = False) -> list[Entity]:
         if kind and prefix in ("E", "S"):
             spans.append((kind, start, position + 1))
             kind = ""
+    if kind:
+        spans.append((kind, start, end))
     return spans
 
 

@@ -271,9 +271,9 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
             probabilities_I = class_probabilities(logits_I, is_multi_label=self.dataset.multi_label)
             intents[feature.notes.example].append(probabilities_I)
         slots = self.word_logits(examples, features, [item[:, :num_slots] for item in logits])
+        decoded = decode_tags(slots, self.labels, constrained=self.dataset.constrained_decoding)
         predictions = []
-        for example, windows, logits_WC in zip(examples, intents, slots, strict=True):
-            tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
+        for example, windows, (tags, scores) in zip(examples, intents, decoded, strict=True):
             spans = find_spans(example.text, example.words, tags, scores)
             probabilities = dict(zip(self.intents, np.mean(windows, axis=0).tolist(), strict=True))
             best: tuple[str, ...] = (max(probabilities, key=probabilities.__getitem__),)

@@ -23,21 +23,36 @@ class Span:
 
 
 def decode_tags(
-    logits_WC: NDArray[np.float64], labels: Sequence[str], *, constrained: bool
-) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Choose each word's tag, or (constrained) the most likely valid sequence; returns tags and their probabilities.
+    logits: Sequence[NDArray[np.float64]], labels: Sequence[str], *, constrained: bool
+) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
+    """Choose the tag of each word of each example, or (constrained) the most likely valid sequences.
 
-    A word without tokens, whose logits are NaN, continues the entity around it.
+    `logits` are [W, C] for each example. Returns tags and their probabilities. A word without tokens, whose logits are
+    NaN, continues the entity around it.
     """
-    has_tokens_W: NDArray[np.bool_] = np.logical_not(np.isnan(logits_WC).any(axis=1))
-    if not has_tokens_W.all():
-        tags, probabilities = decode_tags(logits_WC[has_tokens_W], labels, constrained=constrained)
-        return _fill_gaps(tags, probabilities, has_tokens_W, OUTSIDE if OUTSIDE in labels else labels[0])
-    shifted_WC = logits_WC - logits_WC.max(axis=1, keepdims=True)
-    log_probabilities_WC = shifted_WC - np.log(np.exp(shifted_WC).sum(axis=1, keepdims=True))
-    chosen = best_valid_tags(log_probabilities_WC, labels) if constrained else log_probabilities_WC.argmax(axis=1)
-    probabilities = np.exp(log_probabilities_WC[np.arange(len(chosen)), chosen])
-    return tuple(labels[number] for number in chosen), probabilities
+    if not logits:
+        return []
+    ends = np.cumsum([len(item) for item in logits])[:-1]
+    logits_TC = np.concatenate(logits)
+    has_tokens_T: NDArray[np.bool_] = np.logical_not(np.isnan(logits_TC).any(axis=1))
+    if not has_tokens_T.all():
+        logits_TC = logits_TC[has_tokens_T]
+    counts = [int(part.sum()) for part in np.split(has_tokens_T, ends)]
+    shifted_TC = logits_TC - logits_TC.max(axis=1, keepdims=True)
+    log_probabilities_TC = shifted_TC - np.log(np.exp(shifted_TC).sum(axis=1, keepdims=True))
+    if constrained:
+        parts = np.split(log_probabilities_TC, np.cumsum(counts)[:-1])
+        chosen_T = np.concatenate([best_valid_tags(part, labels) for part in parts])
+    else:
+        chosen_T = log_probabilities_TC.argmax(axis=1)
+    probabilities_T = np.exp(log_probabilities_TC[np.arange(len(chosen_T)), chosen_T])
+    tags, outside = [labels[number] for number in chosen_T.tolist()], OUTSIDE if OUTSIDE in labels else labels[0]
+    decoded, start = [], 0
+    for item, count, has_tokens_W in zip(logits, counts, np.split(has_tokens_T, ends), strict=True):
+        own = tuple(tags[start : start + count]), probabilities_T[start : start + count]
+        decoded.append(own if count == len(item) else _fill_gaps(*own, has_tokens_W, outside))
+        start += count
+    return decoded
 
 
 def _fill_gaps(

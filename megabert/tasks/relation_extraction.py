@@ -130,6 +130,10 @@ class RelationExtraction(SequenceClassificationTask):
             f"{remedy}model.dataset.negative_label=null if each label is a relation."
         )
 
+    def reads_folder(self, path: Path) -> bool:
+        """Return whether it has annotations of brat."""
+        return is_document_path(path)
+
     def read(self, path: Path) -> list[Example]:
         """Read what text classification reads, or documents; positions that cut words are reported."""
         if is_document_path(path):

@@ -164,10 +164,15 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
             for file in self.files(data):
                 if not Path(file).exists():
                     raise InputError(f"model.{name}: {file} does not exist.")
-                if not Path(file).is_file():  # it is read twice, for its digest, too
+                # It is read twice, for its digest, too.
+                if not (Path(file).is_file() or (Path(file).is_dir() and self.reads_folder(Path(file)))):
                     raise InputError(f"model.{name}: {file} is a folder, pipe or device. Give a file.")
             if data.batch_size < 1:
                 raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
+
+    def reads_folder(self, path: Path) -> bool:
+        """Return whether a folder is a data file: one of documents that have several files each."""
+        return False
 
     def read_files(self, files: Sequence[str]) -> Sequence[ExampleType]:
         """Read a group of files."""
@@ -331,7 +336,7 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
             problems.append(f"{name} is a {type(value).__name__}; expected a string")
         elif name not in missing and not str(value).strip():
             problems.append(f"{name} is blank")
-        elif half := re.search("[\ud800-\udfff]", str(value or "")):
+        elif not str(value or "").isascii() and (half := re.search("[\ud800-\udfff]", str(value))):
             problems.append(f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}")
     if problems:
         wanted = " and ".join(f"{name}=..." for name in names)

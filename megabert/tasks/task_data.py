@@ -17,6 +17,7 @@ from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
 from ..errors import InputError, InputWarning
+from ..storage import folder_sha256
 from ..tokenizers.wordpiece import Tokenizer
 from .folds import without_fold
 from .label_report import LabelReport
@@ -93,7 +94,7 @@ def load_training_data(
         key = feature_cache.digest(
             json.dumps(facts, default=str).encode(),
             *(content.encode() for content in tokenizer.files().values()),
-            *(path.read_bytes() for path in [*map(Path, files), *code_files]),
+            *(_content(path) for path in [*map(Path, files), *code_files]),
         )
         cached = feature_cache.load(cache_folder, key)
         if cached is not None:
@@ -122,6 +123,10 @@ def load_training_data(
         meta["warnings"] = messages
         feature_cache.save(cache_folder, key, features, meta)
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
+
+
+def _content(path: Path) -> bytes:
+    return folder_sha256(path).encode() if path.is_dir() else path.read_bytes()
 
 
 @contextmanager

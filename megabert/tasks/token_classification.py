@@ -149,6 +149,10 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         tags = LabelKind("tag", "tags", first=self.dataset.pad_label)
         super().__init__(settings, tags, target_settings=self.dataset, class_balancing=self.dataset.class_balancing)
 
+    def reads_folder(self, path: Path) -> bool:
+        """Return whether it has annotations of brat."""
+        return is_document_path(path)
+
     def read(self, path: Path) -> list[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
         if is_document_path(path):
@@ -222,8 +226,9 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Tag each word by the logits of its first token."""
         predictions, foreign = [], other_scheme(self.labels, self.dataset.pad_label)
-        for example, logits_WC in zip(examples, self.word_logits(examples, features, logits), strict=True):
-            tags, scores = decode_tags(logits_WC, self.labels, constrained=self.dataset.constrained_decoding)
+        word_logits = self.word_logits(examples, features, logits)
+        decoded = decode_tags(word_logits, self.labels, constrained=self.dataset.constrained_decoding)
+        for example, (tags, scores) in zip(examples, decoded, strict=True):
             if foreign is not None:
                 tags = to_iob2(tags, foreign, self.dataset.pad_label, example.location)
             spans = find_spans(example.text, example.words, tags, scores)

@@ -102,6 +102,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self.word_kinds = word_kinds
         self.target_settings = target_settings
         self.cuts: dict[str, Any] = {}
+        self._kept_cuts: tuple[tuple[str | None, dict[str, Any]], WordCuts] | None = None
 
     def file_groups(self, data: Any) -> list[list[str]]:
         """Return `file`, or text_file and labels_file in data_dir; a data_dir alone has NeMo's names of files."""
@@ -138,10 +139,16 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
 
     def split(self, text: str) -> tuple[tuple[int, int], ...]:
         """Cut raw text into words: as the training data are cut, or where model.dataset.split_at says."""
-        characters = self.settings.model.dataset.split_at
-        return split_words(
-            text, WordCuts.from_document(self.cuts) if characters is None else WordCuts(apart=characters)
-        )
+        return split_words(text, self._word_cuts())
+
+    def _word_cuts(self) -> WordCuts:
+        """Return the same object while nothing changes: it keeps what it split."""
+        given = (self.settings.model.dataset.split_at, self.cuts)
+        if self._kept_cuts is None or any(a is not b for a, b in zip(given, self._kept_cuts[0], strict=True)):
+            characters, cuts = given
+            kept = WordCuts.from_document(cuts) if characters is None else WordCuts(apart=characters)
+            self._kept_cuts = given, kept
+        return self._kept_cuts[1]
 
     def learn_word_cuts(self, examples: Sequence[ExampleType]) -> None:
         """Learn from the words of the training data how raw text is cut."""

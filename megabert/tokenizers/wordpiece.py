@@ -127,21 +127,29 @@ class Tokenizer:
         """
         if isinstance(sentences, str) or any(isinstance(words, str) for words in sentences):
             raise _string_error(sentences, "a list of lists of words")
-        new = {word for words in sentences for word in words if word not in self._word_ids}
-        if len(self._word_ids) + len(new) > MAX_WORDS_KEPT:
-            self._word_ids.clear()
-            new = {word for words in sentences for word in words}
-        ordered = list(new)
-        encodings = encode_batch(self._rust.encode_batch_fast, ordered)
-        self._word_ids.update(zip(ordered, (tuple(encoding.ids) for encoding in encodings), strict=True))
+        words = list(chain.from_iterable(sentences))
+        pieces = list(map(self._known_words(words).__getitem__, words))
+        ids = np.fromiter(chain.from_iterable(pieces), dtype=np.int64)
+        num_tokens = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
         encoded = []
-        for words in sentences:
-            pieces = [self._word_ids[word] for word in words]
-            ids = np.fromiter(chain.from_iterable(pieces), dtype=np.int64)
-            encoded.append(
-                (ids, np.repeat(np.arange(len(pieces)), np.array([len(piece) for piece in pieces], dtype=np.int64)))
-            )
+        first_word = first = 0
+        for sentence in sentences:
+            counts = num_tokens[first_word : first_word + len(sentence)]
+            own = np.repeat(np.arange(len(sentence)), counts)
+            encoded.append((ids[first : first + len(own)], own))
+            first_word, first = first_word + len(sentence), first + len(own)
         return encoded
+
+    def _known_words(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Tokenize the words that are new; returns the tokens of all."""
+        known = self._word_ids
+        new = [word for word in set(words) if word not in known]
+        if len(known) + len(new) > MAX_WORDS_KEPT:  # another thread may use the old ones
+            known, new = {}, list(set(words))
+        encodings = encode_batch(self._rust.encode_batch_fast, new) if new else []
+        known.update(zip(new, (tuple(encoding.ids) for encoding in encodings), strict=True))
+        self._word_ids = known
+        return known
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Join tokens to a readable string. For display only: answers are slices of the original."""

@@ -5,10 +5,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .characters import is_mark
 
@@ -20,6 +22,8 @@ SENTENCE_PUNCTUATION = ".,:;!?"
 # A character is a word of its own if it was so three times or more, and one time in twenty inside a word at most.
 MIN_COUNT, MAX_INSIDE = 3, 0.05
 MAX_WHOLE = 500
+MAX_RUNS_KEPT = 1 << 16
+_RUN = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class WordCuts:
     def to_document(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return asdict(self) | {"whole": list(self.whole)}
+
+    @cached_property
+    def known_runs(self) -> dict[str, tuple[int, ...]]:
+        """The starts and ends, in turn, of the words of runs without blanks that were split before."""
+        return {}
 
     def is_apart(self, letter: str) -> bool:
         """Return whether a character is a word of its own inside a word, too."""
@@ -96,20 +105,26 @@ def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...
     Splits at white space, around punctuation at both ends of a run without it, and where `cuts` say: p53, IL-2. A word
     has the marks that follow its characters.
     """
-    words: list[Characters] = []
-    for match in re.finditer(r"\S+", text):
-        if match[0].isalnum():
-            words.append(match.span())
-        else:
-            start = match.start()
-            words += [(start + first, start + last) for first, last in _split_run(match[0], cuts)]
-    return tuple(words)
+    runs, known = text.split(), cuts.known_runs
+    if len(known) > MAX_RUNS_KEPT:
+        known.clear()
+    parts = [
+        known.get(run) or known.setdefault(run, tuple(chain.from_iterable(_words_of_run(run, 0, len(run), cuts))))
+        for run in runs
+    ]
+    # Arrays and flat tuples: annotation of documents in bulk spends most of its time on words.
+    counts = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+    bounds = np.fromiter(chain.from_iterable(parts), dtype=np.int64) + np.repeat(_run_starts(text, runs), counts)
+    return tuple(zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True))
 
 
-@lru_cache(1 << 16)
-def _split_run(run: str, cuts: WordCuts) -> tuple[Characters, ...]:
-    """Split a run without blanks; frequent ones are looked up."""
-    return tuple(_words_of_run(run, 0, len(run), cuts))
+def _run_starts(text: str, runs: Sequence[str]) -> NDArray[np.int64]:
+    """Locate the runs without blanks of a text."""
+    lengths = np.fromiter(map(len, runs), dtype=np.int64, count=len(runs))
+    starts: NDArray[np.int64] = np.cumsum(lengths + 1) - lengths - 1
+    if not len(runs) or (starts[-1] + lengths[-1] == len(text) and text[0] == runs[0][0]):
+        return starts  # one blank between each two
+    return np.fromiter((match.start() for match in _RUN.finditer(text)), dtype=np.int64, count=len(runs))
 
 
 def _words_of_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:

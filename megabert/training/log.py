@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..analysis.metrics_file import METRICS, keep_until
 from ..config.schema import Settings
-from ..storage import atomic_write, file_sha256
+from ..storage import atomic_write, file_sha256, folder_sha256
 from ..tasks.task import Task
 from .display import BarDisplay, Display, LineDisplay, StepStatus
 from .event_file import EventFile
@@ -197,12 +197,16 @@ def _describe_data(task: Task[Any, Any]) -> list[dict[str, Any]]:
     model = task.settings.model
     files = {split: task.files(getattr(model, f"{split}_ds")) for split in ("train", "validation", "test")}
     return [
-        {"split": split, "file": name, "sha256": file_sha256(file) if is_small else None}
+        {"split": split, "file": name, "sha256": _sha256(Path(name))}
         for split, names in files.items()
         for name in names
-        for file in [Path(name)]
-        for is_small in [file.is_file() and file.stat().st_size <= LARGEST_HASHED]
     ]
+
+
+def _sha256(path: Path) -> str | None:
+    if path.is_dir():
+        return folder_sha256(path)
+    return file_sha256(path) if path.is_file() and path.stat().st_size <= LARGEST_HASHED else None
 
 
 def _write_run_json(

@@ -1,7 +1,9 @@
 """Annotation of documents in bulk: the Predictor's answers, shards, the ledger, resuming, faults, parts."""
 
 import json
+import shlex
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -178,6 +180,17 @@ def test_the_parts_of_several_machines_are_the_whole(runs, corpus, annotated, tm
     ids = [item.id for file in (tmp_path / "out").glob("part-*/shard-*") for item in read_documents([file])]
     assert sorted(ids, key=int) == [str(number) for number in range(NUM_DOCUMENTS)]
     assert (tmp_path / "out" / "part-1-of-2" / "ledger.jsonl").is_file()
+
+
+def test_the_array_of_slurm_annotates_each_part_once_and_resumes(runs, corpus, tmp_path):
+    script = (Path(__file__).parents[2] / "examples" / "annotate_slurm.sh").read_text(encoding="utf-8")
+    command = script[script.index("srun megabert ") :].replace("\\\n", " ")
+    for task in (1, 2, 2):
+        values = {"corpus": corpus, "run": runs["entities"], "out": tmp_path / "out"}
+        values |= {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": 2}
+        assert main(shlex.split(Template(command).substitute(values))[2:]) == 0
+    lines = [json.loads(line) for file in (tmp_path / "out").glob("part-*/ledger.jsonl") for line in file.open()]
+    assert sorted(int(line["id"]) for line in lines if "id" in line) == list(range(NUM_DOCUMENTS))
 
 
 def test_faults_stop_or_are_listed(runs, tmp_path, capsys):

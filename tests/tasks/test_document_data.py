@@ -2,11 +2,15 @@
 
 import pytest
 
+from megabert.errors import InputError
 from megabert.formats.documents.convert_documents import read_documents, write_documents
 from megabert.formats.documents.losses import Losses
 from megabert.tasks.relation_extraction import RelationExtraction, RelationExtractionSettings
+from megabert.tasks.task_data import load_training_data
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
+from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 
+TOKENIZER = Tokenizer([*SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz", "."])
 CORPUS = """7|t|Aspirin helps pain.
 7|a|Codeine and aspirin caused nausea. Pain went.
 7\t0\t7\tAspirin\tChemical\tC1
@@ -25,7 +29,8 @@ def corpus(tmp_path):
     file = tmp_path / "a.pubtator"
     file.write_text(CORPUS, encoding="utf-8")
     paths = [file]
-    for name, ending in (("bioc", "a.bioc.xml"), ("bioc-json", "a.bioc.json"), ("jsonl", "a.documents.jsonl")):
+    for name, ending in (("bioc", "a.bioc.xml"), ("bioc-json", "a.bioc.json"), ("jsonl", "a.documents.jsonl"),
+                         ("brat", "brat")):  # fmt: skip
         paths.append(tmp_path / ending)
         write_documents(read_documents([file]), paths[-1], name, Losses())
     return paths
@@ -36,12 +41,30 @@ def test_tags_are_read_from_every_format(corpus):
     settings.model.dataset.entity_types = {"Chemical": "Drug", "*": "Disease"}
     read = [TokenClassification(settings).read(path) for path in corpus]
     words = [[(example.text, example.words, example.tags) for example in examples] for examples in read]
-    assert words[0] == words[1] == words[2] == words[3]
+    assert words[0] == words[1] == words[2] == words[3] == words[4]
     assert [example.tags for example in read[0]] == [
         ("B-Drug", "O", "B-Disease", "O"),
         ("B-Drug", "O", "B-Drug", "O", "B-Disease", "O"),
         ("B-Disease", "O", "O"),
     ]
+
+
+def test_a_folder_of_brat_s_is_a_data_file_and_other_folders_are_not(corpus, tmp_path):
+    settings = TokenClassificationSettings()
+    settings.model.train_ds.file = settings.model.validation_ds.file = str(corpus[-1])
+
+    def load():
+        task = TokenClassification(settings)
+        task.check_files()
+        return load_training_data(task, TOKENIZER, settings.model, tmp_path / "cache", learn_labels=True).features
+
+    assert isinstance(load(), list)
+    assert not isinstance(load(), list)  # of the cache
+    (corpus[-1] / "7.ann").write_text("T1\tChemical 0 7\tAspirin\n", encoding="utf-8")
+    assert isinstance(load(), list)
+    settings.model.train_ds.file = str(tmp_path)
+    with pytest.raises(InputError, match="is a folder"):
+        TokenClassification(settings).check_files()
 
 
 def test_types_that_are_not_chosen_are_noted(corpus):

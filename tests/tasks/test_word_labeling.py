@@ -61,9 +61,12 @@ def test_words_without_tokens_continue_the_entity_around_them(tokens, expected, 
     logits = np.array(
         [[np.nan] * 5 if tag == "-" else [9.0 * (tag == label) for label in LABELS] for tag in tokens.split()]
     )
-    tags, probabilities = decode_tags(logits, LABELS, constrained=constrained)
-    assert " ".join(tags) == expected
-    assert np.isfinite(probabilities).all()
+    outside = np.array([[9.0, 0.0, 0.0, 0.0, 0.0]])
+    for number, (tags, probabilities) in enumerate(
+        decode_tags([outside, logits, outside[:0]], LABELS, constrained=constrained)
+    ):
+        assert " ".join(tags) == ("O", expected, "")[number]
+        assert np.isfinite(probabilities).all()
 
 
 def test_a_run_cuts_raw_text_as_its_training_words_are_cut(run, capsys):

@@ -139,8 +139,15 @@ def _infons(
     yield "language", flat_text(article.find("Language"))
 
 
-def plain_texts(document: Document) -> Sequence[str]:
-    """Return title and abstract of a citation without labels, as a corpus for pre-training takes them."""
+def read_texts(path: Path, file: IO[bytes], max_bytes: int, remedy: str) -> Iterator[str]:
+    """Stream title and abstract of each citation, those without a PMID included, as a corpus for pre-training."""
+    for record in xml_records(path, file, RECORDS, max_bytes, remedy):
+        if record.element.tag != "DeleteCitation" and (texts := _plain_texts(_document(record, path))):
+            yield "\n".join(texts)
+
+
+def _plain_texts(document: Document) -> Sequence[str]:
+    """Return title and abstract without labels and other languages."""
     kept = [passage for passage in document.passages if passage.infons["type"] in ("title", "abstract")]
     labels = [f"{passage.infons['label']}: " if "label" in passage.infons else "" for passage in kept]
     return [passage.text.removeprefix(label) for passage, label in zip(kept, labels, strict=True) if passage.text]

@@ -114,7 +114,7 @@ def render(document: Document, losses: Losses) -> bytes:
         if isinstance(item, Relation):
             return _relation_line(name, item, named, losses)
         start, end = losses.fragments(item)
-        return _mention(name, item, start, end, _flat(text[start:end]))
+        return _mention(name, item, start, end, text[start:end])
 
     lines: list[str] = []
     for line, old, new in zip(original.content, original.items, kept, strict=True):
@@ -146,7 +146,7 @@ def _rendered(document: Document, losses: Losses) -> str:
     text = document.text()
     for entity in document.entities:
         start, end = losses.fragments(entity)
-        lines.append(_mention(name, entity, shift(start), shift(end), _flat(text[start:end])))
+        lines.append(_mention(name, entity, shift(start), shift(end), text[start:end]))
     named = {entity.id: entity for entity in document.entities}
     lines += [_relation_line(name, relation, named, losses) for relation in document.relations]
     return "\n".join([*lines, "", ""])
@@ -200,6 +200,8 @@ def _identifier(entity: Entity | None) -> str:
 def _mention(name: str, entity: Entity, start: int, end: int, text: str) -> str:
     last = entity.infons.get("components") or _score(entity)
     columns = [name, str(start), str(end), text, entity.type or "-", entity.identifier or "-", str(last or "")]
+    if "".join(columns).isprintable():  # most
+        return "\t".join(filter(None, columns))
     return "\t".join(_flat(column) for column in columns if column)
 
 

@@ -39,8 +39,14 @@ class XmlRecord:
     """Its bytes in the file if these are UTF-8; None: serialize the element."""
 
 
-def xml_records(path: Path, file: IO[bytes], names: Sequence[str]) -> Iterator[XmlRecord]:
-    """Stream the outermost elements of the given names; those below the root of other names are left out."""
+def xml_records(
+    path: Path, file: IO[bytes], names: Sequence[str], max_bytes: int | None = None, remedy: str = ""
+) -> Iterator[XmlRecord]:
+    """Stream the outermost elements of the given names; those below the root of other names are left out.
+
+    One of more than `max_bytes` (MAX_RECORD_BYTES) is an error, whose message ends with `remedy`.
+    """
+    max_bytes = MAX_RECORD_BYTES if max_bytes is None else max_bytes
     reader = _Reader(path, frozenset(names))
     while True:
         chunk = file.read(CHUNK_BYTES)
@@ -53,8 +59,8 @@ def xml_records(path: Path, file: IO[bytes], names: Sequence[str]) -> Iterator[X
             ) from None
         except (LookupError, ValueError) as error:
             raise InputError(f"{path}:{reader.parser.CurrentLineNumber}: not XML: {error}.") from None
-        if reader.builder is not None and reader.parser.CurrentByteIndex - reader.start_byte > MAX_RECORD_BYTES:
-            raise InputError(f"{path}:{reader.line}: an element of more than {MAX_RECORD_BYTES >> 20} MiB.")
+        if reader.builder is not None and reader.parser.CurrentByteIndex - reader.start_byte > max_bytes:
+            raise InputError(f"{path}:{reader.line}: an element of more than {max_bytes / 1e6:g} MB.{remedy}")
         yield from reader.complete
         reader.complete.clear()
         if not chunk:

@@ -1,0 +1,61 @@
+"""Scores of documents equal what BioCreative V's CDR evaluator prints, to the last digit."""
+
+import json
+import re
+
+import pytest
+
+from megabert.cli import main
+from megabert.formats.documents.document_scores import document_scores
+
+CORPUS = """1|t|Aspirin and codeine caused nausea.
+1|a|
+
+1\t0\t7\tAspirin\tChemical\tMESH:C1
+1\t12\t19\tcodeine\tChemical\tC2
+1\t27\t33\tnausea\tDisease\tD1|D2
+1\tCID\tC2\tD1
+"""
+
+
+def test_mentions_identifiers_and_relations_are_sets(tmp_path, capsys):
+    gold, found = tmp_path / "a.pubtator", tmp_path / "b.pubtator"
+    gold.write_text(CORPUS.replace("1|a|\n", "1|a|"), encoding="utf-8")
+    found.write_text(gold.read_text().replace("MESH:C1", "C1").replace("D1|D2", "D2").replace("CID\tC2", "CID\tC1"))
+    assert main(["score", "documents", str(gold), str(found), "prefix=MESH"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    counts = {name: [scores[f"{name}_{kind}"] for kind in ("tp", "fp", "fn")] for name in (
+        "mention/Chemical", "id/Chemical", "id/Disease", "relation/CID")}  # fmt: skip
+    assert counts == {
+        "mention/Chemical": [2, 0, 0], "id/Chemical": [2, 0, 0], "id/Disease": [1, 0, 1], "relation/CID": [0, 1, 1],
+    }  # fmt: skip
+    assert main(["score", "documents", str(gold), str(found), "type=x"]) == 64
+
+
+def printed(path):
+    """Yield what the evaluator printed: kind, type, format, files, and its numbers."""
+    for block in path.read_text(encoding="utf-8").split("## ")[1:]:
+        head, *lines = block.splitlines()
+        kind, name, form, gold, found = head.split()
+        numbers = [float(re.split(": ", line)[1]) for line in lines[:6]]
+        yield kind, name, form, gold, found, numbers
+
+
+@pytest.mark.parametrize("part", ["sample", "dev"])
+def test_scores_equal_the_official_evaluator_s(dataset, read_all, part):
+    folder = dataset("bc5cdr_eval") / part
+    paths = {path.name: path for path in folder.rglob("*") if path.is_file()}
+    paths["GOLD"] = dataset("entity_linking_bc5cdr") / "dev.pubtator.txt"
+    scores, num_compared = {}, 0
+    for kind, name, form, *files, numbers in printed(folder / "official_scores.txt"):
+        if form == "BioC" and kind != "relation":
+            continue  # documents of the BioC files have shifted offsets: the evaluator does not look at the text
+        pair = tuple(file.rpartition("/")[2] for file in files)
+        if pair not in scores:
+            scores[pair] = document_scores(*(read_all(paths[file])[0] for file in pair), "MESH")
+        own = [scores[pair].get(f"{kind}/{name}_{what}", 0) for what in ("tp", "fp", "fn", "precision", "recall", "f1")]
+        assert own[:3] == numbers[:3], (kind, name, pair)
+        expected = [0.0 if number != number else number for number in numbers[3:]]
+        assert [value / 100 for value in own[3:]] == pytest.approx(expected, rel=1e-15)
+        num_compared += 1
+    assert num_compared == {"sample": 8, "dev": 9}[part]
