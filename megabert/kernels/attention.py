@@ -17,6 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .column_sums import column_sums
+from .hashes import column_hash, drop_options, is_kept, row_hash
+
 LOG2_E = math.log2(math.e)
 
 # TILE: tokens that a program owns; STEP: tokens of each iteration of its inner loop. Tuned on an H100 with head dim 64.
@@ -25,30 +28,8 @@ FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_war
 BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
 BACKWARD_32 = FORWARD_32
-
-
-@triton.jit
-def _hash(values):
-    """Hash 32 bits with MurmurHash3's finalizer."""
-    bits = (values ^ (values >> 16)) * 0x85EBCA6B
-    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
-    return bits ^ (bits >> 16)
-
-
-@triton.jit
-def _row_hash(seed, positions):
-    return _hash(positions.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
-
-
-@triton.jit
-def _column_hash(columns):
-    return _hash(columns.to(tl.uint32) + 0x7F4A7C15) | 1  # odd, so that multiplication by it is invertible
-
-
-@triton.jit
-def _is_kept(row_hashes, column_hashes, threshold):
-    """Compute a tile of the dropout mask with a single multiplication for each query-key pair."""
-    return ((row_hashes ^ column_hashes) * column_hashes) >= threshold
+# Sums over the tokens of a tile are stored where they are fewer than a share of the tokens.
+MIN_ROWS = 16
 
 
 @triton.jit
@@ -85,7 +66,7 @@ def _attend_tile(
     rescale = tl.exp2(highest - higher)
     total = total * rescale + tl.sum(weights, 1)
     if HAS_DROPOUT:
-        kept = _is_kept(row_hashes[:, None], _column_hash(columns)[None, :], threshold)
+        kept = is_kept(row_hashes[:, None], column_hash(columns)[None, :], threshold)
         weights = tl.where(kept, weights, 0.0)
     context = tl.dot(weights.to(value.dtype), value, context * rescale[:, None], input_precision=PRECISION)
     return higher, total, context
@@ -110,7 +91,7 @@ def _forward_kernel(
     base = qkv + start * token_stride + head * 3 * DIM
     is_row = rows < length
     query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
-    row_hashes = _row_hash(tl.load(seeds), (start + rows) * HEADS + head)
+    row_hashes = row_hash(tl.load(seeds), (start + rows) * HEADS + head)
     highest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     context = tl.zeros([TILE, DIM], tl.float32)
@@ -168,10 +149,10 @@ def _add_query_tile(
     d_weights = tl.dot(value, tl.trans(d_context), input_precision=PRECISION)
     kept = weights
     if HAS_DROPOUT:
-        row_hashes = _row_hash(seed, (origin + rows) * HEADS + head)
-        is_kept = _is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
-        kept = tl.where(is_kept, weights, 0.0)
-        d_weights = tl.where(is_kept, d_weights, 0.0)
+        row_hashes = row_hash(seed, (origin + rows) * HEADS + head)
+        mask = is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
+        kept = tl.where(mask, weights, 0.0)
+        d_weights = tl.where(mask, d_weights, 0.0)
     d_value = tl.dot(kept.to(value.dtype), d_context, d_value, input_precision=PRECISION)
     d_scores = weights * (d_weights - delta[None, :])
     return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
@@ -179,9 +160,9 @@ def _add_query_tile(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_keys_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, delta, d_qkv, sums, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr, HAS_SUMS: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of keys and values of one head of one document.
 
@@ -192,7 +173,12 @@ def _backward_keys_kernel(
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
     first_own = tile * TILE
+    sums_at = sums + ((document * num_tiles + tile) * HEADS + head) * 3 * DIM + tl.arange(0, DIM)
     if first_own >= length:
+        if HAS_SUMS:
+            zeros = tl.zeros([DIM], tl.float32)
+            tl.store(sums_at + DIM, zeros)
+            tl.store(sums_at + 2 * DIM, zeros)
         return
     own = first_own + tl.arange(0, TILE)
     is_own = own < length
@@ -204,7 +190,7 @@ def _backward_keys_kernel(
     own_at = own[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
     key = tl.load(qkv_base + own_at + DIM, mask=is_own[:, None], other=0.0)
     value = tl.load(qkv_base + own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
-    own_hashes = _column_hash(own)
+    own_hashes = column_hash(own)
     state = (tl.zeros([TILE, DIM], tl.float32), tl.zeros([TILE, DIM], tl.float32))
     full = length // STEP * STEP
     for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, full, STEP):
@@ -222,6 +208,9 @@ def _backward_keys_kernel(
     scale_natural = scale * 0.6931471805599453 / keep
     tl.store(d_own_at + DIM, (d_key * scale_natural).to(key.dtype), mask=is_own[:, None])
     tl.store(d_own_at + 2 * DIM, (d_value / keep).to(value.dtype), mask=is_own[:, None])
+    if HAS_SUMS:
+        tl.store(sums_at + DIM, tl.sum(tl.where(is_own[:, None], d_key, 0.0), 0) * scale_natural)
+        tl.store(sums_at + 2 * DIM, tl.sum(tl.where(is_own[:, None], d_value, 0.0), 0) / keep)
 
 
 @triton.jit
@@ -248,17 +237,17 @@ def _add_key_tile(
         weights = tl.where(columns[None, :] <= own[:, None], weights, 0.0)
     d_weights = tl.dot(d_context, tl.trans(value), input_precision=PRECISION)
     if HAS_DROPOUT:
-        is_kept = _is_kept(own_hashes[:, None], _column_hash(columns)[None, :], threshold)
-        d_weights = tl.where(is_kept, d_weights, 0.0)
+        mask = is_kept(own_hashes[:, None], column_hash(columns)[None, :], threshold)
+        d_weights = tl.where(mask, d_weights, 0.0)
     d_scores = weights * (d_weights - own_delta[:, None])
     return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_queries_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, delta, d_qkv, sums, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr, HAS_SUMS: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of queries of one head of one document.
 
@@ -268,7 +257,11 @@ def _backward_queries_kernel(
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
     first_own = tile * TILE
+    sums_at = sums + ((document * num_tiles + tile) * HEADS + head) * 3 * DIM + tl.arange(0, DIM)
     if first_own >= length:
+        if HAS_SUMS:
+            zeros = tl.zeros([DIM], tl.float32)
+            tl.store(sums_at, zeros)
         return
     own = first_own + tl.arange(0, TILE)
     is_own = own < length
@@ -282,7 +275,7 @@ def _backward_queries_kernel(
     context = tl.load(out + d_context_at, mask=is_own[:, None], other=0.0)
     own_delta = tl.sum(context.to(tl.float32) * d_context.to(tl.float32), 1) * keep
     tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
-    own_hashes = _row_hash(tl.load(seeds), (start + own) * HEADS + head)
+    own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head)
     d_query = tl.zeros([TILE, DIM], tl.float32)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
     full = end // STEP * STEP
@@ -299,6 +292,8 @@ def _backward_queries_kernel(
     scale_natural = scale * 0.6931471805599453 / keep
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
     tl.store(d_own_at, (d_query * scale_natural).to(query.dtype), mask=is_own[:, None])
+    if HAS_SUMS:
+        tl.store(sums_at, tl.sum(d_query, 0) * scale_natural)  # 0 for rows outside of the document
 
 
 @torch.library.custom_op("megabert::varlen_attention", mutates_args=())
@@ -314,11 +309,11 @@ def varlen_attention(
     assert qkv_TH3K.is_contiguous() and qkv_TH3K.numel() < 2**31, "the kernel indexes in 32 bits"
     context_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
     lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
-    options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
+    options = _options(qkv_TH3K, FORWARD, FORWARD_32)
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
     _forward_kernel[grid](
         qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1,
-        LOG2_E / math.sqrt(dim), *_drop_options(dropout), num_tokens, num_tiles,
+        LOG2_E / math.sqrt(dim), *drop_options(dropout), num_tokens, num_tiles,
         HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
     )  # fmt: skip
     return context_THK, lse_HT
@@ -341,19 +336,42 @@ def varlen_attention_backward(
     max_seqlen: int, dropout: float, is_causal: bool,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of qkv_TH3K."""
+    inputs = (d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1)
+    return _launch_backward(inputs, max_seqlen, dropout, is_causal, None)
+
+
+def attention_backward_with_sums(
+    inputs: tuple[Tensor, ...], max_seqlen: int, dropout: float, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradient of qkv_TH3K and its sum over the tokens, [H, 3, K], from the same inputs."""
+    _, qkv_TH3K, *_, cu_seqlens_N1, _ = inputs
+    num_tiles = max(triton.cdiv(max_seqlen, _options(qkv_TH3K, BACKWARD, BACKWARD_32)["TILE"]), 1)
+    num_sums = (len(cu_seqlens_N1) - 1) * num_tiles
+    if num_sums * MIN_ROWS > len(qkv_TH3K):  # many short documents
+        d_qkv_TH3K = _launch_backward(inputs, max_seqlen, dropout, is_causal, None)
+        return d_qkv_TH3K, column_sums(d_qkv_TH3K, qkv_TH3K.dtype)
+    sums = torch.empty(num_sums, *qkv_TH3K.shape[1:], device=qkv_TH3K.device, dtype=torch.float32)
+    d_qkv_TH3K = _launch_backward(inputs, max_seqlen, dropout, is_causal, sums)
+    return d_qkv_TH3K, column_sums(sums, qkv_TH3K.dtype)
+
+
+def _launch_backward(
+    inputs: tuple[Tensor, ...], max_seqlen: int, dropout: float, is_causal: bool, sums: Tensor | None
+) -> Tensor:
+    d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1 = inputs
     num_tokens, heads, _, dim = qkv_TH3K.shape
     d_context_THK = d_context_THK.contiguous()
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
     delta_HT = torch.empty_like(lse_HT)
-    threshold, keep = _drop_options(dropout)
-    options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
+    threshold, keep = drop_options(dropout)
+    options = _options(qkv_TH3K, BACKWARD, BACKWARD_32)
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
     # Two passes over the tokens avoid atomic additions. Queries first: they compute `delta`.
     for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
-            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1,
-            LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
-            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
+            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, d_qkv_TH3K, lse_HT if sums is None else sums,
+            cu_seqlens_N1, seed_1, LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
+            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, HAS_SUMS=sums is not None, **options,
         )  # fmt: skip
     return d_qkv_TH3K
 
@@ -366,17 +384,16 @@ def _(
     return torch.empty_like(qkv_TH3K)
 
 
+def _options(qkv_TH3K: Tensor, options: dict[str, Any], options_32: dict[str, Any]) -> dict[str, Any]:
+    return options if qkv_TH3K.dtype != torch.float32 else options_32
+
+
 def _grid(max_seqlen: int, heads: int, cu_seqlens_N1: Tensor, tile: int) -> tuple[int, tuple[int]]:
     """Return the tiles of a document and the grid: one axis, as the others end at 65,535 and documents may be more."""
     num_tiles = max(triton.cdiv(max_seqlen, tile), 1)
     size = num_tiles * heads * (len(cu_seqlens_N1) - 1)
     assert size < 2**31, "the grid is indexed in 32 bits"
     return num_tiles, (size,)
-
-
-def _drop_options(dropout: float) -> tuple[int, float]:
-    """Return the 32-bit hash value below which a weight is dropped, and the keep probability."""
-    return min(round(dropout * 2**32), 2**32 - 1), 1.0 - dropout
 
 
 def _setup_context(ctx, inputs, output):
