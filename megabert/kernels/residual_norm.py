@@ -17,9 +17,10 @@ from .column_sums import column_sums
 from .hashes import column_hash, drop_options, is_kept, row_hash
 
 MAX_WIDTH = 8192  # a row is held in registers
-# ROWS of an iteration; the backward pass has PROGRAMS programs, each of which sums over its rows.
+# ROWS of an iteration and columns of a warp; the backward pass has PROGRAMS programs, each of which sums over its rows.
 FORWARD: dict[str, Any] = {"ROWS": 1}
 BACKWARD: dict[str, Any] = {"ROWS": 1, "STAGES": 2}
+FORWARD_COLUMNS, BACKWARD_COLUMNS = 256, 256
 PROGRAMS = 528
 
 
@@ -133,7 +134,7 @@ def residual_norm(
         _forward_kernel[(triton.cdiv(num_tokens, FORWARD["ROWS"]),)](
             residual_TD, branch_TD, bias_D, weight_D, shift_D, total_TD, normed_TD, statistics_2T, seed_1,
             *drop_options(dropout), epsilon, num_tokens, width, HAS_DROPOUT=dropout > 0,
-            **_widths(width), **FORWARD,
+            **_widths(width, FORWARD_COLUMNS), **FORWARD,
         )  # fmt: skip
     return ResidualNorm(total_TD, normed_TD, statistics_2T)
 
@@ -152,11 +153,11 @@ def residual_norm_backward(
     _backward_kernel[(num_programs,)](
         d_normed_TD if d_total_TD is None else d_total_TD.contiguous(), d_normed_TD, total_TD, statistics_2T, weight_D,
         d_residual_TD, d_branch_TD, sums_P3D, seed_1, *drop_options(dropout), num_tokens, width,
-        HAS_TOTAL=d_total_TD is not None, HAS_DROPOUT=dropout > 0, **_widths(width), **BACKWARD,
+        HAS_TOTAL=d_total_TD is not None, HAS_DROPOUT=dropout > 0, **_widths(width, BACKWARD_COLUMNS), **BACKWARD,
     )  # fmt: skip
     return Gradients(d_residual_TD, d_branch_TD, column_sums(sums_P3D, weight_D.dtype))
 
 
-def _widths(width: int) -> dict[str, int]:
+def _widths(width: int, columns: int) -> dict[str, int]:
     padded = triton.next_power_of_2(width)
-    return {"WIDTH": padded, "num_warps": min(max(padded // 256, 1), 16)}
+    return {"WIDTH": padded, "num_warps": min(max(padded // columns, 1), 16)}
