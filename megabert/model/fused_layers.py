@@ -142,7 +142,7 @@ class _FusedLayer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (
             seeds_3, cu_seqlens_N1, normed_TD, qkv_TH3K, context_THK, lse_HT, total_TD, middle_TD, statistics_2T,
             inner_TF, active_TF, end_TD, end_2T,
