@@ -78,7 +78,6 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 class _Launch:
     """The weights of one kernel launch, which agree in the dtypes of gradient and copy and in weight decay."""
 
-    group: int
     blocks: Tensor
     """Tensor index and block index within the tensor, int32 [blocks, 2]."""
     tensors: Tensor
@@ -87,21 +86,16 @@ class _Launch:
 
 
 class FusedAdam:
-    """Sync-free, capturable steps of a torch.optim.Adam or AdamW on a GPU, of groups of weights one after another."""
+    """Sync-free, capturable steps of a torch.optim.Adam or AdamW on a GPU."""
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Adam,
-        copies: Mapping[nn.Parameter, nn.Parameter],
-        groups: Mapping[nn.Parameter, int] | None = None,
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Adam, copies: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Step in place of `optimizer`, using its state; `copies` maps master weights to copies of lower precision."""
         self._optimizer = optimizer
         self._copies = copies
-        self._groups = groups or {}
         self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
-        self._launches: dict[tuple[Any, ...], _Launch] = {}
+        self._launches: list[_Launch] = []
         self._addresses: list[int] = []
+        self._blocks: dict[tuple[nn.Parameter, ...], Tensor] = {}
         device = next(iter(optimizer.param_groups[0]["params"])).device
         self.learning_rate = torch.zeros((), device=device)
         """On the device, so that a captured step reads the current value."""
@@ -124,48 +118,27 @@ class FusedAdam:
                 if weight.numel():  # FSDP may give this process no rows of a small weight
                     copy = self._copies.get(weight)
                     copy_type = None if copy is None else TYPES[copy.dtype]
-                    kind = (
-                        self._groups.get(weight, 0),
-                        TYPES[gradients[weight].dtype],
-                        copy_type,
-                        group["weight_decay"],
-                    )
+                    kind = (TYPES[gradients[weight].dtype], copy_type, group["weight_decay"])
                     kinds.setdefault(kind, []).append(weight)
-        before, self._launches = self._launches, {}
-        for (number, gradient_type, copy_type, weight_decay), weights in kinds.items():
-            key = (number, gradient_type, copy_type, weight_decay, *weights)
-            rows = self._to_device(np.array([self._row(weight, gradients[weight]) for weight in weights]))
-            if key in before:  # a captured step reads this table
-                before[key].tensors.copy_(rows)
-                self._launches[key] = before[key]
-                continue
+        self._launches = []
+        for (gradient_type, copy_type, weight_decay), weights in kinds.items():
+            rows = np.array([self._row(weight, gradients[weight]) for weight in weights])
             options = {"GRADIENT": gradient_type, "COPY": copy_type, "weight_decay": weight_decay}
-            self._launches[key] = _Launch(number, self._blocks_of(weights), rows, options)
+            self._launches.append(_Launch(self._blocks_of(tuple(weights)), self._to_device(rows), options))
 
-    def step(self, clip: Tensor, is_skipped: Tensor) -> None:
-        """Update the weights with gradients times `clip`; skip the step where `is_skipped` is not 0."""
-        self.begin_step(clip, is_skipped)
-        for number in {launch.group for launch in self._launches.values()}:
-            self.update_group(number)
-
-    def begin_step(self, clip: Tensor, is_skipped: Tensor) -> None:
-        """Compute what the updates of all groups read, as in `step`."""
-        beta1, beta2 = self._optimizer.param_groups[0]["betas"]
-        self._count += 1 - is_skipped
-        correction1, correction2 = (1 - beta ** self._count.double() for beta in (beta1, beta2))
-        numbers = [self.learning_rate, clip, correction1, correction2.sqrt(), is_skipped]
-        self._numbers.copy_(torch.stack(numbers))
-
-    def update_group(self, number: int) -> None:
-        """Update the weights of a group, after `begin_step`."""
+    def step(self, clip: Tensor, found_non_finite: Tensor) -> None:
+        """Update the weights with gradients times `clip`; skip the step where `found_non_finite` is not 0."""
         group = self._optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        for launch in self._launches.values():
-            if launch.group == number:
-                _adam_kernel[(len(launch.blocks),)](
-                    launch.blocks, launch.tensors, self._numbers, beta1, beta2, group["eps"],
-                    IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=4, **launch.options,
-                )  # fmt: skip
+        self._count += 1 - found_non_finite
+        correction1, correction2 = (1 - beta ** self._count.double() for beta in (beta1, beta2))
+        numbers = [self.learning_rate, clip, correction1, correction2.sqrt(), found_non_finite]
+        self._numbers.copy_(torch.stack(numbers))
+        for launch in self._launches:
+            _adam_kernel[(len(launch.blocks),)](
+                launch.blocks, launch.tensors, self._numbers, beta1, beta2, group["eps"],
+                IS_DECOUPLED=self._is_decoupled, BLOCK=BLOCK, num_warps=4, **launch.options,
+            )  # fmt: skip
 
     def _row(self, weight: nn.Parameter, gradient: Tensor) -> list[int]:
         """Return the weight's row of `_Launch.tensors`."""
@@ -176,11 +149,14 @@ class FusedAdam:
         assert all(address % 16 == 0 for address in addresses), "the kernel loads 16 bytes at once; align the gradients"
         return [*addresses, weight.numel()]
 
-    def _blocks_of(self, weights: Sequence[nn.Parameter]) -> Tensor:
-        counts = [-(-weight.numel() // BLOCK) for weight in weights]
-        tensor_ids = np.repeat(np.arange(len(weights)), counts)
-        block_ids = np.concatenate([np.arange(count) for count in counts])
-        return self._to_device(np.stack([tensor_ids, block_ids], axis=1).astype(np.int32))
+    def _blocks_of(self, weights: tuple[nn.Parameter, ...]) -> Tensor:
+        # Cached, since the addresses of gradients may change in every step that is not captured.
+        if weights not in self._blocks:
+            counts = [-(-weight.numel() // BLOCK) for weight in weights]
+            tensor_ids = np.repeat(np.arange(len(weights)), counts)
+            block_ids = np.concatenate([np.arange(count) for count in counts])
+            self._blocks[weights] = self._to_device(np.stack([tensor_ids, block_ids], axis=1).astype(np.int32))
+        return self._blocks[weights]
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         if self.learning_rate.device.type != "cuda":

@@ -5,7 +5,6 @@ sharding, precision, compilation and activation checkpointing are applied from o
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -29,8 +28,6 @@ class Encoder(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.before_layer: Callable[[int], None] | None = None
-        """Called with a layer's number before it runs, in training."""
         self.final_norm = None if config.is_post_norm else nn.LayerNorm(config.hidden_size, config.norm_epsilon)
 
     def forward(
@@ -60,8 +57,6 @@ class Encoder(nn.Module):
     def run_layers(self, hidden_TD: Tensor, documents: PackedSequences | KeyValueCache) -> Tensor:
         """Run the layers and the final norm on the embeddings: [T, D]."""
         for number, layer in enumerate(self.layers):
-            if self.before_layer is not None:
-                self.before_layer(number)
             hidden_TD = layer(hidden_TD, documents.of_layer(number))
         return hidden_TD if self.final_norm is None else self.final_norm(hidden_TD)
 

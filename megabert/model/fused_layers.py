@@ -76,10 +76,8 @@ def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -
         residual_TD = hidden_TD.contiguous() if config.norm_place == "pre" else None
         ends = [*(layer.attention_norm for layer in layers[1:]), encoder.final_norm]
         middles = [layer.mlp_norm for layer in layers]
-    for number, (layer, middle, end, seeds_3) in enumerate(zip(layers, middles, ends, seeds, strict=True)):
+    for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds, strict=True):
         assert _is_plain(layer), "a layer was changed after it had been fused"
-        if encoder.before_layer is not None:
-            encoder.before_layer(number)
         outputs = _FusedLayer.apply(
             settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
         )

@@ -66,7 +66,6 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
             if pending and (saves or is_stopping or step % log_every == 0):
                 _log_steps(setup, log, pending)
             if intervals.validates_after(step) and progress.validated_step != step:
-                stepper.finish()
                 try:
                     progress, last_validation = _validate(setup, progress, log, lambda: world.any_rank(stop.is_set()))
                 except EvaluationStopped:  # the resumed run validates instead

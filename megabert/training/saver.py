@@ -95,7 +95,6 @@ def save_checkpoint(
 ) -> None:
     """Save model, optimizer and progress; afterwards only the last and the save_top_k best checkpoints are kept."""
     world, folder = setup.world, setup.folder
-    stepper.finish()
     groups: dict[str, Mapping[str, Tensor]] = {
         "model": stepper.master_weights,
         "optimizer": optimizer_tensors(stepper.optimizer, stepper.master_weights),

@@ -7,9 +7,7 @@ ranks make the same decision whether to skip it.
 """
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -22,7 +20,6 @@ from ..config.schema import OptimizerSettings
 from ..data.packing import Batch
 from ..errors import ConfigError
 from ..kernels.cuda_graph import CapturedGraph
-from ..model.encoder import Encoder
 from ..model.lora import frozen_base
 from ..model.precision import cast_model
 from ..parallel.execution import supports_sync_free
@@ -39,8 +36,6 @@ from .optimizer import (
 )
 
 Loss = Callable[[Tensor, Batch], Tensor]
-# Whether an update runs beside the next step's forward pass, which is bound by arithmetic and Adam by memory.
-DEFERS_UPDATES = True
 
 
 class Stepper:
@@ -94,9 +89,6 @@ class Stepper:
                     torch._foreach_copy_(list(self._copies.values()), list(self._copies))
         self.scaler.update()
         return loss_norm_2
-
-    def finish(self) -> None:
-        """Make sure that weights and optimizer state are those after the last step; called before they are read."""
 
     def load_optimizer(self, tensors: Mapping[str, Readable | Tensor]) -> None:
         """Load a checkpoint's optimizer state: unsharded tensors, of which this rank takes its shards."""
@@ -163,8 +155,7 @@ class Stepper:
     def _backward(self, batch: Batch, *, is_first: bool, is_last: bool) -> dict[nn.Parameter, Tensor]:
         """Compute a micro-batch's contribution to the mean loss and to the masters' gradients."""
         batch = batch.to(self.device)
-        with self._before_forward(is_first=is_first):
-            loss = self._loss(self._model(*batch.inputs()), batch) / self._weight
+        loss = self._loss(self._model(*batch.inputs()), batch) / self._weight
         if self._reducer is not None:
             self._reducer.begin_backward(is_first=is_first, is_last=is_last)
         gradients = self._differentiate(self.scaler.scale(loss))
@@ -174,9 +165,6 @@ class Stepper:
         if self._reducer is not None:
             self._reducer.end_backward(fresh)
         return fresh
-
-    def _before_forward(self, *, is_first: bool) -> AbstractContextManager[object]:
-        return nullcontext()
 
     def _differentiate(self, loss: Tensor) -> Sequence[Tensor | None]:
         if not self.sharding.uses_fsdp:
@@ -213,16 +201,7 @@ class SyncFreeStepper(Stepper):
         super().__init__(model, loss, settings, precision=precision, clip=clip, seed=seed, sharding=sharding)
         from ..kernels.adam import FusedAdam
 
-        encoder = model.get_submodule("encoder")
-        assert isinstance(encoder, Encoder)
-        self._encoder = encoder
-        capture = self.sharding.is_capturable
-        self._defers = DEFERS_UPDATES and capture and self._reducer is None
-        groups = _update_groups(self.master_weights) if self._defers else {}
-        self._num_groups = 1 + max(groups.values(), default=0)
-        self._is_pending = torch.zeros((), device=self.device)
-        self._second_stream = torch.cuda.Stream(self.device)
-        self._adam = FusedAdam(self.optimizer, self._copies, groups)  # type: ignore[arg-type]
+        self._adam = FusedAdam(self.optimizer, self._copies)  # type: ignore[arg-type]
         self._num_micro_batches = accumulate
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._static: Batch | None = None
@@ -230,14 +209,14 @@ class SyncFreeStepper(Stepper):
         self._loss_norm_2 = torch.zeros(2, device=self.device)
         self._has_failed = torch.zeros((), device=self.device)
         pool = torch.cuda.graph_pool_handle()
+        capture = self.sharding.is_capturable
         # Keys: whether the micro-batch is the step's first, and its last.
         self._graphs = {
             (first, last): CapturedGraph(partial(self._add_static, is_first=first, is_last=last), pool, capture=capture)
             for first in (True, False)
             for last in (True, False)
         }
-        update = self._compute_norm if self._defers else self._update_on_device
-        self._update = CapturedGraph(update, pool, capture=capture)
+        self._update = CapturedGraph(self._update_on_device, pool, capture=capture)
 
     def step(self, batches: Sequence[Batch], rate: float, number: int) -> Tensor:
         """Make a step, as Stepper does; (loss, norm) stays on the device."""
@@ -255,49 +234,9 @@ class SyncFreeStepper(Stepper):
             self._adam.set_gradients(gradients)
         self._adam.learning_rate.fill_(rate)
         self._update()
-        if not graph.is_captured and not self._defers:
+        if not graph.is_captured:
             self._gradients = {}  # frees their memory for the next backward pass or capture
         return self._loss_norm_2.clone()
-
-    def finish(self) -> None:
-        """Make the update of the last step, as in Stepper; otherwise it runs beside the next step's forward pass."""
-        if self._defers:
-            self._update_all()
-
-    def _update_all(self) -> None:
-        self._begin_update()
-        for number in range(self._num_groups):
-            self._adam.update_group(number)
-
-    def _begin_update(self) -> None:
-        norm = self._loss_norm_2[1]
-        # As torch.nn.utils.clip_grad_norm_ does it.
-        clip = (self._clip / (norm + 1e-6)).clamp(max=1.0) if self._clip else torch.ones_like(norm)
-        self._adam.begin_step(clip, torch.maximum(self._has_failed, 1 - self._is_pending))
-        self._is_pending.zero_()
-
-    def _before_forward(self, *, is_first: bool) -> AbstractContextManager[object]:
-        return self._updating_ahead() if is_first and self._defers else nullcontext()
-
-    @contextmanager
-    def _updating_ahead(self) -> Iterator[None]:
-        """Update the weights with the last step's gradients, each layer's on a second stream ahead of its use."""
-        encoder, main, second = self._encoder, torch.cuda.current_stream(), self._second_stream
-        self._begin_update()
-        second.wait_stream(main)
-        done = []
-        with torch.cuda.stream(second):
-            for number in range(self._num_groups):
-                self._adam.update_group(number)
-                done.append(second.record_event())
-        main.wait_event(done[0])
-        # A layer reads its own weights and the next one's norm.
-        encoder.before_layer = lambda number: main.wait_event(done[min(number + 2, self._num_groups - 1)])
-        try:
-            yield
-        finally:
-            encoder.before_layer = None
-            main.wait_stream(second)
 
     def _add_static(self, *, is_first: bool, is_last: bool) -> Mapping[nn.Parameter, Tensor]:
         assert self._static is not None
@@ -318,11 +257,6 @@ class SyncFreeStepper(Stepper):
         return self._sums
 
     def _update_on_device(self) -> None:
-        self._compute_norm()
-        self._update_all()
-
-    def _compute_norm(self) -> None:
-        """Compute loss and norm of a step, and whether one of them was not finite in this or an earlier step."""
         from ..kernels.adam import total_norm
 
         if self._reducer is not None:
@@ -331,21 +265,11 @@ class SyncFreeStepper(Stepper):
         else:
             norm = total_norm(list(self._gradients.values()))
             self._loss_norm_2.copy_(torch.stack([self._loss_sum, norm]))
+        norm = self._loss_norm_2[1]
         self._has_failed.copy_(torch.maximum(self._has_failed, (~self._loss_norm_2.isfinite().all()).float()))
-        self._is_pending.fill_(1)
-
-
-def _update_groups(master_weights: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, int]:
-    """Number the groups in the order of their use: embeddings and the final norm, each layer, the rest."""
-    groups = {}
-    for name, master in master_weights.items():
-        layer = re.fullmatch(r"encoder\.layers\.(\d+)\..*", name)
-        if layer:
-            groups[master] = 1 + int(layer[1])
-        else:
-            groups[master] = 0 if name.startswith("encoder.") else -1
-    last = 1 + max(groups.values())
-    return {master: last if group < 0 else group for master, group in groups.items()}
+        # As torch.nn.utils.clip_grad_norm_ does it.
+        clip = (self._clip / (norm + 1e-6)).clamp(max=1.0) if self._clip else torch.ones_like(norm)
+        self._adam.step(clip, self._has_failed)
 
 
 def _aligned(gradient: Tensor) -> Tensor:
