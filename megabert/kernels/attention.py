@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .column_sums import column_sums
 from .hashes import column_hash, drop_options, is_kept, row_hash
 
 LOG2_E = math.log2(math.e)
@@ -28,8 +27,13 @@ FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_war
 BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
 BACKWARD_32 = FORWARD_32
-# Sums over the tokens of a tile are stored where they are fewer than a share of the tokens.
-MIN_ROWS = 16
+TABLE_BLOCK = 128  # a multiple of all tiles and steps, which are read whole
+
+
+@triton.jit
+def _column_table_kernel(table, BLOCK: tl.constexpr):
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(table + columns, column_hash(columns).to(tl.int32))
 
 
 @triton.jit
@@ -41,7 +45,7 @@ def _program(num_tiles, HEADS: tl.constexpr):
 
 @triton.jit
 def _attend_tile(
-    state, columns, query, base, rows, row_hashes, length, scale, threshold, token_stride, dims,
+    state, columns, query, base, rows, row_hashes, table, length, scale, threshold, token_stride, dims,
     DIM: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -66,7 +70,8 @@ def _attend_tile(
     rescale = tl.exp2(highest - higher)
     total = total * rescale + tl.sum(weights, 1)
     if HAS_DROPOUT:
-        kept = is_kept(row_hashes[:, None], column_hash(columns)[None, :], threshold)
+        column_hashes = tl.load(table + columns).to(tl.uint32)
+        kept = is_kept(row_hashes[:, None], column_hashes[None, :], threshold)
         weights = tl.where(kept, weights, 0.0)
     context = tl.dot(weights.to(value.dtype), value, context * rescale[:, None], input_precision=PRECISION)
     return higher, total, context
@@ -74,7 +79,7 @@ def _attend_tile(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _forward_kernel(
-    qkv, out, lse, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, lse, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -101,13 +106,13 @@ def _forward_kernel(
     end = tl.minimum(length, first_row + TILE) if IS_CAUSAL else length
     for first in range(0, full, STEP):
         state = _attend_tile(
-            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, length, scale, threshold, token_stride,
-            dims, DIM, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, table, length, scale, threshold,
+            token_stride, dims, DIM, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     for first in range(full, end, STEP):
         state = _attend_tile(
-            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, length, scale, threshold, token_stride,
-            dims, DIM, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, table, length, scale, threshold,
+            token_stride, dims, DIM, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     highest, total, context = state
     context = context / (total * keep)[:, None]
@@ -118,8 +123,8 @@ def _forward_kernel(
 
 @triton.jit
 def _add_query_tile(
-    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, origin, seed, length,
-    scale, threshold, head,
+    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
+    scale, threshold,
     HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +154,7 @@ def _add_query_tile(
     d_weights = tl.dot(value, tl.trans(d_context), input_precision=PRECISION)
     kept = weights
     if HAS_DROPOUT:
-        row_hashes = row_hash(seed, (origin + rows) * HEADS + head)
+        row_hashes = tl.load(hashes_base + rows, mask=(rows < length) if IS_MASKED else None).to(tl.uint32)
         mask = is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
         kept = tl.where(mask, weights, 0.0)
         d_weights = tl.where(mask, d_weights, 0.0)
@@ -160,9 +165,9 @@ def _add_query_tile(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_keys_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, sums, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, delta, hashes, d_qkv, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr, HAS_SUMS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of keys and values of one head of one document.
 
@@ -173,12 +178,7 @@ def _backward_keys_kernel(
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
     first_own = tile * TILE
-    sums_at = sums + ((document * num_tiles + tile) * HEADS + head) * 3 * DIM + tl.arange(0, DIM)
     if first_own >= length:
-        if HAS_SUMS:
-            zeros = tl.zeros([DIM], tl.float32)
-            tl.store(sums_at + DIM, zeros)
-            tl.store(sums_at + 2 * DIM, zeros)
         return
     own = first_own + tl.arange(0, TILE)
     is_own = own < length
@@ -186,7 +186,7 @@ def _backward_keys_kernel(
     d_out_base = d_out + start * (HEADS * DIM) + head * DIM
     lse_base = lse + head * num_tokens + start
     delta_base = delta + head * num_tokens + start
-    seed = tl.load(seeds)
+    hashes_base = hashes + head * num_tokens + start
     own_at = own[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
     key = tl.load(qkv_base + own_at + DIM, mask=is_own[:, None], other=0.0)
     value = tl.load(qkv_base + own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
@@ -195,27 +195,24 @@ def _backward_keys_kernel(
     full = length // STEP * STEP
     for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, full, STEP):
         state = _add_query_tile(
-            state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
-            scale, threshold, head, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
+            scale, threshold, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     if full < length:
         state = _add_query_tile(
-            state, full, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
-            scale, threshold, head, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, full, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
+            scale, threshold, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     d_key, d_value = state
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
     scale_natural = scale * 0.6931471805599453 / keep
     tl.store(d_own_at + DIM, (d_key * scale_natural).to(key.dtype), mask=is_own[:, None])
     tl.store(d_own_at + 2 * DIM, (d_value / keep).to(value.dtype), mask=is_own[:, None])
-    if HAS_SUMS:
-        tl.store(sums_at + DIM, tl.sum(tl.where(is_own[:, None], d_key, 0.0), 0) * scale_natural)
-        tl.store(sums_at + 2 * DIM, tl.sum(tl.where(is_own[:, None], d_value, 0.0), 0) / keep)
 
 
 @triton.jit
 def _add_key_tile(
-    d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+    d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, table, qkv_base, length, scale, threshold,
     HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -237,7 +234,8 @@ def _add_key_tile(
         weights = tl.where(columns[None, :] <= own[:, None], weights, 0.0)
     d_weights = tl.dot(d_context, tl.trans(value), input_precision=PRECISION)
     if HAS_DROPOUT:
-        mask = is_kept(own_hashes[:, None], column_hash(columns)[None, :], threshold)
+        column_hashes = tl.load(table + columns).to(tl.uint32)
+        mask = is_kept(own_hashes[:, None], column_hashes[None, :], threshold)
         d_weights = tl.where(mask, d_weights, 0.0)
     d_scores = weights * (d_weights - own_delta[:, None])
     return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)
@@ -245,23 +243,20 @@ def _add_key_tile(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_queries_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, sums, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, delta, hashes, d_qkv, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr, HAS_SUMS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of queries of one head of one document.
 
-    Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts.
+    Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts, and `hashes`,
+    those of the rows of the dropout mask.
     """
     tile, head, document = _program(num_tiles, HEADS)
     start = tl.load(cu_seqlens + document)
     length = tl.load(cu_seqlens + document + 1) - start
     first_own = tile * TILE
-    sums_at = sums + ((document * num_tiles + tile) * HEADS + head) * 3 * DIM + tl.arange(0, DIM)
     if first_own >= length:
-        if HAS_SUMS:
-            zeros = tl.zeros([DIM], tl.float32)
-            tl.store(sums_at, zeros)
         return
     own = first_own + tl.arange(0, TILE)
     is_own = own < length
@@ -276,24 +271,24 @@ def _backward_queries_kernel(
     own_delta = tl.sum(context.to(tl.float32) * d_context.to(tl.float32), 1) * keep
     tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
     own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head)
+    if HAS_DROPOUT:
+        tl.store(hashes + head * num_tokens + start + own, own_hashes.to(tl.int32), mask=is_own)
     d_query = tl.zeros([TILE, DIM], tl.float32)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
     full = end // STEP * STEP
     for first in range(0, full, STEP):
         d_query = _add_key_tile(
-            d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
-            HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, table, qkv_base, length, scale,
+            threshold, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     if full < end:
         d_query = _add_key_tile(
-            d_query, full, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
-            HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            d_query, full, query, d_context, own, own_lse, own_delta, own_hashes, table, qkv_base, length, scale,
+            threshold, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     scale_natural = scale * 0.6931471805599453 / keep
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
     tl.store(d_own_at, (d_query * scale_natural).to(query.dtype), mask=is_own[:, None])
-    if HAS_SUMS:
-        tl.store(sums_at, tl.sum(d_query, 0) * scale_natural)  # 0 for rows outside of the document
 
 
 @torch.library.custom_op("megabert::varlen_attention", mutates_args=())
@@ -309,10 +304,10 @@ def varlen_attention(
     assert qkv_TH3K.is_contiguous() and qkv_TH3K.numel() < 2**31, "the kernel indexes in 32 bits"
     context_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
     lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
-    options = _options(qkv_TH3K, FORWARD, FORWARD_32)
+    options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
     _forward_kernel[grid](
-        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1,
+        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1, _column_table(max_seqlen, seed_1, dropout),
         LOG2_E / math.sqrt(dim), *drop_options(dropout), num_tokens, num_tiles,
         HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
     )  # fmt: skip
@@ -336,42 +331,20 @@ def varlen_attention_backward(
     max_seqlen: int, dropout: float, is_causal: bool,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of qkv_TH3K."""
-    inputs = (d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1)
-    return _launch_backward(inputs, max_seqlen, dropout, is_causal, None)
-
-
-def attention_backward_with_sums(
-    inputs: tuple[Tensor, ...], max_seqlen: int, dropout: float, is_causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Compute the gradient of qkv_TH3K and its sum over the tokens, [H, 3, K], from the same inputs."""
-    _, qkv_TH3K, *_, cu_seqlens_N1, _ = inputs
-    num_tiles = max(triton.cdiv(max_seqlen, _options(qkv_TH3K, BACKWARD, BACKWARD_32)["TILE"]), 1)
-    num_sums = (len(cu_seqlens_N1) - 1) * num_tiles
-    if num_sums * MIN_ROWS > len(qkv_TH3K):  # many short documents
-        d_qkv_TH3K = _launch_backward(inputs, max_seqlen, dropout, is_causal, None)
-        return d_qkv_TH3K, column_sums(d_qkv_TH3K, qkv_TH3K.dtype)
-    sums = torch.empty(num_sums, *qkv_TH3K.shape[1:], device=qkv_TH3K.device, dtype=torch.float32)
-    d_qkv_TH3K = _launch_backward(inputs, max_seqlen, dropout, is_causal, sums)
-    return d_qkv_TH3K, column_sums(sums, qkv_TH3K.dtype)
-
-
-def _launch_backward(
-    inputs: tuple[Tensor, ...], max_seqlen: int, dropout: float, is_causal: bool, sums: Tensor | None
-) -> Tensor:
-    d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1 = inputs
     num_tokens, heads, _, dim = qkv_TH3K.shape
     d_context_THK = d_context_THK.contiguous()
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
-    delta_HT = torch.empty_like(lse_HT)
+    delta_HT, hashes_HT = torch.empty_like(lse_HT), torch.empty_like(lse_HT, dtype=torch.int32)
     threshold, keep = drop_options(dropout)
-    options = _options(qkv_TH3K, BACKWARD, BACKWARD_32)
+    options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
+    table = _column_table(max_seqlen, seed_1, dropout)
     # Two passes over the tokens avoid atomic additions. Queries first: they compute `delta`.
     for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
-            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, d_qkv_TH3K, lse_HT if sums is None else sums,
-            cu_seqlens_N1, seed_1, LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
-            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, HAS_SUMS=sums is not None, **options,
+            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, hashes_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1, table,
+            LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
+            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
         )  # fmt: skip
     return d_qkv_TH3K
 
@@ -384,8 +357,14 @@ def _(
     return torch.empty_like(qkv_TH3K)
 
 
-def _options(qkv_TH3K: Tensor, options: dict[str, Any], options_32: dict[str, Any]) -> dict[str, Any]:
-    return options if qkv_TH3K.dtype != torch.float32 else options_32
+def _column_table(max_seqlen: int, seed_1: Tensor, dropout: float) -> Tensor:
+    """Hash the columns of a dropout mask once: in each tile, all threads would do so for the same few columns."""
+    if not dropout:
+        return seed_1
+    blocks = triton.cdiv(max_seqlen, TABLE_BLOCK)
+    table = torch.empty(blocks * TABLE_BLOCK, device=seed_1.device, dtype=torch.int32)
+    _column_table_kernel[(blocks,)](table, BLOCK=TABLE_BLOCK)
+    return table
 
 
 def _grid(max_seqlen: int, heads: int, cu_seqlens_N1: Tensor, tile: int) -> tuple[int, tuple[int]]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from .column_sums import column_sums
 
 BLOCK = 2048
-# ROWS of an iteration; CHUNK: rows of a program, which sums over them.
-ROWS, COLUMNS, CHUNK = 2, 1024, 128
+# ROWS of an iteration; a program sums over up to CHUNK rows, fewer where there would be fewer than PROGRAMS.
+ROWS, COLUMNS, CHUNK, STAGES, PROGRAMS = 2, 1024, 128, 1, 1024
 
 
 @triton.jit
@@ -64,6 +64,7 @@ def _forward_kernel(source, result, count, VARIANT: tl.constexpr, BLOCK: tl.cons
 def _backward_kernel(
     gradient, hidden, sums, num_rows, width,
     VARIANT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Overwrite a chunk of rows of a block of columns with the gradient of GELU's input, and sum over the rows."""
     num_blocks = tl.cdiv(width, COLUMNS)
@@ -71,7 +72,7 @@ def _backward_kernel(
     columns = tl.program_id(0) % num_blocks * COLUMNS + tl.arange(0, COLUMNS)
     is_column = columns < width
     total = tl.zeros([COLUMNS], tl.float32)
-    for first in range(0, CHUNK, ROWS):
+    for first in tl.range(0, CHUNK, ROWS, num_stages=STAGES):
         rows = chunk * CHUNK + first + tl.arange(0, ROWS)
         at = rows.to(tl.int64)[:, None] * width + columns[None, :]
         is_there = (rows < num_rows)[:, None] & is_column[None, :]
@@ -96,11 +97,13 @@ def gelu_backward(gradient_TF: Tensor, hidden_TF: Tensor, variant: str) -> Tenso
     """Overwrite the gradient of GELU's output with that of its input; returns its sum over tokens [F]."""
     assert gradient_TF.is_contiguous() and hidden_TF.is_contiguous()
     num_tokens, width = hidden_TF.shape
-    num_chunks = triton.cdiv(num_tokens, CHUNK)
+    num_blocks = triton.cdiv(width, COLUMNS)
+    chunk = min(CHUNK, max(triton.next_power_of_2(num_tokens * num_blocks // PROGRAMS), ROWS, 16))
+    num_chunks = triton.cdiv(num_tokens, chunk)
     sums_BF = torch.empty(num_chunks, width, device=hidden_TF.device, dtype=torch.float32)
     if num_tokens:
-        _backward_kernel[(num_chunks * triton.cdiv(width, COLUMNS),)](
+        _backward_kernel[(num_chunks * num_blocks,)](
             gradient_TF, hidden_TF, sums_BF, num_tokens, width,
-            VARIANT=variant, ROWS=ROWS, COLUMNS=COLUMNS, CHUNK=CHUNK, num_warps=4,
+            VARIANT=variant, ROWS=ROWS, COLUMNS=COLUMNS, CHUNK=chunk, STAGES=STAGES, num_warps=4,
         )  # fmt: skip
     return column_sums(sums_BF, gradient_TF.dtype)

@@ -24,6 +24,7 @@ from .layers import MLP, Attention, Layer
 if HAS_TRITON:
     from ..kernels import attention, gelu
     from ..kernels import residual_norm as norms
+    from ..kernels.column_sums import column_sums
 
 WIDEST = 8192  # the kernel of the norm holds a row in registers
 NUM_INPUTS = 5  # of a layer, before its parameters
@@ -161,16 +162,16 @@ class _FusedLayer(torch.autograd.Function):
         )  # fmt: skip
         d_out_w = middle.branch_TD.t() @ context_THK.flatten(1) if needs_out else None
         d_context_THK = (middle.branch_TD @ out_w).view_as(context_THK)
-        d_qkv_TH3K, d_qkv_b = attention.attention_backward_with_sums(
-            (d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0]), *settings.attention
-        )
-        d_qkv_TO = d_qkv_TH3K.flatten(1)
+        d_qkv_TO = attention.varlen_attention_backward(
+            d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
+        ).flatten(1)
+        d_qkv_b = column_sums(d_qkv_TO, qkv_w.dtype)
         d_qkv_w = d_qkv_TO.t() @ normed_TD if needs_qkv else None
         d_residual_TD = middle.residual_TD if ctx.has_residual else None
         d_normed_TD = _through(d_qkv_TO, qkv_w, ctx, middle)
         (d_middle_w, d_middle_b, d_out_b), (d_end_w, d_end_b, d_down_b) = middle.sums_3D, end.sums_3D
         return (
-            None, None, None, d_residual_TD, d_normed_TD, d_qkv_w, d_qkv_b.flatten(), d_out_w, d_out_b,
+            None, None, None, d_residual_TD, d_normed_TD, d_qkv_w, d_qkv_b, d_out_w, d_out_b,
             d_middle_w, d_middle_b, d_up_w, d_up_b, d_down_w, d_down_b, d_end_w, d_end_b,
         )  # fmt: skip
 
