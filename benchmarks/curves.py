@@ -69,7 +69,7 @@ def curve(batches: list[Batch], vocabulary_size: int, precision: str, seed: int)
     model = TaskModel(Encoder(config), PretrainingHead(config, target_share=0.15, sentence_order=False))
     initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
     model.cuda().train()
-    compile_layers(model)
+    compile_layers(model, fuse=precision != "fp8")
     settings = OptimizerSettings()
     stepper = SyncFreeStepper(model, loss, settings, precision=precision, clip=1.0, seed=seed, accumulate=1)
     metrics = [

@@ -110,7 +110,7 @@ def finetune(num_sequences: int, precision: str = "bf16") -> Iterator[Result]:
     lengths = squad_like_lengths(num_sequences * 12)
     loader = BatchSampler(random_features(lengths), num_sequences, MAX_LENGTH, 0, seed=0, static_epochs=1)
     model = question_answering_model(CONFIG).to(DEVICE).train()
-    compile_layers(model)
+    compile_layers(model, fuse=precision != "fp8")
     settings = OptimizerSettings()
     stepper = SyncFreeStepper(model, span_loss, settings, precision=precision, clip=1.0, seed=0, accumulate=1)
     steps = [[batch.map(Tensor.pin_memory) for batch in loader.step(number)] for number in range(len(loader))]
@@ -156,7 +156,7 @@ def pretrain(precision: str = "bf16") -> Iterator[Result]:
     """Time the pre-training step: 64 sequences of 512 tokens, 15 % masked."""
     lengths = np.full(64, 512)
     model = PretrainingNetwork().to(DEVICE).train()
-    compile_layers(model)
+    compile_layers(model, fuse=precision != "fp8")
     num_predictions = int(0.15 * lengths.sum())
     random = np.random.default_rng(0)
 
@@ -183,7 +183,7 @@ def inference(precision: str = "bf16") -> Iterator[Result]:
     model = question_answering_model(CONFIG).to(DEVICE).eval()
     cast_model(model, precision)
     freeze(model)
-    compile_layers(model)
+    compile_layers(model, fuse=precision != "fp8")
     batch = pack(random_features(lengths), MAX_LENGTH, 0).to(DEVICE)
     with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
         for graphs in (False, True):

@@ -8,16 +8,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoints.catalog import cache_home
 from .checkpoints.files.lazy_tensor import Readable
-from .checkpoints.huggingface.peft_adapter import PeftAdapter, open_peft
-from .checkpoints.model_source import find_source
 from .checkpoints.native import run_checkpoints
-from .checkpoints.open import fit_vocabulary, open_checkpoint
 from .checkpoints.tensor_names import check_tensors
 from .config.parser import compose
 from .config.schema import PeftSettings, Settings, TrainerSettings
@@ -28,6 +24,9 @@ from .model.heads import TaskModel
 from .model.lora import LoraConfig, add_lora, base_digest, find_targets, frozen_base, initialize_lora, lora_config
 from .model.precision import DTYPES, resolve_precision
 from .weights import ENCODER_STREAM, initialize_weights, load_weights, new_encoder
+
+if TYPE_CHECKING:
+    from .checkpoints.huggingface.peft_adapter import PeftAdapter
 
 ADAPTER_STREAM = 3
 ADAPTER = "adapter"  # the document of a checkpoint
@@ -74,13 +73,15 @@ def adapt(model: TaskModel, peft: PeftSettings, seed: int, *, task: str) -> None
             raise ConfigError(f"The run's adapters are {present}, the settings' {config}. They do not change.")
         return
     if peft.restore_from_path is not None:
+        from .checkpoints.huggingface.peft_adapter import open_peft
+
         load_peft(model, open_peft(Path(peft.restore_from_path), model.encoder.config, task=task))
         return
     add_lora(model.encoder, dict.fromkeys(find_targets(model.encoder, lora.target_modules), lora.adapter_dim), config)
     initialize_lora(model.encoder, torch.Generator().manual_seed(seed * 8 + ADAPTER_STREAM))
 
 
-def load_peft(model: TaskModel, adapter: PeftAdapter) -> None:
+def load_peft(model: TaskModel, adapter: "PeftAdapter") -> None:
     """Add the adapters of a folder in PEFT's format, and its head where it has one."""
     ranks = {name: len(a) for name, (a, _) in adapter.matrices.items()}
     add_lora(model.encoder, ranks, LoraConfig(**adapter.config))
@@ -142,6 +143,10 @@ def load_base(settings: Settings, config: EncoderConfig, num_tokens: int, place:
         tensors: Mapping[str, Readable] = opened.tensors["model"]
         source = str(folder)
     else:
+        from .checkpoints.catalog import cache_home
+        from .checkpoints.model_source import find_source
+        from .checkpoints.open import fit_vocabulary, open_checkpoint
+
         language_model = settings.model.language_model
         found = find_source(settings.model, home=cache_home(os.environ))
         if found.weights is None:

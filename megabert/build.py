@@ -9,20 +9,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .adapters import ADAPTER, Placement, adapt, adapter_document, add_stored, base_placement, load_base
-from .checkpoints import model_source
 from .checkpoints.files.lazy_tensor import Readable
-from .checkpoints.huggingface.open_huggingface import find_folder
-from .checkpoints.model_source import ModelSource, find_source, open_source
 from .checkpoints.native import run_checkpoints
 from .checkpoints.native.fewer_layers import with_fewer_layers
-from .checkpoints.open import fit_vocabulary
+from .checkpoints.native.run_checkpoints import encoder_of_run
 from .checkpoints.tensor_names import check_tensors
-from .checkpoints.user_config import parse_user_config
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import CheckpointError, ConfigError
@@ -33,7 +29,6 @@ from .model.heads import TaskModel
 from .model.lora import frozen_base
 from .model.precision import DTYPES, cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
-from .parallel.sharding import compile_layers
 from .storage import file_sha256
 from .tasks import registry
 from .tasks.restore_task import restore_task
@@ -49,6 +44,11 @@ from .weights import (
     materialize,
     new_encoder,
 )
+
+# Formats of other libraries are imported where a checkpoint is opened: a run needs none of them, and a command starts
+# sooner.
+if TYPE_CHECKING:
+    from .checkpoints.model_source import ModelSource
 
 DIGEST_DIGITS = 16
 MAX_EMBEDDED_TOKENS = 256
@@ -102,19 +102,19 @@ def load_initial_model(
 
     The base of adapters is placed on `device` at once where the process `is_alone`, all else on the CPU.
     """
+    from .checkpoints.model_source import check_network_of_run, dropout_of
+
     place = base_placement(settings.model.peft, settings.trainer, device, is_alone=is_alone)
     if resumed is not None:
-        model_source.check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
+        check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
         return _initial_model_of_run(resumed, folder, task_name, settings, (), place)
     if settings.model.distillation.student_layers is not None:
         return _student_of(settings, task_name, place)
     if settings.pretrained_model is not None:
         source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
-        encoder = model_source.encoder_of_run(contents.documents, str(source)) | model_source.dropout_of(
-            settings.model.language_model
-        )
+        encoder = encoder_of_run(contents.documents, str(source)) | dropout_of(settings.model.language_model)
         contents = replace(contents, documents={**contents.documents, "encoder": encoder})
-        model_source.check_network_of_run(settings.model, contents.documents, contents.texts, str(source))
+        check_network_of_run(settings.model, contents.documents, contents.texts, str(source))
         if not settings.model.head.reset:
             note = f"Starting from {source}, its head included."
             return _initial_model_of_run(contents, source, task_name, settings, (note,), place)
@@ -137,8 +137,10 @@ def _student_of(settings: Settings, task_name: str, place: Placement) -> Initial
     """Take the teacher's network with fewer layers."""
     wanted = settings.model.distillation
     trained = _read_trained(Path(wanted.teacher or ""))
-    shape = model_source.encoder_of_run(trained.contents.documents, str(trained.folder))
-    shape |= model_source.dropout_of(settings.model.language_model)
+    from .checkpoints.model_source import dropout_of
+
+    shape = encoder_of_run(trained.contents.documents, str(trained.folder))
+    shape |= dropout_of(settings.model.language_model)
     contents, note = with_fewer_layers(trained.contents, shape, wanted.student_layers or 0, str(trained.folder))
     return _initial_model_of_run(contents, trained.folder, task_name, settings, (note,), place)
 
@@ -161,7 +163,7 @@ def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path, place: Pla
         raise ConfigError(
             f"{folder} has adapters. Merge them into its encoder first: megabert merge {folder} -o FOLDER."
         )
-    config = EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder)))
+    config = EncoderConfig.from_dict(encoder_of_run(contents.documents, str(folder)))
     encoder = new_encoder(config, dtype=place.dtype, device=place.device)
     prefix, tensors = "encoder.", contents.tensors["model"]
     own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
@@ -183,6 +185,9 @@ def load_language_model(
     Downloads published checkpoints into `home`. Raises ConfigError where the settings name nothing loadable,
     CheckpointError where the files do not fit.
     """
+    from .checkpoints.model_source import dropout_of, find_source, open_source
+    from .checkpoints.open import fit_vocabulary
+
     settings = model.language_model
     source = find_source(model, home=home)
     if source.weights is None:
@@ -198,7 +203,7 @@ def load_language_model(
         )
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **model_source.dropout_of(settings)}
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **dropout_of(settings)}
     encoder = new_encoder(EncoderConfig.from_dict(shape), dtype=place.dtype, device=place.device)
     prefix = "encoder."
     encoder_tensors = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
@@ -223,8 +228,11 @@ def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def _random_language_model(
-    source: ModelSource, settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
+    source: "ModelSource", settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
 ) -> LanguageModel:
+    from .checkpoints.model_source import dropout_of
+    from .checkpoints.user_config import parse_user_config
+
     if source.vocabulary is None:
         raise ConfigError("An encoder with random weights needs a vocabulary: model.tokenizer.vocab_file=FILE.")
     user = parse_user_config(source.config, source.config_source, ignored=settings.ignored_arguments)
@@ -238,7 +246,7 @@ def _random_language_model(
         )
     tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **default_shape}
-    shape = defaults | shape | model_source.dropout_of(settings)
+    shape = defaults | shape | dropout_of(settings)
     encoder = new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
@@ -288,7 +296,7 @@ def restore(
     changes some of them.
     """
     task = restore_task(contents.documents, folder, task_name, settings, overrides)
-    config = EncoderConfig.from_dict(model_source.encoder_of_run(contents.documents, str(folder)))
+    config = EncoderConfig.from_dict(encoder_of_run(contents.documents, str(folder)))
     tokenizer = stored_tokenizer(contents.documents, contents.texts, str(folder))
     model = _network_of_run(contents, folder, task, config, len(tokenizer), place)
     load_weights(model, contents.tensors["model"], str(folder), frozen_base(model))
@@ -346,6 +354,8 @@ def load_run(
     cast_model(model, precision)
     freeze(model)
     if compiled:
+        from .parallel.sharding import compile_layers
+
         compile_layers(model)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
     session = TorchSession(model, task.loss, device, precision, is_static=is_static)
@@ -373,7 +383,11 @@ def trained_documents(path: Path) -> tuple[Mapping[str, Any], str]:
 
 def _huggingface_folder(path: Path) -> Path | None:
     is_native = any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
-    return find_folder(path) if path.exists() and not is_native else None
+    if not path.exists() or is_native:
+        return None
+    from .checkpoints.huggingface.open_huggingface import find_folder
+
+    return find_folder(path)
 
 
 def _read_trained(path: Path) -> _Trained:
@@ -385,6 +399,9 @@ def _read_trained(path: Path) -> _Trained:
 
 def _read_huggingface(folder: Path) -> _Trained:
     """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
+    from .checkpoints.model_source import ModelSource, open_source
+    from .checkpoints.open import fit_vocabulary
+
     opened = open_source(ModelSource(folder), home=Path())
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if "tokenizer" in checkpoint.documents:  # a run's own: transformers' splits a text at special tokens in it, too

@@ -14,6 +14,7 @@ from ..tokenizers.load import load_tokenizer, read_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from . import catalog
 from .hub import fetch_from_hub, is_hub_name
+from .native.run_checkpoints import encoder_of_run
 from .open import Checkpoint, open_checkpoint, read_config
 from .user_config import parse_user_config
 
@@ -147,13 +148,6 @@ def dropout_of(settings: LanguageModelSettings) -> dict[str, float]:
         if not 0 <= value < 1:
             raise ConfigError(f"model.language_model.{name}={value:g}; a probability from 0 to below 1 is needed.")
     return given
-
-
-def encoder_of_run(documents: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the encoder's configuration in a run's documents, as plain values."""
-    if not isinstance(documents.get("encoder"), dict):
-        raise CheckpointError(f"{source} lacks encoder.json. Is it a checkpoint of a training run?")
-    return dict(documents["encoder"])
 
 
 def check_network_of_run(

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .hashes import column_hash, drop_options, is_kept, row_hash
+
 LOG2_E = math.log2(math.e)
 
 # TILE: tokens that a program owns; STEP: tokens of each iteration of its inner loop. Tuned on an H100 with head dim 64.
@@ -25,30 +27,13 @@ FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_war
 BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
 BACKWARD_32 = FORWARD_32
+TABLE_BLOCK = 128  # a multiple of all tiles and steps, which are read whole
 
 
 @triton.jit
-def _hash(values):
-    """Hash 32 bits with MurmurHash3's finalizer."""
-    bits = (values ^ (values >> 16)) * 0x85EBCA6B
-    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
-    return bits ^ (bits >> 16)
-
-
-@triton.jit
-def _row_hash(seed, positions):
-    return _hash(positions.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
-
-
-@triton.jit
-def _column_hash(columns):
-    return _hash(columns.to(tl.uint32) + 0x7F4A7C15) | 1  # odd, so that multiplication by it is invertible
-
-
-@triton.jit
-def _is_kept(row_hashes, column_hashes, threshold):
-    """Compute a tile of the dropout mask with a single multiplication for each query-key pair."""
-    return ((row_hashes ^ column_hashes) * column_hashes) >= threshold
+def _column_table_kernel(table, BLOCK: tl.constexpr):
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(table + columns, column_hash(columns).to(tl.int32))
 
 
 @triton.jit
@@ -60,7 +45,7 @@ def _program(num_tiles, HEADS: tl.constexpr):
 
 @triton.jit
 def _attend_tile(
-    state, columns, query, base, rows, row_hashes, length, scale, threshold, token_stride, dims,
+    state, columns, query, base, rows, row_hashes, table, length, scale, threshold, token_stride, dims,
     DIM: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +70,8 @@ def _attend_tile(
     rescale = tl.exp2(highest - higher)
     total = total * rescale + tl.sum(weights, 1)
     if HAS_DROPOUT:
-        kept = _is_kept(row_hashes[:, None], _column_hash(columns)[None, :], threshold)
+        column_hashes = tl.load(table + columns).to(tl.uint32)
+        kept = is_kept(row_hashes[:, None], column_hashes[None, :], threshold)
         weights = tl.where(kept, weights, 0.0)
     context = tl.dot(weights.to(value.dtype), value, context * rescale[:, None], input_precision=PRECISION)
     return higher, total, context
@@ -93,7 +79,7 @@ def _attend_tile(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _forward_kernel(
-    qkv, out, lse, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, lse, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +96,7 @@ def _forward_kernel(
     base = qkv + start * token_stride + head * 3 * DIM
     is_row = rows < length
     query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
-    row_hashes = _row_hash(tl.load(seeds), (start + rows) * HEADS + head)
+    row_hashes = row_hash(tl.load(seeds), (start + rows) * HEADS + head)
     highest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     context = tl.zeros([TILE, DIM], tl.float32)
@@ -120,13 +106,13 @@ def _forward_kernel(
     end = tl.minimum(length, first_row + TILE) if IS_CAUSAL else length
     for first in range(0, full, STEP):
         state = _attend_tile(
-            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, length, scale, threshold, token_stride,
-            dims, DIM, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, table, length, scale, threshold,
+            token_stride, dims, DIM, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     for first in range(full, end, STEP):
         state = _attend_tile(
-            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, length, scale, threshold, token_stride,
-            dims, DIM, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first + tl.arange(0, STEP), query, base, rows, row_hashes, table, length, scale, threshold,
+            token_stride, dims, DIM, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     highest, total, context = state
     context = context / (total * keep)[:, None]
@@ -137,8 +123,8 @@ def _forward_kernel(
 
 @triton.jit
 def _add_query_tile(
-    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, origin, seed, length,
-    scale, threshold, head,
+    state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
+    scale, threshold,
     HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -168,10 +154,10 @@ def _add_query_tile(
     d_weights = tl.dot(value, tl.trans(d_context), input_precision=PRECISION)
     kept = weights
     if HAS_DROPOUT:
-        row_hashes = _row_hash(seed, (origin + rows) * HEADS + head)
-        is_kept = _is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
-        kept = tl.where(is_kept, weights, 0.0)
-        d_weights = tl.where(is_kept, d_weights, 0.0)
+        row_hashes = tl.load(hashes_base + rows, mask=(rows < length) if IS_MASKED else None).to(tl.uint32)
+        mask = is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
+        kept = tl.where(mask, weights, 0.0)
+        d_weights = tl.where(mask, d_weights, 0.0)
     d_value = tl.dot(kept.to(value.dtype), d_context, d_value, input_precision=PRECISION)
     d_scores = weights * (d_weights - delta[None, :])
     return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
@@ -179,7 +165,7 @@ def _add_query_tile(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_keys_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, delta, hashes, d_qkv, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -200,22 +186,22 @@ def _backward_keys_kernel(
     d_out_base = d_out + start * (HEADS * DIM) + head * DIM
     lse_base = lse + head * num_tokens + start
     delta_base = delta + head * num_tokens + start
-    seed = tl.load(seeds)
+    hashes_base = hashes + head * num_tokens + start
     own_at = own[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
     key = tl.load(qkv_base + own_at + DIM, mask=is_own[:, None], other=0.0)
     value = tl.load(qkv_base + own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
-    own_hashes = _column_hash(own)
+    own_hashes = column_hash(own)
     state = (tl.zeros([TILE, DIM], tl.float32), tl.zeros([TILE, DIM], tl.float32))
     full = length // STEP * STEP
     for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, full, STEP):
         state = _add_query_tile(
-            state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
-            scale, threshold, head, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
+            scale, threshold, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     if full < length:
         state = _add_query_tile(
-            state, full, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, start, seed, length,
-            scale, threshold, head, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, full, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
+            scale, threshold, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     d_key, d_value = state
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
@@ -226,7 +212,7 @@ def _backward_keys_kernel(
 
 @triton.jit
 def _add_key_tile(
-    d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
+    d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, table, qkv_base, length, scale, threshold,
     HEADS: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -248,21 +234,23 @@ def _add_key_tile(
         weights = tl.where(columns[None, :] <= own[:, None], weights, 0.0)
     d_weights = tl.dot(d_context, tl.trans(value), input_precision=PRECISION)
     if HAS_DROPOUT:
-        is_kept = _is_kept(own_hashes[:, None], _column_hash(columns)[None, :], threshold)
-        d_weights = tl.where(is_kept, d_weights, 0.0)
+        column_hashes = tl.load(table + columns).to(tl.uint32)
+        mask = is_kept(own_hashes[:, None], column_hashes[None, :], threshold)
+        d_weights = tl.where(mask, d_weights, 0.0)
     d_scores = weights * (d_weights - own_delta[:, None])
     return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_queries_kernel(
-    qkv, out, d_out, lse, delta, d_qkv, cu_seqlens, seeds, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, delta, hashes, d_qkv, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of queries of one head of one document.
 
-    Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts.
+    Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts, and `hashes`,
+    those of the rows of the dropout mask.
     """
     tile, head, document = _program(num_tiles, HEADS)
     start = tl.load(cu_seqlens + document)
@@ -282,19 +270,21 @@ def _backward_queries_kernel(
     context = tl.load(out + d_context_at, mask=is_own[:, None], other=0.0)
     own_delta = tl.sum(context.to(tl.float32) * d_context.to(tl.float32), 1) * keep
     tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
-    own_hashes = _row_hash(tl.load(seeds), (start + own) * HEADS + head)
+    own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head)
+    if HAS_DROPOUT:
+        tl.store(hashes + head * num_tokens + start + own, own_hashes.to(tl.int32), mask=is_own)
     d_query = tl.zeros([TILE, DIM], tl.float32)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
     full = end // STEP * STEP
     for first in range(0, full, STEP):
         d_query = _add_key_tile(
-            d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
-            HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            d_query, first, query, d_context, own, own_lse, own_delta, own_hashes, table, qkv_base, length, scale,
+            threshold, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     if full < end:
         d_query = _add_key_tile(
-            d_query, full, query, d_context, own, own_lse, own_delta, own_hashes, qkv_base, length, scale, threshold,
-            HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            d_query, full, query, d_context, own, own_lse, own_delta, own_hashes, table, qkv_base, length, scale,
+            threshold, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     scale_natural = scale * 0.6931471805599453 / keep
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
@@ -317,8 +307,8 @@ def varlen_attention(
     options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
     _forward_kernel[grid](
-        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1,
-        LOG2_E / math.sqrt(dim), *_drop_options(dropout), num_tokens, num_tiles,
+        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1, _column_table(max_seqlen, seed_1, dropout),
+        LOG2_E / math.sqrt(dim), *drop_options(dropout), num_tokens, num_tiles,
         HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
     )  # fmt: skip
     return context_THK, lse_HT
@@ -344,14 +334,15 @@ def varlen_attention_backward(
     num_tokens, heads, _, dim = qkv_TH3K.shape
     d_context_THK = d_context_THK.contiguous()
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
-    delta_HT = torch.empty_like(lse_HT)
-    threshold, keep = _drop_options(dropout)
+    delta_HT, hashes_HT = torch.empty_like(lse_HT), torch.empty_like(lse_HT, dtype=torch.int32)
+    threshold, keep = drop_options(dropout)
     options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
+    table = _column_table(max_seqlen, seed_1, dropout)
     # Two passes over the tokens avoid atomic additions. Queries first: they compute `delta`.
     for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
-            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1,
+            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, hashes_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1, table,
             LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
             HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
         )  # fmt: skip
@@ -366,17 +357,22 @@ def _(
     return torch.empty_like(qkv_TH3K)
 
 
+def _column_table(max_seqlen: int, seed_1: Tensor, dropout: float) -> Tensor:
+    """Hash the columns of a dropout mask once: in each tile, all threads would do so for the same few columns."""
+    if not dropout:
+        return seed_1
+    blocks = triton.cdiv(max_seqlen, TABLE_BLOCK)
+    table = torch.empty(blocks * TABLE_BLOCK, device=seed_1.device, dtype=torch.int32)
+    _column_table_kernel[(blocks,)](table, BLOCK=TABLE_BLOCK)
+    return table
+
+
 def _grid(max_seqlen: int, heads: int, cu_seqlens_N1: Tensor, tile: int) -> tuple[int, tuple[int]]:
     """Return the tiles of a document and the grid: one axis, as the others end at 65,535 and documents may be more."""
     num_tiles = max(triton.cdiv(max_seqlen, tile), 1)
     size = num_tiles * heads * (len(cu_seqlens_N1) - 1)
     assert size < 2**31, "the grid is indexed in 32 bits"
     return num_tiles, (size,)
-
-
-def _drop_options(dropout: float) -> tuple[int, float]:
-    """Return the 32-bit hash value below which a weight is dropped, and the keep probability."""
-    return min(round(dropout * 2**32), 2**32 - 1), 1.0 - dropout
 
 
 def _setup_context(ctx, inputs, output):

@@ -15,41 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .gelu import gelu_of, gelu_slope
+
 MULTIPLE = 16
 TILES: dict[str, Any] = {"TILE_ROWS": 64, "TILE_COLUMNS": 64, "num_warps": 4}
-
-
-@triton.jit
-def _normal_cdf(hidden):
-    """Compute the normal distribution's CDF, to 1e-7, and exp(-hidden^2 / 2).
-
-    A third of the operations of erf, which would make these kernels compute-bound.
-    Source: Abramowitz and Stegun 1964, 7.1.26.
-    """
-    decay = tl.exp2(hidden * hidden * -0.7213475204444817)
-    near = 1.0 / (1.0 + 0.23164188 * tl.abs(hidden))  # 0.3275911 / sqrt(2)
-    tail = near * (-0.142248368 + near * (0.710706871 + near * (-0.7265760135 + near * 0.5307027145)))
-    tail = near * (0.127414796 + tail) * decay
-    return tl.where(hidden < 0.0, tail, 1.0 - tail), decay
-
-
-@triton.jit
-def _gelu(hidden, VARIANT: tl.constexpr):
-    if VARIANT == "tanh":
-        return hidden * tl.sigmoid(1.5957691216057308 * (hidden + 0.044715 * hidden * hidden * hidden))
-    share, _ = _normal_cdf(hidden)
-    return hidden * share
-
-
-@triton.jit
-def _gelu_slope(hidden, VARIANT: tl.constexpr):
-    if VARIANT == "tanh":
-        # 0.5 (1 + tanh(z)) is sigmoid(2 z).
-        half = tl.sigmoid(1.5957691216057308 * (hidden + 0.044715 * hidden * hidden * hidden))
-        inner = 1.5957691216057308 * (1.0 + 0.134145 * hidden * hidden)
-        return half + hidden * half * (1.0 - half) * inner
-    share, decay = _normal_cdf(hidden)
-    return share + hidden * decay * 0.3989422804014327
 
 
 @triton.jit
@@ -63,9 +32,9 @@ def _values(
     values = tl.load(source + at, mask=is_there, other=0.0).to(tl.float32)
     if GELU is not None:
         if IS_GRADIENT:
-            values *= _gelu_slope(tl.load(hidden + at, mask=is_there, other=0.0).to(tl.float32), GELU)
+            values *= gelu_slope(tl.load(hidden + at, mask=is_there, other=0.0).to(tl.float32), GELU)
         else:
-            values = _gelu(values, GELU)
+            values = gelu_of(values, GELU)
     return values
 
 

@@ -8,6 +8,7 @@ Shape legend: T tokens, N documents, H heads, K head dim.
 """
 
 import importlib.util
+import os
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Triton comes with PyTorch's CUDA builds for Linux; without a GPU it is not imported, which takes time.
-HAS_TRITON = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+# Tests may interpret kernels on a CPU.
+HAS_TRITON = (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1") and (
+    importlib.util.find_spec("triton") is not None
+)
 HEAD_DIMS = (16, 32, 64, 128)
 
 if HAS_TRITON:

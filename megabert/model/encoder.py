@@ -52,11 +52,13 @@ class Encoder(nn.Module):
             ends = torch.arange(0, token_ids.numel() + 1, length, dtype=torch.int32, device=token_ids.device)
             documents = PackedSequences(ends, length)
         hidden_TD = self.embeddings(token_ids.flatten(), position_ids.flatten(), segment_ids.flatten())
+        return self.run_layers(hidden_TD, documents).unflatten(0, token_ids.shape)
+
+    def run_layers(self, hidden_TD: Tensor, documents: PackedSequences | KeyValueCache) -> Tensor:
+        """Run the layers and the final norm on the embeddings: [T, D]."""
         for number, layer in enumerate(self.layers):
             hidden_TD = layer(hidden_TD, documents.of_layer(number))
-        if self.final_norm is not None:
-            hidden_TD = self.final_norm(hidden_TD)
-        return hidden_TD.unflatten(0, token_ids.shape)
+        return hidden_TD if self.final_norm is None else self.final_norm(hidden_TD)
 
 
 def initialize(module: nn.Module, generator: torch.Generator, *, num_layers: int = 0) -> None:

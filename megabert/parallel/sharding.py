@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config.schema import ParallelSettings
 from ..errors import ConfigError
 from ..model.encoder import Encoder
+from ..model.fused_layers import fuse_layers
 from ..model.lora import LoraLinear, lora_config
 from ..model.precision import DTYPES
 from ..planner.workload import FSDP_UNIT_SIZE
@@ -118,7 +119,9 @@ def parallelize(
             sequence_parallel = _sequence_parallel_parameters(model, tensor_sharded)
     model.to(world.device)
     if is_compiled:
-        compile_layers(model)
+        # FSDP gathers a layer's weights when it is called, and a checkpointed layer is called again: no borders there.
+        is_whole = world.fsdp_size == 1 and not settings.activation_checkpointing
+        compile_layers(model, fuse=is_whole and precision != "fp8")
     if settings.activation_checkpointing:
         apply_activation_checkpointing(model)
     fsdp_sharded = _apply_fsdp(model, world, precision) if world.fsdp_size > 1 else {}
@@ -287,14 +290,18 @@ def warm_up(device: torch.device) -> None:
     threading.Thread(target=torch.zeros, args=(1,), kwargs={"device": device}, name="warm-up", daemon=True).start()
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Compile the encoder's layers; they are alike, so that all use the first one's compiled code.
+def compile_layers(model: nn.Module, *, fuse: bool = True) -> None:
+    """Fuse the encoder's layers where kernels allow it, else compile them: alike, they use the first one's code.
 
     The embeddings are left out: a compiled gather accumulates its gradient by atomic additions, which are slow where
     thousands of tokens share the two rows of the segment embedding. `forward` is compiled and not the module's call,
     since FSDP's hooks around it contain collectives.
     """
-    for layer in model.get_submodule("encoder").layers:  # type: ignore[union-attr]
+    encoder = model.get_submodule("encoder")
+    assert isinstance(encoder, Encoder)
+    if fuse and fuse_layers(encoder):
+        return
+    for layer in encoder.layers:
         layer.forward = torch.compile(layer.forward)
 
 

@@ -221,7 +221,10 @@ class Estimate:
         implementation = self.implementation
         host_seconds = implementation.fsdp_host_seconds if self.layout.fsdp > 1 else implementation.host_seconds
         num_launched = 0 if self.layout.is_captured else num_micro_batches * self.workload.shape.num_layers
-        idle = max(0.0, num_launched * host_seconds - busy)
+        waits = 0.0 if self.layout.is_captured else implementation.uncaptured_idle_seconds
+        idle = max(waits, num_launched * host_seconds - busy)
+        if self.layout.fsdp > 1 and self.layout.tensor > 1:
+            idle += num_launched * implementation.fsdp_tensor_idle_seconds
         return StepTime(
             products=num_micro_batches * products,
             attention=num_micro_batches * attention,
@@ -293,6 +296,8 @@ class Estimate:
             norms, gelu = norms + implementation.norm_forward_bytes, gelu * 1.4
             score += implementation.score_forward_bytes
         biases = implementation.bias_bytes * (3 * hidden + ffn) / tensor
+        if implementation.fused_norm_bytes and tensor == 1 and layout.is_captured:  # as parallel/sharding.py decides
+            norms, biases = implementation.fused_norm_bytes, implementation.bias_bytes * 3 * hidden
         layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + biases) + scores * score
         head = self.workload.num_targets(self.micro_batch) * shape.vocabulary_size / tensor * implementation.logit_bytes
         outer = 30 * hidden * self.micro_batch.num_tokens

@@ -96,7 +96,8 @@ class Implementation:
     Fitted to sixteen measured steps of megabert on one and two H100s (docs/scaling.md), together with the GPU's
     matmul_rate: exposed_matmul_traffic, matmul_overhead, attention_efficiency, elementwise_efficiency, norm_bytes,
     fixed_seconds, tensor_overlap, fsdp_copy_bytes. host_seconds is from a compiled step of 24 layers that took 55 ms,
-    twice the time of its kernels, fsdp_host_seconds from one with FSDP that took 117 ms, its kernels 28. fsdp_overlap
+    twice the time of its kernels, fsdp_host_seconds from one with FSDP that took 117 ms, its kernels 28,
+    uncaptured_idle_seconds and fsdp_tensor_idle_seconds from steps of two and four GPUs. fsdp_overlap
     and both latencies are assumed. The rest follows from the code.
     """
 
@@ -112,6 +113,9 @@ class Implementation:
     """Bytes for each token and hidden unit of a layer, forward and backward: norms, dropout, residuals."""
     norm_forward_bytes: float = 16.0
     """Those of the forward pass."""
+    fused_norm_bytes: float = 30.0
+    """The same for layers that are fused (model/fused_layers.py), which sum only one bias in a pass of its own; 0: none
+    are. Fitted to the gain on one H200."""
     bias_bytes: float = 2.0
     """Bytes for each element that is summed to a bias gradient."""
     fixed_seconds: float = 0.5e-3
@@ -120,6 +124,10 @@ class Implementation:
     """Time of the host to launch one layer, forward and backward, without CUDA graphs."""
     fsdp_host_seconds: float = 5e-3
     """The same with FSDP, whose hooks prepare each all-gather and reduce-scatter."""
+    uncaptured_idle_seconds: float = 8e-3
+    """Time that a GPU waits for the host at the start of a step without a CUDA graph."""
+    fsdp_tensor_idle_seconds: float = 0.5e-3
+    """Time that FSDP with tensor parallelism is idle in a layer, whose collectives wait for each other."""
     gelu_bytes: float = 20.0
     """Bytes for each token and unit of MLP width: two reads or writes forward, three backward."""
     score_bytes: float = 0.0
@@ -154,12 +162,14 @@ MEGATRON_2019 = replace(
     MEGABERT,
     attention_efficiency=0.5,
     norm_bytes=250.0,
+    fused_norm_bytes=0.0,
     norm_forward_bytes=90.0,
     gelu_bytes=60.0,
     score_bytes=60.0,
     score_forward_bytes=26.0,
     adam_bytes=60.0,
     host_seconds=0.0,
+    uncaptured_idle_seconds=0.0,
     gradient_width=2,
     overlap=0.7,
     tensor_overlap=0.0,

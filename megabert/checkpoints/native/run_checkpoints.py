@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -267,3 +267,10 @@ def open_lazily(path: Path, *, groups: tuple[str, ...]) -> Contents:
 def read_whole(item: Readable | Tensor) -> Tensor:
     """Return a tensor, reading it if it is lazy."""
     return item if isinstance(item, Tensor) else item.read()
+
+
+def encoder_of_run(documents: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the encoder's configuration in a run's documents, as plain values."""
+    if not isinstance(documents.get("encoder"), dict):
+        raise CheckpointError(f"{source} lacks encoder.json. Is it a checkpoint of a training run?")
+    return dict(documents["encoder"])

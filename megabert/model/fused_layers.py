@@ -1,0 +1,183 @@
+"""A transformer layer as one function with a written gradient, of matmuls and Triton kernels, across layers' borders.
+
+Between two matmuls is one kernel: attention, GELU, or bias, dropout, residual sum and the next norm, which is the next
+layer's. The backward kernels also sum the gradients of the biases and norms, so that no tensor is read for them alone.
+Numbers agree with `layers.Layer` to rounding; dropout has other masks of the same distribution.
+
+Shape legend: T tokens, D hidden, F width of the MLP, H heads, K head dim.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .attention import HAS_TRITON, PackedSequences, has_kernel
+from .config import EncoderConfig
+from .encoder import Encoder
+from .key_value_cache import KeyValueCache
+from .layers import MLP, Attention, Layer
+
+if HAS_TRITON:
+    from ..kernels import attention, gelu
+    from ..kernels import residual_norm as norms
+    from ..kernels.column_sums import column_sums
+
+WIDEST = 8192  # the kernel of the norm holds a row in registers
+NUM_INPUTS = 5  # of a layer, before its parameters
+
+
+def fuse_layers(encoder: Encoder) -> bool:
+    """Let an encoder on a GPU run its layers by these functions; False where its modules or sizes do not allow it."""
+    config = encoder.config
+    is_fusible = (
+        HAS_TRITON
+        and encoder.embeddings.word.weight.is_cuda
+        and config.hidden_size <= WIDEST
+        and has_kernel(encoder.embeddings.word.weight.dtype, config.head_dim)
+        and all(_is_plain(layer) for layer in encoder.layers)
+    )
+    if is_fusible:
+        encoder.run_layers = partial(_run_layers, encoder)  # type: ignore[method-assign]
+    return is_fusible
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether nothing has replaced the layer's parts: no sharded, 8-bit or adapted linear map."""
+    if type(layer) is not Layer or type(layer.mlp) is not MLP or type(layer.attention) is not Attention:
+        return False
+    linears = (layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down)
+    return all(type(linear) is nn.Linear for linear in linears) and not layer.dropout.stream
+
+
+def _run_layers(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences | KeyValueCache) -> Tensor:
+    if isinstance(documents, PackedSequences) and hidden_TD.is_cuda:
+        return run_fused(encoder, hidden_TD, documents)
+    return Encoder.run_layers(encoder, hidden_TD, documents)
+
+
+def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
+    """Run the layers and the final norm: [T, D]."""
+    config = encoder.config
+    layers: list[Any] = list(encoder.layers)
+    dropouts = (config.attention_dropout, config.hidden_dropout) if encoder.training else (0.0, 0.0)
+    # All seeds at once, on the device, so that each replay of a captured CUDA graph has new ones.
+    seeds = torch.randint(2**31, (len(layers), 3), device=hidden_TD.device)
+    settings = _Settings(*dropouts, config, documents.max_seqlen)
+    residual_TD: Tensor | None = None
+    if config.is_post_norm:
+        normed_TD = hidden_TD.contiguous()
+        ends = [layer.mlp_norm for layer in layers]
+        middles = [layer.attention_norm for layer in layers]
+    else:
+        normed_TD = layers[0].attention_norm(hidden_TD)
+        residual_TD = hidden_TD.contiguous() if config.norm_place == "pre" else None
+        ends = [*(layer.attention_norm for layer in layers[1:]), encoder.final_norm]
+        middles = [layer.mlp_norm for layer in layers]
+    for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds, strict=True):
+        assert _is_plain(layer), "a layer was changed after it had been fused"
+        outputs = _FusedLayer.apply(
+            settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
+        )
+        residual_TD, normed_TD = outputs if residual_TD is not None else (None, outputs)
+    return normed_TD
+
+
+def _parameters(layer: Layer, middle: nn.LayerNorm, end: nn.LayerNorm) -> Iterator[Tensor]:
+    for module in (layer.attention.qkv, layer.attention.out, middle, layer.mlp.up, layer.mlp.down, end):
+        yield module.weight
+        yield module.bias
+
+
+class _Settings(NamedTuple):
+    attention_dropout: float
+    hidden_dropout: float
+    config: EncoderConfig
+    max_seqlen: int
+
+    @property
+    def attention(self) -> tuple[int, float, bool]:
+        """Return the last arguments of the attention kernels."""
+        return self.max_seqlen, self.attention_dropout, self.config.is_causal
+
+
+class _FusedLayer(torch.autograd.Function):
+    """From a layer's normed input to the normed input of the next one.
+
+    The residual stream is a tensor of its own (pre-norm) or None: the normed tensor itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: _Settings, seeds_3: Tensor, cu_seqlens_N1: Tensor, residual_TD: Tensor | None,
+        normed_TD: Tensor, *parameters: Tensor,
+    ) -> Any:  # fmt: skip
+        qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
+        config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
+        qkv_TH3K = torch.addmm(qkv_b, normed_TD, qkv_w.t()).unflatten(-1, (-1, 3, config.head_dim))
+        context_THK, lse_HT = attention.varlen_attention(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
+        branch_TD = context_THK.flatten(1) @ out_w.t()
+        middle = norms.residual_norm(
+            normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
+            config.norm_epsilon, seeds[1], dropout,
+        )  # fmt: skip
+        inner_TF = torch.addmm(up_b, middle.normed_TD, up_w.t())
+        active_TF = gelu.gelu(inner_TF, config.gelu)
+        branch_TD = active_TF @ down_w.t()
+        end = norms.residual_norm(
+            middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
+            config.norm_epsilon, seeds[2], dropout,
+        )  # fmt: skip
+        ctx.settings, ctx.has_residual = settings, residual_TD is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            seeds_3, cu_seqlens_N1, normed_TD, qkv_TH3K, context_THK, lse_HT, *middle, inner_TF, active_TF,
+            end.total_TD, end.statistics_2T, *parameters,
+        )  # fmt: skip
+        return (end.total_TD, end.normed_TD) if ctx.has_residual else end.normed_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (
+            seeds_3, cu_seqlens_N1, normed_TD, qkv_TH3K, context_THK, lse_HT, total_TD, middle_TD, statistics_2T,
+            inner_TF, active_TF, end_TD, end_2T,
+            qkv_w, _, out_w, _, middle_w, _, up_w, _, down_w, _, end_w, _,
+        ) = ctx.saved_tensors  # fmt: skip
+        settings, dropout, seeds = ctx.settings, ctx.settings.hidden_dropout, seeds_3.split(1)
+        needs_qkv, needs_out, _, needs_up, needs_down, _ = ctx.needs_input_grad[NUM_INPUTS::2]
+        end = norms.residual_norm_backward(
+            gradients[0] if ctx.has_residual else None, gradients[-1], end_TD, end_2T, end_w, seeds[2], dropout
+        )
+        d_down_w = end.branch_TD.t() @ active_TF if needs_down else None
+        d_inner_TF = end.branch_TD @ down_w
+        d_up_b = gelu.gelu_backward(d_inner_TF, inner_TF, settings.config.gelu)
+        d_up_w = d_inner_TF.t() @ middle_TD if needs_up else None
+        middle = norms.residual_norm_backward(
+            end.residual_TD if ctx.has_residual else None, _through(d_inner_TF, up_w, ctx, end), total_TD,
+            statistics_2T, middle_w, seeds[1], dropout,
+        )  # fmt: skip
+        d_out_w = middle.branch_TD.t() @ context_THK.flatten(1) if needs_out else None
+        d_context_THK = (middle.branch_TD @ out_w).view_as(context_THK)
+        d_qkv_TO = attention.varlen_attention_backward(
+            d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
+        ).flatten(1)
+        d_qkv_b = column_sums(d_qkv_TO, qkv_w.dtype)
+        d_qkv_w = d_qkv_TO.t() @ normed_TD if needs_qkv else None
+        d_residual_TD = middle.residual_TD if ctx.has_residual else None
+        d_normed_TD = _through(d_qkv_TO, qkv_w, ctx, middle)
+        (d_middle_w, d_middle_b, d_out_b), (d_end_w, d_end_b, d_down_b) = middle.sums_3D, end.sums_3D
+        return (
+            None, None, None, d_residual_TD, d_normed_TD, d_qkv_w, d_qkv_b, d_out_w, d_out_b,
+            d_middle_w, d_middle_b, d_up_w, d_up_b, d_down_w, d_down_b, d_end_w, d_end_b,
+        )  # fmt: skip
+
+
+def _through(gradient_TO: Tensor, weight_OD: Tensor, ctx: Any, later: Any) -> Tensor:
+    """Differentiate a linear map's input, which in a post-norm layer is also the residual of the `later` sum."""
+    if ctx.has_residual:
+        return gradient_TO @ weight_OD
+    return later.residual_TD.addmm_(gradient_TO, weight_OD)  # last use of this tensor
