@@ -21,6 +21,8 @@ from .name_keys import key_hashes, normalized
 
 VERSION = 1
 META = "dictionary.json"
+CACHED_SPECIES = 16
+"""Sets of taxa whose names are remembered."""
 ARRAYS = ("name_ends", "name_mentions", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
 
 
@@ -117,10 +119,20 @@ class Dictionary:
 
     def allowed(self, species: Sequence[int]) -> NDArray[np.bool_] | None:
         """Return which names are those of given taxa, None without any. Raises InputError if there are none of them."""
-        taxa = self.arrays["species"]
         if not len(species):
             return None
-        wanted = np.isin(taxa, np.array(species))
+        if (key := tuple(species)) not in self._allowed:
+            if len(self._allowed) >= CACHED_SPECIES:
+                self._allowed.clear()
+            self._allowed[key] = self._names_of_taxa(key)
+        return self._allowed[key]
+
+    @cached_property
+    def _allowed(self) -> dict[tuple[int, ...], NDArray[np.bool_]]:
+        return {}
+
+    def _names_of_taxa(self, species: Sequence[int]) -> NDArray[np.bool_]:
+        wanted = np.isin(self.arrays["species"], np.array(species))
         if not wanted.any():
             raise InputError(
                 f"{self.folder} has no concept of the species {', '.join(map(str, species))}. "

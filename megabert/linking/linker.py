@@ -18,8 +18,11 @@ from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
 from .dictionary import Dictionary
+from .gram_index import GramQuery
 from .name_keys import normalized
 
+SearchedText = tuple[str, tuple[int, ...]]
+"""A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
 NIL = "-"
 SEPARATOR = "|"
 NUM_CANDIDATES = 64
@@ -149,7 +152,8 @@ class Linker:
     dictionary: Dictionary
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
-    _lexical: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, repr=False)
+    """Results by searched text and number of candidates: most mentions of a corpus occur again."""
 
     @property
     def digest(self) -> list[Any]:
@@ -160,8 +164,8 @@ class Linker:
     def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
         """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
         if self.dense is None:
-            return replace(self, _lexical={})
-        return replace(self, dense=self.dense.with_session(next(sessions)), _lexical={})
+            return replace(self, _known={})
+        return replace(self, dense=self.dense.with_session(next(sessions)), _known={})
 
     def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
         """Link mentions; each part of a link has the k best names.
@@ -169,26 +173,32 @@ class Linker:
         `species` holds for mentions that name none themselves. Raises InputError for one that the dictionary lacks.
         """
         queries = [LinkQuery(item) if isinstance(item, str) else item for item in mentions]
-        queries = [item if item.species else replace(item, species=tuple(species)) for item in queries]
-        texts = [written_out(item.text, item.definitions) for item in queries]
-        wholes = self._ranked([(text, item.species) for text, item in zip(texts, queries, strict=True)], k)
+        wanted = [(written_out(item.text, item.definitions), item.species or tuple(species)) for item in queries]
+        if new := [item for item in dict.fromkeys(wanted) if (item, k) not in self._known]:
+            if len(self._known) + len(new) > CACHED_NAMES:
+                self._known.clear()
+                new = list(dict.fromkeys(wanted))
+            self._known.update(((item, k), parts) for item, parts in zip(new, self._parts(new, k), strict=True))
+        return [self._link(query.text, self._known[item, k]) for query, item in zip(queries, wanted, strict=True)]
+
+    def _parts(self, wanted: Sequence[SearchedText], k: int) -> Iterator[tuple[LinkedPart, ...]]:
+        """Search each text, and the parts of those that may be composites."""
+        wholes = self._ranked(wanted, k)
         splits = [
             [] if self._is_exact(whole, text) else composite_splits(text)
-            for whole, text in zip(wholes, texts, strict=True)
+            for whole, (text, _) in zip(wholes, wanted, strict=True)
         ]
         needed = [
-            (part, item.species) for item, ways in zip(queries, splits, strict=True) for way in ways for part in way
+            (part, species) for (_, species), ways in zip(wanted, splits, strict=True) for way in ways for part in way
         ]
         ranked = iter(self._ranked(needed, k))
-        links = []
-        for item, whole, ways in zip(queries, wholes, splits, strict=True):
+        for whole, ways in zip(wholes, splits, strict=True):
             best: tuple[LinkedPart, ...] = (whole,)
             for way in ways:
                 parts = tuple(next(ranked) for _ in way)
                 if self._is_better(parts, best):
                     best = parts
-            links.append(self._link(item.text, best))
-        return links
+            yield best
 
     def _link(self, text: str, parts: tuple[LinkedPart, ...]) -> Link:
         similarity = min(part.similarity for part in parts)
@@ -207,63 +217,52 @@ class Linker:
             part.similarity for part in than
         )
 
-    def _ranked(self, wanted: Sequence[tuple[str, tuple[int, ...]]], k: int) -> list[LinkedPart]:
+    def _ranked(self, wanted: Sequence[SearchedText], k: int) -> list[LinkedPart]:
         """Rank the names for each text; a text that occurs twice is searched once."""
         distinct = list(dict.fromkeys((normalized(text), species) for text, species in wanted))
         exact = {item: self._exact(item) for item in distinct}
-        dense: dict[tuple[str, tuple[int, ...]], DenseResult] = {}
+        # With k = 1 the similarities of others cannot change the result.
+        inexact = [item for item in distinct if k > 1 or not exact[item]]
+        grams = dict(zip(inexact, self.dictionary.grams.queries([key for key, _ in inexact]), strict=True))
+        dense: dict[SearchedText, DenseResult] = {}
         if self.dense is not None:
-            inexact = [item for item in distinct if k > 1 or not exact[item]]
             texts = {(normalized(text), species): text for text, species in reversed(wanted)}
             results = self.dense.search([texts[item] for item in inexact])
             dense = dict(zip(inexact, results, strict=True))
-        found = {item: self._combined(item, dense.get(item), exact[item], k) for item in distinct}
+        found = {item: self._combined(item, grams.get(item), dense.get(item), exact[item], k) for item in distinct}
         return [LinkedPart(text, found[normalized(text), species]) for text, species in wanted]
 
-    def _exact(self, item: tuple[str, tuple[int, ...]]) -> list[int]:
+    def _exact(self, item: SearchedText) -> list[int]:
         """Look up the names that are the text itself."""
         key, species = item
         is_allowed = self.dictionary.allowed(species)
         return [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
 
-    def _similar(self, item: tuple[str, tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Search by n-grams, or take the result from the cache."""
-        if item not in self._lexical:
-            if len(self._lexical) >= CACHED_NAMES:
-                self._lexical.clear()
-            key, species = item
-            grams = self.dictionary.grams
-            self._lexical[item] = grams.search(grams.query(key), NUM_CANDIDATES, self.dictionary.allowed(species))
-        found: tuple[NDArray[np.int64], NDArray[np.float32]] = self._lexical[item]
-        return found
-
     def _combined(
-        self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, exact: list[int], k: int
+        self, item: SearchedText, query: GramQuery | None, dense: DenseResult | None, exact: list[int], k: int
     ) -> tuple[NameCandidate, ...]:
         """Rank the names of both searches: the text itself first, then by similarity.
 
         Of equals those that are mentions more often come first, then those of concepts with more names.
         """
-        if k == 1 and exact:  # the similarities of others cannot change the result
-            names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
-        else:
-            names, lexical = self._similar(item)
+        names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
+        is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
+        if query is not None:
+            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed)
         scores: NDArray[np.floating[Any]] = lexical
-        if dense is not None:
-            key, species = item
-            is_allowed = self.dictionary.allowed(species)
+        if query is not None and dense is not None:
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
             others = np.setdiff1d(others, names)
-            grams = self.dictionary.grams
-            lexical = np.concatenate([lexical, grams.scores(grams.query(key), others)])
+            lexical = np.concatenate([lexical, grams.scores(query, others)])
             names = np.concatenate([names, others])
             weight = self.calibration.weight
             scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
-        missing = np.setdiff1d(np.array(exact, np.int64), names)
-        names = np.concatenate([names, missing])
-        scores = np.concatenate([scores, np.ones(len(missing), np.float32)])
-        is_exact = np.isin(names, exact)
-        scores = np.where(is_exact, 1.0, np.minimum(scores, 1.0))
+        scores, is_exact = np.minimum(scores, 1.0), np.zeros(len(names), bool)
+        if exact:
+            missing = np.setdiff1d(exact, names)
+            names = np.concatenate([names, missing])
+            is_exact = np.isin(names, exact)
+            scores = np.where(is_exact, 1.0, np.append(scores, np.ones(len(missing))))
         concepts = self.dictionary.concepts_of(names)
         ends = self.dictionary.arrays["concept_ends"]
         num_names = ends[concepts] - np.where(concepts > 0, ends[concepts - 1], 0)

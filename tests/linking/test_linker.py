@@ -48,6 +48,19 @@ def test_abbreviations_are_what_the_document_defines(linker):
     assert linked(linker, LinkQuery("DM", {"DM": "diabetes mellitus"})) == [("mesh:D003920", "Diabetes Mellitus")]
 
 
+def test_what_was_linked_before_changes_nothing(diseases):
+    queries = [
+        LinkQuery("DM"),
+        LinkQuery("DM", {"DM": "diabetes mellitus"}),
+        LinkQuery("ovary cancer"),
+        LinkQuery("DM"),
+    ]
+    apart = [Linker(diseases).link([query], k=k)[0] for k in (1, 3) for query in queries]
+    one = Linker(diseases)
+    assert [link for k in (1, 3) for link in one.link(queries, k=k)] == apart
+    assert one.link(queries, k=3) == apart[4:]
+
+
 def test_composites_are_split_unless_the_whole_is_a_name(linker):
     assert linked(linker, "breast and ovarian cancer", "head and neck cancer") == [
         ("mesh:D001943|mesh:D010051", "Breast Cancer|Ovarian Cancer"),
