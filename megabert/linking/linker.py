@@ -1,7 +1,8 @@
 """Linker: mentions in, concepts of a dictionary out, by character n-grams and, with a run, by embeddings.
 
 A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
-first; other names are ranked by the weighted sum of both similarities. A composite mention is split where its parts are
+first, and one whose initials it is comes before those that are only similar; other names are ranked by the weighted sum
+of both similarities. A composite mention is split where its parts are
 found better than the whole. The score of a link is the probability that it is right; below a threshold it is NIL. Same
 dictionary, run and mention, same result.
 """
@@ -19,7 +20,7 @@ from ..formats.documents.composites import composite_splits
 from ..inference import Session
 from .dictionary import Dictionary
 from .gram_index import GramQuery
-from .name_keys import normalized
+from .name_keys import initialism, normalized
 
 SearchedText = tuple[str, tuple[int, ...]]
 """A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
@@ -27,6 +28,9 @@ NIL = "-"
 SEPARATOR = "|"
 NUM_CANDIDATES = 64
 """Names that each of the two searches finds; both similarities of all of them are computed."""
+INITIALS = 0.9
+"""Similarity of a text to the only concept with a name of these initials; several share it. Of the initials that the
+Disease Ontology lists among its names, 93 % are those of another name of the same concept."""
 CACHED_NAMES = 100_000
 
 
@@ -219,22 +223,21 @@ class Linker:
 
     def _ranked(self, wanted: Sequence[SearchedText], k: int) -> list[LinkedPart]:
         """Rank the names for each text; a text that occurs twice is searched once."""
-        distinct = list(dict.fromkeys((normalized(text), species) for text, species in wanted))
-        exact = {item: self._exact(item) for item in distinct}
+        distinct = list(dict.fromkeys(wanted))
+        exact = {item: self._exact(normalized(item[0]), item[1]) for item in distinct}
         # With k = 1 the similarities of others cannot change the result.
         inexact = [item for item in distinct if k > 1 or not exact[item]]
-        grams = dict(zip(inexact, self.dictionary.grams.queries([key for key, _ in inexact]), strict=True))
+        queries = self.dictionary.grams.queries([normalized(text) for text, _ in inexact])
+        grams = dict(zip(inexact, queries, strict=True))
         dense: dict[SearchedText, DenseResult] = {}
         if self.dense is not None:
-            texts = {(normalized(text), species): text for text, species in reversed(wanted)}
-            results = self.dense.search([texts[item] for item in inexact])
+            results = self.dense.search([text for text, _ in inexact])
             dense = dict(zip(inexact, results, strict=True))
         found = {item: self._combined(item, grams.get(item), dense.get(item), exact[item], k) for item in distinct}
-        return [LinkedPart(text, found[normalized(text), species]) for text, species in wanted]
+        return [LinkedPart(item[0], found[item]) for item in wanted]
 
-    def _exact(self, item: SearchedText) -> list[int]:
-        """Look up the names that are the text itself."""
-        key, species = item
+    def _exact(self, key: str, species: tuple[int, ...]) -> list[int]:
+        """Look up the names that are the text itself, or have it as initials."""
         is_allowed = self.dictionary.allowed(species)
         return [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
 
@@ -243,7 +246,8 @@ class Linker:
     ) -> tuple[NameCandidate, ...]:
         """Rank the names of both searches: the text itself first, then by similarity.
 
-        Of equals those that are mentions more often come first, then those of concepts with more names.
+        Of equals those that are mentions more often come first, then preferred names, then those of concepts with more
+        names.
         """
         names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
         is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
@@ -257,17 +261,18 @@ class Linker:
             names = np.concatenate([names, others])
             weight = self.calibration.weight
             scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
-        scores, is_exact = np.minimum(scores, 1.0), np.zeros(len(names), bool)
-        if exact:
-            missing = np.setdiff1d(exact, names)
-            names = np.concatenate([names, missing])
-            is_exact = np.isin(names, exact)
-            scores = np.where(is_exact, 1.0, np.append(scores, np.ones(len(missing))))
+        others, share = exact, 1.0
+        if not exact and (key := initialism(item[0])):
+            others = self._exact(key, item[1])
+            share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(others, np.int64)).tolist())), 1)
+        names, scores, is_other = _with_names(names, np.minimum(scores, 1.0), others, share)
+        is_exact = is_other & bool(exact)
         concepts = self.dictionary.concepts_of(names)
         ends = self.dictionary.arrays["concept_ends"]
-        num_names = ends[concepts] - np.where(concepts > 0, ends[concepts - 1], 0)
+        starts = np.where(concepts > 0, ends[concepts - 1], 0)
+        num_names = ends[concepts] - starts
         mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
-        order = np.lexsort((names, -num_names, mentions, -scores, ~is_exact))[:k]
+        order = np.lexsort((names, -num_names, names != starts, mentions, -scores, ~is_exact))[:k]
         return tuple(
             NameCandidate(
                 self.dictionary.name(int(names[place])),
@@ -276,3 +281,14 @@ class Linker:
             )
             for place in order
         )
+
+
+def _with_names(
+    names: NDArray[np.int64], scores: NDArray[np.floating[Any]], others: Sequence[int], score: float
+) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """Add names that are not there yet, give them all the score where theirs is lower, and return which they are."""
+    missing = np.setdiff1d(np.array(others, np.int64), names)
+    names = np.concatenate([names, missing])
+    scores = np.append(scores, np.zeros(len(missing)))
+    is_one = np.isin(names, others)
+    return names, np.where(is_one, np.maximum(scores, score), scores), is_one
