@@ -11,7 +11,7 @@ from megabert.errors import CheckpointError, InputError
 from megabert.linking import dictionary_builder, gram_index
 from megabert.linking.dictionary import Dictionary
 from megabert.linking.dictionary_builder import BuildOptions, build_dictionary
-from megabert.linking.name_keys import normalized
+from megabert.linking.name_keys import initialism, normalized
 from tests.linking.conftest import DISEASES, build
 
 
@@ -31,10 +31,19 @@ def test_names_and_identifiers_are_found_again(diseases):
     [
         ("Tumours", "tumor"), ("TNF-\u03b1", "tnf alpha"), ("C\u00e9tuximab", "cetuximab"), ("KRAS", "kras"),
         ("Haemophilia  A", "hemophilia a"), ("arthritis", "arthritis"), ("Abscess", "abscess"), ("++", "++"),
+        ("Non-polyposis", "nonpolyposis"), ("type II diabetes", "type 2 diabete"), ("Factor X lack", "factor x lack"),
+        ("type I", "type 1"), ("X-linked SCID type IV", "x linked scid type 4"), ("vitamin D", "vitamin d"),
     ],
 )  # fmt: skip
 def test_names_are_normalized(name, key):
     assert normalized(name) == key
+
+
+def test_initials_of_names_are_found(tmp_path):
+    opened = build(tmp_path, "LAB:1||amyotrophic lateral sclerosis type X\nLAB:2||loss of the tail\nLAB:3||asthma\n")
+    keys = [initialism(text) for text in ("ALS10", "ALST-10", "LOTT", "LT", "LTs", "Als10", "asthma", "ALS 10")]
+    found = [key and opened.exact(key) for key in keys]
+    assert found == [[0], [0], [1], None, [], None, None, None]
 
 
 def test_the_similarity_is_the_cosine_of_tfidf_vectors(diseases):

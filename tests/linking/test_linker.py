@@ -9,7 +9,7 @@ from megabert.cli import main
 from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
-from megabert.linking.linker import Calibration, Linker, LinkQuery
+from megabert.linking.linker import INITIALS, Calibration, Linker, LinkQuery
 from megabert.linking.linker_tuning import tune
 from megabert.linking.open_linker import read_calibration
 from tests.linking.conftest import build
@@ -118,6 +118,13 @@ def test_of_equal_names_the_one_that_is_mentioned_more_often_is_meant(tmp_path):
     )
     opened = build(tmp_path, mentions.replace("\tD2", "\tMESH:D2"), "mentions.pubtator")
     assert linked(Linker(opened), "BC") == [("mesh:D3", "BC")]
+
+
+def test_of_equal_names_the_preferred_one_is_meant_and_initials_come_before_similar_names(tmp_path):
+    table = "LAB:1||Aniridia 2|Aniridia|Iris absence\nLAB:2||Aniridia\nLAB:3||Lobar lung disease\nLAB:4||LLDX\n"
+    opened = Linker(build(tmp_path, table))
+    assert linked(opened, "aniridia", "LLD") == [("LAB:2", "Aniridia"), ("LAB:3", "Lobar lung disease")]
+    assert opened.link(["LLD"])[0].parts[0].similarity == INITIALS
 
 
 def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):
