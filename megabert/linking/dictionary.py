@@ -1,8 +1,8 @@
 """Dictionary: concepts with identifiers and names in a folder of memory-mapped files, opened in milliseconds.
 
 dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bin (UTF-8, one after the other) with
-their ends, the ends of each concept's names, species, the hashes of normalized names and of their initials, sorted,
-and the n-gram index.
+their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and the n-gram
+index.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
 from .gram_index import GramIndex
-from .name_keys import initials, key_hashes, normalized
+from .name_keys import key_hashes, lookup_keys, normalized
 
 VERSION = 2
 META = "dictionary.json"
@@ -106,12 +106,12 @@ class Dictionary:
             )
 
     def exact(self, key: str) -> list[int]:
-        """Return the names that are a normalized name, or have these initials, in their order."""
+        """Return the names that have a key, in their order."""
         wanted = key_hashes([key])[0]
         hashes = self.arrays["key_hashes"]
         first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
         names = sorted(int(number) for number in self.arrays["key_names"][first:last])
-        return [number for number in names if key in (own := normalized(self.name(number)), *initials(own))]
+        return [number for number in names if key in lookup_keys(normalized(self.name(number)))]
 
     @cached_property
     def taxa(self) -> frozenset[int]:

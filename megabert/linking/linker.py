@@ -224,7 +224,11 @@ class Linker:
     def _ranked(self, wanted: Sequence[SearchedText], k: int) -> list[LinkedPart]:
         """Rank the names for each text; a text that occurs twice is searched once."""
         distinct = list(dict.fromkeys(wanted))
-        exact = {item: self._exact(normalized(item[0]), item[1]) for item in distinct}
+        keys = [normalized(text) for text, _ in distinct]
+        exact = {
+            item: self._exact(key, item[1]) or self._exact(key.replace(" ", ""), item[1])
+            for item, key in zip(distinct, keys, strict=True)
+        }
         # With k = 1 the similarities of others cannot change the result.
         inexact = [item for item in distinct if k > 1 or not exact[item]]
         queries = self.dictionary.grams.queries([normalized(text) for text, _ in inexact])
@@ -237,7 +241,7 @@ class Linker:
         return [LinkedPart(item[0], found[item]) for item in wanted]
 
     def _exact(self, key: str, species: tuple[int, ...]) -> list[int]:
-        """Look up the names that are the text itself, or have it as initials."""
+        """Look up the names that have a key."""
         is_allowed = self.dictionary.allowed(species)
         return [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
 

@@ -55,6 +55,11 @@ def _common_form(match: re.Match[str]) -> str:
     return {"ae": "e", "oe": "e", "tumour": "tumor", **_ROMAN}.get(match[0], "")
 
 
+def lookup_keys(key: str) -> set[str]:
+    """Return the keys by which a normalized name is found: itself, also without blanks (IL-2 is IL2), its initials."""
+    return {key, key.replace(" ", ""), *initials(key)}
+
+
 def initials(key: str) -> set[str]:
     """Return the initials of a normalized name's words, its numbers whole, as keys: all words, and without common ones.
 

@@ -43,6 +43,7 @@ def test_initials_of_names_are_found(tmp_path):
     opened = build(tmp_path, "LAB:1||amyotrophic lateral sclerosis type X\nLAB:2||loss of the tail\nLAB:3||asthma\n")
     keys = [initialism(text) for text in ("ALS10", "ALST-10", "LOTT", "LT", "LTs", "Als10", "asthma", "ALS 10")]
     found = [key and opened.exact(key) for key in keys]
+    assert opened.exact("als10") == []
     assert found == [[0], [0], [1], None, [], None, None, None]
 
 

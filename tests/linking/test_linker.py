@@ -121,9 +121,14 @@ def test_of_equal_names_the_one_that_is_mentioned_more_often_is_meant(tmp_path):
 
 
 def test_of_equal_names_the_preferred_one_is_meant_and_initials_come_before_similar_names(tmp_path):
-    table = "LAB:1||Aniridia 2|Aniridia|Iris absence\nLAB:2||Aniridia\nLAB:3||Lobar lung disease\nLAB:4||LLDX\n"
+    table = "LAB:1||Aniridia 2|Aniridia|Iris-absence\nLAB:2||Aniridia\nLAB:3||Lobar lung disease\nLAB:4||LLDX\n"
     opened = Linker(build(tmp_path, table))
-    assert linked(opened, "aniridia", "LLD") == [("LAB:2", "Aniridia"), ("LAB:3", "Lobar lung disease")]
+    assert linked(opened, "aniridia", "LLD", "Irisabsence", "lobarlung disease") == [
+        ("LAB:2", "Aniridia"),
+        ("LAB:3", "Lobar lung disease"),
+        ("LAB:1", "Iris-absence"),
+        ("LAB:3", "Lobar lung disease"),
+    ]
     assert opened.link(["LLD"])[0].parts[0].similarity == INITIALS
 
 
