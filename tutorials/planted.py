@@ -332,4 +332,4 @@ def _variant(rng: random.Random, names: Sequence[str]) -> str:
     name = rng.choice(names)
     if name[-1].isdigit():
         return name.replace("-", "") if rng.random() < 0.5 else name
-    return f"{name} sodium" if rng.random() < 0.2 else name
+    return f"{name} HCl" if rng.random() < 0.2 else name
