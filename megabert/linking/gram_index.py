@@ -90,8 +90,8 @@ class GramIndex:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Add up the weights of each name, over its length: names in their order, and their sums."""
         if len(found) * 8 <= len(self.norms):
-            names, inverse = np.unique(found, return_inverse=True)
-            return names.astype(np.int64), np.bincount(inverse, weights) / self.norms[names]
+            own, inverse = np.unique(found, return_inverse=True)
+            return own.astype(np.int64), np.bincount(inverse, weights) / self.norms[own]
         sums = np.bincount(found, weights, minlength=len(self.norms))
         names = np.flatnonzero(sums > 0)  # much faster than of the numbers
         return names, sums[names] / self.norms[names]
@@ -104,7 +104,7 @@ class GramIndex:
         octets = self._bitmaps[rows[places, None], names[None, :] >> 3]
         has_gram[places] = octets >> (7 - (names & 7)).astype(np.uint8) & 1
         for place in np.flatnonzero(rows < 0):
-            owners = self._names_of(query.grams[place])
+            owners = self._names_of(int(query.grams[place]))
             has_gram[place] = owners[np.minimum(np.searchsorted(owners, names), len(owners) - 1)] == names
         sums = (query.weights[:, None] * has_gram).sum(axis=0)
         return np.asarray((sums / self.norms[names]).round(6).astype(np.float32))

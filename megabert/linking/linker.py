@@ -265,11 +265,11 @@ class Linker:
             names = np.concatenate([names, others])
             weight = self.calibration.weight
             scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
-        others, share = exact, 1.0
+        spelled, share = exact, 1.0
         if not exact and (key := initialism(item[0])):
-            others = self._exact(key, item[1])
-            share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(others, np.int64)).tolist())), 1)
-        names, scores, is_other = _with_names(names, np.minimum(scores, 1.0), others, share)
+            spelled = self._exact(key, item[1])
+            share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(spelled, np.int64)).tolist())), 1)
+        names, scores, is_other = _with_names(names, np.minimum(scores, 1.0), spelled, share)
         is_exact = is_other & bool(exact)
         concepts = self.dictionary.concepts_of(names)
         ends = self.dictionary.arrays["concept_ends"]
