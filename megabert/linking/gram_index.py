@@ -125,7 +125,7 @@ class GramIndex:
         """Which names have the most frequent grams, eight names a byte."""
         rows = self._bitmap_rows
         bitmaps = np.zeros((int(rows.max(initial=-1)) + 1, -(-len(self.norms) // 8)), np.uint8)
-        for gram in np.flatnonzero(rows >= 0):
+        for gram in np.flatnonzero(rows >= 0).tolist():
             has_gram = np.zeros(len(self.norms), bool)
             has_gram[self._names_of(gram)] = True
             bitmaps[rows[gram]] = np.packbits(has_gram)
