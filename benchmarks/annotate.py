@@ -2,12 +2,15 @@
 
     python -m benchmarks.annotate --out FOLDER --corpus CORPUS.pubtator [--run RUN] [--documents 20000]
         [--network 345m|mini] [--vocabulary VOCAB.txt] [--train COLUMNS.tsv] [--workers 0 8] [--pipeline]
+        [--link TYPE=DICT[,RUN]]
 
 The corpus is repeated to the number of documents. Without a run a network of random weights is trained for 100 steps:
 its speed is that of a good one. `processing` leaves out the start of Python and loading the network, `whole` has
 both. --pipeline runs transformers' token-classification pipeline (aggregation, stride) with the same weights on the
 same texts in the same run, in float32 and bfloat16 and at several batch sizes; `equal` is the share of entities
-(characters and type) that are the same as those of the last row of megabert.
+(characters and type) that are the same as those of the last row of megabert. --link measures each setting without and
+with identifiers, alternating, the best of two; let --documents be the number of the corpus' documents: those that are
+repeated find their mentions linked already.
 """
 
 import argparse
@@ -152,16 +155,25 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="columns to train a run of random weights on")
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
     parser.add_argument("--pipeline", action="store_true")
+    parser.add_argument("--link", help="TYPE=DICT[,RUN]: measure what identifiers add")
     parser.add_argument("options", nargs="*", help="further options of megabert annotate, behind --")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     corpus = arguments.out / "corpus.pubtator"
     repeated(arguments.corpus, arguments.documents, corpus)
     run = arguments.run or make_run(arguments.out, arguments.network, arguments.vocabulary, arguments.train)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    settings = [arguments.options, [*arguments.options, "--link", arguments.link]] * 2
     for workers in arguments.workers:
-        rows.append(annotate(run, corpus, arguments.out / "annotated", workers, arguments.options))
-        print(json.dumps(rows[-1]), flush=True)
+        own = []
+        for options in settings if arguments.link else settings[:1]:
+            own.append(annotate(run, corpus, arguments.out / "annotated", workers, options))
+            print(json.dumps(own[-1]), flush=True)
+        if arguments.link:
+            without, with_links = (max(row["processing"] for row in own[place::2]) for place in (0, 1))
+            own.append({"workers": workers, "linking_adds": round(without / with_links - 1, 3)})
+            print(json.dumps(own[-1]), flush=True)
+        rows += own
     if arguments.pipeline:
         for row in pipeline_speeds(run, corpus, arguments.out, arguments.out / "annotated"):
             rows.append(row)

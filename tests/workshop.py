@@ -156,6 +156,7 @@ def searches() -> dict[str, str]:
         **dict.fromkeys(names, queries),
         **dict.fromkeys(judged, "q1 0 p1 1\nq2 0 p2 1\n"),
         "bm25.trec": ranking,
+        "answers.dev.jsonl": '{"id": "q1", "answers": ["radium"]}\n',
     }
 
 

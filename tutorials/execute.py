@@ -18,6 +18,7 @@ NAMES = (
     "Relation_Extraction-BioMegatron",
     "Question_Answering",
     "Pretraining_On_Your_Own_Corpus",
+    "Documents_to_Linked_Facts",
 )
 SECONDS_PER_CELL = 600
 

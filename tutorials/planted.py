@@ -1,4 +1,4 @@
-"""Data for the notebooks: sentences of our own with planted entities, relations, answers and facts.
+"""Data for the notebooks: sentences of our own with planted entities, identifiers, relations, answers and facts.
 
 Every function takes a seed and returns plain values; the `write_` functions write them in the formats of the tasks.
 Names are drawn from syllables, and those of the split "dev" are half unknown to "train"; a third of the sentence
@@ -257,3 +257,79 @@ def documents(split: str, count: int, *, seed: int = 0) -> list[str]:
 def write_documents(path: Path, texts: Iterable[str]) -> None:
     """Write documents as plain text, with an empty line between them."""
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+
+
+# --- documents with identifiers: a dictionary of drugs and genes, of which "train" mentions the first two thirds ---
+
+EFFECTS = {"inhibits": VERBS["CPR:4"], "activates": VERBS["CPR:3"]}
+TITLES = ["A study of {drug} ( {short} ) in {cells} .", "Effects of {drug} ( {short} ) in {number} volunteers ."]
+
+
+def dictionary(kind: str, count: int = 60) -> list[tuple[str, list[str]]]:
+    """Make concepts of a kind, drug or gene: an identifier, and names, the preferred one first."""
+    names = Names("dictionary", 0)
+    concepts = []
+    for number in range(count):
+        rng = random.Random(f"{kind} concept {number}")
+        stem = "".join(rng.sample(SYLLABLES, 3))
+        if kind == "drug":
+            own = [stem + rng.choice(DRUG_ENDINGS), f"{stem[:2].upper()}-{1000 + 37 * number}"]
+        else:
+            own = [names.gene(), f"{stem} kinase {rng.randrange(2, 9)}"]
+        concepts.append((f"planted:{kind[0].upper()}{number:03}", own))
+    return concepts
+
+
+def write_dictionary(path: Path, concepts: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Write a table of identifiers and names, which are split at bars."""
+    rows = "".join(f"{identifier}\t{'|'.join(names)}\n" for identifier, names in concepts)
+    path.write_text(f"id\tname\n{rows}", encoding="utf-8")
+
+
+def write_linked_documents(path: Path, split: str, count: int, *, seed: int = 0) -> None:
+    """Write documents with entities, identifiers and relations between these, in PubTator's format."""
+    names = Names(split, seed)
+    path.write_text("".join(_linked_document(names, 1000 + number) for number in range(count)), encoding="utf-8")
+
+
+def _linked_document(names: Names, number: int) -> str:
+    rng, known = names.rng, slice(20, 60) if names.is_dev else slice(0, 40)
+    drugs, genes = (rng.sample(dictionary(kind)[known], 3) for kind in ("drug", "gene"))
+    short = (drugs[0][1][0][0] + drugs[0][1][0][2] + drugs[0][1][0][4]).upper()
+    parts, text, lines, relations = list[str](), "", list[str](), list[str]()
+    for place, pattern in enumerate([rng.choice(TITLES), *rng.choices(_effect_patterns(names), k=3)]):
+        drug, gene = drugs[max(place - 1, 0)], genes[max(place - 1, 0)]
+        effect = rng.choice(list(EFFECTS))
+        forms = dict(zip(("active", "passive", "infinitive"), rng.choice(EFFECTS[effect]), strict=True))
+        mention = short if place == 1 else drug[1][0] if place == 0 else _variant(rng, drug[1])
+        slots = names.slots() | forms | {"drug": mention, "gene": _variant(rng, gene[1]), "short": short}
+        start = len(text)
+        for word in pattern.split():
+            slot = word.strip("{}")
+            value = slots[slot] if word.startswith("{") else word
+            text += value if len(text) == start or word in (".", ",", ")") or text.endswith("(") else f" {value}"
+            for concept, kind in ((drug, "CHEMICAL"), (gene, "GENE")):
+                if word.startswith("{") and slot in ({"CHEMICAL": ("drug", "short"), "GENE": ("gene",)}[kind]):
+                    lines.append(f"{number}\t{len(text) - len(value)}\t{len(text)}\t{value}\t{kind}\t{concept[0]}\n")
+        if pattern in POSITIVE:
+            relations.append(f"{number}\t{effect}\t{drug[0]}\t{gene[0]}\n")
+        parts.append(text[start:])
+        text += " "
+    return f"{number}|t|{parts[0]}\n{number}|a|{' '.join(parts[1:])}\n{''.join(lines + relations)}\n"
+
+
+POSITIVE = [pattern for pattern, first, second in RELATION_PATTERNS if first and not second and "drug2" not in pattern]
+NEGATIVE = [pattern for pattern, first, _ in RELATION_PATTERNS if not first]
+
+
+def _effect_patterns(names: Names) -> list[str]:
+    """Return patterns with an effect and without; the last of either "train" does not have."""
+    return POSITIVE + NEGATIVE if names.is_dev else POSITIVE[:-1] * 2 + NEGATIVE[:-1] * 2
+
+
+def _variant(rng: random.Random, names: Sequence[str]) -> str:
+    """Draw a name as authors write it: another one of the concept, with a salt, or without its hyphen."""
+    name = rng.choice(names)
+    if name[-1].isdigit():
+        return name.replace("-", "") if rng.random() < 0.5 else name
+    return f"{name} HCl" if rng.random() < 0.2 else name

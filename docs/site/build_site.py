@@ -28,6 +28,7 @@ CONTENTS = {
         "tutorials/Token_Classification-BioMegatron.ipynb",
         "tutorials/Relation_Extraction-BioMegatron.ipynb",
         "tutorials/Question_Answering.ipynb",
+        "tutorials/Documents_to_Linked_Facts.ipynb",
         "tutorials/Pretraining_On_Your_Own_Corpus.ipynb",
     ],
     "Coming from elsewhere": [

@@ -165,7 +165,7 @@ def score(words: Sequence[str]) -> int:
     if arguments.task == "retrieval":
         from .retrieval import score_retrieval
 
-        show(to_json(score_retrieval(arguments.gold, arguments.predictions)))
+        show(to_json(score_retrieval(arguments.gold, arguments.predictions, arguments.overrides)))
         return 0
     task = registry.find(arguments.task)
     show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))

@@ -1,7 +1,8 @@
 """Dictionary: concepts with identifiers and names in a folder of memory-mapped files, opened in milliseconds.
 
 dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bin (UTF-8, one after the other) with
-their ends, the ends of each concept's names, species, the hashes of normalized names, sorted, and the n-gram index.
+their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and the n-gram
+index.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
 from .gram_index import GramIndex
-from .name_keys import key_hashes, normalized
+from .name_keys import key_hashes, lookup_keys, normalized
 
-VERSION = 1
+VERSION = 2
 META = "dictionary.json"
+CACHED_SPECIES = 16
+"""Sets of taxa whose names are remembered."""
 ARRAYS = ("name_ends", "name_mentions", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
 
 
@@ -103,12 +106,12 @@ class Dictionary:
             )
 
     def exact(self, key: str) -> list[int]:
-        """Return the names that are a normalized name, in their order."""
+        """Return the names that have a key, in their order."""
         wanted = key_hashes([key])[0]
         hashes = self.arrays["key_hashes"]
         first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
         names = sorted(int(number) for number in self.arrays["key_names"][first:last])
-        return [number for number in names if normalized(self.name(number)) == key]
+        return [number for number in names if key in lookup_keys(normalized(self.name(number)))]
 
     @cached_property
     def taxa(self) -> frozenset[int]:
@@ -117,10 +120,20 @@ class Dictionary:
 
     def allowed(self, species: Sequence[int]) -> NDArray[np.bool_] | None:
         """Return which names are those of given taxa, None without any. Raises InputError if there are none of them."""
-        taxa = self.arrays["species"]
         if not len(species):
             return None
-        wanted = np.isin(taxa, np.array(species))
+        if (key := tuple(species)) not in self._allowed:
+            if len(self._allowed) >= CACHED_SPECIES:
+                self._allowed.clear()
+            self._allowed[key] = self._names_of_taxa(key)
+        return self._allowed[key]
+
+    @cached_property
+    def _allowed(self) -> dict[tuple[int, ...], NDArray[np.bool_]]:
+        return {}
+
+    def _names_of_taxa(self, species: Sequence[int]) -> NDArray[np.bool_]:
+        wanted = np.isin(self.arrays["species"], np.array(species))
         if not wanted.any():
             raise InputError(
                 f"{self.folder} has no concept of the species {', '.join(map(str, species))}. "

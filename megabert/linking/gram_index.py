@@ -7,6 +7,7 @@ TfidfTransformer, smooth_idf.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ BATCH_NAMES = 50_000
 MAX_POSTINGS = 50_000
 """Entries of lists that a search adds up; those of more frequent grams are looked up for the best names only."""
 NUM_RESCORED = 200
+BITMAP_SHARE = 32
+"""A gram that more than one of so many names has is kept as bits, too; they take no more memory than its list."""
+BITMAP_BYTES = 1 << 25
 ARRAYS = ("gram_hashes", "gram_ends", "gram_names", "gram_norms")
 
 
@@ -44,19 +48,18 @@ class GramIndex:
         """Memory-map the index of a folder."""
         return cls(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS))
 
-    def query(self, key: str) -> GramQuery:
-        """Look up the grams of a normalized name."""
-        hashes, _ = gram_hashes([key])
+    def queries(self, keys: Sequence[str]) -> list[GramQuery]:
+        """Look up the grams of normalized names, one query a name."""
+        hashes, owners = gram_hashes(keys)
         places = np.searchsorted(self.hashes, hashes)
         is_known = self.hashes[np.minimum(places, len(self.hashes) - 1)] == hashes
-        grams = places[is_known]
-        counts = self._counts(grams)
-        squares = _idf(counts, len(self.norms)) ** 2
+        counts = np.where(is_known, self._counts(np.where(is_known, places, 0)), 0)
         # Grams that no name has count in the query's length, so that strange names have low scores.
-        unknown = np.sum(~is_known) * _idf(np.zeros(1), len(self.norms))[0] ** 2
-        length = np.sqrt(squares.sum() + unknown) or 1.0
-        order = np.argsort(counts, kind="stable")
-        return GramQuery(grams[order], squares[order] / length)
+        squares = _idf(counts, len(self.norms)) ** 2
+        ends = np.searchsorted(owners, np.arange(len(keys)), side="right").tolist()
+        return [
+            _query(places[part], counts[part], squares[part], is_known[part]) for part in map(slice, [0, *ends], ends)
+        ]
 
     def search(
         self, query: GramQuery, k: int, is_allowed: NDArray[np.bool_] | None = None
@@ -70,19 +73,9 @@ class GramIndex:
         lists = [self._names_of(gram) for gram in query.grams[:num_added]]
         if not lists:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        found = np.concatenate(lists)
-        weights = np.repeat(query.weights[:num_added], counts[:num_added])
-        if len(found) * 8 > len(self.norms):
-            sums = np.bincount(found, weights, minlength=len(self.norms))
-            names = np.flatnonzero(sums)
-            sums = sums[names]
-        else:
-            names, inverse = np.unique(found, return_inverse=True)
-            sums = np.bincount(inverse, weights)
-            names = names.astype(np.int64)
+        names, scores = self._added_up(np.concatenate(lists), np.repeat(query.weights[:num_added], counts[:num_added]))
         if is_allowed is not None:
-            sums, names = sums[is_allowed[names]], names[is_allowed[names]]
-        scores = sums / self.norms[names]
+            scores, names = scores[is_allowed[names]], names[is_allowed[names]]
         if num_added < len(query.grams):
             best = np.sort(_best(scores, max(NUM_RESCORED, k)))
             names = names[best]
@@ -93,18 +86,51 @@ class GramIndex:
         best = _best(shown, k)
         return names[best], shown[best]
 
+    def _added_up(
+        self, found: NDArray[np.uint32], weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Add up the weights of each name, over its length: names in their order, and their sums."""
+        if len(found) * 8 <= len(self.norms):
+            own, inverse = np.unique(found, return_inverse=True)
+            return own.astype(np.int64), np.bincount(inverse, weights) / self.norms[own]
+        sums = np.bincount(found, weights, minlength=len(self.norms))
+        names = np.flatnonzero(sums > 0)  # much faster than of the numbers
+        return names, sums[names] / self.norms[names]
+
     def scores(self, query: GramQuery, names: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the similarity of given names."""
-        sums = np.zeros(len(names))
-        order = np.argsort(names, kind="stable")
-        wanted = names[order].astype(np.uint32)
-        for gram, weight in zip(query.grams, query.weights, strict=True):
-            owners = self._names_of(gram)
-            places = np.minimum(np.searchsorted(owners, wanted), len(owners) - 1)
-            sums += weight * (owners[places] == wanted)
-        scores = np.empty(len(names), np.float32)
-        scores[order] = (sums / self.norms[names[order]]).round(6)
-        return scores
+        rows = self._bitmap_rows[query.grams]
+        places = np.flatnonzero(rows >= 0)
+        has_gram = np.zeros((len(rows), len(names)), bool)
+        octets = self._bitmaps[rows[places, None], names[None, :] >> 3]
+        has_gram[places] = octets >> (7 - (names & 7)).astype(np.uint8) & 1
+        for place in np.flatnonzero(rows < 0):
+            owners = self._names_of(int(query.grams[place]))
+            has_gram[place] = owners[np.minimum(np.searchsorted(owners, names), len(owners) - 1)] == names
+        sums = (query.weights[:, None] * has_gram).sum(axis=0)
+        return np.asarray((sums / self.norms[names]).round(6).astype(np.float32))
+
+    @cached_property
+    def _bitmap_rows(self) -> NDArray[np.int64]:
+        """The row of each gram in the bitmaps, -1 without one."""
+        size = -(-len(self.norms) // 8)
+        counts = np.diff(self.ends, prepend=0)
+        frequent = np.flatnonzero(counts * BITMAP_SHARE > len(self.norms))
+        frequent = frequent[np.argsort(-counts[frequent], kind="stable")[: BITMAP_BYTES // max(size, 1)]]
+        rows = np.full(len(self.hashes), -1)
+        rows[frequent] = np.arange(len(frequent))
+        return rows
+
+    @cached_property
+    def _bitmaps(self) -> NDArray[np.uint8]:
+        """Which names have the most frequent grams, eight names a byte."""
+        rows = self._bitmap_rows
+        bitmaps = np.zeros((int(rows.max(initial=-1)) + 1, -(-len(self.norms) // 8)), np.uint8)
+        for gram in np.flatnonzero(rows >= 0).tolist():
+            has_gram = np.zeros(len(self.norms), bool)
+            has_gram[self._names_of(gram)] = True
+            bitmaps[rows[gram]] = np.packbits(has_gram)
+        return bitmaps
 
     def _counts(self, grams: NDArray[np.int64]) -> NDArray[np.int64]:
         starts = np.where(grams > 0, self.ends[grams - 1], 0)
@@ -112,6 +138,15 @@ class GramIndex:
 
     def _names_of(self, gram: int) -> NDArray[np.uint32]:
         return self.names[self.ends[gram - 1] if gram else 0 : self.ends[gram]]
+
+
+def _query(
+    grams: NDArray[np.int64], counts: NDArray[np.int64], squares: NDArray[np.float64], is_known: NDArray[np.bool_]
+) -> GramQuery:
+    known, counts = squares[is_known], counts[is_known]
+    length = np.sqrt(known.sum() + squares[~is_known].sum()) or 1.0
+    order = np.argsort(counts, kind="stable")
+    return GramQuery(grams[is_known][order], known[order] / length)
 
 
 def _idf(counts: NDArray[np.int64] | NDArray[np.float64], num_names: int) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Linker: mentions in, concepts of a dictionary out, by character n-grams and, with a run, by embeddings.
 
 A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
-first; other names are ranked by the weighted sum of both similarities. A composite mention is split where its parts are
+first, and one whose initials it is comes before those that are only similar; other names are ranked by the weighted sum
+of both similarities. A composite mention is split where its parts are
 found better than the whole. The score of a link is the probability that it is right; below a threshold it is NIL. Same
 dictionary, run and mention, same result.
 """
@@ -18,12 +19,18 @@ from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
 from .dictionary import Dictionary
-from .name_keys import normalized
+from .gram_index import GramQuery
+from .name_keys import initialism, normalized
 
+SearchedText = tuple[str, tuple[int, ...]]
+"""A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
 NIL = "-"
 SEPARATOR = "|"
 NUM_CANDIDATES = 64
 """Names that each of the two searches finds; both similarities of all of them are computed."""
+INITIALS = 0.9
+"""Similarity of a text to the only concept with a name of these initials; several share it. Of the initials that the
+Disease Ontology lists among its names, 93 % are those of another name of the same concept."""
 CACHED_NAMES = 100_000
 
 
@@ -149,7 +156,8 @@ class Linker:
     dictionary: Dictionary
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
-    _lexical: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, repr=False)
+    """Results by searched text and number of candidates: most mentions of a corpus occur again."""
 
     @property
     def digest(self) -> list[Any]:
@@ -160,8 +168,8 @@ class Linker:
     def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
         """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
         if self.dense is None:
-            return replace(self, _lexical={})
-        return replace(self, dense=self.dense.with_session(next(sessions)), _lexical={})
+            return replace(self, _known={})
+        return replace(self, dense=self.dense.with_session(next(sessions)), _known={})
 
     def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
         """Link mentions; each part of a link has the k best names.
@@ -169,26 +177,32 @@ class Linker:
         `species` holds for mentions that name none themselves. Raises InputError for one that the dictionary lacks.
         """
         queries = [LinkQuery(item) if isinstance(item, str) else item for item in mentions]
-        queries = [item if item.species else replace(item, species=tuple(species)) for item in queries]
-        texts = [written_out(item.text, item.definitions) for item in queries]
-        wholes = self._ranked([(text, item.species) for text, item in zip(texts, queries, strict=True)], k)
+        wanted = [(written_out(item.text, item.definitions), item.species or tuple(species)) for item in queries]
+        if new := [item for item in dict.fromkeys(wanted) if (item, k) not in self._known]:
+            if len(self._known) + len(new) > CACHED_NAMES:
+                self._known.clear()
+                new = list(dict.fromkeys(wanted))
+            self._known.update(((item, k), parts) for item, parts in zip(new, self._parts(new, k), strict=True))
+        return [self._link(query.text, self._known[item, k]) for query, item in zip(queries, wanted, strict=True)]
+
+    def _parts(self, wanted: Sequence[SearchedText], k: int) -> Iterator[tuple[LinkedPart, ...]]:
+        """Search each text, and the parts of those that may be composites."""
+        wholes = self._ranked(wanted, k)
         splits = [
             [] if self._is_exact(whole, text) else composite_splits(text)
-            for whole, text in zip(wholes, texts, strict=True)
+            for whole, (text, _) in zip(wholes, wanted, strict=True)
         ]
         needed = [
-            (part, item.species) for item, ways in zip(queries, splits, strict=True) for way in ways for part in way
+            (part, species) for (_, species), ways in zip(wanted, splits, strict=True) for way in ways for part in way
         ]
         ranked = iter(self._ranked(needed, k))
-        links = []
-        for item, whole, ways in zip(queries, wholes, splits, strict=True):
+        for whole, ways in zip(wholes, splits, strict=True):
             best: tuple[LinkedPart, ...] = (whole,)
             for way in ways:
                 parts = tuple(next(ranked) for _ in way)
                 if self._is_better(parts, best):
                     best = parts
-            links.append(self._link(item.text, best))
-        return links
+            yield best
 
     def _link(self, text: str, parts: tuple[LinkedPart, ...]) -> Link:
         similarity = min(part.similarity for part in parts)
@@ -207,68 +221,62 @@ class Linker:
             part.similarity for part in than
         )
 
-    def _ranked(self, wanted: Sequence[tuple[str, tuple[int, ...]]], k: int) -> list[LinkedPart]:
+    def _ranked(self, wanted: Sequence[SearchedText], k: int) -> list[LinkedPart]:
         """Rank the names for each text; a text that occurs twice is searched once."""
-        distinct = list(dict.fromkeys((normalized(text), species) for text, species in wanted))
-        exact = {item: self._exact(item) for item in distinct}
-        dense: dict[tuple[str, tuple[int, ...]], DenseResult] = {}
+        distinct = list(dict.fromkeys(wanted))
+        keys = [normalized(text) for text, _ in distinct]
+        exact = {
+            item: self._exact(key, item[1]) or self._exact(key.replace(" ", ""), item[1])
+            for item, key in zip(distinct, keys, strict=True)
+        }
+        # With k = 1 the similarities of others cannot change the result.
+        inexact = [item for item in distinct if k > 1 or not exact[item]]
+        queries = self.dictionary.grams.queries([normalized(text) for text, _ in inexact])
+        grams = dict(zip(inexact, queries, strict=True))
+        dense: dict[SearchedText, DenseResult] = {}
         if self.dense is not None:
-            inexact = [item for item in distinct if k > 1 or not exact[item]]
-            texts = {(normalized(text), species): text for text, species in reversed(wanted)}
-            results = self.dense.search([texts[item] for item in inexact])
+            results = self.dense.search([text for text, _ in inexact])
             dense = dict(zip(inexact, results, strict=True))
-        found = {item: self._combined(item, dense.get(item), exact[item], k) for item in distinct}
-        return [LinkedPart(text, found[normalized(text), species]) for text, species in wanted]
+        found = {item: self._combined(item, grams.get(item), dense.get(item), exact[item], k) for item in distinct}
+        return [LinkedPart(item[0], found[item]) for item in wanted]
 
-    def _exact(self, item: tuple[str, tuple[int, ...]]) -> list[int]:
-        """Look up the names that are the text itself."""
-        key, species = item
+    def _exact(self, key: str, species: tuple[int, ...]) -> list[int]:
+        """Look up the names that have a key."""
         is_allowed = self.dictionary.allowed(species)
         return [name for name in self.dictionary.exact(key) if is_allowed is None or is_allowed[name]]
 
-    def _similar(self, item: tuple[str, tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Search by n-grams, or take the result from the cache."""
-        if item not in self._lexical:
-            if len(self._lexical) >= CACHED_NAMES:
-                self._lexical.clear()
-            key, species = item
-            grams = self.dictionary.grams
-            self._lexical[item] = grams.search(grams.query(key), NUM_CANDIDATES, self.dictionary.allowed(species))
-        found: tuple[NDArray[np.int64], NDArray[np.float32]] = self._lexical[item]
-        return found
-
     def _combined(
-        self, item: tuple[str, tuple[int, ...]], dense: DenseResult | None, exact: list[int], k: int
+        self, item: SearchedText, query: GramQuery | None, dense: DenseResult | None, exact: list[int], k: int
     ) -> tuple[NameCandidate, ...]:
         """Rank the names of both searches: the text itself first, then by similarity.
 
-        Of equals those that are mentions more often come first, then those of concepts with more names.
+        Of equals those that are mentions more often come first, then preferred names, then those of concepts with more
+        names.
         """
-        if k == 1 and exact:  # the similarities of others cannot change the result
-            names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
-        else:
-            names, lexical = self._similar(item)
+        names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
+        is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
+        if query is not None:
+            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed)
         scores: NDArray[np.floating[Any]] = lexical
-        if dense is not None:
-            key, species = item
-            is_allowed = self.dictionary.allowed(species)
+        if query is not None and dense is not None:
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
             others = np.setdiff1d(others, names)
-            grams = self.dictionary.grams
-            lexical = np.concatenate([lexical, grams.scores(grams.query(key), others)])
+            lexical = np.concatenate([lexical, grams.scores(query, others)])
             names = np.concatenate([names, others])
             weight = self.calibration.weight
             scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
-        missing = np.setdiff1d(np.array(exact, np.int64), names)
-        names = np.concatenate([names, missing])
-        scores = np.concatenate([scores, np.ones(len(missing), np.float32)])
-        is_exact = np.isin(names, exact)
-        scores = np.where(is_exact, 1.0, np.minimum(scores, 1.0))
+        spelled, share = exact, 1.0
+        if not exact and (key := initialism(item[0])):
+            spelled = self._exact(key, item[1])
+            share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(spelled, np.int64)).tolist())), 1)
+        names, scores, is_other = _with_names(names, np.minimum(scores, 1.0), spelled, share)
+        is_exact = is_other & bool(exact)
         concepts = self.dictionary.concepts_of(names)
         ends = self.dictionary.arrays["concept_ends"]
-        num_names = ends[concepts] - np.where(concepts > 0, ends[concepts - 1], 0)
+        starts = np.where(concepts > 0, ends[concepts - 1], 0)
+        num_names = ends[concepts] - starts
         mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
-        order = np.lexsort((names, -num_names, mentions, -scores, ~is_exact))[:k]
+        order = np.lexsort((names, -num_names, names != starts, mentions, -scores, ~is_exact))[:k]
         return tuple(
             NameCandidate(
                 self.dictionary.name(int(names[place])),
@@ -277,3 +285,14 @@ class Linker:
             )
             for place in order
         )
+
+
+def _with_names(
+    names: NDArray[np.int64], scores: NDArray[np.floating[Any]], others: Sequence[int], score: float
+) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """Add names that are not there yet, give them all the score where theirs is lower, and return which they are."""
+    missing = np.setdiff1d(np.array(others, np.int64), names)
+    names = np.concatenate([names, missing])
+    scores = np.append(scores, np.zeros(len(missing)))
+    is_one = np.isin(names, others)
+    return names, np.where(is_one, np.maximum(scores, score), scores), is_one

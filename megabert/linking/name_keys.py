@@ -12,8 +12,17 @@ GRAM_SIZES = (2, 3, 4)
 GRAM_BITS = 46
 """Bits of a gram's hash; a call hashes at most 2**18 names."""
 _NO_WORD = re.compile(r"[\W_]+")
-# British spellings, and the plural of words of five letters and more.
-_VARIANTS = re.compile(r"ae|oe|tumour|(?<=[a-z]{3}[a-hj-rtv-z])s\b")
+# British spellings, the plural of words of five letters and more, "non " before a word, and Roman numbers: single
+# letters at the end or after "type" only.
+_ROMAN_NUMBERS = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv"
+_ROMAN = {letters: str(number) for number, letters in enumerate(_ROMAN_NUMBERS.split(), start=1)}
+_NUMBER = r"\b(?:ii|iii|iv|vi|vii|viii|ix|xi|xii|xiii|xiv|xv)\b|(?<=\btype )[ivx]\b|(?<= )[ivx]$"
+_VARIANTS = re.compile(rf"ae|oe|tumour|(?<=[a-z]{{3}}[a-hj-rtv-z])s\b|(?<=\bnon) (?=[a-z]{{3}})|{_NUMBER}")
+_INITIALISM = re.compile(r"(?=(?:.*[A-Z]){2})[A-Z0-9][A-Za-z0-9-]{1,8}[A-Za-z0-9]")
+_COMMON = ("", "of the and with due to in or by a an for from", "type", "syndrome disease disorder deficiency")
+"""Words that initials leave out: none, and of each group besides those before it."""
+MARK = "\n"
+"""Begins the keys of initials, which no normalized name does."""
 _GREEK_NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau
 upsilon phi chi psi omega"""
 _GREEK = {
@@ -24,12 +33,13 @@ _GREEK = {
         strict=True,
     )
 }
+_WORDS = re.compile(r"[^\W\d_]+|\d+")
 _BLANK, _LINE_END = 32, 10
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normalized(name: str) -> str:
-    """Lower-case a name; Greek letters are written out, accents, punctuation and a plural's s removed, blanks single.
+    """Lower-case a name; accents, punctuation and a plural's s are removed, Greek letters and Roman numbers rewritten.
 
     A name of punctuation alone stays as it is.
     """
@@ -42,7 +52,32 @@ def normalized(name: str) -> str:
 
 
 def _common_form(match: re.Match[str]) -> str:
-    return {"ae": "e", "oe": "e", "tumour": "tumor"}.get(match[0], "")
+    return {"ae": "e", "oe": "e", "tumour": "tumor", **_ROMAN}.get(match[0], "")
+
+
+def lookup_keys(key: str) -> set[str]:
+    """Return the keys by which a normalized name is found: itself, also without blanks (IL-2 is IL2), its initials."""
+    return {key, key.replace(" ", ""), *initials(key)}
+
+
+def initials(key: str) -> set[str]:
+    """Return the initials of a normalized name's words, its numbers whole, as keys: all words, and without common ones.
+
+    "amyotrophic lateral sclerosis type 10" has als10 and alst10.
+    """
+    words = _WORDS.findall(key)
+    found, left_out = set(), set[str]()
+    for words_too in _COMMON:
+        left_out.update(words_too.split())
+        kept = [word for word in words if word not in left_out]
+        if sum(map(str.isalpha, kept)) > 1:
+            found.add(MARK + "".join(word if word.isdecimal() else word[0] for word in kept))
+    return found
+
+
+def initialism(text: str) -> str | None:
+    """Return the key of a text of 3 to 10 letters and digits, two of them upper-case, to look up as initials."""
+    return MARK + text.lower().replace("-", "") if _INITIALISM.fullmatch(text) else None
 
 
 def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:

@@ -48,6 +48,19 @@ def test_a_collection_is_indexed_searched_and_scored(folder, capsys):
     assert "shard-00000.npy is cut short" in message(["index", "info", "INDEX"], 65, capsys)
 
 
+def test_passages_with_answers_are_counted(folder, capsys):
+    (folder / "r.trec").write_text("q1 Q0 p2 1 3 a\nq1 Q0 p1 2 2 a\nq2 Q0 p3 1 1 a\n")
+    rows = [{"id": "q1", "answers": ["Maria", "marie curie"]}, {"id": "q2", "answers": ["Seine"]}]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["score", "retrieval", "qrels.txt", "r.trec", "answers=a.jsonl"]
+    assert main([*words, "collection=c.tsv"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [scores[f"answer@{k}"] for k in (1, 5, 20, 100)] == [0, 50, 50, 50]
+    assert "both or neither" in message(words, 64, capsys)
+    (folder / "a.jsonl").write_text('{"id": "q1", "answers": "Maria"}\n')
+    assert 'a.jsonl:1: expected {"id": ..., "answers"' in message([*words, "collection=c.tsv"], 65, capsys)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words", "expected"),
     [

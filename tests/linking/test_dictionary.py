@@ -11,7 +11,7 @@ from megabert.errors import CheckpointError, InputError
 from megabert.linking import dictionary_builder, gram_index
 from megabert.linking.dictionary import Dictionary
 from megabert.linking.dictionary_builder import BuildOptions, build_dictionary
-from megabert.linking.name_keys import normalized
+from megabert.linking.name_keys import initialism, normalized
 from tests.linking.conftest import DISEASES, build
 
 
@@ -31,10 +31,20 @@ def test_names_and_identifiers_are_found_again(diseases):
     [
         ("Tumours", "tumor"), ("TNF-\u03b1", "tnf alpha"), ("C\u00e9tuximab", "cetuximab"), ("KRAS", "kras"),
         ("Haemophilia  A", "hemophilia a"), ("arthritis", "arthritis"), ("Abscess", "abscess"), ("++", "++"),
+        ("Non-polyposis", "nonpolyposis"), ("type II diabetes", "type 2 diabete"), ("Factor X lack", "factor x lack"),
+        ("type I", "type 1"), ("X-linked SCID type IV", "x linked scid type 4"), ("vitamin D", "vitamin d"),
     ],
 )  # fmt: skip
 def test_names_are_normalized(name, key):
     assert normalized(name) == key
+
+
+def test_initials_of_names_are_found(tmp_path):
+    opened = build(tmp_path, "LAB:1||amyotrophic lateral sclerosis type X\nLAB:2||loss of the tail\nLAB:3||asthma\n")
+    keys = [initialism(text) for text in ("ALS10", "ALST-10", "LOTT", "LT", "LTs", "Als10", "asthma", "ALS 10")]
+    found = [key and opened.exact(key) for key in keys]
+    assert opened.exact("als10") == []
+    assert found == [[0], [0], [1], None, [], None, None, None]
 
 
 def test_the_similarity_is_the_cosine_of_tfidf_vectors(diseases):
@@ -44,7 +54,7 @@ def test_the_similarity_is_the_cosine_of_tfidf_vectors(diseases):
     vectors = vectorizer.fit_transform(keys)
     known = [normalized(name) for name in ("ovarian neoplasm cancer", "asthma bronchial", "dystrophy duchenne")]
     for key, expected in zip(known, (vectorizer.transform(known) @ vectors.T).toarray(), strict=True):
-        query = diseases.grams.query(key)
+        query = diseases.grams.queries([key])[0]
         known_grams = gram_index._idf(np.zeros(1), len(keys))[0]
         assert known_grams > 0
         names, scores = diseases.grams.search(query, 30)
@@ -63,7 +73,7 @@ def test_a_search_within_bounds_finds_the_same_names(tmp_path, monkeypatch):
         for number in range(3000)
     ]
     opened = build(tmp_path, "\n".join(lines) + "\n")
-    queries = [opened.grams.query(normalized(name)) for name in opened.names(0, 60)]
+    queries = opened.grams.queries([normalized(name) for name in opened.names(0, 60)])
     whole = [opened.grams.search(query, 5) for query in queries]
     monkeypatch.setattr(gram_index, "MAX_POSTINGS", 500)
     for query, (names, scores) in zip(queries, whole, strict=True):
@@ -71,6 +81,18 @@ def test_a_search_within_bounds_finds_the_same_names(tmp_path, monkeypatch):
         assert found[0] == names[0]
         assert scores[0] == pytest.approx(1, abs=1e-5)
         assert similar[0] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_queries_and_similarities_do_not_depend_on_what_is_computed_together(diseases, monkeypatch):
+    keys = [normalized(name) for name in diseases.names(0, len(diseases))] + ["", "zzz"]
+    together, names = diseases.grams.queries(keys), np.arange(len(diseases))[::-1]
+    scores = [diseases.grams.scores(query, names) for query in together]
+    monkeypatch.setattr(gram_index, "BITMAP_BYTES", 0)
+    lists_alone = Dictionary.open(diseases.folder).grams
+    for key, query, score in zip(keys, together, scores, strict=True):
+        alone = lists_alone.queries([key])[0]
+        assert (alone.grams.tolist(), alone.weights.tolist()) == (query.grams.tolist(), query.weights.tolist())
+        assert lists_alone.scores(alone, names).tolist() == score.tolist()
 
 
 def test_batches_do_not_change_the_index(tmp_path, diseases, monkeypatch):

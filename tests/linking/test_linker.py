@@ -9,7 +9,7 @@ from megabert.cli import main
 from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
-from megabert.linking.linker import Calibration, Linker, LinkQuery
+from megabert.linking.linker import INITIALS, Calibration, Linker, LinkQuery
 from megabert.linking.linker_tuning import tune
 from megabert.linking.open_linker import read_calibration
 from tests.linking.conftest import build
@@ -46,6 +46,19 @@ def test_names_link_whatever_their_case_order_and_punctuation(linker):
 def test_abbreviations_are_what_the_document_defines(linker):
     assert linked(linker, "DM") == [("mesh:D009223", "DM")]
     assert linked(linker, LinkQuery("DM", {"DM": "diabetes mellitus"})) == [("mesh:D003920", "Diabetes Mellitus")]
+
+
+def test_what_was_linked_before_changes_nothing(diseases):
+    queries = [
+        LinkQuery("DM"),
+        LinkQuery("DM", {"DM": "diabetes mellitus"}),
+        LinkQuery("ovary cancer"),
+        LinkQuery("DM"),
+    ]
+    apart = [Linker(diseases).link([query], k=k)[0] for k in (1, 3) for query in queries]
+    one = Linker(diseases)
+    assert [link for k in (1, 3) for link in one.link(queries, k=k)] == apart
+    assert one.link(queries, k=3) == apart[4:]
 
 
 def test_composites_are_split_unless_the_whole_is_a_name(linker):
@@ -105,6 +118,18 @@ def test_of_equal_names_the_one_that_is_mentioned_more_often_is_meant(tmp_path):
     )
     opened = build(tmp_path, mentions.replace("\tD2", "\tMESH:D2"), "mentions.pubtator")
     assert linked(Linker(opened), "BC") == [("mesh:D3", "BC")]
+
+
+def test_of_equal_names_the_preferred_one_is_meant_and_initials_come_before_similar_names(tmp_path):
+    table = "LAB:1||Aniridia 2|Aniridia|Iris-absence\nLAB:2||Aniridia\nLAB:3||Lobar lung disease\nLAB:4||LLDX\n"
+    opened = Linker(build(tmp_path, table))
+    assert linked(opened, "aniridia", "LLD", "Irisabsence", "lobarlung disease") == [
+        ("LAB:2", "Aniridia"),
+        ("LAB:3", "Lobar lung disease"),
+        ("LAB:1", "Iris-absence"),
+        ("LAB:3", "Lobar lung disease"),
+    ]
+    assert opened.link(["LLD"])[0].parts[0].similarity == INITIALS
 
 
 def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):

@@ -21,16 +21,18 @@ import torch.distributed.fsdp
 import torch.distributed.tensor
 
 from megabert.config.schema import OptimizerSettings, ParallelSettings
-from megabert.data.packing import NO_TARGET, Features
+from megabert.data.packing import NO_TARGET, Features, pack
 from megabert.data.sampler import BatchSampler
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import PretrainingHead, TaskModel
+from megabert.model.heads import EmbeddingHead, PretrainingHead, TaskModel
 from megabert.parallel import gradient_reduction, sharding
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize
+from megabert.training.contrastive_step import ContrastiveStepper
 from megabert.training.step import Stepper
+from tests.training import test_contrastive_step
 
 VOCABULARY = 61
 BERT = EncoderConfig(
@@ -133,6 +135,23 @@ def train_and_compare(world, settings, config, **more):
     return gradients | unshard_all(stepper.sharding, "weight", stepper.master_weights) | {"metrics": np.array(metrics)}
 
 
+def contrast(world, settings, config):
+    """Return the same of steps whose loss compares the sequences of all micro-batches and processes."""
+    model = TaskModel(Encoder(config), EmbeddingHead("mean", normalize=True))
+    initialize(model, torch.Generator().manual_seed(1), num_layers=config.num_layers)
+    sharded = parallelize(model.train(), world, ParallelSettings(**settings), precision="32", is_compiled=False)
+    pair_loss, optimizer = test_contrastive_step.loss, OptimizerSettings(lr=1e-3)
+    stepper = ContrastiveStepper(model, pair_loss, optimizer, precision="32", clip=0.0, seed=5, sharding=sharded)
+    random = np.random.default_rng(0)
+    batches = [pack([test_contrastive_step.group(2 * n + k, random) for k in range(2)], 24, 0) for n in range(4)]
+    own = batches[world.data_rank :: world.data_size]
+    metrics = [stepper.step(own, 1e-3, 0).tolist()]
+    masters = {name: item for name, item in stepper.master_weights.items() if item.grad is not None}
+    gradients = unshard_all(stepper.sharding, "gradient", {name: item.grad for name, item in masters.items()})
+    metrics.append(stepper.step(own, 1e-3, len(own)).tolist())
+    return gradients | unshard_all(stepper.sharding, "weight", masters) | {"metrics": np.array(metrics)}
+
+
 def compare_replicas(world, settings, config, **more):
     """Train with dropout; return checksums of the replicated weights of every process."""
     stepper, source = make(replace(config, hidden_dropout=0.2, attention_dropout=0.2), world, settings, **more)
@@ -197,6 +216,8 @@ for _case, _layouts in WHICH.items():
     _arguments = {"config": NETWORKS.get(_case, BERT), **CHANGES.get(_case, {})}
     CHECKS[f"one.{_case}"] = (1, {}, train_and_compare, _arguments)
     CHECKS |= {f"{_layout}.{_case}": (*LAYOUTS[_layout], train_and_compare, _arguments) for _layout in _layouts}
+for _layout in ("one", "data2"):
+    CHECKS[f"{_layout}.contrastive"] = (*LAYOUTS.get(_layout, (1, {})), contrast, {"config": BERT})
 CHECKS["tensor2.overflow"] = (*LAYOUTS["tensor2"], overflow, {"config": BERT})
 for _layout in ("one", "sequence2", "tensor4"):
     CHECKS[f"{_layout}.predictions"] = (*LAYOUTS.get(_layout, (1, {})), predict, {"config": BERT})

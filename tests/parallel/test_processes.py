@@ -31,12 +31,22 @@ def largest_difference(one, other, kind):
     return max(np.abs(one[name] - other[name]).max() for name in one.files if name.startswith(kind))
 
 
-@pytest.mark.parametrize("name", named("bert", "gpt", "post", "five_words", "three_sequences", "clipped"))
+@pytest.mark.parametrize(
+    "name", named("bert", "gpt", "post", "five_words", "three_sequences", "clipped", "contrastive")
+)
 def test_losses_gradients_and_weights_match_one_process(results, name):
     one, several = results[f"one.{name.partition('.')[2]}"], results[name]
     np.testing.assert_allclose(several["metrics"], one["metrics"], rtol=1e-6, atol=1e-6)
     assert largest_difference(one, several, "gradient/") < 1e-6
     assert largest_difference(one, several, "weight/") < 1e-5
+
+
+def test_a_loss_compares_the_sequences_of_all_processes(results):
+    one, two = results["one.contrastive"], results["data2.contrastive"]
+    np.testing.assert_allclose(two["metrics"], one["metrics"], rtol=1e-6)
+    assert one["metrics"][0, 1] > 10  # of the gradients' norm the differences are a millionth
+    assert largest_difference(one, two, "gradient/") < 5e-5
+    assert largest_difference(one, two, "weight/") < 1e-4
 
 
 @pytest.mark.parametrize("name", named("bf16", "16"))

@@ -39,6 +39,7 @@ def _of_sentence(text: str, start: int, end: int) -> Iterator[Abbreviation]:
         inside = inside.strip()
         if _is_short_form(inside):
             place = _long_form_start(inside, before, _first_word(before, _max_words(inside)))
+            place = _initials_start(inside, before) if place is None else place
             if place is not None:
                 yield Abbreviation(inside, before[place:], inside_start, start + place)
                 continue
@@ -49,6 +50,17 @@ def _of_sentence(text: str, start: int, end: int) -> Iterator[Abbreviation]:
             if long[:1].lower() == short[0].lower() and _defines(short, long):
                 long_start = match.start(1) + len(match[1]) - len(match[1].lstrip())
                 yield Abbreviation(short, long, start + len(before) - len(short), long_start)
+
+
+def _initials_start(short: str, before: str) -> int | None:
+    """Return where as many words as a short form of capitals has letters start, if they begin with them in any order.
+
+    "myotonic dystrophy (DM)", whose short form is that of the Latin name.
+    """
+    words = list(re.finditer(r"[^\W_]+", before))[-len(short) :]
+    if not (short.isalpha() and short.isupper()) or sorted(word[0][0].upper() for word in words) != sorted(short):
+        return None
+    return words[0].start()
 
 
 def _is_short_form(form: str) -> bool:

@@ -28,6 +28,8 @@ from megabert.formats.documents.document import Document, Passage
         ("the magnetic resonance imaging [MRI] scan", {"MRI": "magnetic resonance imaging"}),
         ("by ACE (angiotensin converting enzyme).", {"ACE": "angiotensin converting enzyme"}),
         ("It ended. Then a polymerase (PCR) chain", {}),
+        ("causes myotonic dystrophy (DM).", {"DM": "myotonic dystrophy"}),  # of the Latin name
+        ("causes myotonic dystrophy (MX).", {}),
         ("no definition (n = 5) here (A)", {}),
         ("", {}),
     ],
