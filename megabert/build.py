@@ -19,9 +19,10 @@ from .checkpoints.native import run_checkpoints
 from .checkpoints.native.fewer_layers import with_fewer_layers
 from .checkpoints.native.run_checkpoints import encoder_of_run
 from .checkpoints.tensor_names import check_tensors
+from .checkpoints.trained_model import DIGEST_DIGITS, read_trained
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .inference import Predictor
 from .model.config import EncoderConfig
 from .model.encoder import Encoder
@@ -29,7 +30,6 @@ from .model.heads import TaskModel
 from .model.lora import frozen_base
 from .model.precision import DTYPES, cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
-from .storage import file_sha256
 from .tasks import registry
 from .tasks.restore_task import restore_task
 from .tasks.task import Task
@@ -50,11 +50,8 @@ from .weights import (
 if TYPE_CHECKING:
     from .checkpoints.model_source import ModelSource
 
-DIGEST_DIGITS = 16
 MAX_EMBEDDED_TOKENS = 256
 """Of a text that a plain encoder embeds."""
-# Files of a Hugging Face folder on which answers depend
-_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def load_initial_model(
 def _student_of(settings: Settings, task_name: str, place: Placement) -> InitialModel:
     """Take the teacher's network with fewer layers."""
     wanted = settings.model.distillation
-    trained = _read_trained(Path(wanted.teacher or ""))
+    trained = read_trained(Path(wanted.teacher or ""))
     from .checkpoints.model_source import dropout_of
 
     shape = encoder_of_run(trained.contents.documents, str(trained.folder))
@@ -345,7 +342,7 @@ def load_run(
     `settings` replaces the run's own, `overrides` changes some of them.
     `compiled` compiles the layers and on a GPU captures batches in a CUDA graph: worth it for large files.
     """
-    trained = _read_trained(path)
+    trained = read_trained(path)
     device = resolve_device(accelerator, device_ids=None if settings is None else settings.trainer.device_ids)
     precision = resolve_precision(precision, device)
     place = Placement(DTYPES[precision], str(device)) if ADAPTER in trained.contents.documents else Placement()
@@ -359,80 +356,7 @@ def load_run(
         compile_layers(model)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
     session = TorchSession(model, task.loss, device, precision, is_static=is_static)
-    return Predictor(task, tokenizer, session, batch_size, trained.digest[:DIGEST_DIGITS], trained.notes)
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A fine-tuned model's files: a checkpoint's contents, and what its files do not state."""
-
-    folder: Path
-    contents: run_checkpoints.Contents
-    digest: str
-    notes: tuple[str, ...] = ()
-
-
-def trained_documents(path: Path) -> tuple[Mapping[str, Any], str]:
-    """Return the documents of a model that `load_run` loads, and its digest."""
-    if (folder := _huggingface_folder(path)) is not None:
-        trained = _read_huggingface(folder)
-        return trained.contents.documents, trained.digest[:DIGEST_DIGITS]
-    folder, opened = run_checkpoints.open_best(path, groups=())
-    return opened.documents, file_sha256(folder / run_checkpoints.MANIFEST)[:DIGEST_DIGITS]
-
-
-def _huggingface_folder(path: Path) -> Path | None:
-    is_native = any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
-    if not path.exists() or is_native:
-        return None
-    from .checkpoints.huggingface.open_huggingface import find_folder
-
-    return find_folder(path)
-
-
-def _read_trained(path: Path) -> _Trained:
-    if (folder := _huggingface_folder(path)) is not None:
-        return _read_huggingface(folder)
-    folder, contents = run_checkpoints.read_best(path, groups=("model",))
-    return _Trained(folder, contents, file_sha256(folder / run_checkpoints.MANIFEST))
-
-
-def _read_huggingface(folder: Path) -> _Trained:
-    """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
-    from .checkpoints.model_source import ModelSource, open_source
-    from .checkpoints.open import fit_vocabulary
-
-    opened = open_source(ModelSource(folder), home=Path())
-    checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
-    if "tokenizer" in checkpoint.documents:  # a run's own: transformers' splits a text at special tokens in it, too
-        texts = {name: content.decode() for name, content in checkpoint.tokenizer_files.items()}
-        tokenizer = stored_tokenizer(checkpoint.documents, texts, str(folder))
-    if checkpoint.head_problem:
-        raise CheckpointError(checkpoint.head_problem)
-    if "run" not in checkpoint.documents:
-        raise CheckpointError(
-            f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
-            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by megabert.load_encoder."
-        )
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
-    tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    weights = {name: item for name, item in tensors.items() if name.startswith("encoder.")} | dict(checkpoint.head)
-    if "language_model" in checkpoint.documents["run"]["task"]:
-        order = checkpoint.documents["settings"]["model"]["dataset"].get("sentence_order")
-        heads = ("language_model.", "sentence_order.") if order else ("language_model.",)
-        weights |= {f"head.{name}": item for name, item in tensors.items() if name.startswith(heads)}
-    documents = dict(checkpoint.documents)
-    documents["encoder"] = {**checkpoint.shape, "vocabulary_size": len(tokenizer)}
-    documents["tokenizer"] = tokenizer.to_document()
-    notes = list(checkpoint.notes)
-    if checkpoint.lower_case is None:
-        casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
-        notes.append(f"casing is not stated: text {casing}")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
-    sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
-    contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
-    return _Trained(folder, contents, hashlib.sha256(sums.encode()).hexdigest(), tuple(notes))
+    return Predictor(task, tokenizer, session, batch_size, trained.digest, trained.notes)
 
 
 def load_embedder(

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .build import load_run, trained_documents
+from .build import load_run
+from .checkpoints.trained_model import trained_documents
 from .config.schema import DistillationSettings, Settings
 from .data.packing import STATE_WEIGHT, STATES, TEACHER, Batch, Features, no_target
 from .errors import ConfigError, InputError

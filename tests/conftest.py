@@ -11,6 +11,11 @@ import pytest
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """Run the notebooks first: the last tests of a run in several processes are then short ones."""
+    items.sort(key=lambda item: "tests/tutorials" not in item.nodeid)
+
+
 def _unpack(name: str, destination: Path) -> Path:
     archive = SHARED_DATA / f"{name}.tar.xz"
     if not archive.is_file():

@@ -147,7 +147,10 @@ def bioasq() -> str:
 
 def searches() -> dict[str, str]:
     """Two passages, two queries, judgements and a ranking."""
-    passages, queries = "p1\tMarie Curie found radium.\np2\tThe Seine is a river.\n", "q1\tradium\nq2\triver in paris\n"
+    passages, queries = (
+        "p1\tMarie Curie found radium in Paris.\np2\tThe Seine is a river without radium.\n",
+        "q1\tradium\nq2\triver in Paris\n",
+    )
     ranking = "q1 Q0 p2 1 2.0 a\nq1 Q0 p1 2 1.0 a\nq2 Q0 p1 1 1.0 a\n"
     names = ("queries.tsv", *(f"queries.{split}.tsv" for split in SPLITS))
     judged = ("qrels.txt", *(f"qrels.{split}.txt" for split in SPLITS))

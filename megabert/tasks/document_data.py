@@ -22,7 +22,7 @@ class EntityTypeSettings:
     """Which entities of documents are read."""
 
     entity_types: dict[str, str] = field(default_factory=dict)
-    """Of annotated documents: types to read and their names, {SpecificDisease:Disease}; '*' is any other; {}: all."""
+    """Of annotated documents: types and new names, {SpecificDisease:Disease,*:Other} (* is any other); {}: all."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class RelationTypeSettings(EntityTypeSettings):
     """Which pairs of entities of documents are read."""
 
     relation_types: dict[str, str] = field(default_factory=dict)
-    """Of annotated documents: types of relations to read and their names; '*' is any other; {}: all."""
+    """Of annotated documents: types of relations to read and their names (* is any other); {}: all."""
     scope: str = choice("sentence", "sentence", "document")
     """Of documents: pairs of mentions of a sentence, or of identifiers of a document, at their nearest mentions."""
 

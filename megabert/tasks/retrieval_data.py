@@ -91,7 +91,10 @@ def read_training(
             notes.append(f"{len(examples) - len(complete)} examples without a teacher's scores are left out.")
         examples = complete
     if not examples:
-        raise InputError("There is no example to train on: no query has a relevant passage that the data contain.")
+        found = f" and is among the first {depth} of the run, beside others" if depth and data.run else ""
+        raise InputError(
+            f"There is no example to train on: no query has a relevant passage that the data contain{found}."
+        )
     return examples if data.num_samples < 0 else examples[: data.num_samples]
 
 

@@ -58,7 +58,7 @@ def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress
     progress = replace(Progress(**stored), texts_per_step=initial.texts_per_step)
     if progress.data_fingerprint != initial.data_fingerprint:
         raise CheckpointError(
-            "The training data, or the teacher, is not what this run was started with: it cannot be resumed with it. "
+            "The training data is not what this run was started with, or the teacher is another: it cannot be resumed. "
             "Give the same file and settings, or start a run in another folder."
         )
     return progress

@@ -212,7 +212,7 @@ def test_a_head_of_transformers_gives_its_logits_here(tmp_path, vocab_file, arch
     with torch.inference_mode():
         output = theirs(ids, token_type_ids=segments)
     expected = output.logits[0] if not is_qa else torch.stack([output.start_logits, output.end_logits], -1)[0]
-    (actual,) = ours._run([feature]).logits
+    (actual,) = ours.run([feature]).logits
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5, rtol=1e-5)
     assert ours.task.row_length == 32
     assert any("model_max_length" in note for note in ours.notes)

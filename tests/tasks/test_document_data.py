@@ -2,6 +2,7 @@
 
 import pytest
 
+from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.formats.documents.convert_documents import read_documents, write_documents
 from megabert.formats.documents.losses import Losses
@@ -37,8 +38,8 @@ def corpus(tmp_path):
 
 
 def test_tags_are_read_from_every_format(corpus):
-    settings = TokenClassificationSettings()
-    settings.model.dataset.entity_types = {"Chemical": "Drug", "*": "Disease"}
+    words = ["model.dataset.entity_types={Chemical:Drug,*:Disease}"]
+    settings, _ = compose(TokenClassificationSettings, words, owner="token_classification")
     read = [TokenClassification(settings).read(path) for path in corpus]
     words = [[(example.text, example.words, example.tags) for example in examples] for examples in read]
     assert words[0] == words[1] == words[2] == words[3] == words[4]

@@ -1,0 +1,94 @@
+"""Read a fine-tuned model: a run's best checkpoint, or a Hugging Face folder with its head as a run."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..storage import file_sha256
+from ..tokenizers.load import stored_tokenizer
+from .native import run_checkpoints
+
+DIGEST_DIGITS = 16
+# Files of a Hugging Face folder on which answers depend
+_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fine-tuned model's files: a checkpoint's contents, and what its files do not state."""
+
+    folder: Path
+    contents: run_checkpoints.Contents
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def trained_documents(path: Path) -> tuple[Mapping[str, Any], str]:
+    """Return the documents of a model that `load_run` loads, and its digest."""
+    if (folder := _huggingface_folder(path)) is not None:
+        trained = _read_huggingface(folder)
+        return trained.contents.documents, trained.digest
+    folder, opened = run_checkpoints.open_best(path, groups=())
+    return opened.documents, _digest(folder)
+
+
+def _huggingface_folder(path: Path) -> Path | None:
+    is_native = any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
+    if not path.exists() or is_native:
+        return None
+    from .huggingface.open_huggingface import find_folder
+
+    return find_folder(path)
+
+
+def read_trained(path: Path) -> TrainedModel:
+    """Read a run folder's best checkpoint, a checkpoint folder, or a Hugging Face folder with its head."""
+    if (folder := _huggingface_folder(path)) is not None:
+        return _read_huggingface(folder)
+    folder, contents = run_checkpoints.read_best(path, groups=("model",))
+    return TrainedModel(folder, contents, _digest(folder))
+
+
+def _digest(checkpoint: Path) -> str:
+    return file_sha256(checkpoint / run_checkpoints.MANIFEST)[:DIGEST_DIGITS]
+
+
+def _read_huggingface(folder: Path) -> TrainedModel:
+    """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
+    from .model_source import ModelSource, open_source
+    from .open import fit_vocabulary
+
+    opened = open_source(ModelSource(folder), home=Path())
+    checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
+    if "tokenizer" in checkpoint.documents:  # a run's own: transformers' splits a text at special tokens in it, too
+        texts = {name: content.decode() for name, content in checkpoint.tokenizer_files.items()}
+        tokenizer = stored_tokenizer(checkpoint.documents, texts, str(folder))
+    if checkpoint.head_problem:
+        raise CheckpointError(checkpoint.head_problem)
+    if "run" not in checkpoint.documents:
+        raise CheckpointError(
+            f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
+            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by megabert.load_encoder."
+        )
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
+    tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
+    weights = {name: item for name, item in tensors.items() if name.startswith("encoder.")} | dict(checkpoint.head)
+    if "language_model" in checkpoint.documents["run"]["task"]:
+        order = checkpoint.documents["settings"]["model"]["dataset"].get("sentence_order")
+        heads = ("language_model.", "sentence_order.") if order else ("language_model.",)
+        weights |= {f"head.{name}": item for name, item in tensors.items() if name.startswith(heads)}
+    documents = dict(checkpoint.documents)
+    documents["encoder"] = {**checkpoint.shape, "vocabulary_size": len(tokenizer)}
+    documents["tokenizer"] = tokenizer.to_document()
+    notes = list(checkpoint.notes)
+    if checkpoint.lower_case is None:
+        casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
+        notes.append(f"casing is not stated: text {casing}")
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
+    sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+    contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
+    return TrainedModel(folder, contents, hashlib.sha256(sums.encode()).hexdigest()[:DIGEST_DIGITS], tuple(notes))
