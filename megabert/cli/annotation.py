@@ -123,7 +123,7 @@ def _describe(
     """Return all on which the output depends, as plain values: what a resumed command must have, too."""
     names = (
         "input", "input_format", "offsets", "id_column", "text_column", "lines", "existing", "scope", "abbreviations",
-        "on_error", "part", "shard_size", "max_seq_length", "batch_size", "precision", "compile",
+        "on_error", "part", "shard_size", "max_seq_length", "batch_size", "precision",
     )  # fmt: skip
     job = {name: getattr(arguments, name) for name in names} | {
         "format": form,
@@ -194,11 +194,6 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max_seq_length", type=int, help="tokens of a window; default: the most that the network takes")
     add("--batch_size", type=int, default=32, help="token budget of a batch, in windows; default: 32")
-    add(
-        "--compile",
-        action="store_true",
-        help="compile the layers on a GPU: half a minute, then faster; for many documents",
-    )
     add("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
     add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
 
@@ -241,9 +236,7 @@ def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor
 
     from ..export.load_predictor import load_predictor
 
-    predictor = load_predictor(
-        path, accelerator=arguments.accelerator, precision=arguments.precision, compiled=arguments.compile
-    )
+    predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
     for note in predictor.notes:
         log(f"note: {note}")
     positions = predictor.session.max_positions

@@ -156,8 +156,8 @@ class Linker:
     dictionary: Dictionary
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
-    _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, repr=False)
-    """Results by searched text and number of candidates: most mentions of a corpus occur again."""
+    _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, init=False, repr=False)
+    """Results by searched text and number of candidates: most mentions of a corpus occur again. A copy has none."""
 
     @property
     def digest(self) -> list[Any]:
@@ -168,8 +168,8 @@ class Linker:
     def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
         """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
         if self.dense is None:
-            return replace(self, _known={})
-        return replace(self, dense=self.dense.with_session(next(sessions)), _known={})
+            return replace(self)
+        return replace(self, dense=self.dense.with_session(next(sessions)))
 
     def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
         """Link mentions; each part of a link has the k best names.

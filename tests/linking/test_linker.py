@@ -1,5 +1,6 @@
 """The linker: abbreviations, composites, species, NIL, ties, tuning, and its commands."""
 
+import dataclasses
 import json
 
 import pytest
@@ -142,6 +143,12 @@ def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):
     assert 0.9 < tuned.link(["asthma"])[0].score < 1
     with pytest.raises(InputError, match="too few"):
         tune(Linker(diseases), right)
+
+
+def test_a_linker_of_another_calibration_links_anew(diseases):
+    linker = Linker(diseases)
+    linker.link(["asthma"])
+    assert linker._known and not dataclasses.replace(linker)._known
 
 
 def test_link_and_score_the_mentions_of_documents(tmp_path, diseases, capsys):
