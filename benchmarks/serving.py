@@ -19,6 +19,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ NETWORKS = {
 }
 LABELS = ["O", "B-Disease", "I-Disease", "B-Chemical", "I-Chemical"]
 POISON = "zugzwang"
+PATIENCE = 60
+"""Seconds after which a request counts as lost, status 0."""
 
 
 def make_predictor(arguments: argparse.Namespace) -> Any:
@@ -129,6 +132,8 @@ def start(arguments: argparse.Namespace, role: str) -> tuple[subprocess.Popen[st
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"at http://127.0.0.1:(\d+);", line):
+            # A full pipe would stop the server at its next message.
+            threading.Thread(target=sys.stderr.writelines, args=(process.stderr,), daemon=True).start()
             return process, int(found[1])
         print(line, end="", file=sys.stderr)
     raise SystemExit(f"the {role} server did not start")
@@ -157,15 +162,16 @@ async def client(port: int, requests: list[bytes], end: float, rows: list[tuple[
             if writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(requests[number % len(requests)])
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            async with asyncio.timeout(PATIENCE):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head)[1]))
             status = int(head.split(" ", 2)[1])
-            await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head)[1]))
             found = re.search(r"(?i)x-compute-tokens: (\d+)", head)
             tokens = int(found[1]) if found else 0
             if "connection: close" in head.lower():
                 writer.close()
                 writer = None
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):  # also a timeout
             writer = None
         rows.append((began, time.time() - began, status, tokens))
         number += 1
