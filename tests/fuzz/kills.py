@@ -361,10 +361,10 @@ SERVERS = []
 class Case:
     """One case: a scenario, a fault, and the folder in which both happen."""
 
-    def __init__(self, scenario, reference, folder, random_):
+    def __init__(self, scenario, reference, folder, random_, faults):
         self.scenario, self.folder, self.reference = scenario, folder, reference
         self.victim = random_.randrange(scenario.size)
-        kind = random_.choice(FAULTS)
+        kind = random_.choice(faults)
         number = random_.randrange(reference["operations"])
         if kind in ("write", "size"):
             number = random_.randrange(1, reference["largest"])
@@ -478,14 +478,14 @@ def measure(scenario, folder):
     }  # fmt: skip
 
 
-def run_job(job, jobs, quota, seed, deadline, scenarios, references, folder):
+def run_job(job, jobs, quota, seed, deadline, scenarios, references, folder, faults):
     """Make `quota` kills in cases job, job + jobs, ...; writes counts to a file."""
     counts, defects, kills, number = collections.Counter(), [], 0, job
     while kills < quota and time.monotonic() < deadline:
         random_ = random.Random(f"{seed}/{number}")
         scenario = random_.choice(scenarios)
         own = folder / f"case{number}"
-        case = Case(scenario, references[scenario.name], own, random_)
+        case = Case(scenario, references[scenario.name], own, random_, faults)
         try:
             happened, found = case.run()
         except Exception:  # of this program; the other cases count
@@ -512,6 +512,7 @@ def main(words=None):
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after these")
     parser.add_argument("--only", nargs="+", help="these scenarios")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, help="these faults; default: all")
     parser.add_argument("--threads", action="store_true", help="fork though PyTorch has started other threads")
     arguments = parser.parse_args(words)
     for name in IMPORTED:
@@ -528,7 +529,7 @@ def main(words=None):
         children = []
         for job in range(jobs):
             quota = arguments.number // jobs + (job < arguments.number % jobs)
-            given = (job, jobs, quota, arguments.seed, deadline, scenarios, references, folder)
+            given = (job, jobs, quota, arguments.seed, deadline, scenarios, references, folder, arguments.faults)
             children.append(fork(lambda given=given: run_job(*given), folder / f"job{job}.log"))
         ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         assert not any(ends), [(folder / f"job{job}.log").read_text()[-2000:] for job in range(jobs)]
