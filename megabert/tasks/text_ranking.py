@@ -153,7 +153,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
     def features(
         self, examples: Sequence[RetrievalExample], tokenizer: Tokenizer, *, with_targets: bool
     ) -> Sequence[Features]:
-        """Tokenize pairs; of training the groups of queries, which stay in one batch, with negatives drawn anew."""
+        """Tokenize pairs; of training groups, which stay in one batch, with negatives resampled each epoch."""
         texts = dict.fromkeys(text for item in examples for text in item.passages)
         passages = dict(zip(texts, tokenizer.encode_ids(list(texts)), strict=True))
         queries = tokenizer.encode_ids([item.query for item in examples])
@@ -174,14 +174,14 @@ class TextRanking(Task[RetrievalExample, Prediction]):
             ids, segments = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
             return Features(ids, segments, targets, notes=(number, places), parts=tuple(len(own) for own, _ in rows))
 
-        lengths = [
-            np.array([min(len(query) + len(passages[text]) + 3, self.row_length) for text in item.passages])
-            for item, query in zip(examples, queries, strict=True)
-        ]
+        numbers = {text: number for number, text in enumerate(passages)}
+        sizes = np.array([len(ids) for ids in passages.values()])
+        members = [np.array([numbers[text] for text in item.passages], dtype=np.int64) for item in examples]
+        groups = list(zip(queries, members, strict=True))
+        lengths = [np.minimum(len(query) + sizes[own] + 3, self.row_length) for query, own in groups]
         digest = hashlib.sha256()
-        for item, query in zip(examples, queries, strict=True):
-            for array in (query, *(passages[text] for text in item.passages)):
-                digest.update(array.tobytes())
+        for array in (*passages.values(), *(array for both in groups for array in both)):
+            digest.update(array.tobytes())
         count = self.settings.model.train_ds.num_negatives
         return DrawnGroups(group, lengths, digest.hexdigest(), count, self.settings.seed)
 
