@@ -1,4 +1,4 @@
-"""Training sequences of which a part is drawn anew each epoch, as a function of seed and epoch."""
+"""Training sequences of which a part is resampled each epoch, as a function of seed and epoch."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def target_span(window: ContextWindow, answer: tuple[int, int] | None) -> NDArra
 
 
 def draw_null_windows(features: Sequence[Features], share: float, seed: int) -> Sequence[Features]:
-    """Keep the windows with an answer, and for each of them `share` of the others, drawn anew each epoch."""
+    """Keep the windows with an answer, and for each of them `share` of the others, resampled each epoch."""
     is_null = np.array([not np.any(item.targets["span"]) for item in features], dtype=np.bool_)
     kept, others = np.flatnonzero(~is_null), np.flatnonzero(is_null)
     count = int(share * len(kept))

@@ -72,7 +72,7 @@ class QuestionSettings:
     span_score: str = choice("logits", "logits", "log_probability")
     """Spans of several windows are compared by their logits, or by their log probabilities within their window."""
     null_windows: float = -1.0
-    """Windows without the answer that an epoch trains on, for each with it, drawn anew each epoch; -1: all."""
+    """Windows without the answer that an epoch trains on, for each with it, resampled each epoch; -1: all."""
     max_query_length: int = 64
     """Tokens of a question; a longer one is truncated."""
     max_answer_length: int = 30

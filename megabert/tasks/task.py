@@ -102,7 +102,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """
 
     def drawn(self, features: Sequence[Features]) -> Sequence[Features]:
-        """Return the training features of an epoch, where a part of all is drawn anew for each; by default all."""
+        """Return the training features of an epoch, where a part of all is resampled for each; by default all."""
         return features
 
     @abstractmethod
