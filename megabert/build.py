@@ -16,7 +16,7 @@ import torch
 from .adapters import ADAPTER, Placement, adapt, adapter_document, add_stored, base_placement, load_base
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.native import run_checkpoints
-from .checkpoints.native.fewer_layers import with_fewer_layers
+from .checkpoints.native.fewer_layers import first_layers, with_fewer_layers
 from .checkpoints.native.run_checkpoints import encoder_of_run
 from .checkpoints.tensor_names import check_tensors
 from .checkpoints.trained_model import DIGEST_DIGITS, read_trained
@@ -201,6 +201,9 @@ def load_language_model(
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
     shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **dropout_of(settings)}
+    if settings.first_layers is not None:
+        tensors = first_layers(tensors, shape["num_layers"], settings.first_layers, checkpoint.source)
+        shape["num_layers"] = settings.first_layers
     encoder = new_encoder(EncoderConfig.from_dict(shape), dtype=place.dtype, device=place.device)
     prefix = "encoder."
     encoder_tensors = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
@@ -230,6 +233,8 @@ def _random_language_model(
     from .checkpoints.model_source import dropout_of
     from .checkpoints.user_config import parse_user_config
 
+    if settings.first_layers is not None:
+        raise ConfigError("model.language_model.first_layers is for a checkpoint. Random weights: config.num_layers.")
     if source.vocabulary is None:
         raise ConfigError("An encoder with random weights needs a vocabulary: model.tokenizer.vocab_file=FILE.")
     user = parse_user_config(source.config, source.config_source, ignored=settings.ignored_arguments)

@@ -140,3 +140,32 @@ def test_an_embedding_is_the_mean_of_a_sequence_s_hidden_states(predictor):
     assert found.shape == (3, 32) and np.isfinite(found).all()
     assert predictor.embed([]).shape[0] == 0
     assert predictor.labels == {}
+
+
+def language_model(*words):
+    settings = compose(QuestionAnsweringSettings, list(words), owner="question_answering")[0]
+    return load_language_model(settings.model, home=None, seed=1)
+
+
+def test_the_first_layers_of_a_checkpoint_are_those_of_the_whole():
+    name = "model.language_model.pretrained_model_name=megabert-mini-uncased"
+    whole = language_model(name).encoder.eval()
+    first = language_model(name, "model.language_model.first_layers=2").encoder.eval()
+    assert first.config.num_layers == len(first.layers) == 2
+    token_ids = torch.arange(5, 25)[None]
+    del whole.layers[2:]
+    with torch.no_grad():
+        assert torch.equal(first(token_ids), whole(token_ids))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["model.language_model.pretrained_model_name=megabert-mini-uncased"], "first_layers=7: .* has 6. Give fewer"),
+        (["model.language_model.pretrained_model_name=null", TINY], "is for a checkpoint. Random weights"),
+    ],
+)
+def test_layers_that_there_are_not_are_refused(vocab_file, words, message):
+    file = f"model.tokenizer.vocab_file={vocab_file}"
+    with pytest.raises(ConfigError, match=message):
+        language_model(*words, "model.language_model.first_layers=7", *([file] if TINY in words else []))

@@ -148,6 +148,8 @@ class LanguageModelSettings:
     """The architecture itself: hidden_size, num_layers, num_attention_heads, ...; config_file takes precedence."""
     qkv_layout: str | None = choice(None, "3_heads_dim", "heads_dim_3", "heads_3_dim")
     """Row order of a Megatron-LM checkpoint's fused query-key-value weights; null: by its version and arguments."""
+    first_layers: int | None = None
+    """Keep only the first so many layers of the checkpoint: faster, and enough for many a small task; null: all."""
     ignored_arguments: list[str] = field(default_factory=list)
     """Arguments in the checkpoint or its configuration that are refused, but have no effect on this network."""
     hidden_dropout: float | None = None

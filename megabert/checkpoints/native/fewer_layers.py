@@ -1,10 +1,11 @@
-"""A run's network with fewer layers, from which a student starts."""
+"""A network with fewer layers: a student of a run, or the first layers of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...errors import ConfigError
+from ..files.lazy_tensor import Readable
 from .run_checkpoints import Contents
 
 
@@ -14,6 +15,19 @@ def kept_layers(num_layers: int, count: int) -> list[int]:
     Source: DistilBERT, arXiv:1910.01108.
     """
     return [round(number * (num_layers - 1) / max(count - 1, 1)) for number in range(count)]
+
+
+def first_layers(tensors: Mapping[str, Readable], num_layers: int, count: int, source: str) -> dict[str, Readable]:
+    """Keep a checkpoint's first layers, the others being dropped. Raises ConfigError where it has not so many.
+
+    Source: Sajjad et al., On the effect of dropping layers of pre-trained transformer models, arXiv:2004.03844.
+    """
+    if not 0 < count <= num_layers:
+        raise ConfigError(
+            f"model.language_model.first_layers={count}: {source} has {num_layers}. Give fewer, at least 1."
+        )
+    dropped = tuple(f"encoder.layers.{number}." for number in range(count, num_layers))
+    return {name: item for name, item in tensors.items() if not name.startswith(dropped)}
 
 
 def with_fewer_layers(contents: Contents, shape: Mapping[str, Any], count: int, source: str) -> tuple[Contents, str]:
