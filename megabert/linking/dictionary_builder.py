@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,59 +162,70 @@ def _read(file: Path, name: str, options: BuildOptions) -> _Rows:
     return rows
 
 
-def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str, Any]:
-    """Write the names of all parts by concept, each once, and the concepts in the order of their first name."""
-    numbers: dict[str, int] = {}
-    identifiers: list[dict[str, None]] = []
-    taxa: list[int] = []
-    blobs, sources = list[bytes](), list[dict[str, Any]]()
-    ends, concepts, counts = list[NDArray[Any]](), list[NDArray[Any]](), list[NDArray[Any]]()
-    size = 0
-    further: dict[str, int] = {}
-    for part in parts:
-        numbers = {**further, **numbers}
-        sources.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
-        own = []
+class _Concepts:
+    """The concepts of all parts, numbered in the order of their first name, each with all its identifiers."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._further: dict[str, int] = {}
+        self.identifiers: list[dict[str, None]] = []
+        self.taxa: list[int] = []
+
+    def add(self, part: Path) -> NDArray[np.int64]:
+        """Add the concepts of a part; returns the number of each."""
+        # A concept that an earlier part has under a further identifier is the same one.
+        self._numbers = {**self._further, **self._numbers}
+        numbers = []
         species = np.load(part / "species.npy").tolist()
         with (part / "ids.txt").open(encoding="utf-8") as lines:
             for line, taxon in zip(lines, species, strict=True):
                 names = line.rstrip("\n").split("|")
-                # A concept that an earlier file has under a further identifier is the same one.
-                number = numbers.setdefault(names[0], len(identifiers))
-                if number == len(identifiers):
-                    identifiers.append({})
-                    taxa.append(0)
-                identifiers[number].update(dict.fromkeys(names))
+                number = self._numbers.setdefault(names[0], len(self.identifiers))
+                if number == len(self.identifiers):
+                    self.identifiers.append({})
+                    self.taxa.append(0)
+                self.identifiers[number].update(dict.fromkeys(names))
                 for name in names[1:]:
-                    further.setdefault(name, number)
-                taxa[number] = taxon or taxa[number]
-                own.append(number)
+                    self._further.setdefault(name, number)
+                self.taxa[number] = taxon or self.taxa[number]
+                numbers.append(number)
+        return np.array(numbers, np.int64)
+
+    def write(self, folder: Path, prefer: str | None) -> list[str]:
+        """Write identifiers and species; of a concept's identifiers those with the prefix `prefer` come first."""
+        items: list[Iterable[str]] = list(self.identifiers)
+        if prefer is not None:  # a stable sort
+            items = [sorted(item, key=lambda name: not name.startswith(f"{prefer}:")) for item in self.identifiers]
+        ids = ["|".join(item) for item in items]
+        (folder / "ids.bin").write_bytes("".join(ids).encode())
+        save_array(folder / "id_ends.npy", np.cumsum([len(item.encode()) for item in ids]))
+        save_array(folder / "species.npy", np.array(self.taxa, np.int32))
+        return ids
+
+
+_DIGESTED = ("names.bin", "name_ends.npy", "name_mentions.npy", "concept_ends.npy", "ids.bin", "id_ends.npy",
+             "species.npy")  # fmt: skip
+
+
+def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str, Any]:
+    """Write the names of all parts by concept, each once, and the concepts in the order of their first name."""
+    merged = _Concepts()
+    blobs, sources = list[bytes](), list[dict[str, Any]]()
+    ends, concepts, counts = list[NDArray[Any]](), list[NDArray[Any]](), list[NDArray[Any]]()
+    size = 0
+    for part in parts:
+        sources.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
         blobs.append((part / "names.bin").read_bytes())
         ends.append(np.load(part / "name_ends.npy") + size)
-        concepts.append(np.array(own, np.int64)[np.load(part / "name_concepts.npy")])
+        concepts.append(merged.add(part)[np.load(part / "name_concepts.npy")])
         counts.append(np.full(len(ends[-1]), sources[-1]["format"] == MENTIONS))
         size += len(blobs[-1])
     all_ends, all_concepts, is_mention = map(np.concatenate, (ends, concepts, counts))
-    meta = _write_names(folder, b"".join(blobs), all_ends, all_concepts, is_mention, len(identifiers))
-    if prefer is not None:  # a stable sort
-        identifiers = [
-            dict.fromkeys(sorted(item, key=lambda name: not name.startswith(f"{prefer}:"))) for item in identifiers
-        ]
-    ids = ["|".join(item) for item in identifiers]
-    (folder / "ids.bin").write_bytes("".join(ids).encode())
-    save_array(folder / "id_ends.npy", np.cumsum([len(item.encode()) for item in ids]))
-    save_array(folder / "species.npy", np.array(taxa, np.int32))
-    prefixes = Counter(next(iter(item)).partition(":")[0] for item in identifiers)
+    meta = _write_names(folder, b"".join(blobs), all_ends, all_concepts, is_mention, len(merged.identifiers))
+    ids = merged.write(folder, prefer)
+    prefixes = Counter(item.partition("|")[0].partition(":")[0] for item in ids)
     digest = hashlib.sha256()
-    for name in (
-        "names.bin",
-        "name_ends.npy",
-        "name_mentions.npy",
-        "concept_ends.npy",
-        "ids.bin",
-        "id_ends.npy",
-        "species.npy",
-    ):
+    for name in _DIGESTED:
         digest.update(bytes.fromhex(file_sha256(folder / name)))
     return {
         "version": VERSION,
@@ -222,7 +233,7 @@ def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str,
         "concepts": len(ids),
         **meta,
         "prefixes": dict(prefixes.most_common()),
-        "species": dict(Counter(map(str, filter(None, taxa))).most_common(20)),
+        "species": dict(Counter(map(str, filter(None, merged.taxa))).most_common(20)),
         "sources": sources,
     }
 
