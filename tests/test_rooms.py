@@ -27,7 +27,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"weights"},
     {"adapters"},
     {"build"},
-    {"distillation"},
+    {"distillation", "evaluation"},
     {"training", "diagnostics", "generation", "retrieval"},
     {"linking"},
     {"annotate"},

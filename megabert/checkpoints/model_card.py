@@ -10,8 +10,9 @@ from typing import Any
 
 from ..json_documents import read_json_object
 from ..model.config import EncoderConfig
+from ..storage import atomic_write
 from .huggingface.task_heads import TASK_HEADS
-from .native.run_checkpoints import CHECKPOINTS
+from .native.run_checkpoints import CHECKPOINTS, open_lazily
 from .open import Checkpoint
 
 CARD = "README.md"
@@ -33,6 +34,12 @@ _SETTINGS = ("seed", "trainer.max_epochs", "trainer.max_steps", "trainer.precisi
              "trainer.accumulate_grad_batches", "model.train_ds.batch_size", "model.optim.name", "model.optim.lr",
              "model.optim.weight_decay", "model.optim.sched.name", "model.optim.sched.warmup_ratio",
              "model.dataset.max_seq_length")  # fmt: skip
+
+
+def write_run_card(run: Path, checkpoint: Path) -> None:
+    """Write the model card of a run into its folder, about its best checkpoint."""
+    documents = open_lazily(checkpoint, groups=()).documents
+    atomic_write(run / CARD, model_card(run, documents, EncoderConfig.from_dict(documents["encoder"])))
 
 
 def huggingface_card(source: Checkpoint, config: EncoderConfig) -> str:

@@ -63,7 +63,7 @@ def evaluate(words: Sequence[str]) -> int:
     settings = _compose(EvaluateSettings, given.settings, "evaluate")
     if settings.file is None and not given.names_data():
         raise ConfigError(f"No data file is given. Add file=FILE: megabert evaluate {given.run} file=FILE.")
-    from ..training.evaluation import evaluate_examples
+    from ..evaluation import evaluate_examples
 
     predictor = _load(given, settings)
     with progress_bar("evaluating") as progress:

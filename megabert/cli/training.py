@@ -83,7 +83,7 @@ def train_once(
         options = [("--config", file), ("--resume", resume), ("--step", step)]
         given = [word for name, value in options if value is not None for word in (name, str(value))]
         launch(["train", task_name, *words, *given], num_processes)
-    from ..training.evaluation import evaluate_test_data
+    from ..evaluation import evaluate_test_data
     from ..training.run import past_outcome, train
 
     if num_processes:
@@ -190,7 +190,7 @@ def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
     """Print mean and sample standard deviation of each score over the runs, and write them to sweep.json."""
     import statistics
 
-    from ..training.run import write_card
+    from ..checkpoints.model_card import write_run_card
 
     scores = [outcome.validation for outcome in outcomes]
     names = [name for name in scores[0] if all(name in others for others in scores)]
@@ -207,4 +207,4 @@ def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
     document = {"runs": [str(outcome.folder) for outcome in outcomes], "scores": table}
     atomic_write(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")
     for outcome in outcomes:  # their cards have the deviation, too
-        write_card(outcome)
+        write_run_card(outcome.folder, outcome.best.path)

@@ -155,7 +155,10 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         return [file for group in self.file_groups(data) for file in group]
 
     def check_files(self) -> None:
-        """Raise ConfigError or InputError where a data file is missing: before the network is loaded, which is slow."""
+        """Raise ConfigError or InputError where a data file, or one for a setting, is missing.
+
+        It is called before the network is loaded, which is slow.
+        """
         model = self.settings.model
         if self.settings.do_training and not self.files(model.train_ds):
             raise ConfigError("model.train_ds.file is not given. Name the training data: model.train_ds.file=FILE.")
@@ -169,6 +172,13 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
                     raise InputError(f"model.{name}: {file} is a folder, pipe or device. Give a file.")
             if data.batch_size < 1:
                 raise ConfigError(f"model.{name}.batch_size={data.batch_size}; at least 1 is needed.")
+        experiment = self.settings.exp_manager
+        stops_early = self.settings.do_training and experiment.create_early_stopping_callback
+        if stops_early and not self.files(model.validation_ds):
+            raise ConfigError("Early stopping needs validation data. Give model.validation_ds.file=FILE.")
+        kept = experiment.checkpoint_callback_params.save_top_k
+        if kept < -1:
+            raise ConfigError(f"save_top_k={kept}: give 0 or more, or -1 to keep all checkpoints.")
 
     def reads_folder(self, path: Path) -> bool:
         """Return whether a folder is a data file: one of documents that have several files each."""

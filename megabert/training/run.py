@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..analysis.metrics_file import METRICS, read_metrics
-from ..checkpoints.model_card import CARD, model_card
+from ..analysis.plots import plot_curves
+from ..checkpoints.model_card import CARD, write_run_card
 from ..checkpoints.native.run_checkpoints import (
     Contents,
     Entry,
@@ -21,16 +22,13 @@ from ..checkpoints.native.run_checkpoints import (
 from ..checkpoints.native.run_folder import lock_run_folder, open_resume_point, run_folder_path
 from ..config.schema import Settings
 from ..errors import Interrupted
-from ..model.config import EncoderConfig
+from ..evaluation import SCORES, TEST, evaluate_test_data, write_evaluation
 from ..parallel.execution import resolve_compile
 from ..parallel.process_group import connect
 from ..parallel.sharding import warm_up
-from ..storage import atomic_write
 from ..tasks import registry
-from .evaluation import SCORES, TEST, evaluate_test_data, write_evaluation
 from .loop import fit
 from .monitor import advise_on_steps, warn_of_zeros
-from .plots import plot_curves
 from .resume import check_unchanged, keep_sequences_per_step
 from .setup import TrainingSetup, log_setup, set_up
 
@@ -59,15 +57,8 @@ def train(
         with _resumable(f"megabert train {task_name} --resume {outcome.folder}"):
             outcome = replace(outcome, test=evaluate_test_data(task_name, settings, outcome.folder).scores)
     if outcome is not None:
-        write_card(outcome)
+        write_run_card(outcome.folder, outcome.best.path)
     return outcome
-
-
-def write_card(outcome: Outcome) -> None:
-    """Write the model card of a run into its folder."""
-    documents = open_lazily(outcome.best.path, groups=()).documents
-    card = model_card(outcome.folder, documents, EncoderConfig.from_dict(documents["encoder"]))
-    atomic_write(outcome.folder / CARD, card)
 
 
 @contextmanager
@@ -115,8 +106,9 @@ def _train_on_rank(
             check_unchanged(settings, resumed.documents["settings"])
             keep_sequences_per_step(settings, resumed.documents, world, log)
         setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
+        advice = advise_on_steps(setup) if resumed is None else None
         log_setup(setup, log)
-        if resumed is None and (advice := advise_on_steps(setup)):
+        if advice:
             log(f"note: {advice}")
         if resumed is not None and world.is_rank_zero:
             # So that a later checkpoint, damaged or not chosen, is not taken for the last one of the resumed run.

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..build import load_initial_model, model_documents
 from ..checkpoints.native.run_checkpoints import Contents
-from ..config.schema import ExperimentSettings, Settings
+from ..config.schema import Settings
 from ..data.packing import Batch
 from ..data.sampler import BatchSampler
 from ..distillation import open_teacher
-from ..errors import ConfigError
 from ..inference import Predictor
 from ..model.heads import TaskModel
 from ..parallel.execution import Execution, resolve_execution
@@ -103,13 +102,9 @@ def set_up(
         for note in initial.notes:
             log(note)
         task, tokenizer = initial.task, initial.language_model.tokenizer
+        learns = initial.model is None
         training_data = load_training_data(
-            task,
-            tokenizer,
-            model_settings,
-            home / "texts",
-            learn_labels=initial.model is None,
-            teaching=teacher,
+            task, tokenizer, model_settings, home / "texts", learn_labels=learns, teaching=teacher
         )
     model = initial.build(settings.seed)
     loss = task.loss if teacher is None else teacher.loss(task, model)
@@ -118,22 +113,8 @@ def set_up(
     )
     if task.groups_sequences:  # their number in a batch varies
         execution = replace(execution, has_static_batches=False, is_sync_free=False, obstacle=None)
-    features = training_data.features
-    sampler = BatchSampler(
-        features,
-        model_settings.train_ds.batch_size,
-        task.row_length,
-        tokenizer.pad_id,
-        seed=settings.seed,
-        shuffle=model_settings.train_ds.shuffle,
-        drop_last=model_settings.train_ds.drop_last,
-        accumulate=trainer.accumulate_grad_batches,
-        static_epochs=count_epochs(settings, len(features), world.data_size) if execution.is_sync_free else 0,
-        data_rank=world.data_rank,
-        data_size=world.data_size,
-    )
+    sampler = _build_sampler(task, training_data, tokenizer.pad_id, settings, execution, world)
     validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
-    _check_experiment(settings.exp_manager, has_validation=bool(validation_data.examples))
     checkpoints = settings.exp_manager.checkpoint_callback_params
     monitor = checkpoints.monitor or task.main_score
     mode = resolve_mode(monitor, checkpoints.mode)
@@ -153,12 +134,23 @@ def set_up(
     )  # fmt: skip
 
 
-def _check_experiment(experiment: ExperimentSettings, *, has_validation: bool) -> None:
-    if experiment.create_early_stopping_callback and not has_validation:
-        raise ConfigError("Early stopping needs validation data. Give model.validation_ds.file=FILE.")
-    kept = experiment.checkpoint_callback_params.save_top_k
-    if kept < -1:
-        raise ConfigError(f"save_top_k={kept}: give 0 or more, or -1 to keep all checkpoints.")
+def _build_sampler(
+    task: Task[Any, Any], data: TrainingData, pad_id: int, settings: Settings, execution: Execution, world: World
+) -> BatchSampler:
+    train_ds = settings.model.train_ds
+    return BatchSampler(
+        data.features,
+        train_ds.batch_size,
+        task.row_length,
+        pad_id,
+        seed=settings.seed,
+        shuffle=train_ds.shuffle,
+        drop_last=train_ds.drop_last,
+        accumulate=settings.trainer.accumulate_grad_batches,
+        static_epochs=count_epochs(settings, len(data.features), world.data_size) if execution.is_sync_free else 0,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
+    )
 
 
 def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:

@@ -439,11 +439,11 @@ def replace_parts():
 
     import megabert.annotate.pipeline as pipeline
     import megabert.training.run as training_run
+    from megabert import evaluation
     from megabert.config.parser import compose
     from megabert.parallel.heartbeat import Heartbeat
     from megabert.storage import atomic_write
     from megabert.tasks import registry
-    from megabert.training import evaluation
 
     def plot(*arguments):
         atomic_write(next(item for item in arguments[1:] if isinstance(item, Path)), "a picture")

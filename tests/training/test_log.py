@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from megabert.analysis.metrics_file import read_metrics
+from megabert.analysis.plots import plot_curves
 from megabert.errors import CheckpointError
 from megabert.training.log import RunLog
-from megabert.training.plots import plot_curves
 
 
 class Clock:
@@ -274,7 +274,7 @@ def test_without_tensorboard_one_message_names_the_extra(tmp_path, capsys, monke
 
 IN_A_CHILD = """
 import sys
-import megabert.training.log, megabert.training.plots
+import megabert.training.log, megabert.analysis.plots
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorboard", "matplotlib", "torch"}))
 from pathlib import Path
 with megabert.training.log.RunLog(

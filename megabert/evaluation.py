@@ -3,22 +3,21 @@
 `megabert evaluate`, a training's test_ds and `do_training=false` use it.
 """
 
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..analysis.judgments import PREDICTIONS, by_length, confidences
-from ..config.schema import Settings
-from ..errors import ConfigError
-from ..formats.json_lines import to_json_lines
-from ..inference import Evaluation, Predictor
-from ..metrics.classification import Confusion, confusion, label_report
-from ..storage import atomic_write
-from ..tasks import registry
-from ..tasks.task import Task
-from .plots import plot_calibration, plot_confusion, plot_lengths
+from .analysis.judgments import PREDICTIONS
+from .analysis.plots import plot_confusion, plot_judged
+from .config.schema import Settings
+from .errors import ConfigError
+from .formats.json_lines import to_json_lines
+from .inference import Evaluation, Predictor
+from .metrics.classification import Confusion, confusion, label_report
+from .storage import atomic_write
+from .tasks import registry
+from .tasks.task import Task
 
 
 def evaluate_examples(
@@ -34,7 +33,6 @@ def evaluate_examples(
 
 # Result files of a training in its run folder, each written after all others of its evaluation.
 SCORES, TEST = "validation/scores.json", "test.json"
-CALIBRATION, LENGTHS = "calibration.png", "lengths.png"
 
 
 def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluation:
@@ -42,7 +40,7 @@ def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluat
 
     Writes test.json and the folder test/ in the run folder.
     """
-    from ..build import load_run  # imported here since it imports torch
+    from .build import load_run  # imported here since it imports torch
 
     data = settings.model.test_ds
     files = registry.find(task_name)(settings).files(data)
@@ -82,21 +80,9 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
         atomic_write(folder / name, content)
     pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
     drawn = [name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind)]
-    drawn += _plot_judged([row for row in rows if row.get("gold")], folder)
+    drawn += plot_judged([row for row in rows if row.get("gold")], folder)
     atomic_write(folder / "scores.json", json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n")
     return ["scores.json", *files, *drawn]
-
-
-def _plot_judged(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    """Plot calibration and score by length of rows with gold labels, as far as there are any; returns file names."""
-    pictures = []
-    predictions = [pair for row in rows for pair in confidences(row)]
-    if predictions and plot_calibration(predictions, folder / CALIBRATION):
-        pictures.append(CALIBRATION)
-    for score, groups in itertools.islice(by_length(rows).items(), 1):
-        if plot_lengths(groups, score, folder / LENGTHS):
-            pictures.append(LENGTHS)
-    return pictures
 
 
 def _table(matrix: Confusion) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from ..analysis.metrics_file import read_metrics
 from ..metrics.calibration import expected_calibration_error, reliability_bins
 from ..metrics.classification import Confusion
 from ..storage import atomic_write
+from .judgments import by_length, confidences
+from .metrics_file import read_metrics
 
 # Okabe and Ito's palette, safe for colour-blind readers; scores have different markers, too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
@@ -92,6 +93,24 @@ def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
     _write(figure, destination)
     return True
+
+
+CALIBRATION, LENGTHS = "calibration.png", "lengths.png"
+
+
+def plot_judged(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Plot calibration and score by length of predictions with gold labels, as far as there are any.
+
+    Returns file names.
+    """
+    pictures = []
+    predictions = [pair for row in rows for pair in confidences(row)]
+    if predictions and plot_calibration(predictions, folder / CALIBRATION):
+        pictures.append(CALIBRATION)
+    for score, groups in itertools.islice(by_length(rows).items(), 1):
+        if plot_lengths(groups, score, folder / LENGTHS):
+            pictures.append(LENGTHS)
+    return pictures
 
 
 def plot_calibration(predictions: Sequence[tuple[float, bool]], destination: Path) -> bool:
