@@ -27,7 +27,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -360,9 +360,9 @@ def predict(case: Case, gpu: str) -> cost.Estimate | None:
         activation_checkpointing=settings.activation_checkpointing,
     )
     model = MODEL_SIZES[case.shape]
-    micro_batch = MicroBatch.from_lengths(
-        len(item.token_ids) for item in model.features(case.num_sequences // layout.data_size, length_of(case))
-    )
+    lengths = [len(item.token_ids) for item in model.features(2 * case.num_sequences, length_of(case))]
+    everything = MicroBatch.from_lengths(lengths)  # as measured: those of two steps of all processes
+    micro_batch = MicroBatch(*(value / (2 * layout.data_size) for value in astuple(everything)))
     workload = Workload(model.config, case.precision, model.is_pretraining)
     estimate = cost.Estimate(workload, micro_batch, layout, GPUS[gpu])
     return estimate if "reshard" in case.layout.split("x") else estimate.with_kept_weights()
