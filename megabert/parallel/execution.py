@@ -118,7 +118,7 @@ def find_obstacle(
     if not has_kernel:
         return f"there is no attention kernel for heads of {head_dim} in this installation (Triton; 16, 32, 64 or 128)"
     if is_sharded:
-        return "FSDP allocates the memory of gathered weights as it needs it (parallel.fsdp)"
+        return "FSDP gathers weights as it needs them: whole ones do not fit, or parallel.fsdp leaves replicas over"
     if parallel.activation_checkpointing:
         return "recomputed layers restore the random number generator's state (parallel.activation_checkpointing)"
     if precision == "16":
