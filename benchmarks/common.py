@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from megabert.data.packing import Features
+from megabert.data.packing import Batch, Features
 from megabert.model.attention import PackedSequences
 from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
@@ -63,6 +65,13 @@ def question_answering_model(config: EncoderConfig) -> TaskModel:
     head = TokenHead(config.hidden_size, 2, num_layers=1, dropout=0.0, activation="relu")
     initialize(head, generator)
     return TaskModel(encoder, head)
+
+
+def span_loss(logits_TC: Tensor, batch: Batch) -> Tensor:
+    """Loss of question answering."""
+    lowest = torch.finfo(torch.float32).min
+    logits_NLC = batch.by_sequence(logits_TC, fill=lowest, max_seqlen=batch.max_seqlen)
+    return F.cross_entropy(logits_NLC, batch.targets["span"], reduction="sum") / 2
 
 
 def forward_flops(config: EncoderConfig, lengths: np.ndarray, num_predictions: int = 0) -> float:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabert.config.schema import OptimizerSettings
@@ -43,18 +42,12 @@ from .common import (
     question_answering_model,
     random_features,
     seconds_per_call,
+    span_loss,
     squad_like_lengths,
 )
 
 DEVICE = torch.device("cuda")
 CONFIG = MEGATRON_345M
-
-
-def span_loss(logits_TC: Tensor, batch: Batch) -> Tensor:
-    """Loss of question answering."""
-    lowest = torch.finfo(torch.float32).min
-    logits_NLC = batch.by_sequence(logits_TC, fill=lowest, max_seqlen=batch.max_seqlen)
-    return F.cross_entropy(logits_NLC, batch.targets["span"], reduction="sum") / 2
 
 
 def attention() -> Iterator[Result]:

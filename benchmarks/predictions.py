@@ -28,8 +28,8 @@ def _request(name: str, gpus: int, batch: int) -> PlanRequest:
 
 def _layout(estimate: Estimate) -> str:
     layout = estimate.layout
-    flag = ", c" if layout.activation_checkpointing else ""
-    return layout.axes + flag
+    flags = {", o": layout.keeps_weights, ", c": layout.activation_checkpointing}
+    return layout.axes + "".join(flag for flag, is_on in flags.items() if is_on)
 
 
 def _batch(estimate: Estimate) -> str:
@@ -79,7 +79,8 @@ def _rate(name: str, gpus: int, sequences: int, tensor: int, fsdp: int) -> str:
     layout = ParallelLayout(
         gpus=gpus, tensor=tensor, fsdp=gpus // tensor if fsdp == -1 else fsdp, sequence=tensor > 1,
     )  # fmt: skip
-    estimate = Estimate(Workload(NETWORKS[name]), MicroBatch.uniform(sequences * tensor, LENGTH), layout, GPUS["h100"])
+    batch = MicroBatch.uniform(sequences * tensor, LENGTH)
+    estimate = Estimate(Workload(NETWORKS[name]), batch, layout, GPUS["h100"]).with_kept_weights()
     return f"{estimate.tokens_per_second / gpus / 1000:.1f}" if estimate.fits else ""
 
 

@@ -6,8 +6,9 @@
 
 Writes scaling.json and scaling.md, or check.json. Each row is measured in new processes, one for each GPU, started
 here; torchrun is not needed. A layout is data, fsdp and tensor with their sizes, joined by x; `sequence` and
-`recompute` enable these options: fsdp4xtensor2xsequence. Sequences are 512 random tokens, 15 % of them masked, with
-dropout.
+`recompute` enable these options: fsdp4xtensor2xsequence. Where whole weights fit fsdp shards only the optimizer;
+`reshard` shards the weights all the same, and `eager` forbids CUDA graphs. Sequences are 512 random tokens, 15 % of
+them masked, with dropout; 345M-squad is fine-tuning on 32 sequences a GPU of SQuAD's lengths.
 
 Weak scaling keeps the sequences of a GPU, strong scaling those of a step; efficiency is against one GPU of the same
 run. Model FLOP count matmuls with weights, attention and the logits of masked tokens, three times the forward pass for
@@ -26,14 +27,14 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megabert.config.schema import OptimizerSettings, ParallelSettings, TrainerSettings
 from megabert.data.packing import NO_TARGET, Batch, Features
@@ -41,9 +42,9 @@ from megabert.data.sampler import BatchSampler
 from megabert.kernels.cuda_graph import side_stream
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import PretrainingHead, TaskModel
+from megabert.model.heads import PretrainingHead, TaskModel, TokenHead
 from megabert.model.precision import resolve_static_batches
-from megabert.parallel.execution import supports_sync_free
+from megabert.parallel.execution import choose_what_to_shard, supports_sync_free
 from megabert.parallel.launch import environments
 from megabert.parallel.process_group import World, connect
 from megabert.parallel.sharding import Sharding, parallelize
@@ -51,10 +52,17 @@ from megabert.planner import cost_model as cost
 from megabert.planner.hardware import GPUS
 from megabert.planner.layout import ParallelLayout
 from megabert.planner.workload import MicroBatch, Workload
-from megabert.training.step import Stepper, SyncFreeStepper
+from megabert.training.step import Loss, Stepper, SyncFreeStepper
 from megabert.weights import materialize
 
-from .common import VOCABULARY, forward_flops
+from .common import (
+    MAX_LENGTH,
+    VOCABULARY,
+    forward_flops,
+    random_features,
+    span_loss,
+    squad_like_lengths,
+)
 
 LENGTH, MASKED = 512, 0.15
 
@@ -65,6 +73,18 @@ class ModelSize:
 
     config: EncoderConfig
     num_sequences: int
+    is_pretraining: bool = True
+
+    @property
+    def loss(self) -> Loss:
+        """Of pre-training, masked language model and sentence order, or of question answering."""
+        return loss if self.is_pretraining else span_loss
+
+    def features(self, count: int, length: int) -> list[Features]:
+        """Generate random sequences: of one length, or of lengths like those of SQuAD's windows."""
+        if self.is_pretraining:
+            return masked_features(self.config, count, length)
+        return random_features(np.minimum(squad_like_lengths(count), length))
 
 
 def _model_size(layers: int, hidden: int, heads: int, num_sequences: int) -> ModelSize:
@@ -76,7 +96,9 @@ MODEL_SIZES = {
     "345M": _model_size(24, 1024, 16, 64),
     "1.3B": _model_size(24, 2048, 32, 32),
     "3.9B": _model_size(48, 2560, 40, 16),
+    "345M-squad": replace(_model_size(24, 1024, 16, 32), is_pretraining=False),
     "tiny": _model_size(2, 64, 4, 2),
+    "tiny-squad": replace(_model_size(2, 64, 4, 2), is_pretraining=False),
 }
 LAYOUTS = (
     "1", "1xrecompute", "data2", "fsdp2", "fsdp2xrecompute", "tensor2", "tensor2xsequence",
@@ -129,6 +151,9 @@ class Row:
     error: str = ""
 
 
+FLAGS = ("sequence", "recompute", "reshard", "eager")
+
+
 def parse_layout(text: str) -> tuple[int, ParallelSettings]:
     """Parse a layout such as fsdp4xtensor2xsequence into the number of processes and the settings."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -137,11 +162,11 @@ def parse_layout(text: str) -> tuple[int, ParallelSettings]:
         axis = re.fullmatch(r"(data|fsdp|tensor)(\d+)", part)
         if axis:
             sizes[axis[1]] = int(axis[2])
-        elif part in ("sequence", "recompute"):
+        elif part in FLAGS:
             flags.add(part)
         elif part != "1":
             raise SystemExit(
-                f"{part!r} in {text!r} is no part of a layout. Use data2, fsdp2, tensor2, sequence, recompute."
+                f"{part!r} in {text!r} is no part of a layout. Use data2, fsdp2, tensor2, {', '.join(FLAGS)}."
             )
     settings = ParallelSettings(
         tensor=sizes["tensor"],
@@ -152,7 +177,7 @@ def parse_layout(text: str) -> tuple[int, ParallelSettings]:
     return math.prod(sizes.values()), settings
 
 
-def random_features(config: EncoderConfig, count: int, length: int) -> list[Features]:
+def masked_features(config: EncoderConfig, count: int, length: int) -> list[Features]:
     """Generate sequences of random tokens with equal numbers of masked ones."""
     random = np.random.default_rng(0)
     features = []
@@ -176,23 +201,33 @@ def loss(columns_T6: Tensor, batch: Batch) -> Tensor:
     return columns_T6[:, LOSS].sum() + columns_T6[:, ORDER_LOSS].sum()
 
 
-def make_stepper(config: EncoderConfig, case: Case, world: World, settings: ParallelSettings) -> Stepper:
+def make_stepper(size: ModelSize, case: Case, world: World, settings: ParallelSettings) -> Stepper:
     """Build a sharded model and its stepper; weights are initialized on the device, where it is fast."""
+    config = size.config
     with torch.device("meta"):
-        model = TaskModel(Encoder(config), PretrainingHead(config, target_share=MASKED, sentence_order=True))
+        head: nn.Module = TokenHead(config.hidden_size, 2, num_layers=1, dropout=0.0, activation="relu")
+        if size.is_pretraining:
+            head = PretrainingHead(config, target_share=MASKED, sentence_order=True)
+        model = TaskModel(Encoder(config), head)
     materialize(model)
     if case.kind == "check":
         initialize(model, torch.Generator().manual_seed(0), num_layers=config.num_layers)
     is_gpu = world.device.type == "cuda"
+    if "reshard" not in case.layout.split("x"):
+        micro_batch = MicroBatch.uniform(case.num_sequences // world.data_size, length_of(case))
+        trainer = TrainerSettings(precision=case.precision)
+        world = choose_what_to_shard(world, trainer, settings, model, micro_batch)
     layout = parallelize(model.train(), world, settings, precision=case.precision, is_compiled=is_gpu)
     if case.kind != "check":
         _initialize_on_device(model, layout)
+    if "eager" in case.layout.split("x"):
+        layout = replace(layout, is_capturable=False)
     has_size = resolve_static_batches(True, world.device, config, case.precision)
     common: dict[str, Any] = {"precision": case.precision, "clip": 1.0, "seed": 0, "sharding": layout}
     optimizer = OptimizerSettings(name="adamw", lr=1e-4)
     if has_size and supports_sync_free(optimizer.name, case.precision):
-        return SyncFreeStepper(model, loss, optimizer, accumulate=1, **common)
-    return Stepper(model, loss, optimizer, **common)
+        return SyncFreeStepper(model, size.loss, optimizer, accumulate=1, **common)
+    return Stepper(model, size.loss, optimizer, **common)
 
 
 def _initialize_on_device(model: TaskModel, layout: Sharding) -> None:
@@ -208,16 +243,19 @@ def _initialize_on_device(model: TaskModel, layout: Sharding) -> None:
 
 def length_of(case: Case) -> int:
     """Return the tokens of a sequence."""
-    return 64 if case.kind == "check" or case.shape == "tiny" else LENGTH
+    if case.kind == "check" or case.shape.startswith("tiny"):
+        return 64
+    return LENGTH if MODEL_SIZES[case.shape].is_pretraining else MAX_LENGTH
 
 
 def measure(case: Case, world: World, settings: ParallelSettings) -> Row:
     """Train in this process, one of those of a case, and time it."""
-    config = CHECKED if case.kind == "check" else MODEL_SIZES[case.shape].config
-    length = length_of(case)
-    stepper = make_stepper(config, case, world, settings)
+    size = ModelSize(CHECKED, 0) if case.kind == "check" else MODEL_SIZES[case.shape]
+    config, length = size.config, length_of(case)
+    stepper = make_stepper(size, case, world, settings)
+    features = size.features(case.num_sequences * (10 if case.kind == "check" else 2), length)
     loader = BatchSampler(
-        random_features(config, case.num_sequences * (10 if case.kind == "check" else 2), length),
+        features,
         case.num_sequences // world.data_size,
         length,
         0,
@@ -227,6 +265,8 @@ def measure(case: Case, world: World, settings: ParallelSettings) -> Row:
         data_size=world.data_size,
     )
     steps = [loader.step(number) for number in range(len(loader))]
+    if world.device.type == "cuda":
+        steps = [[batch.map(Tensor.pin_memory) for batch in batches] for batches in steps]
     warm = 0 if case.kind == "check" else 4
 
     def train(numbers: range) -> list[Tensor]:
@@ -242,13 +282,14 @@ def measure(case: Case, world: World, settings: ParallelSettings) -> Row:
     parts, kernels = profile(lambda: train(after)) if case.is_profiled else ({}, {})
     memory = torch.tensor([torch.cuda.max_memory_allocated() if world.device.type == "cuda" else 0.0])
     gathered = [float(text) for text in world.all_gather_text(str(float(memory)))]
-    lengths = np.full(case.num_sequences, length)
-    flops = 3 * forward_flops(config, lengths, int(MASKED * length) * case.num_sequences)
+    lengths = np.array([len(item.token_ids) for item in features])
+    num_masked = int(MASKED * length) * case.num_sequences if size.is_pretraining else 0
+    flops = 3 * (forward_flops(config, lengths) / len(steps) + forward_flops(config, lengths[:0], num_masked))
     return Row(
         case,
         world.size,
         milliseconds=1000 * seconds,
-        tokens_per_second=case.num_sequences * length / seconds,
+        tokens_per_second=float(lengths.sum()) / len(steps) / seconds,
         tflops=flops / seconds / 1e12 / world.size,
         memory_gb=max(gathered) / 1e9,
         losses=tuple(torch.stack(losses)[:, 0].tolist()),
@@ -318,8 +359,13 @@ def predict(case: Case, gpu: str) -> cost.Estimate | None:
         sequence=settings.sequence,
         activation_checkpointing=settings.activation_checkpointing,
     )
-    micro_batch = MicroBatch.uniform(case.num_sequences // layout.data_size, length_of(case))
-    return cost.Estimate(Workload(MODEL_SIZES[case.shape].config, case.precision), micro_batch, layout, GPUS[gpu])
+    model = MODEL_SIZES[case.shape]
+    lengths = [len(item.token_ids) for item in model.features(2 * case.num_sequences, length_of(case))]
+    everything = MicroBatch.from_lengths(lengths)  # as measured: those of two steps of all processes
+    micro_batch = MicroBatch(*(value / (2 * layout.data_size) for value in astuple(everything)))
+    workload = Workload(model.config, case.precision, model.is_pretraining)
+    estimate = cost.Estimate(workload, micro_batch, layout, GPUS[gpu])
+    return estimate if "reshard" in case.layout.split("x") else estimate.with_kept_weights()
 
 
 def find_gpu(device_name: str) -> str:
@@ -407,7 +453,11 @@ def list_cases(arguments: argparse.Namespace) -> list[Case]:
             for kind, count in kinds.items():
                 data = size // parse_layout(layout)[1].tensor
                 if count % data == 0 and not (kind == "strong" and (size == 1 or arguments.quick)):
-                    cases.append(Case(name, layout, kind, count, steps=5 if arguments.quick else 15, **common))
+                    cases.append(
+                        Case(
+                            name, layout, kind, count, steps=arguments.steps or (5 if arguments.quick else 15), **common
+                        )
+                    )
     return cases
 
 
@@ -489,6 +539,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, help="skip layouts of more processes; default: the GPUs of this machine")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "32"])
     parser.add_argument("--quick", action="store_true", help="weak scaling only, few steps")
+    parser.add_argument("--steps", type=int, help="steps to time; default: 15, with --quick 5")
     parser.add_argument("--check", action="store_true", help="compare the losses of 50 steps of a small network")
     parser.add_argument("--profile", action="store_true", help="break down the first GPU's time in each row")
     parser.add_argument("--limit", type=float, default=300, help="seconds that a row may take")

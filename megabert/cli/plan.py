@@ -240,6 +240,7 @@ def _row(estimate: "Estimate") -> dict[str, Any]:
         "tensor": layout.tensor,
         "sequence": layout.sequence,
         "activation_checkpointing": layout.activation_checkpointing,
+        "keeps_weights": layout.keeps_weights,
         "micro_batch": round(estimate.micro_batch.num_sequences),
         "accumulate": layout.accumulate,
         "fits": estimate.fits,
@@ -304,7 +305,11 @@ def _layout_table(estimates: "Sequence[Estimate]", best: "Estimate | None") -> A
         table.add_column(column, justify="right")
     for estimate in estimates[:_ROWS]:
         layout = estimate.layout
-        options = {"sequence": layout.sequence, "checkpointing": layout.activation_checkpointing}
+        options = {
+            "sequence": layout.sequence,
+            "checkpointing": layout.activation_checkpointing,
+            "whole weights": layout.keeps_weights,
+        }
         table.add_row(
             "best" if estimate is best else "fits" if estimate.fits else "too big",
             layout.axes,

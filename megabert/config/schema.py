@@ -57,7 +57,7 @@ class ParallelSettings:
     tensor: int = 1
     """Tensor parallelism: processes that shard each layer and the vocabulary; must divide heads and MLP width."""
     fsdp: int = 1
-    """FSDP: processes over which weights, gradients and optimizer state are sharded; -1: all processes / tensor."""
+    """FSDP: processes over which optimizer state and, where they do not fit, weights are sharded; -1: all / tensor."""
     sequence: bool = False
     """Sequence parallelism, with tensor > 1: also shard layer norms and dropout over the tokens, which saves memory."""
     activation_checkpointing: bool = False

@@ -88,7 +88,7 @@ class _Launch:
 class FusedAdam:
     """Sync-free, capturable steps of a torch.optim.Adam or AdamW on a GPU."""
 
-    def __init__(self, optimizer: torch.optim.Adam, copies: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    def __init__(self, optimizer: torch.optim.Adam, copies: Mapping[nn.Parameter, Tensor]) -> None:
         """Step in place of `optimizer`, using its state; `copies` maps master weights to copies of lower precision."""
         self._optimizer = optimizer
         self._copies = copies

@@ -1,12 +1,19 @@
 """How a network is executed: device, precision, compilation, static batch sizes, steps without host synchronization."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..config.schema import ParallelSettings, TrainerSettings
 from ..model.config import EncoderConfig
+from ..model.heads import TaskModel
 from ..model.precision import resolve_precision, resolve_static_batches
+from ..planner.cost_model import Estimate
+from ..planner.hardware import GPUS
+from ..planner.layout import ParallelLayout
+from ..planner.workload import MicroBatch, Workload
+from .process_group import World
 
 # Optimizers whose update is a kernel of the package, which a CUDA graph can capture.
 FUSED_OPTIMIZERS = ("adam", "adamw")
@@ -29,13 +36,43 @@ class Execution:
     """The GPU model, or the CPU with its number of threads."""
 
 
+def choose_what_to_shard(
+    world: World, trainer: TrainerSettings, parallel: ParallelSettings, model: TaskModel, micro_batch: MicroBatch
+) -> World:
+    """Return the world in which only the optimizer is sharded over the fsdp axis, where whole weights fit.
+
+    `megabert plan` decides by the same estimate of memory. Where replicas remain besides the axis, FSDP shards all.
+    """
+    if world.fsdp_size == 1 or world.fsdp_size < world.data_size:
+        return world
+    precision = resolve_precision(trainer.precision, world.device).replace("fp8", "bf16")
+    layout = ParallelLayout(
+        gpus=world.size, gpus_per_node=world.size, tensor=world.tensor_size, fsdp=world.fsdp_size,
+        sequence=parallel.sequence, activation_checkpointing=parallel.activation_checkpointing,
+        accumulate=trainer.accumulate_grad_batches,
+    )  # fmt: skip
+    # Only the memory of the estimate is used, in which GPUs do not differ otherwise.
+    gpu = replace(GPUS["h100"], memory=device_memory(world.device))
+    workload = Workload(model.encoder.config, precision, is_pretraining=model.head.takes_targets)
+    keeps_weights = Estimate(workload, micro_batch, layout, gpu).with_kept_weights().layout.keeps_weights
+    if world.any_rank(not keeps_weights):
+        return world
+    return replace(world, fsdp_size=1, shards_optimizer=True)
+
+
+def device_memory(device: torch.device) -> float:
+    """Return a device's memory in bytes; that of a CPU is not limited."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+
+
 def resolve_execution(
-    trainer: TrainerSettings, parallel: ParallelSettings, optimizer: str, device: torch.device, config: EncoderConfig
+    trainer: TrainerSettings, parallel: ParallelSettings, optimizer: str, world: World, config: EncoderConfig
 ) -> Execution:
-    """Resolve precision, compilation and CUDA graph capture for a device.
+    """Resolve precision, compilation and CUDA graph capture for the device of a process.
 
     Raises ConfigError where the device does not support the precision.
     """
+    device = world.device
     is_compiled = resolve_compile(trainer.compile, device)
     is_gpu = device.type == "cuda"
     device_name = torch.cuda.get_device_name(device) if is_gpu else f"cpu, {torch.get_num_threads()} threads"
@@ -43,7 +80,10 @@ def resolve_execution(
     is_static = resolve_static_batches(trainer.cuda_graph, device, config, precision)
     obstacle = None
     if trainer.cuda_graph and is_gpu:
-        obstacle = find_obstacle(parallel, optimizer, precision, config.head_dim, has_kernel=is_static)
+        is_sharded = world.fsdp_size > 1
+        obstacle = find_obstacle(
+            parallel, optimizer, precision, config.head_dim, has_kernel=is_static, is_sharded=is_sharded
+        )
     return Execution(
         device=device,
         precision=precision,
@@ -66,13 +106,19 @@ def supports_sync_free(optimizer: str, precision: str) -> bool:
 
 
 def find_obstacle(
-    parallel: ParallelSettings, optimizer: str, precision: str, head_dim: int, *, has_kernel: bool
+    parallel: ParallelSettings,
+    optimizer: str,
+    precision: str,
+    head_dim: int,
+    *,
+    has_kernel: bool,
+    is_sharded: bool = False,
 ) -> str | None:
     """Return why steps on a GPU cannot be captured in a CUDA graph; None where they can."""
     if not has_kernel:
         return f"there is no attention kernel for heads of {head_dim} in this installation (Triton; 16, 32, 64 or 128)"
-    if parallel.fsdp != 1:
-        return "FSDP allocates the memory of gathered weights as it needs it (parallel.fsdp)"
+    if is_sharded:
+        return "FSDP gathers weights as it needs them: whole ones do not fit, or parallel.fsdp leaves replicas over"
     if parallel.activation_checkpointing:
         return "recomputed layers restore the random number generator's state (parallel.activation_checkpointing)"
     if precision == "16":

@@ -21,6 +21,10 @@ from ..config.schema import ParallelSettings, TrainerSettings
 from ..errors import ConfigError
 from .rendezvous import LaunchEnvironment, open_store, read_launch_environment
 
+# Their names before and since torch 2.13.
+_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def count_processes(trainer: TrainerSettings) -> int:
     """Count the processes that the settings request, -1 being all GPUs of the machine."""
@@ -64,6 +68,8 @@ class World:
     tensor_rank: int = 0
     tensor_size: int = 1
     fsdp_size: int = 1
+    shards_optimizer: bool = False
+    """Whether the data-parallel processes share the optimizer: each has master weights and state of a part."""
     mesh: Any = None
     """The DeviceMesh with the axes data, fsdp and tensor."""
     data_group: Any = None
@@ -101,6 +107,18 @@ class World:
         if self.data_size == 1:
             return []
         return [dist.all_reduce(tensor, group=self.data_group, async_op=True)]
+
+    def reduce_scatter_data_async(self, buffer: Tensor, own: Tensor) -> list[Any]:
+        """Start to sum a buffer over the data-parallel processes into `own`, this process' part of that buffer."""
+        return [_REDUCE_SCATTER(own, buffer, group=self.data_group, async_op=True)]
+
+    def all_gather_data_async(self, buffer: Tensor, own: Tensor) -> list[Any]:
+        """Start to fill a buffer with the parts of the data-parallel processes; `own` is this process' part of it."""
+        return [_ALL_GATHER(buffer, own, group=self.data_group, async_op=True)]
+
+    def broadcast_data(self, tensor: Tensor, data_rank: int) -> None:
+        """Overwrite a tensor with that of one data-parallel process."""
+        dist.broadcast(tensor, group=self.data_group, group_src=data_rank)
 
     def all_reduce_tensor(self, tensor: Tensor) -> None:
         """Sum a tensor over the tensor axis, in place."""

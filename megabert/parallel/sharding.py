@@ -21,6 +21,7 @@ from ..model.fused_layers import fuse_layers
 from ..model.lora import LoraLinear, lora_config
 from ..model.precision import DTYPES
 from ..planner.workload import FSDP_UNIT_SIZE
+from .optimizer_shards import Place
 from .process_group import World
 
 VOCABULARY_PARALLEL, COLUMN_PARALLEL, ROW_PARALLEL = "vocabulary", "column", "row"
@@ -56,17 +57,25 @@ class Sharding:
     """Replicated, but applied to a shard of the tokens: their gradients are summed over the tensor axis."""
     is_capturable: bool = True
     """Whether a step can be captured in a CUDA graph."""
+    optimizer_sharded: Mapping[str, Place] = field(default_factory=dict)
+    """Whole, but with master weights and optimizer state that are sharded over the data axis."""
 
     @property
     def uses_fsdp(self) -> bool:
         """Whether FSDP reduces the gradients, which needs a plain `backward()`."""
         return bool(self.fsdp_sharded)
 
+    def kind(self, name: str) -> tuple[bool, bool]:
+        """Return whether a parameter is sharded over the tensor axis, and whether it is sequence-parallel."""
+        return name in self.tensor_sharded, name in self.sequence_parallel
+
     def unshard(self, name: str, shard: Tensor) -> Tensor:
         """Gather a full parameter, or a tensor of its shape; a collective, so all processes call it in one order."""
         from torch.distributed.tensor import DTensor, Shard
 
         tensor = shard
+        if name in self.optimizer_sharded:
+            tensor = self.optimizer_sharded[name].gather(tensor, self.world)
         if name in self.fsdp_sharded:
             like = self.fsdp_sharded[name]
             tensor = DTensor.from_local(
@@ -83,6 +92,8 @@ class Sharding:
         """Return this process' shard of a full parameter, or of a tensor of its shape."""
         if name in self.tensor_sharded:
             full = _tensor_shard(full, self.tensor_sharded[name][0], self.world)
+        if name in self.optimizer_sharded:
+            full = self.optimizer_sharded[name].take(full, self.world.data_rank)
         if name in self.fsdp_sharded:
             rank = self.fsdp_sharded[name].device_mesh.get_local_rank("fsdp")
             full = _chunk(full, 0, self.world.fsdp_size, rank)
@@ -92,7 +103,8 @@ class Sharding:
         """Return the shape of the full parameter."""
         if name in self.tensor_sharded:
             return self.tensor_sharded[name][1]
-        return self.fsdp_sharded[name].shape if name in self.fsdp_sharded else shard.shape
+        sharded = self.optimizer_sharded.get(name) or self.fsdp_sharded.get(name, shard)
+        return torch.Size(sharded.shape)
 
 
 def parallelize(
@@ -104,9 +116,10 @@ def parallelize(
     """
     if precision == "fp8" and (world.tensor_size > 1 or world.fsdp_size > 1):
         raise ConfigError(
-            "trainer.precision=fp8 needs unsharded layers. With parallel.tensor or parallel.fsdp use bf16."
+            "trainer.precision=fp8 needs unsharded layers: use bf16 with parallel.tensor, or parallel.fsdp where "
+            "whole weights do not fit."
         )
-    if lora_config(model) is not None and (precision == "fp8" or settings.sequence or world.fsdp_size > 1):
+    if lora_config(model) is not None and (precision == "fp8" or settings.sequence or settings.fsdp != 1):
         raise ConfigError(
             "Adapters (model.peft) are trained in bf16, 16 or 32, with data and tensor parallelism: leave out "
             "trainer.precision=fp8, parallel.sequence and parallel.fsdp."

@@ -7,7 +7,7 @@ Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), sequen
 2022 (arXiv:2205.05198).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 from ..errors import ConfigError
@@ -139,6 +139,16 @@ class Estimate:
         flops = passes * forward_flops(self.workload, self.micro_batch) * self.layout.accumulate * self.layout.data_size
         return flops / self.layout.gpus / self.time.total
 
+    def with_kept_weights(self) -> "Estimate":
+        """Return the estimate of what a training with fsdp does: it keeps whole weights where they fit.
+
+        Where there are replicas besides, it does not.
+        """
+        if self.layout.fsdp == 1 or self.layout.num_replicas > 1:
+            return self
+        kept = replace(self, layout=replace(self.layout, keeps_weights=True))
+        return kept if kept.fits else self
+
     # Memory
 
     @cached_property
@@ -155,17 +165,19 @@ class Estimate:
             frozen, gradients = width * self.parameters.total, (width + 4) * num_held
             copy = frozen + (width * num_held if width < 4 else 0.0)
             return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, WORKSPACE)
-        if self.layout.fsdp > 1:
+        if self.layout.weight_shards > 1:
             # The current unit and the prefetched next one; embeddings and heads stay gathered until the end.
             copy = width * (2 * self._gathered_at_once + self.parameters.rest)
             gradients = 4 * num_held
             buffers = (width + 4) * self._gathered_at_once
         else:
-            copy = width * num_held if width < 4 else 0.0
+            total = self.parameters.total
+            # Masters in float32 are the weights themselves, or this process' part of them.
+            copy = width * total if width < 4 else width * (total - num_held)
             accumulates = self.layout.accumulate > 1 or self.layout.gpus > 1 or self.workload.precision == "16"
-            gradients, buffers = (4 * num_held if accumulates else 0.0), 0.0
+            gradients, buffers = (4 * total if accumulates else 0.0), 0.0
             # Gradients are allocated while activations are freed; with few tokens the peak is at the end.
-            new_gradients = width * num_held
+            new_gradients = width * total
             if new_gradients > activations + logits:
                 gradients, activations, logits = gradients + new_gradients, 0.0, 0.0
         return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, buffers + WORKSPACE)
@@ -219,11 +231,13 @@ class Estimate:
         data = self._data_communication(compute + tensor, compute + tensor - forward)
         busy = num_micro_batches * (compute + tensor) + optimizer + data
         implementation = self.implementation
-        host_seconds = implementation.fsdp_host_seconds if self.layout.fsdp > 1 else implementation.host_seconds
+        host_seconds = (
+            implementation.fsdp_host_seconds if self.layout.weight_shards > 1 else implementation.host_seconds
+        )
         num_launched = 0 if self.layout.is_captured else num_micro_batches * self.workload.shape.num_layers
         waits = 0.0 if self.layout.is_captured else implementation.uncaptured_idle_seconds
         idle = max(waits, num_launched * host_seconds - busy)
-        if self.layout.fsdp > 1 and self.layout.tensor > 1:
+        if self.layout.weight_shards > 1 and self.layout.tensor > 1:
             idle += num_launched * implementation.fsdp_tensor_idle_seconds
         return StepTime(
             products=num_micro_batches * products,
@@ -301,7 +315,7 @@ class Estimate:
         layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + biases) + scores * score
         head = self.workload.num_targets(self.micro_batch) * shape.vocabulary_size / tensor * implementation.logit_bytes
         outer = 30 * hidden * self.micro_batch.num_tokens
-        copies = self.parameters.total * implementation.fsdp_copy_bytes if layout.fsdp > 1 else 0.0
+        copies = self.parameters.total * implementation.fsdp_copy_bytes if layout.weight_shards > 1 else 0.0
         num_bytes = self.workload.width / 2 * (shape.num_layers * layer + outer) + head + copies
         return num_bytes / self._elementwise_bandwidth
 
@@ -310,7 +324,9 @@ class Estimate:
         num_micro_batches, num_held = self.layout.accumulate, self.num_trained
         accumulates = self.layout.gpus > 1 or num_micro_batches > 1
         accumulation = 6 + 10 * (num_micro_batches - 1) if accumulates else 0
-        return num_held * (self.implementation.adam_bytes + accumulation) / self._elementwise_bandwidth
+        num_summed = self.parameters.total if self.layout.keeps_weights else num_held
+        num_bytes = num_held * self.implementation.adam_bytes + num_summed * accumulation
+        return num_bytes / self._elementwise_bandwidth
 
     @property
     def _elementwise_bandwidth(self) -> float:
@@ -344,6 +360,12 @@ class Estimate:
         if layout.fsdp == 1:
             return all_reduce - min(implementation.overlap * all_reduce, backward)
         shards = layout.group(layout.fsdp, layout.tensor)
+        if layout.keeps_weights:  # gradients are reduce-scattered as they are all-reduced, then weights all-gathered
+            reduced = shards.all_gather_seconds(
+                parameters.total * implementation.gradient_width, self.gpu, implementation
+            )
+            gathered = shards.all_gather_seconds(parameters.total * self.workload.width, self.gpu, implementation)
+            return reduced - min(implementation.overlap * reduced, backward) + gathered
         num_units = parameters.num_layers * parameters.layer / self._gathered_at_once + 1
         weights, gradients = parameters.total * self.workload.width / num_units, parameters.total * 4 / num_units
         unit = 2 * shards.all_gather_seconds(weights, self.gpu, implementation)

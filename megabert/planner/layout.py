@@ -20,6 +20,8 @@ class ParallelLayout:
     sequence: bool = False
     activation_checkpointing: bool = False
     accumulate: int = 1
+    keeps_weights: bool = False
+    """With fsdp: only master weights and optimizer state are sharded (parallel/optimizer_shards.py)."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for impossible layouts."""
@@ -57,7 +59,12 @@ class ParallelLayout:
     @property
     def is_captured(self) -> bool:
         """Whether steps are CUDA graphs (parallel/sharding.py)."""
-        return self.fsdp == 1 and not self.activation_checkpointing
+        return self.weight_shards == 1 and not self.activation_checkpointing
+
+    @property
+    def weight_shards(self) -> int:
+        """Number of processes that weights themselves are sharded over."""
+        return 1 if self.keeps_weights else self.fsdp
 
     def group(self, size: int, stride: int) -> "CommunicationGroup":
         """Return the group of one axis, whose neighbouring ranks are `stride` apart."""

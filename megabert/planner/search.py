@@ -185,7 +185,7 @@ def _fastest(request: PlanRequest, layout: ParallelLayout) -> Iterator[Estimate]
             replace(layout, accumulate=per_process // size),
             request.gpu,
             request.implementation,
-        )
+        ).with_kept_weights()
         for size in range(1, per_process + 1)
         if per_process % size == 0
     ]

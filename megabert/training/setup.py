@@ -15,9 +15,10 @@ from ..data.sampler import BatchSampler
 from ..distillation import open_teacher
 from ..inference import Predictor
 from ..model.heads import TaskModel
-from ..parallel.execution import Execution, resolve_execution
+from ..parallel.execution import Execution, choose_what_to_shard, resolve_execution
 from ..parallel.process_group import World
 from ..parallel.sharding import Sharding, parallelize
+from ..planner.workload import MicroBatch
 from ..tasks.task import Task
 from ..tasks.task_data import (
     TrainingData,
@@ -108,9 +109,9 @@ def set_up(
         )
     model = initial.build(settings.seed)
     loss = task.loss if teacher is None else teacher.loss(task, model)
-    execution = resolve_execution(
-        trainer, settings.parallel, model_settings.optim.name, world.device, model.encoder.config
-    )
+    micro_batch = MicroBatch.uniform(model_settings.train_ds.batch_size, task.row_length)
+    world = choose_what_to_shard(world, trainer, settings.parallel, model, micro_batch)
+    execution = resolve_execution(trainer, settings.parallel, model_settings.optim.name, world, model.encoder.config)
     if task.groups_sequences:  # their number in a batch varies
         execution = replace(execution, has_static_batches=False, is_sync_free=False, obstacle=None)
     sampler = _build_sampler(task, training_data, tokenizer.pad_id, settings, execution, world)
@@ -182,4 +183,5 @@ def _describe(world: World) -> str:
         return world.device.type
     axes = {"data": world.data_size, "fsdp": world.fsdp_size, "tensor": world.tensor_size}
     shared = ", ".join(f"{name} {size}" for name, size in axes.items() if size > 1)
+    shared += ", optimizer sharded" if world.shards_optimizer else ""
     return f"{world.size} x {world.device.type} ({shared})"

@@ -8,6 +8,7 @@ ranks make the same decision whether to skip it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ from ..model.lora import frozen_base
 from ..model.precision import cast_model
 from ..parallel.execution import supports_sync_free
 from ..parallel.gradient_reduction import GradientReducer
+from ..parallel.optimizer_shards import OptimizerShards
 from ..parallel.process_group import World
 from ..parallel.sharding import Sharding
 from .optimizer import (
@@ -59,7 +61,10 @@ class Stepper:
         self._has_loss_scale = precision == "16"
         self.sharding = sharding or Sharding(World(next(model.parameters()).device))
         self._world = self.sharding.world
+        self.master_weights: dict[str, nn.Parameter]
+        self._copies: Mapping[nn.Parameter, Tensor]
         self.master_weights, self._copies = _make_master_weights(model, precision, self.sharding)
+        self._shards = self._shard_optimizer(model) if self._world.shards_optimizer else None
         self._trained = [master for master in self.master_weights.values() if master.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(iter(self.master_weights.values())).device
@@ -87,6 +92,8 @@ class Stepper:
             if self._copies:
                 with torch.no_grad():
                     torch._foreach_copy_(list(self._copies.values()), list(self._copies))
+            if self._shards is not None:
+                self._shards.gather_weights()
         self.scaler.update()
         return loss_norm_2
 
@@ -99,8 +106,18 @@ class Stepper:
                 name, self.master_weights[name]
             )
             # A tensor that does not fit stays as it is, and load_optimizer_tensors refuses it.
-            shards[key] = self.sharding.shard(name, whole).contiguous() if name is not None and fits else whole
+            shards[key] = _owned(self.sharding.shard(name, whole)) if name is not None and fits else whole
         load_optimizer_tensors(self.optimizer, self.master_weights, shards)
+
+    def _shard_optimizer(self, model: nn.Module) -> OptimizerShards:
+        """Replace the master weights, and what lower precision has of them, by this process' shards."""
+        weights = {name: item for name, item in model.named_parameters() if item.requires_grad}
+        kinds = {name: self.sharding.kind(name) for name in weights}
+        shards = OptimizerShards(weights, self.master_weights, kinds, self._world)
+        self.master_weights |= shards.master_weights
+        self._copies = shards.copies
+        self.sharding = replace(self.sharding, optimizer_sharded=shards.places)
+        return shards
 
     def _accumulate_gradients(self, batches: Sequence[Batch], number: int) -> None:
         """Accumulate the micro-batches' gradients of the mean loss over the whole step."""
@@ -145,7 +162,7 @@ class Stepper:
             scale = self.scaler.get_scale()
             if not loss_norm_2[1].isfinite():
                 # An overflow in one rank's shard skips the step on all: the scaler skips where it finds one.
-                next(item.grad for item in self._trained if item.grad is not None and len(item)).fill_(torch.inf)
+                next(item.grad for item in self._trained if item.grad is not None and item.numel()).fill_(torch.inf)
             self.scaler.unscale_(self.optimizer)
             loss_norm_2[1] /= scale
         if self._clip:
@@ -270,6 +287,13 @@ class SyncFreeStepper(Stepper):
         # As torch.nn.utils.clip_grad_norm_ does it.
         clip = (self._clip / (norm + 1e-6)).clamp(max=1.0) if self._clip else torch.ones_like(norm)
         self._adam.step(clip, self._has_failed)
+        if self._shards is not None:
+            self._shards.gather_weights()
+
+
+def _owned(view: Tensor) -> Tensor:
+    """Copy a shard, so that the whole tensor that it is a view of is freed."""
+    return view.clone(memory_format=torch.contiguous_format)
 
 
 def _aligned(gradient: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from megabert.data.sampler import BatchSampler
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import EmbeddingHead, PretrainingHead, TaskModel
-from megabert.parallel import gradient_reduction, sharding
+from megabert.parallel import optimizer_shards, sharding
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize
@@ -46,7 +46,7 @@ NETWORKS = {
     "five_words": replace(BERT, vocabulary_size=5),  # for four processes: two rows, two, one, none
 }
 # So that even small models have several buckets and FSDP units.
-gradient_reduction.BUCKET_SIZE = 5000
+optimizer_shards.BUCKET_SIZE = 5000
 sharding.FSDP_UNIT_SIZE = 5000
 # Sequences of a micro-batch, and micro-batches of a step in all processes together.
 BATCH, NUM_MICRO_BATCHES = 2, 4
@@ -64,6 +64,9 @@ LAYOUTS = {
     "data2_fsdp2": (4, {"fsdp": 2}),
     "fsdp2_tensor2": (4, {"fsdp": 2, "tensor": 2}),
     "fsdp4_recompute": (4, {"fsdp": -1, "activation_checkpointing": True}),
+    "optimizer2": (2, {"fsdp": 2}),
+    "optimizer4": (4, {"fsdp": 4}),
+    "optimizer2_sequence2": (4, {"fsdp": 2, "tensor": 2, "sequence": True}),
 }
 
 
@@ -194,17 +197,17 @@ def predict(world, settings, config):
 
 CHECKS = {}
 """By name: processes, settings, function, arguments."""
-MIXED = ("tensor4", "data2_sequence2", "fsdp2_tensor2")
+MIXED = ("tensor4", "data2_sequence2", "fsdp2_tensor2", "optimizer2_sequence2")
 WHICH = {
     "bert": tuple(LAYOUTS),
-    "gpt": ("tensor2", "sequence2", "fsdp2", *MIXED),
+    "gpt": ("tensor2", "sequence2", "fsdp2", "tensor4", "data2_sequence2", "fsdp2_tensor2"),
     "post": ("data2_sequence2", "fsdp2_tensor2"),
     "five_words": ("tensor4", "data2_sequence2"),
     # Three sequences for four micro-batches of a step: one process has none, and takes part in collectives.
-    "three_sequences": ("data4", "data2_fsdp2"),
+    "three_sequences": ("data4", "data2_fsdp2", "optimizer4"),
     "clipped": MIXED,
-    "bf16": ("data2", "sequence2", "fsdp2", "fsdp2_tensor2"),
-    "16": ("sequence2", "fsdp2"),
+    "bf16": ("data2", "sequence2", "fsdp2", "fsdp2_tensor2", "optimizer2"),
+    "16": ("sequence2", "fsdp2", "optimizer2"),
 }
 CHANGES = {
     "three_sequences": {"count": 3},
@@ -236,7 +239,10 @@ def run(size, rank, port, folder):
         axes = resolve_mesh_axes(size, ParallelSettings(**settings))
         if axes not in worlds:
             worlds[axes] = init_mesh(launch, device, axes)
-        results = check(worlds[axes], settings, **arguments)
+        world = worlds[axes]
+        if name.startswith("optimizer"):
+            world = replace(world, fsdp_size=1, shards_optimizer=True)
+        results = check(world, settings, **arguments)
         if rank == 0:
             np.savez(folder / f"{name}.npz", **results)
 

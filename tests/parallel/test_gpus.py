@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-LAYOUTS = "data2", "fsdp2", "tensor2", "tensor2xsequence", "tensor2xsequencexrecompute"
+LAYOUTS = "data2", "fsdp2", "fsdp2xeager", "fsdp2xreshard", "tensor2", "tensor2xsequence", "tensor2xsequencexrecompute"
 
 
 def test_fifty_losses_of_each_layout_match_one_gpu(tmp_path):

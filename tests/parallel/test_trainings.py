@@ -68,6 +68,12 @@ def test_a_checkpoint_is_independent_of_the_layout(runs):
     assert min(sizes) > 0.4 * max(sizes)
 
 
+def test_fsdp_shards_only_the_optimizer_where_whole_weights_fit(runs):
+    folder, _ = runs
+    assert "on 2 x cpu (data 2, optimizer sharded)" in log_of(folder, "dropping", 0)
+    assert "on 4 x cpu (data 2, fsdp 2, tensor 2)" in log_of(folder, "mixed", 0)
+
+
 @pytest.mark.parametrize(("again", "whole"), [("dropping_again", "dropping"), ("mixed_again", "mixed")])
 def test_a_resumed_run_is_bit_identical(runs, again, whole):
     folder, results = runs

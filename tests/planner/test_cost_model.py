@@ -160,6 +160,28 @@ def test_measured_steps_on_four_gpus_are_predicted(name, layout, num_sequences, 
     assert 1000 * actual.time.total == pytest.approx(milliseconds, rel=0.08)
 
 
+# Measured on two H200s of one machine: 32 sequences a GPU of SQuAD's lengths, or pre-training as above; "fsdp" keeps
+# whole weights.
+SQUAD = MicroBatch(32, 5327, 1_445_888, 1_047_828)
+ON_TWO_H200 = [
+    ("345m", SQUAD, {}, 29.4, 10.5),
+    ("345m", SQUAD, {"fsdp": 2}, 28.3, 8.5),
+    ("345m", MicroBatch.uniform(64, 512), {}, 149.6, 33.1),
+    ("345m", MicroBatch.uniform(64, 512), {"fsdp": 2}, 148.8, 31.1),
+    ("1.3b", MicroBatch.uniform(32, 512), {}, 251.4, 50.2),
+    ("1.3b", MicroBatch.uniform(32, 512), {"fsdp": 2}, 249.8, 42.6),
+]
+
+
+@pytest.mark.parametrize(("name", "batch", "layout", "milliseconds", "gigabytes"), ON_TWO_H200)
+def test_measured_steps_with_whole_weights_are_predicted(name, batch, layout, milliseconds, gigabytes):
+    actual = estimate(NETWORKS[name], batch, is_pretraining=batch is not SQUAD, gpu=GPUS["h200"], gpus=2, **layout)
+    actual = actual.with_kept_weights()
+    assert actual.layout.keeps_weights == ("fsdp" in layout)
+    assert 1000 * actual.time.total == pytest.approx(milliseconds, rel=0.08)
+    assert actual.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.08)
+
+
 def test_the_gain_of_fused_layers_on_one_h200_is_predicted():
     batch = MicroBatch.uniform(64, 512)
     fused, compiled = (
