@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -313,3 +314,47 @@ def test_eight_bit_inference_keeps_the_adapters():
     for name, expected in zip(("attention.qkv", "mlp.up"), wanted, strict=True):
         assert torch.equal(weights[f"layers.0.{name}.weight"], expected)
     assert not any("lora" in name for name in weights)
+
+
+def test_a_sharded_base_is_read_tensor_by_tensor(base, tmp_path, monkeypatch):
+    """At no time are more tensors of its files in memory than make one weight (query, key and value)."""
+    from safetensors.torch import load_file, save_file
+
+    from megabert.adapters import Placement
+    from megabert.build import load_language_model
+    from megabert.checkpoints.files.lazy_tensor import LazyTensor
+    from megabert.config.schema import LanguageModelSettings, ModelSettings
+
+    tensors, places = load_file(base / "model.safetensors"), {}
+    for number, name in enumerate(sorted(tensors)):
+        places[name] = f"model-{number // 4 + 1:05d}-of-{-(-len(tensors) // 4):05d}.safetensors"
+        save_file({key: tensors[key] for key in places if places[key] == places[name]}, tmp_path / places[name])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for name in ("config.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((base / name).read_bytes())
+    live, most, read = 0, [0], LazyTensor.read
+
+    def counted(item):
+        nonlocal live
+        tensor = read(item)
+        size = tensor.nbytes
+
+        def freed():
+            nonlocal live
+            live -= size
+
+        weakref.finalize(tensor, freed)
+        live += size
+        most.append(live)
+        return tensor
+
+    monkeypatch.setattr(LazyTensor, "read", counted)
+    settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=str(tmp_path)))
+    encoder = load_language_model(settings, home=tmp_path, seed=0, place=Placement(torch.bfloat16, "cpu")).encoder
+    assert all(item.dtype == torch.bfloat16 for item in encoder.parameters())
+    assert torch.equal(encoder.embeddings.word.weight, tensors["embeddings.word_embeddings.weight"].bfloat16())
+    largest = max(item.numel() for item in encoder.parameters()) * 4
+    assert (
+        len(most) > len(list(encoder.parameters()))
+        and max(most) <= largest < sum(t.nbytes for t in tensors.values()) / 4
+    )

@@ -129,7 +129,7 @@ class Estimate:
     def num_trained(self) -> float:
         """Parameters that one process trains and holds float32 masters and moments of."""
         if self.workload.adapter_rank:
-            return count_adapter_parameters(self.workload, self.layout.tensor)
+            return count_adapter_parameters(self.workload, self.layout.tensor) / self.layout.fsdp
         return self.parameters.total / self.layout.fsdp
 
     @property
@@ -152,9 +152,12 @@ class Estimate:
         activations += transient
         if self.workload.adapter_rank:
             # The frozen weights in the precision of the training, no gradients of them, and no masters.
-            frozen, gradients = width * self.parameters.total, (width + 4) * num_held
-            copy = frozen + (width * num_held if width < 4 else 0.0)
-            return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, WORKSPACE)
+            frozen, gradients = width * self.parameters.total / self.layout.fsdp, (width + 4) * num_held
+            copy, buffers = frozen + (width * num_held if width < 4 else 0.0), WORKSPACE
+            if self.layout.fsdp > 1:
+                copy += width * (2 * self._gathered_at_once + self.parameters.rest)
+                buffers += width * self._gathered_at_once
+            return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, buffers)
         if self.layout.fsdp > 1:
             # The current unit and the prefetched next one; embeddings and heads stay gathered until the end.
             copy = width * (2 * self._gathered_at_once + self.parameters.rest)
@@ -262,19 +265,19 @@ class Estimate:
             head = (3 if is_kept else 4) * self._matmul(num_targets, rows, hidden)
             head += 0 if shape.is_causal else 3 * self._matmul(num_targets, hidden, hidden)
         passes = 4 if self.layout.activation_checkpointing else 3
-        if rank := self.workload.adapter_rank:
-            # No gradients of frozen weights; two thin matmuls beside each layer's, whose own gradients are computed.
-            thin = sum(
-                self._matmul(tokens, rank, rows) + self._matmul(tokens, columns, rank)
-                for rows, columns in (
-                    (hidden, 3 * hidden / tensor),
-                    (hidden / tensor, hidden),
-                    (hidden, ffn / tensor),
-                    (ffn / tensor, hidden),
-                )
-            )
+        if self.workload.adapter_rank:
+            # No gradients of frozen weights; two thin matmuls beside each layer's, whose own gradients are computed and
+            # whose time is that of reading or writing the layer's inputs and outputs.
+            thin = self.workload.width * tokens * self._adapted_units / self._elementwise_bandwidth
+            thin += 8 * self.implementation.matmul_overhead
             return forward, (passes - 1) * forward + passes * shape.num_layers * thin + head
         return forward, passes * forward + head
+
+    @property
+    def _adapted_units(self) -> float:
+        """Count the inputs and outputs of a layer's four linear maps, for each token."""
+        hidden, ffn, tensor = self.workload.shape.hidden_size, self.workload.shape.ffn_size, self.layout.tensor
+        return (2 * hidden + (hidden + ffn) / tensor) + ((3 * hidden + ffn) / tensor + 2 * hidden)
 
     def _attention(self) -> float:
         # Nine matmuls of a tile, two of them forward: the backward pass computes the attention scores twice.
@@ -295,13 +298,19 @@ class Estimate:
         if layout.activation_checkpointing:
             norms, gelu = norms + implementation.norm_forward_bytes, gelu * 1.4
             score += implementation.score_forward_bytes
-        biases = implementation.bias_bytes * (3 * hidden + ffn) / tensor
-        if implementation.fused_norm_bytes and tensor == 1 and layout.is_captured:  # as parallel/sharding.py decides
-            norms, biases = implementation.fused_norm_bytes, implementation.bias_bytes * 3 * hidden
-        layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + biases) + scores * score
+        others = implementation.bias_bytes * (3 * hidden + ffn) / tensor
+        if self.workload.adapter_rank:  # no gradients of biases; sums with the adapters' outputs and gradients
+            others = (
+                implementation.adapter_bytes * self._adapted_units * (1.4 if layout.activation_checkpointing else 1)
+            )
+        elif implementation.fused_norm_bytes and tensor == 1 and layout.is_captured:  # as parallel/sharding.py decides
+            norms, others = implementation.fused_norm_bytes, implementation.bias_bytes * 3 * hidden
+        layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + others) + scores * score
         head = self.workload.num_targets(self.micro_batch) * shape.vocabulary_size / tensor * implementation.logit_bytes
         outer = 30 * hidden * self.micro_batch.num_tokens
-        copies = self.parameters.total * implementation.fsdp_copy_bytes if layout.fsdp > 1 else 0.0
+        # Frozen weights are gathered twice, and have no gradients to reduce.
+        share = 2 / 3 if self.workload.adapter_rank else 1.0
+        copies = share * self.parameters.total * implementation.fsdp_copy_bytes if layout.fsdp > 1 else 0.0
         num_bytes = self.workload.width / 2 * (shape.num_layers * layer + outer) + head + copies
         return num_bytes / self._elementwise_bandwidth
 
@@ -345,7 +354,8 @@ class Estimate:
             return all_reduce - min(implementation.overlap * all_reduce, backward)
         shards = layout.group(layout.fsdp, layout.tensor)
         num_units = parameters.num_layers * parameters.layer / self._gathered_at_once + 1
-        weights, gradients = parameters.total * self.workload.width / num_units, parameters.total * 4 / num_units
+        weights = parameters.total * self.workload.width / num_units
+        gradients = (share * layout.fsdp if self.workload.adapter_rank else parameters.total) * 4 / num_units
         unit = 2 * shards.all_gather_seconds(weights, self.gpu, implementation)
         unit += shards.all_gather_seconds(gradients, self.gpu, implementation)
         total = unit * num_units * layout.accumulate + all_reduce

@@ -130,6 +130,8 @@ class Implementation:
     """Time that FSDP with tensor parallelism is idle in a layer, whose collectives wait for each other."""
     gelu_bytes: float = 20.0
     """Bytes for each token and unit of MLP width: two reads or writes forward, three backward."""
+    adapter_bytes: float = 6.0
+    """Bytes for each input and output of an adapted linear map, forward and backward: scaling and sums."""
     score_bytes: float = 0.0
     """Bytes for each attention weight; 0: they never leave the kernel."""
     score_forward_bytes: float = 0.0
