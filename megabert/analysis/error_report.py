@@ -96,13 +96,15 @@ def costliest(found: Sequence[Case]) -> list[Case]:
 def in_turn(found: Sequence[Case]) -> list[Case]:
     """Sort the errors so that kinds take turns: the costliest of each kind, then the second of each, and so on.
 
-    For costs that do not compare between kinds, such as losses: a network is less sure of a rare tag than of O.
+    For costs that do not compare between kinds, such as losses: a network is less sure of a rare tag than of O. A wrong
+    type is one kind, with or without a wrong boundary.
     """
     kinds: Counter[str] = Counter()
     turns = []
     for case in costliest(found):
-        turns.append((kinds[case.kind], case))
-        kinds[case.kind] += 1
+        kind = case.kind.rpartition(" ")[2]
+        turns.append((kinds[kind], case))
+        kinds[kind] += 1
     return [case for _, case in sorted(turns, key=lambda pair: pair[0])]
 
 

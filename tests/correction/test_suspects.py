@@ -54,9 +54,9 @@ def test_the_cost_of_an_entity_is_the_mean_loss_of_the_words_that_are_tagged_oth
 
 
 def test_kinds_of_suspects_take_turns():
-    found = [Case("1", kind, "", "", cost, "") for kind, cost in
-             (("spurious", 1), ("missed", 9), ("missed", 8), (CORRECT, 0), ("missed", 7), ("spurious", 2))]  # fmt: skip
-    assert [(case.kind[0], case.cost) for case in in_turn(found)] == [("m", 9), ("s", 2), ("m", 8), ("s", 1), ("m", 7)]
+    costs = (("type", 1), ("missed", 9), ("missed", 8), (CORRECT, 0), ("missed", 7), ("boundary and type", 2))
+    found = [Case("1", kind, "", "", cost, "") for kind, cost in costs]
+    assert [(case.kind[0], case.cost) for case in in_turn(found)] == [("m", 9), ("b", 2), ("m", 8), ("t", 1), ("m", 7)]
 
 
 @pytest.fixture(scope="module")
