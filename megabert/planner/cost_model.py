@@ -7,10 +7,11 @@ Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), sequen
 2022 (arXiv:2205.05198).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import ConfigError
+from .breakdown import MemoryUse, StepTime
 from .hardware import MEGABERT, Gpu, Implementation
 from .layout import ParallelLayout
 from .workload import (
@@ -19,6 +20,7 @@ from .workload import (
     MicroBatch,
     ParameterCounts,
     Workload,
+    count_adapted_units,
     count_adapter_parameters,
     count_parameters,
     forward_flops,
@@ -29,55 +31,6 @@ MAX_LOGITS = 2**29
 # Share of memory left free for what the allocator does not count: driver, NCCL channels, fragmentation.
 FREE_SHARE = 0.08
 WORKSPACE = 0.1e9
-
-
-class _Breakdown:
-    """Base of dataclasses whose fields add up to a total."""
-
-    @property
-    def total(self) -> float:
-        """Sum of all parts."""
-        return sum(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-
-    def to_dict(self) -> dict[str, float]:
-        """Convert to the parts and their total by name."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return parts | {"total": self.total}
-
-
-@dataclass(frozen=True)
-class MemoryUse(_Breakdown):
-    """Peak memory of each GPU in a step, bytes."""
-
-    masters: float
-    """float32 master weights."""
-    moments: float
-    """Adam's first and second moments."""
-    copy: float
-    """16-bit weights: a full copy, or with fsdp those of the units that are gathered at the same time."""
-    gradients: float
-    activations: float
-    logits: float
-    """The language-model head: a chunk of logits and its temporaries."""
-    buffers: float
-    """Communication buffers and workspaces."""
-
-
-@dataclass(frozen=True)
-class StepTime(_Breakdown):
-    """Time of a step, seconds."""
-
-    products: float
-    """Matmuls with weights."""
-    attention: float
-    elementwise: float
-    optimizer: float
-    tensor_communication: float
-    """Exposed communication of the tensor axis."""
-    data_communication: float
-    """Exposed communication of gradients and, with fsdp, weights."""
-    other: float
-    """Fixed costs, and idle time while the host launches kernels."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +176,8 @@ class Estimate:
         busy = num_micro_batches * (compute + tensor) + optimizer + data
         implementation = self.implementation
         host_seconds = implementation.fsdp_host_seconds if self.layout.fsdp > 1 else implementation.host_seconds
+        if self.workload.adapter_rank:
+            host_seconds = max(host_seconds, implementation.adapter_host_seconds)
         num_launched = 0 if self.layout.is_captured else num_micro_batches * self.workload.shape.num_layers
         waits = 0.0 if self.layout.is_captured else implementation.uncaptured_idle_seconds
         idle = max(waits, num_launched * host_seconds - busy)
@@ -268,16 +223,15 @@ class Estimate:
         if self.workload.adapter_rank:
             # No gradients of frozen weights; two thin matmuls beside each layer's, whose own gradients are computed and
             # whose time is that of reading or writing the layer's inputs and outputs.
-            thin = self.workload.width * tokens * self._adapted_units / self._elementwise_bandwidth
+            thin = (
+                self.workload.width
+                * tokens
+                * count_adapted_units(self.workload, self.layout.tensor)
+                / self._elementwise_bandwidth
+            )
             thin += 8 * self.implementation.matmul_overhead
             return forward, (passes - 1) * forward + passes * shape.num_layers * thin + head
         return forward, passes * forward + head
-
-    @property
-    def _adapted_units(self) -> float:
-        """Count the inputs and outputs of a layer's four linear maps, for each token."""
-        hidden, ffn, tensor = self.workload.shape.hidden_size, self.workload.shape.ffn_size, self.layout.tensor
-        return (2 * hidden + (hidden + ffn) / tensor) + ((3 * hidden + ffn) / tensor + 2 * hidden)
 
     def _attention(self) -> float:
         # Nine matmuls of a tile, two of them forward: the backward pass computes the attention scores twice.
@@ -301,7 +255,9 @@ class Estimate:
         others = implementation.bias_bytes * (3 * hidden + ffn) / tensor
         if self.workload.adapter_rank:  # no gradients of biases; sums with the adapters' outputs and gradients
             others = (
-                implementation.adapter_bytes * self._adapted_units * (1.4 if layout.activation_checkpointing else 1)
+                implementation.adapter_bytes
+                * count_adapted_units(self.workload, self.layout.tensor)
+                * (1.4 if layout.activation_checkpointing else 1)
             )
         elif implementation.fused_norm_bytes and tensor == 1 and layout.is_captured:  # as parallel/sharding.py decides
             norms, others = implementation.fused_norm_bytes, implementation.bias_bytes * 3 * hidden
