@@ -187,7 +187,7 @@ def adapter_mixes(sessions: Mapping[str, object]) -> dict[str, AdapterMix]:
         if lora_config(session.model) is not None and session.precision != "fp8" and session.world.size == 1:
             key = tuple(id(parameter) for parameter in base_parameters(session.model.encoder).values())
             groups.setdefault(key, {})[name] = session
-    mixes = {}
+    mixes: dict[str, AdapterMix] = {}
     for group in groups.values():
         if len({id(session.model.encoder) for session in group.values()}) > 1:
             mixes |= dict.fromkeys(group, AdapterMix(group))
