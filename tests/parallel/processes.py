@@ -213,8 +213,8 @@ WHICH = {
     "clipped": MIXED,
     "bf16": ("data2", "sequence2", "fsdp2", "fsdp2_tensor2"),
     "16": ("sequence2", "fsdp2"),
-    "lora": ("tensor2", "sequence2", "fsdp2", "fsdp2_tensor2"),
-    "lora_bf16": ("sequence2", "fsdp2"),
+    "lora": ("sequence2", "fsdp2", "fsdp2_tensor2"),
+    "lora_bf16": ("fsdp2",),
 }
 CHANGES = {
     "three_sequences": {"count": 3},
