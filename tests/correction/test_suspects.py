@@ -38,7 +38,7 @@ def test_folds_are_balanced_and_keep_equal_texts_together():
         fold_numbers(examples[:2], 3)
 
 
-def test_the_cost_of_an_entity_is_the_mean_loss_of_the_words_that_are_tagged_otherwise():
+def test_the_cost_of_an_entity_is_the_smallest_loss_of_the_words_that_are_tagged_otherwise():
     def entity(start, end, kind="D"):
         return {"type": kind, "text": "ab cd ef gh"[start:end], "start": start, "end": end, "score": 0.5}
 
@@ -47,10 +47,10 @@ def test_the_cost_of_an_entity_is_the_mean_loss_of_the_words_that_are_tagged_oth
                "losses": [0.25, 2.5, 7.0, 1.5], "entities": found, "gold": {"entities": gold}}  # fmt: skip
         return [(case.kind, case.cost) for case in cases([row])]
 
-    assert costs([entity(0, 2), entity(3, 5)], [entity(3, 8, "G")]) == [("missed", 0.25), ("boundary and type", 4.75)]
+    assert costs([entity(0, 2), entity(3, 5)], [entity(3, 8, "G")]) == [("missed", 0.25), ("boundary and type", 2.5)]
     assert costs([entity(3, 8)], [entity(3, 11)]) == [("boundary", 1.5)]  # one more word at the end
-    assert costs([entity(3, 8)], [entity(6, 8)]) == [("boundary", 4.75)]  # O for B, and B for I
-    assert costs([], [entity(0, 8)]) == [("spurious", 3.25)]
+    assert costs([entity(3, 8)], [entity(6, 8)]) == [("boundary", 2.5)]  # O for B, and B for I
+    assert costs([], [entity(0, 8)]) == [("spurious", 0.25)]
 
 
 def test_kinds_of_suspects_take_turns():
