@@ -41,16 +41,16 @@ class Placement:
 
 
 def base_placement(
-    peft: PeftSettings, trainer: TrainerSettings, device: torch.device, *, is_alone: bool = True
+    peft: PeftSettings, trainer: TrainerSettings, device: torch.device, *, is_whole: bool = True
 ) -> Placement:
     """Resolve where the encoder of a training is loaded: a frozen base at once at the precision of the training.
 
-    A process that is alone needs no copy of it in host memory.
+    A process that has the whole base, be it until FSDP shards it, needs no copy of it in host memory.
     """
     if peft.peft_scheme is None:
         return Placement()
     precision = resolve_precision(trainer.precision, device)
-    return Placement(DTYPES[precision], str(device) if is_alone else "cpu")
+    return Placement(DTYPES[precision], str(device) if is_whole else "cpu")
 
 
 def adapt(model: TaskModel, peft: PeftSettings, seed: int, *, task: str) -> None:

@@ -93,15 +93,15 @@ def load_initial_model(
     resumed: run_checkpoints.Contents | None,
     folder: Path,
     device: torch.device,
-    is_alone: bool = True,
+    is_whole: bool = True,
 ) -> InitialModel:
     """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder.
 
-    The base of adapters is placed on `device` at once where the process `is_alone`, all else on the CPU.
+    The base of adapters is placed on `device` at once where each process has the whole one, all else on the CPU.
     """
     from .checkpoints.model_source import check_network_of_run, dropout_of
 
-    place = base_placement(settings.model.peft, settings.trainer, device, is_alone=is_alone)
+    place = base_placement(settings.model.peft, settings.trainer, device, is_whole=is_whole)
     if resumed is not None:
         check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
         return _initial_model_of_run(resumed, folder, task_name, settings, (), place)

@@ -1,6 +1,9 @@
 """Adapters: frozen bases, exact resuming, digests, merging, and PEFT's format against the peft library."""
 
 import json
+import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -158,6 +161,64 @@ def test_a_server_holds_one_base_of_several_adapters(base, trained, tmp_path):
     assert abs(alone[0] - alone[1]).max() > 1e-3
 
 
+def test_a_batch_of_several_adapters_gives_each_request_its_own_answer(base, trained, tmp_path):
+    """Other task, rank, layers and head: answers under load are those alone, and batches are shared."""
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from megabert.serve.server import LoadedRun
+    from tests.serve.running_server import running
+    from tests.serve.test_routes import same
+
+    (tmp_path / "topics.tsv").write_text("marie curie\ta\nwarsaw is\tb\nin paris\tb\n" * 4, encoding="utf-8")
+    lora = ("model.peft.lora_tuning.adapter_dim=7", "model.peft.lora_tuning.target_modules=[attention_qkv,mlp_fc2]")
+    more = [*words(base, tmp_path / "topics", *lora, "trainer.max_steps=3", "trainer.val_check_interval=0")]
+    files = {"model.train_ds.file": tmp_path / "topics.tsv", "model.validation_ds.file": tmp_path / "topics.tsv"}
+    more += [f"{name}={path}" for name, path in files.items()]
+    assert main(["train", "text_classification", *more]) == 0
+    runs = [
+        LoadedRun(name, load_run(path, accelerator="cpu"))
+        for name, path in (("a", trained), ("b", tmp_path / "topics"))
+    ]
+    models = [run.predictor.session.model for run in runs]
+    assert share_weights(models[1], models[:1]) > 0
+    texts = [" ".join(WORDS[5 + (7 * number + k) % 20] for k in range(1 + number % 9)) for number in range(48)]
+    tasks = [run.predictor.task for run in runs]
+    alone = [
+        {**json.loads(json.dumps(tasks[n % 2].to_json(runs[n % 2].predictor.predict(text=text)))), "id": "1"}
+        for n, text in enumerate(texts)
+    ]
+    vectors = runs[1].predictor.embed(texts)
+    with running(runs) as server:
+        gate, shared, compute = threading.Event(), [], server.queue._run
+
+        def run(jobs):
+            assert gate.wait(10)
+            shared.append({job.lane for job in jobs})
+            return compute(jobs)
+
+        server.queue._run = run
+
+        def ask(number):
+            if number % 6 == 5:
+                return server.post("/models/b/embed", inputs=texts[number], normalize=False)
+            route = ("/v1/entities", "/v1/classes")[number % 2]
+            return server.post(route, model="ab"[number % 2], text=texts[number])["results"][0]
+
+        with ThreadPoolExecutor(16) as threads:
+            futures = [threads.submit(ask, number) for number in range(len(texts))]
+            while sum(map(len, server.queue._waiting.values())) < 8:
+                time.sleep(0.001)
+            gate.set()
+            answers = [future.result(20) for future in futures]
+    for number, answer in enumerate(answers):
+        if number % 6 == 5:
+            assert torch.tensor(answer[0]).numpy() == pytest.approx(vectors[number], abs=1e-5)
+        else:
+            assert same(alone[number], {key: value for key, value in answer.items() if key in alone[number]}), number
+    assert {"a/head", "b/head"} <= max(shared, key=len)
+
+
 def frozen(model):
     """Names of the base's parameters."""
     return {name for name, _ in model.encoder.named_parameters(prefix="encoder") if ".lora_" not in name}
@@ -236,3 +297,64 @@ def test_scaling_and_digest():
     assert torch.equal(before, encoder(ids))
     assert sum(isinstance(module, LoraLinear) for module in encoder.modules()) == 3
     assert digest == base_digest(encoder) == base_digest(encoder.to(torch.bfloat16))
+
+
+def test_eight_bit_inference_keeps_the_adapters():
+    from megabert.model.config import EncoderConfig
+    from megabert.model.encoder import Encoder
+    from megabert.model.fp8 import use_fp8
+
+    encoder = Encoder(EncoderConfig(50, 1, 16, 2, 32, 32, 2))
+    add_lora(encoder, {"layers.0.attention.qkv": 3, "layers.0.mlp.up": 3}, LoraConfig(3, 6.0))
+    for module in (encoder.layers[0].attention.qkv, encoder.layers[0].mlp.up):
+        torch.nn.init.ones_(module.lora_a), torch.nn.init.ones_(module.lora_b)
+    wanted = [encoder.layers[0].attention.qkv.weight + 6, encoder.layers[0].mlp.up.weight + 6]
+    use_fp8(encoder)
+    weights = dict(encoder.named_parameters())
+    for name, expected in zip(("attention.qkv", "mlp.up"), wanted, strict=True):
+        assert torch.equal(weights[f"layers.0.{name}.weight"], expected)
+    assert not any("lora" in name for name in weights)
+
+
+def test_a_sharded_base_is_read_tensor_by_tensor(base, tmp_path, monkeypatch):
+    """At no time are more tensors of its files in memory than make one weight (query, key and value)."""
+    from safetensors.torch import load_file, save_file
+
+    from megabert.adapters import Placement
+    from megabert.build import load_language_model
+    from megabert.checkpoints.files.lazy_tensor import LazyTensor
+    from megabert.config.schema import LanguageModelSettings, ModelSettings
+
+    tensors, places = load_file(base / "model.safetensors"), {}
+    for number, name in enumerate(sorted(tensors)):
+        places[name] = f"model-{number // 4 + 1:05d}-of-{-(-len(tensors) // 4):05d}.safetensors"
+        save_file({key: tensors[key] for key in places if places[key] == places[name]}, tmp_path / places[name])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for name in ("config.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((base / name).read_bytes())
+    live, most, read = 0, [0], LazyTensor.read
+
+    def counted(item):
+        nonlocal live
+        tensor = read(item)
+        size = tensor.nbytes
+
+        def freed():
+            nonlocal live
+            live -= size
+
+        weakref.finalize(tensor, freed)
+        live += size
+        most.append(live)
+        return tensor
+
+    monkeypatch.setattr(LazyTensor, "read", counted)
+    settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=str(tmp_path)))
+    encoder = load_language_model(settings, home=tmp_path, seed=0, place=Placement(torch.bfloat16, "cpu")).encoder
+    assert all(item.dtype == torch.bfloat16 for item in encoder.parameters())
+    assert torch.equal(encoder.embeddings.word.weight, tensors["embeddings.word_embeddings.weight"].bfloat16())
+    largest = max(item.numel() for item in encoder.parameters()) * 4
+    assert (
+        len(most) > len(list(encoder.parameters()))
+        and max(most) <= largest < sum(t.nbytes for t in tensors.values()) / 4
+    )

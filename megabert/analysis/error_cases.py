@@ -39,9 +39,9 @@ def cases(rows: Sequence[JsonRow], seen: Collection[str] | None = None) -> list[
     """Sort the rows of predictions.jsonl into cases.
 
     `seen` are the mentions of the training data, in lower case, where they are known. The cost of an entity is 1 if it
-    is missed, and the probability of each wrong one, or the largest of its words' `losses` where a row has them; that
-    of a label -ln of the gold label's probability; that of an answer 1 - F1, times its probability. Raises InputError
-    for numbers (regression), which have no kinds of errors.
+    is missed, and the probability of each wrong one, or where a row has `losses` of its words the smallest of those
+    whose tags differ; that of a label -ln of the gold label's probability; that of an answer 1 - F1, times its
+    probability. Raises InputError for numbers (regression), which have no kinds of errors.
     """
     return [case for row in rows for case in _row_cases(row, seen)]
 
@@ -75,18 +75,20 @@ def _mention_cases(
         }
         cost = 0.0 if kind == CORRECT else (right is not None) + (float(found["score"]) if found else 0.0)
         if kind != CORRECT and "losses" in row:
-            cost = max(_losses(row, right or found, found or right), default=0.0)
+            cost = _smallest_loss(row, right, found)
         spans = (_span(right) if right else (0, 0), _span(found) if found else (0, 0))
         yield Case(str(row.get("id")), kind, _shown(right), _shown(found), cost, row["text"], spans, facts)
 
 
-def _losses(row: JsonRow, *mentions: Mention | None) -> list[float]:
-    """List the losses of the words of mentions."""
-    return [
-        loss
-        for loss, (start, end) in zip(row["losses"], row["words"], strict=True)
-        if any(item is not None and start < item["end"] and item["start"] < end for item in mentions)
-    ]
+def _smallest_loss(row: JsonRow, right: Mention | None, found: Mention | None) -> float:
+    """Return the smallest loss of the words that two mentions tag differently; 0 where they contain none."""
+    tags = []
+    for mention in (right, found):
+        start, end = _span(mention) if mention else (0, 0)
+        inside = [number for number, (first, last) in enumerate(row["words"]) if first < end and start < last]
+        tags.append({number: (number == inside[0], mention and mention["type"]) for number in inside})
+    differ = [number for number in tags[0].keys() | tags[1].keys() if tags[0].get(number) != tags[1].get(number)]
+    return min((row["losses"][number] for number in differ), default=0.0)
 
 
 def pair_mentions(gold: Sequence[Mention], predicted: Sequence[Mention]) -> list[tuple[Mention | None, Mention | None]]:

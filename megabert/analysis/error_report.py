@@ -8,7 +8,7 @@ import html
 import io
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .error_cases import CORRECT, Case
@@ -93,12 +93,27 @@ def costliest(found: Sequence[Case]) -> list[Case]:
     return sorted((case for case in found if case.kind != CORRECT), key=lambda case: -case.cost)
 
 
-def to_tsv(found: Sequence[Case]) -> str:
-    """Write the errors as a table, the costliest first; a tab or line break of the data becomes a blank."""
+def in_turn(found: Sequence[Case]) -> list[Case]:
+    """Sort the errors so that kinds take turns: the costliest of each kind, then the second of each, and so on.
+
+    For costs that do not compare between kinds, such as losses: a network is less sure of a rare tag than of O. A wrong
+    type is one kind, with or without a wrong boundary.
+    """
+    kinds: Counter[str] = Counter()
+    turns = []
+    for case in costliest(found):
+        kind = case.kind.rpartition(" ")[2]
+        turns.append((kinds[kind], case))
+        kinds[kind] += 1
+    return [case for _, case in sorted(turns, key=lambda pair: pair[0])]
+
+
+def to_tsv(found: Sequence[Case], order: Callable[[Sequence[Case]], list[Case]] = costliest) -> str:
+    """Write the errors as a table, by default the costliest first; a tab or line break of the data becomes a blank."""
     facts = list(dict.fromkeys(name for case in found for name in case.facts))
     output = io.StringIO()
     output.write("\t".join(["id", "kind", "gold", "predicted", "cost", *facts, "text"]) + "\n")
-    for case in costliest(found):
+    for case in order(found):
         values = [case.example, case.kind, case.gold, case.predicted, f"{case.cost:.4f}"]
         values += [case.facts.get(name, "") for name in facts] + [case.text]
         output.write("\t".join(" ".join(_literal(value).split()) for value in values) + "\n")
@@ -110,16 +125,22 @@ def _literal(value: str) -> str:
     return f"'{value}" if value[:1] in ("=", "+", "@") or (value[:1] == "-" and len(value) > 1) else value
 
 
-def to_page(found: Sequence[Case], title: str, limit: int, of: str = "Errors of") -> str:
-    """Write the page: counts by kind and by fact, then the costliest errors."""
+def to_page(
+    found: Sequence[Case],
+    title: str,
+    limit: int,
+    of: str = "Errors of",
+    order: Callable[[Sequence[Case]], list[Case]] = costliest,
+) -> str:
+    """Write the page: counts by kind and by fact, then the first errors in an order, by default the costliest."""
     summary = summarize(found)
-    errors = costliest(found)[:limit]
+    errors = order(found)[:limit]
     kinds = [[kind, f"{count:,}", f"{100 * count / summary['cases']:.1f}"] for kind, count in summary["kinds"].items()]
     parts = [_html_table(["kind", "number", "%"], kinds)]
     for fact in summary["groups"]:
         head = [fact, "cases", "correct %", *shown_kinds(summary)]
         parts += [f"<h2>By {html.escape(fact)}</h2>", _html_table(head, group_rows(summary, fact))]
-    parts.append(f"<h2>The {len(errors):,} costliest errors</h2>")
+    parts.append(f"<h2>The first {len(errors):,} errors</h2>")
     legend = (f'<mark class="{style}">{name}</mark>' for style, name in MARKS.items())
     parts.append(f"<p>{' '.join(legend)}</p>")
     rows = "".join(map(_html_error, errors))

@@ -156,9 +156,9 @@ def suspects(words: Sequence[str]) -> int:
         "suspects",
         suspects,
         "Trains one run for each fold, on all others, with the settings of `megabert train`; each predicts what it did "
-        "not train on. Labels that contradict the prediction are listed, those of the largest loss first, in "
-        "suspects.tsv and suspects.html. --runs takes runs that were trained before, one for each "
-        "model.train_ds.held_out_fold=I/N. An interrupted command goes on where it was.",
+        "not train on. Labels that contradict the prediction are listed, those of the largest loss first and kinds of "
+        "errors of entities in turn, in suspects.tsv and suspects.html. --runs takes runs that were trained before, "
+        "one for each model.train_ds.held_out_fold=I/N. An interrupted command goes on where it was.",
     )
     add = parser.add_argument
     add("task", nargs="?", help="task name, for example token_classification")
@@ -175,7 +175,7 @@ def suspects(words: Sequence[str]) -> int:
     if (arguments.task is None) == (not arguments.runs) or arguments.folds < 2:
         raise ConfigError("Give a task with its settings, or --runs; --folds must be at least 2.")
     from ..analysis.error_cases import cases
-    from ..analysis.error_report import summarize, to_page, to_text, to_tsv
+    from ..analysis.error_report import costliest, in_turn, summarize, to_page, to_text, to_tsv
     from ..analysis.judgments import PREDICTIONS
     from ..correction.suspects import out_of_fold_rows
     from ..formats.json_lines import to_json_lines
@@ -184,10 +184,11 @@ def suspects(words: Sequence[str]) -> int:
     runs = arguments.runs or _train_folds(arguments)
     rows = out_of_fold_rows(runs, accelerator=arguments.accelerator, precision=arguments.precision, log=log)
     found, folder = cases(rows), arguments.output
+    order = in_turn if any("losses" in row for row in rows) else costliest
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / PREDICTIONS, to_json_lines(rows))
-    atomic_write(folder / "suspects.tsv", to_tsv(found))
-    atomic_write(folder / "suspects.html", to_page(found, str(folder), arguments.limit, "Suspect labels of"))
+    atomic_write(folder / "suspects.tsv", to_tsv(found, order))
+    atomic_write(folder / "suspects.html", to_page(found, str(folder), arguments.limit, "Suspect labels of", order))
     summary = summarize(found)
     show(to_json(summary) if arguments.json else to_text(summary))
     log(f"Wrote suspects.html, suspects.tsv and {PREDICTIONS} in {folder}.")

@@ -37,7 +37,7 @@ class PlanSettings:
     task: str = choice("pretrain", "pretrain", "finetune")
     """pretrain: language-model head on the masked tokens; finetune: a small head."""
     adapters: bool = False
-    """Train adapters (LoRA, on all linear layers) instead of all weights; implies finetune, without fsdp."""
+    """Train adapters (LoRA, on all linear layers) instead of all weights; implies finetune."""
     adapter_dim: int = 16
     """Rank of the adapters."""
     batch: int | None = None
@@ -95,7 +95,7 @@ def _request(settings: PlanSettings) -> "PlanRequest":
 
     shape = _shape(settings.model)
     if settings.adapters:
-        settings.task, settings.fsdp, settings.sequence = "finetune", 1, False
+        settings.task = "finetune"
     gpu = GPUS[settings.gpu]
     batch = settings.batch or (1024 if settings.task == "pretrain" else 32 * settings.gpus)
     for name, least in (

@@ -1,7 +1,7 @@
 """Rank likely label errors: examples whose labels contradict runs that did not train on them (out-of-fold loss).
 
 Each run of a cross-validation left one fold out (model.train_ds.held_out_fold=I/N) and predicts it. The loss of a label
-is -ln of its probability; that of an entity the largest of its words, of those labelled and of those predicted. Source:
+is -ln of its probability; that of an entity the smallest of the words whose tags the prediction contradicts. Source:
 the self-confidence of a label, Northcutt et al. 2021, arXiv:1911.00068; of tokens, Wang and Mueller 2022,
 arXiv:2210.03920.
 """

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from .attention import HAS_TRITON
 from .encoder import Encoder
 from .layers import MLP, gelu
+from .lora import merge_lora
 
 if HAS_TRITON:
     from ..kernels import fp8 as triton_fp8
@@ -39,6 +40,7 @@ def check_hardware(device: torch.device) -> None:
 
 def use_fp8(encoder: Encoder) -> None:
     """Replace the linear layers of a bfloat16 encoder by FP8 ones, with the same parameter names."""
+    merge_lora(encoder)  # adapters would be lost; inference alone gets here with them
     config = encoder.config
     if config.hidden_size % MULTIPLE or config.ffn_size % MULTIPLE:
         raise ConfigError(

@@ -334,15 +334,23 @@ class TaskModel(nn.Module):
             hidden_TD = self.head.encode(self.encoder, ids, documents, token_targets["role"]).float()
             return self.head(hidden_TD, documents.starts())
         hidden_TD = self.encoder(*ids, documents)
+        logits = self.apply_head(hidden_TD, documents.starts(), token_targets)
+        if self.head.takes_targets or not (self.adds_states and self.training):
+            return logits
+        if not self.head.uses_encoder_precision:
+            hidden_TD = hidden_TD.float()
+        states = hidden_TD.index_select(0, documents.starts()) if self.head.is_per_sequence else hidden_TD
+        return torch.cat([logits, states], dim=-1)
+
+    def apply_head(
+        self, hidden_TD: Tensor, starts_N: Tensor, token_targets: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Compute the head's logits from the encoder's hidden states [T, D]."""
         if not self.head.uses_encoder_precision:
             hidden_TD = hidden_TD.float()
         if self.head.takes_targets:
-            return self.head(hidden_TD, documents.starts(), token_targets or {})
-        logits = self.head(hidden_TD, documents.starts())
-        if not (self.adds_states and self.training):
-            return logits
-        states = hidden_TD.index_select(0, documents.starts()) if self.head.is_per_sequence else hidden_TD
-        return torch.cat([logits, states], dim=-1)
+            return self.head(hidden_TD, starts_N, token_targets or {})
+        return self.head(hidden_TD, starts_N)
 
 
 def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:

@@ -8,6 +8,7 @@ Shape legend: T tokens, I inputs, O outputs, R rank.
 
 import hashlib
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from .dropout import Dropout
+from .encoder import Encoder
 
 # NeMo's names of the linear layers
 TARGETS: Mapping[str, Sequence[str]] = {
@@ -90,8 +92,12 @@ class LoraLinear(nn.Linear):
 
     def forward(self, hidden_TI: Tensor) -> Tensor:
         """Map [T, I] to [T, O]."""
+        return super().forward(hidden_TI) + self.adaptation(hidden_TI)
+
+    def adaptation(self, hidden_TI: Tensor) -> Tensor:
+        """Compute what the adapter adds to the outputs: [T, O]."""
         low_TR = F.linear(self.dropout(hidden_TI), self.lora_a)
-        return super().forward(hidden_TI) + self.config.scaling * F.linear(low_TR, self.lora_b)
+        return self.config.scaling * F.linear(low_TR, self.lora_b)
 
     def merged(self) -> nn.Linear:
         """Return the plain linear layer with the same map; the product is computed in float64."""
@@ -100,6 +106,44 @@ class LoraLinear(nn.Linear):
         linear.weight = nn.Parameter((self.weight.double() + product).to(self.weight.dtype))
         linear.bias = None if self.bias is None else nn.Parameter(self.bias.detach())
         return linear
+
+
+class MixedLoraLinear(nn.Linear):
+    """The frozen linear map of several encoders, each of which adds its own adapter to its own tokens.
+
+    `segments.now` lists (index of an encoder, first token, end). Slices, not matrices gathered by token: all
+    ranks and layers fit, nothing is padded or copied, and a segment's products are those of its encoder alone.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], segments: threading.local) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linears[0].in_features, linears[0].out_features
+        self.weight, self.bias = linears[0].weight, linears[0].bias
+        self._adapters = [linear if isinstance(linear, LoraLinear) else None for linear in linears]
+        self._segments = segments
+
+    def forward(self, hidden_TI: Tensor) -> Tensor:
+        """Map [T, I] to [T, O]; for inference, without a gradient."""
+        outputs_TO = super().forward(hidden_TI)
+        for number, start, end in self._segments.now:
+            if (adapter := self._adapters[number]) is not None:
+                outputs_TO[start:end] += adapter.adaptation(hidden_TI[start:end])
+        return outputs_TO
+
+
+def mix_encoders(encoders: Sequence[Encoder], segments: threading.local) -> Encoder:
+    """Return an encoder of the base that the encoders share, with the adapters of all; it has no weights of its own."""
+    with torch.device("meta"):
+        mixed = Encoder(encoders[0].config)
+    for name, module in list(mixed.named_modules()):
+        linears: list[Any] = [encoder.get_submodule(name) for encoder in encoders]
+        if any(isinstance(linear, LoraLinear) for linear in linears):
+            parent, _, child = name.rpartition(".")
+            setattr(mixed.get_submodule(parent), child, MixedLoraLinear(linears, segments))
+            continue
+        for own, _ in list(module.named_parameters(recurse=False)):
+            module.register_parameter(own, getattr(linears[0], own))
+    return mixed.eval()
 
 
 def find_targets(encoder: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -153,6 +197,11 @@ def merge_lora(encoder: nn.Module) -> None:
         setattr(encoder.get_submodule(parent), child, module.merged())
 
 
+def base_parameters(encoder: nn.Module) -> dict[str, nn.Parameter]:
+    """Return an encoder's own parameters, without those of adapters."""
+    return {name: item for name, item in encoder.named_parameters() if not name.endswith((A, B))}
+
+
 def base_digest(encoder: nn.Module) -> str:
     """Hash an encoder's own weights, rounded to bfloat16, so that the digest is the same at every precision."""
 
@@ -163,6 +212,6 @@ def base_digest(encoder: nn.Module) -> str:
         digest.update(rounded.flatten().view(torch.uint8).numpy().data)
         return digest.digest()
 
-    own = sorted((name, item) for name, item in encoder.named_parameters() if not name.endswith((A, B)))
+    own = sorted(base_parameters(encoder).items())
     with ThreadPoolExecutor(4) as threads:
         return hashlib.sha256(b"".join(threads.map(one, own))).hexdigest()

@@ -8,6 +8,7 @@ import torch
 from ..config.schema import ParallelSettings, TrainerSettings
 from ..model.config import EncoderConfig
 from ..model.heads import TaskModel
+from ..model.lora import lora_config
 from ..model.precision import resolve_precision, resolve_static_batches
 from ..planner.cost_model import Estimate
 from ..planner.hardware import GPUS
@@ -41,9 +42,10 @@ def choose_what_to_shard(
 ) -> World:
     """Return the world in which only the optimizer is sharded over the fsdp axis, where whole weights fit.
 
-    `megabert plan` decides by the same estimate of memory. Where replicas remain besides the axis, FSDP shards all.
+    `megabert plan` decides by the same estimate of memory. Where replicas remain besides the axis, FSDP shards all; of
+    adapters the optimizer is small, and FSDP shards the frozen weights.
     """
-    if world.fsdp_size == 1 or world.fsdp_size < world.data_size:
+    if world.fsdp_size == 1 or world.fsdp_size < world.data_size or lora_config(model) is not None:
         return world
     precision = resolve_precision(trainer.precision, world.device).replace("fp8", "bf16")
     layout = ParallelLayout(

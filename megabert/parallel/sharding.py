@@ -119,10 +119,10 @@ def parallelize(
             "trainer.precision=fp8 needs unsharded layers: use bf16 with parallel.tensor, or parallel.fsdp where "
             "whole weights do not fit."
         )
-    if lora_config(model) is not None and (precision == "fp8" or settings.sequence or settings.fsdp != 1):
+    if lora_config(model) is not None and precision == "fp8":
         raise ConfigError(
-            "Adapters (model.peft) are trained in bf16, 16 or 32, with data and tensor parallelism: leave out "
-            "trainer.precision=fp8, parallel.sequence and parallel.fsdp."
+            "Adapters (model.peft) are trained in bf16, 16 or 32: the functions of 8-bit layers do not compute them. "
+            "Leave out trainer.precision=fp8."
         )
     tensor_sharded: dict[str, tuple[int, torch.Size]] = {}
     sequence_parallel: frozenset[str] = frozenset()
@@ -184,7 +184,8 @@ def _apply_tensor_parallelism(
         if isinstance(module, LoraLinear):
             a, b = module.lora_a, module.lora_b
             pair = (a, shard(b, 0)) if kind == COLUMN_PARALLEL else (shard(a, 1), b)
-            stream = 0 if kind == COLUMN_PARALLEL else world.tensor_rank + 1
+            # Of a column-parallel layer all processes have the same inputs, unless tokens are sharded.
+            stream = 0 if kind == COLUMN_PARALLEL and tokens is None else world.tensor_rank + 1
             assert isinstance(sharded, tensor_parallel.ColumnParallelLinear | tensor_parallel.RowParallelLinear)
             sharded.add_lora(pair[0], pair[1], module.config, stream)
         parent, _, child = name.rpartition(".")

@@ -148,6 +148,22 @@ class _GatherTokens(torch.autograd.Function):
         return _local_tokens(gradient_TD, ctx.tokens), None
 
 
+class _GatherLowRank(torch.autograd.Function):
+    """From sharded to all tokens, which each process maps to other outputs; reduce-scatter the partial gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, low_SR: Tensor, tokens: SequenceShards) -> Tensor:
+        ctx.tokens = tokens
+        return _all_gather_tokens(low_SR, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TR: Tensor) -> tuple[Tensor, None]:
+        tokens = ctx.tokens
+        padded = _pad_tokens(gradient_TR, tokens).contiguous()
+        reduced = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
+        return _collectives.wait_tensor(reduced), None
+
+
 def shard_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
     """Take this process' shard of replicated tokens: [S, D]."""
     return _ShardTokens.apply(hidden_TD, tokens)
@@ -197,12 +213,22 @@ class _ParallelLinear(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.dropout.stream = stream
 
-    def _adapted(self, base: Tensor, hidden: Tensor, exchange: type[torch.autograd.Function]) -> Tensor:
-        """Add an adapter's output, if there is one; `exchange` makes its low-rank values replicated."""
+    def _adapted(
+        self,
+        base: Tensor,
+        hidden: Tensor,
+        exchange: type[torch.autograd.Function],
+        exchange_tokens: type[torch.autograd.Function],
+    ) -> Tensor:
+        """Add an adapter's output, if there is one.
+
+        `exchange` makes its low-rank values replicated; `exchange_tokens` makes them those of the output's tokens.
+        """
         if self.config is None:
             return base
-        low_TR = exchange.apply(F.linear(self.dropout(hidden), self.lora_a), self._group)
-        return base + self.config.scaling * F.linear(low_TR, self.lora_b)
+        low = F.linear(self.dropout(hidden), self.lora_a)
+        low = exchange.apply(low, self._group) if self._tokens is None else exchange_tokens.apply(low, self._tokens)
+        return base + self.config.scaling * F.linear(low, self.lora_b)
 
 
 class ColumnParallelLinear(_ParallelLinear):
@@ -212,8 +238,9 @@ class ColumnParallelLinear(_ParallelLinear):
         """Map replicated [T, D] or sharded [S, D] tokens to this process' outputs of all tokens, [T, O]."""
         if self._tokens is None:
             outputs = _ColumnLinear.apply(hidden, self.weight, self.bias, self._group)
-            return self._adapted(outputs, hidden, _Replicate)
-        return _GatherColumnLinear.apply(hidden, self.weight, self.bias, self._tokens)
+        else:
+            outputs = _GatherColumnLinear.apply(hidden, self.weight, self.bias, self._tokens)
+        return self._adapted(outputs, hidden, _Replicate, _GatherLowRank)
 
 
 class RowParallelLinear(_ParallelLinear):
@@ -227,7 +254,7 @@ class RowParallelLinear(_ParallelLinear):
         else:
             reduced = _ReduceScatterTokens.apply(partial, self._tokens)
         reduced = reduced if self.bias is None else reduced + self.bias
-        return self._adapted(reduced, hidden_TK, _AllReduce)
+        return self._adapted(reduced, hidden_TK, _AllReduce, _ReduceScatterTokens)
 
 
 class VocabularyParallelEmbedding(nn.Module):

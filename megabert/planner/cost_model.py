@@ -7,10 +7,11 @@ Sources: tensor parallelism as in Shoeybi et al. 2019 (arXiv:1909.08053), sequen
 2022 (arXiv:2205.05198).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..errors import ConfigError
+from .breakdown import MemoryUse, StepTime
 from .hardware import MEGABERT, Gpu, Implementation
 from .layout import ParallelLayout
 from .workload import (
@@ -19,6 +20,7 @@ from .workload import (
     MicroBatch,
     ParameterCounts,
     Workload,
+    count_adapted_units,
     count_adapter_parameters,
     count_parameters,
     forward_flops,
@@ -29,55 +31,6 @@ MAX_LOGITS = 2**29
 # Share of memory left free for what the allocator does not count: driver, NCCL channels, fragmentation.
 FREE_SHARE = 0.08
 WORKSPACE = 0.1e9
-
-
-class _Breakdown:
-    """Base of dataclasses whose fields add up to a total."""
-
-    @property
-    def total(self) -> float:
-        """Sum of all parts."""
-        return sum(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-
-    def to_dict(self) -> dict[str, float]:
-        """Convert to the parts and their total by name."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return parts | {"total": self.total}
-
-
-@dataclass(frozen=True)
-class MemoryUse(_Breakdown):
-    """Peak memory of each GPU in a step, bytes."""
-
-    masters: float
-    """float32 master weights."""
-    moments: float
-    """Adam's first and second moments."""
-    copy: float
-    """16-bit weights: a full copy, or with fsdp those of the units that are gathered at the same time."""
-    gradients: float
-    activations: float
-    logits: float
-    """The language-model head: a chunk of logits and its temporaries."""
-    buffers: float
-    """Communication buffers and workspaces."""
-
-
-@dataclass(frozen=True)
-class StepTime(_Breakdown):
-    """Time of a step, seconds."""
-
-    products: float
-    """Matmuls with weights."""
-    attention: float
-    elementwise: float
-    optimizer: float
-    tensor_communication: float
-    """Exposed communication of the tensor axis."""
-    data_communication: float
-    """Exposed communication of gradients and, with fsdp, weights."""
-    other: float
-    """Fixed costs, and idle time while the host launches kernels."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +82,7 @@ class Estimate:
     def num_trained(self) -> float:
         """Parameters that one process trains and holds float32 masters and moments of."""
         if self.workload.adapter_rank:
-            return count_adapter_parameters(self.workload, self.layout.tensor)
+            return count_adapter_parameters(self.workload, self.layout.tensor) / self.layout.fsdp
         return self.parameters.total / self.layout.fsdp
 
     @property
@@ -142,9 +95,9 @@ class Estimate:
     def with_kept_weights(self) -> "Estimate":
         """Return the estimate of what a training with fsdp does: it keeps whole weights where they fit.
 
-        Where there are replicas besides, it does not.
+        Where there are replicas besides, or adapters, it does not.
         """
-        if self.layout.fsdp == 1 or self.layout.num_replicas > 1:
+        if self.layout.fsdp == 1 or self.layout.num_replicas > 1 or self.workload.adapter_rank:
             return self
         kept = replace(self, layout=replace(self.layout, keeps_weights=True))
         return kept if kept.fits else self
@@ -162,9 +115,12 @@ class Estimate:
         activations += transient
         if self.workload.adapter_rank:
             # The frozen weights in the precision of the training, no gradients of them, and no masters.
-            frozen, gradients = width * self.parameters.total, (width + 4) * num_held
-            copy = frozen + (width * num_held if width < 4 else 0.0)
-            return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, WORKSPACE)
+            frozen, gradients = width * self.parameters.total / self.layout.fsdp, (width + 4) * num_held
+            copy, buffers = frozen + (width * num_held if width < 4 else 0.0), WORKSPACE
+            if self.layout.fsdp > 1:
+                copy += width * (2 * self._gathered_at_once + self.parameters.rest)
+                buffers += width * self._gathered_at_once
+            return MemoryUse(4 * num_held, 8 * num_held, copy, gradients, activations, logits, buffers)
         if self.layout.weight_shards > 1:
             # The current unit and the prefetched next one; embeddings and heads stay gathered until the end.
             copy = width * (2 * self._gathered_at_once + self.parameters.rest)
@@ -234,6 +190,8 @@ class Estimate:
         host_seconds = (
             implementation.fsdp_host_seconds if self.layout.weight_shards > 1 else implementation.host_seconds
         )
+        if self.workload.adapter_rank:
+            host_seconds = max(host_seconds, implementation.adapter_host_seconds)
         num_launched = 0 if self.layout.is_captured else num_micro_batches * self.workload.shape.num_layers
         waits = 0.0 if self.layout.is_captured else implementation.uncaptured_idle_seconds
         idle = max(waits, num_launched * host_seconds - busy)
@@ -276,17 +234,16 @@ class Estimate:
             head = (3 if is_kept else 4) * self._matmul(num_targets, rows, hidden)
             head += 0 if shape.is_causal else 3 * self._matmul(num_targets, hidden, hidden)
         passes = 4 if self.layout.activation_checkpointing else 3
-        if rank := self.workload.adapter_rank:
-            # No gradients of frozen weights; two thin matmuls beside each layer's, whose own gradients are computed.
-            thin = sum(
-                self._matmul(tokens, rank, rows) + self._matmul(tokens, columns, rank)
-                for rows, columns in (
-                    (hidden, 3 * hidden / tensor),
-                    (hidden / tensor, hidden),
-                    (hidden, ffn / tensor),
-                    (ffn / tensor, hidden),
-                )
+        if self.workload.adapter_rank:
+            # No gradients of frozen weights; two thin matmuls beside each layer's, whose own gradients are computed and
+            # whose time is that of reading or writing the layer's inputs and outputs.
+            thin = (
+                self.workload.width
+                * tokens
+                * count_adapted_units(self.workload, self.layout.tensor)
+                / self._elementwise_bandwidth
             )
+            thin += 8 * self.implementation.matmul_overhead
             return forward, (passes - 1) * forward + passes * shape.num_layers * thin + head
         return forward, passes * forward + head
 
@@ -309,13 +266,21 @@ class Estimate:
         if layout.activation_checkpointing:
             norms, gelu = norms + implementation.norm_forward_bytes, gelu * 1.4
             score += implementation.score_forward_bytes
-        biases = implementation.bias_bytes * (3 * hidden + ffn) / tensor
-        if implementation.fused_norm_bytes and tensor == 1 and layout.is_captured:  # as parallel/sharding.py decides
-            norms, biases = implementation.fused_norm_bytes, implementation.bias_bytes * 3 * hidden
-        layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + biases) + scores * score
+        others = implementation.bias_bytes * (3 * hidden + ffn) / tensor
+        if self.workload.adapter_rank:  # no gradients of biases; sums with the adapters' outputs and gradients
+            others = (
+                implementation.adapter_bytes
+                * count_adapted_units(self.workload, self.layout.tensor)
+                * (1.4 if layout.activation_checkpointing else 1)
+            )
+        elif implementation.fused_norm_bytes and tensor == 1 and layout.is_captured:  # as parallel/sharding.py decides
+            norms, others = implementation.fused_norm_bytes, implementation.bias_bytes * 3 * hidden
+        layer = self.micro_batch.num_tokens * (norms * hidden / shared + gelu * ffn / tensor + others) + scores * score
         head = self.workload.num_targets(self.micro_batch) * shape.vocabulary_size / tensor * implementation.logit_bytes
         outer = 30 * hidden * self.micro_batch.num_tokens
-        copies = self.parameters.total * implementation.fsdp_copy_bytes if layout.weight_shards > 1 else 0.0
+        # Frozen weights are gathered twice, and have no gradients to reduce.
+        share = 2 / 3 if self.workload.adapter_rank else 1.0
+        copies = share * self.parameters.total * implementation.fsdp_copy_bytes if layout.weight_shards > 1 else 0.0
         num_bytes = self.workload.width / 2 * (shape.num_layers * layer + outer) + head + copies
         return num_bytes / self._elementwise_bandwidth
 
@@ -367,7 +332,8 @@ class Estimate:
             gathered = shards.all_gather_seconds(parameters.total * self.workload.width, self.gpu, implementation)
             return reduced - min(implementation.overlap * reduced, backward) + gathered
         num_units = parameters.num_layers * parameters.layer / self._gathered_at_once + 1
-        weights, gradients = parameters.total * self.workload.width / num_units, parameters.total * 4 / num_units
+        weights = parameters.total * self.workload.width / num_units
+        gradients = (share * layout.fsdp if self.workload.adapter_rank else parameters.total) * 4 / num_units
         unit = 2 * shards.all_gather_seconds(weights, self.gpu, implementation)
         unit += shards.all_gather_seconds(gradients, self.gpu, implementation)
         total = unit * num_units * layout.accumulate + all_reduce

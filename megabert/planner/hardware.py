@@ -124,12 +124,17 @@ class Implementation:
     """Time of the host to launch one layer, forward and backward, without CUDA graphs."""
     fsdp_host_seconds: float = 5e-3
     """The same with FSDP, whose hooks prepare each all-gather and reduce-scatter."""
+    adapter_host_seconds: float = 6.5e-3
+    """The same with adapters, whose thin matmuls are launched one by one; with activation checkpointing, which is why
+    such a step is not captured."""
     uncaptured_idle_seconds: float = 8e-3
     """Time that a GPU waits for the host at the start of a step without a CUDA graph."""
     fsdp_tensor_idle_seconds: float = 0.5e-3
     """Time that FSDP with tensor parallelism is idle in a layer, whose collectives wait for each other."""
     gelu_bytes: float = 20.0
     """Bytes for each token and unit of MLP width: two reads or writes forward, three backward."""
+    adapter_bytes: float = 6.0
+    """Bytes for each input and output of an adapted linear map, forward and backward: scaling and sums."""
     score_bytes: float = 0.0
     """Bytes for each attention weight; 0: they never leave the kernel."""
     score_forward_bytes: float = 0.0

@@ -98,9 +98,13 @@ def count_parameters(workload: Workload, tensor: int = 1) -> ParameterCounts:
 
 def count_adapter_parameters(workload: Workload, tensor: int = 1) -> float:
     """Count the adapters' parameters in one of `tensor` processes, which share A of row- and B of column-parallel."""
+    return workload.adapter_rank * workload.shape.num_layers * count_adapted_units(workload, tensor)
+
+
+def count_adapted_units(workload: Workload, tensor: int = 1) -> float:
+    """Count the inputs and outputs of a layer's four linear maps in one of `tensor` processes, for each token."""
     hidden, ffn = workload.shape.hidden_size, workload.shape.ffn_size
-    sharded, replicated = 3 * hidden + hidden + ffn + ffn, hidden + hidden + hidden + hidden
-    return workload.adapter_rank * workload.shape.num_layers * (sharded / tensor + replicated)
+    return (3 * hidden + hidden + 2 * ffn) / tensor + 4 * hidden
 
 
 def forward_flops(workload: Workload, batch: MicroBatch) -> float:

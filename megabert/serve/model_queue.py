@@ -1,16 +1,19 @@
 """One queue for all networks of a device: sequences of many requests become packed batches of a token budget.
 
-The oldest sequences decide which network runs next; others of the same network that wait fill the batch. Nothing waits
-for a batch to fill: while one is computed, the next one gathers. A batch that fails is computed again request by
-request, so that one bad request harms no other.
+The oldest sequences decide which network runs next; others that wait for the same network, or for other adapters of its
+base, fill the batch. Nothing waits for a batch to fill: while one is computed, the next one gathers. A batch that fails
+is computed again request by request, so that one bad request harms no other.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +44,13 @@ class Lane:
     pad_id: int
 
 
+class Mix(Protocol):
+    """Networks that can share a batch: adapters of one base."""
+
+    def run(self, parts: Sequence[tuple[str, Sequence[Features]]], max_length: int) -> list[NDArray[np.float32]]:
+        """Compute logits of features of several lanes, in their order, as one batch."""
+
+
 @dataclass
 class Computed:
     """Logits of the sequences of a job, with the seconds that it waited and that its batch was computed."""
@@ -67,17 +77,22 @@ class _QueuedJob:
 
 
 class ModelQueue:
-    """The queue with its threads. `observe(name, value)` takes measurements for the metrics."""
+    """The queue with its threads.
+
+    `mixes` has, by lane, what computes it together with others. `observe(name, value)` takes measurements for metrics.
+    """
 
     def __init__(
         self,
         lanes: Mapping[str, Lane],
         *,
+        mixes: Mapping[str, Mix] = MappingProxyType({}),
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         threads: int = 1,
         observe: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         self.lanes, self.batch_tokens, self._observe = dict(lanes), batch_tokens, observe
+        self._mixes = mixes
         self._waiting: dict[str, deque[_QueuedJob]] = {name: deque() for name in lanes}
         self._tokens = 0
         self._changed = threading.Condition()
@@ -139,21 +154,30 @@ class ModelQueue:
                     return jobs
 
     def _take(self) -> list[_QueuedJob]:
-        queue = min((queue for queue in self._waiting.values() if queue), key=lambda queue: queue[0].since)
+        lane = self._oldest(self._waiting)
+        mix = self._mixes.get(lane)
+        lanes = [lane] if mix is None else [name for name in self._waiting if self._mixes.get(name) is mix]
         jobs: list[_QueuedJob] = []
         tokens = 0
-        while queue and (not jobs or tokens + queue[0].tokens <= self.batch_tokens):
+        while any(self._waiting[name] for name in lanes):
+            queue = self._waiting[self._oldest(lanes)]
+            if jobs and tokens + queue[0].tokens > self.batch_tokens:
+                break
             job = queue.popleft()
             self._tokens -= job.tokens
             if job.future.set_running_or_notify_cancel():
                 jobs.append(job)
                 tokens += job.tokens
-        return jobs
+        return sorted(jobs, key=attrgetter("lane"))
+
+    def _oldest(self, lanes: Iterable[str]) -> str:
+        """Return the lane whose first job waits longest."""
+        return min((name for name in lanes if self._waiting[name]), key=lambda name: self._waiting[name][0].since)
 
     def _compute(self, jobs: Sequence[_QueuedJob]) -> None:
         start = time.monotonic()
         try:
-            outputs = self._run([item for job in jobs for item in job.features], jobs[0].lane)
+            outputs = self._run(jobs)
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -172,7 +196,14 @@ class ModelQueue:
             else:
                 job.future.set_exception(ModelFailure("the network's outputs are not finite numbers"))
 
-    def _run(self, features: Sequence[Features], name: str) -> list[NDArray[np.float32]]:
+    def _run(self, jobs: Sequence[_QueuedJob]) -> list[NDArray[np.float32]]:
+        parts = [
+            (name, [item for job in group for item in job.features])
+            for name, group in groupby(jobs, attrgetter("lane"))
+        ]
+        (name, features), *others = parts
+        if others:
+            return self._mixes[name].run(parts, max(self.lanes[name].max_length for name, _ in parts))
         lane = self.lanes[name]
         rows = max(self.batch_tokens // lane.max_length, 1)
         return lane.session.run(features, batch_size=rows, max_length=lane.max_length, pad_id=lane.pad_id).logits

@@ -63,6 +63,8 @@ class LoadedRun:
 
 def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: ServerMetrics) -> ModelQueue:
     """Start the queue of the networks: lanes for each with its head, and without."""
+    from ..torch_session import adapter_mixes  # front ends import no torch
+
     lanes: dict[str, Lane] = {}
     for run in runs:
         predictor = run.predictor
@@ -74,7 +76,11 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
             lanes[lane_name(run.name, kind)] = lane
     is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
     return ModelQueue(
-        lanes, batch_tokens=settings.batch_tokens, threads=2 if is_gpu else 1, observe=metrics.observe_batch
+        lanes,
+        mixes=adapter_mixes({name: lane.session for name, lane in lanes.items()}),
+        batch_tokens=settings.batch_tokens,
+        threads=2 if is_gpu else 1,
+        observe=metrics.observe_batch,
     )
 
 

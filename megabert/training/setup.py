@@ -98,7 +98,7 @@ def set_up(
             resumed=resumed,
             folder=folder,
             device=world.device,
-            is_alone=world.size == 1,
+            is_whole=world.tensor_size == 1,
         )
         for note in initial.notes:
             log(note)

@@ -315,10 +315,10 @@ def _make_master_weights(
     before = {name: item.detach() for name, item in model.named_parameters() if name not in frozen}
     assert all(parameter.dtype == torch.float32 for parameter in before.values()), "masters are made of float32"
     if sharding.uses_fsdp:
-        named = model.named_parameters()
         return {
             name: nn.Parameter(item.detach().to_local(), requires_grad=item.requires_grad)  # type: ignore[attr-defined]
-            for name, item in named
+            for name, item in model.named_parameters()
+            if name not in frozen
         }, {}
     cast_model(model, precision)
     master_weights, copies = {}, {}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from megabert.analysis.error_cases import cases
+from megabert.analysis.error_cases import CORRECT, Case, cases
+from megabert.analysis.error_report import in_turn
 from megabert.cli import main
 from megabert.errors import ConfigError, InputError
 from megabert.tasks.folds import fold_numbers, parse_fold, without_fold
@@ -37,13 +38,25 @@ def test_folds_are_balanced_and_keep_equal_texts_together():
         fold_numbers(examples[:2], 3)
 
 
-def test_the_cost_of_an_entity_is_the_largest_loss_of_its_words():
-    def entity(start, end, kind):
-        return {"type": kind, "text": "abcdefgh"[start:end], "start": start, "end": end, "score": 0.5}
+def test_the_cost_of_an_entity_is_the_smallest_loss_of_the_words_that_are_tagged_otherwise():
+    def entity(start, end, kind="D"):
+        return {"type": kind, "text": "ab cd ef gh"[start:end], "start": start, "end": end, "score": 0.5}
 
-    row = {"id": "1", "text": "ab cd ef", "words": [[0, 2], [3, 5], [6, 8]], "losses": [0.1, 2.5, 7.0],
-           "entities": [entity(3, 8, "G")], "gold": {"entities": [entity(0, 2, "D"), entity(3, 5, "D")]}}  # fmt: skip
-    assert [(case.kind, case.cost) for case in cases([row])] == [("missed", 0.1), ("boundary and type", 7.0)]
+    def costs(gold, found):
+        row = {"id": "1", "text": "ab cd ef gh", "words": [[0, 2], [3, 5], [6, 8], [9, 11]],
+               "losses": [0.25, 2.5, 7.0, 1.5], "entities": found, "gold": {"entities": gold}}  # fmt: skip
+        return [(case.kind, case.cost) for case in cases([row])]
+
+    assert costs([entity(0, 2), entity(3, 5)], [entity(3, 8, "G")]) == [("missed", 0.25), ("boundary and type", 2.5)]
+    assert costs([entity(3, 8)], [entity(3, 11)]) == [("boundary", 1.5)]  # one more word at the end
+    assert costs([entity(3, 8)], [entity(6, 8)]) == [("boundary", 2.5)]  # O for B, and B for I
+    assert costs([], [entity(0, 8)]) == [("spurious", 0.25)]
+
+
+def test_kinds_of_suspects_take_turns():
+    costs = (("type", 1), ("missed", 9), ("missed", 8), (CORRECT, 0), ("missed", 7), ("boundary and type", 2))
+    found = [Case("1", kind, "", "", cost, "") for kind, cost in costs]
+    assert [(case.kind[0], case.cost) for case in in_turn(found)] == [("m", 9), ("b", 2), ("m", 8), ("t", 1), ("m", 7)]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from megabert.data.sampler import BatchSampler
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import EmbeddingHead, PretrainingHead, TaskModel
-from megabert.parallel import optimizer_shards, sharding
+from megabert.model.lora import LoraConfig, add_lora, find_targets
+from megabert.parallel import gradient_reduction, optimizer_shards, sharding
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize
@@ -93,7 +94,7 @@ def loss(columns_T6, batch):
     return columns_T6[:, LOSS].sum() + columns_T6[:, ORDER_LOSS].sum()
 
 
-def network(config):
+def network(config, adapters=None):
     head = PretrainingHead(config, target_share=1.0, sentence_order=not config.is_causal)
     model = TaskModel(Encoder(config), head)
     initialize(model, torch.Generator().manual_seed(1), num_layers=config.num_layers)
@@ -101,11 +102,18 @@ def network(config):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    if adapters is not None:
+        model.encoder.to(adapters)
+        add_lora(model.encoder, dict.fromkeys(find_targets(model.encoder, ["all"]), 3), LoraConfig(3, 6.0))
+        generator = torch.Generator().manual_seed(3)
+        for name, parameter in model.encoder.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     return model.train()
 
 
-def make(config, world, settings, *, precision="32", clip=0.0, count=26):
-    model = network(config)
+def make(config, world, settings, *, precision="32", clip=0.0, count=26, adapters=None):
+    model = network(config, adapters)
     sharded = parallelize(model, world, ParallelSettings(**settings), precision=precision, is_compiled=False)
     stepper = Stepper(
         model, loss, OptimizerSettings(lr=1e-3), precision=precision, clip=clip, seed=5, sharding=sharded
@@ -208,12 +216,16 @@ WHICH = {
     "clipped": MIXED,
     "bf16": ("data2", "sequence2", "fsdp2", "fsdp2_tensor2", "optimizer2"),
     "16": ("sequence2", "fsdp2", "optimizer2"),
+    "lora": ("sequence2", "fsdp2", "fsdp2_tensor2"),
+    "lora_bf16": ("fsdp2",),
 }
 CHANGES = {
     "three_sequences": {"count": 3},
     "clipped": {"clip": 0.1},
     "bf16": {"precision": "bf16"},
     "16": {"precision": "16"},
+    "lora": {"adapters": torch.float32},
+    "lora_bf16": {"precision": "bf16", "adapters": torch.bfloat16},
 }
 for _case, _layouts in WHICH.items():
     _arguments = {"config": NETWORKS.get(_case, BERT), **CHANGES.get(_case, {})}

@@ -31,7 +31,7 @@ def largest_difference(one, other, kind):
     return max(np.abs(one[name] - other[name]).max() for name in one.files if name.startswith(kind))
 
 
-@pytest.mark.parametrize("name", named("bert", "gpt", "post", "five_words", "three_sequences", "clipped"))
+@pytest.mark.parametrize("name", named("bert", "gpt", "post", "five_words", "three_sequences", "clipped", "lora"))
 def test_losses_gradients_and_weights_match_one_process(results, name):
     one, several = results[f"one.{name.partition('.')[2]}"], results[name]
     np.testing.assert_allclose(several["metrics"], one["metrics"], rtol=1e-6, atol=1e-6)
@@ -47,7 +47,7 @@ def test_a_loss_compares_the_sequences_of_all_processes(results):
     assert largest_difference(one, two, "weight/") < 1e-4
 
 
-@pytest.mark.parametrize("name", named("bf16", "16"))
+@pytest.mark.parametrize("name", named("bf16", "16", "lora_bf16"))
 def test_lower_precision_is_close_to_one_process(results, name):
     one, several = results[f"one.{name.partition('.')[2]}"], results[name]
     np.testing.assert_allclose(several["metrics"], one["metrics"], rtol=3e-2)

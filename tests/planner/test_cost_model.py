@@ -371,3 +371,27 @@ def test_more_sequences_take_longer_and_no_part_is_negative(shape, some, tensor,
 def test_no_gpu_is_faster_than_alone_under_plain_data_parallelism(some, gpus):
     alone, together = (estimate(NETWORKS["345m"], some, gpus=count) for count in (1, gpus))
     assert together.tokens_per_second / gpus <= alone.tokens_per_second
+
+
+@pytest.mark.parametrize(
+    ("network", "checkpointing", "milliseconds", "gigabytes"),
+    [("8.9b", True, 473, 20.8), ("8.9b", False, 315, 45.9), ("3.9b", True, 319, 9.8), ("3.9b", False, 154, 25.1)],
+)
+def test_measured_steps_with_adapters_are_predicted(network, checkpointing, milliseconds, gigabytes):
+    """Rank 16, 8 x 512 tokens, one H200 with a busy host (docs/how-to/adapters.md)."""
+    shape = replace(NETWORKS[network], vocabulary_size=50176)
+    work = Workload(shape, is_pretraining=False, adapter_rank=16)
+    layout = ParallelLayout(activation_checkpointing=checkpointing)
+    found = Estimate(work, MicroBatch.uniform(8, 512), layout, GPUS["h200"])
+    assert 1e3 * found.time.total == pytest.approx(milliseconds, rel=0.105)
+    assert found.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.05)
+
+
+def test_fsdp_shards_the_base_of_adapters():
+    work = Workload(NETWORKS["8.9b"], is_pretraining=False, adapter_rank=16)
+    batch = MicroBatch.uniform(2, 512)
+    one, eight = (Estimate(work, batch, ParallelLayout(gpus=n, fsdp=n), GPUS["h100"]) for n in (1, 8))
+    assert eight.num_trained == one.num_trained / 8
+    whole = 2 * one.parameters.total
+    assert one.memory.copy > whole and whole / 8 < eight.memory.copy < whole / 8 + 4 * 3 * one.parameters.layer
+    assert eight.time.data_communication > 0
