@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, choice, linear_decay
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import POOLED_LOGITS, pool_windows, sequence_windows
-from ..errors import ConfigError, InputError, InputWarning
+from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.data_files import data_suffix
 from ..formats.json_lines import read_json_lines
 from ..formats.pubmedqa import read_answers
@@ -199,13 +199,12 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
                 features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
         cut = [location for location, count in num_cut.items() if count]
         if cut:
-            warnings.warn(
-                f"{len(cut)} of {len(examples)} examples are truncated to {self.row_length} tokens, by "
-                f"{sum(num_cut.values()):,} tokens together; the first is {cut[0]}. To read more raise "
-                "model.dataset.max_seq_length.",
-                InputWarning,
-                stacklevel=2,
+            text = (
+                f"{{count}} of {{total}} examples are truncated to {self.row_length} tokens, by {{tokens:,}} tokens "
+                "together; the first is {first}. To read more raise model.dataset.max_seq_length."
             )
+            counts = {"count": len(cut), "tokens": sum(num_cut.values())}
+            warnings.warn(ExamplesWarning(text, cut[0], len(examples), **counts), stacklevel=2)
         return features
 
     def _targets(self, example: Example, num_windows: int) -> tuple[dict[str, Any], float]:

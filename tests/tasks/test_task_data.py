@@ -1,0 +1,60 @@
+"""Training data that are tokenized in blocks: the same numbers and warnings as at once, in bounded memory."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from megabert.config.parser import compose
+from megabert.data.packing import fingerprint
+from megabert.errors import InputWarning
+from megabert.tasks import registry, task_data
+from megabert.tasks.task_data import load_training_data
+from megabert.tokenizers.wordpiece import Tokenizer
+from tests.tasks.test_contract import CASES
+
+LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TOKENIZER = Tokenizer([*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS)], lower_case=True)
+CACHED = [
+    name
+    for name, case in CASES.items()
+    if (kind := registry.find(case.task)).caches_features and not kind.groups_sequences
+]
+
+
+def load(name, folder, *words):
+    case = CASES[name]
+    (folder / case.file).write_text(case.content)
+    settings = [f"model.train_ds.file={folder / case.file}", *case.words, *words]
+    task = registry.find(case.task)(compose(registry.find(case.task).settings_type, settings, owner=case.task)[0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = load_training_data(task, TOKENIZER, task.settings.model, folder / "cache", learn_labels=True)
+    return data, sorted(str(item.message) for item in caught if issubclass(item.category, InputWarning))
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_features_in_blocks_equal_those_of_all_examples_at_once(name, tmp_path, monkeypatch):
+    lengths = ("model.dataset.max_seq_length=40",)
+    if name == "question_answering":
+        lengths = (*lengths, "model.dataset.max_query_length=20", "model.dataset.doc_stride=8")
+    whole, messages = load(name, tmp_path, "model.train_ds.use_cache=false", *lengths)
+    monkeypatch.setattr(task_data, "BLOCK_SIZE", 1)
+    made, cached = (load(name, tmp_path, *lengths) for _ in range(2))
+    for data, own in (made, cached):
+        assert own == messages
+        assert (data.num_examples, data.labels) == (whole.num_examples, whole.labels)
+        assert fingerprint(data.features) == fingerprint(whole.features)
+        for left, right in zip(data.features, whole.features, strict=True):
+            assert (left.weight, left.parts) == (right.weight, right.parts)
+            assert np.array_equal(left.segment_ids, right.segment_ids)
+
+
+def test_warnings_about_blocks_become_one_about_all_examples(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_data, "BLOCK_SIZE", 1)
+    _, messages = load(
+        "text_classification", tmp_path, "model.dataset.max_seq_length=8", "model.dataset.long_texts=truncate"
+    )
+    assert [message[:36] for message in messages] == ["3 of 4 examples are truncated to 8 t"]
+    assert "x.tsv:1." in messages[0]
