@@ -82,7 +82,7 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[ExampleType]
     ) -> Sequence[str]:
         """Warn about the labels of one kind."""
-        return label_warnings(kind.name, counts, kind.first, ())
+        return label_warnings(kind.name, counts, kind.first, None)
 
     def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
         """Map each label that the head lacks to the location of its first example."""

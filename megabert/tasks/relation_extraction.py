@@ -134,7 +134,7 @@ class RelationExtraction(SequenceClassificationTask):
         """Return whether it has annotations of brat."""
         return is_document_path(path)
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read what text classification reads, or documents; positions that cut words are reported."""
         if is_document_path(path):
             rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
