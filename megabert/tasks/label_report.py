@@ -45,7 +45,7 @@ class LabelReport:
 def label_warnings(
     kind: str, counts: Mapping[str, int], outside: str | None, words: Collection[str] | None
 ) -> list[str]:
-    """Warn about labels of one kind; `words` are the labels that are words of the data, None if no words are labelled."""
+    """Warn about labels of one kind; `words` are those that the data's words are, None where words have no labels."""
     labels = [label for label in counts if label != outside]
     total = sum(counts[label] for label in labels)
     warnings = []

@@ -8,6 +8,7 @@ import pytest
 from megabert.config.parser import compose
 from megabert.data.packing import fingerprint
 from megabert.errors import InputWarning
+from megabert.formats import record_streams
 from megabert.tasks import registry, task_data
 from megabert.tasks.task_data import load_training_data
 from megabert.tokenizers.wordpiece import Tokenizer
@@ -35,14 +36,16 @@ def load(name, folder, *words):
 
 
 @pytest.mark.parametrize("name", CACHED)
-def test_features_in_blocks_equal_those_of_all_examples_at_once(name, tmp_path, monkeypatch):
+def test_features_of_streams_in_blocks_equal_those_of_all_examples_at_once(name, tmp_path, monkeypatch):
     lengths = ("model.dataset.max_seq_length=40",)
     if name == "question_answering":
         lengths = (*lengths, "model.dataset.max_query_length=20", "model.dataset.doc_stride=8")
     whole, messages = load(name, tmp_path, "model.train_ds.use_cache=false", *lengths)
     monkeypatch.setattr(task_data, "BLOCK_SIZE", 1)
+    monkeypatch.setattr(record_streams, "MAX_HELD", -1)
+    streamed = load(name, tmp_path, "model.train_ds.use_cache=false", *lengths)
     made, cached = (load(name, tmp_path, *lengths) for _ in range(2))
-    for data, own in (made, cached):
+    for data, own in (streamed, made, cached):
         assert own == messages
         assert (data.num_examples, data.labels) == (whole.num_examples, whole.labels)
         assert fingerprint(data.features) == fingerprint(whole.features)
