@@ -80,15 +80,18 @@ class JsonReader:
                 value, end = self._scan(self._text, self._at)
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - LONGEST_WORD
+                failure = self._error(error.msg, error.pos)
                 if is_cut and self._fill():
                     continue
-                raise self._error(error.msg, error.pos) from None
+                raise failure from None
             except RecursionError:
                 raise InputError(f"{self.path}: not JSON: nested too deeply.") from None
             except ValueError as error:  # an integer of thousands of digits
                 raise InputError(f"{self.path}: not JSON: {str(error).partition(';')[0]}.") from None
-            if end == len(self._text) and self._fill():  # a number may go on
+            length = end - self._at
+            if end > len(self._text) - LONGEST_WORD and self._fill():  # a number may go on: 1.5e+10
                 continue
+            end = self._at + length
             if self._text.find("\\u", self._at, end) >= 0:
                 require_characters(value, str(self.path))
             self._at = end

@@ -1,14 +1,16 @@
 """Training data that are tokenized in blocks: the same numbers and warnings as at once, in bounded memory."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 
 from megabert.config.parser import compose
+from megabert.data import feature_cache
 from megabert.data.packing import fingerprint
 from megabert.errors import InputWarning
-from megabert.formats import record_streams
+from megabert.formats import json_reader, record_streams
 from megabert.tasks import registry, task_data
 from megabert.tasks.task_data import load_training_data
 from megabert.tokenizers.wordpiece import Tokenizer
@@ -61,3 +63,48 @@ def test_warnings_about_blocks_become_one_about_all_examples(tmp_path, monkeypat
     )
     assert [message[:36] for message in messages] == ["3 of 4 examples are truncated to 8 t"]
     assert "x.tsv:1." in messages[0]
+
+
+WORDS = ["ab", "cd", "efg", "hij"] * 5
+RECORDS = {
+    "text_classification": ("x.tsv", "", lambda n: f"{' '.join(WORDS)} {n}\t{'ab'[n % 2]}\n", ""),
+    "token_classification": (
+        "x.conll",
+        "",
+        lambda n: "".join(f"{word}\t{'OB'[n % 2]}{'-X' * (n % 2)}\n" for word in WORDS[:5]) + "\n",
+        "",
+    ),
+    "question_answering": (
+        "x.json",
+        '{"data": [{"paragraphs": [{"context": "a", "qas": []}',
+        lambda n: (
+            f', {{"context": "{" ".join(WORDS)} {n}", "qas": [{{"id": {n}, "question": "b?", "answers": '
+            '[{"text": "cd", "answer_start": 3}]}]}'
+        ),
+        "]}]}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_memory_does_not_grow_with_the_file(name, tmp_path, monkeypatch):
+    for module, limit, size in ((task_data, "BLOCK_SIZE", 2**11), (feature_cache, "BLOCK_TOKENS", 2**9)):
+        monkeypatch.setattr(module, limit, size)
+    monkeypatch.setattr(json_reader, "CHUNK", 2**12)
+    file, before, record, after = RECORDS[name]
+    kind = registry.find(name)
+    peaks = {}
+    for held, number in ((-1, 60), (-1, 480), (2**25, 480)):
+        monkeypatch.setattr(record_streams, "MAX_HELD", held)
+        (tmp_path / file).write_text(before + "".join(map(record, range(number))) + after)
+        words = [f"model.train_ds.file={tmp_path / file}"]
+        task = kind(compose(kind.settings_type, words, owner=name)[0])
+        tracemalloc.start()
+        data = load_training_data(
+            task, TOKENIZER, task.settings.model, tmp_path / f"cache{held}{number}", learn_labels=True
+        )
+        peaks[held, number] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert data.num_examples == number
+    assert peaks[-1, 480] < 1.3 * peaks[-1, 60]
+    assert peaks[2**25, 480] > 1.4 * peaks[-1, 480]
