@@ -16,7 +16,8 @@ from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
-from ..errors import ExamplesWarning, InputError, InputWarning
+from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
+from ..formats.record_streams import RecordStream
 from ..storage import file_sha256, folder_sha256
 from ..tokenizers.wordpiece import Tokenizer
 from .folds import without_fold
@@ -122,6 +123,7 @@ def load_training_data(
             num_before = len(caught)
             feature_cache.save(cache_folder, key, made, meta)
             if features is None and (features := feature_cache.load(cache_folder, key)) is None:  # the disk is full
+                _check_held(examples, cache_folder)
                 del caught[num_before:]
         if features is None:
             features = task.features(examples, tokenizer, with_targets=True)
@@ -146,6 +148,15 @@ def _cache_key(
         *(content.encode() for content in tokenizer.files().values()),
         *(_content_sha256(path).encode() for path in [*map(Path, files), *_code_files(task)]),
     )
+
+
+def _check_held(examples: Sequence[Any], cache_folder: Path) -> None:
+    """Raise ConfigError where the features of a large file can only be kept in the cache."""
+    if isinstance(examples, RecordStream):
+        raise ConfigError(
+            f"The features of {len(examples):,} examples cannot be written to {cache_folder}, and are too many for "
+            "memory. Make room there, set MEGABERT_HOME to another folder, or model.train_ds.use_cache=false."
+        )
 
 
 def _content_sha256(path: Path) -> str:

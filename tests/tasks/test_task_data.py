@@ -9,7 +9,7 @@ import pytest
 from megabert.config.parser import compose
 from megabert.data import feature_cache
 from megabert.data.packing import fingerprint
-from megabert.errors import InputWarning
+from megabert.errors import ConfigError, InputWarning
 from megabert.formats import json_reader, record_streams
 from megabert.tasks import registry, task_data
 from megabert.tasks.task_data import load_training_data
@@ -71,7 +71,7 @@ RECORDS = {
     "token_classification": (
         "x.conll",
         "",
-        lambda n: "".join(f"{word}\t{'OB'[n % 2]}{'-X' * (n % 2)}\n" for word in WORDS[:5]) + "\n",
+        lambda n: "".join(f"{word}\t{'OB'[n % 2]}{'-X' * (n % 2)}\n" for word in WORDS) + "\n",
         "",
     ),
     "question_answering": (
@@ -94,7 +94,8 @@ def test_memory_does_not_grow_with_the_file(name, tmp_path, monkeypatch):
     file, before, record, after = RECORDS[name]
     kind = registry.find(name)
     peaks = {}
-    for held, number in ((-1, 60), (-1, 480), (2**25, 480)):
+    runs = [(-1, 30), (-1, 150)] + [(2**25, 150)] * (name == "token_classification")
+    for held, number in runs:
         monkeypatch.setattr(record_streams, "MAX_HELD", held)
         (tmp_path / file).write_text(before + "".join(map(record, range(number))) + after)
         words = [f"model.train_ds.file={tmp_path / file}"]
@@ -106,5 +107,17 @@ def test_memory_does_not_grow_with_the_file(name, tmp_path, monkeypatch):
         peaks[held, number] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert data.num_examples == number
-    assert peaks[-1, 480] < 1.3 * peaks[-1, 60]
-    assert peaks[2**25, 480] > 1.4 * peaks[-1, 480]
+    assert peaks[-1, 150] < 1.3 * peaks[-1, 30]
+    assert peaks.get((2**25, 150), 10**9) > 1.5 * peaks[-1, 150]
+
+
+def test_a_full_disk_is_an_error_for_a_large_file_only(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(feature_cache.GrowingArray, "append", full)
+    assert len(load("text_classification", tmp_path)[0].features) == 4
+    monkeypatch.setattr(record_streams, "MAX_HELD", -1)
+    with pytest.raises(ConfigError, match=r"The features of 4 examples cannot be written to .*cache, and are too many"):
+        load("text_classification", tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
