@@ -1,10 +1,12 @@
 """Records of data files that are too large for memory: read anew in each pass over them, and never all held.
 
 Readers of row-wise formats make sequences of sequences by `derived`: lists of lists where a file is small, streams of
-streams where it is large. Both give the same records and errors.
+streams where it is large and `large_files_streamed`. Both give the same records and errors.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ MAX_HELD = 2**25
 """Bytes of a data file whose records are held in memory."""
 EXPANSION = 8
 """How much larger than its file compressed text is assumed to be."""
+_are_streamed: ContextVar[bool] = ContextVar("are_streamed", default=False)
 RecordType = TypeVar("RecordType")
 SourceType = TypeVar("SourceType")
 
@@ -54,8 +57,20 @@ class RecordStream(Sequence[RecordType]):
         return next(islice(self, index if index >= 0 else index + len(self), None))
 
 
+@contextmanager
+def large_files_streamed() -> Iterator[None]:
+    """Let large files that are read within be streams: for who reads all records in turn, never one by its number."""
+    token = _are_streamed.set(True)
+    try:
+        yield
+    finally:
+        _are_streamed.reset(token)
+
+
 def is_held(path: Path) -> bool:
-    """Return whether a file is so small that its records are held in memory."""
+    """Return whether a file's records are held in memory: where streams are not wanted, or because it is small."""
+    if not _are_streamed.get():
+        return True
     factor = EXPANSION if path.suffix.lower() in COMPRESSED else 1
     return not path.is_file() or factor * path.stat().st_size <= MAX_HELD
 

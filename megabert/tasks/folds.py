@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError, InputError
-from ..formats.record_streams import RecordStream
 
 
 def parse_fold(word: str) -> tuple[int, int]:
@@ -34,8 +33,6 @@ def without_fold(examples: Sequence[Any], word: str | None) -> Sequence[Any]:
     if word is None:
         return examples
     held_out, num_folds = parse_fold(word)
-    if isinstance(examples, RecordStream):
-        examples = list(examples)  # their texts are compared
     if not isinstance(examples, list):
         raise ConfigError("model.train_ds.held_out_fold is for data files, not for corpora of token ids.")
     numbers = fold_numbers(examples, num_folds)

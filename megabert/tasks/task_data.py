@@ -7,7 +7,7 @@ import json
 import platform
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
-from ..formats.record_streams import RecordStream
+from ..formats.record_streams import RecordStream, large_files_streamed
 from ..storage import file_sha256, folder_sha256
 from ..tokenizers.wordpiece import Tokenizer
 from .folds import without_fold
@@ -91,13 +91,11 @@ def load_training_data(
     key = _cache_key(task, tokenizer, settings, teaching, learn_labels=learn_labels) if uses_cache else ""
     cached = feature_cache.load(cache_folder, key) if uses_cache else None
     if cached is not None:
-        task.restore_state(cached.meta["state"])
-        for message in cached.meta["warnings"]:
-            warnings.warn(message, InputWarning, stacklevel=2)
-        labels = LabelReport.from_document(cached.meta["labels"])
-        return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels, teacher)
+        return _restored(task, cached, teacher)
     with _recorded_warnings() as caught:
-        examples = without_fold(task.read_data(data), data.held_out_fold)
+        is_streamed = uses_cache and teaching is None and data.held_out_fold is None
+        with large_files_streamed() if is_streamed else nullcontext():
+            examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)
         if teaching is not None:
@@ -115,20 +113,28 @@ def load_training_data(
             return facts | {"warnings": messages}
 
         features: Sequence[Features] | None = None
-        if teaching is not None:
-            own = task.features(examples, tokenizer, with_targets=True)
-            features = teaching.teach(task, tokenizer, examples, own)
-        if uses_cache:
-            made = _features(task, tokenizer, examples) if features is None else features
+        if uses_cache and teaching is None:
             num_before = len(caught)
-            feature_cache.save(cache_folder, key, made, meta)
-            if features is None and (features := feature_cache.load(cache_folder, key)) is None:  # the disk is full
+            feature_cache.save(cache_folder, key, _features(task, tokenizer, examples), meta)
+            if (features := feature_cache.load(cache_folder, key)) is None:  # the disk is full
                 _check_held(examples, cache_folder)
                 del caught[num_before:]
         if features is None:
             features = task.features(examples, tokenizer, with_targets=True)
+        if teaching is not None:
+            features = teaching.teach(task, tokenizer, examples, features)
+            if uses_cache:
+                feature_cache.save(cache_folder, key, features, meta)
         caught[:] = _merged(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
+
+
+def _restored(task: Task[Any, Any], cached: feature_cache.CachedFeatures, teacher: str) -> TrainingData:
+    task.restore_state(cached.meta["state"])
+    for message in cached.meta["warnings"]:
+        warnings.warn(message, InputWarning, stacklevel=3)
+    labels = LabelReport.from_document(cached.meta["labels"])
+    return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels, teacher)
 
 
 def _cache_key(
