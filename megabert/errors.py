@@ -7,6 +7,7 @@ Any other exception is a bug and keeps its traceback.
 
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 # Characters that move the cursor, change colours or reorder text: a name in a file must not do that to a terminal.
@@ -35,6 +36,22 @@ class InputError(MegabertError):
 
 class InputWarning(UserWarning):
     """Data are read, but some of it is left out, truncated or probably not what was meant."""
+
+
+class ExamplesWarning(InputWarning):
+    """Something holds for some of the examples; `counts` of several blocks of examples add up.
+
+    `text` is a format string of `first`, what it holds for first, `total`, the number of examples, and the counts.
+    """
+
+    def __init__(self, text: str, first: str, total: int, **counts: int) -> None:
+        super().__init__(text.format(first=first, total=total, **counts))
+        self.text, self.first, self.counts = text, first, counts
+
+    def with_later(self, others: "Sequence[ExamplesWarning]", total: int) -> "ExamplesWarning":
+        """Add the counts of later blocks; `total` is the number of all examples."""
+        counts = {name: count + sum(item.counts[name] for item in others) for name, count in self.counts.items()}
+        return ExamplesWarning(self.text, self.first, total, **counts)
 
 
 class CheckpointError(MegabertError):

@@ -94,6 +94,37 @@ def save_array(path: Path, array: Any) -> None:
         numpy.save(cast("Any", SimpleNamespace(write=file.write)), array, allow_pickle=False)
 
 
+class GrowingArray:
+    """A .npy file to which blocks of rows are appended; numpy's header has room for any number of them."""
+
+    def __init__(self, path: Path, dtype: Any, row_shape: tuple[int, ...]) -> None:
+        self.path, self.dtype, self.row_shape = path, dtype, row_shape
+        self.num_rows = 0
+
+    def __enter__(self) -> "GrowingArray":
+        self._file = self.path.open("wb")
+        self._write_header()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+
+    def _write_header(self) -> None:
+        from numpy.lib import format as npy
+
+        shape = (self.num_rows, *self.row_shape)
+        header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        npy.write_array_header_1_0(cast("Any", self._file), header)
+
+    def append(self, rows: Any) -> None:
+        """Write rows, an array of the file's type and shape; raises OSError where the disk is full."""
+        assert (rows.dtype, rows.shape[1:]) == (self.dtype, self.row_shape), f"{self.path} has rows of one type"
+        self._file.write(rows.tobytes())
+        self.num_rows += len(rows)
+
+
 def file_sha256(path: Path) -> str:
     """Compute the SHA-256 of a file, as hexadecimal digits. About a second for each 1.25 GB."""
     with path.open("rb") as handle:

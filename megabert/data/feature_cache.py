@@ -3,14 +3,18 @@
 An entry is a folder of .npy files. Its name is a digest of everything that the features depend on (the data file's
 content, the settings, the vocabulary, the code that makes them), so an entry is never stale: changed inputs have
 another name. Entries are written atomically and verified by SHA-256 when they are opened; a damaged one is made again.
-Only what training needs is stored, not the notes of the features.
+Only what training needs is stored, not the notes of the features. Neither writing nor reading holds all features in
+memory: arrays grow block by block, and pages that were read are given back.
 """
 
 import hashlib
+import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,16 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, CheckpointWarning
 from ..json_documents import parse_sealed, sealed
-from ..storage import TEMPORARY, atomic_folder, file_sha256, remove_leftovers, save_array
+from ..storage import TEMPORARY, GrowingArray, atomic_folder, file_sha256, remove_leftovers
 from .packing import Features, LazyFeatures
 
 # The least recently used entries beyond these are deleted.
 MAX_ENTRIES = 20
 META = "meta.json"
+# Tokens of a block of features that is written at once.
+BLOCK_TOKENS = 2**19
+# Sequences after whose reading the mapped pages are given back: they would count as memory of this process.
+GIVEN_BACK_AFTER = 2**12
 
 
 class CachedFeatures(LazyFeatures):
@@ -40,11 +48,11 @@ class CachedFeatures(LazyFeatures):
             if file_sha256(file) != sha256:
                 raise CheckpointError(f"{file} does not match its SHA-256.")
             self._arrays[name] = np.load(file, mmap_mode="r")
-        self._ends = self._arrays["ends"].tolist()
+        self._num_read = 0
 
     def __len__(self) -> int:
         """Count the sequences."""
-        return len(self._ends)
+        return len(self._arrays["ends"])
 
     def lengths(self) -> NDArray[np.int64]:
         """Count the tokens of each sequence."""
@@ -57,27 +65,41 @@ class CachedFeatures(LazyFeatures):
 
     def sequence(self, index: int) -> Features:
         """Read the features of one sequence."""
-        tokens = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        self._num_read += 1
+        if self._num_read % GIVEN_BACK_AFTER == 0:
+            self._give_back()
+        arrays = self._arrays
+        tokens = _span(arrays["ends"], index)
         rows: int | slice = index  # of targets
         parts: tuple[int, ...] = ()
-        if "parts" in self._arrays:
-            ends = self._arrays["part_ends"]
-            span = slice(int(ends[index - 1]) if index else 0, int(ends[index]))
-            lengths = tuple(self._arrays["parts"][span].tolist())
+        if "parts" in arrays:
+            span = _span(arrays["part_ends"], index)
+            lengths = tuple(arrays["parts"][span].tolist())
             rows, parts = (span.start, ()) if len(lengths) == 1 else (span, lengths)
         targets: dict[str, dict[str, Any]] = {"targets": {}, "token_targets": {}}
-        for name, array in self._arrays.items():
+        for name, array in arrays.items():
             group, _, key = name.partition("/")
             if group in targets:
                 targets[group][key] = np.asarray(array[rows if group == "targets" else tokens])
         return Features(
-            np.asarray(self._arrays["token_ids"][tokens], dtype=np.int64),
-            np.asarray(self._arrays["segment_ids"][tokens], dtype=np.int64),
-            weight=float(self._arrays["weights"][index]),
+            np.asarray(arrays["token_ids"][tokens], dtype=np.int64),
+            np.asarray(arrays["segment_ids"][tokens], dtype=np.int64),
+            weight=float(arrays["weights"][index]),
             parts=parts,
             targets=targets["targets"],
             token_targets=targets["token_targets"],
         )
+
+    def _give_back(self) -> None:
+        """Drop the pages from this process; they stay in the system's file cache while there is room for them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for array in self._arrays.values():
+                if isinstance(array.base, mmap.mmap):
+                    array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def _span(ends: NDArray[np.int64], index: int) -> slice:
+    return slice(int(ends[index - 1]) if index else 0, int(ends[index]))
 
 
 def digest(*parts: bytes) -> str:
@@ -102,16 +124,21 @@ def load(cache: Path, name: str) -> CachedFeatures | None:
     return features
 
 
-def save(cache: Path, name: str, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
-    """Write a cache entry, replacing a damaged one; `meta` holds plain values.
+def save(cache: Path, name: str, features: Iterable[Features], meta: Callable[[], Mapping[str, Any]]) -> None:
+    """Write a cache entry, replacing a damaged one; `meta` is called at the end and returns plain values.
 
-    A full or read-only disk is no error: the next run then tokenizes again.
+    Features are taken one by one and not kept; without any there is no entry. A full or read-only disk is no error:
+    then there is no entry, either.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_leftovers(cache, f"*{TEMPORARY}*")
+        blocks = _blocks(features)
+        if not (first := next(blocks, [])):
+            return
         with atomic_folder(cache / name) as folder:
-            _write(folder, features, meta)
+            sums = _write(folder, chain([first], blocks), with_parts=any(item.parts for item in first))
+            (folder / META).write_bytes(sealed({"meta": dict(meta()), "arrays": sums}))
         entries = sorted(cache.glob("*/" + META), key=lambda path: path.parent.stat().st_mtime)
         for entry in entries[:-MAX_ENTRIES]:
             shutil.rmtree(entry.parent, ignore_errors=True)
@@ -119,22 +146,50 @@ def save(cache: Path, name: str, features: Sequence[Features], meta: Mapping[str
         return
 
 
-def _write(folder: Path, features: Sequence[Features], meta: Mapping[str, Any]) -> None:
+def _blocks(features: Iterable[Features]) -> Iterator[list[Features]]:
+    """Group features into blocks of about `BLOCK_TOKENS` tokens."""
+    block: list[Features] = []
+    num_tokens = 0
+    for item in features:
+        block.append(item)
+        num_tokens += len(item)
+        if num_tokens >= BLOCK_TOKENS:
+            yield block
+            block, num_tokens = [], 0
+    if block:
+        yield block
+
+
+def _write(folder: Path, blocks: Iterable[Sequence[Features]], *, with_parts: bool) -> dict[str, str]:
+    """Append the arrays of blocks to files; returns the SHA-256 of each."""
+    files: dict[str, GrowingArray] = {}
+    ends = {"ends": 0, "part_ends": 0}
+    with ExitStack() as opened:
+        for block in blocks:
+            arrays = _arrays(block, with_parts=with_parts)
+            if not files:
+                for number, (name, array) in enumerate(arrays.items()):
+                    file = GrowingArray(folder / f"{number}.npy", array.dtype, array.shape[1:])
+                    files[name] = opened.enter_context(file)
+            assert files.keys() == arrays.keys(), "all features have the same targets"
+            for name, array in arrays.items():
+                files[name].append(array + ends[name] if name in ends else array)
+            ends = {name: ends[name] + int(arrays[name][-1]) for name in ends if name in arrays}
+    return {name: file_sha256(file.path) for name, file in files.items()}
+
+
+def _arrays(features: Sequence[Features], *, with_parts: bool) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "ends": np.cumsum([len(item.token_ids) for item in features]),
-        "weights": np.array([item.weight for item in features]),
+        "weights": np.array([item.weight for item in features], dtype=np.float64),
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
         "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
     }
-    if any(item.parts for item in features):
+    if with_parts:
         arrays["part_ends"] = np.cumsum([item.num_sequences for item in features])
         arrays["parts"] = np.array([length for item in features for length in item.parts or (len(item),)])
     for name in features[0].targets:
         arrays[f"targets/{name}"] = np.stack([np.asarray(row) for item in features for row in item.rows(name)])
     for name in features[0].token_targets:
         arrays[f"token_targets/{name}"] = np.concatenate([item.token_targets[name] for item in features])
-    sums = {}
-    for number, (name, array) in enumerate(arrays.items()):
-        save_array(folder / f"{number}.npy", array)
-        sums[name] = file_sha256(folder / f"{number}.npy")
-    (folder / META).write_bytes(sealed({"meta": dict(meta), "arrays": sums}))
+    return arrays

@@ -6,7 +6,9 @@ steps in random order. Every step gets a random sequence of each length, so all 
 one static size fits all. Within a step, micro-batches are balanced by serpentine order.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +62,7 @@ class BatchSampler:
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._epoch = -1
-        self._steps: list[list[Indices]] = []
+        self._steps: _EpochSteps | None = None
         self._lengths: Indices = np.zeros(0, dtype=np.int64)
         self.size: BatchSize | None = None
         """The size of every micro-batch, if it is static."""
@@ -76,7 +78,8 @@ class BatchSampler:
     def indices(self, step: int) -> list[Indices]:
         """List the feature indices of each micro-batch of a step, of all processes; a small step may have fewer."""
         epoch, number = divmod(step, len(self))
-        if self._epoch != epoch:
+        if self._steps is None or self._epoch != epoch:
+            self._steps = None  # the order of the epoch before is not held beside the new one
             self._steps, self._epoch = self._sample_to_fit(epoch), epoch
             self._lengths = sequence_lengths(self._resampled(epoch))
         return self._steps[number]
@@ -101,10 +104,10 @@ class BatchSampler:
     def _resampled(self, epoch: int) -> Sequence[Features]:
         return self.features.resampled(epoch) if isinstance(self.features, ResampledFeatures) else self.features
 
-    def _count(self, epoch: int, steps: list[list[Indices]]) -> Indices:
+    def _count(self, epoch: int, steps: "_EpochSteps") -> Indices:
         return _count_groups((group for step in steps for group in step), self._resampled(epoch))
 
-    def _sample_to_fit(self, epoch: int) -> list[list[Indices]]:
+    def _sample_to_fit(self, epoch: int) -> "_EpochSteps":
         """Sample an epoch; one that was not searched is sampled again while a micro-batch exceeds the static size."""
         for attempt in range(MAX_ATTEMPTS):
             steps = self._sample(epoch, attempt)
@@ -116,26 +119,47 @@ class BatchSampler:
                 return steps
         raise InputError(f"epoch {epoch + 1} has larger steps than those before. Set trainer.cuda_graph=false.")
 
-    def _sample(self, epoch: int, attempt: int = 0) -> list[list[Indices]]:
+    def _sample(self, epoch: int, attempt: int = 0) -> "_EpochSteps":
         """Assign the sequences of an epoch to steps and micro-batches."""
-        lengths = sequence_lengths(self._resampled(epoch))
-        num_steps = len(self)
-        count = min(len(lengths), num_steps * self.sequences_per_step)
+        num_sequences, num_steps = len(self._resampled(epoch)), len(self)
+        count = min(num_sequences, num_steps * self.sequences_per_step)
         if not self._shuffle:
-            steps = np.array_split(np.arange(count), num_steps)
-            return [
-                [group for group in np.array_split(step, self.micro_batches_per_step) if len(group)] for step in steps
-            ]
+            sizes = count // num_steps + (np.arange(num_steps) < count % num_steps)
+            return _EpochSteps(np.arange(count), np.cumsum(sizes), self.micro_batches_per_step, _split_evenly)
         # Seeded by both numbers, so an epoch's order can be made without those before it.
         random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
-        chosen = random.permutation(len(lengths))[:count]
-        descending = chosen[np.argsort(-lengths[chosen], kind="stable")]
+        # Arrays of all sequences are small numbers where that is enough, and not held longer than they are needed.
+        small = np.int32 if num_sequences < 2**31 else np.int64
+        chosen = random.permutation(num_sequences)[:count].astype(small)
+        shortest_last = np.argsort(-sequence_lengths(self._resampled(epoch)).astype(np.int32)[chosen], kind="stable")
+        descending = chosen[shortest_last]
+        del chosen, shortest_last
         # Each row is a random order of the steps; the last round, of the shortest sequences, may not reach all.
         num_rounds = -(-count // num_steps)
-        step_of = np.argsort(random.random((num_rounds, num_steps)), axis=1).ravel()[:count]
-        return [
-            _split_serpentine(step, self.micro_batches_per_step) for step in _group_by(descending, step_of, num_steps)
-        ]
+        step_of = np.argsort(random.random((num_rounds, num_steps)), axis=1).astype(small).ravel()[:count]
+        ends = np.cumsum(np.bincount(step_of, minlength=num_steps))
+        by_step = descending[np.argsort(step_of, kind="stable")]
+        return _EpochSteps(by_step, ends, self.micro_batches_per_step, _split_serpentine)
+
+
+@dataclass(frozen=True)
+class _EpochSteps:
+    """The steps of an epoch: one array of sequences, split into steps at `ends` and into micro-batches on access."""
+
+    sequences: NDArray[Any]
+    ends: Indices
+    num_groups: int
+    split: Callable[[Indices, int], list[Indices]]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> list[Indices]:
+        start = self.ends[number - 1] if number else 0
+        return self.split(self.sequences[start : self.ends[number]], self.num_groups)
+
+    def __iter__(self) -> Iterator[list[Indices]]:
+        return map(self.__getitem__, range(len(self)))
 
 
 def sequence_lengths(features: Sequence[Features]) -> Indices:
@@ -154,6 +178,11 @@ def _group_by(items: Indices, groups: Indices, num_groups: int) -> list[Indices]
     """Split items by the group number of each, in stable order."""
     ends = np.cumsum(np.bincount(groups, minlength=num_groups))
     return np.split(items[np.argsort(groups, kind="stable")], ends[:-1])
+
+
+def _split_evenly(sequences: Indices, num_groups: int) -> list[Indices]:
+    """Split sequences into groups in their order; empty ones are left out."""
+    return [group for group in np.array_split(sequences, num_groups) if len(group)]
 
 
 def _split_serpentine(descending: Indices, num_groups: int) -> list[Indices]:

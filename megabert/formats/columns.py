@@ -7,15 +7,18 @@ their tags, line by line.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 from ..errors import InputError
 from .data_files import data_suffix
+from .record_streams import derived
 from .rows import Row
-from .tag_schemes import SCHEMES, find_scheme, standard_tags
-from .text_lines import blank_split, read_lines
+from .tag_schemes import SCHEMES, TagScheme, find_scheme, standard_tags
+from .text_lines import blank_split, data_lines, read_lines
 
 COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
@@ -67,13 +70,19 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
     """
     if data_suffix(path) in COLUMN_ENDINGS:
         return True
-    fields = [item for _, item in _split(lines) if item]
-    widths = Counter(len(item) for item in fields if 1 < len(item) <= MAX_WIDTH)
-    for width, _ in widths.most_common(1):
-        for values in zip(*(item for item in fields if len(item) == width), strict=True):
-            tags = [value for value in values if value == outside or any(scheme.is_tag(value) for scheme in SCHEMES)]
+    rows = _split(lines)
+    widths = Counter(len(item) for _, item in rows if item)
+    num_filled = widths.total()
+    for width, _ in Counter({n: count for n, count in widths.items() if 1 < n <= MAX_WIDTH}).most_common(1):
+        columns = [Counter[str]() for _ in range(width)]
+        for _, fields in rows:
+            if len(fields) == width:
+                for column, value in zip(columns, fields, strict=True):
+                    if value == outside or _is_tag(value):
+                        column[value] += 1
+        for tags in columns:
             # Raw text hardly has an O and a word like B-12 in one column, and not in most lines.
-            if 2 * len(tags) >= len(fields) and outside in tags and (len({*tags}) > 1 or len(tags) == len(fields)):
+            if 2 * tags.total() >= num_filled and tags[outside] and (len(tags) > 1 or tags.total() == num_filled):
                 return True
     if data_suffix(path) in TABLE_ENDINGS:
         raise InputError(
@@ -84,12 +93,17 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
     return False
 
 
+@lru_cache(maxsize=2**14)
+def _is_tag(value: str) -> bool:
+    return any(scheme.is_tag(value) for scheme in SCHEMES)
+
+
 def read_columns(path: Path) -> list[Sentence]:
     """Read a file in CoNLL's column format."""
-    return column_sentences(path, read_lines(path))
+    return list(column_sentences(path, read_lines(path)))
 
 
-def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = ColumnLayout()) -> list[Sentence]:
+def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = ColumnLayout()) -> Sequence[Sentence]:
     """Parse lines in CoNLL's column format; columns are separated by a tab or blanks.
 
     With one column there are no tags. Lines of -DOCSTART- are left out, as in CoNLL's own scorer; in CoNLL-U comments,
@@ -100,52 +114,58 @@ def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = Co
     if data_suffix(path) == ".conllu" and not is_numbered:
         raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
     if is_numbered:
-        rows = [(number, fields) for number, fields in rows if not fields or fields[0].isdecimal()]
-    filled = [row for row in rows if row[1]]
-    if not filled:
+        rows = derived(rows, lambda rows: (row for row in rows if not row[1] or row[1][0].isdecimal()))
+    widths = Counter(len(fields) for _, fields in rows if fields)
+    if not widths:
         raise InputError(f"{path} holds no sentences.")
-    width = Counter(len(fields) for _, fields in filled).most_common(1)[0][0]
-    for number, fields in filled:
-        if len(fields) != width:
-            raise InputError(
-                f"{path}:{number}: {len(fields)} columns where other lines have {width}: a word and its tag, separated "
-                "by a tab or blanks."
-            )
+    width = widths.most_common(1)[0][0]
+    if len(widths) > 1:
+        number, fields = next(row for row in rows if row[1] and len(row[1]) != width)
+        raise InputError(
+            f"{path}:{number}: {len(fields)} columns where other lines have {width}: a word and its tag, separated "
+            "by a tab or blanks."
+        )
     word = _column(path, "word_column", layout.word or (2 if is_numbered else 1), width)
-    tag = _tag_column(path, filled, word, layout, is_numbered=is_numbered)
-    for number, fields in filled:
-        if not fields[word] or (tag is not None and not fields[tag]):
-            raise InputError(f"{path}:{number}: a word or a tag is missing.")
-    return list(_sentences(path, rows, word, tag))
+    tag = _tag_column(path, rows, word, width, layout, is_numbered=is_numbered)
+    return derived(rows, lambda rows: _sentences(path, rows, word, tag))
 
 
-def _sentences(path: Path, rows: Sequence[_Fields], word: int, tag: int | None) -> Iterator[Sentence]:
+def _sentences(path: Path, rows: Iterable[_Fields], word: int, tag: int | None) -> Iterator[Sentence]:
     for block in _blocks(rows):
+        for number, fields in block:
+            if not fields[word] or (tag is not None and not fields[tag]):
+                raise InputError(f"{path}:{number}: a word or a tag is missing.")
         tags = None if tag is None else tuple(fields[tag].strip() for _, fields in block)
         yield Sentence(tuple(fields[word] for _, fields in block), tags, f"{path}:{block[0][0]}")
 
 
-def _split(lines: Sequence[str]) -> list[_Fields]:
+def _split(lines: Sequence[str]) -> Sequence[_Fields]:
     """Split lines at tabs if most have one, else at blanks; an empty line has no fields."""
-    filled = [line for line in lines if line.strip()]
-    has_tabs = 2 * sum("\t" in line for line in filled) > len(filled)
-    rows = []
+    num_filled = num_tabs = 0
+    for line in lines:
+        if line.strip():
+            num_filled, num_tabs = num_filled + 1, num_tabs + ("\t" in line)
+    return derived(lines, lambda lines: _fields(lines, has_tabs=2 * num_tabs > num_filled))
+
+
+def _fields(lines: Iterable[str], *, has_tabs: bool) -> Iterator[_Fields]:
     for number, line in enumerate(lines, start=1):
         fields = [field.strip(" ") for field in line.split("\t")] if has_tabs else blank_split(line)
         if not line.startswith("-DOCSTART-"):
-            rows.append((number, fields if any(fields) else []))
-    return rows
+            yield number, fields if any(fields) else []
 
 
-def _blocks(rows: Sequence[_Fields]) -> list[list[_Fields]]:
+def _blocks(rows: Iterable[_Fields]) -> Iterator[list[_Fields]]:
     """Group lines into sentences, at empty lines."""
-    blocks: list[list[_Fields]] = [[]]
+    block: list[_Fields] = []
     for row in rows:
         if row[1]:
-            blocks[-1].append(row)
-        elif blocks[-1]:
-            blocks.append([])
-    return blocks if blocks[-1] else blocks[:-1]
+            block.append(row)
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def _is_numbered(rows: Sequence[_Fields]) -> bool:
@@ -169,42 +189,46 @@ def _column(path: Path, name: str, number: int, width: int) -> int:
 
 
 def _tag_column(
-    path: Path, rows: Sequence[_Fields], word: int, layout: ColumnLayout, *, is_numbered: bool
+    path: Path, rows: Sequence[_Fields], word: int, width: int, layout: ColumnLayout, *, is_numbered: bool
 ) -> int | None:
     """Find the column of tags: the last. Raises InputError if it has none where another column has tags."""
-    columns = [{fields[index].strip() for _, fields in rows} for index in range(len(rows[0][1]))]
-    last = len(columns) - 1
+    last = width - 1
     if layout.tag is not None:
-        return _column(path, "tag_column", layout.tag, len(columns))
+        return _column(path, "tag_column", layout.tag, width)
     if last == (1 if is_numbered else 0):
         return None
-    schemes = [find_scheme(values, layout.outside) for values in columns]
-    if schemes[last] is not None and word != last:
-        _require_tags(path, rows, last, layout.outside)
+    scheme = find_scheme(_values(rows, last), layout.outside)
+    if scheme is not None and word != last:
+        _require_tags(path, rows, last, scheme, layout.outside)
         return last
-    others = [index for index, scheme in enumerate(schemes[:last]) if scheme is not None]
+    others = [index for index in range(last) if find_scheme(_values(rows, index), layout.outside) is not None]
+    first = next(number for number, fields in rows if fields)
     if others:
         swapped = f" model.dataset.word_column={1 if others[-1] else last + 1}" if others[-1] == word else ""
         raise InputError(
-            f"{path}:{rows[0][0]}: the tags stand in column {others[-1] + 1} of {last + 1}, not in the last. Set "
+            f"{path}:{first}: the tags stand in column {others[-1] + 1} of {last + 1}, not in the last. Set "
             f"model.dataset.tag_column={others[-1] + 1}{swapped}; tag_column=-1 is the last all the same."
         )
     if is_numbered and data_suffix(path) == ".conllu":
         return CONLLU_TAG - 1
-    if all(map(_is_number, columns[last])) or last == word:
+    if last == word or all(map(_is_number, _values(rows, last))):
         raise InputError(
-            f"{path}:{rows[0][0]}: the last column has no tags. Name the column of tags: model.dataset.tag_column=N."
+            f"{path}:{first}: the last column has no tags. Name the column of tags: model.dataset.tag_column=N."
         )
     return last
 
 
-def _require_tags(path: Path, rows: Sequence[_Fields], column: int, outside: str) -> None:
+def _values(rows: Iterable[_Fields], column: int) -> Iterator[str]:
+    return (fields[column].strip() for _, fields in rows if fields)
+
+
+def _require_tags(path: Path, rows: Sequence[_Fields], column: int, scheme: TagScheme, outside: str) -> None:
     """Raise InputError with the line of the first value that is no tag."""
-    values = [(number, fields[column].strip()) for number, fields in rows]
-    scheme = find_scheme((value for _, value in values), outside)
-    for number, value in values:
-        if value:
+    right = {""}
+    for number, fields in rows:
+        if fields and (value := fields[column].strip()) not in right:
             standard_tags((value,), scheme, outside, f"{path}:{number}")
+            right.add(value)
 
 
 def _is_number(value: str) -> bool:
@@ -215,23 +239,29 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def read_parallel(text: Path, labels: Path | None) -> list[Sentence]:
+def read_parallel(text: Path, labels: Path | None) -> Sequence[Sentence]:
     """Read NeMo's parallel files, sentences and their tags; empty lines are left out."""
-    lines = read_lines(text)
-    tag_lines = read_lines(labels) if labels is not None else None
-    if tag_lines is not None and len(tag_lines) != len(lines):
+    lines = data_lines(text)
+    if labels is None:
+        return derived(lines, lambda lines: _parallel(text, lines, labels, None))
+    tag_lines = data_lines(labels)
+    if len(tag_lines) != len(lines):
         raise InputError(
             f"{text} has {len(lines)} lines, {labels} has {len(tag_lines)}. Each sentence needs its line of tags."
         )
-    sentences = []
-    for number, line in enumerate(lines, start=1):
+    return derived(lines, lambda lines: _parallel(text, lines, labels, tag_lines))
+
+
+def _parallel(
+    text: Path, lines: Iterable[str], labels: Path | None, tag_lines: Iterable[str] | None
+) -> Iterator[Sentence]:
+    for number, (line, tag_line) in enumerate(zip(lines, tag_lines or repeat("")), start=1):  # noqa: B905
         words = tuple(blank_split(line))
-        tags = None if tag_lines is None else tuple(blank_split(tag_lines[number - 1]))
+        tags = None if tag_lines is None else tuple(blank_split(tag_line))
         if tags is not None and len(tags) != len(words):
             raise InputError(
                 f"{labels}:{number}: {len(tags)} tags for the {len(words)} words of {text}:{number}. Give each word "
                 "one."
             )
         if words:
-            sentences.append(Sentence(words, tags, f"{text}:{number}"))
-    return sentences
+            yield Sentence(words, tags, f"{text}:{number}")

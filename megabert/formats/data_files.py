@@ -70,17 +70,24 @@ def expansion_limit(multiple: int) -> Iterator[None]:
         _max_expansion.reset(token)
 
 
+def largest_expansion() -> int:
+    """Return how many times its size a file may expand to that is opened here, by `expansion_limit`."""
+    return _max_expansion.get()
+
+
 @contextmanager
-def open_data(path: Path) -> Iterator[IO[bytes]]:
+def open_data(path: Path, max_expansion: int | None = None) -> Iterator[IO[bytes]]:
     """Open a file to read its bytes, decompressed. Raises InputError if it is unreadable, damaged or expands too far.
 
+    `max_expansion` is a limit that was found before, None that of here.
     What is no regular file, such as a pipe, may have FREE_SIZE bytes.
     """
     if path.is_char_device():  # /dev/zero never ends
         raise InputError(f"{path} is a device. Give the path of a data file, or file=- for standard input.")
     try:
         with path.open("rb") as file:
-            stream = decompressed(path, file, max(FREE_SIZE, _max_expansion.get() * os.fstat(file.fileno()).st_size))
+            multiple = _max_expansion.get() if max_expansion is None else max_expansion
+            stream = decompressed(path, file, max(FREE_SIZE, multiple * os.fstat(file.fileno()).st_size))
             yield stream if stream is not file or path.is_file() else _bounded(path, file, FREE_SIZE, ())
     except IsADirectoryError:
         raise InputError(f"{path} cannot be read: it is a folder. Give the path of a data file.") from None

@@ -1,15 +1,16 @@
 """JSON lines, one object a line, recognized by the suffix .jsonl, .json or .ndjson; files that are one JSON value."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..tokenizers.characters import require_characters
 from .data_files import data_suffix
+from .record_streams import derived
 from .rows import Row
-from .text_lines import read_lines
+from .text_lines import data_lines, read_lines
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
@@ -21,8 +22,16 @@ def is_json_lines(path: Path) -> bool:
 
 def read_json_lines(path: Path) -> list[Row]:
     """Read a row from each line; empty lines are left out."""
-    lines = enumerate(read_lines(path), start=1)
-    return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    return list(_rows(path, read_lines(path)))
+
+
+def json_line_rows(path: Path) -> Sequence[Row]:
+    """Read a row from each line as `read_json_lines` does, of a large file as a stream."""
+    return derived(data_lines(path), lambda lines: _rows(path, lines))
+
+
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    return (json_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .data_files import data_suffix
+from .data_files import data_suffix, open_data
 from .json_lines import read_json
 from .rows import Row
-from .text_lines import read_text
 
 PMID = "pmid"
 """The field by which a row says that it is PubMedQA's."""
@@ -20,7 +19,10 @@ PMID = "pmid"
 
 def is_pubmedqa(path: Path) -> bool:
     """Return whether a file has PubMedQA's keys."""
-    return data_suffix(path) == ".json" and '"CONTEXTS"' in read_text(path)[: 2**16]
+    if data_suffix(path) != ".json":
+        return False
+    with open_data(path) as file:
+        return b'"CONTEXTS"' in file.read(2**16)
 
 
 def read_pubmedqa(path: Path) -> list[Row]:

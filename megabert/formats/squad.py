@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .json_lines import read_json
+from .data_files import largest_expansion, open_data
+from .json_reader import JsonReader
+from .record_streams import RecordStream, derived, find_repeated, is_held
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Example:
     answers: tuple[Answer, ...] | None
 
 
-def read_squad(path: Path) -> list[Example]:
-    """Read a SQuAD file. Raises InputError with the location in it if it is not SQuAD JSON or inconsistent."""
-    content = read_json(path)
-    data = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(data, list):
-        raise InputError(f'{path} is not a SQuAD file: expected {{"data": [{{"paragraphs": [...]}}, ...]}}.')
-    examples = list(_examples(data, path))
+def read_squad(path: Path) -> Sequence[Example]:
+    """Read a SQuAD file, a large one as a stream of paragraphs.
+
+    Raises InputError with the location in it if it is not SQuAD JSON or inconsistent.
+    """
+    expansion = largest_expansion()
+    examples: Sequence[Example] = RecordStream(lambda: _examples(path, expansion))
+    examples = list(examples) if is_held(path) else examples
     if not examples:
         raise InputError(f"{path} holds no questions.")
     require_unique_ids(examples, str(path))
@@ -46,21 +49,51 @@ def read_squad(path: Path) -> list[Example]:
 
 def require_unique_ids(examples: Sequence[Example], source: str) -> None:
     """Raise InputError if two questions have the same id, by which answers are scored."""
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise InputError(f"{source}: two questions have the id {example.id!r}. Make each id unique.")
-        seen.add(example.id)
+    ids = derived(examples, lambda examples: (example.id for example in examples))
+    if repeated := find_repeated(ids):
+        raise InputError(f"{source}: two questions have the id {ids[repeated[0]]!r}. Make each id unique.")
 
 
-def _examples(data: list[Any], path: Path) -> Iterator[Example]:
-    for article_number, article in enumerate(data):
-        article_location = f"{path}: data[{article_number}]"
-        for number, paragraph in enumerate(_get(article, "paragraphs", list, article_location)):
-            location = f"{article_location}.paragraphs[{number}]"
+def _examples(path: Path, max_expansion: int) -> Iterator[Example]:
+    with open_data(path, max_expansion) as file:
+        for location, paragraph in _paragraphs(JsonReader(path, file)):
             context = _get(paragraph, "context", str, location)
-            for question_number, question in enumerate(_get(paragraph, "qas", list, location)):
-                yield _example(question, context, f"{location}.qas[{question_number}]")
+            for number, question in enumerate(_get(paragraph, "qas", list, location)):
+                yield _example(question, context, f"{location}.qas[{number}]")
+
+
+def _paragraphs(reader: JsonReader) -> Iterator[tuple[str, Any]]:
+    """Read the paragraphs of all articles, with their locations."""
+    has_data = False
+    if reader.peek() not in "{[":
+        reader.value()
+    for _ in reader.items() if reader.peek() == "[" else ():
+        reader.value()
+    for name in reader.members() if reader.peek() == "{" else ():
+        if name != "data" or reader.peek() != "[":
+            reader.value()
+            continue
+        has_data = True
+        for number in reader.items():
+            yield from _article(reader, f"{reader.path}: data[{number}]")
+    if not has_data:
+        raise InputError(f'{reader.path} is not a SQuAD file: expected {{"data": [{{"paragraphs": [...]}}, ...]}}.')
+    reader.end()
+
+
+def _article(reader: JsonReader, location: str) -> Iterator[tuple[str, Any]]:
+    others: Any = {}
+    if reader.peek() != "{":
+        others = reader.value()
+    else:
+        for name in reader.members():
+            if name == "paragraphs" and reader.peek() == "[":
+                for number in reader.items():
+                    yield f"{location}.paragraphs[{number}]", reader.value()
+                others[name] = []
+            else:
+                others[name] = reader.value()
+    _get(others, "paragraphs", list, location)
 
 
 def _example(question: Any, context: str, location: str) -> Example:

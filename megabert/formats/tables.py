@@ -7,13 +7,14 @@ InputError with file, line and remedy.
 """
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .data_files import data_suffix
+from .record_streams import derived
 from .rows import Row
 from .text_lines import read_lines
 
@@ -26,18 +27,17 @@ Record = tuple[list[str], str]
 class Table:
     """Rows with named values."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     has_header: bool
 
 
 def split_rows(path: Path) -> list[Record]:
     """Read tab-separated rows, without empty lines: the columns and the location of each."""
-    return split_lines(path, read_lines(path))
+    return list(_split(path, read_lines(path)))
 
 
-def split_lines(path: Path, lines: Sequence[str]) -> list[Record]:
-    """Split a file's lines at tabs, as `split_rows` does."""
-    return [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+def _split(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    return ((line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def is_table(path: Path, lines: Sequence[str]) -> bool:
@@ -45,14 +45,15 @@ def is_table(path: Path, lines: Sequence[str]) -> bool:
     return data_suffix(path) in (".csv", ".tsv") or any("\t" in line for line in lines)
 
 
-def table_records(path: Path, lines: Sequence[str], known: Collection[str]) -> list[Record]:
+def table_records(path: Path, lines: Sequence[str], known: Collection[str]) -> Sequence[Record]:
     """Split the lines of a table into rows, by tabs or as CSV; `known` are names that a header may have."""
     if data_suffix(path) == ".csv":
-        return quoted_records(path, lines, max(SEPARATORS, key=lambda item: _fit(lines, item, known)))
+        best = max(SEPARATORS, key=lambda item: _fit(lines, item, known))
+        return derived(lines, lambda lines: quoted_records(path, lines, best))
     first = next(line for line in lines if line.strip()).split("\t")
     if len(first) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in map(str.strip, first)):
-        return quoted_records(path, lines, "\t")
-    return split_lines(path, lines)
+        return derived(lines, lambda lines: quoted_records(path, lines, "\t"))
+    return derived(lines, lambda lines: _split(path, lines))
 
 
 def _fit(lines: Sequence[str], separator: str, known: Collection[str]) -> tuple[bool, int]:
@@ -64,24 +65,22 @@ def _fit(lines: Sequence[str], separator: str, known: Collection[str]) -> tuple[
     return all(name in known for name in column_names(header)), len(header)
 
 
-def _reader(lines: Sequence[str], separator: str) -> Any:
+def _reader(lines: Iterable[str], separator: str) -> Any:
     csv.field_size_limit(2**31 - 1)  # the default, 128 KB, is less than a long text
     return csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
 
 
-def quoted_records(path: Path, lines: Sequence[str], separator: str) -> list[Record]:
+def quoted_records(path: Path, lines: Iterable[str], separator: str) -> Iterator[Record]:
     """Parse rows whose cells may be in quotes, with separators and ends of lines in them; empty rows are left out."""
     reader = _reader(lines, separator)
-    records: list[Record] = []
     start = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                records.append((cells, f"{path}:{start}"))
+                yield cells, f"{path}:{start}"
             start = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{start}: not CSV: {error}. Write a quote in a quoted cell twice.") from None
-    return records
 
 
 def column_names(cells: Sequence[str]) -> list[str]:
@@ -118,13 +117,17 @@ def name_columns(
             f"{path}:1: {len(header)} columns; expected at most {len(order)}: {', '.join(order)}, separated by tabs, "
             f"or a header line with their names; found {', '.join(header)[:100]}. Or set model.dataset.columns."
         )
+    return Table(derived(records, lambda records: _named(records, names)), has_header)
+
+
+def _named(records: Iterable[Record], names: Sequence[str]) -> Iterator[Row]:
     for values, location in records:
         if len(values) != len(names):
             raise InputError(
                 f"{location}: {len(values)} columns where {len(names)} are expected ({', '.join(names)}). "
                 "Is there a tab too many or too few?"
             )
-    return Table([Row(dict(zip(names, values, strict=True)), location) for values, location in records], has_header)
+        yield Row(dict(zip(names, values, strict=True)), location)
 
 
 def _is_header(path: Path, header: Sequence[str], order: Sequence[str], known: Collection[str]) -> bool:

@@ -1,13 +1,14 @@
 """Tagging schemes: recognize IOB1, IOB2, IOBES, BILOU, BMES and their spellings, and convert tags to IOB2."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
 from ..metrics import tagging
 
 # The letters of all schemes as those of IOBES: last and unit of BILOU, middle of BMES, whole of BMEWO.
+MAX_SEEN = 2**16
 LETTERS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I", "W": "S"}
 
 
@@ -31,21 +32,37 @@ class TagScheme:
 
 
 PREFIX = TagScheme("prefix", re.compile(r"(?P<letter>[BIESLUMW])(-(?P<type>.+))?"), re.compile(r"[BI]|[BISU]-.+"))
+LOWER_CASE = TagScheme(
+    "prefix in lower case", re.compile(r"(?P<letter>[bieslumw])-(?P<type>.+)"), re.compile("[bi]-.+")
+)
 SCHEMES = (
     PREFIX,
-    TagScheme("prefix in lower case", re.compile(r"(?P<letter>[bieslumw])-(?P<type>.+)"), re.compile("[bi]-.+")),
+    LOWER_CASE,
     TagScheme("suffix", re.compile(r"(?P<type>.+)-(?P<letter>[BIESLUMW])"), re.compile(".+-[BI]")),
 )
 
 
 def find_scheme(tags: Iterable[str], outside: str) -> TagScheme | None:
     """Find the scheme that all tags have but the outside one; also where some begin with B- or I-. None: no scheme."""
-    inside = set(tags) - {outside}
-    for scheme in SCHEMES:
-        names = inside - {"o"} if scheme.name == "prefix in lower case" else inside
-        if names and all(map(scheme.is_tag, names)) and any(map(scheme.opens.fullmatch, names)):
-            return scheme
-    return PREFIX if any(map(is_entity_tag, inside)) else None
+    possible, opened, is_entity = list(SCHEMES), set(), False
+    for tag in _distinct(tags):
+        if tag != outside:
+            possible = [item for item in possible if item.is_tag(tag) or (item is LOWER_CASE and tag == "o")]
+            opened |= {item.name for item in possible if item.opens.fullmatch(tag)}
+            is_entity = is_entity or is_entity_tag(tag)
+    found = next((scheme for scheme in possible if scheme.name in opened), None)
+    return PREFIX if found is None and is_entity else found
+
+
+def _distinct(values: Iterable[str]) -> Iterator[str]:
+    """Leave out values that were among the last distinct ones; any number of them takes bounded memory."""
+    seen: set[str] = set()
+    for value in values:
+        if value not in seen:
+            if len(seen) == MAX_SEEN:
+                seen.clear()
+            seen.add(value)
+            yield value
 
 
 def other_scheme(labels: Collection[str], outside: str) -> TagScheme | None:
@@ -67,7 +84,7 @@ def standard_tags(tags: Sequence[str], scheme: TagScheme | None, outside: str, l
     """Convert tags to IOBES; raises InputError for one of another kind. Without a scheme they stay as they are."""
     if scheme is None:
         return tuple(tags)
-    is_lower = scheme.name == "prefix in lower case"
+    is_lower = scheme is LOWER_CASE
     for tag in tags:
         if tag != outside and not scheme.is_tag(tag) and not (is_lower and tag == "o"):
             setting = f"\"'{tag}'\"" if tag.lower() in ("null", "true", "false") else tag

@@ -1,9 +1,11 @@
 """UTF-8 text files as lines, compressed or not; every error names file, line and remedy."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .data_files import open_data
+from .data_files import largest_expansion, open_data
+from .record_streams import RecordStream, is_held
 
 
 def read_text(path: Path) -> str:
@@ -24,14 +26,36 @@ def read_text(path: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Read a text file's lines without their ends (LF, CRLF, or CR alone)."""
-    text = read_text(path)
-    if "\0" in text:
-        raise InputError(
-            f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character. Is this a text file?"
-        )
-    # split, not splitlines: U+2028 and its like are part of the text. Old Macintosh files have lone carriage returns.
-    lines = [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
-    return lines[:-1] if not lines[-1] else lines
+    return list(_lines(path, largest_expansion()))
+
+
+def data_lines(path: Path) -> Sequence[str]:
+    """Return a text file's lines as `read_lines` does, of a large file as a stream."""
+    expansion = largest_expansion()
+    return read_lines(path) if is_held(path) else RecordStream(lambda: _lines(path, expansion))
+
+
+def _lines(path: Path, max_expansion: int) -> Iterator[str]:
+    is_blank = True
+    with open_data(path, max_expansion) as file:
+        for number, data in enumerate(file, start=1):
+            try:
+                text = data.decode("utf-8-sig" if number == 1 else "utf-8")
+                problem = "a NUL character. Is this a text file?" if "\0" in text else ""
+            except UnicodeDecodeError as error:
+                problem = f"not UTF-8 text: byte {data[error.start]:#04x}. Save the file as UTF-8."
+            if problem:
+                for _ in file:  # a compressed file may be damaged, which then is the reason
+                    pass
+                raise InputError(f"{path}:{number}: {problem}")
+            is_blank = is_blank and not text.strip()
+            # At line feeds alone: U+2028 and its like are part of the text.
+            if number > 1 or text.endswith("\n"):
+                yield text.removesuffix("\n").removesuffix("\r")
+            else:  # old Macintosh files have lone carriage returns
+                yield from text.removesuffix("\r").split("\r")
+    if is_blank:
+        raise InputError(f"{path} is empty.")
 
 
 def blank_split(line: str) -> list[str]:

@@ -10,16 +10,18 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, InputWarning
-from .json_lines import is_json_lines, read_json_lines
+from .json_lines import is_json_lines, json_line_rows
 from .pubmedqa import is_pubmedqa, read_pubmedqa
+from .record_streams import derived
 from .rows import Row
 from .tables import is_table, name_columns, table_records
-from .text_lines import read_lines
+from .text_lines import data_lines
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "text_a", "premise")
 PAIR_COLUMNS = ("text_b", "sentence2", "hypothesis", "text2")
@@ -32,7 +34,7 @@ NO_GOLD_LABEL = ()
 BY_NUMBER = "model.dataset.columns.text=1 model.dataset.columns.label=2"
 
 
-def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[str] = ()) -> list[Row]:
+def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[str] = ()) -> Sequence[Row]:
     """Read rows with `text`, and where the file has them `text_b`, `label` and `id`; other values keep their names.
 
     `columns` maps these four to the file's names or numbers of columns. Where `labels` are known, numbers at the ends
@@ -41,15 +43,19 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
     if is_pubmedqa(path):
         return read_pubmedqa(path)
     if is_json_lines(path):
-        return _without_gold(path, [by_role(row, columns) for row in read_json_lines(path)])
-    lines = read_lines(path)
+        return _without_gold(path, _by_role(json_line_rows(path), columns))
+    lines = data_lines(path)
     if not is_table(path, lines):
         return _rows_of_blanks(path, lines, labels)
     table = name_columns(path, table_records(path, lines, COLUMNS), ("text", "label"), COLUMNS, columns)
     if not table.has_header and not columns and "label" in table.rows[0].values:
         _check_unnamed(table.rows)
     names = {role: role if isinstance(name, int) else str(name).lower() for role, name in columns.items()}
-    return _without_gold(path, [by_role(row, names) for row in table.rows])
+    return _without_gold(path, _by_role(table.rows, names))
+
+
+def _by_role(rows: Sequence[Row], columns: Mapping[str, Any]) -> Sequence[Row]:
+    return derived(rows, lambda rows: (by_role(row, columns) for row in rows))
 
 
 def by_role(row: Row, columns: Mapping[str, Any]) -> Row:
@@ -69,45 +75,63 @@ def by_role(row: Row, columns: Mapping[str, Any]) -> Row:
     return Row(others | found, row.location)
 
 
-def _without_gold(path: Path, rows: list[Row]) -> list[Row]:
+def _without_gold(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     """Mark pairs on which annotators did not agree, with the label - or -1 as in SNLI; report how many."""
-    labels = [str(row.values.get("label")) if "text_b" in row.values else None for row in rows]
+    labels = Counter(map(_label_of_pair, rows))
     others = set(labels) - {"-", "-1", None}
     missing = ("-", "-1") if others in ({"0", "1", "2"}, set()) else ("-",)
-    num_missing = sum(label in missing for label in labels)
-    if num_missing == len(rows):  # the file is unlabelled
-        return [Row({name: row.values[name] for name in row.values if name != "label"}, row.location) for row in rows]
-    if num_missing:
-        warnings.warn(
-            f"{path}: {num_missing} of {len(rows)} pairs have no gold label ({' or '.join(missing)}). They are not "
-            "trained on, and not scored.",
-            InputWarning,
-            stacklevel=2,
-        )
-    return [
-        Row(row.values | {"label": NO_GOLD_LABEL}, row.location) if label in missing else row
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    num_missing = sum(labels[label] for label in missing)
+    if not num_missing:
+        return rows
+    if num_missing == labels.total():  # the file is unlabelled
+        return derived(rows, lambda rows: (Row(row.others("label"), row.location) for row in rows))
+    warnings.warn(
+        f"{path}: {num_missing} of {labels.total()} pairs have no gold label ({' or '.join(missing)}). They are not "
+        "trained on, and not scored.",
+        InputWarning,
+        stacklevel=2,
+    )
+    without = {"label": NO_GOLD_LABEL}
+    return derived(
+        rows,
+        lambda rows: (
+            Row(row.values | without, row.location) if _label_of_pair(row) in missing else row for row in rows
+        ),
+    )
+
+
+def _label_of_pair(row: Row) -> str | None:
+    return str(row.values.get("label")) if "text_b" in row.values else None
 
 
 def _check_unnamed(rows: Sequence[Row]) -> None:
     """Raise InputError where the first row looks like a header of unknown names, or the label stands first."""
-    texts, labels = ([row.values[name].strip() for row in rows] for name in ("text", "label"))
-    first, others = labels[0], labels[1:]
-    is_rare = len(others) > 2 and first not in others and 2 * len(set(others)) <= len(others)
-    is_no_number = len(others) > 1 and not _is_number(first) and all(map(_is_number, others))
-    if (is_rare and len(texts[0].split()) <= 3) or is_no_number:
+    first_text, first = (rows[0].values[name].strip() for name in ("text", "label"))
+    labels: Counter[int] = Counter()  # by their hashes: what stands for a label may be a text
+    are_numbers = True
+    num_rows = num_words = num_label_words = 0
+    for num_rows, row in enumerate(rows, start=1):
+        text, label = row.values["text"].strip(), row.values["label"].strip()
+        labels[hash(label)] += 1
+        are_numbers = are_numbers and (num_rows == 1 or _is_number(label))
+        num_words, num_label_words = num_words + len(text.split()), num_label_words + len(label.split())
+    num_others, num_kinds = num_rows - 1, len(labels) - 1
+    is_rare = num_others > 2 and labels[hash(first)] == 1 and 2 * num_kinds <= num_others
+    is_no_number = num_others > 1 and not _is_number(first) and are_numbers
+    if (is_rare and len(first_text.split()) <= 3) or is_no_number:
         raise InputError(
             f"{rows[0].location}: the label {first!r:.40} occurs in no other row. If the line is a header, name its "
-            f"columns: model.dataset.columns.text={texts[0][:40]!r} model.dataset.columns.label={first[:40]!r}; if it "
-            f"is none: {BY_NUMBER}."
+            f"columns: model.dataset.columns.text={first_text[:40]!r} model.dataset.columns.label={first[:40]!r}; if "
+            f"it is none: {BY_NUMBER}."
         )
-    num_words, num_label_words = (sum(len(item.split()) for item in items) for items in (texts, labels))
-    are_unlike = len(rows) > 3 and len(set(labels)) == len(rows) and num_label_words > max(num_words, 2 * len(rows))
-    if (len(set(labels)) > len(set(texts)) and num_label_words > num_words) or are_unlike:
+    if num_label_words <= num_words:
+        return
+    num_texts = len({hash(row.values["text"].strip()) for row in rows})
+    are_unlike = num_rows > 3 and len(labels) == num_rows and num_label_words > 2 * num_rows
+    if len(labels) > num_texts or are_unlike:
         raise InputError(
-            f"{rows[0].location}: the second column, the label, has {len(set(labels))} different values in {len(rows)} "
-            f"rows, the first, the text, {len(set(texts))}. If the label stands first: model.dataset.columns.label=1 "
+            f"{rows[0].location}: the second column, the label, has {len(labels)} different values in {num_rows} "
+            f"rows, the first, the text, {num_texts}. If the label stands first: model.dataset.columns.label=1 "
             f"model.dataset.columns.text=2; if not: {BY_NUMBER}."
         )
 
@@ -116,25 +140,35 @@ def _is_number(label: str) -> bool:
     return re.fullmatch(r"[-+]?\d+(\.\d+)?", label) is not None
 
 
-def _rows_of_blanks(path: Path, lines: Sequence[str], labels: Collection[str]) -> list[Row]:
+def _rows_of_blanks(path: Path, lines: Sequence[str], labels: Collection[str]) -> Sequence[Row]:
     """Parse lines of words with an integer label at the end; if no line has one they are texts without labels."""
-    rows, texts = [], []
-    for number, line in enumerate((line.strip(" ") for line in lines), start=1):
+    rows = derived(lines, lambda lines: _split_labels(path, lines))
+    found = Counter(row.values.get("label") for row in rows)
+    num_unlabelled = found.pop(None, 0)
+    if labels and (num_unlabelled or not set(found) & set(labels)):
+        return derived(
+            lines, lambda lines: (Row({"text": line, "id": str(n)}, place) for line, n, place in _filled(path, lines))
+        )
+    if num_unlabelled and found:
+        unlabelled = next(row for row in rows if "label" not in row.values)
+        raise InputError(
+            f"{unlabelled.location}: no label at the end, as other lines have one. Write text, a tab and the label."
+        )
+    return rows
+
+
+def _filled(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
+    """Return the lines that are not empty, without blanks at their ends, with number and location."""
+    stripped = (line.strip(" ") for line in lines)
+    return ((line, number, f"{path}:{number}") for number, line in enumerate(stripped, start=1) if line)
+
+
+def _split_labels(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    for line, number, location in _filled(path, lines):
         text, _, label = line.rpartition(" ")
         label = trimmed(label)
         values = {"text": text.rstrip(" "), "label": label} if text and label.isdecimal() else {"text": line}
-        if line:
-            rows.append(Row(values | {"id": str(number)}, f"{path}:{number}"))
-            texts.append(Row({"text": line, "id": str(number)}, f"{path}:{number}"))
-    found = [row.values["label"] for row in rows if "label" in row.values]
-    if labels and (len(found) < len(rows) or not set(found) & set(labels)):
-        return texts
-    unlabelled = [row for row in rows if "label" not in row.values]
-    if unlabelled and found:
-        raise InputError(
-            f"{unlabelled[0].location}: no label at the end, as other lines have one. Write text, a tab and the label."
-        )
-    return rows
+        yield Row(values | {"id": str(number)}, location)
 
 
 def trimmed(text: str) -> str:

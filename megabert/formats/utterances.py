@@ -4,16 +4,17 @@ Formats: a folder with the seq.in, seq.out and label of ATIS and SNIPS; NeMo's P
 the dictionaries of intents and slots beside them; JSON lines; lines of plain text. Recognized by `utterance_files`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from .columns import sentence_of
-from .json_lines import is_json_lines, read_json_lines
+from .json_lines import is_json_lines, json_line_rows
+from .record_streams import derived
 from .rows import Row
 from .tables import split_rows
-from .text_lines import blank_split, read_lines
+from .text_lines import blank_split, data_lines, read_lines
 
 SEQUENCE_FILES = ("seq.in", "seq.out", "label")
 DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
@@ -44,7 +45,7 @@ def utterance_files(path: Path) -> list[str]:
     return [str(table), str(slots), *(str(table.with_name(name)) for name in DICTIONARIES)]
 
 
-def read_utterances(paths: Sequence[Path]) -> list[Utterance]:
+def read_utterances(paths: Sequence[Path]) -> Sequence[Utterance]:
     """Read the files that `utterance_files` listed. Raises InputError with the location of an error."""
     if len(paths) == 1:
         return _read_file(paths[0])
@@ -53,11 +54,13 @@ def read_utterances(paths: Sequence[Path]) -> list[Utterance]:
     return _read_nemo(*paths)
 
 
-def _read_file(path: Path) -> list[Utterance]:
+def _read_file(path: Path) -> Sequence[Utterance]:
     if is_json_lines(path):
-        return [_from_json(row) for row in read_json_lines(path)]
-    lines = enumerate(read_lines(path), start=1)
-    return [Utterance(line, None, None, f"{path}:{number}") for number, line in lines if line.strip()]
+        return derived(json_line_rows(path), lambda rows: map(_from_json, rows))
+    return derived(
+        data_lines(path),
+        lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()),
+    )
 
 
 def _from_json(row: Row) -> Utterance:
@@ -73,21 +76,25 @@ def _from_json(row: Row) -> Utterance:
     return Utterance(sentence.words, sentence.tags, intents, row.location, name)
 
 
-def _read_folder(paths: Sequence[Path]) -> list[Utterance]:
-    sentences, slots, labels = (read_lines(path) for path in paths)
+def _read_folder(paths: Sequence[Path]) -> Sequence[Utterance]:
+    sentences, slots, labels = (data_lines(path) for path in paths)
     if not len(sentences) == len(slots) == len(labels):
         raise InputError(
             f"{paths[0].parent}: seq.in has {len(sentences)} lines, seq.out {len(slots)}, label {len(labels)}. Each "
             "utterance needs its line in all three."
         )
-    utterances = []
+    return derived(sentences, lambda sentences: _utterances(paths, sentences, slots, labels))
+
+
+def _utterances(
+    paths: Sequence[Path], sentences: Iterable[str], slots: Iterable[str], labels: Iterable[str]
+) -> Iterator[Utterance]:
     for number, (sentence, tags, label) in enumerate(zip(sentences, slots, labels, strict=True), start=1):
         if not sentence.strip() or not label.strip():
             empty = paths[2] if sentence.strip() else paths[0]
             raise InputError(f"{empty}:{number}: the line is empty. Fill it, or remove it from all three files.")
         words = tuple(blank_split(sentence))
-        utterances.append(Utterance(words, tuple(blank_split(tags)), label.strip(), f"{paths[0]}:{number}"))
-    return utterances
+        yield Utterance(words, tuple(blank_split(tags)), label.strip(), f"{paths[0]}:{number}")
 
 
 def _read_nemo(table: Path, slots: Path, intents_file: Path, slots_file: Path) -> list[Utterance]:

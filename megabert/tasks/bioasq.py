@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..data.packing import Batch, Features
-from ..errors import ConfigError, InputError, InputWarning
+from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.bioasq import KINDS, Question, exact_answers, question_rows, read_bioasq, to_submission
 from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
@@ -171,12 +171,11 @@ class BioASQ(Task[Question, Prediction]):
                 windows = [self._with_targets(item, example, places, len(windows)) for item in windows]
             features += windows
         if lost:
-            warnings.warn(
-                f"the answers of {len(lost)} of {len(examples)} questions are not in their snippets: they are not "
-                f"trained on; the first is {lost[0].location}.",
-                InputWarning,
-                stacklevel=2,
+            text = (
+                "the answers of {count} of {total} questions are not in their snippets: they are not trained on; the "
+                "first is {first}."
             )
+            warnings.warn(ExamplesWarning(text, lost[0].location, len(examples), count=len(lost)), stacklevel=2)
         return features
 
     def _with_targets(

@@ -24,6 +24,7 @@ from ..data.packing import Batch, Features
 from ..data.windows import WordWindow
 from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names
+from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import TagScheme, add_prefixes, find_scheme, to_iob2
 from ..formats.utterances import Utterance, read_utterances, utterance_files
@@ -175,14 +176,14 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
             return []
         return [utterance_files(Path(self.model.data_dir) / data.prefix)]
 
-    def read_files(self, files: Sequence[str]) -> list[Example]:
+    def read_files(self, files: Sequence[str]) -> Sequence[Example]:
         """Read one file, the three of a folder, or NeMo's four."""
         utterances = read_utterances([Path(file) for file in files])
         outside = self.dataset.pad_label
         scheme = find_scheme((tag for utterance in utterances for tag in utterance.tags or ()), outside)
-        return [self._example(utterance, scheme, number) for number, utterance in enumerate(utterances, start=1)]
+        return derived(utterances, lambda items: (self._example(item, scheme, n) for n, item in enumerate(items, 1)))
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read a folder with seq.in, NeMo's PREFIX.tsv, JSON lines, or raw text, an utterance a line."""
         return self.read_files(utterance_files(path))
 

@@ -42,8 +42,10 @@ class LabelReport:
         return lines + [f"WARNING: {warning}" for warning in self.warnings]
 
 
-def label_warnings(kind: str, counts: Mapping[str, int], outside: str | None, words: Collection[str]) -> list[str]:
-    """Warn about labels of one kind; `words` are those of the data where words are labelled, else empty."""
+def label_warnings(
+    kind: str, counts: Mapping[str, int], outside: str | None, words: Collection[str] | None
+) -> list[str]:
+    """Warn about labels of one kind; `words` are those that the data's words are, None where words have no labels."""
     labels = [label for label in counts if label != outside]
     total = sum(counts[label] for label in labels)
     warnings = []
@@ -51,9 +53,9 @@ def label_warnings(kind: str, counts: Mapping[str, int], outside: str | None, wo
         warnings.append(f"{len(labels)} different labels ({kind}) for {total} of them. Are they texts or ids?")
     if sum(len(label.split()) > MAX_WORDS for label in labels) > MAX_SHARE * max(len(labels), 2):
         warnings.append(f"the labels ({kind}) are texts: {_list(labels)}. Is this the column of labels?")
-    if words and sum(label in words for label in labels) > MAX_SHARE * max(len(labels), 2):
+    if words is not None and sum(label in words for label in labels) > MAX_SHARE * max(len(labels), 2):
         warnings.append(f"the labels ({kind}) are words of the data: {_list(labels)}. Are the columns swapped?")
-    if labels and all(map(_is_number, labels)) and (words or any("." in label for label in labels)):
+    if labels and all(map(_is_number, labels)) and (words is not None or any("." in label for label in labels)):
         warnings.append(f"the labels ({kind}) are numbers: {_list(labels)}. Is this the column of labels?")
     headers = [label for label in labels if label.lower() in HEADER_WORDS and counts[label] == 1 and len(labels) > 1]
     if headers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..data.packing import NO_TARGET
 from ..errors import InputError
+from ..formats.record_streams import RecordStream
 from .label_report import LabelReport, label_warnings
 from .task import ExampleType, PredictionType, Task
 
@@ -49,11 +50,13 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         self.class_balancing = class_balancing
         self.labels: list[str] = []
         self.weights: list[float] = []
+        self._counted: tuple[RecordStream[Any], dict[str, Counter[str]]] | None = None
 
     def learn_labels(self, examples: Sequence[ExampleType]) -> None:
         """List each kind's labels, and weight them if `class_balancing` is set."""
+        by_kind = self._counts(examples)
         for kind in self.label_kinds:
-            counts = count_labels(kind, examples)
+            counts = by_kind[kind.name]
             if not counts:
                 place = getattr(examples[0], "location", "the data") if examples else "the data"
                 raise InputError(f"{place}: the training data have no {kind.field}. Add them to the examples.")
@@ -61,6 +64,14 @@ class LabelledTask(Task[ExampleType, PredictionType]):
             setattr(self, kind.outputs, labels)
             if kind.weights is not None:
                 setattr(self, kind.weights, class_weights(labels, counts, self.class_balancing))
+
+    def _counts(self, examples: Sequence[ExampleType]) -> dict[str, Counter[str]]:
+        """Count the labels of each kind; the counts of a stream are kept, since a pass over it takes long."""
+        if not isinstance(examples, RecordStream):
+            return count_labels(self.label_kinds, examples)
+        if self._counted is None or self._counted[0] is not examples:
+            self._counted = examples, count_labels(self.label_kinds, examples)
+        return self._counted[1]
 
     def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:
         """Sort a kind's labels into the order of the head's outputs."""
@@ -70,8 +81,8 @@ class LabelledTask(Task[ExampleType, PredictionType]):
     def label_report(self, examples: Sequence[ExampleType]) -> LabelReport:
         """Count the labels of each kind, and warn where they look like something else."""
         counts = {
-            kind.name: dict(sorted(count_labels(kind, examples).items(), key=lambda item: (-item[1], item[0])))
-            for kind in self.label_kinds
+            name: dict(sorted(own.items(), key=lambda item: (-item[1], item[0])))
+            for name, own in self._counts(examples).items()
         }
         warnings = [
             warning for kind in self.label_kinds for warning in self.warnings_about(kind, counts[kind.name], examples)
@@ -82,14 +93,15 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[ExampleType]
     ) -> Sequence[str]:
         """Warn about the labels of one kind."""
-        return label_warnings(kind.name, counts, kind.first, ())
+        return label_warnings(kind.name, counts, kind.first, None)
 
     def unseen_labels(self, examples: Sequence[ExampleType]) -> dict[str, str]:
         """Map each label that the head lacks to the location of its first example."""
         locations: dict[str, str] = {}
+        by_kind = self._counts(examples)
         for kind in self.label_kinds:
             known = set(getattr(self, kind.outputs))
-            for example in examples:
+            for example in examples if by_kind[kind.name].keys() - known else ():
                 for label in getattr(example, kind.field) or ():
                     if label not in known:
                         locations.setdefault(label, example.location)  # type: ignore[attr-defined]
@@ -114,9 +126,13 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         }
 
 
-def count_labels(kind: LabelKind, examples: Sequence[Any]) -> Counter[str]:
-    """Count the labels of a kind."""
-    return Counter(label for example in examples for label in getattr(example, kind.field) or ())
+def count_labels(kinds: Sequence[LabelKind], examples: Iterable[Any]) -> dict[str, Counter[str]]:
+    """Count the labels of each kind, in one pass."""
+    counts = {kind.name: Counter[str]() for kind in kinds}
+    for example in examples:
+        for kind in kinds:
+            counts[kind.name].update(getattr(example, kind.field) or ())
+    return counts
 
 
 def require_labels(example: Any, field: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import POOLED_LOGITS, half_overlapping_spans, pool_windows
-from ..errors import ConfigError, InputError, InputWarning
+from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.choices import Example, choice_files, example_of, read_choices
 from ..formats.rows import Row
 from ..metrics.classification import choice_scores
@@ -160,12 +160,11 @@ class MultipleChoice(Task[Example, Prediction]):
             for index, sequences in enumerate(windows):
                 features += self._unit(number, index, sequences, example, len(windows), with_targets=with_targets)
         if cut:
-            warnings.warn(
-                f"{len(cut)} of {len(examples)} passages are truncated, since a sequence has {self.row_length} tokens; "
-                f"the first is {cut[0]}. To read all: model.dataset.long_texts=windows.",
-                InputWarning,
-                stacklevel=2,
+            text = (
+                f"{{count}} of {{total}} passages are truncated, since a sequence has {self.row_length} tokens; the "
+                "first is {first}. To read all: model.dataset.long_texts=windows."
             )
+            warnings.warn(ExamplesWarning(text, cut[0], len(examples), count=len(cut)), stacklevel=2)
         return features
 
     def _windows(

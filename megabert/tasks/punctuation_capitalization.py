@@ -13,10 +13,11 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_d
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence
-from ..formats.json_lines import is_json_lines, read_json_lines
+from ..formats.json_lines import is_json_lines, json_line_rows
 from ..formats.punctuation import NONE, Word, find_words, restore
+from ..formats.record_streams import derived
 from ..formats.rows import Row
-from ..formats.text_lines import read_lines
+from ..formats.text_lines import data_lines
 from ..metrics import classification
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words
@@ -150,21 +151,16 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         """Least number of tokens of context of each word on both sides."""
         return self.dataset.margin
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read plain text, a paragraph a line, or JSON lines with `text`."""
         if is_json_lines(path):
-            return self.unlabelled_rows(read_json_lines(path))
-        return self.unlabelled_lines(path, read_lines(path))
+            rows = json_line_rows(path)
+            return derived(rows, lambda rows: (self.unlabelled_row(row, n) for n, row in enumerate(rows, start=1)))
+        return self.unlabelled_lines(path, data_lines(path))
 
-    def labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
+    def labelled(self, sentences: Sequence[Sentence]) -> Sequence[Example]:
         """Make examples from sentences with labels of two letters for each word."""
-        examples = []
-        for number, sentence in enumerate(sentences, start=1):
-            tags = sentence.tags or ()
-            _require_two_letters(tags, sentence.location)
-            words = tuple(Word(*span, *tag) for span, tag in zip(joined_words(sentence.words), tags, strict=True))
-            examples.append(Example(str(number), " ".join(sentence.words), words, sentence.location))
-        return examples
+        return derived(sentences, lambda items: (_labelled(item, n) for n, item in enumerate(items, start=1)))
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split a text into words with marks and cases; the marks are those that the head has, if it has any."""
@@ -240,6 +236,13 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         _require_two_letters(labels, row.location)
         marks, cases = (tuple(label[letter] for label in labels) for letter in (0, 1))
         return Prediction(example.id, example.text, "", marks, cases)
+
+
+def _labelled(sentence: Sentence, number: int) -> Example:
+    tags = sentence.tags or ()
+    _require_two_letters(tags, sentence.location)
+    words = tuple(Word(*span, *tag) for span, tag in zip(joined_words(sentence.words), tags, strict=True))
+    return Example(str(number), " ".join(sentence.words), words, sentence.location)
 
 
 def _require_two_letters(labels: Sequence[str], location: str) -> None:

@@ -176,14 +176,15 @@ class QuestionAnswering(Task[Example, Prediction]):
             )
         super().__init__(settings)
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read SQuAD JSON."""
         return read_squad(path)
 
     def read_data(self, data: DataSettings) -> Sequence[Example]:
         """Read the examples of a set of data; their ids are unique across its files."""
-        examples = super().read_data(data)
-        require_unique_ids(examples, ", ".join(self.files(data)))
+        examples, files = super().read_data(data), self.files(data)
+        if len(files) > 1:
+            require_unique_ids(examples, ", ".join(files))
         return examples
 
     def example(self, **fields: Any) -> Example:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ..config.schema import Settings, choice
 from ..data.packing import Features
-from ..errors import ConfigError, InputError, InputWarning
+from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
 from ..formats.documents.document_formats import is_document_path
 from ..formats.rows import Row
 from ..metrics import classification
@@ -134,7 +134,7 @@ class RelationExtraction(SequenceClassificationTask):
         """Return whether it has annotations of brat."""
         return is_document_path(path)
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read what text classification reads, or documents; positions that cut words are reported."""
         if is_document_path(path):
             rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
@@ -163,12 +163,12 @@ class RelationExtraction(SequenceClassificationTask):
         patterns = [MARKS[name] for name in self.marks]
         unmarked = [item for item in examples if any(not mark.search(item.text) for mark in patterns)]
         if unmarked:
-            warnings.warn(
-                f"{unmarked[0].location}: {len(unmarked)} of {len(examples)} texts lack marked entities, which the "
-                f"training data have ({', '.join(self.marks)}). Mark them, or give head and tail.",
-                InputWarning,
-                stacklevel=2,
+            text = (
+                "{first}: {count} of {total} texts lack marked entities, which the training data have "
+                f"({', '.join(self.marks)}). Mark them, or give head and tail."
             )
+            warning = ExamplesWarning(text, unmarked[0].location, len(examples), count=len(unmarked))
+            warnings.warn(warning, stacklevel=2)
         return super().features(examples, tokenizer, with_targets=with_targets)
 
     def example_of(self, row: Row, number: int) -> Example:

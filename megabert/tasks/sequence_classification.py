@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, choice, linear_decay
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import POOLED_LOGITS, pool_windows, sequence_windows
-from ..errors import ConfigError, InputError, InputWarning
+from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.data_files import data_suffix
 from ..formats.json_lines import read_json_lines
 from ..formats.pubmedqa import read_answers
+from ..formats.record_streams import derived, find_repeated
 from ..formats.rows import Row
 from ..formats.text_lines import read_lines
 from ..formats.text_rows import (
@@ -130,21 +132,23 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         labels = [re.sub(r"^(-?\d+)\.0+$", r"\1", label) for label in self.labels]
         self.labels = labels if len(set(labels)) == len(labels) else self.labels
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.dataset.columns, self.labels)
-        locations: dict[Any, str] = {}
-        for row in rows:
-            name = row.values.get("id")
-            if isinstance(name, str | int) and locations.setdefault(str(name), row.location) != row.location:
-                raise InputError(
-                    f"{row.location}: the id {name!r} is that of {locations[str(name)]} too. Give each its own."
-                )
-        return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
+        named = derived(rows, lambda rows: (row for row in rows if isinstance(row.values.get("id"), str | int)))
+        if repeated := find_repeated(derived(named, lambda rows: (str(row.values["id"]) for row in rows))):
+            row, first = (named[number] for number in repeated)
+            raise InputError(
+                f"{row.location}: the id {row.values['id']!r} is that of {first.location} too. Give each its own."
+            )
+        return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
 
-    def read_data(self, data: DataSettings) -> list[Example]:
+    def read_data(self, data: DataSettings) -> Sequence[Example]:
         """Read the examples of a set of data, without those that have no gold label."""
-        return [item for item in super().read_data(data) if item.labels != NO_GOLD_LABEL or not self.is_single]
+        examples = super().read_data(data)
+        if not self.is_single:
+            return examples
+        return derived(examples, lambda examples: (item for item in examples if item.labels != NO_GOLD_LABEL))
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row of a table or a JSON object."""
@@ -199,13 +203,12 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
                 features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
         cut = [location for location, count in num_cut.items() if count]
         if cut:
-            warnings.warn(
-                f"{len(cut)} of {len(examples)} examples are truncated to {self.row_length} tokens, by "
-                f"{sum(num_cut.values()):,} tokens together; the first is {cut[0]}. To read more raise "
-                "model.dataset.max_seq_length.",
-                InputWarning,
-                stacklevel=2,
+            text = (
+                f"{{count}} of {{total}} examples are truncated to {self.row_length} tokens, by {{tokens:,}} tokens "
+                "together; the first is {first}. To read more raise model.dataset.max_seq_length."
             )
+            counts = {"count": len(cut), "tokens": sum(num_cut.values())}
+            warnings.warn(ExamplesWarning(text, cut[0], len(examples), **counts), stacklevel=2)
         return features
 
     def _targets(self, example: Example, num_windows: int) -> tuple[dict[str, Any], float]:

@@ -23,6 +23,7 @@ from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names, expansion_limit
 from ..formats.json_lines import read_json_lines
+from ..formats.record_streams import joined
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
@@ -192,7 +193,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         """Read the examples of a set of data, at most `num_samples`."""
         with expansion_limit(data.max_expansion):
             groups = [self.read_files(files) for files in self.file_groups(data)]
-        examples = groups[0] if len(groups) == 1 else [example for group in groups for example in group]
+        examples = joined(groups)
         return examples if data.num_samples < 0 else examples[: data.num_samples]
 
     def to_json(self, prediction: PredictionType) -> dict[str, Any]:

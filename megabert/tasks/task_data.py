@@ -6,8 +6,8 @@ import inspect
 import json
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,9 @@ from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
-from ..errors import InputError, InputWarning
-from ..storage import folder_sha256
+from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
+from ..formats.record_streams import RecordStream, large_files_streamed
+from ..storage import file_sha256, folder_sha256
 from ..tokenizers.wordpiece import Tokenizer
 from .folds import without_fold
 from .label_report import LabelReport
@@ -25,6 +26,8 @@ from .task import Task
 
 # The code of these rooms determines features, besides the task's own.
 ROOMS_IN_KEY = ("formats", "tokenizers", "data")
+# Characters of the examples that are tokenized at once; each counts as so many more.
+BLOCK_SIZE, EXAMPLE_SIZE = 2**21, 64
 
 
 @dataclass(frozen=True)
@@ -85,26 +88,14 @@ def load_training_data(
     # Features of tasks that group sequences need not have the same targets, as the cache's arrays must.
     uses_cache = data.use_cache and task.caches_features and (teaching is not None or not task.groups_sequences)
     teacher = "" if teaching is None else teaching.digest
-    key = ""
-    if uses_cache:
-        code_files = _code_files(task)
-        facts = [_settings_in_key(settings), tokenizer.to_document(), software_versions(), learn_labels, task.state()]
-        facts += [] if teaching is None else [teaching.key]
-        files = [*task.files(data), *([] if teaching is None else teaching.unlabelled_files())]
-        key = feature_cache.digest(
-            json.dumps(facts, default=str).encode(),
-            *(content.encode() for content in tokenizer.files().values()),
-            *(_content(path) for path in [*map(Path, files), *code_files]),
-        )
-        cached = feature_cache.load(cache_folder, key)
-        if cached is not None:
-            task.restore_state(cached.meta["state"])
-            for message in cached.meta["warnings"]:
-                warnings.warn(message, InputWarning, stacklevel=2)
-            labels = LabelReport.from_document(cached.meta["labels"])
-            return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels, teacher)
-    with _recorded_warnings() as messages:
-        examples = without_fold(task.read_data(data), data.held_out_fold)
+    key = _cache_key(task, tokenizer, settings, teaching, learn_labels=learn_labels) if uses_cache else ""
+    cached = feature_cache.load(cache_folder, key) if uses_cache else None
+    if cached is not None:
+        return _restored(task, cached, teacher)
+    with _recorded_warnings() as caught:
+        is_streamed = uses_cache and teaching is None and data.held_out_fold is None
+        with large_files_streamed() if is_streamed else nullcontext():
+            examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)
         if teaching is not None:
@@ -114,32 +105,108 @@ def load_training_data(
                 f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
                 "with model.head.reset=true for another set of labels."
             )
-        features = task.features(examples, tokenizer, with_targets=True)
+        labels = task.label_report(examples)
+
+        def meta() -> dict[str, Any]:
+            messages = [str(item.message) for item in _merged(caught, len(examples))]
+            facts = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
+            return facts | {"warnings": messages}
+
+        features: Sequence[Features] | None = None
+        if uses_cache and teaching is None:
+            num_before = len(caught)
+            feature_cache.save(cache_folder, key, _features(task, tokenizer, examples), meta)
+            if (features := feature_cache.load(cache_folder, key)) is None:  # the disk is full
+                _check_held(examples, cache_folder)
+                del caught[num_before:]
+        if features is None:
+            features = task.features(examples, tokenizer, with_targets=True)
         if teaching is not None:
             features = teaching.teach(task, tokenizer, examples, features)
-    labels = task.label_report(examples)
-    if uses_cache and features:
-        meta = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
-        meta["warnings"] = messages
-        feature_cache.save(cache_folder, key, features, meta)
+            if uses_cache:
+                feature_cache.save(cache_folder, key, features, meta)
+        caught[:] = _merged(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
 
 
-def _content(path: Path) -> bytes:
-    return folder_sha256(path).encode() if path.is_dir() else path.read_bytes()
+def _restored(task: Task[Any, Any], cached: feature_cache.CachedFeatures, teacher: str) -> TrainingData:
+    task.restore_state(cached.meta["state"])
+    for message in cached.meta["warnings"]:
+        warnings.warn(message, InputWarning, stacklevel=3)
+    labels = LabelReport.from_document(cached.meta["labels"])
+    return TrainingData(task.drawn(cached), cached.meta["num_examples"], labels, teacher)
+
+
+def _cache_key(
+    task: Task[Any, Any],
+    tokenizer: Tokenizer,
+    settings: ModelSettings,
+    teaching: Teaching | None,
+    *,
+    learn_labels: bool,
+) -> str:
+    """Digest everything that the features depend on."""
+    facts = [_settings_in_key(settings), tokenizer.to_document(), software_versions(), learn_labels, task.state()]
+    facts += [] if teaching is None else [teaching.key]
+    files = [*task.files(settings.train_ds), *([] if teaching is None else teaching.unlabelled_files())]
+    return feature_cache.digest(
+        json.dumps(facts, default=str).encode(),
+        *(content.encode() for content in tokenizer.files().values()),
+        *(_content_sha256(path).encode() for path in [*map(Path, files), *_code_files(task)]),
+    )
+
+
+def _check_held(examples: Sequence[Any], cache_folder: Path) -> None:
+    """Raise ConfigError where the features of a large file can only be kept in the cache."""
+    if isinstance(examples, RecordStream):
+        raise ConfigError(
+            f"The features of {len(examples):,} examples cannot be written to {cache_folder}, and are too many for "
+            "memory. Make room there, set MEGABERT_HOME to another folder, or model.train_ds.use_cache=false."
+        )
+
+
+def _content_sha256(path: Path) -> str:
+    return folder_sha256(path) if path.is_dir() else file_sha256(path)
+
+
+def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any]) -> Iterator[Features]:
+    """Tokenize examples in blocks of so few characters that their tokens fit into memory many times."""
+    block: list[Any] = []
+    size = 0
+    for example in examples:
+        block.append(example)
+        values = getattr(example, "__dict__", {}).values()
+        size += EXAMPLE_SIZE + sum(len(value) for value in values if isinstance(value, str | tuple))
+        if size >= BLOCK_SIZE:
+            yield from task.features(block, tokenizer, with_targets=True)
+            block, size = [], 0
+    if block:
+        yield from task.features(block, tokenizer, with_targets=True)
 
 
 @contextmanager
-def _recorded_warnings() -> Iterator[list[str]]:
-    """Collect the messages of warnings about the data, which are shown at the end."""
-    messages: list[str] = []
+def _recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect the warnings about the data, which are shown at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield messages
+        yield caught
     for item in caught:
-        if issubclass(item.category, InputWarning):
-            messages.append(str(item.message))
         warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+
+
+def _merged(caught: Sequence[warnings.WarningMessage], total: int) -> list[warnings.WarningMessage]:
+    """Make one warning about all examples of those about blocks of them."""
+    merged: dict[Any, list[warnings.WarningMessage]] = {}
+    for number, item in enumerate(caught):
+        merged.setdefault(getattr(item.message, "text", number), []).append(item)
+    return [_sum(items, total) for items in merged.values()]
+
+
+def _sum(caught: Sequence[warnings.WarningMessage], total: int) -> warnings.WarningMessage:
+    messages = [item.message for item in caught if isinstance(item.message, ExamplesWarning)]
+    first = caught[0]
+    message = messages[0].with_later(messages[1:], total) if messages else first.message
+    return warnings.WarningMessage(message, first.category, first.filename, first.lineno)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
 from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, sentence_of
 from ..formats.documents.document_formats import is_document_path
-from ..formats.json_lines import is_json_lines, read_json_lines
+from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
+from ..formats.record_streams import derived
 from ..formats.rows import Row
-from ..formats.tag_schemes import find_scheme, has_entities, other_scheme, single_word_tags, to_iob2
-from ..formats.text_lines import read_lines
+from ..formats.tag_schemes import TagScheme, find_scheme, has_entities, other_scheme, single_word_tags, to_iob2
+from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words
@@ -153,26 +154,29 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         """Return whether it has annotations of brat."""
         return is_document_path(path)
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
         if is_document_path(path):
             sentences = read_tagged_sentences(path, self.dataset.entity_types, self.notes)
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
         if kind == "json" or (kind is None and is_json_lines(path)):
-            return self._read_rows(read_json_lines(path))
-        lines = read_lines(path)
+            return self._read_rows(json_line_rows(path))
+        lines = data_lines(path)
         if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
         return self.labelled(column_sentences(path, lines, layout))
 
-    def _read_rows(self, rows: Sequence[Row]) -> list[Example]:
-        rows = [Row(row.values | {"id": row_name(row, number)}, row.location) for number, row in enumerate(rows, 1)]
-        sentences = [sentence_of(row, row.values["id"]) for row in rows if has_words(row)]
-        texts = iter(self.unlabelled_rows([row for row in rows if not has_words(row)]))
-        tagged = iter(self.labelled(sentences))
-        return [next(tagged if has_words(row) else texts) for row in rows]
+    def _read_rows(self, rows: Sequence[Row]) -> Sequence[Example]:
+        tags = (tag for row in rows if has_words(row) for tag in sentence_of(row).tags or ())
+        scheme = find_scheme(tags, self.dataset.pad_label)
+        return derived(rows, lambda rows: (self._of_row(row, scheme, number) for number, row in enumerate(rows, 1)))
+
+    def _of_row(self, row: Row, scheme: TagScheme | None, number: int) -> Example:
+        if has_words(row):
+            return self._tagged(sentence_of(row, row_name(row, number)), scheme, number)
+        return self.unlabelled_row(row, number)
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split raw text into words."""
@@ -182,16 +186,16 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         """Join words by blanks."""
         return Example(name, " ".join(words), joined_words(words), location)
 
-    def labelled(self, sentences: Sequence[Sentence]) -> list[Example]:
+    def labelled(self, sentences: Sequence[Sentence]) -> Sequence[Example]:
         """Make examples from sentences; tags of entities are converted to IOB2."""
-        outside = self.dataset.pad_label
-        scheme = find_scheme((tag for item in sentences for tag in item.tags or ()), outside)
-        examples = []
-        for number, sentence in enumerate(sentences, start=1):
-            tags = None if sentence.tags is None else to_iob2(sentence.tags, scheme, outside, sentence.location)
-            example = self.tokenized(sentence.words, sentence.id or str(number), sentence.location)
-            examples.append(replace(example, tags=tags))
-        return examples
+        scheme = find_scheme((tag for item in sentences for tag in item.tags or ()), self.dataset.pad_label)
+        return derived(sentences, lambda items: (self._tagged(item, scheme, n) for n, item in enumerate(items, 1)))
+
+    def _tagged(self, sentence: Sentence, scheme: TagScheme | None, number: int) -> Example:
+        tags = sentence.tags
+        if tags is not None:
+            tags = to_iob2(tags, scheme, self.dataset.pad_label, sentence.location)
+        return replace(self.tokenized(sentence.words, sentence.id or str(number), sentence.location), tags=tags)
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the tags, and learn how raw text is cut into words."""

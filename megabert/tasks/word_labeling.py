@@ -17,6 +17,7 @@ from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import WordWindow, word_logits, word_windows
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence, read_parallel, sentence_of
+from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
 from ..formats.text_lines import blank_split
@@ -125,7 +126,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         paths = [Path(file) for file in files]
         return self.read(paths[0]) if len(paths) == 1 else self.labelled(read_parallel(*paths))
 
-    def labelled(self, sentences: Sequence[Sentence]) -> list[ExampleType]:
+    def labelled(self, sentences: Sequence[Sentence]) -> Sequence[ExampleType]:
         """Make examples from sentences with the labels of their words."""
         raise NotImplementedError
 
@@ -152,7 +153,8 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
 
     def learn_word_cuts(self, examples: Sequence[ExampleType]) -> None:
         """Learn from the words of the training data how raw text is cut."""
-        self.cuts = learn_cuts(map(self.words, examples)).to_document()
+        words = derived(examples, lambda examples: map(self.words, examples))
+        self.cuts = learn_cuts(words).to_document()
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; older runs cut raw text at blanks and punctuation on the ends of words."""
@@ -167,22 +169,25 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         """Least number of tokens of context of each word on both sides; None: windows overlap by half."""
         return None
 
-    def unlabelled_rows(self, rows: Sequence[Row]) -> list[ExampleType]:
-        """Make examples from JSON objects with `tokens` or `text`."""
-        return [
-            replace(  # type: ignore[type-var]
-                self.tokenized(sentence_of(row).words, row_name(row, number), row.location)
-                if has_words(row)
-                else self.unlabelled(row.string("text"), row_name(row, number), row.location),
-                given=row.others("id", "text", "tokens"),
-            )
-            for number, row in enumerate(rows, start=1)
-        ]
+    def unlabelled_row(self, row: Row, number: int) -> ExampleType:
+        """Make an example from a JSON object with `tokens` or `text`."""
+        name = row_name(row, number)
+        if has_words(row):
+            example = self.tokenized(sentence_of(row).words, name, row.location)
+        else:
+            example = self.unlabelled(row.string("text"), name, row.location)
+        return replace(example, given=row.others("id", "text", "tokens"))  # type: ignore[type-var]
 
-    def unlabelled_lines(self, path: Path, lines: Sequence[str]) -> list[ExampleType]:
+    def unlabelled_lines(self, path: Path, lines: Sequence[str]) -> Sequence[ExampleType]:
         """Make examples from lines of raw text."""
-        numbered = enumerate(lines, start=1)
-        return [self.unlabelled(line, str(number), f"{path}:{number}") for number, line in numbered if line.strip()]
+        return derived(
+            lines,
+            lambda lines: (
+                self.unlabelled(line, str(number), f"{path}:{number}")
+                for number, line in enumerate(lines, start=1)
+                if line.strip()
+            ),
+        )
 
     def example(self, **fields: Any) -> ExampleType:
         """Make an example from `text`, or from `tokens`: a list of words, or a string with blanks between them."""
@@ -199,7 +204,8 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[ExampleType]
     ) -> Sequence[str]:
         """Compare the labels with the words, too."""
-        return label_warnings(kind.name, counts, kind.first, {word for item in examples for word in self.words(item)})
+        words = {word for item in examples for word in self.words(item) if word in counts}
+        return label_warnings(kind.name, counts, kind.first, words)
 
     def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Tokenize words, long examples in several windows; each word has targets in one of them."""

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -60,16 +60,17 @@ class WordCuts:
         return letter in self.apart or (self.others_apart and letter not in self.joined and _is_punctuation(letter))
 
 
-def learn_cuts(sentences: Iterable[Sequence[str]]) -> WordCuts:
+def learn_cuts(sentences: Sequence[Sequence[str]]) -> WordCuts:
     """Learn from the words of a corpus how it cuts text: compare punctuation inside words and as words of its own."""
     inside: Counter[str] = Counter()
     alone: Counter[str] = Counter()
-    clitics, num_words = 0, Counter[str]()
+    clitics, ends = 0, Counter[str]()
     for words in sentences:
-        num_words.update(words)
         for number, word in enumerate(words):
             if word.isalnum():
                 continue
+            if word[:1].isalpha() and _is_split_off(word[-1]):
+                ends[word] += 1
             before, after = (words[number - 1] if number else ""), "".join(words[number + 1 : number + 2])
             if len(word) == 1 and _joins(before[-1:], word, after[:1]):
                 alone[word] += 1
@@ -82,11 +83,10 @@ def learn_cuts(sentences: Iterable[Sequence[str]]) -> WordCuts:
     joined = {c for c in seen - apart if inside[c]}
     apostrophes = sum(inside[c] for c in APOSTROPHES)
     # Words such as U.S. and Dr., unless they are more often without their end: "I."
-    whole = tuple(
-        word
-        for word, count in num_words.most_common()
-        if count > 1 and word[:1].isalpha() and _is_split_off(word[-1]) and count > num_words[word[:-1]]
-    )[:MAX_WHOLE]
+    stems = {word[:-1] for word, count in ends.items() if count > 1}
+    num_stems = Counter(word for words in (sentences if stems else ()) for word in words if word in stems)
+    frequent = ((word, count) for word, count in ends.most_common() if count > 1)
+    whole = tuple(word for word, count in frequent if count > num_stems[word[:-1]])[:MAX_WHOLE]
     return WordCuts(
         "".join(sorted(apart)), "".join(sorted(joined)), others_apart, clitics > max(apostrophes, MIN_COUNT - 1), whole
     )

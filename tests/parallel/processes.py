@@ -27,7 +27,7 @@ from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import EmbeddingHead, PretrainingHead, TaskModel
 from megabert.model.lora import LoraConfig, add_lora, find_targets
-from megabert.parallel import gradient_reduction, optimizer_shards, sharding
+from megabert.parallel import optimizer_shards, sharding
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment
 from megabert.parallel.sharding import parallelize

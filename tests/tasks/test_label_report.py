@@ -23,7 +23,7 @@ from tests.tasks.test_contract import CASES, train
     ],
 )
 def test_labels_that_look_like_something_else_are_named(counts, words, message):
-    assert any(message in warning for warning in label_warnings("tag", counts, "O", words))
+    assert any(message in warning for warning in label_warnings("tag", counts, "O", words or None))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_labels_that_look_like_something_else_are_named(counts, words, message):
     ],
 )  # fmt: skip
 def test_usual_labels_are_not_warned_of(counts):
-    assert label_warnings("label", counts, "O", ()) == []
+    assert label_warnings("label", counts, "O", None) == []
 
 
 def test_counts_are_shown_most_frequent_first_and_cut_after_twenty():

@@ -2,14 +2,21 @@
 
 import gzip
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 
 from megabert.config.parser import compose
 from megabert.errors import InputError
+from megabert.formats import record_streams
 from megabert.formats.chemprot import read_chemprot
 from megabert.tasks import registry
+
+
+@pytest.fixture(autouse=True)
+def all_files_are_large(monkeypatch):
+    monkeypatch.setattr(record_streams, "MAX_HELD", -1)
 
 
 @dataclass
@@ -32,9 +39,19 @@ class Reader:
         kind = registry.find(self.task)
         words = [word.replace("HERE", str(folder)) for word in self.words]
         task = kind(compose(kind.settings_type, words, owner=self.task)[0])
-        if "model.test_ds" in " ".join(words):
-            return task.read_files(task.files(task.settings.model.test_ds))
-        return task.read(file)
+        files = task.files(task.settings.model.test_ds) if "model.test_ds" in " ".join(words) else []
+        outcomes = []
+        for streams in (record_streams.large_files_streamed, nullcontext):  # large files give the same
+            try:
+                with streams():
+                    outcomes.append(list(task.read_files(files) if files else task.read(file)))
+            except InputError as error:
+                outcomes.append(str(error))
+        streamed, held = outcomes
+        assert streamed == held
+        if isinstance(held, str):
+            raise InputError(held)
+        return held
 
 
 TWO = ("model.dataset.data_dir=HERE", "model.test_ds.text_file=text.txt", "model.test_ds.labels_file=labels.txt")
