@@ -1,8 +1,9 @@
 """Session in a worker process: features go to the process that has the network, logits come back over a pipe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ class RunRequest:
     max_length: int
     pad_id: int
 
-    def answer(self, sessions: Sequence[Session]) -> tuple[NDArray[np.float32], bool]:
-        """Compute the logits in the process that has the networks.
+    def steps(self, sessions: Sequence[Session]) -> Generator[Any, None, tuple[NDArray[np.float32], bool]]:
+        """Compute the logits in the process that has the networks; yields the events of a GPU that it waits for.
 
         Returns those of all tokens, [T, C], and true; or of a head for whole sequences [N, C], and false.
         """
@@ -33,9 +34,12 @@ class RunRequest:
         token_ids = np.split(self.token_ids.astype(np.int64), ends)
         segment_ids = np.split(self.segment_ids.astype(np.int64), ends)
         features = [Features(*pair) for pair in zip(token_ids, segment_ids, strict=True)]
-        output = sessions[self.session].run(
-            features, batch_size=self.batch_size, max_length=self.max_length, pad_id=self.pad_id
-        )
+        session: Any = sessions[self.session]
+        options = {"batch_size": self.batch_size, "max_length": self.max_length, "pad_id": self.pad_id}
+        if hasattr(session, "steps"):
+            output = yield from session.steps(features, **options)
+        else:
+            output = session.run(features, **options)
         if output.logits[0].ndim == 2:
             return np.concatenate(output.logits), True
         return np.stack(output.logits), False

@@ -242,7 +242,8 @@ def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor
     positions = predictor.session.max_positions
     length = min(arguments.max_seq_length or positions, positions)
     predictor.task.settings.model.dataset.max_seq_length = length
-    return replace(predictor, batch_size=arguments.batch_size)
+    session = getattr(predictor.session, "captured", lambda: predictor.session)()
+    return replace(predictor, session=session, batch_size=arguments.batch_size)
 
 
 def _negative_label(runs: "Sequence[Predictor]") -> str:
