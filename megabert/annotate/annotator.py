@@ -48,8 +48,8 @@ class EntityAnnotator:
         passages = [(number, passage) for number, item in enumerate(items) for passage in item.document.passages]
         passages = [(number, passage) for number, passage in passages if passage.text.strip()]
         task = self.predictor.task
-        examples = [task.example(text=passage.text) for _, passage in passages]
-        features = task.features(examples, self.predictor.tokenizer, with_targets=False)
+        texts = [passage.text for _, passage in passages]
+        examples, features = task.examples_of_texts(texts, self.predictor.tokenizer)
         predictions = self.predictor.predict_examples(examples, features=features)
         windows = [0] * len(items)
         found: list[list[_Found]] = [[] for _ in items]

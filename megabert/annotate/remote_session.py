@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import Features
+from ..data.word_windows import WordWindows
 from ..inference import ProgressCallback, Session, SessionOutput
 
 
@@ -80,12 +81,18 @@ class RemoteSession:
         """Send the features and wait for their logits; without loss and progress."""
         if not features:
             return SessionOutput([], None)
-        lengths = np.array([len(item) for item in features], dtype=np.int32)
+        if isinstance(features, WordWindows):
+            lengths, token_ids = features.lengths(), features.token_ids
+            segment_ids = np.zeros(len(token_ids), dtype=np.int8)
+        else:
+            lengths = np.array([len(item) for item in features])
+            token_ids = np.concatenate([item.token_ids for item in features])
+            segment_ids = np.concatenate([item.segment_ids for item in features])
         request = RunRequest(
             self.number,
-            np.concatenate([item.token_ids for item in features]).astype(np.int32),
-            np.concatenate([item.segment_ids for item in features]).astype(np.int8),
-            lengths,
+            token_ids.astype(np.int32),
+            segment_ids.astype(np.int8),
+            lengths.astype(np.int32),
             batch_size,
             max_length,
             pad_id,
