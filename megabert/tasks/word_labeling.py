@@ -159,8 +159,8 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         if known is None or known.cuts is not cuts or known.tokenizer is not tokenizer:
             self._known_runs = known = KnownRuns(cuts, tokenizer)
         found = known(texts)
-        ends = np.cumsum(found.num_words).tolist()
-        words = [WordBounds(found.bounds_W2[start:end]) for start, end in pairwise([0, *ends])]
+        numbers, ends = found.bounds_W2.ravel().tolist(), np.cumsum(2 * found.num_words).tolist()
+        words = [WordBounds(numbers[start:end]) for start, end in pairwise([0, *ends])]
         tokens = found.token_ids, found.token_words, found.num_tokens
         return words, token_windows(*tokens, tokenizer, self.row_length, self.margin)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .wordpiece import Tokenizer
-from .words import Characters, WordCuts, run_starts, words_of_run
+from .words import RUN, Characters, WordCuts, words_of_run
 
 MAX_RUNS_KEPT = 1 << 17
 """Runs whose words and tokens are kept for later texts; some 30 MB."""
@@ -22,23 +22,26 @@ Integers = NDArray[np.int64]
 
 
 class WordBounds(Sequence[Characters]):
-    """Words of a text, [start, end) characters, in an array: pairs are made where one is looked at."""
+    """Words of a text as [start, end) characters; pairs are made where one is looked at."""
 
-    def __init__(self, bounds_W2: Integers) -> None:
-        self._bounds_W2 = bounds_W2
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = numbers
+        """Start and end in turn."""
 
     def __len__(self) -> int:
         """Count the words."""
-        return len(self._bounds_W2)
+        return len(self._numbers) // 2
 
     def __getitem__(self, index: Any) -> Any:
         """Return a word, or those of a slice."""
-        own = self._bounds_W2[index].tolist()
-        return tuple(map(tuple, own)) if isinstance(index, slice) else tuple(own)
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        place = 2 * index
+        return self._numbers[place], self._numbers[place + 1]
 
     def __iter__(self) -> Iterator[Characters]:
         """Yield the words."""
-        return map(tuple, self._bounds_W2.tolist())  # type: ignore[arg-type]
+        return zip(self._numbers[::2], self._numbers[1::2], strict=True)
 
     def __eq__(self, other: object) -> bool:
         """Compare with other words, a tuple of pairs too."""
@@ -113,9 +116,8 @@ class KnownRuns:
         numbers = np.fromiter(map(self._numbers.__getitem__, runs), dtype=np.int64, count=len(runs))
         self._learn()
         num_runs = np.fromiter(map(len, runs_of), dtype=np.int64, count=len(texts))
-        starts = [run_starts(text, own) for text, own in zip(texts, runs_of, strict=True)]
         bounds_W2, words_of_runs = self._bounds.of(numbers)
-        bounds_W2 += np.repeat(np.concatenate([*starts, num_runs[:0]]), words_of_runs)[:, None]
+        bounds_W2 += np.repeat(_starts(texts, runs, num_runs), words_of_runs)[:, None]
         tokens_T2, tokens_of_runs = self._tokens.of(numbers)
         num_words, num_tokens = (_sums(counts, num_runs) for counts in (words_of_runs, tokens_of_runs))
         # A token's word is counted within its run: add the words of the text's runs before.
@@ -133,6 +135,20 @@ class KnownRuns:
         words = [[run[start:end] for start, end in own] for run, own in zip(new, bounds, strict=True)]
         self._bounds.extend([np.array(own, dtype=np.int64).reshape(-1, 2) for own in bounds])
         self._tokens.extend([np.stack(pair, axis=1) for pair in self.tokenizer.encode_words(words)])
+
+
+def _starts(texts: Sequence[str], runs: Sequence[str], num_runs: Integers) -> Integers:
+    """Locate the runs of all texts, each in its text."""
+    behind = np.cumsum(np.fromiter(map(len, runs), dtype=np.int64, count=len(runs)) + 1)
+    starts = np.concatenate([[0], behind[:-1]])[: len(runs)]
+    ends = np.cumsum(num_runs)
+    firsts = np.concatenate([[0], behind])[ends - num_runs]
+    starts -= np.repeat(firsts, num_runs)
+    sizes = np.concatenate([[0], behind])[ends] - firsts - 1
+    for number in np.flatnonzero(sizes != np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))).tolist():
+        own = slice(ends[number] - num_runs[number], ends[number])  # other white space than one blank between each two
+        starts[own] = [match.start() for match in RUN.finditer(texts[number])]
+    return starts
 
 
 def _sums(values: Integers, counts: Integers) -> Integers:

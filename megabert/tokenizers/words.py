@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .characters import is_mark
 
@@ -22,7 +21,8 @@ SENTENCE_PUNCTUATION = ".,:;!?"
 MIN_COUNT, MAX_INSIDE = 3, 0.05
 MAX_WHOLE = 500
 MAX_RUNS_KEPT = 1 << 16
-_RUN = re.compile(r"\S+")
+RUN = re.compile(r"\S+")
+"""What stands between white space; the same as str.split() returns."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,10 @@ def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...
     Splits at white space, around punctuation at both ends of a run without it, and where `cuts` say: p53, IL-2. A word
     has the marks that follow its characters.
     """
-    runs = text.split()
-    starts = run_starts(text, runs).tolist()
     return tuple(
-        (first + start, first + end)
-        for run, first in zip(runs, starts, strict=True)
-        for start, end in words_of_run(run, cuts)
+        (match.start() + start, match.start() + end)
+        for match in RUN.finditer(text)
+        for start, end in words_of_run(match[0], cuts)
     )
 
 
@@ -119,15 +117,6 @@ def words_of_run(run: str, cuts: WordCuts) -> tuple[Characters, ...]:
     if len(known) > MAX_RUNS_KEPT:
         known.clear()
     return known.get(run) or known.setdefault(run, tuple(_words_of_run(run, 0, len(run), cuts)))
-
-
-def run_starts(text: str, runs: Sequence[str]) -> NDArray[np.int64]:
-    """Locate the runs without blanks of a text."""
-    lengths = np.fromiter(map(len, runs), dtype=np.int64, count=len(runs))
-    starts: NDArray[np.int64] = np.cumsum(lengths + 1) - lengths - 1
-    if not len(runs) or starts[-1] + lengths[-1] == len(text):
-        return starts  # one blank between each two, none on the ends
-    return np.fromiter((match.start() for match in _RUN.finditer(text)), dtype=np.int64, count=len(runs))
 
 
 def _words_of_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:

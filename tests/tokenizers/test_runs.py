@@ -11,7 +11,8 @@ from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from megabert.tokenizers.words import WordCuts, split_words
 
 TOKENIZER = Tokenizer([*SPECIAL_TOKENS, *"abcpé.-/()", *(f"##{letter}" for letter in "abc53"), "in", "the"])
-LETTERS = st.sampled_from([*"abp53é.-/()' \t\n", "\u0301", "\u200b", "\x01", "\U0001f600", "  ", "in the "])
+SPACES = [" ", "  ", "\t", "\n", "\x1c", "\x85", "\u2028", "\xa0"]
+LETTERS = st.sampled_from([*SPACES, *"abp53é.-/()'", "\u0301", "\u200b", "\x01", "\U0001f600", "in the "])
 TEXTS = st.lists(st.lists(LETTERS, max_size=40).map("".join), max_size=6)
 CUTS = [WordCuts(), WordCuts(apart="-/"), WordCuts(others_apart=True, has_clitics=True, whole=("p.",))]
 
@@ -25,7 +26,7 @@ def test_words_and_windows_are_those_of_each_text(texts, cuts, length, margin):
     ends = np.cumsum(found.num_words)
     words = [split_words(text, cuts) for text in texts]
     for own, end, expected in zip(found.num_words, ends, words, strict=True):
-        bounds = WordBounds(found.bounds_W2[end - own : end])
+        bounds = WordBounds(found.bounds_W2[end - own : end].ravel().tolist())
         assert bounds == expected
         assert [bounds[number] for number in range(len(bounds))] == list(bounds) == list(expected)
     actual = token_windows(found.token_ids, found.token_words, found.num_tokens, TOKENIZER, length, margin)
@@ -40,5 +41,5 @@ def test_runs_are_forgotten_when_they_are_many(monkeypatch):
     known = KnownRuns(CUTS[0], TOKENIZER)
     for text in ("a b c", "a p5 in", "the a (b)"):
         found = known([text])
-        assert WordBounds(found.bounds_W2) == split_words(text, CUTS[0])
+        assert WordBounds(found.bounds_W2.ravel().tolist()) == split_words(text, CUTS[0])
         assert len(known([text]).token_ids) == len(found.token_ids)
