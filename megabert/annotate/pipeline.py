@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..errors import MegabertError
@@ -54,7 +56,7 @@ def process_chunks(read: ReadChunks, make_work: MakeWork, sessions: Sequence[Ses
 
 
 @dataclass
-class _Run:
+class _StartedRun:
     """A run of a network that has begun: the event of the GPU that it waits for."""
 
     connection: Connection
@@ -79,7 +81,7 @@ class _Dispatcher:
         self._idle = deque(workers)
         self._chunks: deque[bytes] = deque()
         self._requests: deque[tuple[Connection, RunRequest]] = deque()
-        self._running: deque[_Run] = deque()
+        self._running: deque[_StartedRun] = deque()
         self._number_of: dict[Connection, int] = {}
         """Which chunk each worker has."""
         self._done: dict[int, Any] = {}
@@ -145,7 +147,7 @@ class _Dispatcher:
         can_start = bool(self._requests) and len(self._running) < CONCURRENT_RUNS
         if can_start:
             connection, request = self._requests.popleft()
-            self._running.append(_Run(connection, request.steps(self._sessions)))
+            self._running.append(_StartedRun(connection, request.steps(self._sessions)))
             self._step(self._running[-1])
         return can_start
 
@@ -157,7 +159,7 @@ class _Dispatcher:
                 return True
         return False
 
-    def _step(self, run: _Run) -> None:
+    def _step(self, run: _StartedRun) -> None:
         """Let a run go on to the next event; at its end the worker gets what it returned."""
         try:
             run.event = next(run.steps)
@@ -192,22 +194,28 @@ def _processes(
     context = multiprocessing.get_context("spawn")
     processes, connections = [], []
     try:
-        for number in range(workers + 1):
+        for _ in range(workers + 1):
             here, there = context.Pipe()
             connections.append(here)
-            if number == 0:
-                process = context.Process(target=_read, args=(there, read), daemon=True)
-            else:
-                process = context.Process(target=_work, args=(there, make_work, num_sessions), daemon=True)
+            process = context.Process(target=_run, args=(there,), daemon=True)
             process.start()
             processes.append(process)
             there.close()  # the process has it: its end is the pipe's end
-        yield connections[0], connections[1:]
+        # Behind all starts: what does not fit into a pipe waits until a process has begun to read.
+        reader, *others = connections
+        with _named_end("reader"):
+            reader.send(partial(_read, read=read))
+        work = ForkingPickler.dumps(partial(_work, make_work=make_work, num_sessions=num_sessions))
+        with _named_end("worker"):
+            for connection in others:
+                connection.send_bytes(work)
+        yield reader, others
     finally:
         for connection in connections:
             connection.close()
         for process in processes:
             process.terminate()
+        for process in processes:
             process.join()
 
 
@@ -229,6 +237,12 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+def _run(connection: Connection) -> None:
+    """Run the function that is sent first, with the connection."""
+    with suppress(EOFError, ConnectionResetError, KeyboardInterrupt):
+        connection.recv()(connection)
 
 
 def _read(connection: Connection, read: ReadChunks) -> None:
