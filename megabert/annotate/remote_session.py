@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,10 +32,8 @@ class RunRequest:
 
         Returns those of all tokens, [T, C], and true; or of a head for whole sequences [N, C], and false.
         """
-        ends = np.cumsum(self.lengths)[:-1]
-        token_ids = np.split(self.token_ids.astype(np.int64), ends)
-        segment_ids = np.split(self.segment_ids.astype(np.int64), ends)
-        features = [Features(*pair) for pair in zip(token_ids, segment_ids, strict=True)]
+        token_ids, segment_ids = self.token_ids.astype(np.int64), self.segment_ids.astype(np.int64)
+        features = [Features(token_ids[own], segment_ids[own]) for own in _slices(self.lengths)]
         session: Any = sessions[self.session]
         options = {"batch_size": self.batch_size, "max_length": self.max_length, "pad_id": self.pad_id}
         if hasattr(session, "steps"):
@@ -100,4 +99,9 @@ class RemoteSession:
         assert self.connection is not None
         self.connection.send(request)
         logits, are_of_tokens = self.connection.recv()
-        return SessionOutput(np.split(logits, np.cumsum(lengths)[:-1]) if are_of_tokens else list(logits), None)
+        return SessionOutput([logits[own] for own in _slices(lengths)] if are_of_tokens else list(logits), None)
+
+
+def _slices(lengths: NDArray[Any]) -> list[slice]:
+    """Return the places of concatenated sequences."""
+    return [slice(*pair) for pair in pairwise([0, *np.cumsum(lengths).tolist()])]
