@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import tagging
+from ..tokenizers.runs import WordBounds
 
 OUTSIDE = "O"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Span:
     """An entity: characters [start, end) of the original text; `score` is the mean probability of its words' tags."""
 
@@ -20,6 +22,10 @@ class Span:
     start: int
     end: int
     score: float
+
+    def __init__(self, type: str, text: str, start: int, end: int, score: float) -> None:
+        values = self.__dict__  # as in `Entity`
+        values["type"], values["text"], values["start"], values["end"], values["score"] = type, text, start, end, score
 
 
 def decode_tags(
@@ -114,9 +120,13 @@ def find_spans(
     text: str, words: Sequence[tuple[int, int]], tags: Sequence[str], probabilities: NDArray[np.float64]
 ) -> tuple[Span, ...]:
     """Return the entities that tags mark; `words` are the words' [start, end) characters."""
+    found = tagging.entities(tags)
+    if not found:
+        return ()
     spans, values = [], probabilities.tolist()
-    for kind, first, end in tagging.entities(tags):
-        start, stop = words[first][0], words[end - 1][1]
+    numbers = words.numbers if isinstance(words, WordBounds) else list(chain.from_iterable(words))
+    for kind, first, end in found:
+        start, stop = numbers[2 * first], numbers[2 * end - 1]
         # The sum of few is that of numpy, whose calls take longer than all else here.
         total = sum(values[first:end]) if end - first < 8 else float(np.add.reduce(probabilities[first:end]))
         spans.append(Span(kind, text[start:stop], start, stop, total / (end - first)))

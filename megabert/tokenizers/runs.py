@@ -25,23 +25,23 @@ class WordBounds(Sequence[Characters]):
     """Words of a text as [start, end) characters; pairs are made where one is looked at."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
-        self._numbers = numbers
+        self.numbers = numbers
         """Start and end in turn."""
 
     def __len__(self) -> int:
         """Count the words."""
-        return len(self._numbers) // 2
+        return len(self.numbers) // 2
 
     def __getitem__(self, index: Any) -> Any:
         """Return a word, or those of a slice."""
         if isinstance(index, slice):
             return tuple(self)[index]
         place = 2 * index
-        return self._numbers[place], self._numbers[place + 1]
+        return self.numbers[place], self.numbers[place + 1]
 
     def __iter__(self) -> Iterator[Characters]:
         """Yield the words."""
-        return zip(self._numbers[::2], self._numbers[1::2], strict=True)
+        return zip(self.numbers[::2], self.numbers[1::2], strict=True)
 
     def __eq__(self, other: object) -> bool:
         """Compare with other words, a tuple of pairs too."""
