@@ -199,7 +199,7 @@ class SizedGraphs:
     Sizes are multiples of `size_multiple` tokens, so that there are few. Only one thread may use them.
     """
 
-    def __init__(self, size_multiple: int = 512) -> None:
+    def __init__(self, size_multiple: int = 128) -> None:
         self.size_multiple = size_multiple
         self._pool = torch.cuda.graph_pool_handle()
         self._by_size: dict[tuple[BatchSize, int], tuple[Batch, CapturedGraph[Tensor]]] = {}

@@ -111,7 +111,7 @@ def _run_layer(
     qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
     config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
     qkv_TH3K = torch.addmm(qkv_b, normed_TD, qkv_w.t()).unflatten(-1, (-1, 3, config.head_dim))
-    context_THK, lse_HT = attention.varlen_attention(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
+    context_THK, lse_HT = attention.varlen_attention_forward(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
     branch_TD = context_THK.flatten(1) @ out_w.t()
     middle = norms.residual_norm(
         normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
