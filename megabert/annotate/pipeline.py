@@ -4,6 +4,7 @@ The results come in the order of the chunks, and a chunk's batches hold its own 
 content depends on the number of workers. A bounded number of chunks is in flight, so memory is bounded, too.
 """
 
+import ctypes
 import gc
 import multiprocessing
 import selectors
@@ -31,6 +32,9 @@ SWITCH_INTERVAL = 0.0002
 CONCURRENT_RUNS = 2
 """The batches of one compute while the host packs those of the next, and sends the logits of the one before."""
 CHUNKS_PER_WORKER = 4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Options of glibc's mallopt."""
+KEPT_BYTES = 64 * 2**20
 GARBAGE_THRESHOLD = 500_000
 """New objects after which workers search for reference cycles; a chunk makes some 100,000."""
 
@@ -177,7 +181,7 @@ def _undisturbed() -> Iterator[None]:
     """Let the thread that launches GPU work neither wait long for others nor search all objects for cycles."""
     interval, threshold = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(SWITCH_INTERVAL)
-    collect_rarely()
+    prepare_memory()
     try:
         yield
     finally:
@@ -229,14 +233,18 @@ def _named_end(name: str) -> Iterator[None]:
         ) from None
 
 
-def collect_rarely() -> None:
-    """Search for reference cycles rarely in this process: documents have none, and a search takes a fifth of its time.
+def prepare_memory() -> None:
+    """Let this process search for reference cycles rarely, and keep the memory that it frees.
 
-    What there is now is not searched again.
+    Documents have no cycles, and a search takes a fifth of the time; what there is now is not searched again. Memory
+    that is given back to the system and taken again for the arrays of each chunk takes a quarter.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    for option in (M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD) if mallopt is not None else ():
+        mallopt(option, KEPT_BYTES)
 
 
 def _run(connection: Connection) -> None:
@@ -248,7 +256,7 @@ def _run(connection: Connection) -> None:
 def _read(connection: Connection, read: ReadChunks) -> None:
     """Send each chunk, then nothing; an exception is sent like a chunk."""
     with suppress(BrokenPipeError, KeyboardInterrupt):
-        collect_rarely()
+        prepare_memory()
         try:
             for chunk in read():
                 connection.send(chunk)
@@ -261,7 +269,7 @@ def _work(connection: Connection, make_work: MakeWork, num_sessions: int) -> Non
     """Answer each chunk with its result or the exception that it raised, until the pipe is closed."""
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         work = make_work([RemoteSession(connection, number) for number in range(num_sessions)])
-        collect_rarely()
+        prepare_memory()
         while True:
             chunk = connection.recv()
             try:
