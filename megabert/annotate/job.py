@@ -174,10 +174,12 @@ def run_job(
     writer: ShardWriter,
     workers: int,
     progress: Callable[[Ledger, int], None] = lambda *_: None,
+    process: Callable[[ReadDocuments], Iterator[Any]] | None = None,
 ) -> Losses:
     """Annotate the documents that the writer's ledger does not have yet; returns what the format could not hold.
 
     `progress` is called after each chunk with the ledger and the number of documents that wait for their shard.
+    `process` annotates chunks instead of the sessions and workers.
     """
     ledger, losses = writer.ledger, Losses()
     read = ReadDocuments(inputs, ledger.documents + ledger.faults, ledger.names.hexdigest())
@@ -197,7 +199,7 @@ def run_job(
             writer.write(record)
         return done[1]
 
-    done = _until_error(process_chunks(read, work, sessions, workers))
+    done = _until_error(process(read) if process else process_chunks(read, work, sessions, workers))
     # In a thread of its own, since it waits for the disk
     with closing(prefetch(write, done, depth=CHUNKS_WRITTEN)) as written:
         for lost in written:

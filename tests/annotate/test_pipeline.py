@@ -1,4 +1,4 @@
-"""The process that has the networks: runs that wait for a GPU are interleaved, and one that fails is raised in its turn."""
+"""The process that has the networks: runs that wait for a GPU are interleaved; one that fails is raised in its turn."""
 
 from functools import partial
 
