@@ -34,6 +34,7 @@ NETWORKS = {
     "mini": "{hidden_size: 320, num_layers: 6, num_attention_heads: 5, max_position_embeddings: 512}",
 }
 BATCH_SIZES = (1, 8)
+COMMAND = [sys.executable, "-m", "megabert"]
 
 
 def repeated(corpus: Path, count: int, output: Path) -> None:
@@ -76,7 +77,7 @@ def annotate(run: Path, corpus: Path, output: Path, workers: int, options: list[
     words = ["annotate", str(corpus), "--entities", str(run), "-o", str(output), "--format", "pubtator"]
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "megabert", *words, "--workers", str(workers), *options],
+        [*COMMAND, *words, "--workers", str(workers), *options],
         capture_output=True,
         text=True,
         check=False,

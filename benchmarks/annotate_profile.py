@@ -32,7 +32,7 @@ from megabert.annotate.shard_formats import shard_format
 from megabert.annotate.shards import Ledger, ShardWriter, claim
 from megabert.formats.documents.training_examples import PairOptions
 from megabert.inference import Predictor
-from megabert.tasks import token_classification, word_labeling
+from megabert.tasks import token_classification
 from megabert.torch_session import TorchSession
 
 ENTITY_SHARE = 0.08
@@ -122,9 +122,7 @@ def stage_times(predictor: Predictor, inputs: Inputs, work: AnnotateChunks, fold
     """Annotate twice in one process and return the CPU milliseconds a document of each stage the second time."""
     stages = Stages()
     for owner, name, stage in (
-        (type(predictor.task), "example", "words"),
-        (word_labeling.WordLabelingTask, "features", "windows"),
-        (type(predictor.tokenizer), "encode_words", "tokens"),
+        (type(predictor.task), "examples_of_texts", "words, tokens, windows"),
         (TorchSession, "run", "packing and splitting (GPU process)"),
         (token_classification.TokenClassification, "decode", "decoding"),
         (EntityAnnotator, "__call__", "entities"),
@@ -199,7 +197,7 @@ def main() -> None:
     parser.add_argument("--format", default="pubtator")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline.collect_rarely()
+    pipeline.prepare_memory()
     predictor = free_predictor(arguments.run)
     output = shard_format(arguments.format)
     inputs = Inputs((arguments.corpus,))

@@ -359,6 +359,10 @@ def load_run(
         from .parallel.sharding import compile_layers
 
         compile_layers(model)
+    elif device.type == "cuda":
+        from .model.fused_layers import fuse_layers
+
+        fuse_layers(model.encoder)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
     session = TorchSession(model, task.loss, device, precision, is_static=is_static)
     return Predictor(task, tokenizer, session, batch_size, trained.digest, trained.notes)

@@ -1,23 +1,25 @@
-"""Run a PyTorch network over features: packed batches, prefetch, overlapped copies, CUDA graphs, several ranks."""
+"""Run a PyTorch network over features: packed batches, overlapped copies, CUDA graphs, several ranks."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.packing import Batch, Features, pack
-from .data.prefetch import prefetch
+from .data.packing import Batch, BatchSize, Features, pack
 from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.attention import PackedSequences
 from .model.heads import DualEmbeddingHead, EmbeddingHead, StatesHead, TaskModel
 from .model.lora import base_parameters, lora_config, mix_encoders
+from .model.precision import resolve_static_batches
 from .parallel.process_group import SINGLE_PROCESS, World
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -41,6 +43,8 @@ class TorchSession:
     is_static: bool = False
     """Batches are padded to one static size, and captured in a CUDA graph unless FSDP shards the model."""
     world: World = SINGLE_PROCESS
+    graphs: "SizedGraphs | None" = None
+    """Captured forward passes that later calls replay; without losses."""
 
     @property
     def needs_targets(self) -> bool:
@@ -52,15 +56,24 @@ class TorchSession:
         """The most tokens of a sequence."""
         return self.model.encoder.config.max_positions
 
+    def captured(self) -> "TorchSession":
+        """Return a session that keeps captured forward passes for later calls, which one thread makes; for many calls.
+
+        On a CPU, and where nothing can be captured, it is the same.
+        """
+        config = self.model.encoder.config
+        can_capture = self.world.size == 1 and resolve_static_batches(True, self.device, config, self.precision)
+        return replace(self, graphs=SizedGraphs()) if can_capture else self
+
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
         model = TaskModel(self.model.encoder, EmbeddingHead()).train(self.model.training)
-        return replace(self, model=model, is_static=False)
+        return replace(self, model=model, is_static=False, graphs=None)
 
     def token_states(self) -> "TorchSession":
         """Return the network with the last hidden states of all tokens instead of logits."""
         model = TaskModel(self.model.encoder, StatesHead()).train(self.model.training)
-        return replace(self, model=model, is_static=False)
+        return replace(self, model=model, is_static=False, graphs=None)
 
     def run(
         self,
@@ -74,6 +87,34 @@ class TorchSession:
         should_stop: Callable[[], bool] | None = None,
     ) -> SessionOutput:
         """Compute logits of all features, as `Session.run` describes."""
+        steps = self.steps(
+            features,
+            batch_size=batch_size,
+            max_length=max_length,
+            pad_id=pad_id,
+            with_loss=with_loss,
+            progress=progress,
+            should_stop=should_stop,
+        )
+        while True:
+            try:
+                next(steps).synchronize()
+            except StopIteration as end:
+                output: SessionOutput = end.value
+                return output
+
+    def steps(
+        self,
+        features: Sequence[Features],
+        *,
+        batch_size: int,
+        max_length: int,
+        pad_id: int,
+        with_loss: bool = False,
+        progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Generator[torch.cuda.Event, None, SessionOutput]:
+        """Compute what `run` returns; yields each event of the GPU that must be over before the next step."""
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
         batches = EvaluationBatches(
             features,
@@ -81,34 +122,51 @@ class TorchSession:
             max_length,
             pad_id,
             static_size=self.is_static,
+            size_multiple=self.graphs.size_multiple if self.graphs else 0,
             data_rank=self.world.data_rank,
             data_size=self.world.data_size,
         )
         width = 0
         was_training = self.model.training
-        self.model.eval()
+        if was_training:  # it takes a millisecond
+            self.model.eval()
         try:
-            with side_stream(self.device):
-                forward = _ForwardPasses(self, len(batches), with_loss=with_loss)
-                for number, (indices, batch, array) in enumerate(forward(batches), start=1):
-                    width = array.shape[1]
-                    if self.model.head.is_per_sequence:
-                        parts = _by_feature(array, batch.parts)
-                    else:
-                        parts = np.split(array, batch.cu_seqlens_N1[1:].tolist())[: len(indices)]
-                    for index, part in zip(indices, parts, strict=True):
-                        logits[index] = part
-                    if progress is not None:
-                        progress(number, len(batches))
-                    if should_stop is not None and should_stop():
-                        raise EvaluationStopped
-                loss, weight = float(forward.loss_sum), forward.weight
+            forward = _ForwardPasses(self, len(batches), with_loss=with_loss)
+            # A batch computes while the host packs the next one, and takes the logits of the one before.
+            waiting: deque[_Launched] = deque()
+            for number, batch in enumerate(chain(batches, [None])):
+                if batch is not None:
+                    waiting.append(forward(*batch))
+                if not number or not waiting:
+                    continue
+                launched = waiting.popleft()
+                if launched.event is not None:
+                    yield launched.event
+                width = launched.logits.shape[1]
+                self._split(launched, logits)
+                if progress is not None:
+                    progress(number, len(batches))
+                if should_stop is not None and should_stop():
+                    raise EvaluationStopped
+            loss, weight = forward.total_loss(), forward.weight
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
         if self.world.size > 1 and len(batches):
             logits = self._all_gather_logits(logits, self._logits_shapes(features, width))
             loss, weight = self._all_reduce(np.array([loss, weight])).tolist()
         return SessionOutput(logits, loss / weight if with_loss and weight else None)
+
+    def _split(self, launched: "_Launched", logits: list[NDArray[np.float32]]) -> None:
+        """Fill in the logits of each feature of a batch."""
+        array = launched.logits.numpy()
+        if self.model.head.is_per_sequence:
+            parts = _by_feature(array, launched.batch.parts)
+        else:
+            ends = launched.batch.cu_seqlens_N1.tolist()
+            parts = [array[start:end] for start, end in pairwise(ends[: len(launched.indices) + 1])]
+        for index, part in zip(launched.indices, parts, strict=True):
+            logits[index] = part
 
     def _logits_shapes(self, features: Sequence[Features], width: int) -> list[tuple[int, ...]]:
         if not self.model.head.is_per_sequence:
@@ -194,43 +252,75 @@ def adapter_mixes(sessions: Mapping[str, object]) -> dict[str, AdapterMix]:
     return mixes
 
 
+class SizedGraphs:
+    """Captured forward passes of one network: a CUDA graph for each size of batches.
+
+    Sizes are multiples of `size_multiple` tokens, so that there are few. Only one thread may use them.
+    """
+
+    def __init__(self, size_multiple: int = 128) -> None:
+        self.size_multiple = size_multiple
+        self._pool = torch.cuda.graph_pool_handle()
+        self._by_size: dict[tuple[BatchSize, int], tuple[Batch, CapturedGraph[Tensor]]] = {}
+
+    def __call__(self, compute: Callable[[Batch], Tensor], batch: Batch, device: torch.device) -> Tensor:
+        """Compute the logits of a batch; the next call overwrites them."""
+        size = batch.size, batch.max_seqlen
+        if size not in self._by_size:
+            static = batch.to(device)
+            self._by_size[size] = static, CapturedGraph(partial(compute, static), self._pool)
+        static, graph = self._by_size[size]
+        static.copy_from(batch)
+        return graph()
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch whose logits are on the host when the event is over."""
+
+    indices: list[int]
+    batch: Batch
+    logits: Tensor
+    event: torch.cuda.Event | None
+
+
 class _ForwardPasses:
-    """Forward passes over batches; the copy of a batch's logits to the host overlaps the next batch's forward pass."""
+    """Forward passes over batches, each launched with the copy of its logits to the host."""
 
     def __init__(self, session: TorchSession, num_batches: int, *, with_loss: bool) -> None:
         self._session = session
         self._device = session.device
         self._with_loss = with_loss
-        self.loss_sum = torch.zeros((), device=self._device)
+        self._loss_sum: Tensor | None = None
         self.weight = 0.0
         self._static: Batch | None = None
-        self._graph: CapturedGraph[tuple[Tensor, Tensor]] | None = None
+        self._graph: CapturedGraph[tuple[Tensor, Tensor | None]] | None = None
+        # FSDP reuses the memory of gathered weights in training, where inference tensors are not allowed.
+        self._no_grad = torch.no_grad if session.world.fsdp_size > 1 else torch.inference_mode
         if session.is_static and session.world.fsdp_size == 1 and num_batches >= MIN_BATCHES_TO_CAPTURE:
             self._graph = CapturedGraph(lambda: self._compute(self._static), torch.cuda.graph_pool_handle())
 
-    def __call__(self, batches: EvaluationBatches) -> Iterator[tuple[list[int], Batch, NDArray[np.float32]]]:
-        """Yield each batch with the indices of its features and its logits."""
-        previous: tuple[list[int], Batch, Tensor, torch.cuda.Event | None] | None = None
-        # FSDP reuses the memory of gathered weights in training, where inference tensors are not allowed.
-        no_grad = torch.no_grad if self._session.world.fsdp_size > 1 else torch.inference_mode
-        with closing(prefetch(self._pin, batches)) as prefetched:
-            for indices, batch in prefetched:
-                with no_grad():
-                    logits, loss = self._forward(batch)
-                    self.loss_sum += loss
-                    self.weight += batch.weight
-                    current = (indices, batch, *self._copy_to_host(logits))
-                if previous is not None:
-                    yield self._wait(*previous)
-                previous = current
-            if previous is not None:
-                yield self._wait(*previous)
+    def __call__(self, indices: list[int], batch: Batch) -> _Launched:
+        """Launch the forward pass of a batch with the indices of its features."""
+        if self._device.type == "cuda":
+            batch = batch.map(Tensor.pin_memory)
+        with side_stream(self._device), self._no_grad():
+            logits, loss = self._forward(batch)
+            if loss is not None:
+                self._loss_sum = loss + (0 if self._loss_sum is None else self._loss_sum)
+            self.weight += batch.weight
+            return _Launched(indices, batch, *self._copy_to_host(logits))
 
-    def _pin(self, item: tuple[list[int], Batch]) -> tuple[list[int], Batch]:
-        indices, batch = item
-        return indices, batch.map(Tensor.pin_memory) if self._device.type == "cuda" else batch
+    def total_loss(self) -> float:
+        """Return the sum of the batches' losses, for which the host waits; 0 without losses."""
+        if self._loss_sum is None:
+            return 0.0
+        with side_stream(self._device):
+            return float(self._loss_sum)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if self._session.graphs is not None and not self._with_loss:
+            return self._session.graphs(self._logits, batch, self._device), None
         if self._graph is None:
             return self._compute(batch.to(self._device))
         if self._static is None:
@@ -238,12 +328,13 @@ class _ForwardPasses:
         self._static.copy_from(batch)
         return self._graph()
 
-    def _compute(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
+    def _compute(self, batch: Batch | None) -> tuple[Tensor, Tensor | None]:
         assert batch is not None
-        logits = self._session.model(*batch.inputs()).float()
-        if self._with_loss:
-            return logits, self._session.loss(logits, batch)
-        return logits, torch.zeros((), device=self._device)
+        logits = self._logits(batch)
+        return logits, self._session.loss(logits, batch) if self._with_loss else None
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return self._session.model(*batch.inputs()).float()
 
     def _copy_to_host(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if not tensor.is_cuda:
@@ -252,10 +343,3 @@ class _ForwardPasses:
         event = torch.cuda.Event()
         event.record()
         return host, event
-
-    def _wait(
-        self, indices: list[int], batch: Batch, logits: Tensor, event: torch.cuda.Event | None
-    ) -> tuple[list[int], Batch, NDArray[np.float32]]:
-        if event is not None:
-            event.synchronize()
-        return indices, batch, logits.numpy()

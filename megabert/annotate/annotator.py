@@ -48,8 +48,8 @@ class EntityAnnotator:
         passages = [(number, passage) for number, item in enumerate(items) for passage in item.document.passages]
         passages = [(number, passage) for number, passage in passages if passage.text.strip()]
         task = self.predictor.task
-        examples = [task.example(text=passage.text) for _, passage in passages]
-        features = task.features(examples, self.predictor.tokenizer, with_targets=False)
+        texts = [passage.text for _, passage in passages]
+        examples, features = task.examples_of_texts(texts, self.predictor.tokenizer)
         predictions = self.predictor.predict_examples(examples, features=features)
         windows = [0] * len(items)
         found: list[list[_Found]] = [[] for _ in items]
@@ -63,14 +63,16 @@ class EntityAnnotator:
 
     def _with_entities(self, document: Document, found: Sequence[_Found]) -> Document:
         """Add entities under new names, without those of the same characters and type as one of the document's."""
+        if not found:
+            return document
         present = {(entity.fragments, entity.type) for entity in document.entities}
         names = free_names("T", (entity.id for entity in document.entities))
         entities, source = list(document.entities), self.predictor.digest
         for offset, span in found:
-            fragments = ((offset + span.start, offset + span.end),)
-            if (fragments, span.type) not in present:
+            fragments, kind = ((offset + span.start, offset + span.end),), span.type
+            if not present or (fragments, kind) not in present:
                 score = round(span.score, SCORE_DIGITS)
-                entities.append(Entity(next(names), fragments, span.text, span.type, "", score, source))
+                entities.append(Entity(next(names), fragments, span.text, kind, "", score, source))
         return replace(document, entities=tuple(entities))
 
 

@@ -4,10 +4,13 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
+from ..data.prefetch import prefetch
 from ..errors import InputError, MegabertError
 from ..formats.documents.abbreviations import with_abbreviations
 from ..formats.documents.convert_documents import read_documents
@@ -25,6 +28,11 @@ from .shards import Ledger, ShardRecord, ShardWriter, add_name
 
 CHUNK_DOCUMENTS = 64
 """Documents that are annotated together: about two batches of 32 x 512 tokens."""
+
+
+_type = attrgetter("type")
+CHUNKS_WRITTEN = 8
+"""Chunks that wait to be written, at most."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,8 @@ class AnnotateChunks:
                 "id": document.id,
                 "location": document.location,
                 "windows": item.windows,
-                "entities": dict(sorted(Counter(entity.type for entity in document.entities).items())),
-                "relations": dict(sorted(Counter(relation.type for relation in document.relations).items())),
+                "entities": dict(sorted(Counter(map(_type, document.entities)).items())),
+                "relations": dict(sorted(Counter(map(_type, document.relations)).items())),
                 "status": "done",
             }
             records.append(ShardRecord(line, self.output.render(document, losses)))
@@ -166,10 +174,12 @@ def run_job(
     writer: ShardWriter,
     workers: int,
     progress: Callable[[Ledger, int], None] = lambda *_: None,
+    process: Callable[[ReadDocuments], Iterator[Any]] | None = None,
 ) -> Losses:
     """Annotate the documents that the writer's ledger does not have yet; returns what the format could not hold.
 
     `progress` is called after each chunk with the ledger and the number of documents that wait for their shard.
+    `process` annotates chunks instead of the sessions and workers.
     """
     ledger, losses = writer.ledger, Losses()
     read = ReadDocuments(inputs, ledger.documents + ledger.faults, ledger.names.hexdigest())
@@ -181,10 +191,27 @@ def run_job(
         remote = iter(RemoteSession(None, -1) for _ in sessions)
         linkers = [replace(item, linker=item.linker.with_sessions(remote)) for item in work.linkers]
         work = replace(work, entity_runs=entity_runs, relation_runs=relation_runs, linkers=linkers)
-    for records, lost in process_chunks(read, work, sessions, workers):
-        for record in records:
+
+    def write(done: tuple[Sequence[ShardRecord], Losses] | Exception) -> Losses:
+        if isinstance(done, Exception):  # what is before it is written
+            raise done
+        for record in done[0]:
             writer.write(record)
-        losses += lost
-        progress(ledger, writer.num_waiting)
+        return done[1]
+
+    done = _until_error(process(read) if process else process_chunks(read, work, sessions, workers))
+    # In a thread of its own, since it waits for the disk
+    with closing(prefetch(write, done, depth=CHUNKS_WRITTEN)) as written:
+        for lost in written:
+            losses += lost
+            progress(ledger, writer.num_waiting)
     writer.finish()
     return losses
+
+
+def _until_error(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield items; an exception is the last one."""
+    try:
+        yield from items
+    except Exception as error:
+        yield error

@@ -1,13 +1,16 @@
 """Session in a worker process: features go to the process that has the network, logits come back over a pipe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import Features
+from ..data.word_windows import WordWindows
 from ..inference import ProgressCallback, Session, SessionOutput
 
 
@@ -24,18 +27,19 @@ class RunRequest:
     max_length: int
     pad_id: int
 
-    def answer(self, sessions: Sequence[Session]) -> tuple[NDArray[np.float32], bool]:
-        """Compute the logits in the process that has the networks.
+    def steps(self, sessions: Sequence[Session]) -> Generator[Any, None, tuple[NDArray[np.float32], bool]]:
+        """Compute the logits in the process that has the networks; yields the events of a GPU that it waits for.
 
         Returns those of all tokens, [T, C], and true; or of a head for whole sequences [N, C], and false.
         """
-        ends = np.cumsum(self.lengths)[:-1]
-        token_ids = np.split(self.token_ids.astype(np.int64), ends)
-        segment_ids = np.split(self.segment_ids.astype(np.int64), ends)
-        features = [Features(*pair) for pair in zip(token_ids, segment_ids, strict=True)]
-        output = sessions[self.session].run(
-            features, batch_size=self.batch_size, max_length=self.max_length, pad_id=self.pad_id
-        )
+        token_ids, segment_ids = self.token_ids.astype(np.int64), self.segment_ids.astype(np.int64)
+        features = [Features(token_ids[own], segment_ids[own]) for own in _slices(self.lengths)]
+        session: Any = sessions[self.session]
+        options = {"batch_size": self.batch_size, "max_length": self.max_length, "pad_id": self.pad_id}
+        if hasattr(session, "steps"):
+            output = yield from session.steps(features, **options)
+        else:
+            output = session.run(features, **options)
         if output.logits[0].ndim == 2:
             return np.concatenate(output.logits), True
         return np.stack(output.logits), False
@@ -76,12 +80,18 @@ class RemoteSession:
         """Send the features and wait for their logits; without loss and progress."""
         if not features:
             return SessionOutput([], None)
-        lengths = np.array([len(item) for item in features], dtype=np.int32)
+        if isinstance(features, WordWindows):
+            lengths, token_ids = features.lengths(), features.token_ids
+            segment_ids = np.zeros(len(token_ids), dtype=np.int8)
+        else:
+            lengths = np.array([len(item) for item in features])
+            token_ids = np.concatenate([item.token_ids for item in features])
+            segment_ids = np.concatenate([item.segment_ids for item in features])
         request = RunRequest(
             self.number,
-            np.concatenate([item.token_ids for item in features]).astype(np.int32),
-            np.concatenate([item.segment_ids for item in features]).astype(np.int8),
-            lengths,
+            token_ids.astype(np.int32),
+            segment_ids.astype(np.int8),
+            lengths.astype(np.int32),
             batch_size,
             max_length,
             pad_id,
@@ -89,4 +99,9 @@ class RemoteSession:
         assert self.connection is not None
         self.connection.send(request)
         logits, are_of_tokens = self.connection.recv()
-        return SessionOutput(np.split(logits, np.cumsum(lengths)[:-1]) if are_of_tokens else list(logits), None)
+        return SessionOutput([logits[own] for own in _slices(lengths)] if are_of_tokens else list(logits), None)
+
+
+def _slices(lengths: NDArray[Any]) -> list[slice]:
+    """Return the places of concatenated sequences."""
+    return [slice(*pair) for pair in pairwise([0, *np.cumsum(lengths).tolist()])]

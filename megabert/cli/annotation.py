@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from .console import log, new_parser, to_json
 
 if TYPE_CHECKING:
     from ..annotate.entity_linker import EntityLinker
+    from ..annotate.job import AnnotateChunks
+    from ..annotate.shard_formats import ShardFormat
     from ..annotate.shards import ShardWriter
-    from ..inference import Predictor
+    from ..inference import Predictor, Session
 
 EXAMPLES = """\
 The output is a folder of shards with a ledger (a line a document), or one file where OUT ends like a format
@@ -80,8 +83,7 @@ def _run(
     linkers: "Sequence[EntityLinker]",
 ) -> None:
     """Annotate what the writer's ledger does not have yet, and report speed and losses."""
-    from ..annotate.job import AnnotateChunks, Inputs, run_job
-    from ..formats.documents.training_examples import PairOptions
+    from ..annotate.job import Inputs, run_job
 
     skips_faults = arguments.on_error == "skip"
     inputs = Inputs(
@@ -94,23 +96,50 @@ def _run(
         skips_faults,
         arguments.part,
     )
-    pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
-    existing, abbreviations = arguments.existing, arguments.abbreviations
-    work = AnnotateChunks(
-        entity_runs, relation_runs, pairs, existing, abbreviations, skips_faults, writer.output, linkers
-    )
     before, start = writer.ledger.documents, time.monotonic()
     if before:
         log(f"Resuming behind {before:,} documents in {writer.ledger.shards:,} shards.")
-    predictors = [*entity_runs, *relation_runs]
-    dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
-    sessions = [*(item.session for item in predictors), *(item.session for item in dense)]
+    work, sessions = _make_work(arguments, writer.output, entity_runs, relation_runs, linkers)
+    workers, process = _num_workers(arguments, [*entity_runs, *relation_runs]), None
+    if arguments.ray:
+        from ..annotate.ray_actors import process_chunks_by_ray
+
+        load = partial(_load_work, arguments, writer.output.form.name)
+        workers, process = 0, partial(process_chunks_by_ray, load=load, num_actors=arguments.ray)
     with _progress() as progress:
-        losses = run_job(inputs, work, sessions, writer, _num_workers(arguments, predictors), progress)
+        losses = run_job(inputs, work, sessions, writer, workers, progress, process)
     for line in losses.lines(writer.output.form.name):
         log(line)
     done, seconds = writer.ledger.documents - before, time.monotonic() - start
     log(f"{done:,} documents in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} a second.")
+
+
+def _make_work(
+    arguments: argparse.Namespace,
+    output: "ShardFormat",
+    entity_runs: "Sequence[Predictor]",
+    relation_runs: "Sequence[Predictor]",
+    linkers: "Sequence[EntityLinker]",
+) -> "tuple[AnnotateChunks, list[Session]]":
+    """Return what is done with each chunk, and the networks."""
+    from ..annotate.job import AnnotateChunks
+    from ..formats.documents.training_examples import PairOptions
+
+    pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
+    options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
+    work = AnnotateChunks(entity_runs, relation_runs, pairs, *options, output, linkers)
+    dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
+    return work, [item.session for item in (*entity_runs, *relation_runs, *dense)]
+
+
+def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunks, list[Session]]":
+    """Load what is done with each chunk in another process."""
+    from ..annotate.shard_formats import shard_format
+
+    runs = (
+        [load_annotating_run(path, arguments) for path in paths] for paths in (arguments.entities, arguments.relations)
+    )
+    return _make_work(arguments, shard_format(form), *runs, [_load_linker(rule, arguments) for rule in arguments.links])
 
 
 def _describe(
@@ -185,6 +214,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--shard", type=_part, default=(0, 1), dest="part", metavar="I/N", help="annotate the I-th of N parts")
     add("--shard-size", type=int, default=1000, help="documents of a shard of the output; default: 1000")
     add("--workers", type=int, help="processes that tokenize and decode; default: 0 on a CPU, else up to 8")
+    add("--ray", type=int, default=0, metavar="N", help="N actors of Ray instead, each with the networks (extra ray)")
     add_prediction_options(parser)
     return parser.parse_args(list(words))
 
@@ -242,7 +272,8 @@ def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor
     positions = predictor.session.max_positions
     length = min(arguments.max_seq_length or positions, positions)
     predictor.task.settings.model.dataset.max_seq_length = length
-    return replace(predictor, batch_size=arguments.batch_size)
+    session = getattr(predictor.session, "captured", lambda: predictor.session)()
+    return replace(predictor, session=session, batch_size=arguments.batch_size)
 
 
 def _negative_label(runs: "Sequence[Predictor]") -> str:

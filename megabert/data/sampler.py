@@ -7,7 +7,7 @@ one static size fits all. Within a step, micro-batches are balanced by serpentin
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .packing import Batch, BatchSize, Features, LazyFeatures, ResampledFeatures
 
 # A static size is rounded up to a multiple of so many tokens.
 SIZE_MULTIPLE = 64
+SEQUENCE_MULTIPLE = 32
 # Epochs searched for the largest micro-batch; it hardly varies between epochs.
 MAX_EPOCHS_SEARCHED = 20
 # How often a later epoch is shuffled again until its micro-batches fit the static size.
@@ -201,9 +202,9 @@ def _count_groups(groups: Iterable[Indices], features: Sequence[Features]) -> In
     return np.array([(lengths[group].sum(), counts[group].sum()) for group in groups])
 
 
-def _static_size(counts_G2: Indices, max_seqlen: int) -> BatchSize:
+def _static_size(counts_G2: Indices, max_seqlen: int, multiple: int = SIZE_MULTIPLE) -> BatchSize:
     """Find the smallest size that fits every group with its fillers of `max_seqlen` tokens."""
-    num_tokens = int(-(-counts_G2[:, 0].max() // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+    num_tokens = int(-(-counts_G2[:, 0].max() // multiple) * multiple)
     num_fillers = -(-(num_tokens - counts_G2[:, 0]) // max_seqlen)
     return BatchSize(num_tokens, int((counts_G2[:, 1] + num_fillers).max()))
 
@@ -216,8 +217,9 @@ def _fits(counts_G2: Indices, max_seqlen: int, size: BatchSize) -> bool:
 class EvaluationBatches:
     """Length-balanced batches of an evaluation set; iterating packs them, each with the indices of its features.
 
-    A batch has at most `batch_size` * `max_seqlen` tokens. With `static_size`, all are filled up to one size. Each of
-    `data_size` data-parallel processes gets the same number of batches; the last may be empty.
+    A batch has at most `batch_size` * `max_seqlen` tokens. With `static_size`, all are filled up to one size; with
+    `size_multiple`, each up to a multiple of so many tokens and of SEQUENCE_MULTIPLE sequences. Each of `data_size`
+    data-parallel processes gets the same number of batches; the last may be empty.
     """
 
     def __init__(
@@ -228,6 +230,7 @@ class EvaluationBatches:
         pad_id: int,
         *,
         static_size: bool = False,
+        size_multiple: int = 0,
         data_rank: int = 0,
         data_size: int = 1,
     ) -> None:
@@ -240,6 +243,7 @@ class EvaluationBatches:
         budget = max((batch_size - 1) * max_seqlen, 1)
         count = min(-(-int(lengths.sum()) // budget), len(lengths))
         self._groups = _split_serpentine(descending, count) if count else []
+        self._size_multiple = size_multiple
         self._size = _static_size(_count_groups(self._groups, features), max_seqlen) if static_size and count else None
         self._data_rank, self._data_size = data_rank, data_size
 
@@ -256,4 +260,8 @@ class EvaluationBatches:
             yield [], self._pack(self._groups[-1]).emptied(self._pad_id)
 
     def _pack(self, group: Indices) -> Batch:
-        return pack([self._features[index] for index in group], self._max_seqlen, self._pad_id, self._size)
+        size = self._size
+        if self._size_multiple:
+            size = _static_size(_count_groups([group], self._features), self._max_seqlen, self._size_multiple)
+            size = replace(size, num_sequences=-(-size.num_sequences // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE)
+        return pack([self._features[index] for index in group], self._max_seqlen, self._pad_id, size)

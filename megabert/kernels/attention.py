@@ -291,11 +291,10 @@ def _backward_queries_kernel(
     tl.store(d_own_at, (d_query * scale_natural).to(query.dtype), mask=is_own[:, None])
 
 
-@torch.library.custom_op("megabert::varlen_attention", mutates_args=())
-def varlen_attention(
+def varlen_attention_forward(
     qkv_TH3K: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor, max_seqlen: int, dropout: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute self-attention within each document: returns (context_THK, log2_sum_exp_HT).
+    """Compute self-attention within each document, without gradient: returns (context_THK, log2_sum_exp_HT).
 
     cu_seqlens_N1 is int32, from 0 to T; documents may be empty. `max_seqlen` is an upper bound of their lengths.
     seed_1 is one int64 on the device, used if dropout is not 0.
@@ -312,6 +311,10 @@ def varlen_attention(
         HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
     )  # fmt: skip
     return context_THK, lse_HT
+
+
+# As an operator, which compiled layers and autograd can use; its first call imports the compiler, which takes seconds.
+varlen_attention = torch.library.custom_op("megabert::varlen_attention", varlen_attention_forward, mutates_args=())
 
 
 @varlen_attention.register_fake

@@ -79,9 +79,8 @@ def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -
         middles = [layer.mlp_norm for layer in layers]
     for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds, strict=True):
         assert _is_plain(layer), "a layer was changed after it had been fused"
-        outputs = _FusedLayer.apply(
-            settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
-        )
+        inputs = settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
+        outputs = _FusedLayer.apply(*inputs) if torch.is_grad_enabled() else _run_layer(*inputs)[0]
         residual_TD, normed_TD = outputs if residual_TD is not None else (None, outputs)
     return normed_TD
 
@@ -104,6 +103,32 @@ class _Settings(NamedTuple):
         return self.max_seqlen, self.attention_dropout, self.config.is_causal
 
 
+def _run_layer(
+    settings: _Settings, seeds_3: Tensor, cu_seqlens_N1: Tensor, residual_TD: Tensor | None, normed_TD: Tensor,
+    *parameters: Tensor,
+) -> tuple[Any, tuple[Tensor, ...]]:  # fmt: skip
+    """Compute a layer's outputs, and what its gradient needs besides the inputs."""
+    qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
+    config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
+    qkv_TH3K = torch.addmm(qkv_b, normed_TD, qkv_w.t()).unflatten(-1, (-1, 3, config.head_dim))
+    context_THK, lse_HT = attention.varlen_attention_forward(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
+    branch_TD = context_THK.flatten(1) @ out_w.t()
+    middle = norms.residual_norm(
+        normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
+        config.norm_epsilon, seeds[1], dropout,
+    )  # fmt: skip
+    inner_TF = torch.addmm(up_b, middle.normed_TD, up_w.t())
+    active_TF = gelu.gelu(inner_TF, config.gelu)
+    branch_TD = active_TF @ down_w.t()
+    end = norms.residual_norm(
+        middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
+        config.norm_epsilon, seeds[2], dropout,
+    )  # fmt: skip
+    outputs = end.normed_TD if residual_TD is None else (end.total_TD, end.normed_TD)
+    kept = (qkv_TH3K, context_THK, lse_HT, *middle, inner_TF, active_TF, end.total_TD, end.statistics_2T)
+    return outputs, kept
+
+
 class _FusedLayer(torch.autograd.Function):
     """From a layer's normed input to the normed input of the next one.
 
@@ -115,29 +140,11 @@ class _FusedLayer(torch.autograd.Function):
         ctx: Any, settings: _Settings, seeds_3: Tensor, cu_seqlens_N1: Tensor, residual_TD: Tensor | None,
         normed_TD: Tensor, *parameters: Tensor,
     ) -> Any:  # fmt: skip
-        qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
-        config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
-        qkv_TH3K = torch.addmm(qkv_b, normed_TD, qkv_w.t()).unflatten(-1, (-1, 3, config.head_dim))
-        context_THK, lse_HT = attention.varlen_attention(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
-        branch_TD = context_THK.flatten(1) @ out_w.t()
-        middle = norms.residual_norm(
-            normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
-            config.norm_epsilon, seeds[1], dropout,
-        )  # fmt: skip
-        inner_TF = torch.addmm(up_b, middle.normed_TD, up_w.t())
-        active_TF = gelu.gelu(inner_TF, config.gelu)
-        branch_TD = active_TF @ down_w.t()
-        end = norms.residual_norm(
-            middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
-            config.norm_epsilon, seeds[2], dropout,
-        )  # fmt: skip
+        outputs, kept = _run_layer(settings, seeds_3, cu_seqlens_N1, residual_TD, normed_TD, *parameters)
         ctx.settings, ctx.has_residual = settings, residual_TD is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            seeds_3, cu_seqlens_N1, normed_TD, qkv_TH3K, context_THK, lse_HT, *middle, inner_TF, active_TF,
-            end.total_TD, end.statistics_2T, *parameters,
-        )  # fmt: skip
-        return (end.total_TD, end.normed_TD) if ctx.has_residual else end.normed_TD
+        ctx.save_for_backward(seeds_3, cu_seqlens_N1, normed_TD, *kept, *parameters)
+        return outputs
 
     @staticmethod
     @once_differentiable

@@ -21,7 +21,7 @@ from ..config.schema import (
     linear_decay,
 )
 from ..data.packing import Batch, Features
-from ..data.windows import WordWindow
+from ..data.word_windows import WordWindow
 from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names
 from ..formats.record_streams import derived

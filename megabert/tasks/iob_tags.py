@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import tagging
+from ..tokenizers.runs import WordBounds
 
 OUTSIDE = "O"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Span:
     """An entity: characters [start, end) of the original text; `score` is the mean probability of its words' tags."""
 
@@ -21,38 +23,50 @@ class Span:
     end: int
     score: float
 
+    def __init__(self, type: str, text: str, start: int, end: int, score: float) -> None:
+        values = self.__dict__  # as in `Entity`
+        values["type"], values["text"], values["start"], values["end"], values["score"] = type, text, start, end, score
+
 
 def decode_tags(
     logits: Sequence[NDArray[np.float64]], labels: Sequence[str], *, constrained: bool
 ) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
     """Choose the tag of each word of each example, or (constrained) the most likely valid sequences.
 
-    `logits` are [W, C] for each example. Returns tags and their probabilities. A word without tokens, whose logits are
-    NaN, continues the entity around it.
+    `logits` are [W, C] for each example. Returns tags and their probabilities, 1 for that outside. A word without
+    tokens, whose logits are NaN, continues the entity around it.
     """
     if not logits:
         return []
     ends = np.cumsum([len(item) for item in logits])[:-1]
     logits_TC = np.concatenate(logits)
-    has_tokens_T: NDArray[np.bool_] = np.logical_not(np.isnan(logits_TC).any(axis=1))
+    has_tokens_T: NDArray[np.bool_] = np.logical_not(np.isnan(logits_TC[:, 0]))
+    counts = [len(item) for item in logits]
     if not has_tokens_T.all():
         logits_TC = logits_TC[has_tokens_T]
-    counts = [int(part.sum()) for part in np.split(has_tokens_T, ends)]
-    shifted_TC = logits_TC - logits_TC.max(axis=1, keepdims=True)
-    log_probabilities_TC = shifted_TC - np.log(np.exp(shifted_TC).sum(axis=1, keepdims=True))
+        counts = [int(part.sum()) for part in np.split(has_tokens_T, ends)]
+    outside = labels.index(OUTSIDE) if OUTSIDE in labels else 0
     if constrained:
-        parts = np.split(log_probabilities_TC, np.cumsum(counts)[:-1])
+        parts = np.split(_log_softmax(logits_TC), np.cumsum(counts)[:-1])
         chosen_T = np.concatenate([best_valid_tags(part, labels) for part in parts])
     else:
-        chosen_T = log_probabilities_TC.argmax(axis=1)
-    probabilities_T = np.exp(log_probabilities_TC[np.arange(len(chosen_T)), chosen_T])
-    tags, outside = [labels[number] for number in chosen_T.tolist()], OUTSIDE if OUTSIDE in labels else labels[0]
+        chosen_T = logits_TC.argmax(axis=1)
+    probabilities_T = np.ones(len(chosen_T))
+    (inside,) = np.nonzero(chosen_T != outside)  # few
+    probabilities_T[inside] = np.exp(_log_softmax(logits_TC[inside])[np.arange(len(inside)), chosen_T[inside]])
+    tags = np.array([*labels, None], dtype=object)[chosen_T].tolist()
     decoded, start = [], 0
     for item, count, has_tokens_W in zip(logits, counts, np.split(has_tokens_T, ends), strict=True):
         own = tuple(tags[start : start + count]), probabilities_T[start : start + count]
-        decoded.append(own if count == len(item) else _fill_gaps(*own, has_tokens_W, outside))
+        decoded.append(own if count == len(item) else _fill_gaps(*own, has_tokens_W, labels[outside]))
         start += count
     return decoded
+
+
+def _log_softmax(logits_TC: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted_TC = logits_TC - logits_TC.max(axis=1, keepdims=True)
+    log_probabilities_TC: NDArray[np.float64] = shifted_TC - np.log(np.exp(shifted_TC).sum(axis=1, keepdims=True))
+    return log_probabilities_TC
 
 
 def _fill_gaps(
@@ -106,9 +120,14 @@ def find_spans(
     text: str, words: Sequence[tuple[int, int]], tags: Sequence[str], probabilities: NDArray[np.float64]
 ) -> tuple[Span, ...]:
     """Return the entities that tags mark; `words` are the words' [start, end) characters."""
-    spans = []
-    for kind, first, end in tagging.entities(tags):
-        start, stop = words[first][0], words[end - 1][1]
-        score = np.add.reduce(probabilities[first:end]) / (end - first)  # mean() takes four times as long
-        spans.append(Span(kind, text[start:stop], start, stop, float(score)))
+    found = tagging.entities(tags)
+    if not found:
+        return ()
+    spans, values = [], probabilities.tolist()
+    numbers = words.numbers if isinstance(words, WordBounds) else list(chain.from_iterable(words))
+    for kind, first, end in found:
+        start, stop = numbers[2 * first], numbers[2 * end - 1]
+        # The sum of few is that of numpy, whose calls take longer than all else here.
+        total = sum(values[first:end]) if end - first < 8 else float(np.add.reduce(probabilities[first:end]))
+        spans.append(Span(kind, text[start:stop], start, stop, total / (end - first)))
     return tuple(spans)

@@ -102,6 +102,13 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         With targets (for training) raises InputError for an example without labels.
         """
 
+    def examples_of_texts(
+        self, texts: Sequence[str], tokenizer: Tokenizer
+    ) -> tuple[list[ExampleType], Sequence[Features]]:
+        """Make an example of each text, as `example` does, with their features; a task may be faster for many."""
+        examples = [self.example(text=text) for text in texts]
+        return examples, self.features(examples, tokenizer, with_targets=False)
+
     def drawn(self, features: Sequence[Features]) -> Sequence[Features]:
         """Return the training features of an epoch, where a part of all is resampled for each; by default all."""
         return features

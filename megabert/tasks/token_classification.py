@@ -23,12 +23,13 @@ from ..formats.tag_schemes import TagScheme, find_scheme, has_entities, other_sc
 from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
+from ..tokenizers.wordpiece import Tokenizer
 from ..tokenizers.words import joined_words
 from .document_data import EntityTypeSettings, read_tagged_sentences
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, class_probabilities, require_labels
-from .task import Logits
+from .task import Logits, require_text
 from .word_labeling import (
     RawTextSettings,
     WordDataSettings,
@@ -181,6 +182,14 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def unlabelled(self, text: str, name: str, location: str) -> Example:
         """Split raw text into words."""
         return Example(name, text, self.split(text), location)
+
+    def examples_of_texts(self, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[Example], Sequence[Features]]:
+        """Split texts into words and tokens at once."""
+        for text in texts:
+            require_text({"text": text})
+        words, features = self.split_texts(texts, tokenizer)
+        named = zip(texts, words, strict=True)
+        return [Example("text", text, own, "the text") for text, own in named], features
 
     def tokenized(self, words: Sequence[str], name: str, location: str) -> Example:
         """Join words by blanks."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from ..config.schema import DataSettings, TrainDataSettings
 from ..data.packing import NO_TARGET, Batch, Features
-from ..data.windows import WordWindow, word_logits, word_windows
+from ..data.word_windows import WordWindow, WordWindows, as_windows, token_windows, word_logits, word_windows
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence, read_parallel, sentence_of
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
 from ..formats.text_lines import blank_split
+from ..tokenizers.runs import KnownRuns, WordBounds
 from ..tokenizers.wordpiece import Tokenizer
 from ..tokenizers.words import WordCuts, learn_cuts, split_words
 from .label_report import label_warnings
@@ -77,7 +79,7 @@ class WordExample:
 
     id: str
     text: str
-    words: tuple[tuple[int, int], ...]
+    words: Sequence[tuple[int, int]]
     location: str
     given: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
     """Other fields of the data, which rows of predictions repeat."""
@@ -104,6 +106,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self.target_settings = target_settings
         self.cuts: dict[str, Any] = {}
         self._kept_cuts: tuple[tuple[str | None, dict[str, Any]], WordCuts] | None = None
+        self._known_runs: KnownRuns | None = None
 
     def file_groups(self, data: Any) -> list[list[str]]:
         """Return `file`, or text_file and labels_file in data_dir; a data_dir alone has NeMo's names of files."""
@@ -150,6 +153,17 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
             kept = WordCuts.from_document(cuts) if characters is None else WordCuts(apart=characters)
             self._kept_cuts = given, kept
         return self._kept_cuts[1]
+
+    def split_texts(self, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[WordBounds], WordWindows]:
+        """Cut many raw texts into words, as `split` does, and make their windows."""
+        cuts, known = self._word_cuts(), self._known_runs
+        if known is None or known.cuts is not cuts or known.tokenizer is not tokenizer:
+            self._known_runs = known = KnownRuns(cuts, tokenizer)
+        found = known(texts)
+        numbers, ends = found.bounds_W2.ravel().tolist(), np.cumsum(2 * found.num_words).tolist()
+        words = [WordBounds(numbers[start:end]) for start, end in pairwise([0, *ends])]
+        tokens = found.token_ids, found.token_words, found.num_tokens
+        return words, token_windows(*tokens, tokenizer, self.row_length, self.margin)
 
     def learn_word_cuts(self, examples: Sequence[ExampleType]) -> None:
         """Learn from the words of the training data how raw text is cut."""
@@ -207,12 +221,15 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         words = {word for item in examples for word in self.words(item) if word in counts}
         return label_warnings(kind.name, counts, kind.first, words)
 
-    def features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
+    def features(
+        self, examples: Sequence[ExampleType], tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Sequence[Features]:
         """Tokenize words, long examples in several windows; each word has targets in one of them."""
         words = [self.words(example) for example in examples]
-        windows = list(word_windows(words, tokenizer, self.row_length, self.margin))
+        untargeted = word_windows(words, tokenizer, self.row_length, self.margin)
         if not with_targets:
-            return [window.features() for window in windows]
+            return untargeted
+        windows = untargeted.windows()
         edge = NO_TARGET if self.target_settings.ignore_start_end else 0
         indices = [
             {
@@ -267,7 +284,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     ) -> list[NDArray[np.float64]]:
         """Gather the logits of each example's words, [W, C]."""
         num_words = [len(example.words) for example in examples]
-        return word_logits([item.notes for item in features], logits, num_words, self.window_pooling)
+        return word_logits(features, logits, num_words, self.window_pooling)
 
     def unlabelled_features(self, examples: Sequence[ExampleType], tokenizer: Tokenizer) -> list[Features]:
         """Tokenize words; a window's weight is the number of words that have their logits in it."""
@@ -294,8 +311,11 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
 
     def with_windows(self, predictions: Sequence[Any], features: Sequence[Features]) -> list[Any]:
         """Add to each prediction the number of windows that were read."""
-        counts = Counter(feature.notes.example for feature in features)
-        return [replace(item, windows=counts[number]) for number, item in enumerate(predictions)]
+        counts = np.bincount(as_windows(features).examples, minlength=len(predictions)).tolist()
+        return [
+            item if item.windows == count else replace(item, windows=count)
+            for item, count in zip(predictions, counts, strict=True)
+        ]
 
 
 def has_words(row: Row) -> bool:

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .characters import is_mark
 
@@ -23,7 +21,8 @@ SENTENCE_PUNCTUATION = ".,:;!?"
 MIN_COUNT, MAX_INSIDE = 3, 0.05
 MAX_WHOLE = 500
 MAX_RUNS_KEPT = 1 << 16
-_RUN = re.compile(r"\S+")
+RUN = re.compile(r"\S+")
+"""What stands between white space; the same as str.split() returns."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class WordCuts:
         return asdict(self) | {"whole": list(self.whole)}
 
     @cached_property
-    def known_runs(self) -> dict[str, tuple[int, ...]]:
-        """The starts and ends, in turn, of the words of runs without blanks that were split before."""
+    def known_runs(self) -> dict[str, tuple[Characters, ...]]:
+        """The words of runs without blanks that were split before."""
         return {}
 
     def is_apart(self, letter: str) -> bool:
@@ -105,26 +104,19 @@ def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...
     Splits at white space, around punctuation at both ends of a run without it, and where `cuts` say: p53, IL-2. A word
     has the marks that follow its characters.
     """
-    runs, known = text.split(), cuts.known_runs
+    return tuple(
+        (match.start() + start, match.start() + end)
+        for match in RUN.finditer(text)
+        for start, end in words_of_run(match[0], cuts)
+    )
+
+
+def words_of_run(run: str, cuts: WordCuts) -> tuple[Characters, ...]:
+    """Split what stands between blanks into words."""
+    known = cuts.known_runs
     if len(known) > MAX_RUNS_KEPT:
         known.clear()
-    parts = [
-        known.get(run) or known.setdefault(run, tuple(chain.from_iterable(_words_of_run(run, 0, len(run), cuts))))
-        for run in runs
-    ]
-    # Arrays and flat tuples: annotation of documents in bulk spends most of its time on words.
-    counts = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-    bounds = np.fromiter(chain.from_iterable(parts), dtype=np.int64) + np.repeat(_run_starts(text, runs), counts)
-    return tuple(zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True))
-
-
-def _run_starts(text: str, runs: Sequence[str]) -> NDArray[np.int64]:
-    """Locate the runs without blanks of a text."""
-    lengths = np.fromiter(map(len, runs), dtype=np.int64, count=len(runs))
-    starts: NDArray[np.int64] = np.cumsum(lengths + 1) - lengths - 1
-    if not len(runs) or (starts[-1] + lengths[-1] == len(text) and text[0] == runs[0][0]):
-        return starts  # one blank between each two
-    return np.fromiter((match.start() for match in _RUN.finditer(text)), dtype=np.int64, count=len(runs))
+    return known.get(run) or known.setdefault(run, tuple(_words_of_run(run, 0, len(run), cuts)))
 
 
 def _words_of_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:

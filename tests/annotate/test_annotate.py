@@ -90,6 +90,16 @@ def test_the_number_of_workers_changes_nothing(runs, corpus, annotated, tmp_path
     assert contents(tmp_path / "out") == contents(annotated)
 
 
+def test_actors_of_ray_change_nothing(runs, corpus, annotated, tmp_path, capsys):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    assert run(corpus, tmp_path / "out", "--entities", str(runs["entities"]), "--ray", "2") == 0
+    assert contents(tmp_path / "out") == contents(annotated)
+    bad = tmp_path / "bad.pubtator"
+    bad.write_text("1|t|Peter in Paris\n1|a|\n1\t0\t4\tPeter\tPER\n\n", encoding="utf-8")
+    assert run(bad, tmp_path / "stop", "--entities", str(runs["entities"]), "--ray", "1") == 65
+    assert "Peter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("operation", ["fsync", "truncate"])
 @pytest.mark.parametrize("number", [1, 2, 4, 6])
 def test_an_interrupted_job_resumes_to_the_same_bytes(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from megabert.config.parser import compose
-from megabert.data.windows import best_windows, max_context_masks, window_spans, word_logits, word_windows
+from megabert.data.windows import best_windows, max_context_masks, window_spans
+from megabert.data.word_windows import word_logits, word_windows
 from megabert.tasks import registry
 from megabert.tokenizers.wordpiece import Tokenizer
 from tests.conftest import WORDS
@@ -129,10 +130,11 @@ def test_every_answer_of_covid_qa_is_reachable(datasets, minilm):
 @pytest.mark.parametrize("pooling", ["best_context", "mean", "maximum"])
 def test_logits_of_words_are_pooled_over_windows(pooling):
     (words,) = [WORDS[-20:] * 3]
-    windows = list(word_windows([words], TOKENIZER, 18))
+    features = word_windows([words], TOKENIZER, 18)
+    windows = features.windows()
     logits = [np.random.default_rng(n).normal(size=(len(item.token_ids), 3)).astype(np.float32)
               for n, item in enumerate(windows)]  # fmt: skip
-    (found,) = word_logits(windows, logits, [len(words)], pooling)
+    (found,) = word_logits(features, logits, [len(words)], pooling)
     for word in range(len(words)):
         rows = [(bool(item.has_max_context[place]), values[place]) for item, values in zip(windows, logits, strict=True)
                 for place in np.flatnonzero(item.words == word)]  # fmt: skip

@@ -23,6 +23,8 @@ class Losses(Counter[str]):
 
     def fragments(self, entity: Entity) -> tuple[int, int]:
         """Return the extent of an entity; the gaps of a discontinuous one are counted as lost."""
-        if len(entity.fragments) > 1:
-            self["gaps of discontinuous entities (the whole extent is written)"] += 1
+        fragments = entity.fragments
+        if len(fragments) == 1:
+            return fragments[0]
+        self["gaps of discontinuous entities (the whole extent is written)"] += 1
         return entity.start, entity.end

@@ -199,9 +199,10 @@ def _identifier(entity: Entity | None) -> str:
 
 def _mention(name: str, entity: Entity, start: int, end: int, text: str) -> str:
     last = entity.infons.get("components") or _score(entity)
-    columns = [name, str(start), str(end), text, entity.type or "-", entity.identifier or "-", str(last or "")]
-    if "".join(columns).isprintable():  # most
-        return "\t".join(filter(None, columns))
+    kind, identifier, end_column = entity.type or "-", entity.identifier or "-", f"\t{last}" if last else ""
+    if text and f"{name}{text}{kind}{identifier}{last}".isprintable():  # most
+        return f"{name}\t{start}\t{end}\t{text}\t{kind}\t{identifier}{end_column}"
+    columns = [name, str(start), str(end), text, kind, identifier, str(last or "")]
     return "\t".join(_flat(column) for column in columns if column)
 
 
