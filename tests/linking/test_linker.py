@@ -133,6 +133,13 @@ def test_of_equal_names_the_preferred_one_is_meant_and_initials_come_before_simi
     assert opened.link(["LLD"])[0].parts[0].similarity == INITIALS
 
 
+def test_a_name_with_another_number_comes_behind_one_without(tmp_path):
+    table = "LAB:1||Cone dystrophy 2|LCDX 2\nLAB:2||Cone dystrophy so\nLAB:3||Cone dystrophy 7|LCDX 7\nLAB:4||LCDX 8\n"
+    links = Linker(build(tmp_path, table)).link(["cone dystrophy 3", "cone dystrophy 8"], k=3)
+    best = [link.parts[0].candidates[0].name for link in links]
+    assert best == ["Cone dystrophy so", "LCDX 8"]
+
+
 def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):
     right = [GoldMention(str(n), name, frozenset(["mesh:D001249"])) for n, name in enumerate(["asthma"] * 40)]
     wrong = [GoldMention(f"n{n}", f"asthma{n}x syndrome", frozenset()) for n in range(40)]
