@@ -1,8 +1,9 @@
 """From text to linked diseases: train a tagger, annotate documents with identifiers, score them by HunFlair2's rule.
 
 python -m benchmarks.linked_documents --train NCBI_TRAIN --dev NCBI_DEV --dict MEDIC.dict[,RUN] --out FOLDER [--seed 0]
-[--encoder NAME] [SETTING=VALUE ...]: PubTator files of NCBI-disease or BC5CDR, of which the diseases are used. A second call with the
-same folder and another dictionary keeps the tagger. Prints the scores as one JSON object; recipe: docs/results.md.
+[--encoder NAME] [SETTING=VALUE ...]: PubTator files of NCBI-disease or BC5CDR, of which the diseases are used. A second
+call with the same folder and another dictionary keeps the tagger. Prints the scores as one JSON object; recipe:
+docs/results.md.
 """
 
 import argparse
