@@ -108,12 +108,12 @@ class Dictionary:
                 f"{own}. Give the dictionary of these entities (or --type, or --prefix for identifiers without one)."
             )
 
-    def exact(self, key: str) -> list[int]:
-        """Return the names that have a key, in their order."""
+    def exact(self, key: str, most: int | None = None) -> list[int]:
+        """Return the names that have a key, in their order, at most so many."""
         wanted = key_hashes([key])[0]
         hashes = self.arrays["key_hashes"]
         first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
-        names = sorted(int(number) for number in self.arrays["key_names"][first:last])
+        names = sorted(int(number) for number in self.arrays["key_names"][first:last])[:most]
         return [number for number in names if key in lookup_keys(normalized(self.name(number)))]
 
     def in_series(self, key: str) -> list[int]:
@@ -138,7 +138,7 @@ class Dictionary:
             if len(self._parallels) >= CACHED_SERIES:
                 self._parallels.clear()
             counts = Counter[str]()
-            members = self.exact(series_keys(words)[0])[:MAX_MEMBERS]
+            members = self.exact(series_keys(words)[0], MAX_MEMBERS)
             for concept in dict.fromkeys(self.concepts_of(np.array(members, np.int64)).tolist()):
                 found = set(filter(None, (series(normalized(self.name(name))) for name in self._names_of(concept))))
                 numbers = {number for other, number in found if other == words}

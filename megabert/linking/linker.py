@@ -192,7 +192,7 @@ class Linker:
         """Search each text, and the parts of those that may be composites."""
         wholes = self._ranked(wanted, k)
         splits = [
-            [] if self._is_within(text, whole) else composite_splits(text)
+            [] if self._is_exact(whole, text) else composite_splits(text)
             for whole, (text, _) in zip(wholes, wanted, strict=True)
         ]
         needed = [
@@ -213,9 +213,8 @@ class Linker:
         return Link(text, parts, score, score < self.calibration.threshold or similarity == 0)
 
     @staticmethod
-    def _is_within(text: str, part: LinkedPart) -> bool:
-        """Whether the best name has a text, whole words of it: "Hereditary Breast and Ovarian Cancer Syndrome"."""
-        return bool(part.candidates) and f" {normalized(text)} " in f" {normalized(part.candidates[0].name)} "
+    def _is_exact(part: LinkedPart, text: str) -> bool:
+        return bool(part.candidates) and normalized(part.candidates[0].name) == normalized(text)
 
     @staticmethod
     def _is_better(parts: tuple[LinkedPart, ...], than: tuple[LinkedPart, ...]) -> bool:
