@@ -120,15 +120,19 @@ class Dictionary:
         """Return the names with the number of a normalized name in the same series or in one that runs parallel to it.
 
         Series are parallel where members of one number are names of one concept: "SPG 3" and "spastic paraplegia 3".
-        The concept that most parallels name is meant.
+        The concept that most parallels name is meant. Where none is found for 2d it is the 2 of the same series.
         """
-        own = series(key)
-        if own is None or (found := self.exact(series_keys(*own)[1])):
-            return found if own else []
+        if (own := series(key)) is None:
+            return []
+        words, number = own
+        if found := self.exact(series_keys(words, number)[1]):
+            return found
         votes = Counter[int]()
-        for other, weight in self._parallel(own[0]).items():
-            names = self.exact(series_keys(other, own[1])[1])
+        for other, weight in self._parallel(words).items():
+            names = self.exact(series_keys(other, number)[1])
             votes.update(dict.fromkeys(self.concepts_of(np.array(names, np.int64)).tolist(), weight))
+        if not votes and number[:-1].isdigit() and number[-1].isalpha():
+            return self.exact(series_keys(words, number[:-1])[1])
         most = max(votes.values(), default=0)
         return [name for concept in sorted(votes) if votes[concept] == most for name in self._names_of(concept)]
 

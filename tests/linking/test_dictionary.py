@@ -71,11 +71,12 @@ LAB:5||Foot disease 23|SPG6
     opened = build(tmp_path, table)
     names = opened.names(0, len(opened))
     found = {text: [names[place] for place in opened.in_series(normalized(text))] for text in (
-        "SPG 5", "spastic paraplegia 6", "paraplegia, spastic, 4", "SPG99", "spastic", "foot disease 4"
+        "SPG 5", "spastic paraplegia 6", "paraplegia, spastic, 4", "SPG99", "spastic", "foot disease 4", "SPG 4c"
     )}  # fmt: skip
     assert found == {
         "SPG 5": ["Spastic paraplegia 5", "Foot disease 3"], "spastic paraplegia 6": ["Foot disease 23", "SPG6"],
         "paraplegia, spastic, 4": ["Spastic paraplegia type IV"], "SPG99": [], "spastic": [], "foot disease 4": [],
+        "SPG 4c": ["SPG4"],
     }  # fmt: skip
 
 
