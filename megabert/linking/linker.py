@@ -242,7 +242,10 @@ class Linker:
         if self.dense is not None:
             results = self.dense.search([text for text, _ in inexact])
             dense = dict(zip(inexact, results, strict=True))
-        found = {item: self._combined(item, grams.get(item), dense.get(item), exact[item], k) for item in distinct}
+        found = {
+            item: self._combined(item, grams.get(item), dense.get(item), exact[item], number, k)
+            for item, number in zip(distinct, number_hashes(keys), strict=True)
+        }
         return [LinkedPart(item[0], found[item]) for item in wanted]
 
     def _exact(self, key: str, species: tuple[int, ...]) -> list[int]:
@@ -257,7 +260,13 @@ class Linker:
         return [name for name in names if is_allowed is None or is_allowed[name]]
 
     def _combined(
-        self, item: SearchedText, query: GramQuery | None, dense: DenseResult | None, exact: list[int], k: int
+        self,
+        item: SearchedText,
+        query: GramQuery | None,
+        dense: DenseResult | None,
+        exact: list[int],
+        number: np.uint32,
+        k: int,
     ) -> tuple[NameCandidate, ...]:
         """Rank the names of both searches: the text itself first, then by similarity.
 
@@ -277,8 +286,8 @@ class Linker:
             weight = self.calibration.weight
             scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
         numbers = self.dictionary.arrays["name_numbers"][names]
-        own = number_hashes([normalized(item[0])])[0]
-        scores = scores * np.where(numbers == own, 1.0, np.where((numbers == 0) | (own == 0), NO_NUMBER, OTHER_NUMBER))
+        is_lacking = (numbers == 0) | (number == 0)
+        scores = scores * np.where(numbers == number, 1.0, np.where(is_lacking, NO_NUMBER, OTHER_NUMBER))
         spelled, share = exact, 1.0
         if not exact and (key := initialism(item[0])):
             spelled = self._exact(key, item[1])
@@ -305,6 +314,8 @@ def _with_names(
     names: NDArray[np.int64], scores: NDArray[np.floating[Any]], others: Sequence[int], score: float
 ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]], NDArray[np.bool_]]:
     """Add names that are not there yet, give them all the score where theirs is lower, and return which they are."""
+    if not others:
+        return names, scores, np.zeros(len(names), bool)
     missing = np.setdiff1d(np.array(others, np.int64), names)
     names = np.concatenate([names, missing])
     scores = np.append(scores, np.zeros(len(missing)))
