@@ -1,8 +1,9 @@
 """From text to linked diseases: train a tagger, annotate documents with identifiers, score them by HunFlair2's rule.
 
 python -m benchmarks.linked_documents --train NCBI_TRAIN --dev NCBI_DEV --dict MEDIC.dict[,RUN] --out FOLDER [--seed 0]
-[SETTING=VALUE ...]: PubTator files of NCBI-disease or BC5CDR, of which the diseases are used. A second call with the
-same folder and another dictionary keeps the tagger. Prints the scores as one JSON object; recipe: docs/results.md.
+[--encoder NAME] [SETTING=VALUE ...]: PubTator files of NCBI-disease or BC5CDR, of which the diseases are used. A second
+call with the same folder and another dictionary keeps the tagger. Prints the scores as one JSON object; recipe:
+docs/results.md.
 """
 
 import argparse
@@ -13,7 +14,6 @@ from pathlib import Path
 from megabert.cli import main as megabert_main
 from megabert.cli.linking import score_linking
 
-ENCODER = "biomegabert-mini-uncased"
 KINDS = re.compile(r"\t(SpecificDisease|DiseaseClass|CompositeMention|Modifier)\t")
 FAULT = "\t711\t761\tgeneralized epilepsy"
 """The line of NCBI-disease whose offsets are not those of its words."""
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--dev", type=Path, required=True)
     parser.add_argument("--dict", required=True, dest="link", help="DICT[,RUN]")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--encoder", default="biomegabert-mini-uncased", help="checkpoint from which the tagger starts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("settings", nargs="*")
@@ -56,7 +57,10 @@ def main() -> None:
     run = out / "tagger"
     if not run.exists():
         files = [f"model.train_ds.file={train}", f"model.validation_ds.file={dev}", f"seed={arguments.seed}"]
-        encoder = [f"model.language_model.pretrained_model_name={ENCODER}", f"exp_manager.explicit_log_dir={run}"]
+        encoder = [
+            f"model.language_model.pretrained_model_name={arguments.encoder}",
+            f"exp_manager.explicit_log_dir={run}",
+        ]
         device = [f"trainer.accelerator={arguments.accelerator}"]
         call("train", "token_classification", *files, *encoder, *SETTINGS, *device, *arguments.settings)
     dictionary = arguments.link.partition(",")[0]

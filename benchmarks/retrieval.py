@@ -69,7 +69,7 @@ def measure_step(pairs: int, device: torch.device) -> dict[str, Any]:
     for number in range(pairs):
         ids = random.integers(1000, 30_000, 64)
         targets = {"query": np.full(2, number), "passage": np.array([-1, number]), "score": np.zeros(2, np.float32)}
-        features.append(Features(ids, ids * 0, targets, parts=np.array([16, 48])))
+        features.append(Features(ids, ids * 0, targets, parts=(16, 48)))
     size = min(MICRO_BATCH, pairs)
     batches = [pack(features[start : start + size], 64, 0) for start in range(0, pairs, size)]
     rows = []

@@ -278,7 +278,7 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
 def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, Any]:
     from ..formats.documents.convert_documents import read_documents
     from ..linking.dictionary import Dictionary
-    from ..linking.linked_documents import linked_mentions, with_equivalents
+    from ..linking.linked_documents import linked_mentions, named_as
     from ..metrics.linking import linked_scores
 
     prefix = given.get("prefix")
@@ -286,7 +286,7 @@ def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given:
     found = {item.id: linked_mentions(item, types, prefix) for item in read_documents([predictions])}
     if "dictionary" in given:
         equivalents = Dictionary.open(given["dictionary"]).equivalents()
-        found = {name: with_equivalents(mentions, equivalents) for name, mentions in found.items()}
+        found = {name: named_as(golds.get(name, []), mentions, equivalents) for name, mentions in found.items()}
     if unknown := found.keys() - golds.keys():
         raise InputError(f"{predictions} has document {min(unknown)}, which {gold} lacks. Give the same documents.")
     return linked_scores(list(golds.values()), [found.get(name, []) for name in golds])

@@ -45,6 +45,7 @@ def index(words: Sequence[str]) -> int:
     build.add_argument("collection", type=Path, help=_TEXTS)
     build.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="new folder")
     build.add_argument("--run", dest="model", metavar="RUN", help=_RUN)
+    build.add_argument("--approximate", action="store_true", help="add a graph for approximate search (usearch)")
     build.add_argument("--no-stems", action="store_true", help="index words as they are, not their stems (English)")
     build.add_argument(
         "--tune", nargs=2, type=Path, metavar=("QUERIES", "QRELS"), help="choose k1 and b on a dev split"
@@ -65,6 +66,9 @@ def search(words: Sequence[str]) -> int:
     parser.add_argument("queries", help=f"{_TEXTS}; or a query itself")
     parser.add_argument("-o", "--output", type=Path, metavar="RUN.trec", help="ranking in TREC's format")
     parser.add_argument("--method", choices=("bm25", "dense", "hybrid"), help="default: all that the index has")
+    parser.add_argument(
+        "--approximate", action="store_true", help="search embeddings by the index's graph, not exactly"
+    )
     parser.add_argument("--run", metavar="RUN", help="run that embedded the passages; default: where it was then")
     parser.add_argument("-k", type=int, default=100, help="passages for each query; default: 100")
     _add_device_options(parser)
@@ -81,7 +85,7 @@ def search(words: Sequence[str]) -> int:
     if not path.exists() and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
         raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
     embedder = None if method == "bm25" else _query_embedder(opened, arguments)
-    searcher = None if method == "bm25" else _device_search(opened, embedder)
+    searcher = None if method == "bm25" else _searcher(opened, embedder, is_approximate=arguments.approximate)
     start = time.monotonic()
     found = opened.search(queries, arguments.k, method=method, embedder=embedder, searcher=searcher)
     _write_rankings(found, len(queries), arguments.output, method)
@@ -261,6 +265,8 @@ def _build(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"{folder} exists. Remove it, name another folder, or resume an interrupted build by --resume."
         )
+    if arguments.approximate and not arguments.model:
+        raise ConfigError("--approximate is of embeddings. Give the run that makes them, too: --run RUN.")
     passages = read_texts(arguments.collection)
     document: dict[str, Any] = {"passages": len(passages), "parts": [WORDS]}
     bm25 = build_bm25(folder / WORDS, passages.values(), stems=not arguments.no_stems)
@@ -275,6 +281,10 @@ def _build(arguments: argparse.Namespace) -> None:
         predictor = load_embedder(arguments.model, arguments)
         store = _write_store(folder / DENSE, arguments.collection, predictor, arguments)
         document |= {"parts": [WORDS, DENSE], "dense": _about(store.manifest, len(store))}
+        if arguments.approximate:
+            from ..retrieval.approximate_search import build_graph
+
+            document["approximate"] = build_graph(folder, store)
     write_index(folder, list(passages), document)
     show(to_json(document))
 
@@ -299,12 +309,15 @@ def _query_embedder(opened: "SearchIndex", arguments: argparse.Namespace) -> "Pr
     return predictor
 
 
-def _device_search(opened: "SearchIndex", embedder: "Predictor | None") -> Any:
-    """Return a search on the run's GPU, None on the CPU."""
+def _searcher(opened: "SearchIndex", embedder: "Predictor | None", *, is_approximate: bool) -> Any:
+    """Return a search by the graph or on the run's GPU, None for one on the CPU."""
+    from ..retrieval.approximate_search import ApproximateSearch
     from ..retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
     from ..torch_session import TorchSession
 
     assert opened.store is not None and embedder is not None and isinstance(embedder.session, TorchSession)
+    if is_approximate:
+        return ApproximateSearch(opened.folder, opened.store)
     if embedder.session.device.type != "cuda":
         return None
     return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), embedder.session.device)

@@ -1,10 +1,11 @@
 """Dictionary: concepts with identifiers and names in a folder of memory-mapped files, opened in milliseconds.
 
 dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bin (UTF-8, one after the other) with
-their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and the n-gram
-index.
+their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and of their numbers, and
+the n-gram index.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
 from .gram_index import GramIndex
-from .name_keys import key_hashes, lookup_keys, normalized
+from .name_keys import key_hashes, lookup_keys, normalized, series, series_keys
 
-VERSION = 2
+VERSION = 3
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
-ARRAYS = ("name_ends", "name_mentions", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
+CACHED_SERIES, MAX_MEMBERS = 10_000, 500
+"""Series that are remembered, and members of a series that are looked at."""
+ARRAYS = ("name_ends", "name_mentions", "name_numbers", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,55 @@ class Dictionary:
                 f"{own}. Give the dictionary of these entities (or --type, or --prefix for identifiers without one)."
             )
 
-    def exact(self, key: str) -> list[int]:
-        """Return the names that have a key, in their order."""
+    def exact(self, key: str, most: int | None = None) -> list[int]:
+        """Return the names that have a key, in their order, at most so many."""
         wanted = key_hashes([key])[0]
         hashes = self.arrays["key_hashes"]
         first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
-        names = sorted(int(number) for number in self.arrays["key_names"][first:last])
+        names = sorted(int(number) for number in self.arrays["key_names"][first:last])[:most]
         return [number for number in names if key in lookup_keys(normalized(self.name(number)))]
+
+    def in_series(self, key: str) -> list[int]:
+        """Return the names with the number of a normalized name in the same series or in one that runs parallel to it.
+
+        Series are parallel where members of one number are names of one concept: "SPG 3" and "spastic paraplegia 3".
+        The concept that most parallels name is meant. Where none is found for 2d it is the 2 of the same series.
+        """
+        if (own := series(key)) is None:
+            return []
+        words, number = own
+        if found := self.exact(series_keys(words, number)[1]):
+            return found
+        votes = Counter[int]()
+        for other, weight in self._parallel(words).items():
+            names = self.exact(series_keys(other, number)[1])
+            votes.update(dict.fromkeys(self.concepts_of(np.array(names, np.int64)).tolist(), weight))
+        if not votes and number[:-1].isdigit() and number[-1].isalpha():
+            return self.exact(series_keys(words, number[:-1])[1])
+        most = max(votes.values(), default=0)
+        return [name for concept in sorted(votes) if votes[concept] == most for name in self._names_of(concept)]
+
+    def _parallel(self, words: str) -> Counter[str]:
+        """Count the concepts in which another series has the number of this one."""
+        if words not in self._parallels:
+            if len(self._parallels) >= CACHED_SERIES:
+                self._parallels.clear()
+            counts = Counter[str]()
+            members = self.exact(series_keys(words)[0], MAX_MEMBERS)
+            for concept in dict.fromkeys(self.concepts_of(np.array(members, np.int64)).tolist()):
+                found = set(filter(None, (series(normalized(self.name(name))) for name in self._names_of(concept))))
+                numbers = {number for other, number in found if other == words}
+                counts.update({other for other, number in found if number in numbers and other != words})
+            self._parallels[words] = counts
+        return self._parallels[words]
+
+    @cached_property
+    def _parallels(self) -> dict[str, Counter[str]]:
+        return {}
+
+    def _names_of(self, concept: int) -> range:
+        ends = self.arrays["concept_ends"]
+        return range(int(ends[concept - 1]) if concept else 0, int(ends[concept]))
 
     @cached_property
     def taxa(self) -> frozenset[int]:

@@ -22,7 +22,7 @@ from ..json_documents import sealed
 from ..storage import atomic_folder, atomic_write, file_sha256, save_array
 from .dictionary import META, VERSION, names_between
 from .gram_index import BATCH_NAMES, write_gram_index
-from .name_keys import key_hashes, lookup_keys, normalized
+from .name_keys import key_hashes, lookup_keys, normalized, number_hashes
 
 MAX_NAME_BYTES = 1_000
 Progress = Callable[[int, int], None]
@@ -273,13 +273,15 @@ def _write_names(
 
 
 def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Sequence[str]]) -> None:
-    """Write the hashes of the keys of all names, sorted, and the number of the name of each."""
-    hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    """Write the hashes of the keys of all names, sorted, with the name of each; of each name that of its number."""
+    hashes, owners, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)], [np.empty(0, np.uint32)]
     for start in range(0, num_names, BATCH_NAMES):
         names = keys(start, min(start + BATCH_NAMES, num_names))
         rows = [(key, start + number) for number, name in enumerate(names) for key in sorted(lookup_keys(name))]
         hashes.append(key_hashes([key for key, _ in rows]))
         owners.append(np.array([number for _, number in rows], np.uint32))
+        numbers.append(number_hashes(names))
+    save_array(folder / "name_numbers.npy", np.concatenate(numbers))
     all_hashes = np.concatenate(hashes)
     order = np.argsort(all_hashes, kind="stable")
     save_array(folder / "key_hashes.npy", all_hashes[order])

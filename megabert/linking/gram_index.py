@@ -17,9 +17,9 @@ from ..storage import save_array
 from .name_keys import gram_hashes
 
 BATCH_NAMES = 50_000
-MAX_POSTINGS = 50_000
+MAX_POSTINGS = 20_000
 """Entries of lists that a search adds up; those of more frequent grams are looked up for the best names only."""
-NUM_RESCORED = 200
+NUM_RESCORED = 400
 BITMAP_SHARE = 32
 """A gram that more than one of so many names has is kept as bits, too; they take no more memory than its list."""
 BITMAP_BYTES = 1 << 25

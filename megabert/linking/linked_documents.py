@@ -22,13 +22,19 @@ def linked_mentions(document: Document, types: Sequence[str] = (), prefix: str |
     return mentions
 
 
-def with_equivalents(
-    mentions: Sequence[LinkedMention], equivalents: Mapping[str, frozenset[str]]
+def named_as(
+    gold: Sequence[LinkedMention], mentions: Sequence[LinkedMention], equivalents: Mapping[str, frozenset[str]]
 ) -> list[LinkedMention]:
-    """Add to each identifier the others of its concept."""
-    return [
-        replace(
-            item, identifiers=frozenset(item.identifiers).union(*(equivalents.get(i, ()) for i in item.identifiers))
+    """Name concepts as gold mentions of the document do: as one that overlaps, else as any, else as they are."""
+    anywhere = frozenset[str]().union(*(item.identifiers for item in gold))
+    renamed = []
+    for item in mentions:
+        near = (other.identifiers for other in gold if other.start < item.end and item.start < other.end)
+        here = frozenset[str]().union(*near)
+        concepts = [equivalents.get(own, frozenset()) | {own} for own in sorted(item.identifiers)]
+        found = (
+            names & here or names & anywhere or {own}
+            for own, names in zip(sorted(item.identifiers), concepts, strict=True)
         )
-        for item in mentions
-    ]
+        renamed.append(replace(item, identifiers=frozenset[str]().union(*found)))
+    return renamed

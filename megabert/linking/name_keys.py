@@ -12,17 +12,28 @@ GRAM_SIZES = (2, 3, 4)
 GRAM_BITS = 46
 """Bits of a gram's hash; a call hashes at most 2**18 names."""
 _NO_WORD = re.compile(r"[\W_]+")
-# British spellings, the plural of words of five letters and more, "non " before a word, and Roman numbers: single
-# letters at the end or after "type" only.
+# British spellings, the plural of words of five letters and more, "non " before a word, ordinals, and Roman numbers:
+# single letters at the end or after "type" only.
 _ROMAN_NUMBERS = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv"
 _ROMAN = {letters: str(number) for number, letters in enumerate(_ROMAN_NUMBERS.split(), start=1)}
-_NUMBER = r"\b(?:ii|iii|iv|vi|vii|viii|ix|xi|xii|xiii|xiv|xv)\b|(?<=\btype )[ivx]\b|(?<= )[ivx]$"
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+_ORDINAL = {word: str(number) for number, word in enumerate(_ORDINALS.split(), start=1)}
+_NUMBER = "|".join(
+    (
+        rf"\b(?:{'|'.join(_ORDINAL)})\b",
+        r"(?<=\d)(?:st|nd|rd|th)\b",
+        r"\b(?:ii|iii|iv|vi|vii|viii|ix|xi|xii|xiii|xiv|xv)\b",
+        r"(?<=\btype )[ivx]\b|(?<= )[ivx]$",
+    )
+)
 _VARIANTS = re.compile(rf"ae|oe|tumour|(?<=[a-z]{{3}}[a-hj-rtv-z])s\b|(?<=\bnon) (?=[a-z]{{3}})|{_NUMBER}")
 _INITIALISM = re.compile(r"(?=(?:.*[A-Z]){2})[A-Z0-9][A-Za-z0-9-]{1,8}[A-Za-z0-9]")
 _COMMON = ("", "of the and with due to in or by a an for from", "type", "syndrome disease disorder deficiency")
 """Words that initials leave out: none, and of each group besides those before it."""
-MARK = "\n"
-"""Begins the keys of initials, which no normalized name does."""
+MARK, SERIES = "\n", "\t"
+"""Begin the keys of initials and of series, which no normalized name does."""
+_PARTS = re.compile(r"\d+[a-z]?\d*(?![a-z])|\d+|[^\W\d_]+")
+_ROMAN_LETTER = re.compile(r"(i{1,3}|iv|vi{0,3}|ix|xi{0,3}|xiv|xv)([a-z]?)")
 _GREEK_NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau
 upsilon phi chi psi omega"""
 _GREEK = {
@@ -52,12 +63,46 @@ def normalized(name: str) -> str:
 
 
 def _common_form(match: re.Match[str]) -> str:
-    return {"ae": "e", "oe": "e", "tumour": "tumor", **_ROMAN}.get(match[0], "")
+    return {"ae": "e", "oe": "e", "tumour": "tumor", **_ROMAN, **_ORDINAL}.get(match[0], "")
 
 
 def lookup_keys(key: str) -> set[str]:
-    """Return the keys by which a normalized name is found: itself, also without blanks (IL-2 is IL2), its initials."""
-    return {key, key.replace(" ", ""), *initials(key)}
+    """Return the keys by which a normalized name is found: itself, without blanks (IL-2 is IL2), initials, series."""
+    return {key, key.replace(" ", ""), *initials(key), *series_keys(*(series(key) or ()))}
+
+
+def series_keys(*series_and_number: str) -> tuple[str, ...]:
+    """Return the keys of a series, and of its member of a number."""
+    return (SERIES + series_and_number[0], SERIES + "\t".join(series_and_number)) if series_and_number else ()
+
+
+def series(key: str) -> tuple[str, str] | None:
+    """Split a normalized name into the words of a series, sorted, and a number; None without either.
+
+    "spastic paraplegia type iiia" is ("paraplegia spastic", "3a"), "spg23" ("spg", "23"), "hepatitis b" ("hepatitis",
+    "b").
+    """
+    parts = _PARTS.findall(key)
+    for place in range(len(parts) - 1, -1, -1):
+        number, before = parts[place], parts[place - 1] if place else ""
+        if not number[0].isdigit():
+            roman = _ROMAN_LETTER.fullmatch(number)
+            is_marked = before == "type" or place == len(parts) - 1
+            if not (is_marked and (len(number) == 1 or roman)) or before.isdigit():
+                continue
+            number = number if roman is None or len(number) == 1 else _ROMAN[roman[1]] + roman[2]
+        elif number.isdigit() and len(parts) - place > 1 and len(parts[place + 1]) == 1:
+            number += parts.pop(place + 1)  # type 4 a
+        words = sorted(word for word in parts[:place] + parts[place + 1 :] if word != "type")
+        return (" ".join(words), number) if words else None
+    return None
+
+
+def number_hashes(keys: Sequence[str]) -> NDArray[np.uint32]:
+    """Hash the numbers of normalized names that are members of a series; 0 for others."""
+    numbers = [(series(key) or ("", ""))[1] for key in keys]
+    hashes = (key_hashes(numbers) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+    return np.where(np.array([bool(number) for number in numbers], bool), hashes, np.uint32(0))
 
 
 def initials(key: str) -> set[str]:

@@ -11,7 +11,7 @@ from megabert.errors import CheckpointError, InputError
 from megabert.linking import dictionary_builder, gram_index
 from megabert.linking.dictionary import Dictionary
 from megabert.linking.dictionary_builder import BuildOptions, build_dictionary
-from megabert.linking.name_keys import initialism, normalized
+from megabert.linking.name_keys import initialism, normalized, series
 from tests.linking.conftest import DISEASES, build
 
 
@@ -33,6 +33,7 @@ def test_names_and_identifiers_are_found_again(diseases):
         ("Haemophilia  A", "hemophilia a"), ("arthritis", "arthritis"), ("Abscess", "abscess"), ("++", "++"),
         ("Non-polyposis", "nonpolyposis"), ("type II diabetes", "type 2 diabete"), ("Factor X lack", "factor x lack"),
         ("type I", "type 1"), ("X-linked SCID type IV", "x linked scid type 4"), ("vitamin D", "vitamin d"),
+        ("Sixth nerve palsy", "6 nerve palsy"), ("3rd-degree burn", "3 degree burn"),
     ],
 )  # fmt: skip
 def test_names_are_normalized(name, key):
@@ -45,6 +46,38 @@ def test_initials_of_names_are_found(tmp_path):
     found = [key and opened.exact(key) for key in keys]
     assert opened.exact("als10") == []
     assert found == [[0], [0], [1], None, [], None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "words_and_number"),
+    [
+        ("Spastic paraplegia type IIIa", ("paraplegia spastic", "3a")), ("SPG23", ("spg", "23")), ("asthma", None),
+        ("type 1 diabetes", ("diabete", "1")), ("osteopetrosis 4 A", ("osteopetrosis", "4a")), ("X", None),
+        ("hepatitis C", ("hepatitis", "c")), ("axonal type 2A1", ("axonal", "2a1")), ("4", None),
+        ("SLC39A8-CDG", ("cdg slc", "39a8")), ("vitamin B 12 lack", ("b lack vitamin", "12")), ("", None),
+    ],
+)  # fmt: skip
+def test_names_are_members_of_series(name, words_and_number):
+    assert series(normalized(name)) == words_and_number
+
+
+def test_a_number_is_found_in_series_that_run_parallel(tmp_path):
+    table = """LAB:1||Spastic paraplegia 3|SPG3
+LAB:2||SPG4|Spastic paraplegia type IV
+LAB:3||Hereditary spasm of Meier, spastic paraplegia 23
+LAB:4||Spastic paraplegia 5|Foot disease 3
+LAB:5||Foot disease 23|SPG6
+"""
+    opened = build(tmp_path, table)
+    names = opened.names(0, len(opened))
+    found = {text: [names[place] for place in opened.in_series(normalized(text))] for text in (
+        "SPG 5", "spastic paraplegia 6", "paraplegia, spastic, 4", "SPG99", "spastic", "foot disease 4", "SPG 4c"
+    )}  # fmt: skip
+    assert found == {
+        "SPG 5": ["Spastic paraplegia 5", "Foot disease 3"], "spastic paraplegia 6": ["Foot disease 23", "SPG6"],
+        "paraplegia, spastic, 4": ["Spastic paraplegia type IV"], "SPG99": [], "spastic": [], "foot disease 4": [],
+        "SPG 4c": ["SPG4"],
+    }  # fmt: skip
 
 
 def test_the_similarity_is_the_cosine_of_tfidf_vectors(diseases):

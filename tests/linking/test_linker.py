@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +134,13 @@ def test_of_equal_names_the_preferred_one_is_meant_and_initials_come_before_simi
     assert opened.link(["LLD"])[0].parts[0].similarity == INITIALS
 
 
+def test_a_name_with_another_number_comes_behind_one_without(tmp_path):
+    table = "LAB:1||Cone dystrophy 2|LCDX 2\nLAB:2||Cone dystrophy so\nLAB:3||Cone dystrophy 7|LCDX 7\nLAB:4||LCDX 8\n"
+    links = Linker(build(tmp_path, table)).link(["cone dystrophy 3", "cone dystrophy 8"], k=3)
+    best = [link.parts[0].candidates[0].name for link in links]
+    assert best == ["Cone dystrophy so", "LCDX 8"]
+
+
 def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):
     right = [GoldMention(str(n), name, frozenset(["mesh:D001249"])) for n, name in enumerate(["asthma"] * 40)]
     wrong = [GoldMention(f"n{n}", f"asthma{n}x syndrome", frozenset()) for n in range(40)]
@@ -213,3 +221,17 @@ def test_the_floor_of_ncbi_disease_comes_out(datasets, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)
     assert scores["mentions"] == 787
     assert scores["acc@1"] > 78
+
+
+def test_documents_are_scored_by_concepts_under_any_of_their_identifiers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    build(
+        tmp_path,
+        "D1|MESH:D1||Asthma\nMESH:D2|OMIM:100100|OMIM:100200||Gout\n".replace("D1|MESH:D1", "MESH:D1|OMIM:100300"),
+    )
+    text = "1|t|gout asthma\n1|a|\n1\t0\t4\tgout\tDisease\t{}\n1\t5\t11\tasthma\tDisease\t{}\n\n"
+    Path("gold.pubtator").write_text(text.format("OMIM:100200", "MESH:D1"), encoding="utf-8")
+    Path("found.pubtator").write_text(text.format("MESH:D2", "MESH:D2"), encoding="utf-8")
+    assert main(["score", "linking", "gold.pubtator", "found.pubtator", "dictionary=diseases.dict"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [scores[f"{kind}_f1"] for kind in ("mention", "strict", "document_set")] == [50, 50, pytest.approx(200 / 3)]

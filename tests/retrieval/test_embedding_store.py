@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megabert.errors import ConfigError, InputError
+from megabert.retrieval.approximate_search import ApproximateSearch, build_graph
 from megabert.retrieval.embedding_store import EmbeddingStore, StoreOptions, reduced, write_store
 from megabert.retrieval.exact_search import DeviceSearch, grouped_topk, search
 
@@ -52,6 +53,23 @@ def test_the_largest_maxima_of_groups_hold_the_largest_scores():
     values, columns = grouped_topk(scores, 6)
     assert torch.equal(values, scores.topk(6, dim=1).values)
     assert torch.equal(scores.gather(1, columns), values)
+
+
+def test_approximate_search_finds_the_rows_of_a_graph(tmp_path):
+    pytest.importorskip("usearch")
+    made = store(tmp_path / "emb")
+    report = build_graph(tmp_path, made)
+    queries = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
+    exact, found = search(made, queries, 9), ApproximateSearch(tmp_path, made).search(queries, 9)
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(exact[1], found[1], strict=True)]) > 8
+    np.testing.assert_allclose(found[0], np.take_along_axis(queries @ VECTORS.T, found[1], 1), rtol=1e-5)
+    assert 0.9 < report["recall@10"] <= 1
+    assert len(ApproximateSearch(tmp_path, made).search(queries, 1000)[1][0]) == 700
+    with pytest.raises(InputError, match="of 700 rows, the index of 300"):
+        ApproximateSearch(tmp_path, store(tmp_path / "part", texts=TEXTS[:300]))
+    (tmp_path / "graph.usearch").write_bytes(b"no graph at all")
+    with pytest.raises(InputError, match="is damaged"):
+        ApproximateSearch(tmp_path, made)
 
 
 def test_an_interrupted_embedding_resumes_with_the_same_bytes(tmp_path):
