@@ -154,7 +154,9 @@ class _ForwardPasses:
         previous: tuple[list[int], Batch, Tensor, torch.cuda.Event | None] | None = None
         # FSDP reuses the memory of gathered weights in training, where inference tensors are not allowed.
         no_grad = torch.no_grad if self._session.world.fsdp_size > 1 else torch.inference_mode
-        with closing(prefetch(self._pin, batches)) as prefetched:
+        # A single batch, as in a server, is not worth a thread.
+        items = prefetch(self._pin, batches) if len(batches) > 1 else (self._pin(item) for item in batches)
+        with closing(items) as prefetched:
             for indices, batch in prefetched:
                 with no_grad():
                     logits, loss = self._forward(batch)

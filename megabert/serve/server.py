@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,9 +17,9 @@ from typing import Any
 
 import uvicorn
 
-from ..errors import ConfigError, MegabertError, print_message
+from ..errors import ConfigError, MegabertError
 from ..inference import Predictor, Session
-from .access_log import AccessLog
+from .access_log import LogWriter
 from .admission import Admission, ServerLimits
 from .connections import MAX_HEADER_BYTES, BoundedConnection
 from .embedding_routes import embedding_endpoints
@@ -30,9 +31,11 @@ from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, ModelQueue
 from .page_routes import page_endpoints
 from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
 from .request_guard import LOOPBACK, RequestGuard
-from .server_metrics import NUM_VALUES, ServerMetrics
+from .server_metrics import LOST_LINES, NUM_VALUES, ServerMetrics
 from .task_routes import task_endpoints
 
+SWITCH_SECONDS = 0.0005
+"""Each write to a socket gives up the interpreter's lock, which threads that tokenize and compute hold so long."""
 MAX_RESTARTS = 10
 """Front ends that are started again; a server that loses more has another fault."""
 
@@ -93,8 +96,7 @@ def make_application(
     admission = Admission(settings.limits, catalog, metrics)
     guard = RequestGuard(settings.hosts, settings.key_digest)
     endpoints = page_endpoints([*task_endpoints(), *embedding_endpoints(), *inference_endpoints()])
-    log = AccessLog(settings.access_log)
-    return HttpApplication(endpoints, admission, guard, compute_type=kind, log=log.write)
+    return HttpApplication(endpoints, admission, guard, compute_type=kind, access_log=settings.access_log)
 
 
 def warm_up(application: HttpApplication) -> None:
@@ -145,14 +147,15 @@ class HttpServer(uvicorn.Server):
             await self._serve([listener])
 
         asyncio.run(main())
-        self.application.admission.close()
+        self.application.close()
 
 
 def listen(settings: ServeSettings) -> socket.socket:
     """Open the server's socket. Raises ConfigError if the address is taken or no address."""
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sets TCP_NODELAY where the protocol is named; without it an answer may wait 40 ms for a delayed ACK.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(4096)
@@ -171,6 +174,7 @@ def address_of(listener: socket.socket) -> str:
 
 def serve(runs: Sequence[LoadedRun], settings: ServeSettings, on_start: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; `on_start` takes the address once the models are warm."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = listen(settings)
     address = address_of(listener)
     if settings.processes:
@@ -206,6 +210,7 @@ class ServerProcesses:
         self._runs = [replace(run, predictor=replace(run.predictor, session=_stand_in(run.predictor))) for run in runs]
         self._processes: dict[int, tuple[Any, Connection]] = {}
         self._is_stopping = threading.Event()
+        self._log = LogWriter("-", partial(self._metrics.add, LOST_LINES))
 
     def serve(self, on_start: Callable[[], None]) -> None:
         """Start the front ends and watch them until SIGTERM or Ctrl-C."""
@@ -227,7 +232,9 @@ class ServerProcesses:
                     if restarts > MAX_RESTARTS:
                         raise MegabertError("the front ends end unexpectedly again and again; the server stops.")
                     code = self._processes[row][0].exitcode
-                    print_message(f"megabert: a front end ended unexpectedly (exit code {code}); it is started again.")
+                    self._log.write(
+                        f"megabert: a front end ended unexpectedly (exit code {code}); it is started again."
+                    )
                     self._metrics.add("megabert_front_end_restarts_total")
                     self._start(row)
         finally:
@@ -258,6 +265,7 @@ class ServerProcesses:
                 process.kill()
                 process.join()
         self._queue.close()
+        self._log.close()
 
 
 def _short_sequence(lane: Lane) -> Any:
@@ -283,6 +291,7 @@ def run_front_end(
     kind: str,
 ) -> None:
     """Answer HTTP in a process of its own, until the other process says so or ends."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the networks decides when to stop
     metrics = ServerMetrics(memory, row)
     servers: list[HttpServer] = []
