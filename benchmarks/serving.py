@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,15 @@ def make_predictor(arguments: argparse.Namespace) -> Any:
 
 
 def serve_child(arguments: argparse.Namespace) -> None:
-    """Serve in this process until SIGTERM."""
+    """Serve in this process until SIGTERM; entities are first measured without a server."""
     from megabert.serve.server import LoadedRun, ServeSettings, serve
 
+    predictor = make_predictor(arguments)
+    if not arguments.encoder:
+        print(json.dumps({"offline": offline(arguments, predictor)}), file=sys.stderr, flush=True)
     settings = ServeSettings(port=0, processes=arguments.processes, access_log="none")
     serve(
-        [LoadedRun("m", make_predictor(arguments))],
+        [LoadedRun("m", predictor)],
         settings,
         lambda where: print(f"at {where};", file=sys.stderr, flush=True),
     )
@@ -104,8 +108,8 @@ def serve_rival(arguments: argparse.Namespace) -> None:
     uvicorn.Server(uvicorn.Config(application, http="h11", log_level="error")).run([listener])
 
 
-def start(arguments: argparse.Namespace, role: str) -> tuple[subprocess.Popen[str], int]:
-    """Start a server; returns its process and port."""
+def start(role: str, keep: Callable[[str, Any], None]) -> tuple[subprocess.Popen[str], int]:
+    """Start a server; returns its process and port. What it has measured before is kept."""
     command = [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -114,7 +118,10 @@ def start(arguments: argparse.Namespace, role: str) -> tuple[subprocess.Popen[st
             # A full pipe would stop the server at its next message.
             threading.Thread(target=sys.stderr.writelines, args=(process.stderr,), daemon=True).start()
             return process, int(found[1])
-        print(line, end="", file=sys.stderr)
+        if line.startswith("{"):
+            keep("offline", json.loads(line)["offline"])
+        else:
+            print(line, end="", file=sys.stderr)
     raise SystemExit(f"the {role} server did not start")
 
 
@@ -214,9 +221,9 @@ def measure(port: int, requests: list[bytes], clients: int, seconds: float, gene
     }
 
 
-def offline(arguments: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
-    """Measure the same Predictor without a server: whole, and its network alone."""
-    predictor = make_predictor(arguments)
+def offline(arguments: argparse.Namespace, predictor: Any) -> dict[str, Any]:
+    """Measure the same Predictor on the same texts without a server: whole, its network alone, and one short text."""
+    texts = [text for group in groups_of(arguments) for text in group] * arguments.repeat
     examples = [predictor.task.example(text=text) for text in texts]
     predictor.predict_examples(examples[:64])
     found = {}
@@ -228,6 +235,18 @@ def offline(arguments: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
     began = time.monotonic()
     predictor.session.run(features, batch_size=32, max_length=512, pad_id=0)
     found["network_tokens_per_second"] = round(tokens / (time.monotonic() - began))
+    words = " ".join(words_of(arguments)[:12])
+    short = predictor.task.features([predictor.task.example(text=words)], predictor.tokenizer, with_targets=False)
+    logits = []
+    for name, session in (("packed", predictor.session), ("small", predictor.session.with_small_batches(512, 0))):
+        times = []
+        for _ in range(50):
+            began = time.monotonic()
+            output = session.run(short, batch_size=32, max_length=512, pad_id=0)
+            times.append(time.monotonic() - began)
+        found[f"network_short_text_{name}_ms"] = round(1000 * float(np.median(times)), 2)
+        logits.append(output.logits[0])
+    found["difference_of_logits"] = float(np.abs(logits[0] - logits[1]).max())
     return found
 
 
@@ -241,20 +260,17 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     groups = groups_of(arguments)
-    texts = [text for group in groups for text in group]
     path, key = ("/embed", "inputs") if arguments.encoder else ("/v1/entities", "inputs")
     requests = [request(path, {key: group}) for group in groups]
     short = [request(path, {key: [" ".join(words_of(arguments)[:12])]})]
-    if not arguments.encoder:
-        keep("offline", offline(arguments, texts * arguments.repeat))
-    process, port = start(arguments, "server")
+    process, port = start("server", keep)
     try:
         keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
         keep("one short text", measure(port, short, 1, 5))
     finally:
         process.kill()
     if arguments.rival:
-        process, port = start(arguments, "rival")
+        process, port = start("rival", keep)
         try:
             keep("rival", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
             keep("rival, one short text", measure(port, short, 1, 5))

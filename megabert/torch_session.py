@@ -1,25 +1,30 @@
 """Run a PyTorch network over features: packed batches, prefetch, overlapped copies, CUDA graphs, several ranks."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.packing import Batch, Features
+from .data.packing import Batch, BatchSize, Features, pack
 from .data.prefetch import prefetch
 from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.heads import EmbeddingHead, StatesHead, TaskModel
+from .model.precision import resolve_static_batches
 from .parallel.process_group import SINGLE_PROCESS, World
 
 Loss = Callable[[Tensor, Batch], Tensor]
 # Capturing a CUDA graph takes about as long as this many batches.
 MIN_BATCHES_TO_CAPTURE = 4
+SMALL_BATCHES = (BatchSize(64, 9), BatchSize(128, 9), BatchSize(256, 9), BatchSize(512, 9), BatchSize(1024, 18))
+"""Static sizes of small batches, fillers included: the launches of their kernels take longer than these run."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class TorchSession:
     is_static: bool = False
     """Batches are padded to one static size, and captured in a CUDA graph unless FSDP shards the model."""
     world: World = SINGLE_PROCESS
+    small: "SmallBatches | None" = None
+    """Graphs of small batches, where `with_small_batches` has captured them."""
 
     @property
     def needs_targets(self) -> bool:
@@ -52,12 +59,19 @@ class TorchSession:
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
         model = TaskModel(self.model.encoder, EmbeddingHead()).train(self.model.training)
-        return replace(self, model=model, is_static=False)
+        return replace(self, model=model, is_static=False, small=None)
 
     def token_states(self) -> "TorchSession":
         """Return the network with the last hidden states of all tokens instead of logits."""
         model = TaskModel(self.model.encoder, StatesHead()).train(self.model.training)
-        return replace(self, model=model, is_static=False)
+        return replace(self, model=model, is_static=False, small=None)
+
+    def with_small_batches(self, max_length: int, pad_id: int) -> "TorchSession":
+        """Return the network with CUDA graphs of small batches, for a server; as it is where it cannot have them."""
+        config = self.model.encoder.config
+        if self.needs_targets or not resolve_static_batches(True, self.device, config, self.precision):
+            return self
+        return replace(self, small=SmallBatches(self.model.eval(), self.device, max_length, pad_id, capture=True))
 
     def run(
         self,
@@ -71,6 +85,8 @@ class TorchSession:
         should_stop: Callable[[], bool] | None = None,
     ) -> SessionOutput:
         """Compute logits of all features, as `Session.run` describes."""
+        if self.small is not None and not with_loss and (size := self.small.size_of(features)) is not None:
+            return SessionOutput(self.small.run(features, size), None)
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
         batches = EvaluationBatches(
             features,
@@ -89,10 +105,7 @@ class TorchSession:
                 forward = _ForwardPasses(self, len(batches), with_loss=with_loss)
                 for number, (indices, batch, array) in enumerate(forward(batches), start=1):
                     width = array.shape[1]
-                    if self.model.head.is_per_sequence:
-                        parts = _by_feature(array, batch.parts)
-                    else:
-                        parts = np.split(array, batch.cu_seqlens_N1[1:].tolist())[: len(indices)]
+                    parts = _by_feature(array, batch, is_per_sequence=self.model.head.is_per_sequence)
                     for index, part in zip(indices, parts, strict=True):
                         logits[index] = part
                     if progress is not None:
@@ -128,11 +141,56 @@ class TorchSession:
         return tensor.numpy()
 
 
-def _by_feature(logits_NC: NDArray[np.float32], parts: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Split the logits of sequences: [C] of a feature with one sequence, [P, C] of one with several."""
-    starts = np.cumsum([0, *parts])
-    pairs = zip(starts[:-1].tolist(), parts, strict=True)
-    return [logits_NC[start] if count == 1 else logits_NC[start : start + count] for start, count in pairs]
+def _by_feature(logits: NDArray[np.float32], batch: Batch, *, is_per_sequence: bool) -> list[NDArray[np.float32]]:
+    """Split logits by features: [T, C] of tokens; of sequences [C], or [P, C] of a feature with several."""
+    if not is_per_sequence:
+        return np.split(logits, batch.cu_seqlens_N1[1:].tolist())[: len(batch.parts)]
+    starts = np.cumsum([0, *batch.parts])
+    pairs = zip(starts[:-1].tolist(), batch.parts, strict=True)
+    return [logits[start] if count == 1 else logits[start : start + count] for start, count in pairs]
+
+
+class SmallBatches:
+    """A network's small batches, padded to static sizes, each size captured in a CUDA graph when this is made.
+
+    One thread at a time uses them. `capture=False` computes the padded batches eagerly, on any device.
+    """
+
+    def __init__(self, model: TaskModel, device: torch.device, max_length: int, pad_id: int, *, capture: bool) -> None:
+        self._model, self._device, self._max_length, self._pad_id = model, device, max_length, pad_id
+        self._lock = threading.Lock()
+        self._static: dict[BatchSize, Batch] = {}
+        self._graphs: dict[BatchSize, CapturedGraph[Tensor]] = {}
+        pool = torch.cuda.graph_pool_handle() if capture else None
+        sequence = np.full(2, pad_id, dtype=np.int64)
+        with side_stream(device), torch.inference_mode():
+            for size in SMALL_BATCHES:
+                batch = pack([Features(sequence, np.zeros_like(sequence))], max_length, pad_id, size)
+                self._static[size] = batch.to(device)
+                self._graphs[size] = CapturedGraph(partial(self._compute, size), pool, capture=capture)
+                for _ in range(2):  # the first call is eager, the second captures
+                    self._graphs[size]()
+
+    def _compute(self, size: BatchSize) -> Tensor:
+        return self._model(*self._static[size].inputs()).float()
+
+    def size_of(self, features: Sequence[Features]) -> BatchSize | None:
+        """Return the smallest size that holds features and the fillers, or None."""
+        num_tokens, num_sequences = sum(map(len, features)), sum(item.num_sequences for item in features)
+        for size in SMALL_BATCHES:
+            num_fillers = -(-(size.num_tokens - num_tokens) // self._max_length)
+            if num_tokens <= size.num_tokens and num_sequences + num_fillers <= size.num_sequences:
+                return size
+        return None
+
+    def run(self, features: Sequence[Features], size: BatchSize) -> list[NDArray[np.float32]]:
+        """Compute the logits of features, as `Session.run` describes."""
+        plain = [replace(item, targets={}, token_targets={}) for item in features]
+        batch = pack(plain, self._max_length, self._pad_id, size)
+        with self._lock, side_stream(self._device), torch.inference_mode():
+            self._static[size].copy_from(batch)
+            logits = self._graphs[size]().cpu().numpy()
+        return _by_feature(logits, batch, is_per_sequence=self._model.head.is_per_sequence)
 
 
 class _ForwardPasses:

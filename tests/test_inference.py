@@ -9,7 +9,7 @@ from megabert.config.parser import compose
 from megabert.errors import ConfigError, InputError
 from megabert.inference import Predictor
 from megabert.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
-from megabert.torch_session import TorchSession
+from megabert.torch_session import SmallBatches, TorchSession
 from tests.training.test_loop import TINY
 
 
@@ -140,3 +140,24 @@ def test_an_embedding_is_the_mean_of_a_sequence_s_hidden_states(predictor):
     assert found.shape == (3, 32) and np.isfinite(found).all()
     assert predictor.embed([]).shape[0] == 0
     assert predictor.labels == {}
+
+
+@pytest.mark.parametrize("kind", ["head", "mean"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip  # noqa: E501
+def test_small_batches_of_a_static_size_have_the_logits_of_packed_ones(predictor, squad_file, kind, device):
+    session = dataclasses.replace(predictor.session, device=torch.device(device))
+    session.model.to(device)
+    session = session if kind == "head" else session.without_head()
+    examples = predictor.task.read(squad_file)
+    features = predictor.task.features(examples, predictor.tokenizer, with_targets=False)
+    options = {"batch_size": 32, "max_length": 64, "pad_id": predictor.tokenizer.pad_id}
+    small = SmallBatches(session.model, session.device, 64, predictor.tokenizer.pad_id, capture=device == "cuda")
+    for count in (1, 2, len(features)):
+        size = small.size_of(features[:count])
+        assert size.num_tokens >= sum(map(len, features[:count]))
+        wanted = session.run(features[:count], **options).logits
+        for _ in range(2):
+            for first, second in zip(small.run(features[:count], size), wanted, strict=True):
+                np.testing.assert_allclose(first, second, atol=1e-5)
+    assert small.size_of(features * 1000) is None
+    assert session.with_small_batches(64, 0).small is None or device == "cuda"

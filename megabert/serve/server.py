@@ -74,6 +74,8 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
             sessions[STATES] = predictor.session.token_states()
         for kind, session in sessions.items():
             lane = Lane(session, predictor.task.row_length, predictor.tokenizer.pad_id)
+            if kind != STATES and hasattr(session, "with_small_batches"):
+                lane.session = session.with_small_batches(lane.max_length, lane.pad_id)
             lanes[lane_name(run.name, kind)] = lane
     is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
     return ModelQueue(
@@ -294,8 +296,8 @@ def run_front_end(
     sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the networks decides when to stop
     metrics = ServerMetrics(memory, row)
+    metrics.clear_gauges()  # of a front end that died in this row
     servers: list[HttpServer] = []
-
     stopped = threading.Event()
 
     def stop() -> None:
@@ -304,9 +306,6 @@ def run_front_end(
             server.stop()
 
     queue = RemoteQueue(connection, stop, stop)
-    limits = settings.limits
-    share = -(-limits.max_concurrent_requests // settings.processes)
-    settings = replace(settings, limits=replace(limits, max_concurrent_requests=share))
     servers.append(HttpServer(make_application(runs, settings, queue, metrics, kind), settings))
     if not stopped.is_set():  # the other process may say so while this one starts
         servers[0].serve_socket(listener)

@@ -92,6 +92,11 @@ class ServerMetrics:
         """Set a gauge."""
         self._own[_PLACES[key]] = value
 
+    def clear_gauges(self) -> None:
+        """Set the process's gauges to 0."""
+        for name, _ in GAUGES:
+            self.set(name, 0)
+
     def observe(self, key: str, value: float) -> None:
         """Add a value to a histogram."""
         place, buckets = _PLACES[key], _BUCKETS[key]

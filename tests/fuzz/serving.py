@@ -201,9 +201,10 @@ async def closed_loop(port, clients, seconds, seed=0, num=math.inf, on_count=lam
         draw, connection = random.Random(f"{seed}/{number}"), Connection(port)
         while time.monotonic() < end and count < num:
             count += 1
-            data, text = text_request(draw, f"{number} {count}")
+            own = count
+            data, text = text_request(draw, f"{number} {own}")
             rows.append(check(await connection.ask(data), text))
-            on_count(count)
+            on_count(own)
         connection.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))

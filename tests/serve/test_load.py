@@ -8,9 +8,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from megabert.serve.admission import ServerLimits
+from megabert.serve.admission import Admission, ServerLimits
+from megabert.serve.hosted_models import ModelCatalog
+from megabert.serve.refusals import Refusal
+from megabert.serve.server_metrics import NUM_VALUES, ServerMetrics
 from tests.serve.running_server import load_runs, running
 from tests.serve.test_routes import same
 
@@ -164,3 +168,16 @@ def test_stopping_answers_what_was_admitted_and_refuses_what_is_new():
             assert all(status in (None, 503) for status in refused)
             GatedSession.gate.set()
             assert [future.result(10)[0] for future in futures] == [200] * 5
+
+
+def test_the_bound_of_requests_is_that_of_all_front_ends_together():
+    memory = np.zeros(2 * NUM_VALUES)
+    own, other = ServerMetrics(memory, 0), ServerMetrics(memory, 1)
+    admission = Admission(ServerLimits(max_concurrent_requests=8), ModelCatalog([], host_threads=1), own)
+    other.add("te_queue_size", 7)
+    admission.check()
+    own.add("te_queue_size")
+    with pytest.raises(Refusal, match="8 requests"):
+        admission.check()
+    ServerMetrics(memory, 1).clear_gauges()  # a front end that took the place of one that died
+    admission.check()
