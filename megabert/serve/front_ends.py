@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..data.packing import Features
 from .model_queue import Computed, ComputeQueue, ModelFailure
 
-DRAIN = "drain"
+DRAIN, READY = "drain", "ready"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ class RemoteQueue:
         future.add_done_callback(lambda done: self._cancel(job) if done.cancelled() else None)
         return future
 
+    def report_ready(self) -> None:
+        """Report that this front end takes requests."""
+        with self._lock:
+            self._send(READY)
+
     def _cancel(self, job: int) -> None:
         with self._lock:
             if self._jobs.pop(job, None) is not None:
@@ -106,7 +111,7 @@ def _resolve(future: "Future[Computed]", answer: _Answer, lengths: Any) -> None:
     future.set_result(Computed(logits, answer.queue_seconds, answer.inference_seconds))
 
 
-def compute_for(connection: Connection, queue: ComputeQueue) -> None:
+def compute_for(connection: Connection, queue: ComputeQueue, on_ready: Callable[[], None]) -> None:
     """Compute for a front end until its pipe ends; what it still waits for is cancelled then."""
     lock = threading.Lock()
     jobs: dict[int, Future[Computed]] = {}
@@ -129,6 +134,9 @@ def compute_for(connection: Connection, queue: ComputeQueue) -> None:
     with suppress(EOFError, OSError):
         while True:
             message = connection.recv()
+            if message == READY:
+                on_ready()
+                continue
             if isinstance(message, int):
                 if message in jobs:
                     jobs[message].cancel()

@@ -211,6 +211,8 @@ class ServerProcesses:
         self._kind = compute_type(runs[0].predictor)
         self._runs = [replace(run, predictor=replace(run.predictor, session=_stand_in(run.predictor))) for run in runs]
         self._processes: dict[int, tuple[Any, Connection]] = {}
+        self._num_ready = self._num_restarts = 0
+        self._lock = threading.Lock()
         self._is_stopping = threading.Event()
         self._log = LogWriter("-", partial(self._metrics.add, LOST_LINES))
 
@@ -226,23 +228,30 @@ class ServerProcesses:
         try:
             for row in range(self.settings.processes):
                 self._start(row)
+            while self._num_ready < self.settings.processes and not self._is_stopping.wait(0.02):
+                self._restart()
             on_start()
-            restarts = 0
             while not self._is_stopping.wait(0.2):
-                for row in [row for row, (process, _) in self._processes.items() if not process.is_alive()]:
-                    restarts += 1
-                    if restarts > MAX_RESTARTS:
-                        raise MegabertError("the front ends end unexpectedly again and again; the server stops.")
-                    code = self._processes[row][0].exitcode
-                    self._log.write(
-                        f"megabert: a front end ended unexpectedly (exit code {code}); it is started again."
-                    )
-                    self._metrics.add("megabert_front_end_restarts_total")
-                    self._start(row)
+                self._restart()
         finally:
             self._stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _restart(self) -> None:
+        """Start front ends that have died again."""
+        for row in [row for row, (process, _) in self._processes.items() if not process.is_alive()]:
+            self._num_restarts += 1
+            if self._num_restarts > MAX_RESTARTS:
+                raise MegabertError("the front ends end unexpectedly again and again; the server stops.")
+            code = self._processes[row][0].exitcode
+            self._log.write(f"megabert: a front end ended unexpectedly (exit code {code}); it is started again.")
+            self._metrics.add("megabert_front_end_restarts_total")
+            self._start(row)
+
+    def _count_ready(self) -> None:
+        with self._lock:
+            self._num_ready += 1
 
     def _start(self, row: int) -> None:
         here, there = self._context.Pipe()
@@ -254,7 +263,7 @@ class ServerProcesses:
         process.start()
         there.close()
         self._processes[row] = process, here
-        threading.Thread(target=compute_for, args=(here, self._queue), daemon=True).start()
+        threading.Thread(target=compute_for, args=(here, self._queue, self._count_ready), daemon=True).start()
 
     def _stop(self) -> None:
         end = time.monotonic() + self.settings.limits.shutdown_seconds
@@ -308,7 +317,7 @@ def run_front_end(
     queue = RemoteQueue(connection, stop, stop)
     servers.append(HttpServer(make_application(runs, settings, queue, metrics, kind), settings))
     if not stopped.is_set():  # the other process may say so while this one starts
-        servers[0].serve_socket(listener)
+        servers[0].serve_socket(listener, queue.report_ready)
 
 
 def check_address(host: str, key_digest: bytes | None, hosts: Collection[str], *, is_open: bool) -> Mapping[str, Any]:
