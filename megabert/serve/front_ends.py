@@ -6,7 +6,7 @@ with the networks ends, so do they.
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,16 +30,18 @@ class _Request:
     token_ids: NDArray[np.int32]
     segment_ids: NDArray[np.int8]
     lengths: NDArray[np.int32]
+    token_targets: Mapping[str, NDArray[Any]]
+    """What a head takes beside the tokens, such as the role of a text that is embedded."""
 
     def features(self) -> list[Features]:
         """Return the sequences."""
         ends = np.cumsum(self.lengths)[:-1]
-        pairs = zip(
-            np.split(self.token_ids.astype(np.int64), ends),
-            np.split(self.segment_ids.astype(np.int64), ends),
-            strict=True,
-        )
-        return [Features(*pair) for pair in pairs]
+        ids, segments = (np.split(array.astype(np.int64), ends) for array in (self.token_ids, self.segment_ids))
+        own = {name: np.split(values, ends) for name, values in self.token_targets.items()}
+        return [
+            Features(*pair, token_targets={name: values[number] for name, values in own.items()})
+            for number, pair in enumerate(zip(ids, segments, strict=True))
+        ]
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class RemoteQueue:
         lengths = np.array([len(item) for item in features], dtype=np.int32)
         token_ids = np.concatenate([item.token_ids for item in features]).astype(np.int32)
         segment_ids = np.concatenate([item.segment_ids for item in features]).astype(np.int8)
+        names = features[0].token_targets
+        token_targets = {name: np.concatenate([item.token_targets[name] for item in features]) for name in names}
         with self._lock:
             job = next(self._numbers)
             self._jobs[job] = future, lengths
-            self._send(_Request(job, lane, token_ids, segment_ids, lengths))
+            self._send(_Request(job, lane, token_ids, segment_ids, lengths, token_targets))
         future.add_done_callback(lambda done: self._cancel(job) if done.cancelled() else None)
         return future
 

@@ -56,6 +56,8 @@ class Call:
     gone: Callable[[], Awaitable[None]]
     started: float
     work: Work | None = None
+    cut_tokens: int | None = None
+    """Tokens that were cut on the client's request; None: it did not ask."""
 
     @property
     def catalog(self) -> ModelCatalog:
@@ -74,6 +76,8 @@ class Call:
         if self.work is None:
             return {}
         total, work = time.monotonic() - self.started, self.work
+        cut = work.cut_tokens + (self.cut_tokens or 0)
+        truncated = {"x-truncated-tokens": str(cut)} if cut or self.cut_tokens is not None else {}
         host = max(total - work.queue_seconds - work.inference_seconds, 0)
         return {
             "x-compute-type": self.app.compute_type,
@@ -85,6 +89,7 @@ class Call:
             "x-queue-time": f"{work.queue_seconds * 1000:.0f}",
             "x-inference-time": f"{work.inference_seconds * 1000:.0f}",
             "x-windows": str(work.windows),
+            **truncated,
         }
 
 

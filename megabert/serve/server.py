@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 
 import uvicorn
 
-from ..errors import ConfigError, MegabertError
+from ..errors import ConfigError, InputWarning, MegabertError
 from ..inference import Predictor, Session
 from .access_log import LogWriter
 from .admission import Admission, ServerLimits
@@ -177,6 +178,7 @@ def address_of(listener: socket.socket) -> str:
 def serve(runs: Sequence[LoadedRun], settings: ServeSettings, on_start: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; `on_start` takes the address once the models are warm."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    warnings.simplefilter("ignore", InputWarning)  # answers say what was cut
     listener = listen(settings)
     address = address_of(listener)
     if settings.processes:
@@ -303,6 +305,7 @@ def run_front_end(
 ) -> None:
     """Answer HTTP in a process of its own, until the other process says so or ends."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    warnings.simplefilter("ignore", InputWarning)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the networks decides when to stop
     metrics = ServerMetrics(memory, row)
     metrics.clear_gauges()  # of a front end that died in this row
