@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -153,23 +154,25 @@ def _by_feature(logits: NDArray[np.float32], batch: Batch, *, is_per_sequence: b
 class SmallBatches:
     """A network's small batches, padded to static sizes, each size captured in a CUDA graph when this is made.
 
-    One thread at a time uses them. `capture=False` computes the padded batches eagerly, on any device.
+    One thread at a time uses those of all networks. `capture=False` computes the padded batches eagerly, on any device.
     """
+
+    # Graphs share the memory of their pool and, those of all networks, the workspace of matrix products.
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, model: TaskModel, device: torch.device, max_length: int, pad_id: int, *, capture: bool) -> None:
         self._model, self._device, self._max_length, self._pad_id = model, device, max_length, pad_id
-        self._lock = threading.Lock()
         self._static: dict[BatchSize, Batch] = {}
         self._graphs: dict[BatchSize, CapturedGraph[Tensor]] = {}
         pool = torch.cuda.graph_pool_handle() if capture else None
         sequence = np.full(2, pad_id, dtype=np.int64)
-        with side_stream(device), torch.inference_mode():
+        with self._lock, side_stream(device), torch.inference_mode():
             for size in SMALL_BATCHES:
                 batch = pack([Features(sequence, np.zeros_like(sequence))], max_length, pad_id, size)
                 self._static[size] = batch.to(device)
                 self._graphs[size] = CapturedGraph(partial(self._compute, size), pool, capture=capture)
                 for _ in range(2):  # the first call is eager, the second captures
-                    self._graphs[size]()
+                    self._graphs[size]().cpu()  # waits, for the next replay may be on another thread's stream
 
     def _compute(self, size: BatchSize) -> Tensor:
         return self._model(*self._static[size].inputs()).float()
@@ -179,7 +182,8 @@ class SmallBatches:
         num_tokens, num_sequences = sum(map(len, features)), sum(item.num_sequences for item in features)
         for size in SMALL_BATCHES:
             num_fillers = -(-(size.num_tokens - num_tokens) // self._max_length)
-            if num_tokens <= size.num_tokens and num_sequences + num_fillers <= size.num_sequences:
+            # A filler of a token or more, so that the last sequence ends where a filler begins.
+            if num_tokens < size.num_tokens and num_sequences + num_fillers <= size.num_sequences:
                 return size
         return None
 
