@@ -71,6 +71,8 @@ def serve_child(arguments: argparse.Namespace) -> None:
     from megabert.serve.server import LoadedRun, ServeSettings, serve
 
     predictor = make_predictor(arguments)
+    if arguments.packed:
+        type(predictor.session).with_small_batches = lambda session, *_: session
     if not arguments.encoder:
         print(json.dumps({"offline": offline(arguments, predictor)}), file=sys.stderr, flush=True)
     settings = ServeSettings(port=0, processes=arguments.processes, access_log="none")
@@ -294,6 +296,7 @@ def main() -> None:
     add("--seconds", type=float, default=20)
     add("--repeat", type=int, default=1, help="how often the offline inference reads the texts")
     add("--mixed", action="store_true", help="requests and texts of many sizes")
+    add("--packed", action="store_true", help="without CUDA graphs of small batches")
     add("--rival", action="store_true")
     add("--role", choices=("bench", "server", "rival"), default="bench")
     arguments = parser.parse_args()
