@@ -301,7 +301,7 @@ async def _open_loop(port, clients, rate, seconds, seed):
 
 HEAD = "POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = request("POST", "/v1/entities", {"inputs": ["Peter lives in Paris " * 40] * 32})
-LONGER = request("POST", "/v1/entities", {"inputs": ["Peter lives in Paris " * 400] * 32})
+LONGER = request("POST", "/tokenize", {"inputs": ["Peter lives in Paris " * 400] * 32})
 """Its answer does not fit into the buffers of a connection."""
 
 
