@@ -21,6 +21,7 @@ from ..data.packing import Features
 from .model_queue import Computed, ComputeQueue, ModelFailure
 
 DRAIN, READY = "drain", "ready"
+ENDED = "the process of the networks has ended"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RemoteQueue:
         self._numbers = itertools.count()
         self._jobs: dict[int, tuple[Future[Computed], NDArray[np.int32]]] = {}
         self._lock = threading.Lock()
+        self._has_ended = False
         threading.Thread(target=self._receive, name="answers", daemon=True).start()
 
     def submit(self, lane: str, features: Sequence[Features]) -> "Future[Computed]":
@@ -73,6 +75,9 @@ class RemoteQueue:
         names = features[0].token_targets
         token_targets = {name: np.concatenate([item.token_targets[name] for item in features]) for name in names}
         with self._lock:
+            if self._has_ended:
+                future.set_exception(ModelFailure(ENDED))
+                return future
             job = next(self._numbers)
             self._jobs[job] = future, lengths
             self._send(_Request(job, lane, token_ids, segment_ids, lengths, token_targets))
@@ -104,6 +109,13 @@ class RemoteQueue:
                     future, lengths = self._jobs.pop(message.job, (None, None))
                 if future is not None and future.set_running_or_notify_cancel():
                     _resolve(future, message, lengths)
+        with self._lock:
+            self._has_ended = True
+            lost = [future for future, _ in self._jobs.values()]
+            self._jobs.clear()
+        for future in lost:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ModelFailure(ENDED))
         self._on_end()
 
 

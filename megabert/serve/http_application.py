@@ -15,7 +15,7 @@ from .access_log import LogWriter
 from .admission import Admission
 from .hosted_models import ModelCatalog
 from .model_queue import ModelFailure, Work
-from .refusals import ClientGone, Refusal, refusal_json
+from .refusals import ClientGone, Refusal, refusal_json, unavailable
 from .request_fields import RequestField, parse_body, read_fields
 from .request_guard import RequestGuard, headers_of, read_body, request_id_of
 from .server_metrics import LOST_LINES
@@ -148,11 +148,16 @@ class HttpApplication:
         headers = headers_of(scope)
         request_id = request_id_of(headers)
         line: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16], "path": "?"}
+        patience: float | None = SEND_SECONDS
         try:
             reply = await self._answer(scope, headers, receive, start, line)
         except ClientGone:
             self.access_log.write_access({**line, "status": 499, "seconds": round(time.monotonic() - start, 4)})
             return
+        except asyncio.CancelledError:  # the time to stop is over: what is sent must not wait
+            patience = None
+            late = unavailable("the server has stopped. Use another one.")
+            reply = Reply(refusal_json(late, scope["path"], request_id), late.headers(), late.status)
         except Refusal as refusal:
             content = refusal_json(refusal, scope["path"], request_id)
             reply = Reply(content, refusal.headers(), refusal.status)
@@ -168,7 +173,7 @@ class HttpApplication:
         self.admission.metrics.count_response(reply.status)
         self.admission.metrics.observe("te_request_duration", seconds)
         self.access_log.write_access({**line, "status": reply.status, "seconds": round(seconds, 4)})
-        await self._send(reply, {"x-request-id": request_id}, scope, send)
+        await self._send(reply, {"x-request-id": request_id}, scope, send, patience)
 
     async def _answer(
         self, scope: Any, headers: Mapping[str, str], receive: Any, start: float, line: dict[str, Any]
@@ -219,7 +224,9 @@ class HttpApplication:
             metrics.observe("te_request_inference_duration", call.work.inference_seconds)
             line |= {"tokens": call.work.tokens, "windows": call.work.windows}
 
-    async def _send(self, reply: Reply, extra: Mapping[str, str], scope: Any, send: Any) -> None:
+    async def _send(
+        self, reply: Reply, extra: Mapping[str, str], scope: Any, send: Any, patience: float | None
+    ) -> None:
         body = reply.body()
         headers = {"content-type": reply.media_type, "content-length": str(len(body)), **SAFE, **extra, **reply.headers}
         headers.setdefault("content-security-policy", NO_PAGE)
@@ -230,7 +237,7 @@ class HttpApplication:
             await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
             for first in range(0, max(len(body), 1), SEND_BYTES):
                 part = {"body": body[first : first + SEND_BYTES], "more_body": first + SEND_BYTES < len(body)}
-                await asyncio.wait_for(send({"type": "http.response.body", **part}), SEND_SECONDS)
+                await asyncio.wait_for(send({"type": "http.response.body", **part}), patience)
         except TimeoutError:
             scope["state"]["abort"]()
 

@@ -509,13 +509,16 @@ def kill(share, seed, make):
         time.sleep(3)
         again = asyncio.run(closed_loop(server.port, 4, 10, num=40))
         family = server.family()
-        server.process.kill()
+        with _loaded(server.port, 4) as last:
+            time.sleep(1)
+            server.process.kill()
         time.sleep(2)
         left = [pid for pid in family if b"spawn_main" in _command_line(pid)]
     lost = sum(row[0] == 0 for row in rows)
-    defects = wrong(rows, (200, 429, 503, 0)) + wrong(again, (200,))
+    defects = wrong(rows, (200, 429, 503, 0)) + wrong(again, (200,)) + wrong(last, (200, 429, 500, 503, 0))
     defects += [f"{len(left)} processes are left"] if left else []
-    return {"front_ends_killed": killed, "closed_connections": lost, **summary(rows), "defects": defects}
+    return {"front_ends_killed": killed, "closed_connections": lost, **summary(rows),
+            "networks_killed": summary(last)["statuses"], "defects": defects}  # fmt: skip
 
 
 def _command_line(pid):

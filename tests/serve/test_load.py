@@ -143,6 +143,7 @@ def test_a_failure_of_the_network_is_500_with_an_id_and_the_server_lives(gated, 
     assert (status, answer["error_type"]) == (500, "Backend")
     assert answer["request_id"] == headers["x-request-id"]
     assert "secret" not in json.dumps(answer)
+    gated.server.application.error_log.close()  # waits for its lines
     assert headers["x-request-id"] in capfd.readouterr().err
     GatedSession.failure = None
     assert gated.call("POST", "/v1/entities", {"text": "Peter"})[0] == 200
@@ -181,3 +182,16 @@ def test_the_bound_of_requests_is_that_of_all_front_ends_together():
         admission.check()
     ServerMetrics(memory, 1).clear_gauges()  # a front end that took the place of one that died
     admission.check()
+
+
+def test_what_is_not_answered_in_the_time_to_stop_is_503_in_the_protocol():
+    limits = ServerLimits(shutdown_seconds=1)
+    with running(load_runs("ner"), GatedSession, limits=limits) as server:
+        GatedSession.gate.clear()
+        with ThreadPoolExecutor(1) as threads:
+            future = threads.submit(server.call, "POST", "/v1/entities", {"text": "Peter"})
+            wait_until(lambda: active(server) == 1)
+            server.server.stop()
+            status, headers, answer = future.result(20)
+            GatedSession.gate.set()
+    assert (status, headers["retry-after"], answer["error_type"]) == (503, "1", "Unhealthy")
