@@ -149,7 +149,7 @@ class Connection:
     """A keep-alive connection that opens again where the server closed it."""
 
     def __init__(self, port):
-        self.port, self.reader, self.writer = port, None, None
+        self.port, self.reader, self.writer, self.used = port, None, None, time.monotonic()
 
     async def open(self):
         if self.writer is None:
@@ -158,12 +158,15 @@ class Connection:
     async def ask(self, data):
         """Send a request; returns status, seconds and body. Status 0: no answer, -1: none in time."""
         began = time.monotonic()
+        if began - self.used > 3:  # the server closes idle connections after 5 s
+            self.close()
         try:
             async with asyncio.timeout(PATIENCE):
                 await self.open()
                 self.writer.write(data)
                 head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
                 body = await self.reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))
+            self.used = time.monotonic()
             if "connection: close" in head:
                 self.close()
             return int(head.split(" ", 2)[1]), time.monotonic() - began, body
