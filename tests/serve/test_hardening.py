@@ -125,6 +125,7 @@ def test_pages_of_other_sites_are_refused(server):
     for headers, status in (
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": f"http://127.0.0.1:{server.port}"}, 200),
         ({"origin": "http://127.0.0.1:1"}, 403),
         ({"sec_fetch_site": "cross-site"}, 403),
