@@ -73,7 +73,7 @@ def context_windows(
     cls, sep, tokens = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id]), context.tokens
     context_start, num_tokens = len(question_ids) + 2, len(tokens.token_ids)
     spans = window_spans(num_tokens, dataset.max_seq_length - context_start - 1, dataset.doc_stride)
-    features = []
+    features: list[Features] = []
     for (start, end), min_length in zip(spans, least_lengths(num_tokens, spans), strict=True):
         if dataset.window_pooling == "maximum":
             min_length[:] = 1
