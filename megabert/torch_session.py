@@ -1,24 +1,21 @@
 """Run a PyTorch network over features: packed batches, overlapped copies, CUDA graphs, several ranks."""
 
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.packing import Batch, BatchSize, Features, pack
+from .captured_batches import SizedGraphs, SmallBatches, split_logits
+from .data.packing import Batch, Features
 from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
 from .inference import EvaluationStopped, ProgressCallback, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
-from .model.attention import PackedSequences
-from .model.heads import DualEmbeddingHead, EmbeddingHead, StatesHead, TaskModel
-from .model.lora import base_parameters, lora_config, mix_encoders
+from .model.heads import EmbeddingHead, StatesHead, TaskModel
 from .model.precision import resolve_static_batches
 from .parallel.process_group import SINGLE_PROCESS, World
 
@@ -43,8 +40,10 @@ class TorchSession:
     is_static: bool = False
     """Batches are padded to one static size, and captured in a CUDA graph unless FSDP shards the model."""
     world: World = SINGLE_PROCESS
-    graphs: "SizedGraphs | None" = None
+    graphs: SizedGraphs | None = None
     """Captured forward passes that later calls replay; without losses."""
+    small: SmallBatches | None = None
+    """Graphs of small batches, where `with_small_batches` has captured them."""
 
     @property
     def needs_targets(self) -> bool:
@@ -65,15 +64,22 @@ class TorchSession:
         can_capture = self.world.size == 1 and resolve_static_batches(True, self.device, config, self.precision)
         return replace(self, graphs=SizedGraphs()) if can_capture else self
 
+    def with_small_batches(self, max_length: int, pad_id: int) -> "TorchSession":
+        """Return the network with CUDA graphs of small batches, for a server; as it is where it cannot have them."""
+        config = self.model.encoder.config
+        if self.needs_targets or not resolve_static_batches(True, self.device, config, self.precision):
+            return self
+        return replace(self, small=SmallBatches(self.model.eval(), self.device, max_length, pad_id, capture=True))
+
     def without_head(self) -> "TorchSession":
         """Return the network without its head, as `Session.without_head` describes."""
         model = TaskModel(self.model.encoder, EmbeddingHead()).train(self.model.training)
-        return replace(self, model=model, is_static=False, graphs=None)
+        return replace(self, model=model, is_static=False, graphs=None, small=None)
 
     def token_states(self) -> "TorchSession":
         """Return the network with the last hidden states of all tokens instead of logits."""
         model = TaskModel(self.model.encoder, StatesHead()).train(self.model.training)
-        return replace(self, model=model, is_static=False, graphs=None)
+        return replace(self, model=model, is_static=False, graphs=None, small=None)
 
     def run(
         self,
@@ -87,6 +93,8 @@ class TorchSession:
         should_stop: Callable[[], bool] | None = None,
     ) -> SessionOutput:
         """Compute logits of all features, as `Session.run` describes."""
+        if self.small is not None and not with_loss and (size := self.small.size_of(features)) is not None:
+            return SessionOutput(self.small.run(features, size), None)
         steps = self.steps(
             features,
             batch_size=batch_size,
@@ -159,12 +167,8 @@ class TorchSession:
 
     def _split(self, launched: "_Launched", logits: list[NDArray[np.float32]]) -> None:
         """Fill in the logits of each feature of a batch."""
-        array = launched.logits.numpy()
-        if self.model.head.is_per_sequence:
-            parts = _by_feature(array, launched.batch.parts)
-        else:
-            ends = launched.batch.cu_seqlens_N1.tolist()
-            parts = [array[start:end] for start, end in pairwise(ends[: len(launched.indices) + 1])]
+        is_per_sequence = self.model.head.is_per_sequence
+        parts = split_logits(launched.logits.numpy(), launched.batch, is_per_sequence=is_per_sequence)
         for index, part in zip(launched.indices, parts, strict=True):
             logits[index] = part
 
@@ -187,91 +191,6 @@ class TorchSession:
         tensor = torch.from_numpy(numbers if self.world.tensor_rank == 0 else np.zeros_like(numbers))
         self.world.all_reduce(tensor)
         return tensor.numpy()
-
-
-def _by_feature(logits_NC: NDArray[np.float32], parts: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Split the logits of sequences: [C] of a feature with one sequence, [P, C] of one with several."""
-    starts = np.cumsum([0, *parts])
-    pairs = zip(starts[:-1].tolist(), parts, strict=True)
-    return [logits_NC[start] if count == 1 else logits_NC[start : start + count] for start, count in pairs]
-
-
-class AdapterMix:
-    """Networks of one base with adapters and heads of their own, whose sequences share a batch."""
-
-    def __init__(self, sessions: Mapping[str, TorchSession]) -> None:
-        self._numbers = {name: number for number, name in enumerate(sessions)}
-        self._models = [session.model for session in sessions.values()]
-        self._device = next(iter(sessions.values())).device
-        self._segments = threading.local()  # of the batch that a thread computes
-        self._encoder = mix_encoders([model.encoder for model in self._models], self._segments)
-
-    def run(self, parts: Sequence[tuple[str, Sequence[Features]]], max_length: int) -> list[NDArray[np.float32]]:
-        """Compute logits of the features of several networks, given by name, as one batch; in their order."""
-        features = [item for _, own in parts for item in own]
-        ends = np.cumsum([0, *(sum(map(len, own)) for _, own in parts)]).tolist()
-        sequences = np.cumsum([0, *(sum(item.num_sequences for item in own) for _, own in parts)]).tolist()
-        numbers = [self._numbers[name] for name, _ in parts]
-        self._segments.now = list(zip(numbers, ends[:-1], ends[1:], strict=True))
-        with side_stream(self._device), torch.inference_mode():
-            batch = pack(features, max_length, pad_id=0)  # without a static size nothing is padded
-            batch = batch.map(Tensor.pin_memory).to(self._device) if self._device.type == "cuda" else batch
-            token_ids_T, position_ids_T, segment_ids_T, cu_seqlens_N1, _, _ = batch.inputs()
-            documents = PackedSequences(cu_seqlens_N1, max_length)
-            hidden_TD = self._encoder(token_ids_T, position_ids_T, segment_ids_T, documents)
-            starts_N = documents.starts()
-            outputs = [
-                self._models[number].apply_head(hidden_TD[start:end], starts_N[first:last] - start)
-                for (number, start, end), first, last in zip(
-                    self._segments.now, sequences[:-1], sequences[1:], strict=True
-                )
-            ]
-            arrays = [output.float().cpu().numpy() for output in outputs]
-        logits: list[NDArray[np.float32]] = []
-        for number, array, (_, own) in zip(numbers, arrays, parts, strict=True):
-            if self._models[number].head.is_per_sequence:
-                logits += _by_feature(array, [item.num_sequences for item in own])
-            else:
-                logits += np.split(array, np.cumsum([len(item) for item in own])[:-1])
-        return logits
-
-
-def adapter_mixes(sessions: Mapping[str, object]) -> dict[str, AdapterMix]:
-    """Find the networks, by name, that are adapters of one base in memory: each group's sequences can share batches."""
-    groups: dict[tuple[int, ...], dict[str, TorchSession]] = {}
-    for name, session in sessions.items():
-        if not isinstance(session, TorchSession) or isinstance(session.model.head, DualEmbeddingHead):
-            continue
-        if lora_config(session.model) is not None and session.precision != "fp8" and session.world.size == 1:
-            key = tuple(id(parameter) for parameter in base_parameters(session.model.encoder).values())
-            groups.setdefault(key, {})[name] = session
-    mixes: dict[str, AdapterMix] = {}
-    for group in groups.values():
-        if len({id(session.model.encoder) for session in group.values()}) > 1:
-            mixes |= dict.fromkeys(group, AdapterMix(group))
-    return mixes
-
-
-class SizedGraphs:
-    """Captured forward passes of one network: a CUDA graph for each size of batches.
-
-    Sizes are multiples of `size_multiple` tokens, so that there are few. Only one thread may use them.
-    """
-
-    def __init__(self, size_multiple: int = 128) -> None:
-        self.size_multiple = size_multiple
-        self._pool = torch.cuda.graph_pool_handle()
-        self._by_size: dict[tuple[BatchSize, int], tuple[Batch, CapturedGraph[Tensor]]] = {}
-
-    def __call__(self, compute: Callable[[Batch], Tensor], batch: Batch, device: torch.device) -> Tensor:
-        """Compute the logits of a batch; the next call overwrites them."""
-        size = batch.size, batch.max_seqlen
-        if size not in self._by_size:
-            static = batch.to(device)
-            self._by_size[size] = static, CapturedGraph(partial(compute, static), self._pool)
-        static, graph = self._by_size[size]
-        static.copy_from(batch)
-        return graph()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from megabert.build import load_language_model, new_task_model
+from megabert.captured_batches import SmallBatches
 from megabert.config.parser import compose
 from megabert.errors import ConfigError, InputError
 from megabert.inference import Predictor
@@ -169,3 +170,26 @@ def test_layers_that_there_are_not_are_refused(vocab_file, words, message):
     file = f"model.tokenizer.vocab_file={vocab_file}"
     with pytest.raises(ConfigError, match=message):
         language_model(*words, "model.language_model.first_layers=7", *([file] if TINY in words else []))
+
+
+@pytest.mark.parametrize("kind", ["head", "mean"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip  # noqa: E501
+def test_small_batches_of_a_static_size_have_the_logits_of_packed_ones(predictor, squad_file, kind, device):
+    session = dataclasses.replace(predictor.session, device=torch.device(device))
+    session.model.to(device)
+    session = session if kind == "head" else session.without_head()
+    examples = predictor.task.read(squad_file)
+    features = predictor.task.features(examples, predictor.tokenizer, with_targets=False)
+    options = {"batch_size": 32, "max_length": 64, "pad_id": predictor.tokenizer.pad_id}
+    small = SmallBatches(session.model, session.device, 64, predictor.tokenizer.pad_id, capture=device == "cuda")
+    full = [dataclasses.replace(features[0], token_ids=np.resize(features[0].token_ids, length), segment_ids=np.zeros(length, np.int64), notes=None) for length in (60, 4)]  # fmt: skip  # noqa: E501
+    features = [*full, *features]  # the first two fill a size
+    for count in (1, 2, len(features)):
+        size = small.size_of(features[:count])
+        assert size.num_tokens > sum(map(len, features[:count]))
+        wanted = session.run(features[:count], **options).logits
+        for _ in range(2):
+            for first, second in zip(small.run(features[:count], size), wanted, strict=True):
+                np.testing.assert_allclose(first, second, atol=1e-5)
+    assert small.size_of(features * 1000) is None
+    assert session.with_small_batches(64, 0).small is None or device == "cuda"

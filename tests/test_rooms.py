@@ -23,6 +23,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"pretraining", "checkpoints", "parallel"},
     {"tasks"},
     {"inference"},
+    {"captured_batches"},
     {"torch_session", "onnx_session"},
     {"weights"},
     {"adapters"},

@@ -27,6 +27,7 @@ def serve(words: Sequence[str]) -> int:
     arguments = _parse(words)
     models = _models(arguments)
     require_uvicorn("serve")
+    from ..serve.access_log import LogWriter
     from ..serve.admission import ServerLimits
     from ..serve.server import ServeSettings, check_address
     from ..serve.server import serve as serve_runs
@@ -52,7 +53,9 @@ def serve(words: Sequence[str]) -> int:
         access_log=arguments.access_log, limits=limits,
     )  # fmt: skip
     serve_runs(runs, settings, lambda where: log(f"Serving {', '.join(models)} at {where}; the page is there, too."))
-    log("The server has stopped; all admitted requests are answered.")
+    last = LogWriter("-")  # standard error may be a pipe that nobody reads
+    last.write("The server has stopped; all admitted requests are answered.")
+    last.close()
     return 0
 
 

@@ -38,6 +38,7 @@ class Features:
     or NaN in floats, for a token without one.
     `weight` is the sequence's weight in the mean loss: 1, or its number of labelled tokens.
     `notes` are private to the task: what `decode` needs to map predictions back to the example.
+    `num_cut` counts tokens of the example that no sequence shows; of an example with several the first has it.
     """
 
     token_ids: NDArray[np.int64]
@@ -47,6 +48,7 @@ class Features:
     weight: float = 1.0
     notes: Any = None
     parts: tuple[int, ...] = ()
+    num_cut: int = 0
 
     @property
     def num_sequences(self) -> int:

@@ -63,6 +63,7 @@ def main() -> None:
     assert example.answers, "every question of the sample has an answer"
     print(f"\nThe gold answer is {json.dumps(example.answers[0].text)}.")
     print(f"Done in {time.monotonic() - started:.0f} s. Run folder: {folder}. Curves: {folder / 'curves.png'}.")
+    print(f"As a page in the browser: pip install '.[serve]', then megabert serve qa={folder}")
 
 
 if __name__ == "__main__":

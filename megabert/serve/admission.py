@@ -17,7 +17,7 @@ MAX_THREADS = 64
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Bounds of what a server takes; all of one front end."""
+    """Bounds of what a server takes; connections and bytes are those of one front end."""
 
     max_concurrent_requests: int = 512
     max_body_bytes: int = 2_000_000
@@ -51,8 +51,9 @@ class Admission:
         """Raise Refusal where a request cannot be admitted now."""
         if self.is_draining:
             raise unavailable("the server is shutting down. Use another one.")
-        if self.num_active >= self.limits.max_concurrent_requests:
-            raise overloaded(f"{self.num_active} requests are waiting. Try again later.")
+        waiting = self.metrics.value("te_queue_size")  # of all front ends
+        if waiting >= self.limits.max_concurrent_requests:
+            raise overloaded(f"{waiting:.0f} requests are waiting. Try again later.")
 
     async def run(
         self, function: Callable[[Work], Any], gone: Callable[[], Awaitable[None]], seconds: float | None

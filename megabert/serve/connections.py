@@ -13,7 +13,7 @@ from .admission import ServerLimits
 from .server_metrics import ServerMetrics
 
 MAX_HEADER_BYTES = 16_384
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 2.0
 """How long a closed connection may take to read what was sent."""
 
 

@@ -68,7 +68,7 @@ def _model(call: Call, suits: Any = None) -> HostedModel:
 
 
 def _scores_pairs(model: HostedModel) -> bool:
-    return "text_b" in model.fields
+    return model.ranking is not None
 
 
 def _texts(value: Any, model: HostedModel, call: Call, field: str = "inputs") -> list[str]:
@@ -102,12 +102,13 @@ def _special_ids(model: HostedModel) -> set[int]:
     return {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
 
 
-def _cut(texts: list[str], model: HostedModel, call: Call) -> tuple[list[str], dict[str, str]]:
+def _cut(texts: list[str], model: HostedModel, call: Call) -> list[str]:
     """Cut texts if the client wants it; the header x-truncated-tokens counts what was cut."""
     if not call.fields.get("truncate"):
-        return texts, {}
+        return texts
     pairs = [model.cut(text, call.fields["truncation_direction"]) for text in texts]
-    return [text for text, _ in pairs], {"x-truncated-tokens": str(sum(count for _, count in pairs))}
+    call.cut_tokens = sum(count for _, count in pairs)
+    return [text for text, _ in pairs]
 
 
 def _shaped(vectors: NDArray[np.float32], dimensions: int | None, *, is_normalized: bool) -> NDArray[np.float32]:
@@ -127,19 +128,19 @@ def _check_blank(texts: Sequence[str], field: str) -> None:
 
 async def _embed(call: Call) -> Reply:
     model = _model(call)
-    texts, headers = _cut(_texts(call.fields["inputs"], model, call), model, call)
+    texts = _cut(_texts(call.fields["inputs"], model, call), model, call)
     _check_blank(texts, "inputs")
     vectors = await call.compute(lambda work: model.embed(texts, work))
     shaped = _shaped(vectors, call.fields["dimensions"], is_normalized=call.fields["normalize"])
-    return Reply(shaped.tolist(), headers)
+    return Reply(shaped.tolist())
 
 
 async def _embed_all(call: Call) -> Reply:
     model = _model(call)
-    texts, headers = _cut(_texts(call.fields["inputs"], model, call), model, call)
+    texts = _cut(_texts(call.fields["inputs"], model, call), model, call)
     _check_blank(texts, "inputs")
     states = await call.compute(lambda work: model.token_states(texts, work))
-    return Reply([item.tolist() for item in states], headers)
+    return Reply([item.tolist() for item in states])
 
 
 TEI_RERANK = (
@@ -155,7 +156,7 @@ TEI_RERANK = (
 async def _rerank(call: Call) -> Reply:
     fields, model = call.fields, _model(call, _scores_pairs)
     check_number(fields["texts"], call, "texts")
-    texts, headers = _cut(fields["texts"], model, call)
+    texts = _cut(fields["texts"], model, call)
     scores = await call.compute(lambda work: model.score_pairs(fields["query"], texts, work))
     scores = [logit(score) if fields["raw_scores"] else score for score in scores]
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
@@ -164,8 +165,7 @@ async def _rerank(call: Call) -> Reply:
         [
             {"index": index, "score": scores[index], **({"text": text[index]} if fields["return_text"] else {})}
             for index in order
-        ],
-        headers,
+        ]
     )
 
 
@@ -173,14 +173,11 @@ async def _predict(call: Call) -> Reply:
     model = _model(call, lambda item: "text" in item.fields and "tokens" not in item.fields)
     inputs, is_batch = _predict_inputs(call.fields["inputs"])
     check_number(inputs, call)
-    headers: dict[str, str] = {}
-    if call.fields["truncate"]:
-        cut = [model.cut(item["text"], call.fields["truncation_direction"]) for item in inputs]
-        inputs = [{**item, "text": text} for item, (text, _) in zip(inputs, cut, strict=True)]
-        headers["x-truncated-tokens"] = str(sum(count for _, count in cut))
+    texts = _cut([item["text"] for item in inputs], model, call)
+    inputs = [{**item, "text": text} for item, text in zip(inputs, texts, strict=True)]
     predictions = await call.compute(lambda work: model.predictions(inputs, work))
     rows = [_class_scores(prediction, model, is_raw=call.fields["raw_scores"]) for _, prediction in predictions]
-    return Reply(rows if is_batch else rows[0], headers)
+    return Reply(rows if is_batch else rows[0])
 
 
 def _predict_inputs(value: Any) -> tuple[list[dict[str, str]], bool]:

@@ -6,7 +6,7 @@ with the networks ends, so do they.
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ..data.packing import Features
 from .model_queue import Computed, ComputeQueue, ModelFailure
 
-DRAIN = "drain"
+DRAIN, READY = "drain", "ready"
+ENDED = "the process of the networks has ended"
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,18 @@ class _Request:
     token_ids: NDArray[np.int32]
     segment_ids: NDArray[np.int8]
     lengths: NDArray[np.int32]
+    token_targets: Mapping[str, NDArray[Any]]
+    """What a head takes beside the tokens, such as the role of a text that is embedded."""
 
     def features(self) -> list[Features]:
         """Return the sequences."""
         ends = np.cumsum(self.lengths)[:-1]
-        pairs = zip(
-            np.split(self.token_ids.astype(np.int64), ends),
-            np.split(self.segment_ids.astype(np.int64), ends),
-            strict=True,
-        )
-        return [Features(*pair) for pair in pairs]
+        ids, segments = (np.split(array.astype(np.int64), ends) for array in (self.token_ids, self.segment_ids))
+        own = {name: np.split(values, ends) for name, values in self.token_targets.items()}
+        return [
+            Features(*pair, token_targets={name: values[number] for name, values in own.items()})
+            for number, pair in enumerate(zip(ids, segments, strict=True))
+        ]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class RemoteQueue:
         self._numbers = itertools.count()
         self._jobs: dict[int, tuple[Future[Computed], NDArray[np.int32]]] = {}
         self._lock = threading.Lock()
+        self._has_ended = False
         threading.Thread(target=self._receive, name="answers", daemon=True).start()
 
     def submit(self, lane: str, features: Sequence[Features]) -> "Future[Computed]":
@@ -68,12 +72,22 @@ class RemoteQueue:
         lengths = np.array([len(item) for item in features], dtype=np.int32)
         token_ids = np.concatenate([item.token_ids for item in features]).astype(np.int32)
         segment_ids = np.concatenate([item.segment_ids for item in features]).astype(np.int8)
+        names = features[0].token_targets
+        token_targets = {name: np.concatenate([item.token_targets[name] for item in features]) for name in names}
         with self._lock:
+            if self._has_ended:
+                future.set_exception(ModelFailure(ENDED))
+                return future
             job = next(self._numbers)
             self._jobs[job] = future, lengths
-            self._send(_Request(job, lane, token_ids, segment_ids, lengths))
+            self._send(_Request(job, lane, token_ids, segment_ids, lengths, token_targets))
         future.add_done_callback(lambda done: self._cancel(job) if done.cancelled() else None)
         return future
+
+    def report_ready(self) -> None:
+        """Report that this front end takes requests."""
+        with self._lock:
+            self._send(READY)
 
     def _cancel(self, job: int) -> None:
         with self._lock:
@@ -95,6 +109,13 @@ class RemoteQueue:
                     future, lengths = self._jobs.pop(message.job, (None, None))
                 if future is not None and future.set_running_or_notify_cancel():
                     _resolve(future, message, lengths)
+        with self._lock:
+            self._has_ended = True
+            lost = [future for future, _ in self._jobs.values()]
+            self._jobs.clear()
+        for future in lost:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ModelFailure(ENDED))
         self._on_end()
 
 
@@ -106,7 +127,7 @@ def _resolve(future: "Future[Computed]", answer: _Answer, lengths: Any) -> None:
     future.set_result(Computed(logits, answer.queue_seconds, answer.inference_seconds))
 
 
-def compute_for(connection: Connection, queue: ComputeQueue) -> None:
+def compute_for(connection: Connection, queue: ComputeQueue, on_ready: Callable[[], None]) -> None:
     """Compute for a front end until its pipe ends; what it still waits for is cancelled then."""
     lock = threading.Lock()
     jobs: dict[int, Future[Computed]] = {}
@@ -129,6 +150,9 @@ def compute_for(connection: Connection, queue: ComputeQueue) -> None:
     with suppress(EOFError, OSError):
         while True:
             message = connection.recv()
+            if message == READY:
+                on_ready()
+                continue
             if isinstance(message, int):
                 if message in jobs:
                     jobs[message].cancel()

@@ -2,9 +2,9 @@
 
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,66 @@ from ..data.packing import Features
 from ..errors import ConfigError, InputError
 from ..formats.documents.training_examples import PairOptions
 from ..inference import Predictor
+from ..tasks.dialogue_state_tracking import DialogueStateTracking
+from ..tasks.entity_linking import EntityLinking
+from ..tasks.intent_slot import IntentSlotClassification
+from ..tasks.multiple_choice import MultipleChoice
+from ..tasks.punctuation_capitalization import PunctuationCapitalization
+from ..tasks.question_answering import QuestionAnswering
+from ..tasks.relation_extraction import RelationExtraction
+from ..tasks.sequence_classification import SequenceClassificationTask
+from ..tasks.task import Task
+from ..tasks.text_ranking import TextRanking
+from ..tasks.token_classification import TokenClassification
+from ..tasks.zero_shot import ZeroShot
 from .model_queue import ComputeQueue, Work
 from .queued_session import STATES, QueuedSession
 from .refusals import Refusal, invalid, too_large
 
 RELEVANT = ("relevant", "entailment", "equivalent", "duplicate", "yes", "true", "1")
 """Labels whose probability ranks pairs, in this order; else the second of two."""
-ENTITIES, RELATIONS, ANSWERS = "token_classification", "relation_extraction", "question_answering"
+ENTITIES, RELATIONS, ANSWERS, CLASSES = "entities", "relations", "answers", "classes"
+ROUTES: Mapping[type, str] = {
+    TokenClassification: ENTITIES,
+    RelationExtraction: RELATIONS,
+    QuestionAnswering: ANSWERS,
+    SequenceClassificationTask: CLASSES,
+    IntentSlotClassification: "intents",
+    PunctuationCapitalization: "punctuation",
+    ZeroShot: "zero-shot",
+    MultipleChoice: "choices",
+    EntityLinking: "linking",
+    DialogueStateTracking: "dialogues",
+}
+"""The route of a task's runs; a task of one's own has that of the task from which it inherits."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How a run ranks pairs: the fields of a pair, and by what (score, value, or the probability of a label)."""
+
+    first: str
+    second: str
+    by: str
+
+
+def route_of(task: Task[Any, Any]) -> str:
+    """Return the name of a task's route; predict, which takes any, without another."""
+    return next((ROUTES[kind] for kind in type(task).__mro__ if kind in ROUTES), "predict")
+
+
+def ranking_of(task: Task[Any, Any]) -> Ranking | None:
+    """Return how a task ranks pairs of texts, if it does."""
+    if isinstance(task, TextRanking):
+        return Ranking("query", "passage", "score")
+    if not isinstance(task, SequenceClassificationTask) or isinstance(task, RelationExtraction):
+        return None
+    if task.is_regression:
+        return Ranking("text", "text_b", "value")
+    label = next((item for item in RELEVANT if item in task.labels), None)
+    if label is None and len(task.labels) == 2:
+        label = task.labels[1]
+    return None if label is None else Ranking("text", "text_b", label)
 
 
 @dataclass(frozen=True)
@@ -38,6 +91,16 @@ class HostedModel:
         """The run's task."""
         return self.predictor.task
 
+    @cached_property
+    def route(self) -> str:
+        """The name of its task's route."""
+        return route_of(self.task)
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """How it ranks pairs of texts."""
+        return ranking_of(self.task)
+
     @property
     def fields(self) -> Mapping[str, type]:
         """The fields of one input."""
@@ -52,6 +115,8 @@ class HostedModel:
             "task": self.task.name(),
             "fields": {name: "list" if kind is list else "string" for name, kind in self.fields.items()},
             "labels": self.predictor.labels,
+            "route": self.route,
+            "ranked_by": self.ranking and self.ranking.by,
             "max_input_length": self.task.row_length,
             "sha256": self.predictor.digest,
         }
@@ -72,23 +137,25 @@ class HostedModel:
         examples = [self._example(fields, number) for number, fields in enumerate(inputs)]
         predictor = self.queued(work)
         features = self.task.features(examples, predictor.tokenizer, with_targets=False)
-        windows = self._windows(examples, features)
+        own = self._by_example(examples, features)
         predictions = predictor.predict_examples(examples, features=features)
         rows = []
         for number, prediction in enumerate(predictions):
-            row = {**self.task.to_json(prediction), "windows": windows[number]}
-            cut = self._cut_question(inputs[number])
+            cut = sum(item.num_cut for item in own[number])
+            row = {**self.task.to_json(prediction), "windows": len(own[number])}
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
 
-    def _windows(self, examples: Sequence[Any], features: Sequence[Features]) -> list[int]:
-        """Count the sequences of each example, by the example's index in their notes."""
+    def _by_example(self, examples: Sequence[Any], features: Sequence[Features]) -> list[list[Features]]:
+        """Group sequences by their examples, by the example's index in their notes."""
         indices = [getattr(item.notes, "example", item.notes) for item in features]
         if all(isinstance(index, int | np.integer) and index < len(examples) for index in indices):
-            counts = Counter(map(int, indices))
-            return [counts[number] for number in range(len(examples))]
+            found: list[list[Features]] = [[] for _ in examples]
+            for index, item in zip(indices, features, strict=True):
+                found[int(index)].append(item)
+            return found
         tokenizer = self.predictor.tokenizer  # a task that numbers its sequences otherwise
-        return [len(self.task.features([example], tokenizer, with_targets=False)) for example in examples]
+        return [list(self.task.features([example], tokenizer, with_targets=False)) for example in examples]
 
     def _example(self, fields: Mapping[str, Any], number: int) -> Any:
         place = f"inputs[{number}]"
@@ -98,21 +165,13 @@ class HostedModel:
                 raise invalid(f"{place}.{name} is no field of {self.task.name()}: {', '.join(self.fields)}.", name)
             if kind is str and not isinstance(value, str):
                 raise invalid(f"{place}.{name} is a {type(value).__name__}; expected a string.", name)
-            if kind is list and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-                raise invalid(f"{place}.{name} is not a list of strings.", name)
+            if kind is list and not isinstance(value, list):
+                raise invalid(f"{place}.{name} is no list.", name)
         try:
             return self.task.example(**{"id": str(number + 1), **fields})
         except (InputError, ConfigError) as error:
             missing = next((name for name in self.fields if f"{name} is" in str(error)), None)
             raise invalid(f"{place}: {error}", missing) from None
-
-    def _cut_question(self, fields: Mapping[str, Any]) -> dict[str, int] | None:
-        """Count the tokens of a question that are not read: only contexts have windows."""
-        if self.task.name() != ANSWERS:
-            return None
-        limit = self.task.settings.model.dataset.max_query_length
-        extra = len(self.predictor.tokenizer.encode_ids([fields["question"].strip()])[0]) - limit
-        return {"question": extra} if extra > 0 else None
 
     def embed(self, texts: Sequence[str], work: Work) -> NDArray[np.float32]:
         """Compute a vector of each text: [N, D]."""
@@ -136,17 +195,18 @@ class HostedModel:
 
     def score_pairs(self, query: str, texts: Sequence[str], work: Work) -> list[float]:
         """Compute the probability, or the value, by which texts are ranked for a query."""
-        if "text_b" not in self.fields:
+        ranking = self.ranking
+        if ranking is None:
             raise invalid(f"{self.name} ({self.task.name()}) does not score pairs of texts.", "model")
-        inputs = [{"text": query, "text_b": text} for text in texts]
-        return [_relevance(prediction, self.name) for _, prediction in self.predictions(inputs, work)]
+        inputs = [{ranking.first: query, ranking.second: text} for text in texts]
+        return [_relevance(prediction, ranking.by) for _, prediction in self.predictions(inputs, work)]
 
     def annotator(self, work: Work, pairs: PairOptions) -> Annotator:
         """Return the model's part of annotating documents."""
         predictor = self.queued(work)
-        if self.task.name() == ENTITIES:
+        if self.route == ENTITIES:
             return EntityAnnotator(predictor)
-        if self.task.name() == RELATIONS:
+        if self.route == RELATIONS:
             return RelationAnnotator(predictor, pairs)
         raise invalid(f"{self.name} ({self.task.name()}) does not annotate documents.", "models")
 
@@ -161,19 +221,10 @@ class HostedModel:
         return text[: int(encoded.offsets[room - 1][1])], count - room
 
 
-def _relevance(prediction: Any, name: str) -> float:
-    value = getattr(prediction, "value", None)
-    if value is None:
-        value = getattr(prediction, "score", None)
-    if value is not None:
-        return float(value)
-    probabilities: Mapping[str, float] = prediction.probabilities
-    label = next((item for item in RELEVANT if item in probabilities), None)
-    if label is None and len(probabilities) == 2:
-        label = list(probabilities)[1]
-    if label is None:
-        raise invalid(f"{name} has labels {', '.join(probabilities)}: none of them is relevance.", "model")
-    return float(probabilities[label])
+def _relevance(prediction: Any, by: str) -> float:
+    if by == "score":
+        return float(next(iter(prediction.scores.values())))
+    return float(prediction.value if by == "value" else prediction.probabilities[by])
 
 
 def logit(probability: float) -> float:
@@ -189,22 +240,22 @@ class ModelCatalog:
         self.models = {model.name: model for model in models}
         self._host = threading.Semaphore(host_threads)
 
-    def find(self, name: Any, tasks: Collection[str] = (), suits: Callable[[HostedModel], bool] | None = None) -> Any:
+    def find(self, name: Any, routes: Collection[str] = (), suits: Callable[[HostedModel], bool] | None = None) -> Any:
         """Return the model of a name, or without one the only that suits; raises Refusal otherwise."""
         possible = [
             model
             for model in self.models.values()
-            if (not tasks or model.task.name() in tasks) and (suits is None or suits(model))
+            if (not routes or model.route in routes) and (suits is None or suits(model))
         ]
         if name is None or name == "":
             if len(possible) == 1:
                 return possible[0]
             names = ", ".join(model.name for model in possible)
-            raise invalid(f"several models can do this: {names}. Name one." if names else _no_model(tasks), "model")
+            raise invalid(f"several models can do this: {names}. Name one." if names else _no_model(routes), "model")
         if not isinstance(name, str) or name not in self.models:
             raise Refusal(404, f"there is no such model; there are {', '.join(self.models)}.", field="model")
         if self.models[name] not in possible:
-            raise invalid(f"{name} is of the task {self.models[name].task.name()}. {_no_model(tasks)}", "model")
+            raise invalid(f"{name} is of the task {self.models[name].task.name()}. {_no_model(routes)}", "model")
         return self.models[name]
 
     def work(self) -> Work:
@@ -219,5 +270,6 @@ class ModelCatalog:
             return function(work)
 
 
-def _no_model(tasks: Collection[str]) -> str:
+def _no_model(routes: Collection[str]) -> str:
+    tasks = [kind.name() for kind, route in ROUTES.items() if route in routes]  # type: ignore[attr-defined]
     return f"This needs a run of {' or '.join(tasks)}." if tasks else "No model of this server can do this."

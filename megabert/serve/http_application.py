@@ -7,17 +7,20 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
-from ..errors import MegabertError, print_message
+from ..errors import MegabertError
+from .access_log import LogWriter
 from .admission import Admission
 from .hosted_models import ModelCatalog
 from .model_queue import ModelFailure, Work
-from .refusals import ClientGone, Refusal, refusal_json
+from .refusals import ClientGone, Refusal, refusal_json, unavailable
 from .request_fields import RequestField, parse_body, read_fields
 from .request_guard import RequestGuard, headers_of, read_body, request_id_of
+from .server_metrics import LOST_LINES
 
-SEND_SECONDS = 10.0
+SEND_SECONDS = 5.0
 """How long a client may take to read a part of an answer."""
 SEND_BYTES = 262_144
 SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
@@ -53,6 +56,8 @@ class Call:
     gone: Callable[[], Awaitable[None]]
     started: float
     work: Work | None = None
+    cut_tokens: int | None = None
+    """Tokens that were cut on the client's request; None: it did not ask."""
 
     @property
     def catalog(self) -> ModelCatalog:
@@ -71,6 +76,8 @@ class Call:
         if self.work is None:
             return {}
         total, work = time.monotonic() - self.started, self.work
+        cut = work.cut_tokens + (self.cut_tokens or 0)
+        truncated = {"x-truncated-tokens": str(cut)} if cut or self.cut_tokens is not None else {}
         host = max(total - work.queue_seconds - work.inference_seconds, 0)
         return {
             "x-compute-type": self.app.compute_type,
@@ -82,6 +89,7 @@ class Call:
             "x-queue-time": f"{work.queue_seconds * 1000:.0f}",
             "x-inference-time": f"{work.inference_seconds * 1000:.0f}",
             "x-windows": str(work.windows),
+            **truncated,
         }
 
 
@@ -103,9 +111,13 @@ class Endpoint:
     answer: str = ""
     """What the answer holds, in words."""
 
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path))
+
     def match(self, path: str) -> dict[str, str] | None:
         """Return the parts of a path that the route names, or None."""
-        found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path), path)
+        found = self._pattern.fullmatch(path)
         return found.groupdict() if found else None
 
 
@@ -119,10 +131,13 @@ class HttpApplication:
         guard: RequestGuard,
         *,
         compute_type: str = "cpu",
-        log: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        access_log: str = "none",
     ) -> None:
         self.endpoints, self.admission, self.guard = endpoints, admission, guard
-        self.compute_type, self._log = compute_type, log
+        self.compute_type = compute_type
+        on_loss = partial(admission.metrics.add, LOST_LINES)
+        self.error_log = LogWriter("-", on_loss)
+        self.access_log = self.error_log if access_log == "-" else LogWriter(access_log, on_loss)
         self.is_ready = True
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -133,11 +148,16 @@ class HttpApplication:
         headers = headers_of(scope)
         request_id = request_id_of(headers)
         line: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16], "path": "?"}
+        patience: float | None = SEND_SECONDS
         try:
             reply = await self._answer(scope, headers, receive, start, line)
         except ClientGone:
-            self._log({**line, "status": 499, "seconds": round(time.monotonic() - start, 4)})
+            self.access_log.write_access({**line, "status": 499, "seconds": round(time.monotonic() - start, 4)})
             return
+        except asyncio.CancelledError:  # the time to stop is over: what is sent must not wait
+            patience = None
+            late = unavailable("the server has stopped. Use another one.")
+            reply = Reply(refusal_json(late, scope["path"], request_id), late.headers(), late.status)
         except Refusal as refusal:
             content = refusal_json(refusal, scope["path"], request_id)
             reply = Reply(content, refusal.headers(), refusal.status)
@@ -146,14 +166,14 @@ class HttpApplication:
         except Exception as error:
             # The outermost frame of a request: a bug, or a failure of the network. The server lives.
             detail = str(error) if isinstance(error, ModelFailure) else traceback.format_exc()
-            print_message(f"megabert: request {request_id} failed: {detail}")
+            self.error_log.write(f"megabert: request {request_id} failed: {detail}")
             failure = Refusal(500, f"the server failed; its log names the request {request_id}.", kind="Backend")
             reply = Reply(refusal_json(failure, scope["path"], request_id), status=500)
         seconds = time.monotonic() - start
         self.admission.metrics.count_response(reply.status)
         self.admission.metrics.observe("te_request_duration", seconds)
-        self._log({**line, "status": reply.status, "seconds": round(seconds, 4)})
-        await self._send(reply, {"x-request-id": request_id}, scope, send)
+        self.access_log.write_access({**line, "status": reply.status, "seconds": round(seconds, 4)})
+        await self._send(reply, {"x-request-id": request_id}, scope, send, patience)
 
     async def _answer(
         self, scope: Any, headers: Mapping[str, str], receive: Any, start: float, line: dict[str, Any]
@@ -177,6 +197,12 @@ class HttpApplication:
         self._account(call, line)
         return reply
 
+    def close(self) -> None:
+        """Stop the threads, and write what is to be logged."""
+        self.admission.close()
+        self.access_log.close()
+        self.error_log.close()
+
     def _find(self, method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
         allowed = []
         for endpoint in self.endpoints:
@@ -198,7 +224,9 @@ class HttpApplication:
             metrics.observe("te_request_inference_duration", call.work.inference_seconds)
             line |= {"tokens": call.work.tokens, "windows": call.work.windows}
 
-    async def _send(self, reply: Reply, extra: Mapping[str, str], scope: Any, send: Any) -> None:
+    async def _send(
+        self, reply: Reply, extra: Mapping[str, str], scope: Any, send: Any, patience: float | None
+    ) -> None:
         body = reply.body()
         headers = {"content-type": reply.media_type, "content-length": str(len(body)), **SAFE, **extra, **reply.headers}
         headers.setdefault("content-security-policy", NO_PAGE)
@@ -209,7 +237,7 @@ class HttpApplication:
             await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
             for first in range(0, max(len(body), 1), SEND_BYTES):
                 part = {"body": body[first : first + SEND_BYTES], "more_body": first + SEND_BYTES < len(body)}
-                await asyncio.wait_for(send({"type": "http.response.body", **part}), SEND_SECONDS)
+                await asyncio.wait_for(send({"type": "http.response.body", **part}), patience)
         except TimeoutError:
             scope["state"]["abort"]()
 

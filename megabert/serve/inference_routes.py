@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from .hosted_models import ANSWERS, ENTITIES, HostedModel
+from .hosted_models import ANSWERS, CLASSES, ENTITIES, HostedModel
 from .http_application import Call, Endpoint, Reply
 from .refusals import Refusal, invalid
 from .request_fields import RequestField, parse_body
@@ -42,8 +42,6 @@ def inference_endpoints() -> list[Endpoint]:
     ]
 
 
-CLASSIFIERS = ("text_classification", "glue")
-"""Tasks of which the client takes the first of a list of answers."""
 INFER = ()
 HUB = (
     RequestField("inputs", "any", "What the task takes."),
@@ -199,18 +197,18 @@ async def _hub(call: Call) -> Reply:
         more = {"labels": parameters["candidate_labels"], **({"template": template} if template else {})}
         items = [{**item, **more} for item in items]
     predictions = await call.compute(lambda work: model.predictions(items, work))
-    answers = [_hub_answer(model.task.name(), prediction, row) for row, prediction in predictions]
-    is_nested = isinstance(inputs, list) or model.task.name() in CLASSIFIERS
+    answers = [_hub_answer(model.route, prediction, row) for row, prediction in predictions]
+    is_nested = isinstance(inputs, list) or model.route == CLASSES  # the client takes the first of a list
     return Reply(answers if is_nested else answers[0])
 
 
-def _hub_answer(task: str, prediction: Any, row: dict[str, Any]) -> Any:
-    if task == ENTITIES:
+def _hub_answer(route: str, prediction: Any, row: dict[str, Any]) -> Any:
+    if route == ENTITIES:
         return [
             {"entity_group": span.type, "score": span.score, "word": span.text, "start": span.start, "end": span.end}
             for span in prediction.spans
         ]
-    if task == ANSWERS:
+    if route == ANSWERS:
         score, text = prediction.probability, prediction.text
         return {"answer": text, "score": score, "start": prediction.start, "end": prediction.end}
     probabilities = getattr(prediction, "probabilities", None)

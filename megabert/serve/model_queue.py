@@ -227,6 +227,8 @@ class Work:
     """Semaphore of those that tokenize and decode: more threads than cores would only disturb the networks."""
     tokens: int = 0
     windows: int = 0
+    cut_tokens: int = 0
+    """Tokens of its texts that no sequence showed."""
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
     is_cancelled: bool = False

@@ -71,6 +71,7 @@ class QueuedSession:
             work.host.acquire()
         work.tokens += sum(map(len, features))
         work.windows += len(features)
+        work.cut_tokens += sum(item.num_cut for item in features)
         return SessionOutput(logits, None)
 
 

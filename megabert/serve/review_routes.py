@@ -11,7 +11,6 @@ from typing import Any
 from ..correction.decisions import DECISIONS, UNDO, ReviewState, decision_of
 from ..correction.review_store import Outdated, ReviewStore
 from ..errors import InputError
-from .access_log import AccessLog
 from .admission import Admission
 from .hosted_models import ModelCatalog
 from .http_application import Call, Endpoint, HttpApplication, Reply
@@ -85,7 +84,7 @@ def make_review_application(store: ReviewStore, types: Sequence[str], settings: 
     admission = Admission(settings.limits, ModelCatalog([], host_threads=settings.host_threads), ServerMetrics())
     guard = RequestGuard(settings.hosts, settings.key_digest)
     endpoints = page_endpoints(review_endpoints(store, types), REVIEW_PAGE)
-    return HttpApplication(endpoints, admission, guard, log=AccessLog(settings.access_log).write)
+    return HttpApplication(endpoints, admission, guard, access_log=settings.access_log)
 
 
 def _number(call: Call, store: ReviewStore) -> int:

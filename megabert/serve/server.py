@@ -5,8 +5,10 @@ import logging
 import multiprocessing
 import signal
 import socket
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,9 +18,9 @@ from typing import Any
 
 import uvicorn
 
-from ..errors import ConfigError, MegabertError, print_message
+from ..errors import ConfigError, InputWarning, MegabertError
 from ..inference import Predictor, Session
-from .access_log import AccessLog
+from .access_log import LogWriter
 from .admission import Admission, ServerLimits
 from .connections import MAX_HEADER_BYTES, BoundedConnection
 from .embedding_routes import embedding_endpoints
@@ -30,9 +32,11 @@ from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, ModelQueue
 from .page_routes import page_endpoints
 from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
 from .request_guard import LOOPBACK, RequestGuard
-from .server_metrics import NUM_VALUES, ServerMetrics
+from .server_metrics import LOST_LINES, NUM_VALUES, ServerMetrics
 from .task_routes import task_endpoints
 
+SWITCH_SECONDS = 0.0005
+"""Each write to a socket gives up the interpreter's lock, which threads that tokenize and compute hold so long."""
 MAX_RESTARTS = 10
 """Front ends that are started again; a server that loses more has another fault."""
 
@@ -63,7 +67,7 @@ class LoadedRun:
 
 def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: ServerMetrics) -> ModelQueue:
     """Start the queue of the networks: lanes for each with its head, and without."""
-    from ..torch_session import adapter_mixes  # front ends import no torch
+    from .adapter_mix import adapter_mixes  # front ends import no torch
 
     lanes: dict[str, Lane] = {}
     for run in runs:
@@ -73,6 +77,8 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
             sessions[STATES] = predictor.session.token_states()
         for kind, session in sessions.items():
             lane = Lane(session, predictor.task.row_length, predictor.tokenizer.pad_id)
+            if kind != STATES and hasattr(session, "with_small_batches"):
+                lane.session = session.with_small_batches(lane.max_length, lane.pad_id)
             lanes[lane_name(run.name, kind)] = lane
     is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
     return ModelQueue(
@@ -99,8 +105,7 @@ def make_application(
     admission = Admission(settings.limits, catalog, metrics)
     guard = RequestGuard(settings.hosts, settings.key_digest)
     endpoints = page_endpoints([*task_endpoints(), *embedding_endpoints(), *inference_endpoints()])
-    log = AccessLog(settings.access_log)
-    return HttpApplication(endpoints, admission, guard, compute_type=kind, log=log.write)
+    return HttpApplication(endpoints, admission, guard, compute_type=kind, access_log=settings.access_log)
 
 
 def warm_up(application: HttpApplication) -> None:
@@ -151,14 +156,15 @@ class HttpServer(uvicorn.Server):
             await self._serve([listener])
 
         asyncio.run(main())
-        self.application.admission.close()
+        self.application.close()
 
 
 def listen(settings: ServeSettings) -> socket.socket:
     """Open the server's socket. Raises ConfigError if the address is taken or no address."""
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sets TCP_NODELAY where the protocol is named; without it an answer may wait 40 ms for a delayed ACK.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(4096)
@@ -177,6 +183,8 @@ def address_of(listener: socket.socket) -> str:
 
 def serve(runs: Sequence[LoadedRun], settings: ServeSettings, on_start: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; `on_start` takes the address once the models are warm."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    warnings.simplefilter("ignore", InputWarning)  # answers say what was cut
     listener = listen(settings)
     address = address_of(listener)
     if settings.processes:
@@ -211,7 +219,10 @@ class ServerProcesses:
         self._kind = compute_type(runs[0].predictor)
         self._runs = [replace(run, predictor=replace(run.predictor, session=_stand_in(run.predictor))) for run in runs]
         self._processes: dict[int, tuple[Any, Connection]] = {}
+        self._num_ready = self._num_restarts = 0
+        self._lock = threading.Lock()
         self._is_stopping = threading.Event()
+        self._log = LogWriter("-", partial(self._metrics.add, LOST_LINES))
 
     def serve(self, on_start: Callable[[], None]) -> None:
         """Start the front ends and watch them until SIGTERM or Ctrl-C."""
@@ -225,21 +236,30 @@ class ServerProcesses:
         try:
             for row in range(self.settings.processes):
                 self._start(row)
+            while self._num_ready < self.settings.processes and not self._is_stopping.wait(0.02):
+                self._restart()
             on_start()
-            restarts = 0
             while not self._is_stopping.wait(0.2):
-                for row in [row for row, (process, _) in self._processes.items() if not process.is_alive()]:
-                    restarts += 1
-                    if restarts > MAX_RESTARTS:
-                        raise MegabertError("the front ends end unexpectedly again and again; the server stops.")
-                    code = self._processes[row][0].exitcode
-                    print_message(f"megabert: a front end ended unexpectedly (exit code {code}); it is started again.")
-                    self._metrics.add("megabert_front_end_restarts_total")
-                    self._start(row)
+                self._restart()
         finally:
             self._stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _restart(self) -> None:
+        """Start front ends that have died again."""
+        for row in [row for row, (process, _) in self._processes.items() if not process.is_alive()]:
+            self._num_restarts += 1
+            if self._num_restarts > MAX_RESTARTS:
+                raise MegabertError("the front ends end unexpectedly again and again; the server stops.")
+            code = self._processes[row][0].exitcode
+            self._log.write(f"megabert: a front end ended unexpectedly (exit code {code}); it is started again.")
+            self._metrics.add("megabert_front_end_restarts_total")
+            self._start(row)
+
+    def _count_ready(self) -> None:
+        with self._lock:
+            self._num_ready += 1
 
     def _start(self, row: int) -> None:
         here, there = self._context.Pipe()
@@ -251,7 +271,7 @@ class ServerProcesses:
         process.start()
         there.close()
         self._processes[row] = process, here
-        threading.Thread(target=compute_for, args=(here, self._queue), daemon=True).start()
+        threading.Thread(target=compute_for, args=(here, self._queue, self._count_ready), daemon=True).start()
 
     def _stop(self) -> None:
         end = time.monotonic() + self.settings.limits.shutdown_seconds
@@ -264,6 +284,7 @@ class ServerProcesses:
                 process.kill()
                 process.join()
         self._queue.close()
+        self._log.close()
 
 
 def _short_sequence(lane: Lane) -> Any:
@@ -289,10 +310,12 @@ def run_front_end(
     kind: str,
 ) -> None:
     """Answer HTTP in a process of its own, until the other process says so or ends."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    warnings.simplefilter("ignore", InputWarning)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the networks decides when to stop
     metrics = ServerMetrics(memory, row)
+    metrics.clear_gauges()  # of a front end that died in this row
     servers: list[HttpServer] = []
-
     stopped = threading.Event()
 
     def stop() -> None:
@@ -301,12 +324,9 @@ def run_front_end(
             server.stop()
 
     queue = RemoteQueue(connection, stop, stop)
-    limits = settings.limits
-    share = -(-limits.max_concurrent_requests // settings.processes)
-    settings = replace(settings, limits=replace(limits, max_concurrent_requests=share))
     servers.append(HttpServer(make_application(runs, settings, queue, metrics, kind), settings))
     if not stopped.is_set():  # the other process may say so while this one starts
-        servers[0].serve_socket(listener)
+        servers[0].serve_socket(listener, queue.report_ready)
 
 
 def check_address(host: str, key_digest: bytes | None, hosts: Collection[str], *, is_open: bool) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LOST_LINES = "megabert_log_lines_lost_total"
 FILL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 ROUTES = ("tasks", "documents", "embed", "rank", "predict", "tokenize", "infer", "other")
 STATUSES = (
@@ -46,6 +47,7 @@ COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("megabert_batch_sequences_total", "", "Sequences of the batches."),
     ("megabert_connections_closed_total", "", "Connections closed for being slow, silent or too many."),
     ("megabert_front_end_restarts_total", "", "Front ends that were started again."),
+    (LOST_LINES, "", "Lines that could not be logged: a full disk, or a pipe that nobody reads."),
 )
 GAUGES: tuple[tuple[str, str], ...] = (
     ("te_queue_size", "Requests that are admitted and not yet answered."),
@@ -89,6 +91,11 @@ class ServerMetrics:
     def set(self, key: str, value: float) -> None:
         """Set a gauge."""
         self._own[_PLACES[key]] = value
+
+    def clear_gauges(self) -> None:
+        """Set the process's gauges to 0."""
+        for name, _ in GAUGES:
+            self.set(name, 0)
 
     def observe(self, key: str, value: float) -> None:
         """Add a value to a histogram."""

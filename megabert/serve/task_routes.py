@@ -16,24 +16,24 @@ from ..formats.documents.losses import Losses
 from ..formats.documents.offsets import check_offsets
 from ..formats.documents.sources import ReadOptions
 from ..formats.documents.training_examples import PairOptions
-from .hosted_models import ENTITIES, RELATIONS, HostedModel
+from .hosted_models import ANSWERS, CLASSES, ENTITIES, RELATIONS, HostedModel
 from .http_application import Call, Endpoint, Handler, Reply
 from .model_queue import Work
 from .refusals import invalid, too_large
 from .request_fields import RequestField
 
-# Route -> (tasks whose runs answer it, what it does)
-TASK_ROUTES: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "entities": ((ENTITIES,), "Find the entities of texts: spans with type, offsets and score."),
-    "relations": ((RELATIONS,), "Classify the relation between head and tail in texts."),
-    "answers": (("question_answering",), "Find the answer to a question in a context."),
-    "classes": (("text_classification", "glue"), "Classify texts, or pairs of texts."),
-    "intents": (("intent_slot",), "Find the intent and the slots of utterances."),
-    "punctuation": (("punctuation_capitalization",), "Restore punctuation marks and capital letters."),
-    "zero-shot": (("zero_shot",), "Classify texts by labels that the request names."),
-    "choices": (("multiple_choice",), "Choose among the answers to a question."),
-    "linking": (("entity_linking",), "Link mentions to the concepts of a dictionary."),
-    "predict": ((), "Predict with a run of any task."),
+TASK_ROUTES: Mapping[str, str] = {
+    ENTITIES: "Find the entities of texts: spans with type, offsets and score.",
+    RELATIONS: "Classify the relation between head and tail in texts.",
+    ANSWERS: "Find the answer to a question in a context.",
+    CLASSES: "Classify texts, or pairs of texts.",
+    "intents": "Find the intent and the slots of utterances.",
+    "punctuation": "Restore punctuation marks and capital letters.",
+    "zero-shot": "Classify texts by labels that the request names.",
+    "choices": "Choose among the answers to a question.",
+    "linking": "Embed mentions as a dictionary's names are embedded, to look them up.",
+    "dialogues": "Track the states of dialogues.",
+    "predict": "Predict with a run of any task.",
 }
 READ_FORMATS = ("text", "pubtator", "bioc", "bioc-json", "jsonl", "pubmed", "jats")
 WRITTEN_FORMATS = ("pubtator", "bioc", "bioc-json", "jsonl", "brat", "conll", "csv")
@@ -46,6 +46,9 @@ TASK_FIELDS = tuple(
         "question": "The question", "context": "The text with the answer", "head": "The first argument",
         "tail": "The second argument", "head_type": "Its type", "tail_type": "Its type", "labels": "Candidate labels",
         "template": "The hypothesis with {} for a label", "choices": "Answers to choose from", "id": "Its identifier",
+        "query": "The query", "passage": "The passage", "role": "query or passage, of an embedding",
+        "turns": "Utterances, the user's first", "services": "Names of services", "schema": "Their descriptions",
+        "type": "The kind of a question",
     }.items()
 )  # fmt: skip
 TRUNCATE = RequestField("truncate", "boolean", "Cut long texts to one sequence instead of reading windows.", False)
@@ -55,11 +58,11 @@ def task_endpoints() -> list[Endpoint]:
     """Return the routes of the tasks."""
     routes = [
         Endpoint(
-            "POST", f"/v1/{name}", _task_handler(tasks), summary, "tasks",
+            "POST", f"/v1/{name}", _task_handler(() if name == "predict" else (name,)), summary, "tasks",
             (MODEL, INPUTS, TRUNCATE, *TASK_FIELDS), are_all_fields=True,
             answer="model, results (a row for each input, as `megabert predict` writes it, and windows), usage",
         )
-        for name, (tasks, summary) in TASK_ROUTES.items()
+        for name, summary in TASK_ROUTES.items()
     ]  # fmt: skip
     routes.append(
         Endpoint("POST", "/v1/documents", _documents, "Annotate whole documents.", "documents", DOCUMENT_FIELDS, True,
@@ -72,14 +75,15 @@ def task_endpoints() -> list[Endpoint]:
     return routes
 
 
-def _task_handler(tasks: Sequence[str]) -> Handler:
+def _task_handler(routes: Sequence[str]) -> Handler:
     async def handle(call: Call) -> Reply:
-        model: HostedModel = call.catalog.find(call.fields["model"], tasks)
+        model: HostedModel = call.catalog.find(call.fields["model"], routes)
         inputs = _inputs(call, model)
         cut = _cut(inputs, model) if call.fields["truncate"] else {}
         rows = await call.compute(lambda work: model.predict(inputs, work))
         for number, tokens in cut.items():
-            rows[number]["truncated"] = {**rows[number].get("truncated", {}), "text": tokens}
+            rows[number]["truncated"] = rows[number].get("truncated", 0) + tokens
+        call.cut_tokens = sum(cut.values()) if call.fields["truncate"] else None
         assert call.work is not None
         usage = {"tokens": call.work.tokens, "windows": call.work.windows}
         return Reply({"model": model.name, "sha256": model.predictor.digest, "results": rows, "usage": usage})
@@ -159,17 +163,17 @@ async def _documents(call: Call) -> Reply:
 def _annotating_models(call: Call) -> list[HostedModel]:
     if call.fields["models"]:
         return [call.catalog.find(name, (ENTITIES, RELATIONS)) for name in call.fields["models"]]
-    models = [model for model in call.catalog.models.values() if model.task.name() in (ENTITIES, RELATIONS)]
+    models = [model for model in call.catalog.models.values() if model.route in (ENTITIES, RELATIONS)]
     if not models:
         raise invalid("no model of this server annotates documents.", "models")
-    return sorted(models, key=lambda model: model.task.name() == RELATIONS)
+    return sorted(models, key=lambda model: model.route == RELATIONS)
 
 
 def _pair_options(fields: Mapping[str, Any], models: Sequence[HostedModel]) -> PairOptions:
     pairs = [tuple(item.partition(":")[::2]) for item in fields["pairs"] or ()]
     if any(not all(pair) for pair in pairs):
         raise invalid("a pair of types is written HEAD:TAIL.", "pairs")
-    negative = {model.task.settings.model.dataset.negative_label for model in models if model.task.name() == RELATIONS}
+    negative = {model.task.settings.model.dataset.negative_label for model in models if model.route == RELATIONS}
     if len(negative) > 1:
         raise invalid("the relation runs have different negative labels. Name one of them.", "models")
     return PairOptions(fields["scope"], str((negative or {"false"}).pop()), pair_types=frozenset(pairs) or None)
@@ -228,7 +232,7 @@ def document_json(document: Document) -> dict[str, Any]:
 
 async def _bern2(call: Call) -> Reply:
     text = call.fields["text"]
-    models = [model for model in call.catalog.models.values() if model.task.name() == ENTITIES]
+    models = [model for model in call.catalog.models.values() if model.route == ENTITIES]
     if not models:
         raise invalid("no model of this server finds entities.")
     documents = read_content(text, "text")

@@ -66,19 +66,21 @@ def context_windows(
 ) -> list[Features]:
     """Cut a context into windows, [CLS] question [SEP] window [SEP]; the notes of each are its `ContextWindow`.
 
-    `dataset` has max_seq_length, doc_stride and window_pooling, as in question answering.
+    `dataset` has max_seq_length, max_query_length, doc_stride and window_pooling, as in question answering.
     """
+    num_cut, question_ids = len(question_ids), question_ids[: dataset.max_query_length]
+    num_cut -= len(question_ids)
     cls, sep, tokens = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id]), context.tokens
     context_start, num_tokens = len(question_ids) + 2, len(tokens.token_ids)
     spans = window_spans(num_tokens, dataset.max_seq_length - context_start - 1, dataset.doc_stride)
-    features = []
+    features: list[Features] = []
     for (start, end), min_length in zip(spans, least_lengths(num_tokens, spans), strict=True):
         if dataset.window_pooling == "maximum":
             min_length[:] = 1
         window = ContextWindow(number, context_start, tokens.offsets[start:end], min_length, context.edges[start:end])
         token_ids = np.concatenate([cls, question_ids, sep, tokens.token_ids[start:end], sep])
         segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
-        features.append(Features(token_ids, segment_ids, notes=window))
+        features.append(Features(token_ids, segment_ids, notes=window, num_cut=0 if features else num_cut))
     return features
 
 

@@ -163,7 +163,7 @@ class BioASQ(Task[Question, Prediction]):
         features, lost = [], []
         for number, (example, ids, tokens) in enumerate(zip(examples, questions, contexts, strict=True)):
             context = WindowedContext(tokens, word_edges(example.context, tokens.offsets))
-            windows = context_windows(number, ids[: self.dataset.max_query_length], context, tokenizer, self.dataset)
+            windows = context_windows(number, ids, context, tokenizer, self.dataset)
             if with_targets:
                 places = answer_places(example)
                 if example.kind != "yesno" and not places:

@@ -235,7 +235,8 @@ class QuestionFeatures(LazyFeatures):
         }  # fmt: skip
         note = Note(frame.example, frame.turn, frame.service, question, self.texts[frame.text], window)
         segments = (np.arange(len(token_ids)) >= context).astype(np.int64)
-        return Features(token_ids, segments, targets, weight=weight + span_weight, notes=note)
+        num_cut = max(int(self._lengths[index]) - self.length, 0)
+        return Features(token_ids, segments, targets, weight=weight + span_weight, notes=note, num_cut=num_cut)
 
 
 def answer_frame(rows: Sequence[tuple[Note, NDArray[np.float32]]]) -> FrameAnswer:

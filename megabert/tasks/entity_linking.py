@@ -261,10 +261,10 @@ class EntityLinking(Task[Example, Prediction]):
                 concept = _number(example.identifiers[0])
                 targets = {"concept": concept if example.synonym is None else np.array([concept, concept])}
             parts = () if example.synonym is None else tuple(len(row) for row in rows)
+            num_cut = max(len(ids) + 2 - len(rows[0]), 0)
+            segment_ids, weight = np.zeros_like(token_ids), float(len(rows))
             features.append(
-                Features(
-                    token_ids, np.zeros_like(token_ids), targets, weight=float(len(rows)), notes=number, parts=parts
-                )
+                Features(token_ids, segment_ids, targets, weight=weight, notes=number, parts=parts, num_cut=num_cut)
             )
         return features
 

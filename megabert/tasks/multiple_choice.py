@@ -153,12 +153,16 @@ class MultipleChoice(Task[Example, Prediction]):
         for number, example in enumerate(examples):
             if with_targets:
                 _require_label(example)
-            options = [next(choice_ids)[: self.dataset.max_qa_length] for _ in example.choices]
+            whole = [next(choice_ids) for _ in example.choices]
+            options = [ids[: self.dataset.max_qa_length] for ids in whole]
             windows, num_cut = self._windows(options, passage_ids[passages[example.passage]], tokenizer)
             if num_cut:
                 cut.append(example.location)
+            first = len(features)
             for index, sequences in enumerate(windows):
                 features += self._unit(number, index, sequences, example, len(windows), with_targets=with_targets)
+            num_cut += sum(map(len, whole)) - sum(map(len, options))
+            features[first] = replace(features[first], num_cut=num_cut)
         if cut:
             text = (
                 f"{{count}} of {{total}} passages are truncated, since a sequence has {self.row_length} tokens; the "

@@ -201,10 +201,9 @@ class QuestionAnswering(Task[Example, Prediction]):
         features = []
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
             answer = self._training_answer(example) if with_targets else None
-            question_ids = question[: self.dataset.max_query_length]
             index = indices[example.context]
             context = WindowedContext(contexts[index], edges[index])
-            for item in context_windows(number, question_ids, context, tokenizer, self.dataset):
+            for item in context_windows(number, question, context, tokenizer, self.dataset):
                 if with_targets:
                     item.targets["span"] = target_span(item.notes, answer)
                 features.append(item)

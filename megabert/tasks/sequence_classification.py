@@ -199,8 +199,9 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
                 ids, pair_ids, self.row_length, tokenizer, is_truncated=is_truncated
             )
             targets, weight = self._targets(example, len(windows)) if with_targets else ({}, 1.0)
-            for token_ids, segment_ids in windows:
-                features.append(Features(token_ids, segment_ids, targets, weight=weight, notes=index))
+            for number, ids_of_window in enumerate(windows):
+                cut_here = 0 if number else num_cut[example.location]
+                features.append(Features(*ids_of_window, targets, weight=weight, notes=index, num_cut=cut_here))
         cut = [location for location, count in num_cut.items() if count]
         if cut:
             text = (

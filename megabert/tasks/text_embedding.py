@@ -182,8 +182,9 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
         texts = iter(self._rows([text for item in examples for text in item.passages], tokenizer, "passage"))
         features = []
         for number, item in enumerate(examples):
-            rows = [next(queries)] if item.query else []
-            rows += [next(texts) for _ in item.passages]
+            pairs = [next(queries)] if item.query else []
+            pairs += [next(texts) for _ in item.passages]
+            rows, num_cut = [row for row, _ in pairs], sum(count for _, count in pairs)
             roles = [0] * bool(item.query) + [1] * len(item.passages)
             targets: dict[str, Any] = {}
             parts: tuple[int, ...] = ()
@@ -197,7 +198,7 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
             ids = np.concatenate(rows)
             token_targets = {"role": np.repeat(roles, [len(row) for row in rows])} if self._has_two() else {}
             weight = float(is_group)
-            features.append(Features(ids, np.zeros_like(ids), targets, token_targets, weight, number, parts))
+            features.append(Features(ids, np.zeros_like(ids), targets, token_targets, weight, number, parts, num_cut))
         return features
 
     def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[Features]:
@@ -207,14 +208,15 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
     def _has_two(self) -> bool:
         return self.embedding.num_encoders == 2
 
-    def _rows(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[NDArray[np.int64]]:
+    def _rows(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[tuple[NDArray[np.int64], int]]:
+        """Tokenize texts; returns for each the token ids, and how many were cut."""
         dataset = self.settings.model.dataset
         length = min(dataset.max_query_length, self.row_length) if role == "query" else self.row_length
         prompt = dataset.query_prompt if role == "query" else dataset.passage_prompt
         first, last = tokenizer.edges()
         room = length - len(first) - len(last)
         return [
-            np.concatenate([first, ids[:room], last]).astype(np.int64)
+            (np.concatenate([first, ids[:room], last]).astype(np.int64), max(len(ids) - room, 0))
             for ids in tokenizer.encode_ids([prompt + text for text in texts])
         ]
 

@@ -158,21 +158,25 @@ class TextRanking(Task[RetrievalExample, Prediction]):
         passages = dict(zip(texts, tokenizer.encode_ids(list(texts)), strict=True))
         queries = tokenizer.encode_ids([item.query for item in examples])
 
-        def pair(number: int, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        def pair(number: int, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
             ids = (queries[number], passages[text])
-            return sequence_windows(*ids, self.row_length, tokenizer, is_truncated=True)[0][0]
+            (window,), num_cut = sequence_windows(*ids, self.row_length, tokenizer, is_truncated=True)
+            return *window, num_cut
 
         if not with_targets or any(item.grades is not None for item in examples):
             pairs = ((number, *pair(number, text)) for number, item in enumerate(examples) for text in item.passages)
-            return [Features(ids, segments, weight=0.0, notes=number) for number, ids, segments in pairs]
+            return [
+                Features(ids, segments, weight=0.0, notes=number, num_cut=num_cut)
+                for number, ids, segments, num_cut in pairs
+            ]
 
         def group(number: int, places: NDArray[np.int64]) -> Features:
             item = examples[number]
             rows = [pair(number, item.passages[place]) for place in places]
             scores = np.array(kept_scores(item), dtype=np.float32)[places]
             targets = {"is_first": (np.arange(len(rows)) == 0).astype(np.int64), "score": scores}
-            ids, segments = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-            return Features(ids, segments, targets, notes=(number, places), parts=tuple(len(own) for own, _ in rows))
+            ids, segments = (np.concatenate([row[place] for row in rows]) for place in (0, 1))
+            return Features(ids, segments, targets, notes=(number, places), parts=tuple(len(row[0]) for row in rows))
 
         numbers = {text: number for number, text in enumerate(passages)}
         sizes = np.array([len(ids) for ids in passages.values()])

@@ -112,31 +112,12 @@ def test_fuzzed_json_is_answered_and_never_with_an_error_of_the_server(server):
     assert server.metric('megabert_responses_total{status="500"}') == 0
 
 
-def test_fuzzed_http_is_answered_or_closed(server):
-    draw = random.Random(2)
-    good = f"{HEAD}Content-Length: 17\r\n\r\n{json.dumps({'text': 'Peter'})}".encode()
-    requests = [
-        b"GET /\r\n\r\n", b"\r\n\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n",
-        HEAD.encode() + b"Content-Length: -5\r\n\r\n", HEAD.encode() + b"Content-Length: 5, 6\r\n\r\n",
-        HEAD.encode() + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        HEAD.encode() + b"Transfer-Encoding: gzip\r\n\r\n", HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",  # noqa: E501
-        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",  # noqa: E501
-        HEAD.encode() + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}", b"FOO /x HTTP/1.1\r\nHost: localhost\r\n\r\n",  # noqa: E501
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", good + good, good[:-3],  # noqa: E501
-        *(bytes(byte if draw.random() > 0.02 else draw.randrange(256) for byte in good) for _ in range(150)),
-    ]  # fmt: skip
-    for data in requests:
-        answer = raw(server, data, seconds=15)
-        assert status_of(answer) in (None, 200, 400, 403, 404, 405, 408, 413, 415, 421, 422, 426, 431, 501, 505), (
-            data[:99],
-            answer[:99],
-        )
+def test_heads_are_bounded(server):
     assert (
         status_of(raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 120 + b"\r\n", is_open=True))
         == 431
     )
     assert status_of(raw(server, b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000)) == 431
-    assert server.call("GET", "/health")[0] == 200
 
 
 def test_pages_of_other_sites_are_refused(server):
@@ -144,6 +125,7 @@ def test_pages_of_other_sites_are_refused(server):
     for headers, status in (
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": f"http://127.0.0.1:{server.port}"}, 200),
         ({"origin": "http://127.0.0.1:1"}, 403),
         ({"sec_fetch_site": "cross-site"}, 403),

@@ -8,9 +8,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from megabert.serve.admission import ServerLimits
+from megabert.serve.admission import Admission, ServerLimits
+from megabert.serve.hosted_models import ModelCatalog
+from megabert.serve.refusals import Refusal
+from megabert.serve.server_metrics import NUM_VALUES, ServerMetrics
 from tests.serve.running_server import load_runs, running
 from tests.serve.test_routes import same
 
@@ -139,6 +143,7 @@ def test_a_failure_of_the_network_is_500_with_an_id_and_the_server_lives(gated, 
     assert (status, answer["error_type"]) == (500, "Backend")
     assert answer["request_id"] == headers["x-request-id"]
     assert "secret" not in json.dumps(answer)
+    gated.server.application.error_log.close()  # waits for its lines
     assert headers["x-request-id"] in capfd.readouterr().err
     GatedSession.failure = None
     assert gated.call("POST", "/v1/entities", {"text": "Peter"})[0] == 200
@@ -164,3 +169,29 @@ def test_stopping_answers_what_was_admitted_and_refuses_what_is_new():
             assert all(status in (None, 503) for status in refused)
             GatedSession.gate.set()
             assert [future.result(10)[0] for future in futures] == [200] * 5
+
+
+def test_the_bound_of_requests_is_that_of_all_front_ends_together():
+    memory = np.zeros(2 * NUM_VALUES)
+    own, other = ServerMetrics(memory, 0), ServerMetrics(memory, 1)
+    admission = Admission(ServerLimits(max_concurrent_requests=8), ModelCatalog([], host_threads=1), own)
+    other.add("te_queue_size", 7)
+    admission.check()
+    own.add("te_queue_size")
+    with pytest.raises(Refusal, match="8 requests"):
+        admission.check()
+    ServerMetrics(memory, 1).clear_gauges()  # a front end that took the place of one that died
+    admission.check()
+
+
+def test_what_is_not_answered_in_the_time_to_stop_is_503_in_the_protocol():
+    limits = ServerLimits(shutdown_seconds=1)
+    with running(load_runs("ner"), GatedSession, limits=limits) as server:
+        GatedSession.gate.clear()
+        with ThreadPoolExecutor(1) as threads:
+            future = threads.submit(server.call, "POST", "/v1/entities", {"text": "Peter"})
+            wait_until(lambda: active(server) == 1)
+            server.server.stop()
+            status, headers, answer = future.result(20)
+            GatedSession.gate.set()
+    assert (status, headers["retry-after"], answer["error_type"]) == (503, "1", "Unhealthy")

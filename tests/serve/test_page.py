@@ -1,5 +1,6 @@
 """The page in a real browser: what it shows for each task, keyboard, copies, and texts that try to be markup."""
 
+import json
 import re
 from pathlib import Path
 
@@ -113,3 +114,47 @@ def test_the_page_is_one_file_whose_only_script_its_policy_names():
     assert "unsafe" not in policy
     assert document.count("<script") == policy.count("script-src 'sha256-") == 1
     assert Path(PAGE).stat().st_size < 30_000
+
+
+ARCS = """[...document.querySelectorAll('#output .arc')].map(arc => {
+  const box = arc.ownerSVGElement.getBoundingClientRect(), ends = arc.getAttribute('d').match(/[-\\d.]+/g).map(Number);
+  return [ends[0] + box.left, ends[1] + box.top, ends[6] + box.left, ends[7] + box.top]; })"""
+PLACES = "[...document.querySelectorAll('#output mark')].map(mark => mark.getClientRects()[0]).map(r => [r.left, r.right, r.top])"  # noqa: E501
+
+
+def test_relations_are_arcs_from_span_to_span_and_a_table(page):
+    words = [("Aspirin", "D1"), ("headache", "D2"), ("fever", "D3")]
+    text = "\U0001f600 Aspirin against headache, " + "a long word " * 40 + "and fever"
+    entities = [
+        {
+            "id": f"T{number}",
+            "type": "Drug",
+            "text": word,
+            "start": start,
+            "end": start + len(word),
+            "identifiers": [name],
+        }
+        for number, (word, name) in enumerate(words)
+        for start in [text.index(word)]
+    ]
+    relations = [
+        {"id": "R1", "type": "<b>treats</b>", "score": 0.8, "arguments": [{"entity": "T0"}, {"entity": "T1"}]},
+        {"id": "R2", "type": "treats", "score": 0.7, "arguments": [{"identifier": "D3"}, {"identifier": "D1"}]},
+    ]
+    document = {"text": text, "entities": entities, "relations": relations}
+    page.choose("#model", "ner")
+    page.run(f"show('documents', {json.dumps({'documents': [document], 'content': ''})}, {{}}); 0")
+    for width in ("100%", "20rem"):  # drawn again where the lines break elsewhere
+        page.run(f"document.getElementById('output').style.width = '{width}'; 0")
+        page.wait("document.querySelectorAll('#output .arc').length === 2")
+        page.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
+        places = page.run(PLACES)
+        for (x1, y1, x2, y2), (first, second) in zip(page.run(ARCS), ((0, 1), (2, 0)), strict=True):
+            for x, y, (left, right, top) in ((x1, y1, places[first]), (x2, y2, places[second])):
+                assert left < x < right and abs(y - top) < 2
+    page.run("document.getElementById('output').style.width = ''; 0")
+    assert page.run("document.querySelector('#output svg').getAttribute('aria-hidden')") == "true"
+    assert page.run("document.querySelectorAll('#output b').length") == 0
+    assert "Aspirin (T0) → headache (T1)" in page.run("document.getElementById('output').innerText")
+    compute(page, "relations", "relations", {"text": "Peter saw Anna", "head": "Peter", "tail": "Anna"})
+    page.wait("document.querySelectorAll('#output .arc').length === 1")

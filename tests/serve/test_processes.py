@@ -2,20 +2,26 @@
 
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import megabert
 from megabert.cli import main
 from megabert.cli.serving import _parse
+from megabert.data.packing import Features
+from megabert.serve.front_ends import RemoteQueue
+from megabert.serve.model_queue import ModelFailure
 from tests.serve.running_server import RUNS
 from tests.serve.test_routes import same
 
@@ -118,3 +124,16 @@ def test_an_address_in_use_is_one_message(capsys):
         port = str(taken.getsockname()[1])
         assert main(["serve", f"ner={RUN}", "--accelerator", "cpu", "--port", port]) == 64
     assert "already in use" in capsys.readouterr().err
+
+
+def test_what_a_front_end_waits_for_fails_when_the_networks_end():
+    here, there = multiprocessing.Pipe()
+    ended = threading.Event()
+    queue = RemoteQueue(there, lambda: None, ended.set)
+    sequence = Features(np.arange(4), np.zeros(4, dtype=np.int64), token_targets={"role": np.ones(4, dtype=np.int64)})
+    future = queue.submit("lane", [sequence, sequence])
+    (features, _) = here.recv().features(), here.close()
+    assert [item.token_targets["role"].tolist() for item in features] == [[1] * 4] * 2
+    for waiting in (future, queue.submit("lane", [sequence]) if ended.wait(10) else None):
+        with pytest.raises(ModelFailure, match="has ended"):
+            waiting.result(10)

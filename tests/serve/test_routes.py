@@ -57,10 +57,11 @@ def test_truncation_happens_on_request_only_and_is_reported(server):
     (row,) = server.post("/v1/entities", model="ner", text=text, truncate=True)["results"]
     count = len(server.runs["ner"].tokenizer.encode([text])[0].token_ids)
     assert row["windows"] == 1
-    assert row["truncated"] == {"text": count - (server.runs["ner"].task.row_length - 2)}
+    assert row["truncated"] == count - (server.runs["ner"].task.row_length - 2)
     question = "where " * 200
     (row,) = server.post("/v1/answers", question=question, context="Peter lives in Paris.")["results"]
-    assert row["truncated"]["question"] > 0
+    (ids,) = server.runs["qa"].tokenizer.encode_ids(["where " * 200])
+    assert row["truncated"] == len(ids) - server.runs["qa"].task.dataset.max_query_length
 
 
 def test_documents_are_annotated_as_the_command_does(server, tmp_path):

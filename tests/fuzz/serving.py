@@ -1,0 +1,635 @@
+"""Load and faults for `megabert serve`: crowds, slow and vanishing clients, malformed requests, kills, full disks.
+
+    python -m tests.fuzz.serving [PART ...] [--share X] [--seed N] [--out FILE]
+
+Each part starts a server of a tiny network in a process of its own, loads it from this one, and prints its counts as a
+line of JSON. Something that must not happen is a defect, and means exit code 1. `--share 0.1` is a tenth of the load.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from tests.fuzz.http_requests import hostile_request, request
+
+RUN = next((Path(__file__).parent.parent / "runs_v1" / "token_classification" / "run" / "checkpoints").iterdir())
+PATIENCE = 40
+"""Seconds after which an answer counts as lost."""
+POISON = "zugzwang"
+WORDS = ("Peter", "lives", "in", "Paris", "Anna", "left", "Rome", "river", "1999", "\U0001f600")
+PARTS = {}
+
+
+def part(function):
+    """Register a part by its name."""
+    PARTS[function.__name__] = function
+    return function
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+class FaultySession:
+    """The network, with a pause a batch, and an out-of-memory error for batches with the poison in them."""
+
+    def __init__(self, session, pause, poison):
+        self.session, self.pause, self.poison = session, pause, poison
+        self.device, self.max_positions = "cpu", session.max_positions
+
+    def without_head(self):
+        return FaultySession(self.session.without_head(), self.pause, self.poison)
+
+    def run(self, features, **options):
+        time.sleep(self.pause)
+        if any(set(self.poison) <= set(item.token_ids.tolist()) for item in features):
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return self.session.run(features, **options)
+
+
+def faulty_run(pause):
+    """Load the run, with its session made faulty."""
+    import megabert
+    from megabert.serve.server import LoadedRun
+
+    predictor = megabert.load(RUN, accelerator="cpu")
+    poison = predictor.tokenizer.encode_ids([POISON])[0].tolist()
+    return LoadedRun("m", replace(predictor, session=FaultySession(predictor.session, pause, poison)))
+
+
+def serve_child(options):
+    """Serve in this process; `jumps`: time.time() is another year at each call."""
+    from megabert.serve.admission import ServerLimits
+    from megabert.serve.server import ServeSettings, serve
+
+    if options.pop("jumps"):
+        draw = random.Random(1)
+        time.time = lambda: draw.uniform(0, 4e9)
+    limits, run = ServerLimits(**options.pop("limits")), faulty_run(options.pop("pause"))
+    serve([run], ServeSettings(port=0, limits=limits, **options), lambda where: print(where, flush=True))
+
+
+class Server:
+    """A server in a process of its own; `stderr` is a file, or a pipe that nobody reads (None)."""
+
+    def __init__(self, *, stderr=subprocess.DEVNULL, limits=None, pause=0.0, jumps=False, access_log="none", **options):
+        given = {"limits": limits or {}, "pause": pause, "jumps": jumps, "access_log": access_log, **options}
+        command = [sys.executable, "-m", "tests.fuzz.serving", "--child", json.dumps(given)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if stderr is None else stderr, env=environment
+        )
+        found = re.search(rb":(\d+)\s*$", self.process.stdout.readline())
+        if found is None:
+            raise SystemExit(f"the server did not start: exit code {self.process.wait()}")
+        self.port = int(found[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def family(self):
+        """List the server's processes."""
+        found = [self.process.pid]
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(stat.read_text().rpartition(") ")[2].split()[1]) == self.process.pid:
+                    found.append(int(stat.parent.name))
+        return found
+
+    def usage(self):
+        """Measure memory in MB, open files and threads of all processes."""
+        memory = files = threads = 0
+        for pid in self.family():
+            status = Path(f"/proc/{pid}/status").read_text()
+            memory += int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+            threads += int(re.search(r"Threads:\s+(\d+)", status)[1])
+            files += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        return {"mb": round(memory, 1), "files": files, "threads": threads}
+
+    def metrics(self):
+        """Read the metrics."""
+        text = asyncio.run(one(self.port, request("GET", "/metrics")))[2].decode()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+    def stop(self):
+        """Send SIGTERM; returns exit code and seconds."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        return {"exit_code": self.process.wait(30), "seconds": round(time.monotonic() - began, 2)}
+
+
+# --- clients ----------------------------------------------------------------------------------------------------------
+
+
+def text_request(draw, tag):
+    """Make a request for the entities of a text that is only this request's; returns it with the text."""
+    text = f"{' '.join(draw.choices(WORDS, k=draw.randint(3, 12)))} {tag}"
+    return request("POST", "/v1/entities", {"text": text}), text
+
+
+class Connection:
+    """A keep-alive connection that opens again where the server closed it."""
+
+    def __init__(self, port):
+        self.port, self.reader, self.writer, self.used = port, None, None, time.monotonic()
+
+    async def open(self):
+        if self.writer is None:
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**22)
+
+    async def ask(self, data):
+        """Send a request; returns status, seconds and body. Status 0: no answer, -1: none in time."""
+        began = time.monotonic()
+        if began - self.used > 3:  # the server closes idle connections after 5 s
+            self.close()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.open()
+                self.writer.write(data)
+                head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                body = await self.reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))
+            self.used = time.monotonic()
+            if "connection: close" in head:
+                self.close()
+            return int(head.split(" ", 2)[1]), time.monotonic() - began, body
+        except (OSError, asyncio.IncompleteReadError) as error:
+            self.close()
+            return -isinstance(error, TimeoutError), time.monotonic() - began, b""
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
+        self.writer = None
+
+
+async def one(port, data):
+    """Ask once."""
+    connection = Connection(port)
+    answer = await connection.ask(data)
+    connection.close()
+    await asyncio.sleep(0)  # in which asyncio closes it
+    return answer
+
+
+def percentile(values, share):
+    """Return a percentile in milliseconds."""
+    ordered = sorted(values)
+    return round(1000 * ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1], 1) if ordered else None
+
+
+async def closed_loop(port, clients, seconds, seed=0, num=math.inf, on_count=lambda count: None):
+    """Let clients ask one after the other; returns (status, seconds, whether the answer is the request's own)."""
+    rows, end, count = [], time.monotonic() + seconds, 0
+
+    async def client(number):
+        nonlocal count
+        draw, connection = random.Random(f"{seed}/{number}"), Connection(port)
+        while time.monotonic() < end and count < num:
+            count += 1
+            own = count
+            data, text = text_request(draw, f"{number} {own}")
+            rows.append(check(await connection.ask(data), text))
+            on_count(own)
+        connection.close()
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return rows
+
+
+def check(answer, text):
+    """Return status, seconds, and whether an answer of 200 is that of the text."""
+    status, seconds, body = answer
+    return status, seconds, status != 200 or json.loads(body)["results"][0]["text"] == text
+
+
+def summary(rows):
+    """Count statuses, and latencies of answers and refusals."""
+    statuses = Counter(row[0] for row in rows)
+    done, refused = ([row[1] for row in rows if row[0] in wanted] for wanted in ((200,), (429, 503)))
+    return {
+        "statuses": {str(status): statuses[status] for status in sorted(statuses)},
+        "p50_ms": percentile(done, 0.5), "p99_ms": percentile(done, 0.99), "refusal_p99_ms": percentile(refused, 0.99),
+    }  # fmt: skip
+
+
+def wrong(rows, allowed=(200, 429, 503)):
+    """List what must not have happened to requests."""
+    found = Counter(f"status {row[0]}" for row in rows if row[0] not in allowed)
+    found["answers of another request"] = sum(not row[2] for row in rows)
+    return [f"{count} x {what}" for what, count in found.items() if count]
+
+
+def reconcile(server):
+    """List where the server's counts disagree: admitted = answered + failed + cancelled; none is left."""
+    metrics = server.metrics()
+    admitted, *ends = (
+        metrics[key]
+        for key in ("te_request_count", "te_request_success", "te_request_failure", "megabert_requests_cancelled_total")
+    )
+    found = [f"admitted {admitted} but ended {ends}"] if admitted != sum(ends) else []
+    return found + ([f"{metrics['te_queue_size']} requests are left"] if metrics["te_queue_size"] else [])
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@part
+def crowd(share, seed, make):
+    """1,000 clients: all at the same moment, then for 10 s at three times what the server can do."""
+    clients, seconds = max(round(1000 * share), 20), max(10 * share, 2)
+    with make(pause=0.02, limits={"max_concurrent_requests": max(round(256 * share), 8)}) as server:
+        alone = asyncio.run(closed_loop(server.port, 1, seconds / 3))
+        rate = sum(row[0] == 200 for row in asyncio.run(closed_loop(server.port, 32, seconds / 2))) / (seconds / 2)
+        began = server.usage()
+        moment = asyncio.run(_at_once(server.port, clients, seed))
+        storm = asyncio.run(_open_loop(server.port, clients, 3 * rate, seconds, seed))
+        time.sleep(min(10 * share, 2))
+        after = asyncio.run(closed_loop(server.port, 1, seconds / 3))
+        ended = server.usage()
+        defects = wrong(moment) + wrong(storm) + wrong(after, (200,)) + reconcile(server)
+    return {
+        "clients": clients, "capacity_per_second": round(rate), "alone": summary(alone), "at_once": summary(moment),
+        "three_times": {"requests": len(storm), **summary(storm)}, "later": summary(after),
+        "usage": [began, ended], "defects": defects,
+    }  # fmt: skip
+
+
+async def _at_once(port, clients, seed):
+    """Connect all clients, then let all ask at the same moment."""
+    draw, connections = random.Random(seed), [Connection(port) for _ in range(clients)]
+    for connection in connections:
+        await connection.open()
+    pairs = [text_request(draw, number) for number in range(clients)]
+    answers = await asyncio.gather(*(item.ask(data) for item, (data, _) in zip(connections, pairs, strict=True)))
+    for connection in connections:
+        connection.close()
+    return [check(answer, text) for answer, (_, text) in zip(answers, pairs, strict=True)]
+
+
+async def _open_loop(port, clients, rate, seconds, seed):
+    """Let clients ask at a rate of all together, as long as each has its answer."""
+    rows, begin = [], time.monotonic()
+
+    async def client(number):
+        draw, connection = random.Random(f"{seed}/{number}"), Connection(port)
+        due = begin + number / rate
+        while due < begin + seconds:
+            await asyncio.sleep(due - time.monotonic())
+            data, text = text_request(draw, f"{number} {due}")
+            rows.append(check(await connection.ask(data), text))
+            due = max(due + clients / rate, time.monotonic())
+        connection.close()
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return rows
+
+
+HEAD = "POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+LONG = request("POST", "/v1/entities", {"inputs": ["Peter lives in Paris " * 40] * 32})
+LONGER = request("POST", "/tokenize", {"inputs": ["Peter lives in Paris " * 400] * 32})
+"""Its answer does not fit into the buffers of a connection."""
+
+
+@part
+def slow(share, seed, make):
+    """300 clients with half a head, a byte of a body a second, no reading, or silence: closed in 15 s."""
+    clients = max(round(300 * share), 8)
+    with make(limits={"deadline_seconds": 10}) as server:
+        report = asyncio.run(_slow_clients(server.port, clients))
+        defects = report.pop("defects") + reconcile(server)
+    return {"clients": clients, **report, "defects": defects}
+
+
+async def _slow_clients(port, clients):
+    began, health, closed = time.monotonic(), [], None
+    trickles = asyncio.gather(*(_trickle(port, number % 4) for number in range(clients)))
+    while time.monotonic() < began + PATIENCE and not (trickles.done() and closed):
+        health.append((*(await one(port, request("GET", "/health")))[:2], True))
+        open_ = re.search(rb"\nmegabert_connections (\d+)", (await one(port, request("GET", "/metrics")))[2])
+        if closed is None and open_ and int(open_[1]) <= 1:  # that of /metrics itself
+            closed = time.monotonic() - began
+        await asyncio.sleep(0.05)
+    seconds = await trickles
+    defects = wrong(health, (200,)) + (
+        [f"slow clients are closed after {closed or PATIENCE:.1f} s"] if (closed or PATIENCE) > 15 else []
+    )
+    return {
+        "closed_after_s": [round(max(seconds[kind::4]), 1) for kind in range(3)],
+        "all_closed_after_s": closed and round(closed, 1),
+        "health_p99_ms": percentile([row[1] for row in health], 0.99), "defects": defects,
+    }  # fmt: skip
+
+
+async def _trickle(port, kind):
+    """Be slow until the server closes the connection; returns the seconds, of a client that never reads 0."""
+    loop, began = asyncio.get_running_loop(), time.monotonic()
+    transport, listener = await loop.create_connection(lambda: _Listener(kind == 3), "127.0.0.1", port)
+    transport.write((b"GET /health HT", f"{HEAD}Content-Length: 9999\r\n\r\n".encode(), b"", LONGER)[kind])
+    if kind == 3:  # what it has not read hides that the server has closed: its metrics show it
+        await asyncio.sleep(25)
+        transport.abort()
+        return 0
+    while not listener.closed.is_set() and time.monotonic() < began + PATIENCE:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(listener.closed.wait(), 1)
+        if kind < 2:
+            transport.write(b"a")
+    transport.abort()
+    return time.monotonic() - began
+
+
+class _Listener(asyncio.Protocol):
+    def __init__(self, is_deaf):
+        self.is_deaf, self.closed = is_deaf, asyncio.Event()
+
+    def connection_made(self, transport):
+        if self.is_deaf:
+            transport.pause_reading()
+
+    def connection_lost(self, exc):
+        self.closed.set()
+
+    def eof_received(self):
+        self.closed.set()
+
+
+@part
+def vanish(share, seed, make):
+    """300 clients that go away: within a head, a body, before and within an answer, and after one."""
+    clients = max(round(300 * share), 10)
+    with make(pause=0.02) as server:
+        before = server.usage()
+        asyncio.run(_vanishing(server.port, clients, seed))
+        end = time.monotonic() + 10
+        while time.monotonic() < end and not _is_idle(server.metrics()):
+            time.sleep(0.05)
+        rows = asyncio.run(closed_loop(server.port, 4, 2, num=40))
+        metrics, after = server.metrics(), server.usage()
+        defects = reconcile(server) + wrong(rows, (200,))
+        defects += ["connections are left"] if not _is_idle(metrics) else []
+        defects += ["files are left open"] if after["files"] > before["files"] + 2 else []
+    cancelled = int(metrics["megabert_requests_cancelled_total"])
+    return {"clients": clients, "cancelled": cancelled, "usage": [before, after], "defects": defects}
+
+
+def _is_idle(metrics):
+    return metrics["te_queue_size"] == 0 and metrics["megabert_connections"] <= 1  # that of /metrics itself
+
+
+async def _vanishing(port, clients, seed):
+    draw = random.Random(seed)
+    data, _ = text_request(draw, "gone")
+    head, body = data.index(b"\r\n\r\n") + 4, len(data)
+
+    async def vanish_at(number):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(draw.random())
+        kind = number % 5
+        size = (draw.randrange(1, head), draw.randrange(head, body), body, 0, body)[kind]
+        writer.write(LONG if kind == 3 else data[:size])
+        await asyncio.sleep(draw.random() * 0.1)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            if kind > 2:
+                await reader.readexactly(10)
+            if number % 2:
+                writer.transport.abort()  # a reset where data is unread
+            writer.close()
+
+    await asyncio.gather(*(vanish_at(number) for number in range(clients)))
+    await asyncio.sleep(0)  # in which asyncio closes the last
+
+
+@part
+def malformed(share, seed, make):
+    """10,000 malformed requests: HTTP, JSON, Unicode, numbers, depth. None is answered with 5xx, all are answered."""
+    count = max(round(10_000 * share), 40)
+    limits = {"header_seconds": 1, "body_seconds": 1, "idle_seconds": 1}
+    with make(limits=limits) as server:
+        asyncio.run(_malformed(server.port, count // 4, seed + 1))
+        before = server.usage()
+        statuses = asyncio.run(_malformed(server.port, count, seed))
+        after, defects = server.usage(), reconcile(server)
+        answered = {key[-5:-2]: value for key, value in server.metrics().items() if "responses_total" in key}
+        defects += [f"{answered['500']:.0f} x 500"] if answered["500"] else []
+    defects += [
+        f"{count} x status {status}" for status, count in statuses.items() if status >= 500 and status not in (501, 505)
+    ]
+    defects += [f"{statuses[-1]} without an end"] if statuses[-1] else []
+    defects += [f"memory {before['mb']} to {after['mb']} MB"] if after["mb"] > 1.05 * before["mb"] + 2 else []
+    return {
+        "requests": count, "usage": [before, after], "defects": defects,
+        "statuses": {str(status or "closed"): statuses[status] for status in sorted(statuses)},
+    }  # fmt: skip
+
+
+async def _malformed(port, count, seed):
+    statuses, gate = Counter(), asyncio.Semaphore(64)
+
+    async def send(number):
+        draw = random.Random(f"{seed}/{number}")
+        async with gate:
+            statuses[await _status(port, hostile_request(draw), is_open=draw.random() < 0.9)] += 1
+
+    await asyncio.gather(*(send(number) for number in range(count)))
+    return statuses
+
+
+async def _status(port, data, *, is_open):
+    """Send bytes and read an answer; returns its status, 0 if closed without one, -1 if neither comes."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            if not is_open:
+                writer.write_eof()
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            return int(head.split(b" ", 2)[1])
+    except TimeoutError:
+        return -1
+    except (OSError, asyncio.IncompleteReadError):
+        return 0
+
+
+@part
+def soak(share, seed, make):
+    """200,000 requests on 16 keep-alive connections: memory, files and threads stay as they are."""
+    count = max(round(200_000 * share), 200)
+    with make() as server:
+        samples, begin = [], time.monotonic()
+
+        def sample(number):
+            if number % max(count // 40, 1) == 0:
+                samples.append({"requests": number, "s": round(time.monotonic() - begin), **server.usage()})
+
+        rows = Counter()
+        for first in range(0, count, 4000):
+            size = min(4000, count - first)
+            some = asyncio.run(
+                closed_loop(server.port, 16, 3600, f"{seed}/{first}", size, lambda n, first=first: sample(first + n))
+            )
+            rows.update(Counter((row[0], row[2]) for row in some))
+        defects = reconcile(server)
+    warm = samples[len(samples) // 10]
+    growth = max(item["mb"] for item in samples) / warm["mb"] - 1
+    defects += [f"{number} x {what}" for what, number in rows.items() if what != (200, True)]
+    defects += [f"memory grew by {growth:.1%}"] if growth > 0.05 else []
+    defects += (
+        ["files or threads grew"] if any(samples[-1][key] > warm[key] + 8 for key in ("files", "threads")) else []
+    )
+    rate = round(count / (time.monotonic() - begin))
+    return {"requests": count, "per_second": rate, "growth": f"{growth:.2%}", "samples": samples, "defects": defects}
+
+
+@part
+def kill(share, seed, make):
+    """`kill -9` of front ends under load, then of the process with the network: nothing hangs, nothing stays."""
+    with make(processes=2) as server, _loaded(server.port, max(20 * share, 4)) as rows:
+        killed = 0
+        for _ in range(max(round(5 * share), 1)):
+            time.sleep(1)
+            fronts = [pid for pid in server.family()[1:] if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            os.kill(fronts[seed % len(fronts)], signal.SIGKILL)
+            killed += 1
+        time.sleep(3)
+        again = asyncio.run(closed_loop(server.port, 4, 10, num=40))
+        family = server.family()
+        with _loaded(server.port, 4) as last:
+            time.sleep(1)
+            server.process.kill()
+        time.sleep(2)
+        left = [pid for pid in family if b"spawn_main" in _command_line(pid)]
+    lost = sum(row[0] == 0 for row in rows)
+    defects = wrong(rows, (200, 429, 503, 0)) + wrong(again, (200,)) + wrong(last, (200, 429, 500, 503, 0))
+    defects += [f"{len(left)} processes are left"] if left else []
+    return {"front_ends_killed": killed, "closed_connections": lost, **summary(rows),
+            "networks_killed": summary(last)["statuses"], "defects": defects}  # fmt: skip
+
+
+def _command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+@contextlib.contextmanager
+def _loaded(port, seconds):
+    """Load a server in a thread; the list has the rows at the end."""
+    rows = []
+    thread = threading.Thread(target=lambda: rows.extend(asyncio.run(closed_loop(port, 8, seconds, "load"))))
+    thread.start()
+    try:
+        yield rows
+    finally:
+        thread.join()
+
+
+@part
+def memory(share, seed, make):
+    """One of four requests fails for want of memory on the device (injected): it alone is 500, the others 200."""
+    count = max(round(1000 * share), 40)
+    with make(pause=0.005) as server:
+        rows = asyncio.run(_some_poisoned(server.port, count, seed))
+        defects = reconcile(server) + [
+            f"{number} x {what}" for what, number in rows.items() if what not in ((True, 500), (False, 200))
+        ]
+        last = asyncio.run(closed_loop(server.port, 4, 5, num=40))
+        defects += wrong(last, (200,))
+    return {"requests": count, "failed_alone": rows[True, 500], "answered": rows[False, 200], "defects": defects}
+
+
+async def _some_poisoned(port, count, seed):
+    found, gate, draw = Counter(), asyncio.Semaphore(24), random.Random(seed)
+
+    async def send(number, is_poisoned):
+        text = f"{POISON if is_poisoned else 'Peter'} {number}"
+        async with gate:
+            found[is_poisoned, (await one(port, request("POST", "/v1/entities", {"text": text})))[0]] += 1
+
+    await asyncio.gather(*(send(number, draw.random() < 0.25) for number in range(count)))
+    return found
+
+
+@part
+def logs(share, seed, make):
+    """Logs on a full disk, in a pipe that nobody reads, and in one whose reader is gone: answers as without."""
+    found, defects = {}, []
+    count = max(round(4000 * share), 1200)  # more lines than a pipe holds
+    for name in ("full disk", "unread pipe", "closed pipe"):
+        with (
+            Path("/dev/full").open("wb") as full,
+            make(
+                stderr=full if name == "full disk" else None, access_log="/dev/full" if name == "full disk" else "-"
+            ) as server,
+        ):
+            if name == "closed pipe":
+                server.process.stderr.close()
+            rows = asyncio.run(_some_poisoned(server.port, count, seed))
+            found[name] = {f"{status}": number for (_, status), number in sorted(rows.items())}
+            defects += [
+                f"{name}: {number} x {what}" for what, number in rows.items() if what not in ((True, 500), (False, 200))
+            ]
+            end = server.stop()
+            defects += [f"{name}: {end}"] if end["exit_code"] else []
+    return {"requests": count, **found, "defects": defects}
+
+
+@part
+def clock(share, seed, make):
+    """The wall clock is in another year at each look: deadlines, times and idle connections are as ever."""
+    limits = {"deadline_seconds": 2, "idle_seconds": 1}
+    with make(jumps=True, limits=limits, pause=0.01) as server:
+        rows = asyncio.run(closed_loop(server.port, 8, max(10 * share, 2), seed))
+        late = asyncio.run(
+            one(server.port, request("POST", "/v1/entities", {"text": "Peter"}, "x-request-timeout: 0.001\r\n"))
+        )
+        idle = asyncio.run(_trickle(server.port, 2))
+        defects = wrong(rows, (200,)) + reconcile(server)
+        defects += [f"a deadline of 1 ms: {late[0]}"] if late[0] != 503 else []
+        defects += [f"a silent client is closed after {idle:.1f} s"] if not 0.5 < idle < 8 else []
+        end = server.stop()
+        defects += [f"SIGTERM: {end}"] if end["exit_code"] or end["seconds"] > 20 else []
+    return {"requests": len(rows), **summary(rows), "SIGTERM": end, "defects": defects}
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="the reports also go here")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    if arguments.child is not None:
+        return serve_child(arguments.child)
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    reports = []
+    for name in arguments.parts or PARTS:
+        reports.append({"part": name, "seed": arguments.seed, **PARTS[name](arguments.share, arguments.seed, Server)})
+        print(json.dumps(reports[-1]), flush=True)
+        if arguments.out:
+            arguments.out.write_text("".join(json.dumps(report) + "\n" for report in reports), encoding="utf-8")
+    return min(sum(len(report["defects"]) for report in reports), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
