@@ -121,7 +121,10 @@ def require_uvicorn(command: str) -> None:
     try:
         import uvicorn  # noqa: F401
     except ImportError:
-        raise ConfigError(f"megabert {command} needs the extra serve: pip install 'megabert[serve]'.") from None
+        raise ConfigError(
+            f"megabert {command} needs the extra serve: pip install 'megabert[serve]', or without PyTorch "
+            "'megabert-runtime[serve]'."
+        ) from None
 
 
 def key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
