@@ -1,5 +1,6 @@
 """Exported models answer as their runs do: in another process without torch, for any text, in any batch."""
 
+import argparse
 import json
 import os
 import shutil
@@ -205,7 +206,12 @@ def test_documents_are_annotated_by_an_exported_model(exported, tmp_path, capsys
 
 
 def predict_without_torch(folders):
-    """Load each folder and predict; prints the rows of each as JSON."""
+    """Load each folder and predict; prints the rows of each as JSON. The server's loader takes such folders, too."""
+    from megabert.cli.serving import _load, _share
+
+    arguments = argparse.Namespace(accelerator="cpu", precision="auto")
+    served = _load("served", Path(folders[0][1]), arguments)
+    _share(served, [served])
     answers = {}
     for name, folder, given in folders:
         predictor = megabert.load(folder)
