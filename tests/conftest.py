@@ -114,3 +114,29 @@ def squad_file(tmp_path):
     file = tmp_path / "facts.json"
     file.write_text(json.dumps(squad_document()), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def quick_exporter():
+    """Build PyTorch's table of ONNX operators once, and convert each head once: either takes a second."""
+    pytest.importorskip("onnxscript")
+    import onnx
+    from torch.onnx._internal.exporter import _registration
+
+    from megabert.export import onnx_graph
+
+    convert, done = onnx_graph.head_model, {}
+
+    def head_model(head, hidden_size):
+        weights = head.state_dict().items()
+        key = repr(head), tuple((name, weight.numpy().tobytes()) for name, weight in weights)
+        if key not in done:
+            done[key] = convert(head, hidden_size).SerializeToString()
+        return onnx.ModelProto.FromString(done[key])
+
+    patch = pytest.MonkeyPatch()
+    table = functools.cache(_registration.ONNXRegistry.from_torchlib)
+    patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(table))
+    patch.setattr(onnx_graph, "head_model", head_model)
+    yield
+    patch.undo()

@@ -124,7 +124,10 @@ def require_uvicorn(command: str) -> None:
     try:
         import uvicorn  # noqa: F401
     except ImportError:
-        raise ConfigError(f"megabert {command} needs the extra serve: pip install 'megabert[serve]'.") from None
+        raise ConfigError(
+            f"megabert {command} needs the extra serve: pip install 'megabert[serve]', or without PyTorch "
+            "'megabert-runtime[serve]'."
+        ) from None
 
 
 def key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
@@ -141,10 +144,10 @@ def key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | Non
 
 
 def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
-    from ..build import load_run
+    from ..export.load_predictor import load_predictor
     from ..serve.server import LoadedRun
 
-    predictor = load_run(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
     dataset = predictor.task.settings.model.dataset
     if getattr(dataset, "long_texts", "windows") == "truncate":
         log(f"{name}: the run truncates long texts; the server reads them in windows.")
@@ -154,8 +157,10 @@ def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
 
 def _share(run: "LoadedRun", others: "Sequence[LoadedRun]") -> None:
     """Let a run use the weights of others that are the same: of adapters on one base there is one base."""
+    model, *rest = (getattr(item.predictor.session, "model", None) for item in (run, *others))
+    if model is None:  # an exported folder, which needs no torch
+        return
     from ..weights import share_weights
 
-    model, *rest = (getattr(item.predictor.session, "model", None) for item in (run, *others))
-    if model is not None and (shared := share_weights(model, (item for item in rest if item is not None))):
+    if shared := share_weights(model, (item for item in rest if item is not None)):
         log(f"{run.name}: {shared / 1e6:.1f} MB of its weights are those of other models, and are held once.")

@@ -106,14 +106,14 @@ class _EncoderGraph:
         graph, config = self.graph, self.config
         by_head = (config.num_heads, 3, config.head_dim)
         # Rows are ordered [heads, 3, dim]; onnxruntime takes queries, keys and values apart.
-        weights = array_of(attention.qkv.weight).reshape(*by_head, config.hidden_size).swapaxes(0, 1)
+        weight = array_of(attention.qkv.weight).reshape(*by_head, config.hidden_size).swapaxes(0, 1)
         biases = array_of(attention.qkv.bias).reshape(by_head).swapaxes(0, 1).reshape(-1)
         prepared = self.linears.prepare(graph, f"{name}.qkv", hidden)
-        qkv = []
-        for part, weight in zip(("query", "key", "value"), weights, strict=True):
-            matrix = weight.reshape(config.hidden_size, config.hidden_size).T
-            flat = self.linears.matmul(graph, f"{name}.{part}", prepared, matrix)
-            qkv.append(graph.add("Reshape", flat, self.shape_3d))
+        # One product for all three: its input is packed once.
+        flat = self.linears.matmul(graph, f"{name}.qkv", prepared, weight.reshape(-1, config.hidden_size).T)
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        graph.add("Split", flat, outputs=parts, axis=1, num_outputs=3)
+        qkv = [graph.add("Reshape", part, self.shape_3d) for part in parts]
         context = graph.add(
             "MultiHeadAttention",
             *qkv,

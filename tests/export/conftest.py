@@ -9,19 +9,6 @@ RUNS = Path(__file__).parents[1] / "runs_v1"
 
 
 @pytest.fixture(scope="session")
-def quick_exporter():
-    """Build PyTorch's table of ONNX operators once, not at each export: it takes a second."""
-    pytest.importorskip("onnxscript")
-    from torch.onnx._internal.exporter import _registration
-
-    patch = pytest.MonkeyPatch()
-    table = functools.cache(_registration.ONNXRegistry.from_torchlib)
-    patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(table))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="session")
 def exported(tmp_path_factory, quick_exporter):
     """A function that exports a run by its name, in float32 or in 8 bits, and returns the folder."""
     pytest.importorskip("onnxruntime")

@@ -1,5 +1,6 @@
 """Exported models answer as their runs do: in another process without torch, for any text, in any batch."""
 
+import argparse
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from ..test_without_torch import NoTorch
 from .conftest import RUNS
 
 # A run of each kind of head: sequences, tokens, spans, several heads; both language models. An export takes a second.
+# Tasks without a run here are exported where they are trained, in tests/tasks/test_contract.py.
 NAMES = ["glue", "intent_slot", "question_answering", "token_classification"]
 LANGUAGE_MODELS = ["masked_language_model", "causal_language_model"]
 TEXTS = [
@@ -51,6 +53,7 @@ def logits_of(session, features):
 def test_every_task_predicts_the_same_in_another_process_without_torch(exported):
     folders = [[name, str(exported(name)), str(input_of(name))] for name in NAMES]
     folders += [[name, str(exported(name)), FIELDS.get(name, {"text": "marie"})] for name in LANGUAGE_MODELS]
+    folders += [[f"{name}, int8", str(exported(name, True)), str(input_of(name))] for name in NAMES]
     done = subprocess.run(
         [sys.executable, "-m", "tests.export.test_exported_models", json.dumps(folders)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
@@ -60,6 +63,8 @@ def test_every_task_predicts_the_same_in_another_process_without_torch(exported)
     for name in NAMES:
         expected = json.loads(json.dumps(rows_of(run(name), input_of(name))))
         assert_same(answers[name], expected, tolerance=1e-4)
+        here = replace(megabert.load(exported(name, True)), batch_size=3)
+        assert_same(answers[f"{name}, int8"], json.loads(json.dumps(rows_of(here, input_of(name)))))
     for name in LANGUAGE_MODELS:
         predictor = run(name)
         expected = predictor.task.to_json(predictor.predict(**FIELDS.get(name, {"text": "marie"})))
@@ -146,7 +151,7 @@ def test_memory_does_not_grow_with_predictions(exported):
 
     predict(500)
     before = resident()
-    predict(2000)
+    predict(2500)  # of four sequences each
     assert resident() - before < 8e6
 
 
@@ -201,7 +206,12 @@ def test_documents_are_annotated_by_an_exported_model(exported, tmp_path, capsys
 
 
 def predict_without_torch(folders):
-    """Load each folder and predict; prints the rows of each as JSON."""
+    """Load each folder and predict; prints the rows of each as JSON. The server's loader takes such folders, too."""
+    from megabert.cli.serving import _load, _share
+
+    arguments = argparse.Namespace(accelerator="cpu", precision="auto")
+    served = _load("served", Path(folders[0][1]), arguments)
+    _share(served, [served])
     answers = {}
     for name, folder, given in folders:
         predictor = megabert.load(folder)

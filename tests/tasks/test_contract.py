@@ -13,6 +13,7 @@ from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.tasks import registry
 from tests.conftest import squad_document
+from tests.test_first_round_runs import PREDICTING, PRETRAINING, assert_same
 
 TINY = (
     "model.language_model.config={hidden_size: 64, num_layers: 2, num_attention_heads: 4, max_position_embeddings: 64}"
@@ -264,7 +265,7 @@ def check_predictions(folder, case, file, capsys):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_task_overfits_its_examples_and_predicts_the_same_in_a_fresh_process(
-    name, tmp_path, vocab_file, capsys, fresh_process
+    name, tmp_path, vocab_file, capsys, fresh_process, request
 ):
     case = CASES[name]
     run, file = train(case, tmp_path / "a", vocab_file)
@@ -278,6 +279,13 @@ def test_a_task_overfits_its_examples_and_predicts_the_same_in_a_fresh_process(
     here = json.loads(capsys.readouterr().out)
     code, there = fresh_process(["predict", str(run), *case.fields, "accelerator=cpu"])
     assert (code, json.loads(there)) == (0, here)
+    if case.task in {*PREDICTING, *PRETRAINING} or name == "two encoders":  # tests/export has runs of these
+        return
+    request.getfixturevalue("quick_exporter")
+    assert main(["export", str(run), "-o", str(tmp_path / "exported"), "--to", "onnx"]) == 0
+    code, there = fresh_process(["predict", str(tmp_path / "exported"), *case.fields])
+    assert code == 0
+    assert_same(json.loads(there), here, tolerance=1e-4)
 
 
 def test_a_new_set_of_labels_on_a_trained_run(tmp_path, vocab_file, capsys):
