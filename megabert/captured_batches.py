@@ -1,4 +1,4 @@
-"""Forward passes captured in CUDA graphs: of batches of any size, and of a server's small ones padded to static sizes."""
+"""Forward passes captured in CUDA graphs: of batches of any size, and of a server's small ones in a few sizes."""
 
 import threading
 from collections.abc import Callable, Sequence

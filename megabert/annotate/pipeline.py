@@ -243,8 +243,9 @@ def prepare_memory() -> None:
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    for option in (M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD) if mallopt is not None else ():
-        mallopt(option, KEPT_BYTES)
+    if mallopt is not None:
+        for option in (M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD):
+            mallopt(option, KEPT_BYTES)
 
 
 def _run(connection: Connection) -> None:

@@ -129,17 +129,19 @@ def _make_work(
     options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
     work = AnnotateChunks(entity_runs, relation_runs, pairs, *options, output, linkers)
     dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
-    return work, [item.session for item in (*entity_runs, *relation_runs, *dense)]
+    sessions = [run.session for run in (*entity_runs, *relation_runs)]
+    return work, [*sessions, *(item.session for item in dense)]
 
 
 def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunks, list[Session]]":
     """Load what is done with each chunk in another process."""
     from ..annotate.shard_formats import shard_format
 
-    runs = (
+    entity_runs, relation_runs = (
         [load_annotating_run(path, arguments) for path in paths] for paths in (arguments.entities, arguments.relations)
     )
-    return _make_work(arguments, shard_format(form), *runs, [_load_linker(rule, arguments) for rule in arguments.links])
+    linkers = [_load_linker(rule, arguments) for rule in arguments.links]
+    return _make_work(arguments, shard_format(form), entity_runs, relation_runs, linkers)
 
 
 def _describe(

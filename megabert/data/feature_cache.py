@@ -94,8 +94,9 @@ class CachedFeatures(LazyFeatures):
         """Drop the pages from this process; they stay in the system's file cache while there is room for them."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for array in self._arrays.values():
-                if isinstance(array.base, mmap.mmap):
-                    array.base.madvise(mmap.MADV_DONTNEED)
+                base: Any = array.base
+                if isinstance(base, mmap.mmap):
+                    base.madvise(mmap.MADV_DONTNEED)
 
 
 def _span(ends: NDArray[np.int64], index: int) -> slice:

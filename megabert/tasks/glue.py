@@ -154,7 +154,7 @@ class Glue(SequenceClassificationTask):
             return []
         return [[str(Path(self.dataset.data_dir) / item)] for item in ([items] if isinstance(items, str) else items)]
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read a file of GLUE, or JSON lines with text, text_b and label."""
         if is_json_lines(path):
             return super().read(path)

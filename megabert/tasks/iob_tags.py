@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import tagging
-from ..tokenizers.runs import WordBounds
+from ..tokenizers.text_runs import WordBounds
 
 OUTSIDE = "O"
 

@@ -22,7 +22,7 @@ from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
 from ..formats.text_lines import blank_split
-from ..tokenizers.runs import KnownRuns, WordBounds
+from ..tokenizers.text_runs import KnownRuns, WordBounds
 from ..tokenizers.wordpiece import Tokenizer
 from ..tokenizers.words import WordCuts, learn_cuts, split_words
 from .label_report import label_warnings

@@ -113,7 +113,7 @@ class ZeroShot(SequenceClassificationTask):
         _check_template(template)
         return Query(plain.id, plain.text, None, None, plain.location, candidates, template, given=plain.given)
 
-    def read(self, path: Path) -> list[Example]:
+    def read(self, path: Path) -> Sequence[Example]:
         """Read pairs of premise and hypothesis, or texts with the labels to choose from."""
         examples = super().read(path)
         if any(example.pair is not None for example in examples):

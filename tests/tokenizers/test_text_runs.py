@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from megabert.data.word_windows import token_windows, word_windows
 from megabert.tokenizers import runs
-from megabert.tokenizers.runs import KnownRuns, WordBounds
+from megabert.tokenizers.text_runs import KnownRuns, WordBounds
 from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from megabert.tokenizers.words import WordCuts, split_words
 

@@ -66,7 +66,7 @@ class SplitTexts:
     """Of each text."""
 
 
-class _Numbers(dict[str, int]):
+class _RunNumbers(dict[str, int]):
     """Numbers of runs in the order in which they are first looked up."""
 
     def __missing__(self, run: str) -> int:
@@ -104,7 +104,7 @@ class KnownRuns:
         self._clear()
 
     def _clear(self) -> None:
-        self._numbers, self._num_known = _Numbers(), 0
+        self._numbers, self._num_known = _RunNumbers(), 0
         self._bounds, self._tokens = _Table(), _Table()
 
     def __call__(self, texts: Sequence[str]) -> SplitTexts:
