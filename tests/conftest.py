@@ -129,7 +129,8 @@ def quick_exporter():
 
     def head_model(head, hidden_size):
         weights = head.state_dict().items()
-        key = repr(head), tuple((name, weight.numpy().tobytes()) for name, weight in weights)
+        options = {name: value for name, value in vars(head).items() if not name.startswith("_")}
+        key = repr(head), repr(options), tuple((name, weight.numpy().tobytes()) for name, weight in weights)
         if key not in done:
             done[key] = convert(head, hidden_size).SerializeToString()
         return onnx.ModelProto.FromString(done[key])

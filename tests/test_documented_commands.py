@@ -29,6 +29,7 @@ NOT_EXECUTED = {
     "megabert review": "runs until it is stopped; tests/serve/test_review_page.py has it",
     "pip install .[serve]": "installs packages",
     "python -m benchmarks.serving": "loads the machine for a minute",
+    "python -m tests.fuzz.serving": "loads the machine for an hour; tests/serve/test_faults.py has small counts",
     "./dev": "runs this very test, or longer than it may; tests/test_sample.py and CI run its parts",
     "torchrun": "needs 32 GPUs",
     "srun": "needs 32 GPUs",

@@ -20,6 +20,7 @@ EXTRAS = {
     "track": "curves (TensorBoard, plots)",
     "documents": "Parquet tables",
     "hf": "parity tests with transformers",
+    "ray": "annotation by Ray",
     "approximate": "approximate search of embeddings",
     "zstd": "data files compressed by Zstandard",
     "onnx": "exported models (ONNX)",

@@ -103,7 +103,8 @@ class EmbeddingHead(Head):
     def _pool(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
         if self.pooling == "cls":
             return hidden_TD.index_select(0, starts_N)
-        ends_N = nn.functional.pad(starts_N[1:], (0, 1), value=len(hidden_TD))  # a new tensor could not be captured
+        # Filled on the device, so that it can be captured; a shape, not a length, so that an export is not specialized.
+        ends_N = torch.cat([starts_N[1:], starts_N.new_full((1,), hidden_TD.shape[0])])
         if self.pooling == "last":
             return hidden_TD.index_select(0, (ends_N - 1).clamp(min=0))
         # In double precision, by cumulative sums: deterministic, also on a GPU, where index_add is not

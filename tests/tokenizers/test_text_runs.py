@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.data.word_windows import token_windows, word_windows
-from megabert.tokenizers import runs
+from megabert.tokenizers import text_runs
 from megabert.tokenizers.text_runs import KnownRuns, WordBounds
 from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from megabert.tokenizers.words import WordCuts, split_words
@@ -37,7 +37,7 @@ def test_words_and_windows_are_those_of_each_text(texts, cuts, length, margin):
 
 
 def test_runs_are_forgotten_when_they_are_many(monkeypatch):
-    monkeypatch.setattr(runs, "MAX_RUNS_KEPT", 3)
+    monkeypatch.setattr(text_runs, "MAX_RUNS_KEPT", 3)
     known = KnownRuns(CUTS[0], TOKENIZER)
     for text in ("a b c", "a p5 in", "the a (b)"):
         found = known([text])
