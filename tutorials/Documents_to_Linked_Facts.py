@@ -39,7 +39,7 @@ BATCH_SIZE, LEARNING_RATE, EPOCHS, DROPOUT = (16, 5e-5, (5, 5), 0.1) if DATASET 
 # %%
 folder = new_folder()
 if DATASET is None:
-    planted.write_linked_documents(Path("train.pubtator"), "train", 110)
+    planted.write_linked_documents(Path("train.pubtator"), "train", 90)
     planted.write_linked_documents(Path("dev.pubtator"), "dev", 40)
     planted.write_dictionary(Path("drugs.tsv"), planted.dictionary("drug"))
     planted.write_dictionary(Path("genes.tsv"), planted.dictionary("gene"))
