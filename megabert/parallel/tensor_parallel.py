@@ -114,8 +114,7 @@ class _ReduceScatterTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
         ctx.tokens = tokens
-        padded = _pad_tokens(hidden_TD, tokens).contiguous()
-        return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
+        return _reduce_scatter_tokens(hidden_TD, tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
@@ -158,10 +157,7 @@ class _GatherLowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_TR: Tensor) -> tuple[Tensor, None]:
-        tokens = ctx.tokens
-        padded = _pad_tokens(gradient_TR, tokens).contiguous()
-        reduced = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
-        return _collectives.wait_tensor(reduced), None
+        return _reduce_scatter_tokens(gradient_TR, ctx.tokens), None
 
 
 def shard_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
@@ -176,6 +172,12 @@ def gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
 
 def _all_reduce(tensor: Tensor, group: str) -> Tensor:
     return _collectives.wait_tensor(_collectives.all_reduce(tensor.contiguous(), "sum", group))
+
+
+def _reduce_scatter_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
+    """Sum all tokens over the processes, each of which keeps its shard: [S, D]."""
+    padded = _pad_tokens(hidden_TD, tokens).contiguous()
+    return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
 
 
 def _all_gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
