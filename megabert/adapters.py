@@ -145,7 +145,8 @@ def load_base(settings: Settings, config: EncoderConfig, num_tokens: int, place:
     else:
         from .checkpoints.catalog import cache_home
         from .checkpoints.model_source import find_source
-        from .checkpoints.open import fit_vocabulary, open_checkpoint
+        from .checkpoints.open import open_checkpoint
+        from .checkpoints.vocabulary_rows import fit_vocabulary
 
         language_model = settings.model.language_model
         found = find_source(settings.model, home=cache_home(os.environ))

@@ -225,7 +225,8 @@ def _check_start(file: File, path: Path) -> str:
 
 def _check_weights(published: Published, path: Path) -> str:
     """Open the checkpoint and compare its network with the published one, without reading tensors."""
-    from .open import is_padded, open_checkpoint  # imports torch, which takes a second
+    from .open import open_checkpoint  # imports torch, which takes a second
+    from .vocabulary_rows import is_padded
 
     assert published.architecture is not None, "_find_problem checks networks of known architecture"
     try:

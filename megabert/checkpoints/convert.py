@@ -26,7 +26,8 @@ from .model_card import CARD, huggingface_card
 from .native.manifest import write_file
 from .native.manifest_folder import Contents, write_manifest_folder
 from .nemo.write_nemo import nemo_config, write_nemo
-from .open import Checkpoint, fit_vocabulary, open_checkpoint, resize_vocabulary
+from .open import Checkpoint, open_checkpoint
+from .vocabulary_rows import fit_vocabulary, resize_vocabulary
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

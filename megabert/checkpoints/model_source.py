@@ -10,12 +10,13 @@ from typing import Any
 
 from ..config.schema import LanguageModelSettings, ModelSettings, TokenizerSettings
 from ..errors import CheckpointError, ConfigError
+from ..json_documents import read_json_object
 from ..tokenizers.load import load_tokenizer, read_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from . import catalog
 from .hub import fetch_from_hub, is_hub_name
 from .native.run_checkpoints import encoder_of_run
-from .open import Checkpoint, open_checkpoint, read_config
+from .open import Checkpoint, open_checkpoint
 from .user_config import parse_user_config
 
 
@@ -60,7 +61,7 @@ def find_source(model: ModelSettings, *, home: Path) -> ModelSource:
     if tokenizer.do_lower_case is not None:
         source = replace(source, lower_case=tokenizer.do_lower_case)
     if settings.config_file is not None:
-        return replace(source, config=read_config(Path(settings.config_file)), config_source=settings.config_file)
+        return replace(source, config=read_json_object(Path(settings.config_file)), config_source=settings.config_file)
     if settings.config:
         return replace(source, config=settings.config, config_source="model.language_model.config")
     return replace(source, config_source=f"the catalog for {settings.pretrained_model_name}")
@@ -160,7 +161,7 @@ def check_network_of_run(
     settings, tokenizer = model.language_model, model.tokenizer
     config, config_file = settings.config, settings.config_file
     if config_file is not None:
-        config = read_config(Path(config_file)) if Path(config_file).is_file() else {}
+        config = read_json_object(Path(config_file)) if Path(config_file).is_file() else {}
     origin = config_file or "model.language_model.config"
     shape = parse_user_config(config, origin, ignored=settings.ignored_arguments).shape
     encoder = encoder_of_run(documents, source)

@@ -25,7 +25,7 @@ from ..tokenizers.wordpiece import Tokenizer
 from .answer_spans import WindowedContext, best_spans, context_windows, rank_answers, target_span, word_edges
 from .bioasq_answers import answer_places, distinct_answers, named_number, without_crossings
 from .head_settings import head_options
-from .question_answering import QuestionSettings, SpanHeadSettings
+from .question_settings import QuestionSettings, SpanHeadSettings
 from .task import Logits, Task, require_texts
 
 if TYPE_CHECKING:

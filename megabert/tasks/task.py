@@ -28,6 +28,7 @@ from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .label_report import LabelReport
+from .prediction_rows import pass_through, rows_by_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -297,41 +298,6 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
     ) -> Mapping[str, str]:
         """Return predictions in the formats of the task's official scorer: file names to contents."""
         return {}
-
-
-def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> list[Row]:
-    """Sort rows into the order of the examples with the same ids; rows that all lack an id are in order already.
-
-    Raises InputError if an example has no row or several, or a row has no example.
-    """
-    if not any("id" in row.values for row in rows):
-        if len(rows) != len(examples):
-            raise InputError(f"{source} has {len(rows)} predictions for {len(examples)} examples. Give one for each.")
-        return list(rows)
-    by_id: dict[str, Row] = {}
-    for row in rows:
-        name = str(row.get("id"))
-        if by_id.setdefault(name, row) is not row:
-            raise InputError(
-                f"{row.location}: the id {name!r} is that of {by_id[name].location} too. Give each its own."
-            )
-    names = [str(example.id) for example in examples]
-    for problem, extra in (
-        ("has no prediction for", set(names) - set(by_id)),
-        ("has unknown", set(by_id) - set(names)),
-    ):
-        if extra:
-            raise InputError(f"{source} {problem} id {min(extra)!r}. Predict the file that is scored against.")
-    if len(set(names)) < len(names):
-        raise InputError(f"{source}: several examples that are scored against have the same id. Give each its own.")
-    return [by_id[name] for name in names]
-
-
-def pass_through(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add fields of the input to a prediction's row; those that the row has already are its gold labels."""
-    gold = {name: value for name, value in given.items() if name in row and name != "gold"} | row.get("gold", {})
-    others = {name: value for name, value in given.items() if name not in row}
-    return {**row, **others, **({"gold": gold} if gold else {})}
 
 
 def require_text(fields: Mapping[str, Any], *others: str) -> str:

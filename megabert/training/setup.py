@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..build import load_initial_model, model_documents
+from ..build import model_documents
 from ..checkpoints.native.run_checkpoints import Contents
 from ..config.schema import Settings
 from ..data.packing import Batch
 from ..data.sampler import BatchSampler
 from ..distillation import open_teacher
 from ..inference import Predictor
+from ..initial_model import load_initial_model
 from ..model.heads import TaskModel
 from ..parallel.execution import Execution, choose_what_to_shard, resolve_execution
 from ..parallel.process_group import World

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megabert.build import load_initial_model
 from megabert.config.parser import compose
 from megabert.data.sampler import BatchSampler
+from megabert.initial_model import load_initial_model
 from megabert.tasks import registry
 from megabert.tasks.task_data import load_training_data
 from megabert.training.step import Stepper
