@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .adapters import ADAPTER, Placement, adapt, base_placement
+from .adapters import ADAPTER, Placement, adapt
 from .build import LanguageModel, load_language_model, new_task_model, restore
 from .checkpoints.native import run_checkpoints
 from .checkpoints.native.fewer_layers import with_fewer_layers
@@ -43,20 +41,18 @@ class InitialModel:
 def load_initial_model(
     task_name: str,
     settings: Settings,
+    place: Placement,
     *,
     home: Path,
     resumed: run_checkpoints.Contents | None,
     folder: Path,
-    device: torch.device,
-    is_whole: bool = True,
 ) -> InitialModel:
     """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder.
 
-    The base of adapters is placed on `device` at once where each process has the whole one, all else on the CPU.
+    `place` is that of the base of adapters; all else is on the CPU.
     """
     from .checkpoints.model_source import check_network_of_run, dropout_of
 
-    place = base_placement(settings.model.peft, settings.trainer, device, is_whole=is_whole)
     if resumed is not None:
         check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
         return _initial_model_of_run(resumed, folder, task_name, settings, (), place)

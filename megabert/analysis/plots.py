@@ -17,7 +17,6 @@ from ..metrics.calibration import expected_calibration_error, reliability_bins
 from ..metrics.classification import Confusion
 from ..storage import atomic_write
 from .judgments import by_length, confidences
-from .metrics_file import read_metrics
 
 # Okabe and Ito's palette, safe for colour-blind readers; scores have different markers, too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
@@ -30,21 +29,19 @@ FEW = 60
 Curve = tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
 
 
-def plot_curves(metrics_file: Path, destination: Path) -> bool:
-    """Plot the curves of a run and write the PNG atomically.
+def plot_curves(lines: list[dict[str, Any]], run: str, destination: Path) -> bool:
+    """Plot the curves of a run from the lines of its metrics.jsonl, and write the PNG atomically.
 
     Returns False, and writes nothing, if matplotlib is not installed.
-    Raises CheckpointError if a line of the file is not one of metrics.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    lines = read_metrics(metrics_file)
     scores = _score_names(lines)
     # matplotlib's object interface instead of pyplot: it needs no display and has no global state.
     figure = Figure(figsize=(12, 6), dpi=120, layout="constrained")
-    figure.suptitle(_title(metrics_file.absolute().parent.name, lines), fontsize="x-large")
+    figure.suptitle(_title(run, lines), fontsize="x-large")
     grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=(3, 1))
     loss_axes = figure.add_subplot(grid[0, 0])
     _draw_loss(loss_axes, lines)
@@ -104,10 +101,10 @@ def plot_judged(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
     Returns file names.
     """
     pictures = []
-    predictions = [pair for row in rows for pair in confidences(row)]
+    predictions, by_score = [pair for row in rows for pair in confidences(row)], by_length(rows)
     if predictions and plot_calibration(predictions, folder / CALIBRATION):
         pictures.append(CALIBRATION)
-    for score, groups in itertools.islice(by_length(rows).items(), 1):
+    for score, groups in itertools.islice(by_score.items(), 1):
         if plot_lengths(groups, score, folder / LENGTHS):
             pictures.append(LENGTHS)
     return pictures
