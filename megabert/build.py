@@ -26,7 +26,7 @@ from .errors import ConfigError
 from .inference import Predictor
 from .model.config import EncoderConfig
 from .model.encoder import Encoder
-from .model.heads import TaskModel
+from .model.heads import Head, TaskModel
 from .model.lora import frozen_base
 from .model.precision import DTYPES, cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
@@ -161,14 +161,19 @@ def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: in
             f"model.dataset.max_seq_length={task.row_length} is more than the {config.max_positions} positions of "
             f"{language_model.source}. Set it to {config.max_positions} or less."
         )
-    with torch.device("meta"):
-        head = task.head(config)
-    materialize(head)
+    head = _materialized_head(task, config)
     initialize_weights(head, seed, HEAD_STREAM)
     head.start_from(language_model.encoder)
     heads = language_model.heads
     head.load_pretrained(lambda name: heads[name].read() if name in heads else None)
     return TaskModel(language_model.encoder, head)
+
+
+def _materialized_head(task: Task[Any, Any], config: EncoderConfig) -> Head:
+    with torch.device("meta"):
+        head = task.head(config)
+    materialize(head)
+    return head
 
 
 def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -214,11 +219,8 @@ def _network_of_run(
 ) -> TaskModel:
     """Build the network of a run, whose own weights are loaded later."""
     if ADAPTER in contents.documents:
-        encoder = load_base(task.settings, config, num_tokens, place)
-        with torch.device("meta"):
-            head = task.head(config)
-        materialize(head)
-        model = TaskModel(encoder, head)
+        base = load_base(task.settings, config, num_tokens, place)
+        model = TaskModel(base, _materialized_head(task, config))
         add_stored(model, contents, task.settings, folder)
         return model
     stored = contents.tensors["model"]

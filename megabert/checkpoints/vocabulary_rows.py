@@ -9,11 +9,17 @@ from .tensor_names import PER_TOKEN
 
 
 def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: str) -> dict[str, Readable]:
-    """Return the tensors without the padding rows of a vocabulary of `num_tokens`.
+    """Return the tensors without the padding rows of a vocabulary of `num_tokens`, after `check_vocabulary`."""
+    check_vocabulary(checkpoint, num_tokens, vocabulary_source)
+    return resize_vocabulary(checkpoint.tensors, num_tokens)
+
+
+def check_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: str) -> None:
+    """Raise CheckpointError if a vocabulary of `num_tokens` cannot be the checkpoint's.
 
     Where the checkpoint's own files name that many tokens, all other rows are padding. Otherwise the number of rows
     must be a padded one: Megatron-LM pads to a multiple of 128 x tensor-parallel size, Hugging Face's tools to a
-    multiple of 8 to 128. Raises CheckpointError if the vocabulary cannot be the checkpoint's.
+    multiple of 8 to 128.
     """
     rows = checkpoint.shape["vocabulary_size"]
     if num_tokens == checkpoint.num_tokens and num_tokens > rows:
@@ -28,7 +34,6 @@ def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: s
             f"padding leads from one to the other. Give the vocabulary that the checkpoint was trained with "
             "(model.tokenizer.vocab_file)."
         )
-    return resize_vocabulary(checkpoint.tensors, num_tokens)
 
 
 def is_padded(num_tokens: int, num_rows: int) -> bool:

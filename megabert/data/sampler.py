@@ -128,6 +128,11 @@ class BatchSampler:
         if not self._shuffle:
             sizes = count // num_steps + (np.arange(num_steps) < count % num_steps)
             return _EpochSteps(np.arange(count), np.cumsum(sizes), self.micro_batches_per_step, _split_evenly)
+        return self._shuffled(epoch, attempt, num_sequences, count)
+
+    def _shuffled(self, epoch: int, attempt: int, num_sequences: int, count: int) -> "_EpochSteps":
+        """Give each step a random sequence of each length, so that steps have nearly as many tokens."""
+        num_steps = len(self)
         # Seeded by both numbers, so an epoch's order can be made without those before it.
         random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
         # Arrays of all sequences are small numbers where that is enough, and not held longer than they are needed.

@@ -237,17 +237,12 @@ class QuestionAnswering(Task[Example, Prediction]):
         null_scores = [float("inf")] * len(examples)
         counts = Counter(feature.notes.example for feature in features)
         data = self.dataset
+        limits: dict[str, Any] = {"max_length": data.max_answer_length, "whole_words": data.whole_words}
         for feature, logits_T2 in zip(features, logits, strict=True):
             window: ContextWindow = feature.notes
             if data.span_score == "log_probability":
                 logits_T2 = log_probabilities(logits_T2)
-            spans[window.example] += best_spans(
-                window,
-                logits_T2,
-                count=data.n_best_size,
-                max_length=data.max_answer_length,
-                whole_words=data.whole_words,
-            )
+            spans[window.example] += best_spans(window, logits_T2, count=data.n_best_size, **limits)
             # A question has no answer only if none of its windows shows one.
             null_scores[window.example] = min(null_scores[window.example], float(logits_T2[0].sum()))
         windows = [counts[number] for number in range(len(examples))]

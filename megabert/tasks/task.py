@@ -314,16 +314,18 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
     unexpected = [name for name in fields if name not in (*names, "id", *optional)]
     missing = [name for name in names if fields.get(name) is None or fields[name] == ""]
     problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
-    for name in names:
-        value = fields.get(name)
-        if name not in missing and not isinstance(value, str):
-            problems.append(f"{name} is a {type(value).__name__}; expected a string")
-        elif name not in missing and not str(value).strip():
-            problems.append(f"{name} is blank")
-        elif not str(value or "").isascii() and (half := re.search("[\ud800-\udfff]", str(value))):
-            problems.append(f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}")
+    problems += [problem for name in names if name not in missing and (problem := _problem_of_text(name, fields[name]))]
     if problems:
         wanted = " and ".join(f"{name}=..." for name in names)
         more = f" (also possible: {', '.join(optional)})." if optional else ""
         raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}")
     return [str(fields[name]) for name in names]
+
+
+def _problem_of_text(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"{name} is a {type(value).__name__}; expected a string"
+    if not value.strip():
+        return f"{name} is blank"
+    half = None if value.isascii() else re.search("[\ud800-\udfff]", value)
+    return None if half is None else f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}"

@@ -161,11 +161,7 @@ class RunLog:
         if split == "train":
             metrics["tokens_per_second"] = round(self._meter.rate_since_mark(), 1)
         elif self._shows_progress:
-            # Integers are counts of the data, the same at each validation.
-            shown = [
-                f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and "/" not in name
-            ]
-            self._display.message(f"step {step}  {split}: {'  '.join(shown)}")
+            self._display.message(f"step {step}  {split}: {_shown(metrics)}")
         seconds = round(self._seconds_before + self._meter.seconds(), 3)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, "seconds": seconds, "split": split, **finite}
@@ -223,6 +219,12 @@ def _write_run_json(
         "data": data,
     }
     atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    """Format metrics without those of each label and integers, which are counts of the data, always the same."""
+    values = {name: value for name, value in metrics.items() if isinstance(value, float) and "/" not in name}
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
