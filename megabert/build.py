@@ -81,7 +81,7 @@ def load_language_model(
     Downloads published checkpoints into `home`. Raises ConfigError where the settings name nothing loadable,
     CheckpointError where the files do not fit.
     """
-    from .checkpoints.model_source import dropout_of, find_source, open_source
+    from .checkpoints.model_source import find_source, open_source
     from .checkpoints.vocabulary_rows import fit_vocabulary
 
     settings = model.language_model
@@ -99,7 +99,7 @@ def load_language_model(
         )
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **dropout_of(settings)}
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **source.dropout}
     if settings.first_layers is not None:
         tensors = first_layers(tensors, shape["num_layers"], settings.first_layers, checkpoint.source)
         shape["num_layers"] = settings.first_layers
@@ -129,7 +129,6 @@ def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
 def _random_language_model(
     source: "ModelSource", settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
 ) -> LanguageModel:
-    from .checkpoints.model_source import dropout_of
     from .checkpoints.user_config import parse_user_config
 
     if settings.first_layers is not None:
@@ -147,7 +146,7 @@ def _random_language_model(
         )
     tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **default_shape}
-    shape = defaults | shape | dropout_of(settings)
+    shape = {**defaults, **shape, **source.dropout}
     encoder = new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
@@ -204,7 +203,7 @@ def restore(
     task = restore_task(contents.documents, folder, task_name, settings, overrides)
     config = EncoderConfig.from_dict(encoder_of_run(contents.documents, str(folder)))
     tokenizer = stored_tokenizer(contents.documents, contents.texts, str(folder))
-    model = _network_of_run(contents, folder, task, config, len(tokenizer), place)
+    model = _network_of_run(contents, folder, task, config, tokenizer, place)
     load_weights(model, contents.tensors["model"], str(folder), frozen_base(model))
     return task, model, tokenizer
 
@@ -214,12 +213,12 @@ def _network_of_run(
     folder: Path,
     task: Task[Any, Any],
     config: EncoderConfig,
-    num_tokens: int,
+    tokenizer: Tokenizer,
     place: Placement,
 ) -> TaskModel:
     """Build the network of a run, whose own weights are loaded later."""
     if ADAPTER in contents.documents:
-        base = load_base(task.settings, config, num_tokens, place)
+        base = load_base(task.settings, config, len(tokenizer), place)
         model = TaskModel(base, _materialized_head(task, config))
         add_stored(model, contents, task.settings, folder)
         return model

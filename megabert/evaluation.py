@@ -68,10 +68,10 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
     length. Returns the files' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(task.to_rows(result.examples, result.predictions))
-    files = {PREDICTIONS: to_json_lines(rows)}
-    files |= task.write_predictions(result.examples, result.predictions)
     pairs = task.label_pairs(result.examples, result.predictions)
+    official = task.write_predictions(result.examples, result.predictions)
+    rows = list(task.to_rows(result.examples, result.predictions))
+    files = {PREDICTIONS: to_json_lines(rows), **official}
     matrices = {kind: confusion(labels) for kind, labels in pairs.items()}
     for kind, matrix in matrices.items():
         files[f"report_{kind}.txt"] = label_report(matrix)

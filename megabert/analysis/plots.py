@@ -110,10 +110,10 @@ def plot_calibration(predictions: Sequence[tuple[float, bool]], destination: Pat
 
     Returns False, and writes nothing, if matplotlib is not installed.
     """
-    bins = reliability_bins(predictions)
     figure = _new_figure(6, 6.5)
     if figure is None:
         return False
+    bins = reliability_bins(predictions)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
     centers = [item.confidence for item in bins]

@@ -33,6 +33,8 @@ class ModelSource:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Sizes and choices of the network that its file need not hold, as NVIDIA's BioMegatron files do not."""
     config_source: str = ""
+    dropout: Mapping[str, float] = field(default_factory=dict)
+    """Probabilities of dropout that the settings give."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def find_source(model: ModelSettings, *, home: Path) -> ModelSource:
     Raises ConfigError where the settings name nothing loadable.
     """
     settings, tokenizer = model.language_model, model.tokenizer
-    source = _find_weights(settings, home)
+    dropout = dropout_of(settings)
+    source = replace(_find_weights(settings, home), dropout=dropout)
     if tokenizer.vocab_file is not None:
         merges = None if tokenizer.merges_file is None else Path(tokenizer.merges_file)
         source = replace(source, vocabulary=Path(tokenizer.vocab_file), merges=merges)

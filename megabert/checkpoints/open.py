@@ -107,6 +107,7 @@ def open_checkpoint(
     if qkv_layout is not None and qkv_layout not in QKV_LAYOUTS:
         raise ConfigError(f"qkv_layout {qkv_layout!r} is unknown. Choose one of {', '.join(QKV_LAYOUTS)}.")
     user = parse_user_config(config or {}, config_source, ignored=ignored)
+    refuse_other_format(path)
     checkpoint = _open(path, _Options(user, qkv_layout, ignored))
     given = user.shape if "era" in checkpoint.facts else user.full_shape
     for name, value in given.items():
@@ -122,7 +123,6 @@ def open_checkpoint(
 
 
 def _open(path: Path, options: _Options) -> Checkpoint:
-    refuse_other_format(path)
     if (path / MANIFEST).is_file() or (path / CHECKPOINTS).is_dir():
         return _open_native(path)
     if (nemo2 := find_nemo2(path)) is not None:
@@ -145,7 +145,7 @@ def _open_native(path: Path) -> Checkpoint:
             f"{path} holds adapters and a head, not the encoder. Merge them: megabert merge {path} -o FOLDER."
         )
     try:
-        config = EncoderConfig.from_dict(opened.documents["encoder"])
+        shape = EncoderConfig.from_dict(opened.documents["encoder"]).to_dict()
         tokenizer = opened.documents.get("tokenizer", {})
         lower_case = tokenizer.get("lower_case")
         notes = [str(note) for note in opened.documents.get("origin", {}).get("notes", [])]
@@ -160,7 +160,7 @@ def _open_native(path: Path) -> Checkpoint:
     return Checkpoint(
         format="megabert, " + ("run" if is_run else "language model"),
         source=str(path),
-        shape=config.to_dict(),
+        shape=shape,
         tensors={name: item for name, item in tensors.items() if not name.startswith("head.")},
         notes=notes,
         tokenizer_files={name: text.encode() for name, text in opened.texts.items()},

@@ -67,6 +67,8 @@ def parse_user_config(config: Mapping[str, Any], source: str, *, ignored: Collec
 
     Raises CheckpointError for values that mean another network, ConfigError if two keys give one property twice.
     """
+    if not config:
+        return UserConfig(source)
     plain = {key.replace("-", "_"): value for key, value in config.items()}  # NeMo's files write max-seq-length
     shape = _shape_of(plain, source)
     activations = {key: plain[key] for key in (*_ACTIVATIONS, HEAD_ACTIVATION) if plain.get(key) is not None}

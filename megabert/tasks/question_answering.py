@@ -154,13 +154,13 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Cut each example into windows."""
+        answers = [self._training_answer(example) if with_targets else None for example in examples]
         questions = tokenizer.encode_ids([example.question.strip() for example in examples])
         indices = {text: number for number, text in enumerate(dict.fromkeys(item.context for item in examples))}
         contexts = tokenizer.encode(list(indices))
         edges = [word_edges(text, context.offsets) for text, context in zip(indices, contexts, strict=True)]
         features = []
-        for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
-            answer = self._training_answer(example) if with_targets else None
+        for number, (example, question, answer) in enumerate(zip(examples, questions, answers, strict=True)):
             index = indices[example.context]
             context = WindowedContext(contexts[index], edges[index])
             for item in context_windows(number, question, context, tokenizer, self.dataset):
@@ -245,14 +245,18 @@ class QuestionAnswering(Task[Example, Prediction]):
             spans[window.example] += best_spans(window, logits_T2, count=data.n_best_size, **limits)
             # A question has no answer only if none of its windows shows one.
             null_scores[window.example] = min(null_scores[window.example], float(logits_T2[0].sum()))
+        may_be_null = data.version_2_with_negative
+        answers = [
+            rank_answers(example.context, own, count=data.n_best_size, null_score=null if may_be_null else None)
+            for example, own, null in zip(examples, spans, null_scores, strict=True)
+        ]
         windows = [counts[number] for number in range(len(examples))]
-        return list(map(self._predict, examples, spans, null_scores, windows))
+        return list(map(self._choose, examples, answers, null_scores, windows))
 
-    def _predict(self, example: Example, spans: list[ScoredSpan], null_score: float, windows: int) -> Prediction:
-        may_be_null = self.dataset.version_2_with_negative
-        n_best, best_score = rank_answers(
-            example.context, spans, count=self.dataset.n_best_size, null_score=null_score if may_be_null else None
-        )
+    def _choose(
+        self, example: Example, ranked: tuple[list[Candidate], float], null_score: float, windows: int
+    ) -> Prediction:
+        may_be_null, (n_best, best_score) = self.dataset.version_2_with_negative, ranked
         null_score_diff = null_score - best_score if may_be_null else None
         is_null = null_score_diff is not None and null_score_diff > self.dataset.null_score_diff_threshold
         answers = [candidate for candidate in n_best if candidate.text]

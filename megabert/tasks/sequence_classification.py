@@ -108,7 +108,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.dataset.columns, self.labels)
-        check_ids(rows)
+        check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
 
     def read_data(self, data: DataSettings) -> Sequence[Example]:

@@ -106,9 +106,8 @@ def _train_on_rank(
             check_unchanged(settings, resumed.documents["settings"])
             keep_sequences_per_step(settings, resumed.documents, world, log)
         setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
-        advice = advise_on_steps(setup) if resumed is None else None
         log_setup(setup, log)
-        if advice:
+        if resumed is None and (advice := advise_on_steps(setup)):
             log(f"note: {advice}")
         if resumed is not None and world.is_rank_zero:
             # So that a later checkpoint, damaged or not chosen, is not taken for the last one of the resumed run.
