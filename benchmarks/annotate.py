@@ -8,7 +8,8 @@ The corpus is repeated to the number of documents. Without a run a network of ra
 its speed is that of a good one. `processing` leaves out the start of Python and loading the network, `whole` has
 both. --pipeline runs transformers' token-classification pipeline (aggregation, stride) with the same weights on the
 same texts in the same run, in float32 and bfloat16 and at several batch sizes; `equal` is the share of entities
-(characters and type) that are the same as megabert's in each of its --precisions. --link measures each setting without
+(characters and type) that are the same as megabert's in each of its --precisions, of all documents and of those whose
+passages fit into one window (windows of both overlap otherwise). --link measures each setting without
 and with identifiers, alternating, the best of two; let --documents be the number of the corpus' documents: those that
 are repeated find their mentions linked already.
 """
@@ -114,6 +115,7 @@ def pipeline_speeds(run: Path, corpus: Path, folder: Path) -> Iterator[dict[str,
     num_documents = len({name for name, _ in passages})
     outputs = {name: _entities(folder / f"annotated-{name}") for name in ("auto", "bf16", "32")}
     tokenizer = AutoTokenizer.from_pretrained(exported, model_max_length=512)
+    windowed = {name for name, passage in passages if len(tokenizer(passage.text).input_ids) > 512}
     for (name, dtype), size in itertools.product((("32", torch.float32), ("bf16", torch.bfloat16)), BATCH_SIZES):
         model.to(dtype)
         tagger = pipeline("token-classification", model, tokenizer=tokenizer, aggregation_strategy="first", stride=128)
@@ -126,22 +128,27 @@ def pipeline_speeds(run: Path, corpus: Path, folder: Path) -> Iterator[dict[str,
             for item in items
         }
         row = {"pipeline": size, "precision": name, "documents": num_documents, "processing": speed}
-        equal = {
-            f"equal to megabert's {other}": round(200 * len(spans & own) / max(len(spans) + len(own), 1), 2)
-            for other, own in outputs.items()
-            if own is not None
-        }
-        yield row | {"entities": len(spans), **equal}
+        for other, own in outputs.items():
+            if own:
+                row[f"equal to {other}"] = _share_of_equal(spans, own, set())
+                row[f"equal to {other}, in one window"] = _share_of_equal(spans, own, windowed)
+        yield row | {"entities": len(spans)}
 
 
-def _entities(folder: Path) -> set[tuple[Any, ...]] | None:
-    """Return the entities of annotated documents, None without any."""
+def _share_of_equal(first: set[tuple[Any, ...]], second: set[tuple[Any, ...]], without: set[str]) -> float:
+    """Return the per cent of entities that both have, of those of documents that take part."""
+    first, second = ({item for item in items if item[0] not in without} for items in (first, second))
+    return round(200 * len(first & second) / max(len(first) + len(second), 1), 2)
+
+
+def _entities(folder: Path) -> set[tuple[Any, ...]]:
+    """Return the entities of annotated documents."""
     return {
         (item.id, entity.start, entity.end, entity.type)
         for file in sorted(folder.glob("shard-*"))
         for item in read_documents([file])
         for entity in item.entities
-    } or None
+    }
 
 
 def main() -> None:
