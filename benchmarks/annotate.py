@@ -2,15 +2,16 @@
 
     python -m benchmarks.annotate --out FOLDER --corpus CORPUS.pubtator [--run RUN] [--documents 20000]
         [--network 345m|mini] [--vocabulary VOCAB.txt] [--train COLUMNS.tsv] [--workers 0 8] [--pipeline]
-        [--link TYPE=DICT[,RUN]]
+        [--precisions 32 bf16] [--link TYPE=DICT[,RUN]]
 
 The corpus is repeated to the number of documents. Without a run a network of random weights is trained for 100 steps:
 its speed is that of a good one. `processing` leaves out the start of Python and loading the network, `whole` has
 both. --pipeline runs transformers' token-classification pipeline (aggregation, stride) with the same weights on the
 same texts in the same run, in float32 and bfloat16 and at several batch sizes; `equal` is the share of entities
-(characters and type) that are the same as those of the last row of megabert. --link measures each setting without and
-with identifiers, alternating, the best of two; let --documents be the number of the corpus' documents: those that are
-repeated find their mentions linked already.
+(characters and type) that are the same as megabert's in each of its --precisions, of all documents and of those whose
+passages fit into one window (windows of both overlap otherwise). --link measures each setting without
+and with identifiers, alternating, the best of two; let --documents be the number of the corpus' documents: those that
+are repeated find their mentions linked already.
 """
 
 import argparse
@@ -99,36 +100,23 @@ def annotate(run: Path, corpus: Path, output: Path, workers: int, options: list[
     }
 
 
-def pipeline_speeds(run: Path, corpus: Path, folder: Path, annotated: Path) -> Iterator[dict[str, Any]]:
-    """Time transformers' pipeline with the weights of a run."""
+def pipeline_speeds(run: Path, corpus: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """Time transformers' pipeline with the weights of a run, or of a Hugging Face folder."""
     import torch
     from transformers import AutoTokenizer, MegatronBertForTokenClassification, pipeline
 
-    import megabert
-
-    predictor = megabert.load(run, accelerator="cpu")
-    exported = folder / "huggingface"
-    shutil.rmtree(exported, ignore_errors=True)
-    assert megabert_main(["convert", str(run), str(exported), "--to", "huggingface"]) == 0
-    labels = list(predictor.task.labels)
-    model = MegatronBertForTokenClassification.from_pretrained(exported, num_labels=len(labels))
-    state = predictor.session.model.head.state_dict()
-    (weight,) = (value for name, value in state.items() if name.endswith("weight"))
-    (bias,) = (value for name, value in state.items() if name.endswith("bias"))
-    with torch.no_grad():
-        model.classifier.weight.copy_(weight)
-        model.classifier.bias.copy_(bias)
-    model.config.id2label = dict(enumerate(labels))
+    exported = run
+    if not (run / "config.json").exists():
+        exported = folder / "huggingface"
+        shutil.rmtree(exported, ignore_errors=True)
+        assert megabert_main(["export", str(run), "-o", str(exported), "--to", "huggingface"]) == 0
+    model = MegatronBertForTokenClassification.from_pretrained(exported, dtype=torch.float32)
     passages = [(item.id, passage) for item in read_documents([corpus]) for passage in item.passages]
     num_documents = len({name for name, _ in passages})
-    own = {
-        (item.id, entity.start, entity.end, entity.type)
-        for file in sorted(annotated.glob("shard-*"))
-        for item in read_documents([file])
-        for entity in item.entities
-    }
+    outputs = {name: _entities(folder / f"annotated-{name}") for name in ("auto", "bf16", "32")}
     tokenizer = AutoTokenizer.from_pretrained(exported, model_max_length=512)
-    for dtype, size in itertools.product((torch.float32, torch.bfloat16), BATCH_SIZES):
+    windowed = {name for name, passage in passages if len(tokenizer(passage.text).input_ids) > 512}
+    for (name, dtype), size in itertools.product((("32", torch.float32), ("bf16", torch.bfloat16)), BATCH_SIZES):
         model.to(dtype)
         tagger = pipeline("token-classification", model, tokenizer=tokenizer, aggregation_strategy="first", stride=128)
         start = time.monotonic()
@@ -139,9 +127,28 @@ def pipeline_speeds(run: Path, corpus: Path, folder: Path, annotated: Path) -> I
             for (name, passage), items in zip(passages, found, strict=True)
             for item in items
         }
-        equal = round(200 * len(spans & own) / max(len(spans) + len(own), 1), 2)
-        row = {"pipeline": size, "dtype": str(dtype), "documents": num_documents, "processing": speed}
-        yield row | {"entities": len(spans), "megabert entities": len(own), "equal": equal}
+        row = {"pipeline": size, "precision": name, "documents": num_documents, "processing": speed}
+        for other, own in outputs.items():
+            if own:
+                row[f"equal to {other}"] = _share_of_equal(spans, own, set())
+                row[f"equal to {other}, in one window"] = _share_of_equal(spans, own, windowed)
+        yield row | {"entities": len(spans)}
+
+
+def _share_of_equal(first: set[tuple[Any, ...]], second: set[tuple[Any, ...]], without: set[str]) -> float:
+    """Return the per cent of entities that both have, of those of documents that take part."""
+    first, second = ({item for item in items if item[0] not in without} for items in (first, second))
+    return round(200 * len(first & second) / max(len(first) + len(second), 1), 2)
+
+
+def _entities(folder: Path) -> set[tuple[Any, ...]]:
+    """Return the entities of annotated documents."""
+    return {
+        (item.id, entity.start, entity.end, entity.type)
+        for file in sorted(folder.glob("shard-*"))
+        for item in read_documents([file])
+        for entity in item.entities
+    }
 
 
 def main() -> None:
@@ -155,6 +162,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=Path)
     parser.add_argument("--train", type=Path, help="columns to train a run of random weights on")
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
+    parser.add_argument("--precisions", nargs="+", default=["auto"])
     parser.add_argument("--pipeline", action="store_true")
     parser.add_argument("--link", help="TYPE=DICT[,RUN]: measure what identifiers add")
     parser.add_argument("options", nargs="*", help="further options of megabert annotate, behind --")
@@ -164,11 +172,12 @@ def main() -> None:
     repeated(arguments.corpus, arguments.documents, corpus)
     run = arguments.run or make_run(arguments.out, arguments.network, arguments.vocabulary, arguments.train)
     rows: list[dict[str, Any]] = []
-    settings = [arguments.options, [*arguments.options, "--link", arguments.link]] * 2
-    for workers in arguments.workers:
+    for workers, precision in itertools.product(arguments.workers, arguments.precisions):
         own = []
+        given = ["--precision", precision, *arguments.options]
+        settings = [given, [*given, "--link", arguments.link]] * 2
         for options in settings if arguments.link else settings[:1]:
-            own.append(annotate(run, corpus, arguments.out / "annotated", workers, options))
+            own.append(annotate(run, corpus, arguments.out / f"annotated-{precision}", workers, options))
             print(json.dumps(own[-1]), flush=True)
         if arguments.link:
             without, with_links = (max(row["processing"] for row in own[place::2]) for place in (0, 1))
@@ -176,7 +185,7 @@ def main() -> None:
             print(json.dumps(own[-1]), flush=True)
         rows += own
     if arguments.pipeline:
-        for row in pipeline_speeds(run, corpus, arguments.out, arguments.out / "annotated"):
+        for row in pipeline_speeds(run, corpus, arguments.out):
             rows.append(row)
             print(json.dumps(row), flush=True)
     (arguments.out / "annotate.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.cpu --out FOLDER [--squad TRAIN_JSON --vocab VOCAB_TXT] [--run RUN_FOLDER]
 
-Writes cpu.json and cpu.md. Random weights and tokens, SQuAD's lengths, float32, dropout, batches of 16 sequences.
-Measurements of both alternate, so that other load on the machine affects both; compare the ratios. transformers pads
-to 384 tokens, or with dynamic padding to the longest sequence of the batch. Features are compared with datasets.map and
-the fast tokenizer, start-up with the time to import torch.
+Writes cpu.json and cpu.md. Random weights and tokens, SQuAD's lengths, dropout, 16 sequences, in float32 and where the
+processor has it in bfloat16 (--precisions). Measurements of both alternate, so that other load on the machine affects
+both; compare the ratios. transformers pads to the longest sequence of each batch; of one it pads nothing. Features are
+compared with datasets.map and the fast tokenizer, start-up with the time to import torch.
 """
 
 import argparse
@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ import torch
 from torch import Tensor
 
 from megabert.config.schema import OptimizerSettings
-from megabert.data.packing import pack
+from megabert.data.packing import Features
 from megabert.data.sampler import BatchSampler
 from megabert.model.config import EncoderConfig
+from megabert.model.precision import DTYPES, cast_model, has_native_bfloat16
+from megabert.torch_session import TorchSession
 from megabert.training.step import Stepper
 
 from .common import BASE_CPU, MAX_LENGTH, SMALL_CPU, question_answering_model, random_features, squad_like_lengths
@@ -33,6 +36,8 @@ from .gpu import span_loss
 
 NUM_SEQUENCES = 16
 ROUNDS = 3
+# Of transformers; a step of training has all sequences.
+BATCH_SIZES = {"training": (NUM_SEQUENCES,), "inference": (NUM_SEQUENCES, 4, 1)}
 
 
 @dataclass(frozen=True)
@@ -57,34 +62,10 @@ def interleaved_medians(functions: dict[str, Callable[[], float]]) -> dict[str, 
     return {name: statistics.median(items) for name, items in values.items()}
 
 
-def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
-    """Benchmark training steps and inference."""
-    from transformers import MegatronBertConfig, MegatronBertForQuestionAnswering
-
+def networks(name: str, config: EncoderConfig, precisions: Sequence[str], kinds: Sequence[str]) -> Iterator[Ratio]:
+    """Benchmark training steps and inference: each precision against float32 and against its own."""
     lengths = squad_like_lengths(NUM_SEQUENCES)
-    tokens = int(lengths.sum())
-    items = random_features(lengths)
-    loader = BatchSampler(items, NUM_SEQUENCES, MAX_LENGTH, 0, seed=0)
-    model = question_answering_model(config).train()
-    stepper = Stepper(model, span_loss, OptimizerSettings(), precision="32", clip=1.0, seed=0)
-    theirs = MegatronBertForQuestionAnswering(
-        MegatronBertConfig(
-            vocab_size=config.vocabulary_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.ffn_size,
-        )
-    ).train()
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-5)
-
-    def padded(length: int) -> dict[str, Tensor]:
-        mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
-        ids = torch.zeros_like(mask)
-        for row, item in zip(ids, items, strict=True):
-            row[: len(item)] = torch.from_numpy(item.token_ids)
-        span = torch.tensor(np.stack([item.targets["span"] for item in items]))
-        return {"input_ids": ids, "attention_mask": mask, "start_positions": span[:, 0], "end_positions": span[:, 1]}
+    items, tokens = random_features(lengths), int(lengths.sum())
 
     def timed(function: Callable[[], object]) -> Callable[[], float]:
         def run() -> float:
@@ -94,35 +75,88 @@ def networks(name: str, config: EncoderConfig) -> Iterator[Ratio]:
 
         return run
 
-    def train_theirs(batch: dict[str, Tensor]) -> None:
-        theirs(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    for kind in kinds:
+        functions: dict[str, Callable[[], float]] = {}
+        for precision in precisions:
+            own, theirs = OURS[kind](config, precision, items), _transformers(config, precision, kind == "training")
+            functions[f"megabert {precision}"] = timed(own)
+            for size in BATCH_SIZES[kind]:
+                batches = list(padded(items, size))
+                functions[f"batches of {size} {precision}"] = timed(partial(_run_all, theirs, batches))
+        rates = interleaved_medians(functions)
+        for label, rate in rates.items():
+            yield Ratio(f"{kind}, {name}, {label}", "tokens/s", rate, rates["megabert 32"], rate / rates["megabert 32"])
+        best = {
+            precision: max(rate for label, rate in rates.items() if "batches" in label and label.endswith(precision))
+            for precision in precisions
+        }
+        for precision, other in dict.fromkeys([(item, "32") for item in precisions] + [(p, p) for p in precisions]):
+            rate = rates[f"megabert {precision}"]
+            what = f"{kind}, {name}, {precision}, against the best batches in {other}"
+            yield Ratio(what, "tokens/s", rate, best[other], rate / best[other])
+
+
+def padded(items: Sequence[Features], size: int) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of so many sequences, padded to the length of the longest of each."""
+    for start in range(0, len(items), size):
+        own = items[start : start + size]
+        lengths = torch.tensor([len(item) for item in own])
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        ids = torch.zeros_like(mask)
+        for row, item in zip(ids, own, strict=True):
+            row[: len(item)] = torch.from_numpy(item.token_ids)
+        span = torch.tensor(np.stack([item.targets["span"] for item in own]))
+        yield {"input_ids": ids, "attention_mask": mask, "start_positions": span[:, 0], "end_positions": span[:, 1]}
+
+
+def _our_training(config: EncoderConfig, precision: str, items: Sequence[Features]) -> Callable[[], object]:
+    loader = BatchSampler(items, NUM_SEQUENCES, MAX_LENGTH, 0, seed=0)
+    model = question_answering_model(config).train()
+    stepper = Stepper(model, span_loss, OptimizerSettings(), precision=precision, clip=1.0, seed=0)
+    return lambda: stepper.step(loader.step(0), 1e-5, 0)
+
+
+def _our_inference(config: EncoderConfig, precision: str, items: Sequence[Features]) -> Callable[[], object]:
+    model = question_answering_model(config).eval()
+    cast_model(model, precision)
+    session = TorchSession(model, span_loss, torch.device("cpu"), precision)
+    return lambda: session.run(items, batch_size=NUM_SEQUENCES, max_length=MAX_LENGTH, pad_id=0)
+
+
+OURS = {"training": _our_training, "inference": _our_inference}
+
+
+def _transformers(config: EncoderConfig, precision: str, is_training: bool) -> Callable[[dict[str, Tensor]], object]:
+    """Return what transformers does with a batch."""
+    from transformers import MegatronBertConfig, MegatronBertForQuestionAnswering
+
+    shape = MegatronBertConfig(
+        vocab_size=config.vocabulary_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.ffn_size,
+    )
+    model = MegatronBertForQuestionAnswering(shape).train(is_training)
+    if not is_training:
+        model.to(DTYPES[precision])
+        return torch.inference_mode()(lambda batch: model(**batch))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step(batch: dict[str, Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    full, dynamic = padded(MAX_LENGTH), padded(int(lengths.max()))
-    rates = interleaved_medians(
-        {
-            "ours": timed(lambda: stepper.step(loader.step(0), 1e-5, 0)),
-            "padded to 384": timed(lambda: train_theirs(full)),
-            "dynamic padding": timed(lambda: train_theirs(dynamic)),
-        }
-    )
-    for kind in ("padded to 384", "dynamic padding"):
-        yield Ratio(f"training, {name}, {kind}", "tokens/s", rates["ours"], rates[kind], rates["ours"] / rates[kind])
-    model.eval()
-    theirs.eval()
-    packed = pack(items, MAX_LENGTH, 0)
-    with torch.inference_mode():
-        rates = interleaved_medians(
-            {
-                "ours": timed(lambda: model(*packed.inputs())),
-                "padded to 384": timed(lambda: theirs(**full)),
-                "dynamic padding": timed(lambda: theirs(**dynamic)),
-            }
-        )
-    for kind in ("padded to 384", "dynamic padding"):
-        yield Ratio(f"inference, {name}, {kind}", "tokens/s", rates["ours"], rates[kind], rates["ours"] / rates[kind])
+    return step
+
+
+def _run_all(function: Callable[[dict[str, Tensor]], object], batches: Sequence[dict[str, Tensor]]) -> None:
+    for batch in batches:
+        function(batch)
 
 
 def features(train: Path, vocabulary: Path) -> Iterator[Ratio]:
@@ -236,6 +270,9 @@ def main() -> None:
     parser.add_argument("--squad", type=Path, help="SQuAD training file, for the features")
     parser.add_argument("--vocab", type=Path, help="vocabulary, for the features")
     parser.add_argument("--run", type=Path, help="run folder, for the start-up of predict")
+    parser.add_argument("--precisions", nargs="+", choices=("32", "bf16"), help="default: what the processor has")
+    parser.add_argument("--networks", nargs="+", default=["6 x 384", "12 x 768"])
+    parser.add_argument("--kinds", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--only", default="networks,features,start_up", help="sections, separated by commas")
     arguments = parser.parse_args()
     sections = arguments.only.split(",")
@@ -247,8 +284,10 @@ def main() -> None:
             results.append(item)
 
     if "networks" in sections:
-        run(networks("6 x 384", SMALL_CPU))
-        run(networks("12 x 768", BASE_CPU))
+        precisions = arguments.precisions or (["32", "bf16"] if has_native_bfloat16() else ["32"])
+        for name, config in {"6 x 384": SMALL_CPU, "12 x 768": BASE_CPU}.items():
+            if name in arguments.networks:
+                run(networks(name, config, precisions, arguments.kinds))
     if "features" in sections and arguments.squad and arguments.vocab:
         run(features(arguments.squad, arguments.vocab))
     if "start_up" in sections:

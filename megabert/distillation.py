@@ -55,7 +55,8 @@ def open_teacher(task_name: str, settings: Settings, device: torch.device) -> "T
     task = restore_task(documents, Path(wanted.teacher), task_name)
     if wanted.hidden_weight and task.is_embedding:
         raise ConfigError(f"{task_name} compares similarities of embeddings. Set model.distillation.hidden_weight=0.")
-    precision = "32" if settings.trainer.precision in ("32", "32-true") else "auto"
+    is_float32 = settings.trainer.precision in ("32", "32-true") or device.type == "cpu"
+    precision = "32" if is_float32 else "auto"
     return Teacher(Path(wanted.teacher), digest, task, documents["encoder"]["hidden_size"], wanted, device, precision)
 
 

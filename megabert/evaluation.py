@@ -41,16 +41,19 @@ def evaluate_test_data(task_name: str, settings: Settings, run: Path) -> Evaluat
     Writes test.json and the folder test/ in the run folder.
     """
     from .build import load_run  # imported here since it imports torch
+    from .model.precision import resolve_precision
+    from .parallel.process_group import resolve_device
 
     data = settings.model.test_ds
     files = registry.find(task_name)(settings).files(data)
     if not files:
         raise ConfigError("model.test_ds.file is not given. Name the data to evaluate: model.test_ds.file=FILE.")
     trainer = settings.trainer
+    device = resolve_device(trainer.accelerator, device_ids=trainer.device_ids)
     predictor = load_run(
         run,
         accelerator=trainer.accelerator,
-        precision=trainer.precision,
+        precision=resolve_precision(trainer.precision, device),  # that of the training
         batch_size=data.batch_size,
         task_name=task_name,
         settings=settings,

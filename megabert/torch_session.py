@@ -23,6 +23,8 @@ from .parallel.process_group import SINGLE_PROCESS, World
 Loss = Callable[[Tensor, Batch], Tensor]
 # Capturing a CUDA graph takes about as long as this many batches.
 MIN_BATCHES_TO_CAPTURE = 4
+CPU_TOKENS = 1024
+"""Tokens of a batch on a CPU for each thread: activations then stay in its caches."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class TorchSession:
         with_loss = options.get("with_loss", False)
         progress, should_stop = options.get("progress"), options.get("should_stop")
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
+        if self.device.type == "cpu":
+            batch_size = min(batch_size, 1 + CPU_TOKENS * torch.get_num_threads() // max_length)
         batches = EvaluationBatches(
             features,
             batch_size,

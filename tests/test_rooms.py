@@ -25,7 +25,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"inference"},
     {"captured_batches"},
     {"torch_session", "onnx_session"},
-    {"weights"},
+    {"weights", "measured_precision"},
     {"adapters"},
     {"build"},
     {"distillation", "evaluation", "initial_model"},

@@ -161,11 +161,19 @@ def _describe(
         "pairs": sorted(map(":".join, arguments.pairs)),
         "entities": [predictor.digest for predictor in entity_runs],
         "relations": [predictor.digest for predictor in relation_runs],
+        "cpu_precisions": _cpu_precisions([*entity_runs, *relation_runs]),
         "link": [[item.type, item.linker.digest] for item in linkers],
         "species": arguments.species,
     }
     values: dict[str, Any] = json.loads(json.dumps(job))  # tuples as the file has them
     return values
+
+
+def _cpu_precisions(runs: "Sequence[Predictor]") -> list[str]:
+    """List the precisions of runs on a CPU, where some are not float32: another processor has others."""
+    sessions = [run.session for run in runs if str(getattr(run.session, "device", "")) == "cpu"]
+    precisions = [str(getattr(session, "precision", "32")) for session in sessions]
+    return precisions if set(precisions) - {"32"} else []
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

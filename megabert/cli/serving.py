@@ -148,6 +148,8 @@ def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
     from ..serve.server import LoadedRun
 
     predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    for note in predictor.notes:
+        log(f"{name}: {note}")
     dataset = predictor.task.settings.model.dataset
     if getattr(dataset, "long_texts", "windows") == "truncate":
         log(f"{name}: the run truncates long texts; the server reads them in windows.")

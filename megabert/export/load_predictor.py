@@ -20,6 +20,7 @@ def load_predictor(
     batch_size: int = 32,
     task_name: str | None = None,
     overrides: Sequence[str] = (),
+    for_many: bool = True,
 ) -> Predictor:
     """Load a run folder, one of its checkpoints, or an exported folder, for inference; as `build.load_run`."""
     if is_exported(path):
@@ -44,4 +45,5 @@ def load_predictor(
         batch_size=batch_size,
         task_name=task_name,
         overrides=overrides,
+        for_many=for_many,
     )

@@ -1,0 +1,113 @@
+"""Choose the precision of a run on a CPU: bfloat16 where the processor has it and the run's answers stay the same.
+
+The run's own validation texts are predicted in both precisions, so the choice depends on the run and the processor
+alone: not on the texts that are predicted later, nor on how they are batched.
+"""
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .analysis.judgments import PREDICTIONS
+from .errors import MegabertError
+from .formats.json_lines import json_row
+from .inference import Predictor
+from .model.precision import cast_model, has_native_bfloat16
+from .torch_session import TorchSession
+
+VALIDATION = f"validation/{PREDICTIONS}"
+MIN_EQUAL = 0.99
+"""The share of answers that must be equal. Near a tie of two labels one rounding decides, in float32 as well."""
+MIN_ANSWERS = 20
+MAX_TEXTS, MAX_CHARACTERS = 64, 20_000
+"""Of the validation texts that are compared: some 4,000 tokens, half a second with a small network."""
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """The precision of inference, 32 or bf16, and why."""
+
+    precision: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return the line for the log."""
+        return f"precision {self.precision}: {self.reason}"
+
+
+def with_measured_precision(predictor: Predictor, folder: Path) -> Predictor:
+    """Return the predictor of a run, or of a checkpoint `folder` in one, in the precision that `choose` finds.
+
+    The reason is among its notes. A predictor on a GPU, or on a CPU without native bfloat16, is returned as it is.
+    """
+    session = predictor.session
+    if not isinstance(session, TorchSession) or session.device.type != "cpu" or not has_native_bfloat16():
+        return predictor
+    lower = replace(session, model=copy.deepcopy(session.model), precision="bf16")
+    cast_model(lower.model, "bf16")
+    choice = choose(predictor, replace(predictor, session=lower), folder)
+    session = lower if choice.precision == "bf16" else session
+    return replace(predictor, session=session, notes=(*predictor.notes, str(choice)))
+
+
+def choose(predictor: Predictor, lower: Predictor, folder: Path) -> PrecisionChoice:
+    """Compare the answers of a predictor and of the same in lower precision to the first validation texts of its run.
+
+    Answers are what has gold labels: entities, labels, the text of an answer; not their scores.
+    """
+    hint = "precision=bf16 takes bfloat16"
+    files = [place / VALIDATION for place in (folder, folder.parent.parent) if (place / VALIDATION).is_file()]
+    if not files or predictor.session.needs_targets:
+        return PrecisionChoice("32", f"the run has no {VALIDATION} on which bfloat16 can be compared; {hint}.")
+    try:
+        examples, names = _validation_examples(predictor, files[0])
+        before, after = (_answers(item, examples, names) for item in (predictor, lower))
+    except MegabertError as error:
+        return PrecisionChoice("32", f"bfloat16 cannot be compared on {VALIDATION} ({error}); {hint}.")
+    total = max(before.total(), after.total())
+    equal = (before & after).total()
+    found = f"{equal:,} of {total:,} answers to the run's first {len(examples)} validation texts are those of float32"
+    if total < MIN_ANSWERS:
+        return PrecisionChoice("32", f"too few answers to decide, {found}; {hint}.")
+    if equal < MIN_EQUAL * total:
+        return PrecisionChoice("32", f"in bfloat16 only {found}; {hint}.")
+    return PrecisionChoice("bf16", f"{found}; precision=32 takes float32.")
+
+
+def _validation_examples(predictor: Predictor, file: Path) -> tuple[list[Any], set[str]]:
+    """Make unlabelled examples of the first validation texts; also returns the names of their answers."""
+    examples, names, room = [], set(), MAX_CHARACTERS
+    with file.open(encoding="utf-8") as lines:
+        for number, line in zip(range(1, MAX_TEXTS + 1), lines, strict=False):
+            row = json_row(line, f"{file}:{number}").values
+            fields = {name: row[name] for name in predictor.task.input_fields if name in row}
+            room -= sum(len(str(value)) for value in fields.values())
+            if room < 0 and examples:
+                break
+            examples.append(predictor.task.example(id=str(number), **fields))
+            names |= row.get("gold", {}).keys()
+    return examples, names | {"answer"} if "answers" in names else names
+
+
+def _answers(predictor: Predictor, examples: Sequence[Any], names: set[str]) -> Counter[str]:
+    """Count the answers to examples, each with the example's number."""
+    found: Counter[str] = Counter()
+    for number, prediction in enumerate(predictor.predict_examples(examples)):
+        values = predictor.task.to_json(prediction)
+        for name in sorted(names & values.keys()):
+            items = values[name] if isinstance(values[name], list) else [values[name]]
+            found.update(f"{number} {name} {json.dumps(item)}" for item in _without_fractions(items))
+    return found
+
+
+def _without_fractions(items: Sequence[Any]) -> Iterator[Any]:
+    """Yield plain values without floats, such as scores; what is a float itself is left out."""
+    for item in items:
+        if isinstance(item, dict):
+            yield {key: value for key, value in item.items() if not isinstance(value, float)}
+        elif not isinstance(item, float):
+            yield item
