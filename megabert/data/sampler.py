@@ -218,9 +218,9 @@ def _fits(counts_G2: Indices, max_seqlen: int, size: BatchSize) -> bool:
 class EvaluationBatches:
     """Length-balanced batches of an evaluation set; iterating packs them, each with the indices of its features.
 
-    A batch has at most `batch_size` * `max_seqlen` tokens, and some `max_tokens`. With `static_size`, all are filled up to one size; with
-    `size_multiple`, each up to a multiple of so many tokens and of SEQUENCE_MULTIPLE sequences. Each of `data_size`
-    data-parallel processes gets the same number of batches; the last may be empty.
+    A batch has at most `batch_size` * `max_seqlen` tokens, and some `max_tokens`. With `static_size`, all are filled up
+    to one size; with `size_multiple`, each up to a multiple of so many tokens and of SEQUENCE_MULTIPLE sequences. Each
+    of `data_size` data-parallel processes gets the same number of batches; the last may be empty.
     """
 
     def __init__(
