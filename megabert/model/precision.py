@@ -1,5 +1,6 @@
 """Training and inference precision: names, dtypes, casting of a model."""
 
+import os
 from typing import Any
 
 import torch
@@ -25,7 +26,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def has_native_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices natively: AMX, or AVX-512's dot product of bfloat16."""
+    """Whether the CPU multiplies bfloat16 matrices natively: AMX, or AVX-512's dot product of bfloat16.
+
+    Not where oneDNN, which multiplies them, may not use these by its own variable ONEDNN_MAX_CPU_ISA.
+    """
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if allowed and not any(name in allowed for name in ("BF16", "FP16", "AMX", "ALL", "DEFAULT")):
+        return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

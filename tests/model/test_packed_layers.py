@@ -69,3 +69,14 @@ def test_bfloat16_is_packed_where_the_processor_has_it(monkeypatch, dtype, is_na
     model.encoder.to(precision.DTYPES[dtype])
     precision.freeze(model)
     assert len(packed) == is_packed
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"), [(None, True), ("AVX512_CORE", False), ("AVX2", False), ("AVX512_CORE_AMX", True)]
+)
+def test_bfloat16_is_native_where_the_processor_and_onednn_have_it(monkeypatch, allowed, expected):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if allowed:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert precision.has_native_bfloat16() is expected
