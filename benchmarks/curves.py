@@ -20,7 +20,8 @@ from megabert.config.schema import OptimizerSettings
 from megabert.data.packing import Batch, Features, pack
 from megabert.model.config import LOSS
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import PretrainingHead, TaskModel
+from megabert.model.heads import TaskModel
+from megabert.model.pretraining_heads import PretrainingHead
 from megabert.model.vocabulary_loss import NO_TARGET
 from megabert.parallel.sharding import compile_layers
 from megabert.pretraining.masking import Masking, apply_mask, choose_masked_positions

@@ -27,8 +27,8 @@ from megabert.data.sampler import BatchSampler
 from megabert.kernels.cuda_graph import CapturedGraph
 from megabert.model.attention import PackedSequences, attend
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import LanguageModelHead
 from megabert.model.precision import cast_model, freeze
+from megabert.model.pretraining_heads import LanguageModelHead
 from megabert.parallel.sharding import compile_layers
 from megabert.training.step import Stepper, SyncFreeStepper
 

@@ -8,8 +8,9 @@ Prints them in Markdown; a test verifies that the page contains the same lines. 
 from collections.abc import Iterator, Sequence
 
 from megabert.planner.cost_model import Estimate
-from megabert.planner.hardware import GPUS, NETWORKS
+from megabert.planner.hardware import GPUS
 from megabert.planner.layout import ParallelLayout
+from megabert.planner.networks import NETWORKS
 from megabert.planner.search import PlanRequest, ScalingPoint, scale
 from megabert.planner.workload import MicroBatch, Workload
 

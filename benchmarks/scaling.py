@@ -42,8 +42,9 @@ from megabert.data.sampler import BatchSampler
 from megabert.kernels.cuda_graph import side_stream
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import PretrainingHead, TaskModel, TokenHead
+from megabert.model.heads import TaskModel, TokenHead
 from megabert.model.precision import resolve_static_batches
+from megabert.model.pretraining_heads import PretrainingHead
 from megabert.parallel.execution import choose_what_to_shard, supports_sync_free
 from megabert.parallel.launch import environments
 from megabert.parallel.process_group import World, connect

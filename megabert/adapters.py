@@ -104,17 +104,20 @@ def adapter_document(model: TaskModel) -> dict[str, Any]:
     return {ADAPTER: config.to_document() | {"scheme": "lora", "base_sha256": base_digest(model.encoder)}}
 
 
-def add_stored(model: TaskModel, contents: run_checkpoints.Contents, settings: Settings, folder: Path) -> None:
-    """Check the base under the adapters of a run, and add the adapters, whose weights are loaded later."""
-    config = LoraConfig.from_document(contents.documents[ADAPTER], str(folder))
+def _check_base(model: TaskModel, expected: Any, settings: Settings, folder: Path) -> None:
     digest = base_digest(model.encoder)
-    expected = contents.documents[ADAPTER].get("base_sha256")
     if digest != expected:
         raise CheckpointError(
             f"{folder}: its adapters were trained on a base with the digest {str(expected)[:16]}; that of the settings "
             f"({_describe(settings)}) has {digest[:16]}. Give the base that it was trained on: "
             "model.language_model.pretrained_model_name=NAME_OR_PATH."
         )
+
+
+def add_stored(model: TaskModel, contents: run_checkpoints.Contents, settings: Settings, folder: Path) -> None:
+    """Check the base under the adapters of a run, and add the adapters, whose weights are loaded later."""
+    config = LoraConfig.from_document(contents.documents[ADAPTER], str(folder))
+    _check_base(model, contents.documents[ADAPTER].get("base_sha256"), settings, folder)
     ends = "encoder.", ".lora_a"
     stored = contents.tensors["model"]
     ranks = {
@@ -145,7 +148,8 @@ def load_base(settings: Settings, config: EncoderConfig, num_tokens: int, place:
     else:
         from .checkpoints.catalog import cache_home
         from .checkpoints.model_source import find_source
-        from .checkpoints.open import fit_vocabulary, open_checkpoint
+        from .checkpoints.open import open_checkpoint
+        from .checkpoints.vocabulary_rows import fit_vocabulary
 
         language_model = settings.model.language_model
         found = find_source(settings.model, home=cache_home(os.environ))

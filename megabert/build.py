@@ -7,16 +7,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .adapters import ADAPTER, Placement, adapt, adapter_document, add_stored, base_placement, load_base
+from .adapters import ADAPTER, Placement, adapter_document, add_stored, load_base
 from .checkpoints.files.lazy_tensor import Readable
 from .checkpoints.native import run_checkpoints
-from .checkpoints.native.fewer_layers import first_layers, with_fewer_layers
+from .checkpoints.native.fewer_layers import first_layers
 from .checkpoints.native.run_checkpoints import encoder_of_run
 from .checkpoints.tensor_names import check_tensors
 from .checkpoints.trained_model import DIGEST_DIGITS, read_trained
@@ -27,7 +27,7 @@ from .inference import Predictor
 from .measured_precision import with_measured_precision
 from .model.config import EncoderConfig
 from .model.encoder import Encoder
-from .model.heads import TaskModel
+from .model.heads import Head, TaskModel
 from .model.lora import frozen_base
 from .model.precision import DTYPES, cast_model, freeze, resolve_precision, resolve_static_batches
 from .parallel.process_group import resolve_device
@@ -68,107 +68,6 @@ class LanguageModel:
     """Tensors of its pre-training heads, where the checkpoint has them: a task's head may start from them."""
 
 
-@dataclass(frozen=True)
-class InitialModel:
-    """The initial model of a training. A new head needs the number of labels, so it is built after reading the data."""
-
-    task: Task[Any, Any]
-    language_model: LanguageModel
-    model: TaskModel | None = None
-    """The whole model of a run; None where a new head is needed."""
-    notes: tuple[str, ...] = ()
-    """Lines for the log: where the weights come from."""
-
-    def build(self, seed: int) -> TaskModel:
-        """Return the run's model, or add a new head to the encoder; and adapters where the settings want them."""
-        model = new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
-        adapt(model, self.task.settings.model.peft, seed, task=self.task.name())
-        return model
-
-
-def load_initial_model(
-    task_name: str,
-    settings: Settings,
-    *,
-    home: Path,
-    resumed: run_checkpoints.Contents | None,
-    folder: Path,
-    device: torch.device,
-    is_whole: bool = True,
-) -> InitialModel:
-    """Load the initial model of a training: the resumed checkpoint, another run (pretrained_model), or an encoder.
-
-    The base of adapters is placed on `device` at once where each process has the whole one, all else on the CPU.
-    """
-    from .checkpoints.model_source import check_network_of_run, dropout_of
-
-    place = base_placement(settings.model.peft, settings.trainer, device, is_whole=is_whole)
-    if resumed is not None:
-        check_network_of_run(settings.model, resumed.documents, resumed.texts, str(folder))
-        return _initial_model_of_run(resumed, folder, task_name, settings, (), place)
-    if settings.model.distillation.student_layers is not None:
-        return _student_of(settings, task_name, place)
-    if settings.pretrained_model is not None:
-        source, contents = run_checkpoints.read_best(Path(settings.pretrained_model), groups=("model",))
-        encoder = encoder_of_run(contents.documents, str(source)) | dropout_of(settings.model.language_model)
-        contents = replace(contents, documents={**contents.documents, "encoder": encoder})
-        check_network_of_run(settings.model, contents.documents, contents.texts, str(source))
-        if not settings.model.head.reset:
-            note = f"Starting from {source}, its head included."
-            return _initial_model_of_run(contents, source, task_name, settings, (note,), place)
-        note, loaded = (
-            f"Starting from the encoder of {source}, with a new head.",
-            _encoder_of_run(contents, source, place),
-        )
-        return InitialModel(registry.find(task_name)(settings), loaded, notes=(note,))
-    task = registry.find(task_name)(settings)
-    loaded = load_language_model(
-        settings.model, home=home, seed=settings.seed, default_shape=task.default_shape, place=place
-    )
-    config = loaded.encoder.config
-    size = f"{config.num_layers} layers x {config.hidden_size} x {config.num_heads} heads"
-    first = f"Encoder: {size}, {config.vocabulary_size} tokens, from {loaded.source}."
-    return InitialModel(task, loaded, notes=(first, *(f"  {note}" for note in loaded.notes)))
-
-
-def _student_of(settings: Settings, task_name: str, place: Placement) -> InitialModel:
-    """Take the teacher's network with fewer layers."""
-    wanted = settings.model.distillation
-    trained = read_trained(Path(wanted.teacher or ""))
-    from .checkpoints.model_source import dropout_of
-
-    shape = encoder_of_run(trained.contents.documents, str(trained.folder))
-    shape |= dropout_of(settings.model.language_model)
-    contents, note = with_fewer_layers(trained.contents, shape, wanted.student_layers or 0, str(trained.folder))
-    return _initial_model_of_run(contents, trained.folder, task_name, settings, (note,), place)
-
-
-def _initial_model_of_run(
-    contents: run_checkpoints.Contents,
-    folder: Path,
-    task_name: str,
-    settings: Settings,
-    notes: tuple[str, ...],
-    place: Placement,
-) -> InitialModel:
-    task, model, tokenizer = restore(contents, folder, task_name, settings, place=place)
-    return InitialModel(task, LanguageModel(model.encoder, tokenizer, str(folder)), model, notes)
-
-
-def _encoder_of_run(contents: run_checkpoints.Contents, folder: Path, place: Placement) -> LanguageModel:
-    """Take the encoder and the tokenizer of a run, whatever its task and its head are."""
-    if ADAPTER in contents.documents:
-        raise ConfigError(
-            f"{folder} has adapters. Merge them into its encoder first: megabert merge {folder} -o FOLDER."
-        )
-    config = EncoderConfig.from_dict(encoder_of_run(contents.documents, str(folder)))
-    encoder = new_encoder(config, dtype=place.dtype, device=place.device)
-    prefix, tensors = "encoder.", contents.tensors["model"]
-    own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
-    load_weights(encoder, own, str(folder))
-    return LanguageModel(encoder, stored_tokenizer(contents.documents, contents.texts, str(folder)), str(folder))
-
-
 def load_language_model(
     model: ModelSettings,
     *,
@@ -183,8 +82,8 @@ def load_language_model(
     Downloads published checkpoints into `home`. Raises ConfigError where the settings name nothing loadable,
     CheckpointError where the files do not fit.
     """
-    from .checkpoints.model_source import dropout_of, find_source, open_source
-    from .checkpoints.open import fit_vocabulary
+    from .checkpoints.model_source import find_source, open_source
+    from .checkpoints.vocabulary_rows import fit_vocabulary
 
     settings = model.language_model
     source = find_source(model, home=home)
@@ -201,7 +100,7 @@ def load_language_model(
         )
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)
-    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **dropout_of(settings)}
+    shape = {**checkpoint.shape, "vocabulary_size": len(tokenizer), **source.dropout}
     if settings.first_layers is not None:
         tensors = first_layers(tensors, shape["num_layers"], settings.first_layers, checkpoint.source)
         shape["num_layers"] = settings.first_layers
@@ -231,7 +130,6 @@ def _case_warning(tokenizer: Tokenizer) -> tuple[str, ...]:
 def _random_language_model(
     source: "ModelSource", settings: LanguageModelSettings, seed: int, default_shape: Mapping[str, Any]
 ) -> LanguageModel:
-    from .checkpoints.model_source import dropout_of
     from .checkpoints.user_config import parse_user_config
 
     if settings.first_layers is not None:
@@ -249,7 +147,7 @@ def _random_language_model(
         )
     tokenizer = read_tokenizer(source.vocabulary, source.merges, lower_case=source.lower_case)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, **default_shape}
-    shape = defaults | shape | dropout_of(settings)
+    shape = {**defaults, **shape, **source.dropout}
     encoder = new_encoder(EncoderConfig.from_dict(shape | {"vocabulary_size": len(tokenizer)}))
     initialize_weights(encoder, seed, ENCODER_STREAM)
     return LanguageModel(encoder, tokenizer, "random weights", ("It is not pre-trained: training starts from noise.",))
@@ -263,14 +161,19 @@ def new_task_model(task: Task[Any, Any], language_model: LanguageModel, seed: in
             f"model.dataset.max_seq_length={task.row_length} is more than the {config.max_positions} positions of "
             f"{language_model.source}. Set it to {config.max_positions} or less."
         )
-    with torch.device("meta"):
-        head = task.head(config)
-    materialize(head)
+    head = _materialized_head(task, config)
     initialize_weights(head, seed, HEAD_STREAM)
     head.start_from(language_model.encoder)
     heads = language_model.heads
     head.load_pretrained(lambda name: heads[name].read() if name in heads else None)
     return TaskModel(language_model.encoder, head)
+
+
+def _materialized_head(task: Task[Any, Any], config: EncoderConfig) -> Head:
+    with torch.device("meta"):
+        head = task.head(config)
+    materialize(head)
+    return head
 
 
 def model_documents(task: Task[Any, Any], model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -301,7 +204,7 @@ def restore(
     task = restore_task(contents.documents, folder, task_name, settings, overrides)
     config = EncoderConfig.from_dict(encoder_of_run(contents.documents, str(folder)))
     tokenizer = stored_tokenizer(contents.documents, contents.texts, str(folder))
-    model = _network_of_run(contents, folder, task, config, len(tokenizer), place)
+    model = _network_of_run(contents, folder, task, config, tokenizer, place)
     load_weights(model, contents.tensors["model"], str(folder), frozen_base(model))
     return task, model, tokenizer
 
@@ -311,16 +214,13 @@ def _network_of_run(
     folder: Path,
     task: Task[Any, Any],
     config: EncoderConfig,
-    num_tokens: int,
+    tokenizer: Tokenizer,
     place: Placement,
 ) -> TaskModel:
     """Build the network of a run, whose own weights are loaded later."""
     if ADAPTER in contents.documents:
-        encoder = load_base(task.settings, config, num_tokens, place)
-        with torch.device("meta"):
-            head = task.head(config)
-        materialize(head)
-        model = TaskModel(encoder, head)
+        base = load_base(task.settings, config, len(tokenizer), place)
+        model = TaskModel(base, _materialized_head(task, config))
         add_stored(model, contents, task.settings, folder)
         return model
     stored = contents.tensors["model"]

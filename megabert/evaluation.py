@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,25 @@ def write_evaluation(folder: Path, task: Task[Any, Any], result: Evaluation) -> 
     length. Returns the files' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(task.to_rows(result.examples, result.predictions))
-    files = {PREDICTIONS: to_json_lines(rows)}
-    files |= task.write_predictions(result.examples, result.predictions)
     pairs = task.label_pairs(result.examples, result.predictions)
+    official = task.write_predictions(result.examples, result.predictions)
+    rows = list(task.to_rows(result.examples, result.predictions))
+    files = {PREDICTIONS: to_json_lines(rows), **official}
     matrices = {kind: confusion(labels) for kind, labels in pairs.items()}
     for kind, matrix in matrices.items():
         files[f"report_{kind}.txt"] = label_report(matrix)
         files[f"confusion_{kind}.tsv"] = _table(matrix)
     for name, content in files.items():
         atomic_write(folder / name, content)
-    pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
-    drawn = [name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind)]
-    drawn += plot_judged([row for row in rows if row.get("gold")], folder)
+    drawn = _plot(folder, matrices, rows)
     atomic_write(folder / "scores.json", json.dumps(result.scores, indent=2, ensure_ascii=False) + "\n")
     return ["scores.json", *files, *drawn]
+
+
+def _plot(folder: Path, matrices: Mapping[str, Confusion], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    pictures = {f"confusion_{kind}.png": kind for kind, matrix in matrices.items() if matrix.labels}
+    drawn = [name for name, kind in pictures.items() if plot_confusion(matrices[kind], folder / name, kind)]
+    return drawn + plot_judged([row for row in rows if row.get("gold")], folder)
 
 
 def _table(matrix: Confusion) -> str:

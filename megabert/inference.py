@@ -6,7 +6,7 @@ a `Session`, so that this module imports no torch: `torch_session.py` has the on
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,18 @@ class SessionOutput:
     loss: float | None
 
 
+class RunOptions(TypedDict):
+    """How a session computes: batches with a budget of batch_size x max_length tokens, padded with pad_id."""
+
+    batch_size: int
+    max_length: int
+    pad_id: int
+    with_loss: NotRequired[bool]
+    progress: NotRequired[ProgressCallback | None]
+    should_stop: NotRequired[Callable[[], bool] | None]
+    """Called after each batch; where it returns true EvaluationStopped is raised."""
+
+
 class Session(Protocol):
     """A loaded network that turns features into logits."""
 
@@ -47,21 +59,8 @@ class Session(Protocol):
     def without_head(self) -> "Session":
         """Return the network without its head: the mean of each sequence's last hidden states instead of logits."""
 
-    def run(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> SessionOutput:
-        """Compute logits of all features, in their order, with a token budget of batch_size x max_length a batch.
-
-        `should_stop` is called after each batch; where it returns true EvaluationStopped is raised.
-        """
+    def run(self, features: Sequence[Features], **options: Unpack[RunOptions]) -> SessionOutput:
+        """Compute logits of all features, in their order."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ Each batch holds sequences of nearly one length, so that little is padded; paddi
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .data.packing import Features
 from .errors import CheckpointError, ConfigError, InputError
-from .inference import EvaluationStopped, ProgressCallback, SessionOutput
+from .inference import EvaluationStopped, RunOptions, SessionOutput
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
@@ -41,37 +41,29 @@ class OnnxSession:
         """Return the network without its head, as `Session.without_head` describes."""
         return replace(self, output=HIDDEN, needs_targets=False)
 
-    def run(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> SessionOutput:
+    def run(self, features: Sequence[Features], **options: Unpack[RunOptions]) -> SessionOutput:
         """Compute logits of all features, as `Session.run` describes. Raises ConfigError for losses."""
-        if with_loss or (self.needs_targets and len(features) and features[0].token_targets):
+        progress, should_stop = options.get("progress"), options.get("should_stop")
+        if options.get("with_loss") or (self.needs_targets and len(features) and features[0].token_targets):
             raise ConfigError("an exported model predicts and computes no loss. Evaluate the run that it is made from.")
         # Features may hold several sequences, such as the choices of a question.
         parts = [item.parts or (len(item),) for item in features]
         lengths = np.array([length for own in parts for length in own], dtype=np.int64)
-        limit = min(max_length, self.max_positions)
+        limit = min(options["max_length"], self.max_positions)
         if len(lengths) and lengths.max() > limit:
             raise InputError(f"a sequence of {lengths.max()} tokens is longer than {limit}.")
         ends = np.cumsum(lengths)
         token_ids = np.concatenate([item.token_ids for item in features]) if len(features) else ends
         segment_ids = np.concatenate([item.segment_ids for item in features]) if len(features) else ends
         rows: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(lengths)
-        batches = list(_batches(lengths, min(batch_size * max_length, self.max_batch_tokens)))
+        batches = list(_batches(lengths, min(options["batch_size"] * options["max_length"], self.max_batch_tokens)))
         for number, indices in enumerate(batches, start=1):
             # The tokens of each row; behind its end those of others, which are replaced by padding
             places = (ends - lengths)[indices, None] + np.arange(lengths[indices[0]])
             mask = np.arange(lengths[indices[0]]) < lengths[indices, None]
             places = np.minimum(places, len(token_ids) - 1)
-            values = np.where(mask, token_ids[places], pad_id), mask.astype(np.int64), segment_ids[places] * mask
+            padded_ids = np.where(mask, token_ids[places], options["pad_id"])
+            values = padded_ids, mask.astype(np.int64), segment_ids[places] * mask
             (logits,) = self.network.run([self.output], dict(zip(INPUTS, values, strict=True)))
             for row, index in zip(logits, indices.tolist(), strict=True):
                 rows[index] = self._own(row, int(lengths[index]))

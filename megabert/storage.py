@@ -167,6 +167,17 @@ def temporary_folder(final: Path) -> Iterator[Path]:
     remove_leftovers(final.parent, f"{glob.escape(final.name)}{TEMPORARY}*")
 
 
+def _rename_over(complete: Path, final: Path) -> Path:
+    """Rename a folder to a name that another has, which is renamed first; returns that one's temporary name."""
+    replaced = rename_aside(final)
+    try:
+        complete.rename(final)
+    except OSError:
+        replaced.rename(final)
+        raise
+    return replaced
+
+
 def replace_folder(complete: Path, final: Path) -> None:
     """Rename a complete folder to its final name, replacing a folder of that name; its files are already synced.
 
@@ -179,14 +190,7 @@ def replace_folder(complete: Path, final: Path) -> None:
         complete.rename(final)
         fsync_folder(final.parent)
         return
-    replaced = complete
-    if not _exchange(complete, final):
-        replaced = rename_aside(final)
-        try:
-            complete.rename(final)
-        except OSError:
-            replaced.rename(final)
-            raise
+    replaced = complete if _exchange(complete, final) else _rename_over(complete, final)
     fsync_folder(final.parent)
     shutil.rmtree(replaced)
 

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from .captured_batches import SizedGraphs, SmallBatches, split_logits
 from .data.packing import Batch, Features
 from .data.sampler import EvaluationBatches, sequence_counts, sequence_lengths
-from .inference import EvaluationStopped, ProgressCallback, SessionOutput
+from .inference import EvaluationStopped, RunOptions, SessionOutput
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.heads import EmbeddingHead, StatesHead, TaskModel
 from .model.precision import resolve_static_batches
@@ -83,29 +84,12 @@ class TorchSession:
         model = TaskModel(self.model.encoder, StatesHead()).train(self.model.training)
         return replace(self, model=model, is_static=False, graphs=None, small=None)
 
-    def run(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> SessionOutput:
+    def run(self, features: Sequence[Features], **options: Unpack[RunOptions]) -> SessionOutput:
         """Compute logits of all features, as `Session.run` describes."""
-        if self.small is not None and not with_loss and (size := self.small.size_of(features)) is not None:
-            return SessionOutput(self.small.run(features, size), None)
-        steps = self.steps(
-            features,
-            batch_size=batch_size,
-            max_length=max_length,
-            pad_id=pad_id,
-            with_loss=with_loss,
-            progress=progress,
-            should_stop=should_stop,
-        )
+        small = None if options.get("with_loss") else self.small
+        if small is not None and (size := small.size_of(features)) is not None:
+            return SessionOutput(small.run(features, size), None)
+        steps = self.steps(features, **options)
         while True:
             try:
                 next(steps).synchronize()
@@ -114,23 +98,18 @@ class TorchSession:
                 return output
 
     def steps(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
+        self, features: Sequence[Features], **options: Unpack[RunOptions]
     ) -> Generator[torch.cuda.Event, None, SessionOutput]:
         """Compute what `run` returns; yields each event of the GPU that must be over before the next step."""
+        batch_size, max_length = options["batch_size"], options["max_length"]
+        with_loss = options.get("with_loss", False)
+        progress, should_stop = options.get("progress"), options.get("should_stop")
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
         batches = EvaluationBatches(
             features,
             batch_size,
             max_length,
-            pad_id,
+            options["pad_id"],
             static_size=self.is_static,
             size_multiple=self.graphs.size_multiple if self.graphs else 0,
             max_tokens=CPU_TOKENS * torch.get_num_threads() if self.device.type == "cpu" else None,

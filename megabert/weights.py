@@ -71,6 +71,12 @@ def load_weights(
             parameter.copy_(tensor if isinstance(tensor, Tensor) else tensor.read())
 
 
+def _equal_to(parameter: nn.Parameter, others: Iterable[nn.Parameter]) -> nn.Parameter | None:
+    facts = parameter.shape, parameter.dtype, parameter.device
+    fits = (item for item in others if (item.shape, item.dtype, item.device) == facts)
+    return next((item for item in fits if torch.equal(item, parameter)), None)
+
+
 def share_weights(model: nn.Module, others: Iterable[nn.Module]) -> int:
     """Let a model use the parameters of others that are the same, such as the base of adapters; returns their bytes.
 
@@ -80,13 +86,8 @@ def share_weights(model: nn.Module, others: Iterable[nn.Module]) -> int:
     for other in others:
         for name, parameter in other.named_parameters():
             known.setdefault(name, []).append(parameter)
-    same: dict[nn.Parameter, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        for item in known.get(name, ()):
-            fits = (item.shape, item.dtype, item.device) == (parameter.shape, parameter.dtype, parameter.device)
-            if fits and torch.equal(item, parameter):
-                same[parameter] = item
-                break
+    equal = {item: _equal_to(item, known.get(name, ())) for name, item in model.named_parameters()}
+    same = {item: other for item, other in equal.items() if other is not None}
     for owner in model.modules():
         for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
             if parameter in same:

@@ -14,7 +14,7 @@ from megabert.checkpoints.native.fewer_layers import kept_layers
 from megabert.checkpoints.native.run_checkpoints import find_last, read
 from megabert.cli import main
 from megabert.config.parser import compose
-from megabert.data.packing import STATE_WEIGHT, STATES, TEACHER, Features, pack
+from megabert.data.packing import STATE_WEIGHT, STATES, TEACHER, Features, fingerprint, pack
 from megabert.distillation import DistillationLoss
 from megabert.errors import ConfigError, InputError
 from megabert.model.distillation_loss import binary_divergences, divergences, similarity_divergences, squared_errors
@@ -23,7 +23,6 @@ from megabert.tasks import registry
 from megabert.tasks.answer_spans import NO_MASS, ContextWindow, aligned_spans
 from megabert.tokenizers.load import read_tokenizer
 from megabert.training.new_stepper import make_stepper
-from megabert.training.resume import fingerprint, initial_progress
 from megabert.training.saver import Saver, save_checkpoint
 from megabert.training.setup import set_up
 from tests.conftest import WORDS
@@ -180,7 +179,7 @@ def teacher(tmp_path_factory, vocab_file):
                 parameter.add_(0.2 * torch.randn(parameter.shape))
         stepper = make_stepper(setup)
         with Saver(in_background=False) as saver:
-            save_checkpoint(setup, initial_progress(setup.train_sampler), stepper, saver, is_last=True)
+            save_checkpoint(setup, setup.start, stepper, saver, is_last=True)
         return setup.folder
 
     return functools.cache(make)

@@ -85,7 +85,7 @@ def test_the_compiler_is_not_imported_for_inference():
     code = (
         "import sys, torch\n"
         "from megabert.weights import materialize\n"
-        "from megabert.model.heads import PretrainingModel\n"
+        "from megabert.model.pretraining_heads import PretrainingModel\n"
         "from megabert.model.config import EncoderConfig\n"
         "with torch.device('meta'): model = PretrainingModel(EncoderConfig(50, 1, 16, 2, 16, 8))\n"
         "materialize(model.eval())\n"

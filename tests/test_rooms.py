@@ -28,7 +28,7 @@ LINES = [  # lowest first; those of one line do not import each other
     {"weights", "measured_precision"},
     {"adapters"},
     {"build"},
-    {"distillation", "evaluation"},
+    {"distillation", "evaluation", "initial_model"},
     {"training", "diagnostics", "generation", "retrieval"},
     {"linking"},
     {"annotate"},

@@ -124,8 +124,8 @@ def _sets(gold: Sequence[Any], predicted: Sequence[Any]) -> Judgment:
     return Judgment(2.0 * len(wanted & found), len(wanted) + len(found), wanted == found)
 
 
-def _mentions(name: str, score: str) -> Callable[[JsonRow, Mapping[str, Any]], dict[str, Judgment]]:
-    return lambda row, gold: {score: _sets(list(map(mention_key, gold[name])), list(map(mention_key, row[name])))}
+def _mentions(gold: Sequence[Any], predicted: Sequence[Any]) -> Judgment:
+    return _sets(list(map(mention_key, gold)), list(map(mention_key, predicted)))
 
 
 def _tags(row: JsonRow, gold: Mapping[str, Any]) -> dict[str, Judgment]:
@@ -154,8 +154,8 @@ def _answers(row: JsonRow, gold: Mapping[str, Any]) -> dict[str, Judgment]:
 
 # Field of the gold labels -> its judgments
 _KINDS: Mapping[str, Callable[[JsonRow, Mapping[str, Any]], dict[str, Judgment]]] = {
-    "entities": _mentions("entities", "f1"),
-    "slots": _mentions("slots", "slot_f1"),
+    "entities": lambda row, gold: {"f1": _mentions(gold["entities"], row["entities"])},
+    "slots": lambda row, gold: {"slot_f1": _mentions(gold["slots"], row["slots"])},
     "intent": lambda row, gold: {"intent_accuracy": _equal(row["intent"], gold["intent"])},
     "label": lambda row, gold: {"accuracy": _equal(row["label"], gold["label"])},
     "tags": _tags,

@@ -1,4 +1,4 @@
-"""Read metrics.jsonl, the metrics of a run over its steps, and truncate it to a step when the run is resumed.
+"""Read metrics.jsonl, the metrics of a run over its steps.
 
 A line is one JSON object: {"step": 50, "seconds": 81.2, "split": "train", "loss": 1.2, ...}. `step` is the number of
 completed optimizer steps; `seconds` is the run's duration, summed over its resumptions; a metric that is not finite is
@@ -6,11 +6,11 @@ null.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage import atomic_write
 
 METRICS = "metrics.jsonl"
 
@@ -35,10 +35,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return metrics if isinstance(metrics, dict) and {"step", "seconds", "split"} <= metrics.keys() else None
 
 
-def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove lines of metrics.jsonl about steps after `step`, which will be repeated; return the others."""
-    if not path.exists():
-        return []
-    kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-    atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
-    return kept
+def warn_of_zeros(lines: Sequence[Mapping[str, Any]], monitor: str, mode: str) -> str | None:
+    """Return a warning if the monitored score was 0 at every validation; `lines` are those of metrics.jsonl."""
+    values = [line.get(monitor) for line in lines if line["split"] == "validation"]
+    if mode == "min" or not values or any(values):
+        return None
+    return (
+        f"WARNING: {monitor} was 0 at every validation ({len(values)}), so the best checkpoint is that of the lowest "
+        "validation loss. Check labels and data, train longer, or set exp_manager.checkpoint_callback_params.monitor."
+    )

@@ -17,7 +17,6 @@ from ..metrics.calibration import expected_calibration_error, reliability_bins
 from ..metrics.classification import Confusion
 from ..storage import atomic_write
 from .judgments import by_length, confidences
-from .metrics_file import read_metrics
 
 # Okabe and Ito's palette, safe for colour-blind readers; scores have different markers, too.
 TRAINING, VALIDATION, GREY = "#0072B2", "#D55E00", "#555555"
@@ -30,21 +29,16 @@ FEW = 60
 Curve = tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
 
 
-def plot_curves(metrics_file: Path, destination: Path) -> bool:
-    """Plot the curves of a run and write the PNG atomically.
+def plot_curves(lines: list[dict[str, Any]], run: str, destination: Path) -> bool:
+    """Plot the curves of a run from the lines of its metrics.jsonl, and write the PNG atomically.
 
     Returns False, and writes nothing, if matplotlib is not installed.
-    Raises CheckpointError if a line of the file is not one of metrics.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = _new_figure(12, 6)
+    if figure is None:
         return False
-    lines = read_metrics(metrics_file)
     scores = _score_names(lines)
-    # matplotlib's object interface instead of pyplot: it needs no display and has no global state.
-    figure = Figure(figsize=(12, 6), dpi=120, layout="constrained")
-    figure.suptitle(_title(metrics_file.absolute().parent.name, lines), fontsize="x-large")
+    figure.suptitle(_title(run, lines), fontsize="x-large")
     grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=(3, 1))
     loss_axes = figure.add_subplot(grid[0, 0])
     _draw_loss(loss_axes, lines)
@@ -64,16 +58,14 @@ def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
 
     Returns False, and writes nothing, if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     labels = matrix.labels[:MAX_LABELS]
     counts = numpy.array(matrix.counts)[: len(labels), : len(labels)]
     totals = numpy.maximum(numpy.array([sum(row) for row in matrix.counts])[: len(labels)], 1)
     shares = counts / totals[:, None]
     size = 3 + 0.55 * max(len(labels), 3)
-    figure = Figure(figsize=(size + 1, size), dpi=120, layout="constrained")
+    figure = _new_figure(size + 1, size)
+    if figure is None:
+        return False
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label=f"share of the gold {kind}", shrink=0.8)
@@ -104,10 +96,10 @@ def plot_judged(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
     Returns file names.
     """
     pictures = []
-    predictions = [pair for row in rows for pair in confidences(row)]
+    predictions, by_score = [pair for row in rows for pair in confidences(row)], by_length(rows)
     if predictions and plot_calibration(predictions, folder / CALIBRATION):
         pictures.append(CALIBRATION)
-    for score, groups in itertools.islice(by_length(rows).items(), 1):
+    for score, groups in itertools.islice(by_score.items(), 1):
         if plot_lengths(groups, score, folder / LENGTHS):
             pictures.append(LENGTHS)
     return pictures
@@ -118,12 +110,10 @@ def plot_calibration(predictions: Sequence[tuple[float, bool]], destination: Pat
 
     Returns False, and writes nothing, if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = _new_figure(6, 6.5)
+    if figure is None:
         return False
     bins = reliability_bins(predictions)
-    figure = Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
     centers = [item.confidence for item in bins]
@@ -147,11 +137,9 @@ def plot_lengths(groups: Mapping[str, tuple[float, int]], score: str, destinatio
 
     Returns False, and writes nothing, if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = _new_figure(7, 4)
+    if figure is None:
         return False
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     bars = axes.bar(list(groups), [value for value, _ in groups.values()], color=TRAINING)
     axes.bar_label(
@@ -163,6 +151,16 @@ def plot_lengths(groups: Mapping[str, tuple[float, int]], score: str, destinatio
     axes.spines[["top", "right"]].set_visible(False)
     _write(figure, destination)
     return True
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of that many inches; None if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    # matplotlib's object interface instead of pyplot: it needs no display and has no global state.
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def _write(figure: Any, destination: Path) -> None:

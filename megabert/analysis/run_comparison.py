@@ -101,6 +101,17 @@ def _plain(gold: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in gold.items() if name != "tags"}
 
 
+def _table_of_tests(tests: Sequence[ScoreTest]) -> list[str]:
+    rows = [
+        [t.score, _number(t.first), _number(t.second), f"{_signed(t.bootstrap.difference)} "
+         f"[{_signed(t.bootstrap.low)}, {_signed(t.bootstrap.high)}]", _probability(t.bootstrap.p_value),
+         str(t.examples.only_first), str(t.examples.only_second), _probability(t.examples.p_value)]
+        for t in tests
+    ]  # fmt: skip
+    head = ["score", "A", "B", "B - A [95%]", "p (bootstrap)", "only A right", "only B right", "p (McNemar)"]
+    return [f"Tests on the same {tests[0].num_examples:,} examples", *table(head, rows)]
+
+
 def to_text(comparison: Comparison, names: tuple[str, str]) -> str:
     """Format a comparison as tables."""
     lines = [f"A  {names[0]}", f"B  {names[1]}"]
@@ -114,14 +125,7 @@ def to_text(comparison: Comparison, names: tuple[str, str]) -> str:
         ]
         lines += ["", *table(["score", "A", "B", "B - A"], rows)]
     if comparison.tests:
-        rows = [
-            [t.score, _number(t.first), _number(t.second), f"{_signed(t.bootstrap.difference)} "
-             f"[{_signed(t.bootstrap.low)}, {_signed(t.bootstrap.high)}]", _probability(t.bootstrap.p_value),
-             str(t.examples.only_first), str(t.examples.only_second), _probability(t.examples.p_value)]
-            for t in comparison.tests
-        ]  # fmt: skip
-        head = ["score", "A", "B", "B - A [95%]", "p (bootstrap)", "only A right", "only B right", "p (McNemar)"]
-        lines += ["", f"Tests on the same {comparison.tests[0].num_examples:,} examples", *table(head, rows)]
+        lines += ["", *_table_of_tests(comparison.tests)]
     return "\n".join([*lines, *(["", comparison.note] if comparison.note else [])])
 
 

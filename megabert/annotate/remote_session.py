@@ -1,17 +1,17 @@
 """Session in a worker process: features go to the process that has the network, logits come back over a pipe."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import Features
 from ..data.word_windows import WordWindows
-from ..inference import ProgressCallback, Session, SessionOutput
+from ..inference import RunOptions, Session, SessionOutput
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,7 @@ class RemoteSession:
         """Refuse: documents are annotated by whole networks."""
         raise NotImplementedError
 
-    def run(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> SessionOutput:
+    def run(self, features: Sequence[Features], **options: Unpack[RunOptions]) -> SessionOutput:
         """Send the features and wait for their logits; without loss and progress."""
         if not features:
             return SessionOutput([], None)
@@ -92,9 +82,9 @@ class RemoteSession:
             token_ids.astype(np.int32),
             segment_ids.astype(np.int8),
             lengths.astype(np.int32),
-            batch_size,
-            max_length,
-            pad_id,
+            options["batch_size"],
+            options["max_length"],
+            options["pad_id"],
         )
         assert self.connection is not None
         self.connection.send(request)

@@ -109,6 +109,14 @@ def read_ledger(folder: Path, output: ShardFormat) -> Ledger:
     return ledger
 
 
+def _check_same(before: Mapping[str, Any], job: Mapping[str, Any], folder: Path) -> None:
+    # A setting that is off is the same as one that an older version did not have.
+    keys = {**before, **job}
+    changed = [f"{key} was {before.get(key)!r}" for key in keys if (job.get(key) or None) != (before.get(key) or None)]
+    if changed:
+        raise InputError(f"{folder} was begun with other settings: {'; '.join(changed)}. Use them, or a new folder.")
+
+
 def claim(folder: Path, job: Mapping[str, Any], output: ShardFormat, *, resume: bool) -> Ledger:
     """Prepare the folder of a job: a new one, or one to resume. `job` is all on which the output depends.
 
@@ -124,12 +132,7 @@ def claim(folder: Path, job: Mapping[str, Any], output: ShardFormat, *, resume: 
         return Ledger()
     if not resume:
         raise InputError(f"{folder} has the output of an earlier command. Add --resume, or name a new folder.")
-    before = json.loads(kept.read_bytes())
-    # A setting that is off is the same as one that an older version did not have.
-    keys = {**before, **job}
-    changed = [f"{key} was {before.get(key)!r}" for key in keys if (job.get(key) or None) != (before.get(key) or None)]
-    if changed:
-        raise InputError(f"{folder} was begun with other settings: {'; '.join(changed)}. Use them, or a new folder.")
+    _check_same(json.loads(kept.read_bytes()), job, folder)
     ledger = read_ledger(folder, output)
     if (folder / LEDGER).exists():
         os.truncate(folder / LEDGER, ledger.size)

@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,7 +225,8 @@ def _check_start(file: File, path: Path) -> str:
 
 def _check_weights(published: Published, path: Path) -> str:
     """Open the checkpoint and compare its network with the published one, without reading tensors."""
-    from .open import is_padded, open_checkpoint  # imports torch, which takes a second
+    from .open import open_checkpoint  # imports torch, which takes a second
+    from .vocabulary_rows import is_padded
 
     assert published.architecture is not None, "_find_problem checks networks of known architecture"
     try:
@@ -282,7 +283,15 @@ def put(name: str, source: Path, home: Path) -> Resolved:
     if not source.exists():
         raise CheckpointError(f"{source} does not exist.")
     files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
-    taken: dict[Role, Path] = {}
+    taken, reasons = _take(published, files, folder)
+    if not taken:
+        raise CheckpointError("\n  ".join([f"{source} holds no file of {published.name}:", *dict.fromkeys(reasons)]))
+    return resolve(name, home=home)
+
+
+def _take(published: Published, files: Sequence[Path], folder: Path) -> tuple[set[Role], list[str]]:
+    """Copy the first file of each role; returns the roles that have one, and why files have none."""
+    taken: set[Role] = set()
     reasons = []
     for role in ROLES:
         for path in files:
@@ -290,11 +299,9 @@ def put(name: str, source: Path, home: Path) -> Resolved:
             if file is not None and role not in taken:
                 _copy(path, folder / file.name)
                 _record(folder, file.name, file_sha256(folder / file.name), source=f"by hand, {path.name}")
-                taken[role] = path
+                taken.add(role)
             reasons += problems
-    if not taken:
-        raise CheckpointError("\n  ".join([f"{source} holds no file of {published.name}:", *dict.fromkeys(reasons)]))
-    return resolve(name, home=home)
+    return taken, reasons
 
 
 def _match_role(published: Published, role: Role, path: Path) -> tuple[File | None, list[str]]:

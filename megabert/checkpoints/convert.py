@@ -26,7 +26,8 @@ from .model_card import CARD, huggingface_card
 from .native.manifest import write_file
 from .native.manifest_folder import Contents, write_manifest_folder
 from .nemo.write_nemo import nemo_config, write_nemo
-from .open import Checkpoint, fit_vocabulary, open_checkpoint, resize_vocabulary
+from .open import Checkpoint, open_checkpoint
+from .vocabulary_rows import check_vocabulary, resize_vocabulary
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -87,7 +88,7 @@ def _prepare(source: Checkpoint, target: Target, num_tokens: int | None) -> _Job
     """Convert vocabulary and dtype to the target's."""
     rows = source.config.vocabulary_size
     if num_tokens is not None:
-        fit_vocabulary(source, num_tokens, source.tokenizer_source)  # raises CheckpointError for another vocabulary
+        check_vocabulary(source, num_tokens, source.tokenizer_source)
     size = num_tokens or rows
     if target.format not in ("megabert", "huggingface"):
         target.layout.check(source.config)
@@ -256,6 +257,10 @@ def _verify(job: _Job, path: Path, dest: Path) -> None:
         names = [name for name in names if not name.startswith("sentence_order.pooler.")]
     if different or names:
         raise CheckpointError(f"{dest} does not read back as it was written: {', '.join([*different, *names][:8])}.")
+    _compare_tensors(job, stored, written, dest)
+
+
+def _compare_tensors(job: _Job, stored: Mapping[str, Readable], written: Checkpoint, dest: Path) -> None:
     # The merged head of punctuation and capitalization is split when it is read.
     is_compared = job.target.format == "huggingface" and not any(".heads." in name for name in job.source.head)
     for name, item in job.source.head.items() if is_compared else ():

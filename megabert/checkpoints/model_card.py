@@ -169,11 +169,14 @@ def _scores(scores: Mapping[str, Mapping[str, Any]], sweep: Mapping[str, Any]) -
             entry = spread.get(row[0])
             row.append(f"{entry['mean']:.2f} ± {entry['deviation']:.2f}" if entry else "")
     yield _table(header, rows)
-    labelled = scores["test"] or scores["validation"]
+    yield from _scores_of_labels(scores["test"] or scores["validation"], "test" if scores["test"] else "validation")
+
+
+def _scores_of_labels(labelled: Mapping[str, Any], split: str) -> Iterator[str]:
     labels = list(dict.fromkeys(key.rpartition("/")[0] for key in labelled if "/" in key))
     metrics = list(dict.fromkeys(key.rpartition("/")[2] for key in labelled if "/" in key))
     if labels:
-        yield f"Of each label ({'test' if scores['test'] else 'validation'}):"
+        yield f"Of each label ({split}):"
         body = [[name, *(_number(labelled.get(f"{name}/{metric}")) for metric in metrics)] for name in labels]
         yield _table(["label", *metrics], body)
 

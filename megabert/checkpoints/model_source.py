@@ -10,12 +10,13 @@ from typing import Any
 
 from ..config.schema import LanguageModelSettings, ModelSettings, TokenizerSettings
 from ..errors import CheckpointError, ConfigError
+from ..json_documents import read_json_object
 from ..tokenizers.load import load_tokenizer, read_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from . import catalog
 from .hub import fetch_from_hub, is_hub_name
 from .native.run_checkpoints import encoder_of_run
-from .open import Checkpoint, open_checkpoint, read_config
+from .open import Checkpoint, open_checkpoint
 from .user_config import parse_user_config
 
 
@@ -32,6 +33,8 @@ class ModelSource:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Sizes and choices of the network that its file need not hold, as NVIDIA's BioMegatron files do not."""
     config_source: str = ""
+    dropout: Mapping[str, float] = field(default_factory=dict)
+    """Probabilities of dropout that the settings give."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,15 @@ def find_source(model: ModelSettings, *, home: Path) -> ModelSource:
     Raises ConfigError where the settings name nothing loadable.
     """
     settings, tokenizer = model.language_model, model.tokenizer
-    source = _find_weights(settings, home)
+    dropout = dropout_of(settings)
+    source = replace(_find_weights(settings, home), dropout=dropout)
     if tokenizer.vocab_file is not None:
         merges = None if tokenizer.merges_file is None else Path(tokenizer.merges_file)
         source = replace(source, vocabulary=Path(tokenizer.vocab_file), merges=merges)
     if tokenizer.do_lower_case is not None:
         source = replace(source, lower_case=tokenizer.do_lower_case)
     if settings.config_file is not None:
-        return replace(source, config=read_config(Path(settings.config_file)), config_source=settings.config_file)
+        return replace(source, config=read_json_object(Path(settings.config_file)), config_source=settings.config_file)
     if settings.config:
         return replace(source, config=settings.config, config_source="model.language_model.config")
     return replace(source, config_source=f"the catalog for {settings.pretrained_model_name}")
@@ -160,7 +164,7 @@ def check_network_of_run(
     settings, tokenizer = model.language_model, model.tokenizer
     config, config_file = settings.config, settings.config_file
     if config_file is not None:
-        config = read_config(Path(config_file)) if Path(config_file).is_file() else {}
+        config = read_json_object(Path(config_file)) if Path(config_file).is_file() else {}
     origin = config_file or "model.language_model.config"
     shape = parse_user_config(config, origin, ignored=settings.ignored_arguments).shape
     encoder = encoder_of_run(documents, source)

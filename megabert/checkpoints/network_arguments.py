@@ -8,7 +8,7 @@ PretrainedConfig, BertConfig, MegatronBertConfig and GPT2Config of transformers 
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
@@ -175,14 +175,18 @@ def check_arguments(
     ]
     unexcused = [(name, value) for name, value in refused if name not in ignored]
     if unexcused:
-        shown = ", ".join(f"{name} is {_shown(value)}{_expected(name, value)}" for name, value in unexcused[:16])
-        names = [name for name, _ in unexcused]
-        options = " ".join(f"--ignore-argument {name}" for name in names)
-        raise CheckpointError(
-            f"{source}: {shown}. This may change what the network computes, and megabert does not compute it. If it "
-            f"has no effect here: {options} (in training model.language_model.ignored_arguments=[{','.join(names)}])."
-        )
+        raise CheckpointError(f"{source}: {_refusal(unexcused)}")
     return [f"WARNING: ignored as requested: {name} is {_shown(value)}" for name, value in refused]
+
+
+def _refusal(refused: Sequence[tuple[str, Any]]) -> str:
+    shown = ", ".join(f"{name} is {_shown(value)}{_expected(name, value)}" for name, value in refused[:16])
+    names = [name for name, _ in refused]
+    options = " ".join(f"--ignore-argument {name}" for name in names)
+    return (
+        f"{shown}. This may change what the network computes, and megabert does not compute it. If it has no effect "
+        f"here: {options} (in training model.language_model.ignored_arguments=[{','.join(names)}])."
+    )
 
 
 def _is_ours(name: str, value: Any, arguments: Mapping[str, Any]) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from ..json_documents import read_json_object as read_config
 from ..model.config import EncoderConfig
 from ..tokenizers.huggingface_files import StoredTokenizer
 from ..tokenizers.rules import TokenizerRules
-from .files.lazy_tensor import Readable, checked, resize_rows
+from .files.lazy_tensor import Readable, checked
 from .huggingface.open_huggingface import HuggingFaceFile, find_folder, open_huggingface, open_lone_file
 from .huggingface.read_head import FineTuned, read_head
 from .mapping import QKV_LAYOUTS, read_tensors
@@ -28,18 +27,9 @@ from .native.run_checkpoints import CHECKPOINTS, open_best
 from .nemo.nemo2_folder import find_nemo2, open_nemo2
 from .nemo.open_nemo import is_nemo, open_nemo
 from .other_formats import refuse_other_format
-from .tensor_names import PER_TOKEN, POSITION, SEGMENT, WORD, check_tensors, find_heads
+from .tensor_names import POSITION, SEGMENT, WORD, check_tensors, find_heads
 from .tokenizer_files import find_tokenizer, folders_of_megatron, read_huggingface_tokenizer
 from .user_config import UserConfig, merge_arguments, parse_user_config
-
-__all__ = [
-    "Checkpoint",
-    "fit_vocabulary",
-    "is_padded",
-    "open_checkpoint",
-    "read_config",
-    "resize_vocabulary",
-]
 
 # Properties of Megatron-LM's networks that are only inferred from a file: the user's configuration takes precedence.
 _INFERRED = ("gelu", "head_gelu", "norm_place", "is_causal")
@@ -117,6 +107,7 @@ def open_checkpoint(
     if qkv_layout is not None and qkv_layout not in QKV_LAYOUTS:
         raise ConfigError(f"qkv_layout {qkv_layout!r} is unknown. Choose one of {', '.join(QKV_LAYOUTS)}.")
     user = parse_user_config(config or {}, config_source, ignored=ignored)
+    refuse_other_format(path)
     checkpoint = _open(path, _Options(user, qkv_layout, ignored))
     given = user.shape if "era" in checkpoint.facts else user.full_shape
     for name, value in given.items():
@@ -132,7 +123,6 @@ def open_checkpoint(
 
 
 def _open(path: Path, options: _Options) -> Checkpoint:
-    refuse_other_format(path)
     if (path / MANIFEST).is_file() or (path / CHECKPOINTS).is_dir():
         return _open_native(path)
     if (nemo2 := find_nemo2(path)) is not None:
@@ -155,7 +145,7 @@ def _open_native(path: Path) -> Checkpoint:
             f"{path} holds adapters and a head, not the encoder. Merge them: megabert merge {path} -o FOLDER."
         )
     try:
-        config = EncoderConfig.from_dict(opened.documents["encoder"])
+        shape = EncoderConfig.from_dict(opened.documents["encoder"]).to_dict()
         tokenizer = opened.documents.get("tokenizer", {})
         lower_case = tokenizer.get("lower_case")
         notes = [str(note) for note in opened.documents.get("origin", {}).get("notes", [])]
@@ -170,7 +160,7 @@ def _open_native(path: Path) -> Checkpoint:
     return Checkpoint(
         format="megabert, " + ("run" if is_run else "language model"),
         source=str(path),
-        shape=config.to_dict(),
+        shape=shape,
         tensors={name: item for name, item in tensors.items() if not name.startswith("head.")},
         notes=notes,
         tokenizer_files={name: text.encode() for name, text in opened.texts.items()},
@@ -317,37 +307,3 @@ def _head_dim(hidden_size: int, num_heads: int, source: str) -> int:
     if not isinstance(num_heads, int) or num_heads < 1 or hidden_size % num_heads:
         raise CheckpointError(f"{source}: {num_heads} attention heads do not divide a hidden size of {hidden_size}.")
     return hidden_size // num_heads
-
-
-def fit_vocabulary(checkpoint: Checkpoint, num_tokens: int, vocabulary_source: str) -> dict[str, Readable]:
-    """Return the tensors without the padding rows of a vocabulary of `num_tokens`.
-
-    Where the checkpoint's own files name that many tokens, all other rows are padding. Otherwise the number of rows
-    must be a padded one: Megatron-LM pads to a multiple of 128 x tensor-parallel size, Hugging Face's tools to a
-    multiple of 8 to 128. Raises CheckpointError if the vocabulary cannot be the checkpoint's.
-    """
-    rows = checkpoint.shape["vocabulary_size"]
-    if num_tokens == checkpoint.num_tokens and num_tokens > rows:
-        raise CheckpointError(
-            f"{vocabulary_source} and the files beside it name {num_tokens} tokens, but {checkpoint.source} has {rows} "
-            "word vectors. Give every token one (in transformers model.resize_token_embeddings(len(tokenizer)), then "
-            "train it and save the model), or take the added tokens out of the tokenizer's files."
-        )
-    if num_tokens != checkpoint.num_tokens and not is_padded(num_tokens, rows):
-        raise CheckpointError(
-            f"{vocabulary_source} has {num_tokens} tokens, but {checkpoint.source} has {rows} word vectors, and no "
-            f"padding leads from one to the other. Give the vocabulary that the checkpoint was trained with "
-            "(model.tokenizer.vocab_file)."
-        )
-    return resize_vocabulary(checkpoint.tensors, num_tokens)
-
-
-def is_padded(num_tokens: int, num_rows: int) -> bool:
-    """Whether a vocabulary may have been padded to `num_rows`: equal, or the next multiple of a common number."""
-    multiples = [8, 16, 32, *(64 * factor for factor in range(1, 129))]
-    return num_rows == num_tokens or any(-(-num_tokens // multiple) * multiple == num_rows for multiple in multiples)
-
-
-def resize_vocabulary(tensors: Mapping[str, Readable], num_rows: int) -> dict[str, Readable]:
-    """Cut the tensors that have a row for each token, or pad them with zeros."""
-    return {name: resize_rows(item, num_rows) if name in PER_TOKEN else item for name, item in tensors.items()}

@@ -59,7 +59,7 @@ def _digest(checkpoint: Path) -> str:
 def _read_huggingface(folder: Path) -> TrainedModel:
     """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
     from .model_source import ModelSource, open_source
-    from .open import fit_vocabulary
+    from .vocabulary_rows import fit_vocabulary
 
     opened = open_source(ModelSource(folder), home=Path())
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer

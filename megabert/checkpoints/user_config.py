@@ -50,13 +50,8 @@ class UserConfig:
         return {"gelu": gelu, "head_gelu": gelu, **self.shape}
 
 
-def parse_user_config(config: Mapping[str, Any], source: str, *, ignored: Collection[str] = ()) -> UserConfig:
-    """Check and sort the keys of a configuration.
-
-    Raises CheckpointError for values that mean another network, ConfigError if two keys give one property twice.
-    """
+def _shape_of(plain: Mapping[str, Any], source: str) -> dict[str, Any]:
     shape: dict[str, Any] = {}
-    plain = {key.replace("-", "_"): value for key, value in config.items()}  # NeMo's files write max-seq-length
     for key, value in plain.items():
         name = _NAMES.get(key)
         if name is None or value is None:
@@ -64,6 +59,18 @@ def parse_user_config(config: Mapping[str, Any], source: str, *, ignored: Collec
         if name in shape and shape[name] != value:
             raise ConfigError(f"{source} gives {name} twice: {shape[name]} and {value}. Leave one out.")
         shape[name] = value
+    return shape
+
+
+def parse_user_config(config: Mapping[str, Any], source: str, *, ignored: Collection[str] = ()) -> UserConfig:
+    """Check and sort the keys of a configuration.
+
+    Raises CheckpointError for values that mean another network, ConfigError if two keys give one property twice.
+    """
+    if not config:
+        return UserConfig(source)
+    plain = {key.replace("-", "_"): value for key, value in config.items()}  # NeMo's files write max-seq-length
+    shape = _shape_of(plain, source)
     activations = {key: plain[key] for key in (*_ACTIVATIONS, HEAD_ACTIVATION) if plain.get(key) is not None}
     for key, value in activations.items():
         find_gelu(value, key, source)

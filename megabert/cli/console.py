@@ -40,9 +40,10 @@ def new_settings_parser(
     name: str, command: Callable[[Sequence[str]], int], schema: type, note: str
 ) -> argparse.ArgumentParser:
     """Create the parser of a command with settings; its help lists them, followed by a note."""
-    settings = "\n".join(f"  {setting.heading()}\n      {setting.help}" for setting in list_settings(schema))
-    parser = new_parser(name, command, f"settings:\n{settings}\n\n{note}")
+    parser = new_parser(name, command, "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    settings = "\n".join(f"  {setting.heading()}\n      {setting.help}" for setting in list_settings(schema))
+    parser.epilog = f"settings:\n{settings}\n\n{note}"
     return parser
 
 

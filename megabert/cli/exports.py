@@ -18,6 +18,19 @@ run: logits on several shapes, and with --file DEV the score before and after. W
 
 def export(words: Sequence[str]) -> int:
     """Write a trained run for use elsewhere, and prove it: megabert export RUN -o FOLDER --to FORMAT."""
+    arguments = _parse(words)
+    if arguments.output.exists():
+        raise ConfigError(f"{arguments.output} exists. Remove it, or name another folder.")
+    if arguments.to != "onnx" and (arguments.int8 or arguments.calibration or arguments.force):
+        raise ConfigError("--int8, --calibration and --force are for --to onnx.")
+    with _merged(arguments.run, arguments.output, arguments.task) as arguments.run:
+        for line in FORMATS[arguments.to](arguments):
+            log(line)
+    log(f"Wrote {arguments.output}.")
+    return 0
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("export", export, DETAILS)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoint folders")
@@ -28,16 +41,7 @@ def export(words: Sequence[str]) -> int:
     add("--calibration", type=Path, metavar="FILE", help="--int8: data file for static scales of activations")
     add("--force", action="store_true", help="--int8: write it although the score falls by more than 0.5")
     add("--task", metavar="FILE", help="Python file of the task, if the run is of your own task")
-    arguments = parser.parse_args(list(words))
-    if arguments.output.exists():
-        raise ConfigError(f"{arguments.output} exists. Remove it, or name another folder.")
-    if arguments.to != "onnx" and (arguments.int8 or arguments.calibration or arguments.force):
-        raise ConfigError("--int8, --calibration and --force are for --to onnx.")
-    with _merged(arguments.run, arguments.output, arguments.task) as arguments.run:
-        for line in FORMATS[arguments.to](arguments):
-            log(line)
-    log(f"Wrote {arguments.output}.")
-    return 0
+    return parser.parse_args(list(words))
 
 
 @contextmanager

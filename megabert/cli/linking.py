@@ -248,7 +248,7 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
     from ..linking.dictionary import Dictionary
     from ..linking.name_keys import normalized
     from ..metrics.linking import RankedMention, accuracy_scores
-    from ..tasks.task import rows_by_id
+    from ..tasks.prediction_rows import rows_by_id
 
     mentions = [item for item in read_gold([gold], types, given.get("prefix")) if item.identifiers]
     ids = {item.id for item in mentions}

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, did_you_mean, quote
 from ..config.schema import choice
 from ..errors import ConfigError
+from ..json_documents import read_json_object
 from .console import log, new_settings_parser, show, to_json, writing_to_stdout
+from .plan_tables import CAVEAT, print_tables
 
 if TYPE_CHECKING:
     from ..model.config import EncoderConfig
     from ..planner.cost_model import Estimate
     from ..planner.search import PlanRequest, ScalingPoint
-
-_CAVEAT = (
-    "Verified on one and two H100s, within 8 %; more GPUs are extrapolated from measured rates of matmuls, copies and "
-    "interconnects (docs/scaling.md)."
-)
-_ROWS = 12
 
 
 @dataclass
@@ -61,7 +57,7 @@ class PlanSettings:
 
 def plan(words: Sequence[str]) -> int:
     """Estimate memory, time and the best layout of GPUs: megabert plan model=1.3b gpus=64."""
-    parser = new_settings_parser("plan", plan, PlanSettings, f"Nothing is run, and no GPU is needed. {_CAVEAT}")
+    parser = new_settings_parser("plan", plan, PlanSettings, f"Nothing is run, and no GPU is needed. {CAVEAT}")
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes, seconds and FLOP/s")
     arguments = parser.parse_intermixed_args(list(words))
@@ -78,7 +74,7 @@ def plan(words: Sequence[str]) -> int:
         show(to_json(_document(settings, request, estimates, best, series)))
     else:
         with writing_to_stdout():
-            _print_tables(settings, request, estimates, best, series)
+            print_tables(_headline(settings, request), request, estimates, best, series)
     return 0
 
 
@@ -137,7 +133,7 @@ def _request(settings: PlanSettings) -> "PlanRequest":
 
 def _shape(model: str) -> "EncoderConfig":
     """Read the architecture from a known size, a config.json, a checkpoint or a published name."""
-    from ..planner.hardware import NETWORKS
+    from ..planner.networks import NETWORKS
 
     if model.lower() in NETWORKS:
         return NETWORKS[model.lower()]
@@ -154,7 +150,7 @@ def _shape(model: str) -> "EncoderConfig":
 def _published_shape(name: str) -> "EncoderConfig":
     from ..checkpoints.published import published_checkpoints
     from ..model.config import EncoderConfig
-    from ..planner.hardware import BERT_VOCABULARY, NETWORKS
+    from ..planner.networks import BERT_VOCABULARY, NETWORKS
 
     aliases = {alias: item.name for item in published_checkpoints().values() for alias in item.aliases}
     published = published_checkpoints().get(aliases.get(name, name))
@@ -184,12 +180,11 @@ def _published_shape(name: str) -> "EncoderConfig":
 
 
 def _shape_of_file(path: Path) -> "EncoderConfig":
-    from ..checkpoints.open import read_config
     from ..checkpoints.user_config import parse_user_config
     from ..model.config import EncoderConfig
-    from ..planner.hardware import BERT_VOCABULARY
+    from ..planner.networks import BERT_VOCABULARY
 
-    config = read_config(path)
+    config = read_json_object(path)
     shape = parse_user_config(config, str(path)).full_shape
     missing = [name for name in ("hidden_size", "num_layers", "num_heads") if name not in shape]
     if missing:
@@ -197,6 +192,18 @@ def _shape_of_file(path: Path) -> "EncoderConfig":
     rows = config.get("vocab_size", BERT_VOCABULARY)
     defaults = {"ffn_size": 4 * shape["hidden_size"], "max_positions": 512, "vocabulary_size": rows}
     return EncoderConfig.from_dict(defaults | shape)
+
+
+def _headline(settings: PlanSettings, request: "PlanRequest") -> str:
+    from ..planner.workload import count_parameters
+
+    shape = request.workload.shape
+    return (
+        f"{settings.model}: {shape.num_layers} layers x {shape.hidden_size} x {shape.num_heads} heads, "
+        f"{count_parameters(request.workload).total / 1e6:,.0f} million parameters. "
+        f"{settings.task}, steps of {request.batch} sequences of {request.length} tokens, "
+        f"{settings.precision}, on {request.gpus} x {request.gpu.title}."
+    )
 
 
 def _document(
@@ -250,126 +257,3 @@ def _row(estimate: "Estimate") -> dict[str, Any]:
         "model_flops_per_second_of_each": estimate.model_flops_per_second,
         "settings": layout_settings(estimate),
     }
-
-
-def _print_tables(
-    settings: PlanSettings,
-    request: "PlanRequest",
-    estimates: "Sequence[Estimate]",
-    best: "Estimate | None",
-    series: "dict[str, list[ScalingPoint]]",
-) -> None:
-    from rich.console import Console
-
-    from ..planner.workload import count_parameters
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 132
-    shape = request.workload.shape
-    console.print(
-        f"{settings.model}: {shape.num_layers} layers x {shape.hidden_size} x {shape.num_heads} heads, "
-        f"{count_parameters(request.workload).total / 1e6:,.0f} million parameters. "
-        f"{settings.task}, steps of {request.batch} sequences of {request.length} tokens, "
-        f"{settings.precision}, on {request.gpus} x {request.gpu.title}."
-    )
-    console.print(_layout_table(estimates, best))
-    if len(estimates) > _ROWS:
-        console.print(f"{len(estimates) - _ROWS} more layouts: --json lists them all.")
-    if best is None:
-        least = estimates[0].memory.total / 1e9
-        console.print(
-            f"Nothing fits: the smallest layout needs {least:.1f} GB of {request.gpu.memory / 1e9:.0f} GB on each GPU. "
-            "Give more GPUs, or fix fewer settings."
-        )
-    else:
-        from ..planner.search import layout_settings
-
-        console.print(_breakdown_tables(best))
-        console.print("Best:", style="bold", end=" ")
-        console.print(" ".join(f"{key}={value}" for key, value in layout_settings(best).items()), soft_wrap=True)
-    console.print(_scaling_table(request, series))
-    if any((point.efficiency or 0) > 1.02 for points in series.values() for point in points):
-        console.print(
-            "More than 100 %: fewer GPUs are short of memory, so they recompute activations or use small micro-batches."
-        )
-    console.print(_CAVEAT)
-
-
-def _layout_table(estimates: "Sequence[Estimate]", best: "Estimate | None") -> Any:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table("", "data x fsdp x tensor", "also", title="Layouts", title_justify="left", box=SIMPLE)
-    for column in ("micro-batches", "GB", "ms a step", "tokens/s", "TFLOP/s a GPU"):
-        table.add_column(column, justify="right")
-    for estimate in estimates[:_ROWS]:
-        layout = estimate.layout
-        options = {
-            "sequence": layout.sequence,
-            "checkpointing": layout.activation_checkpointing,
-            "whole weights": layout.keeps_weights,
-        }
-        table.add_row(
-            "best" if estimate is best else "fits" if estimate.fits else "too big",
-            layout.axes,
-            ", ".join(name for name, is_on in options.items() if is_on),
-            f"{layout.accumulate} of {estimate.micro_batch.num_sequences:.0f} sequences",
-            f"{estimate.memory.total / 1e9:.1f}",
-            f"{1000 * estimate.time.total:,.1f}",
-            f"{estimate.tokens_per_second:,.0f}",
-            f"{estimate.model_flops_per_second / 1e12:.0f}",
-            style="bold" if estimate is best else "" if estimate.fits else "dim",
-        )
-    return table
-
-
-def _breakdown_tables(best: "Estimate") -> Any:
-    from rich.box import SIMPLE
-    from rich.columns import Columns
-    from rich.table import Table
-
-    tables = []
-    for title, parts, scale, form in (
-        ("Best: GB on each GPU", best.memory.to_dict(), 1e-9, "{:.2f}"),
-        ("Best: ms of a step", best.time.to_dict(), 1e3, "{:,.1f}"),
-    ):
-        table = Table("part", title=title, title_justify="left", box=SIMPLE)
-        for column in ("", "share"):
-            table.add_column(column, justify="right")
-        for name, value in parts.items():
-            cells = (name.replace("_", " "), form.format(value * scale), f"{value / parts['total']:.0%}")
-            table.add_row(*cells, style="bold" if name == "total" else "")
-        tables.append(table)
-    return Columns(tables, padding=(0, 4))
-
-
-def _scaling_table(request: "PlanRequest", series: "dict[str, list[ScalingPoint]]") -> Any:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    per_gpu = max(1, request.batch // request.gpus)
-    table = Table(
-        "GPUs", title="Scaling, each with its best layout (c: checkpointing)", title_justify="left", box=SIMPLE
-    )
-    for title in (f"{per_gpu} sequences a GPU", f"{request.batch} sequences a step"):
-        table.add_column(f"{title}: tokens/s", justify="right")
-        table.add_column("efficiency", justify="right")
-        table.add_column("layout")
-    counts = sorted({point.gpus for points in series.values() for point in points})
-    by_count = [{point.gpus: point for point in points} for points in series.values()]
-    for count in counts:
-        cells = [cell for points in by_count for cell in _scaling_cells(points.get(count))]
-        table.add_row(str(count), *cells)
-    return table
-
-
-def _scaling_cells(point: "ScalingPoint | None") -> tuple[str, str, str]:
-    if point is None:
-        return "", "", ""
-    if point.estimate is None:
-        return "-", "-", "none"
-    layout = point.estimate.layout
-    efficiency = "" if point.efficiency is None else f"{point.efficiency:.0%}"
-    axes = layout.axes + (", c" if layout.activation_checkpointing else "")
-    return f"{point.estimate.tokens_per_second:,.0f}", efficiency, axes

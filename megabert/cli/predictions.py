@@ -164,7 +164,7 @@ def score(words: Sequence[str]) -> int:
         show(to_json(_score_documents(arguments.gold, arguments.predictions, arguments.overrides)))
         return 0
     if arguments.task == "retrieval":
-        from .retrieval import score_retrieval
+        from ..retrieval.ranking_scores import score_retrieval
 
         show(to_json(score_retrieval(arguments.gold, arguments.predictions, arguments.overrides)))
         return 0

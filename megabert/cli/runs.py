@@ -116,22 +116,27 @@ def _has_mentions(rows: Sequence[dict[str, Any]]) -> bool:
     return any("entities" in row["gold"] or "slots" in row["gold"] for row in rows)
 
 
+def _training_examples(record: "RunRecord") -> tuple[Any, Sequence[Any]]:
+    from ..config.parser import compose
+    from ..tasks import registry
+
+    task_type = registry.find(record.task)
+    settings, _ = compose(task_type.settings_type, [], owner=record.task, base=record.settings)
+    task = task_type(settings)
+    task.check_files()
+    return task, task.read_data(settings.model.train_ds)
+
+
 def _training_mentions(run: Path) -> set[str] | None:
     """Read the texts of the entities of a run's training data, in lower case; None, with a note, if there are none."""
     from ..analysis.run_records import RUN_JSON, read_run
-    from ..config.parser import compose
-    from ..tasks import registry
 
     if not (run / RUN_JSON).is_file():
         log(f"note: {run} is no run folder; without --training RUN seen and unseen entities are not told apart.")
         return None
     record = read_run(run)
     try:
-        task_type = registry.find(record.task)
-        settings, _ = compose(task_type.settings_type, [], owner=record.task, base=record.settings)
-        task = task_type(settings)
-        task.check_files()
-        examples = task.read_data(settings.model.train_ds)
+        task, examples = _training_examples(record)
     except MegabertError as error:
         log(f"note: seen and unseen entities are not told apart, since the training data cannot be read: {error}")
         return None

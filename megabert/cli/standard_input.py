@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..formats.json_lines import json_row, to_json_lines
-from ..tasks.task import pass_through
+from ..tasks.prediction_rows import pass_through
 from .console import flush_output, log, show
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,21 @@ def _compose(words: Sequence[str]) -> GenerateSettings:
     return settings
 
 
+@contextmanager
+def _shown_pieces(prompt: str) -> Iterator[Callable[[int, str], None]]:
+    """Show a prompt on stderr, and then each piece of its continuation."""
+
+    def show_piece(number: int, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    sys.stderr.write(prompt)
+    try:
+        yield show_piece
+    finally:
+        sys.stderr.write("\n")
+
+
 def _generate(generator: "Generator", prompts: Sequence[str], settings: GenerateSettings) -> "list[Continuation]":
     """Generate; a single text is shown on a terminal while it is generated, of many the progress."""
     from ..generation.generator import GenerationLimits
@@ -114,16 +130,8 @@ def _generate(generator: "Generator", prompts: Sequence[str], settings: Generate
         settings.batch_size,
     )  # fmt: skip
     if len(prompts) * settings.num_samples == 1 and sys.stderr is not None and sys.stderr.isatty():
-        sys.stderr.write(prompts[0])
-
-        def show_piece(number: int, text: str) -> None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-        try:
+        with _shown_pieces(prompts[0]) as show_piece:
             return generator.generate(prompts, sampling, limits, on_text=show_piece)
-        finally:
-            sys.stderr.write("\n")
     with progress_bar("generating") as progress:
         return generator.generate(prompts, sampling, limits, progress=progress)
 

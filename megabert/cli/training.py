@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,24 +186,28 @@ def _print_table(runs: Sequence[tuple[str, "Outcome | MegabertError"]]) -> None:
         _summarize_scores(outcomes)
 
 
-def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
-    """Print mean and sample standard deviation of each score over the runs, and write them to sweep.json."""
+def _deviations(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Compute mean and sample standard deviation of each score that all runs have."""
     import statistics
 
+    names = [name for name in scores[0] if all(name in others for others in scores)]
+    by_name = {name: [run_scores[name] for run_scores in scores] for name in names}
+    return {
+        name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+        for name, values in by_name.items()
+    }
+
+
+def _summarize_scores(outcomes: Sequence["Outcome"]) -> None:
+    """Print mean and sample standard deviation of each score over the runs, and write them to sweep.json."""
     from ..checkpoints.model_card import write_run_card
 
-    scores = [outcome.validation for outcome in outcomes]
-    names = [name for name in scores[0] if all(name in others for others in scores)]
-    table = {
-        name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
-        for name in names
-        for values in [[run_scores[name] for run_scores in scores]]
-    }
+    table = _deviations([outcome.validation for outcome in outcomes])
     if table:
         show(f"\nlast validation, mean ± sample deviation of {len(outcomes)} runs")
     for name, row in table.items():
         if "/" not in name and name != "total":
-            show(f"  {name:<{max(map(len, names))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
+            show(f"  {name:<{max(map(len, table))}}  {row['mean']:.2f} ± {row['deviation']:.2f}")
     document = {"runs": [str(outcome.folder) for outcome in outcomes], "scores": table}
     atomic_write(outcomes[0].folder.parent / "sweep.json", to_json(document) + "\n")
     for outcome in outcomes:  # their cards have the deviation, too

@@ -6,7 +6,7 @@ the self-confidence of a label, Northcutt et al. 2021, arXiv:1911.00068; of toke
 arXiv:2210.03920.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,15 @@ def _rows(predictor: Predictor, examples: Sequence[Any]) -> list[dict[str, Any]]
         task.word_probabilities(examples, features, logits),
         strict=True,
     ):
-        # A label that the other folds lack has the probability 0: it may well be misspelt.
-        found = [
-            item_C[indices[tag]] if tag in indices else 0.0
-            for tag, item_C in zip(example.tags, probabilities_WC, strict=True)
-        ]
-        losses = -np.log(np.maximum(np.nan_to_num(found, nan=1.0), _SMALLEST))  # NaN: a word without tokens
-        rows.append(row | {"losses": [round(float(loss), 4) for loss in losses]})
+        rows.append(row | {"losses": _losses(example.tags, probabilities_WC, indices)})
     return rows
+
+
+def _losses(tags: Sequence[str], probabilities_WC: Iterable[Any], indices: Mapping[str, int]) -> list[float]:
+    """Compute the loss of each word's label."""
+    # A label that the other folds lack has the probability 0: it may well be misspelt.
+    found = [
+        item_C[indices[tag]] if tag in indices else 0.0 for tag, item_C in zip(tags, probabilities_WC, strict=True)
+    ]
+    losses = -np.log(np.maximum(np.nan_to_num(found, nan=1.0), _SMALLEST))  # NaN: a word without tokens
+    return [round(float(loss), 4) for loss in losses]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.schema import Settings
 from ..errors import InputError
 from .packing import Batch, BatchSize, Features, LazyFeatures, ResampledFeatures, pack
 
@@ -128,6 +129,11 @@ class BatchSampler:
         if not self._shuffle:
             sizes = count // num_steps + (np.arange(num_steps) < count % num_steps)
             return _EpochSteps(np.arange(count), np.cumsum(sizes), self.micro_batches_per_step, _split_evenly)
+        return self._shuffled(epoch, attempt, num_sequences, count)
+
+    def _shuffled(self, epoch: int, attempt: int, num_sequences: int, count: int) -> "_EpochSteps":
+        """Give each step a random sequence of each length, so that steps have nearly as many tokens."""
+        num_steps = len(self)
         # Seeded by both numbers, so an epoch's order can be made without those before it.
         random = np.random.default_rng([self._seed, epoch, attempt] if attempt else [self._seed, epoch])
         # Arrays of all sequences are small numbers where that is enough, and not held longer than they are needed.
@@ -267,3 +273,30 @@ class EvaluationBatches:
             size = _static_size(_count_groups([group], self._features), self._max_seqlen, self._size_multiple)
             size = replace(size, num_sequences=-(-size.num_sequences // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE)
         return pack([self._features[index] for index in group], self._max_seqlen, self._pad_id, size)
+
+
+def training_sampler(
+    features: Sequence[Features],
+    settings: Settings,
+    row_length: int,
+    pad_id: int,
+    *,
+    static_epochs: int,
+    data_rank: int,
+    data_size: int,
+) -> BatchSampler:
+    """Make the batch sampler of a training from its settings."""
+    train_ds = settings.model.train_ds
+    return BatchSampler(
+        features,
+        train_ds.batch_size,
+        row_length,
+        pad_id,
+        seed=settings.seed,
+        shuffle=train_ds.shuffle,
+        drop_last=train_ds.drop_last,
+        accumulate=settings.trainer.accumulate_grad_batches,
+        static_epochs=static_epochs,
+        data_rank=data_rank,
+        data_size=data_size,
+    )

@@ -84,6 +84,17 @@ def sequence_windows(
     return windows, num_cut
 
 
+def least_lengths(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.int64]]:
+    """Find for each token of each window the tokens of the shortest span from it that the window is to score.
+
+    1 where the window has the most context around the token. Elsewhere only spans that the window with the most context
+    does not show in full, so that each span that some window shows is scored.
+    """
+    best = best_windows(num_tokens, spans)
+    rest = np.array([end for _, end in spans], dtype=np.int64)[best] - np.arange(num_tokens)
+    return [np.where(best[start:end] == number, 1, rest[start:end] + 1) for number, (start, end) in enumerate(spans)]
+
+
 def max_context_masks(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.bool_]]:
     """Mark in each window the tokens that have more context in it than in any other window.
 

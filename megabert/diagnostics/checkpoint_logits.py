@@ -13,7 +13,7 @@ from ..checkpoints.open import Checkpoint
 from ..errors import CheckpointError, InputError
 from ..model.attention import PackedSequences
 from ..model.encoder import Encoder
-from ..model.heads import PretrainingModel
+from ..model.pretraining_heads import PretrainingModel
 from ..storage import atomic_write
 from ..weights import load_weights
 

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,13 @@ def _examine_packages(found: Installation, requirements: Iterable[str]) -> None:
             continue
         found.versions[wanted.name] = version
         if not fits:
-            state = "is not installed" if version is None else f"{version} is installed"
-            remedy = f'pip install "{wanted.name}{wanted.specifier}"'
-            found.findings.append(Finding(f"{wanted.name}{wanted.specifier} is needed and {state}.", remedy, 64))
+            found.findings.append(_missing(wanted, version))
+
+
+def _missing(wanted: Requirement, version: str | None) -> Finding:
+    state = "is not installed" if version is None else f"{version} is installed"
+    remedy = f'pip install "{wanted.name}{wanted.specifier}"'
+    return Finding(f"{wanted.name}{wanted.specifier} is needed and {state}.", remedy, 64)
 
 
 def _version(name: str) -> str | None:
@@ -154,21 +158,23 @@ def _examine_folder(found: Installation, name: str, folder: Path) -> None:
         found.findings.append(Finding(f"The disk of the {name}, {folder}, has {free / 1e9:.1f} GB left.", remedy, code))
 
 
+def _lines_of_gpus(found: Installation) -> Iterator[str]:
+    for gpu in found.gpus:
+        kinds = "".join(f", {name}" for name in ("bf16", "fp8") if gpu[name])
+        yield f"gpu        {gpu['name']}, {gpu['memory_gb']} GB, compute capability {gpu['capability']}{kinds}"
+    if not found.gpus:
+        yield "gpu        none that torch can use: trainings run on the CPU"
+    if found.cuda:
+        build, triton = found.cuda["torch_build"], found.cuda["triton"] or "none"
+        yield f"cuda       torch built {f'for CUDA {build}' if build else 'for the CPU only'}, triton {triton}"
+
+
 def to_text(found: Installation) -> str:
     """Format the examination, a line for each fact, the problems last."""
     versions = ", ".join(f"{name} {version or 'MISSING'}" for name, version in found.versions.items())
     lines = [f"versions   {versions}"]
     lines.append(f"cpu        {found.cpu['cores']} cores, {found.cpu['machine']}, {found.cpu['system']}")
-    for gpu in found.gpus:
-        kinds = "".join(f", {name}" for name in ("bf16", "fp8") if gpu[name])
-        lines.append(f"gpu        {gpu['name']}, {gpu['memory_gb']} GB, compute capability {gpu['capability']}{kinds}")
-    if not found.gpus:
-        lines.append("gpu        none that torch can use: trainings run on the CPU")
-    if found.cuda:
-        build, triton = found.cuda["torch_build"], found.cuda["triton"]
-        lines.append(
-            f"cuda       torch built {f'for CUDA {build}' if build else 'for the CPU only'}, triton {triton or 'none'}"
-        )
+    lines += _lines_of_gpus(found)
     lines.append(f"cache      {found.cache['folder']}: {', '.join(found.cache['checkpoints']) or 'no checkpoints'}")
     lines += [f"disk       {disk['free_gb']} GB free for the {name}" for name, disk in found.disks.items()]
     for name, extra in found.extras.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoints.mapping import QKV_LAYOUTS
 from ..checkpoints.open import Checkpoint
 from ..errors import ConfigError
-from ..model.heads import PretrainingModel
+from ..model.pretraining_heads import PretrainingModel
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.wordpiece import Tokenizer
 from .checkpoint_logits import load_pretraining_model

@@ -59,13 +59,17 @@ def read_choices(path: Path) -> list[Example]:
         examples = list(_json_examples(path))
     if not examples:
         raise InputError(f"{path} holds no questions.")
+    _check_ids(examples)
+    return examples
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
     locations: dict[str, str] = {}
     for item in examples:
         if locations.setdefault(item.id, item.location) != item.location:
             raise InputError(
                 f"{item.location}: the id {item.id!r} is that of {locations[item.id]}, too. Make it unique."
             )
-    return examples
 
 
 def choice_files(path: Path) -> list[str]:
@@ -195,12 +199,17 @@ def _race(content: dict[str, Any], path: Path) -> Iterator[Example]:
         yield example_of(row, number)
 
 
+def _is_dialogue(item: Any) -> bool:
+    if not isinstance(item, list) or len(item) != 3 or not all(isinstance(part, list) for part in item[:2]):
+        return False
+    return all(isinstance(turn, str) for turn in item[0])
+
+
 def _dream(content: list[Any], path: Path) -> Iterator[Example]:
     """Read DREAM's dialogues, [[turns], [{question, choice, answer}], id]; the passage is the turns, one a line."""
     for number, item in enumerate(content):
         location = f"{path}: [{number}]"
-        if not (isinstance(item, list) and len(item) == 3 and isinstance(item[0], list) and isinstance(item[1], list)
-                and all(isinstance(turn, str) for turn in item[0])):  # fmt: skip
+        if not _is_dialogue(item):
             raise InputError(f"{location} is not DREAM's format: expected [[turns], [questions], id].")
         for question_number, question in enumerate(item[1]):
             if not isinstance(question, dict) or "choice" not in question:

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import InputError, InputWarning
 from .json_lines import is_json_lines, json_line_rows
 from .pubmedqa import is_pubmedqa, read_pubmedqa
-from .record_streams import derived
+from .record_streams import derived, find_repeated
 from .rows import Row
 from .tables import is_table, name_columns, table_records
 from .text_lines import data_lines
@@ -52,6 +52,18 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
         _check_unnamed(table.rows)
     names = {role: role if isinstance(name, int) else str(name).lower() for role, name in columns.items()}
     return _without_gold(path, _by_role(table.rows, names))
+
+
+def check_ids(path: Path, rows: Sequence[Row]) -> None:
+    """Raise InputError if two rows have the same id."""
+    if not is_json_lines(path) and "id" not in rows[0].values:  # a pass over a large file takes long
+        return
+    named = derived(rows, lambda rows: (row for row in rows if isinstance(row.values.get("id"), str | int)))
+    if repeated := find_repeated(derived(named, lambda rows: (str(row.values["id"]) for row in rows))):
+        row, first = (named[number] for number in repeated)
+        raise InputError(
+            f"{row.location}: the id {row.values['id']!r} is that of {first.location} too. Give each its own."
+        )
 
 
 def _by_role(rows: Sequence[Row], columns: Mapping[str, Any]) -> Sequence[Row]:

@@ -109,6 +109,14 @@ class FusedAdam:
         if addresses == self._addresses:
             return
         self._addresses = addresses
+        self._launches = []
+        for (gradient_type, copy_type, weight_decay), weights in self._by_kind(gradients).items():
+            rows = np.array([self._row(weight, gradients[weight]) for weight in weights])
+            options = {"GRADIENT": gradient_type, "COPY": copy_type, "weight_decay": weight_decay}
+            self._launches.append(_Launch(self._blocks_of(tuple(weights)), self._to_device(rows), options))
+
+    def _by_kind(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[tuple[Any, ...], list[nn.Parameter]]:
+        """Group the weights that one launch updates: by the types of gradient and copy, and by weight decay."""
         kinds: dict[tuple[Any, ...], list[nn.Parameter]] = {}
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
@@ -120,11 +128,7 @@ class FusedAdam:
                     copy_type = None if copy is None else TYPES[copy.dtype]
                     kind = (TYPES[gradients[weight].dtype], copy_type, group["weight_decay"])
                     kinds.setdefault(kind, []).append(weight)
-        self._launches = []
-        for (gradient_type, copy_type, weight_decay), weights in kinds.items():
-            rows = np.array([self._row(weight, gradients[weight]) for weight in weights])
-            options = {"GRADIENT": gradient_type, "COPY": copy_type, "weight_decay": weight_decay}
-            self._launches.append(_Launch(self._blocks_of(tuple(weights)), self._to_device(rows), options))
+        return kinds
 
     def step(self, clip: Tensor, found_non_finite: Tensor) -> None:
         """Update the weights with gradients times `clip`; skip the step where `found_non_finite` is not 0."""

@@ -7,7 +7,7 @@ SearchSession computes embedding and nearest names in one call, so workers need 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..build import load_run
 from ..data.packing import Features
 from ..errors import InputError
-from ..inference import Predictor, ProgressCallback, Session, SessionOutput
+from ..inference import Predictor, RunOptions, Session, SessionOutput
 from ..retrieval.embedding_store import EmbeddingStore, StoreOptions, write_store
 from ..retrieval.exact_search import DeviceSearch, search
 from ..tokenizers.wordpiece import Tokenizer
@@ -139,21 +139,11 @@ class SearchSession:
         """Refuse: the embedding is what is searched."""
         raise NotImplementedError
 
-    def run(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> SessionOutput:
+    def run(self, features: Sequence[Features], **options: Unpack[RunOptions]) -> SessionOutput:
         """Embed names and search."""
         if not features:
             return SessionOutput([], None)
-        output = self.session.run(features, batch_size=batch_size, max_length=max_length, pad_id=pad_id)
+        output = self.session.run(features, **options)
         vectors = _unit(np.stack(output.logits))
         queries, k = vectors[:, : self.store.dimensions], min(NUM_CANDIDATES, len(self.store))
         queries = _unit(queries) if queries.shape != vectors.shape else queries

@@ -278,16 +278,13 @@ def resolve_device(
         raise ConfigError("trainer.accelerator=gpu, but PyTorch finds no GPU. Use auto or cpu.")
     if not has_gpu or accelerator == "cpu":
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if device_ids is not None:
-        device = torch.device("cuda", check_device_ids(device_ids, count)[local_rank or 0])
-        torch.cuda.set_device(device)
-        return device
-    if local_rank is None:
+    if local_rank is None and device_ids is None:
         return torch.device("cuda")
-    if local_rank >= count > 1:
-        raise ConfigError(f"process {local_rank + 1} of this machine has no GPU. Set trainer.devices={count} or less.")
+    count, rank = torch.cuda.device_count(), local_rank or 0
+    if device_ids is None and rank >= count > 1:
+        raise ConfigError(f"process {rank + 1} of this machine has no GPU. Set trainer.devices={count} or less.")
     # A scheduler may expose to each process its own GPU only.
-    device = torch.device("cuda", local_rank if count > 1 else 0)
+    own = (rank if count > 1 else 0) if device_ids is None else check_device_ids(device_ids, count)[rank]
+    device = torch.device("cuda", own)
     torch.cuda.set_device(device)
     return device

@@ -1,14 +1,15 @@
 """Session whose sequences are computed in the server's queue, together with those of other requests."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import Features
-from ..inference import ProgressCallback, SessionOutput
+from ..inference import RunOptions, SessionOutput
 from .model_queue import ComputeQueue, Work, WorkCancelled
 
 WITH_HEAD, MEAN, STATES = "head", "mean", "states"
@@ -39,17 +40,7 @@ class QueuedSession:
         """Return the session of the network without its head."""
         return replace(self, kind=MEAN)
 
-    def run(
-        self,
-        features: Sequence[Features],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad_id: int,
-        with_loss: bool = False,
-        progress: ProgressCallback | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> SessionOutput:
+    def run(self, features: Sequence[Features], **options: Unpack[RunOptions]) -> SessionOutput:
         """Queue all parts and wait for their logits. Raises ModelFailure or WorkCancelled."""
         work = self.work
         work.check()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..data.drawn_features import DrawnFeatures
 from ..data.packing import Features
-from ..data.windows import best_windows, window_spans
+from ..data.windows import least_lengths, window_spans
 from ..tokenizers.wordpiece import Encoded, Tokenizer
 
 # Letters of Thai, Lao, Tibetan, Myanmar, Khmer, Korean, Chinese and Japanese.
@@ -82,17 +82,6 @@ def context_windows(
         segment_ids = (np.arange(len(token_ids)) >= context_start).astype(np.int64)
         features.append(Features(token_ids, segment_ids, notes=window, num_cut=0 if features else num_cut))
     return features
-
-
-def least_lengths(num_tokens: int, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.int64]]:
-    """Find for each token of each window the tokens of the shortest span from it that the window is to score.
-
-    1 where the window has the most context around the token. Elsewhere only spans that the window with the most context
-    does not show in full, so that each span that some window shows is scored.
-    """
-    best = best_windows(num_tokens, spans)
-    rest = np.array([end for _, end in spans], dtype=np.int64)[best] - np.arange(num_tokens)
-    return [np.where(best[start:end] == number, 1, rest[start:end] + 1) for number, (start, end) in enumerate(spans)]
 
 
 def target_span(window: ContextWindow, answer: tuple[int, int] | None) -> NDArray[np.int64]:

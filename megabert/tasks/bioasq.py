@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +26,7 @@ from ..tokenizers.wordpiece import Tokenizer
 from .answer_spans import WindowedContext, best_spans, context_windows, rank_answers, target_span, word_edges
 from .bioasq_answers import answer_places, distinct_answers, named_number, without_crossings
 from .head_settings import head_options
-from .question_answering import QuestionSettings, SpanHeadSettings
+from .question_settings import QuestionSettings, SpanHeadSettings
 from .task import Logits, Task, require_texts
 
 if TYPE_CHECKING:
@@ -233,15 +234,10 @@ class BioASQ(Task[Question, Prediction]):
             answers: tuple[str, ...] = ("yes" if difference > 0 else "no",)
             probabilities: tuple[float, ...] = (float(probability),)
         else:
-            spans = [
-                span
-                for feature, logits in windows
-                for span in best_spans(
-                    feature.notes, logits[:, :NO], count=self.dataset.n_best_size,
-                    max_length=self.dataset.max_answer_length, whole_words=self.dataset.whole_words,
-                )
-            ]  # fmt: skip
-            n_best, _ = rank_answers(example.context, spans, count=self.dataset.n_best_size, null_score=None)
+            data = self.dataset
+            limits: dict[str, Any] = {"max_length": data.max_answer_length, "whole_words": data.whole_words}
+            found = (best_spans(item.notes, out[:, :NO], count=data.n_best_size, **limits) for item, out in windows)
+            n_best, _ = rank_answers(example.context, list(chain(*found)), count=data.n_best_size, null_score=None)
             if example.kind == "list":
                 n_best = without_crossings(n_best)
             chosen = self._choose(example, distinct_answers(n_best))

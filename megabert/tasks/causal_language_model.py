@@ -32,7 +32,7 @@ from .language_modeling import (
 )
 
 if TYPE_CHECKING:
-    from ..model.heads import PretrainingHead
+    from ..model.pretraining_heads import PretrainingHead
 
 
 @dataclass
@@ -99,7 +99,7 @@ class CausalLanguageModel(PretrainingTask):
 
     def head(self, config: EncoderConfig) -> PretrainingHead:
         """Make a language-model head, tied to the word embedding."""
-        from ..model.heads import PretrainingHead
+        from ..model.pretraining_heads import PretrainingHead
 
         if not config.is_causal:
             raise ConfigError("The network is not causal (BERT). Use masked_language_model.")

@@ -14,13 +14,8 @@ from ..formats.json_lines import is_json_lines
 from ..formats.rows import Row
 from ..formats.tables import split_rows
 from .labels import LabelKind
-from .sequence_classification import (
-    Example,
-    Prediction,
-    SequenceClassificationTask,
-    SequenceClassifierModel,
-    SequenceSettings,
-)
+from .sequence_classification import Example, Prediction, SequenceClassificationTask
+from .sequence_settings import SequenceClassifierModel, SequenceSettings
 
 
 @dataclass(frozen=True)

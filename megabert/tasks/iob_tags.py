@@ -104,7 +104,12 @@ def best_valid_tags(log_probabilities_WC: NDArray[np.float64], labels: Sequence[
         reached_CC = total_C[:, None] + penalty_CC
         back_WC[word] = reached_CC.argmax(axis=0)
         total_C = reached_CC.max(axis=0) + log_probabilities_WC[word]
-    path = np.zeros(len(log_probabilities_WC), dtype=np.int64)
+    return _traced_back(back_WC, total_C)
+
+
+def _traced_back(back_WC: NDArray[np.int64], total_C: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Follow the best predecessors from the best last tag."""
+    path = np.zeros(len(back_WC), dtype=np.int64)
     if len(path):
         path[-1] = total_C.argmax()
     for word in range(len(path) - 1, 0, -1):

@@ -33,7 +33,7 @@ from .language_modeling import (
 )
 
 if TYPE_CHECKING:
-    from ..model.heads import PretrainingHead
+    from ..model.pretraining_heads import PretrainingHead
 
 MASK = "[MASK]"
 
@@ -120,7 +120,7 @@ class MaskedLanguageModel(PretrainingTask):
 
     def head(self, config: EncoderConfig) -> PretrainingHead:
         """Make the language-model head, and the one for sentence order."""
-        from ..model.heads import PretrainingHead
+        from ..model.pretraining_heads import PretrainingHead
 
         dataset = self.settings.model.dataset
         if config.is_causal:

@@ -20,14 +20,12 @@ from ..config.schema import (
     ScheduleSettings,
     Settings,
     TrainerSettings,
-    choice,
 )
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
-from ..formats.json_lines import read_json_lines
 from ..formats.squad import Example, read_squad, require_unique_ids
 from ..metrics import squad
-from ..model.config import ACTIVATIONS, EncoderConfig
+from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .answer_spans import (
     NO_MASS,
@@ -46,6 +44,8 @@ from .answer_spans import (
     word_edges,
 )
 from .head_settings import head_options
+from .prediction_rows import read_answers
+from .question_settings import QuestionSettings, SpanHeadSettings
 from .task import Logits, Task, require_texts
 
 if TYPE_CHECKING:
@@ -55,46 +55,6 @@ if TYPE_CHECKING:
 
 # Number of candidates in the JSON of a prediction; write_predictions returns all n best.
 NUM_SHOWN = 3
-
-
-@dataclass
-class QuestionSettings:
-    """How questions and contexts become windows of tokens, and logits answers."""
-
-    version_2_with_negative: bool = False
-    """SQuAD 2.0: questions may have no answer."""
-    max_seq_length: int = 384
-    """Tokens of a window: question, part of the context and three special tokens."""
-    doc_stride: int = 128
-    """Tokens by which a window starts after the one before it."""
-    window_pooling: str = choice("best_context", "best_context", "maximum")
-    """A span's score: that of the window with the most context around its first token, or of windows the largest."""
-    span_score: str = choice("logits", "logits", "log_probability")
-    """Spans of several windows are compared by their logits, or by their log probabilities within their window."""
-    null_windows: float = -1.0
-    """Windows without the answer that an epoch trains on, for each with it, resampled each epoch; -1: all."""
-    max_query_length: int = 64
-    """Tokens of a question; a longer one is truncated."""
-    max_answer_length: int = 30
-    """Tokens of an answer."""
-    whole_words: bool = True
-    """Answers neither begin nor end inside a word, where the script separates words by blanks."""
-    n_best_size: int = 20
-    """Answers that are kept, with probabilities, for each question."""
-    null_score_diff_threshold: float = 0.0
-    """With version_2_with_negative: predict "" if the null score exceeds the best answer's by more than this."""
-
-
-@dataclass
-class SpanHeadSettings:
-    """The head that scores each token as start and as end."""
-
-    num_layers: int = 1
-    """Number of linear layers."""
-    dropout: float = 0.0
-    """Dropout on the head's input."""
-    activation: str = choice("relu", *ACTIVATIONS)
-    """Between linear layers."""
 
 
 @dataclass
@@ -194,13 +154,13 @@ class QuestionAnswering(Task[Example, Prediction]):
 
     def features(self, examples: Sequence[Example], tokenizer: Tokenizer, *, with_targets: bool) -> list[Features]:
         """Cut each example into windows."""
+        answers = [self._training_answer(example) if with_targets else None for example in examples]
         questions = tokenizer.encode_ids([example.question.strip() for example in examples])
         indices = {text: number for number, text in enumerate(dict.fromkeys(item.context for item in examples))}
         contexts = tokenizer.encode(list(indices))
         edges = [word_edges(text, context.offsets) for text, context in zip(indices, contexts, strict=True)]
         features = []
-        for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
-            answer = self._training_answer(example) if with_targets else None
+        for number, (example, question, answer) in enumerate(zip(examples, questions, answers, strict=True)):
             index = indices[example.context]
             context = WindowedContext(contexts[index], edges[index])
             for item in context_windows(number, question, context, tokenizer, self.dataset):
@@ -277,27 +237,26 @@ class QuestionAnswering(Task[Example, Prediction]):
         null_scores = [float("inf")] * len(examples)
         counts = Counter(feature.notes.example for feature in features)
         data = self.dataset
+        limits: dict[str, Any] = {"max_length": data.max_answer_length, "whole_words": data.whole_words}
         for feature, logits_T2 in zip(features, logits, strict=True):
             window: ContextWindow = feature.notes
             if data.span_score == "log_probability":
                 logits_T2 = log_probabilities(logits_T2)
-            spans[window.example] += best_spans(
-                window,
-                logits_T2,
-                count=data.n_best_size,
-                max_length=data.max_answer_length,
-                whole_words=data.whole_words,
-            )
+            spans[window.example] += best_spans(window, logits_T2, count=data.n_best_size, **limits)
             # A question has no answer only if none of its windows shows one.
             null_scores[window.example] = min(null_scores[window.example], float(logits_T2[0].sum()))
+        may_be_null = data.version_2_with_negative
+        answers = [
+            rank_answers(example.context, own, count=data.n_best_size, null_score=null if may_be_null else None)
+            for example, own, null in zip(examples, spans, null_scores, strict=True)
+        ]
         windows = [counts[number] for number in range(len(examples))]
-        return list(map(self._predict, examples, spans, null_scores, windows))
+        return list(map(self._choose, examples, answers, null_scores, windows))
 
-    def _predict(self, example: Example, spans: list[ScoredSpan], null_score: float, windows: int) -> Prediction:
-        may_be_null = self.dataset.version_2_with_negative
-        n_best, best_score = rank_answers(
-            example.context, spans, count=self.dataset.n_best_size, null_score=null_score if may_be_null else None
-        )
+    def _choose(
+        self, example: Example, ranked: tuple[list[Candidate], float], null_score: float, windows: int
+    ) -> Prediction:
+        may_be_null, (n_best, best_score) = self.dataset.version_2_with_negative, ranked
         null_score_diff = null_score - best_score if may_be_null else None
         is_null = null_score_diff is not None and null_score_diff > self.dataset.null_score_diff_threshold
         answers = [candidate for candidate in n_best if candidate.text]
@@ -341,7 +300,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         The gold file determines the version; no setting changes the scores.
         """
         compose(cls.settings_type, words, owner=cls.name())
-        return _official_scores(read_squad(gold), _read_predictions(predictions))[0]
+        return _official_scores(read_squad(gold), read_answers(predictions))[0]
 
     def write_predictions(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mapping[str, str]:
         """Return predictions.json (the official scripts' format), nbest.json and, for 2.0, null_odds.json."""
@@ -368,15 +327,3 @@ def _gold_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
             raise InputError(f"question {example.id!r} has no answers to score against. Add them to the file.")
         gold[example.id] = [answer.text for answer in example.answers]
     return gold
-
-
-def _read_predictions(path: Path) -> dict[str, str]:
-    if path.suffix == ".jsonl":
-        return {str(row.get("id")): str(row.get("answer")) for row in read_json_lines(path)}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
-        raise InputError(f'{path} is not a file of predictions: expected {{"question id": "answer", ...}}.')
-    return content

@@ -16,13 +16,8 @@ from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
 from .document_data import RelationTypeSettings, read_pair_rows
 from .labels import require_labels
-from .sequence_classification import (
-    Example,
-    Prediction,
-    SequenceClassificationTask,
-    SequenceClassifierModel,
-    SequenceSettings,
-)
+from .sequence_classification import Example, Prediction, SequenceClassificationTask
+from .sequence_settings import SequenceClassifierModel, SequenceSettings
 
 # The field of an example with entities by position for its text without marks.
 UNMARKED = "unmarked"

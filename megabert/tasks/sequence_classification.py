@@ -13,22 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, choice, linear_decay
+from ..config.schema import DataSettings
 from ..data.packing import NO_TARGET, Batch, Features
-from ..data.windows import POOLED_LOGITS, pool_windows, sequence_windows
+from ..data.windows import pool_windows, sequence_windows
 from ..errors import ConfigError, ExamplesWarning, InputError
-from ..formats.data_files import data_suffix
-from ..formats.json_lines import read_json_lines
-from ..formats.pubmedqa import read_answers
-from ..formats.record_streams import derived, find_repeated
+from ..formats.record_streams import derived
 from ..formats.rows import Row
-from ..formats.text_lines import read_lines
 from ..formats.text_rows import (
     LABEL_COLUMNS,
     NO_GOLD_LABEL,
     PAIR_COLUMNS,
     ROLES,
     TEXT_COLUMNS,
+    check_ids,
     first_name,
     parse_label,
     parse_labels,
@@ -38,39 +35,15 @@ from ..formats.text_rows import (
 from ..metrics import classification
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
-from .head_settings import OutputHeadSettings, head_options
+from .head_settings import head_options
 from .labels import LabelKind, LabelledTask, class_probabilities, label_indices, multi_hot, require_labels
+from .prediction_rows import read_labels
 from .task import Logits, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model.heads import Head
-
-
-@dataclass
-class SequenceSettings:
-    """How examples become tokens."""
-
-    max_seq_length: int = 256
-    """Tokens of a text or pair with its special tokens."""
-    long_texts: str = choice("windows", "windows", "truncate")
-    """windows: read longer texts in overlapping windows; truncate: keep the first tokens, of a pair cut the longer."""
-    window_pooling: str = choice("probabilities", "probabilities", *POOLED_LOGITS)
-    """What windows give together: the mean of their probabilities, the mean of their logits, or the largest logits."""
-    columns: dict[str, Any] = field(default_factory=dict)
-    """Names of the data's columns text, text_b, label and id, or, without a header, their numbers from 1."""
-    class_balancing: str | None = choice(None, "weighted_loss")
-    """weighted_loss: weight a class in the loss in inverse proportion to its number of examples, where each has one."""
-
-
-@dataclass
-class SequenceClassifierModel(ModelSettings):
-    """The network with a head for whole sequences, its data and its optimizer."""
-
-    dataset: SequenceSettings = field(default_factory=SequenceSettings)
-    classifier_head: OutputHeadSettings = field(default_factory=OutputHeadSettings)
-    optim: OptimizerSettings = field(default_factory=linear_decay(2e-5))
 
 
 @dataclass(frozen=True)
@@ -135,12 +108,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.dataset.columns, self.labels)
-        named = derived(rows, lambda rows: (row for row in rows if isinstance(row.values.get("id"), str | int)))
-        if repeated := find_repeated(derived(named, lambda rows: (str(row.values["id"]) for row in rows))):
-            row, first = (named[number] for number in repeated)
-            raise InputError(
-                f"{row.location}: the id {row.values['id']!r} is that of {first.location} too. Give each its own."
-            )
+        check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
 
     def read_data(self, data: DataSettings) -> Sequence[Example]:
@@ -364,12 +332,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     @classmethod
     def read_predictions(cls, path: Path) -> list[Row]:
         """Read JSON lines as `megabert predict` writes them, a label a line, or PubMedQA's answers."""
-        if data_suffix(path) == ".json" and not read_lines(path)[0].rstrip().endswith("}"):
-            return read_answers(path)
-        lines = read_lines(path)
-        if lines[0].lstrip().startswith(("{", "[")):
-            return read_json_lines(path)
-        return [Row({"label": line.strip()}, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        return read_labels(path)
 
 
 def by_example(num_examples: int, features: Sequence[Features], outputs: Sequence[Any]) -> list[list[Any]]:

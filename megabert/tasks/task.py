@@ -28,6 +28,7 @@ from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .label_report import LabelReport
+from .prediction_rows import pass_through, rows_by_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -299,41 +300,6 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
         return {}
 
 
-def rows_by_id(examples: Sequence[Any], rows: Sequence[Row], source: Path) -> list[Row]:
-    """Sort rows into the order of the examples with the same ids; rows that all lack an id are in order already.
-
-    Raises InputError if an example has no row or several, or a row has no example.
-    """
-    if not any("id" in row.values for row in rows):
-        if len(rows) != len(examples):
-            raise InputError(f"{source} has {len(rows)} predictions for {len(examples)} examples. Give one for each.")
-        return list(rows)
-    by_id: dict[str, Row] = {}
-    for row in rows:
-        name = str(row.get("id"))
-        if by_id.setdefault(name, row) is not row:
-            raise InputError(
-                f"{row.location}: the id {name!r} is that of {by_id[name].location} too. Give each its own."
-            )
-    names = [str(example.id) for example in examples]
-    for problem, extra in (
-        ("has no prediction for", set(names) - set(by_id)),
-        ("has unknown", set(by_id) - set(names)),
-    ):
-        if extra:
-            raise InputError(f"{source} {problem} id {min(extra)!r}. Predict the file that is scored against.")
-    if len(set(names)) < len(names):
-        raise InputError(f"{source}: several examples that are scored against have the same id. Give each its own.")
-    return [by_id[name] for name in names]
-
-
-def pass_through(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add fields of the input to a prediction's row; those that the row has already are its gold labels."""
-    gold = {name: value for name, value in given.items() if name in row and name != "gold"} | row.get("gold", {})
-    others = {name: value for name, value in given.items() if name not in row}
-    return {**row, **others, **({"gold": gold} if gold else {})}
-
-
 def require_text(fields: Mapping[str, Any], *others: str) -> str:
     """Return the field `text`; raises InputError if it is missing, or for a field that is neither it, id nor others."""
     return require_texts(fields, "text", optional=others)[0]
@@ -348,16 +314,18 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
     unexpected = [name for name in fields if name not in (*names, "id", *optional)]
     missing = [name for name in names if fields.get(name) is None or fields[name] == ""]
     problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
-    for name in names:
-        value = fields.get(name)
-        if name not in missing and not isinstance(value, str):
-            problems.append(f"{name} is a {type(value).__name__}; expected a string")
-        elif name not in missing and not str(value).strip():
-            problems.append(f"{name} is blank")
-        elif not str(value or "").isascii() and (half := re.search("[\ud800-\udfff]", str(value))):
-            problems.append(f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}")
+    problems += [problem for name in names if name not in missing and (problem := _problem_of_text(name, fields[name]))]
     if problems:
         wanted = " and ".join(f"{name}=..." for name in names)
         more = f" (also possible: {', '.join(optional)})." if optional else ""
         raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}")
     return [str(fields[name]) for name in names]
+
+
+def _problem_of_text(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"{name} is a {type(value).__name__}; expected a string"
+    if not value.strip():
+        return f"{name} is blank"
+    half = None if value.isascii() else re.search("[\ud800-\udfff]", value)
+    return None if half is None else f"{name} is not valid Unicode: half a surrogate pair at character {half.start()}"

@@ -146,14 +146,13 @@ def _cache_key(
     learn_labels: bool,
 ) -> str:
     """Digest everything that the features depend on."""
-    facts = [_settings_in_key(settings), tokenizer.to_document(), software_versions(), learn_labels, task.state()]
-    facts += [] if teaching is None else [teaching.key]
     files = [*task.files(settings.train_ds), *([] if teaching is None else teaching.unlabelled_files())]
-    return feature_cache.digest(
-        json.dumps(facts, default=str).encode(),
-        *(content.encode() for content in tokenizer.files().values()),
-        *(_content_sha256(path).encode() for path in [*map(Path, files), *_code_files(task)]),
-    )
+    sums = [_content_sha256(path).encode() for path in [*map(Path, files), *_code_files(task)]]
+    own, versions = _settings_in_key(settings), software_versions()
+    vocabulary = [content.encode() for content in tokenizer.files().values()]
+    facts = [own, tokenizer.to_document(), versions, learn_labels, task.state()]
+    facts += [] if teaching is None else [teaching.key]
+    return feature_cache.digest(json.dumps(facts, default=str).encode(), *vocabulary, *sums)
 
 
 def _check_held(examples: Sequence[Any], cache_folder: Path) -> None:

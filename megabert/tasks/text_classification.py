@@ -10,13 +10,8 @@ from typing import ClassVar
 from ..config.schema import Settings, choice
 from ..formats.pubmedqa import PMID
 from ..formats.rows import Row
-from .sequence_classification import (
-    Example,
-    Prediction,
-    SequenceClassificationTask,
-    SequenceClassifierModel,
-    SequenceSettings,
-)
+from .sequence_classification import Example, Prediction, SequenceClassificationTask
+from .sequence_settings import SequenceClassifierModel, SequenceSettings
 
 MAIN_SCORES = {"single_label": "accuracy", "multi_label": "f1", "regression": "pearson"}
 

@@ -37,13 +37,16 @@ class ListedTokens:
         listed += self._of_decoder({} if decoder is None else decoder)
         self.listed: dict[str, AddedToken] = {}
         for token in listed:
-            known = self.listed.get(token.content)
-            if known is not None and known.id != token.id:
-                raise CheckpointError(
-                    f"{folder}: the added token {token.content!r} has the ids {known.id} and {token.id} in different "
-                    "files of the tokenizer. Remove the file that is out of date."
-                )
-            self.listed[token.content] = token
+            self._list(token)
+
+    def _list(self, token: AddedToken) -> None:
+        known = self.listed.get(token.content)
+        if known is not None and known.id != token.id:
+            raise CheckpointError(
+                f"{self._folder}: the added token {token.content!r} has the ids {known.id} and {token.id} in different "
+                "files of the tokenizer. Remove the file that is out of date."
+            )
+        self.listed[token.content] = token
 
     def check_names(self) -> None:
         """Raise CheckpointError if a special token of BERT has another name."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..analysis.metrics_file import METRICS, keep_until
+from ..analysis.metrics_file import METRICS, read_metrics
 from ..config.schema import Settings
 from ..storage import atomic_write, file_sha256, folder_sha256
 from ..tasks.task import Task
@@ -110,7 +110,7 @@ class RunLog:
         Lines of metrics.jsonl about later steps are removed: those steps will be repeated.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        kept = keep_until(folder / METRICS, first_step)
+        kept = _keep_until(folder / METRICS, first_step)
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
         self._file = (folder / METRICS).open("a", encoding="utf-8", newline="\n")
         self._events: EventFile | None = None
@@ -161,11 +161,7 @@ class RunLog:
         if split == "train":
             metrics["tokens_per_second"] = round(self._meter.rate_since_mark(), 1)
         elif self._shows_progress:
-            # Integers are counts of the data, the same at each validation.
-            shown = [
-                f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and "/" not in name
-            ]
-            self._display.message(f"step {step}  {split}: {'  '.join(shown)}")
+            self._display.message(f"step {step}  {split}: {_shown(metrics)}")
         seconds = round(self._seconds_before + self._meter.seconds(), 3)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, "seconds": seconds, "split": split, **finite}
@@ -223,6 +219,21 @@ def _write_run_json(
         "data": data,
     }
     atomic_write(folder / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    """Format metrics without those of each label and integers, which are counts of the data, always the same."""
+    values = {name: value for name, value in metrics.items() if isinstance(value, float) and "/" not in name}
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove lines of metrics.jsonl about steps after `step`, which will be repeated; return the others."""
+    if not path.exists():
+        return []
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .lr_schedules import learning_rate
 from .monitor import is_at_end, record_validation, stops_early
 from .new_stepper import make_stepper
 from .optimizer import load_loss_scale
-from .resume import Progress, initial_progress, resumed_progress
+from .resume import Progress, resumed_progress
 from .saver import Saver, save_checkpoint
 from .setup import TrainingSetup
 from .step import SyncFreeStepper
@@ -36,7 +36,7 @@ def fit(setup: TrainingSetup, resumed: Contents | None) -> Evaluation | None:
     Ctrl-C or SIGTERM; InputError when loss or gradients are not finite.
     """
     settings, world, intervals, device = setup.settings, setup.world, setup.intervals, setup.world.device
-    progress = initial_progress(setup.train_sampler, setup.training_data.teacher)
+    progress = setup.start
     if resumed is not None:
         progress = resumed_progress(progress, resumed.documents["progress"])
     with (

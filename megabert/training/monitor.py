@@ -1,7 +1,7 @@
-"""The monitored validation metric: which values are better, when early stopping ends a training, what says nothing."""
+"""The monitored validation metric: which values are better, when early stopping ends a training, advice."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -66,15 +66,4 @@ def advise_on_steps(setup: TrainingSetup) -> str | None:
     return (
         f"{steps} steps at a rate of {rate:g} are few for a new head on {width} dimensions. "
         f"If scores stay low: trainer.{words}{more}"
-    )
-
-
-def warn_of_zeros(lines: Sequence[Mapping[str, Any]], monitor: str, mode: str) -> str | None:
-    """Return a warning if the monitored score was 0 at every validation; `lines` are those of metrics.jsonl."""
-    values = [line.get(monitor) for line in lines if line["split"] == "validation"]
-    if mode == "min" or not values or any(values):
-        return None
-    return (
-        f"WARNING: {monitor} was 0 at every validation ({len(values)}), so the best checkpoint is that of the lowest "
-        "validation loss. Check labels and data, train longer, or set exp_manager.checkpoint_callback_params.monitor."
     )

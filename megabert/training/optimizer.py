@@ -3,6 +3,7 @@
 The optimizer is built from the settings alone. Its state is saved as tensors named "<parameter name>/<state name>".
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Optimizer, RMSprop, Rprop
 
 from ..config.schema import OptimizerSettings
 from ..errors import CheckpointError, ConfigError
@@ -27,23 +28,33 @@ class OptimizerRow:
     has_fused: bool = False
 
 
+def _plain(cls: type[Optimizer]) -> type[Optimizer]:
+    """Derive an optimizer whose methods do not import torch._dynamo, a third of a short training's start-up.
+
+    torch.optim wraps them to break the graphs of torch.compile, which never compiles an optimizer here.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(cls, name)) for name in names}
+    return type(cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))})
+
+
 # By the values of model.optim.name. Adagrad has a fused implementation too, but not on every device.
 OPTIMIZERS = {
     "adamw": OptimizerRow(
-        torch.optim.AdamW, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
+        _plain(AdamW), ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
     ),
     "adam": OptimizerRow(
-        torch.optim.Adam, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
+        _plain(Adam), ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
     ),
-    "sgd": OptimizerRow(torch.optim.SGD, ("momentum", "weight_decay"), ("momentum_buffer",), has_fused=True),
-    "adamax": OptimizerRow(torch.optim.Adamax, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")),
-    "adagrad": OptimizerRow(torch.optim.Adagrad, ("eps", "weight_decay"), ("step", "sum")),
-    "adadelta": OptimizerRow(torch.optim.Adadelta, ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")),
+    "sgd": OptimizerRow(_plain(SGD), ("momentum", "weight_decay"), ("momentum_buffer",), has_fused=True),
+    "adamax": OptimizerRow(_plain(Adamax), ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")),
+    "adagrad": OptimizerRow(_plain(Adagrad), ("eps", "weight_decay"), ("step", "sum")),
+    "adadelta": OptimizerRow(_plain(Adadelta), ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")),
     "rmsprop": OptimizerRow(
-        torch.optim.RMSprop, ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")
+        _plain(RMSprop), ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")
     ),
     # Adapts the step size of each weight itself: the learning rate is only the initial one.
-    "rprop": OptimizerRow(torch.optim.Rprop, (), ("step", "prev", "step_size")),
+    "rprop": OptimizerRow(_plain(Rprop), (), ("step", "prev", "step_size")),
 }
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.schema import Settings
-from ..data.packing import fingerprint
-from ..data.sampler import BatchSampler
 from ..errors import CheckpointError, ConfigError
 from ..parallel.process_group import World
 
@@ -43,13 +41,9 @@ class Progress:
     num_without_improvement: int = 0
     """Validations since then."""
     data_fingerprint: str = ""
+    """That of the training data's features, with the digest of the teacher."""
     texts_per_step: int = 0
     """Sequences per step over all ranks: constant for a run. 0 in checkpoints from before several processes."""
-
-
-def initial_progress(sampler: BatchSampler, teacher: str = "") -> Progress:
-    """Return the progress of a run at its start; `teacher` is the digest of the network that it learns from."""
-    return Progress(data_fingerprint=fingerprint(sampler.features, teacher), texts_per_step=sampler.sequences_per_step)
 
 
 def resumed_progress(initial: Progress, document: Mapping[str, Any]) -> Progress:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..analysis.metrics_file import METRICS, read_metrics
+from ..analysis.metrics_file import METRICS, read_metrics, warn_of_zeros
 from ..analysis.plots import plot_curves
 from ..checkpoints.model_card import CARD, write_run_card
 from ..checkpoints.native.run_checkpoints import (
@@ -28,7 +28,7 @@ from ..parallel.process_group import connect
 from ..parallel.sharding import warm_up
 from ..tasks import registry
 from .loop import fit
-from .monitor import advise_on_steps, warn_of_zeros
+from .monitor import advise_on_steps
 from .resume import check_unchanged, keep_sequences_per_step
 from .setup import TrainingSetup, log_setup, set_up
 
@@ -106,9 +106,8 @@ def _train_on_rank(
             check_unchanged(settings, resumed.documents["settings"])
             keep_sequences_per_step(settings, resumed.documents, world, log)
         setup = set_up(task_name, settings, folder, world, home=home, resumed=resumed, log=log)
-        advice = advise_on_steps(setup) if resumed is None else None
         log_setup(setup, log)
-        if advice:
+        if resumed is None and (advice := advise_on_steps(setup)):
             log(f"note: {advice}")
         if resumed is not None and world.is_rank_zero:
             # So that a later checkpoint, damaged or not chosen, is not taken for the last one of the resumed run.
@@ -133,11 +132,12 @@ def _remove_results(folder: Path) -> None:
 def _fit_and_evaluate(setup: TrainingSetup, resumed: Contents | None, log: Callable[[str], None]) -> Outcome | None:
     """Train, plot the curves, write the last validation; only rank 0 returns an outcome."""
     folder, data, is_rank_zero = setup.folder, setup.validation_data, setup.world.is_rank_zero
-    metrics = folder / METRICS
     try:
         last = fit(setup, resumed)
     finally:
-        if is_rank_zero and metrics.is_file() and not plot_curves(metrics, folder / "curves.png"):
+        has_metrics = is_rank_zero and (folder / METRICS).is_file()
+        lines = read_metrics(folder / METRICS) if has_metrics else []
+        if has_metrics and not plot_curves(lines, folder.absolute().name, folder / "curves.png"):
             log('No plot: matplotlib is not installed (pip install "megabert[track]").')
     if last is None and data.examples:  # resumed at its end
         last = setup.predictor.evaluate(data.examples, features=data.features)
@@ -145,7 +145,7 @@ def _fit_and_evaluate(setup: TrainingSetup, resumed: Contents | None, log: Calla
         return None
     if last is not None:
         write_evaluation((folder / SCORES).parent, setup.task, last)
-    if warning := warn_of_zeros(read_metrics(metrics), setup.monitor, setup.mode):
+    if warning := warn_of_zeros(lines, setup.monitor, setup.mode):
         log(warning)
         if advice := advise_on_steps(setup):
             log(f"note: {advice}")

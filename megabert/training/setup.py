@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..build import load_initial_model, model_documents
+from ..adapters import base_placement
+from ..build import model_documents
 from ..checkpoints.native.run_checkpoints import Contents
 from ..config.schema import Settings
-from ..data.packing import Batch
-from ..data.sampler import BatchSampler
+from ..data.packing import Batch, fingerprint
+from ..data.sampler import BatchSampler, training_sampler
 from ..distillation import open_teacher
 from ..inference import Predictor
+from ..initial_model import load_initial_model
 from ..model.heads import TaskModel
 from ..parallel.execution import Execution, choose_what_to_shard, resolve_execution
 from ..parallel.process_group import World
@@ -29,6 +31,7 @@ from ..tasks.task_data import (
 )
 from ..torch_session import TorchSession
 from .intervals import Intervals, count_epochs, count_intervals
+from .resume import Progress
 from .step import Loss
 
 # Parts of the names of metrics whose smaller values are better.
@@ -58,6 +61,8 @@ class TrainingSetup:
     train_sampler: BatchSampler
     predictor: Predictor
     intervals: Intervals
+    start: Progress
+    """The progress before the first step."""
     monitor: str
     """The validation metric by which checkpoints are compared."""
     mode: str
@@ -90,23 +95,18 @@ def set_up(
     """
     trainer, model_settings = settings.trainer, settings.model
     teacher = open_teacher(task_name, settings, world.device)
+    place = base_placement(model_settings.peft, trainer, world.device, is_whole=world.tensor_size == 1)
     with world.local_rank_zero_first():
-        initial = load_initial_model(
-            task_name,
-            settings,
-            home=home,
-            resumed=resumed,
-            folder=folder,
-            device=world.device,
-            is_whole=world.tensor_size == 1,
-        )
+        initial = load_initial_model(task_name, settings, place, home=home, resumed=resumed, folder=folder)
         for note in initial.notes:
             log(note)
         task, tokenizer = initial.task, initial.language_model.tokenizer
-        learns = initial.model is None
         training_data = load_training_data(
-            task, tokenizer, model_settings, home / "texts", learn_labels=learns, teaching=teacher
+            task, tokenizer, model_settings, home / "texts", learn_labels=initial.model is None, teaching=teacher
         )
+    validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
+    for line in training_data.labels.lines():
+        log(line)
     model = initial.build(settings.seed)
     loss = task.loss if teacher is None else teacher.loss(task, model)
     micro_batch = MicroBatch.uniform(model_settings.train_ds.batch_size, task.row_length)
@@ -114,44 +114,29 @@ def set_up(
     execution = resolve_execution(trainer, settings.parallel, model_settings.optim.name, world, model.encoder.config)
     if task.groups_sequences:  # their number in a batch varies
         execution = replace(execution, has_static_batches=False, is_sync_free=False, obstacle=None)
-    sampler = _build_sampler(task, training_data, tokenizer.pad_id, settings, execution, world)
-    validation_data = load_validation_data(task, tokenizer, model_settings.validation_ds)
-    checkpoints = settings.exp_manager.checkpoint_callback_params
-    monitor = checkpoints.monitor or task.main_score
-    mode = resolve_mode(monitor, checkpoints.mode)
-    about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
-    about |= {"device": execution.device_name, "precision": execution.precision}
-    about |= {"labels": training_data.labels.counts}
-    about |= {} if teacher is None else {"teacher": teacher.digest}
-    documents = model_documents(task, model, tokenizer) | {"run": about}
+    features, ranks = training_data.features, {"data_rank": world.data_rank, "data_size": world.data_size}
+    static_epochs = count_epochs(settings, len(features), world.data_size) if execution.is_sync_free else 0
+    sampler = training_sampler(
+        features, settings, task.row_length, tokenizer.pad_id, static_epochs=static_epochs, **ranks
+    )
+    identity = fingerprint(features, training_data.teacher)
+    documents = model_documents(task, model, tokenizer)
     precision, is_static = execution.precision, execution.has_static_batches
     sharding = parallelize(model, world, settings.parallel, precision=precision, is_compiled=execution.is_compiled)
     session = TorchSession(model, task.loss, world.device, precision, is_static=is_static, world=world)
     predictor = Predictor(task, tokenizer, session, model_settings.validation_ds.batch_size)
     intervals = count_intervals(settings, len(sampler))
+    start = Progress(data_fingerprint=identity, texts_per_step=sampler.sequences_per_step)
+    checkpoints = settings.exp_manager.checkpoint_callback_params
+    monitor = checkpoints.monitor or task.main_score
+    mode = resolve_mode(monitor, checkpoints.mode)
+    about = {"task": task_name, "monitor": monitor, "mode": mode, "versions": software_versions()}
+    about |= {"device": execution.device_name, "precision": precision, "labels": training_data.labels.counts}
+    about |= {} if teacher is None else {"teacher": teacher.digest}
     return TrainingSetup(
         task_name, settings, folder, world, execution, task, model, loss, sharding, training_data, validation_data,
-        sampler, predictor, intervals, monitor, mode, documents,
+        sampler, predictor, intervals, start, monitor, mode, documents | {"run": about},
     )  # fmt: skip
-
-
-def _build_sampler(
-    task: Task[Any, Any], data: TrainingData, pad_id: int, settings: Settings, execution: Execution, world: World
-) -> BatchSampler:
-    train_ds = settings.model.train_ds
-    return BatchSampler(
-        data.features,
-        train_ds.batch_size,
-        task.row_length,
-        pad_id,
-        seed=settings.seed,
-        shuffle=train_ds.shuffle,
-        drop_last=train_ds.drop_last,
-        accumulate=settings.trainer.accumulate_grad_batches,
-        static_epochs=count_epochs(settings, len(data.features), world.data_size) if execution.is_sync_free else 0,
-        data_rank=world.data_rank,
-        data_size=world.data_size,
-    )
 
 
 def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
@@ -173,8 +158,6 @@ def log_setup(setup: TrainingSetup, log: Callable[[str], None]) -> None:
         f"{setup.train_sampler.num_tokens:,} tokens), validating on {len(validation.examples)}: "
         f"{setup.intervals.total_steps} steps on {_describe(setup.world)}, precision {setup.execution.precision}."
     )
-    for line in data.labels.lines():
-        log(line)
     log(f"Run folder: {setup.folder}")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 from megabert.model.config import EncoderConfig
-from megabert.model.heads import PretrainingModel
+from megabert.model.pretraining_heads import PretrainingModel
 
 MEGATRON = EncoderConfig(
     vocabulary_size=50, num_layers=4, hidden_size=16, num_heads=4, ffn_size=24, max_positions=12, norm_epsilon=1e-5

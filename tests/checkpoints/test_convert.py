@@ -17,8 +17,9 @@ from megabert.checkpoints.convert import WRITERS, Target, convert
 from megabert.checkpoints.files.lazy_tensor import Derived
 from megabert.checkpoints.megatron.write_megatron import ModelParallelLayout
 from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
-from megabert.checkpoints.open import fit_vocabulary, open_checkpoint
+from megabert.checkpoints.open import open_checkpoint
 from megabert.checkpoints.tensor_names import encoder_shapes
+from megabert.checkpoints.vocabulary_rows import fit_vocabulary
 from megabert.errors import CheckpointError, ConfigError
 from megabert.model.attention import PackedSequences
 from tests.checkpoints.networks import ARCHITECTURES, VOCABULARY, WORDS, network, write

@@ -7,7 +7,7 @@ import torch
 from megabert.checkpoints.open import open_checkpoint
 from megabert.errors import CheckpointError
 from megabert.model.attention import PackedSequences
-from megabert.model.heads import PretrainingModel
+from megabert.model.pretraining_heads import PretrainingModel
 from megabert.weights import load_weights
 
 NAMES = [

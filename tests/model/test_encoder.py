@@ -9,7 +9,8 @@ from megabert.errors import CheckpointError
 from megabert.model.attention import PackedSequences, attend
 from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import TaskModel, TokenHead, new_pretraining_model
+from megabert.model.heads import TaskModel, TokenHead
+from megabert.model.pretraining_heads import new_pretraining_model
 
 SMALL = EncoderConfig(
     vocabulary_size=50,

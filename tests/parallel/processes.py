@@ -25,8 +25,9 @@ from megabert.data.packing import NO_TARGET, Features, pack
 from megabert.data.sampler import BatchSampler
 from megabert.model.config import LOSS, ORDER_LOSS, EncoderConfig
 from megabert.model.encoder import Encoder, initialize
-from megabert.model.heads import EmbeddingHead, PretrainingHead, TaskModel
+from megabert.model.heads import EmbeddingHead, TaskModel
 from megabert.model.lora import LoraConfig, add_lora, find_targets
+from megabert.model.pretraining_heads import PretrainingHead
 from megabert.parallel import optimizer_shards, sharding
 from megabert.parallel.process_group import World, init_mesh, init_process_group, resolve_mesh_axes
 from megabert.parallel.rendezvous import LaunchEnvironment

@@ -13,8 +13,9 @@ from megabert.parallel.execution import choose_what_to_shard
 from megabert.parallel.optimizer_shards import ALIGNMENT, OptimizerShards
 from megabert.parallel.process_group import World
 from megabert.planner.cost_model import FREE_SHARE, Estimate
-from megabert.planner.hardware import GPUS, NETWORKS
+from megabert.planner.hardware import GPUS
 from megabert.planner.layout import ParallelLayout
+from megabert.planner.networks import NETWORKS
 from megabert.planner.workload import MicroBatch, Workload
 
 SHAPES = st.lists(st.sampled_from([(3,), (1,), (64,), (7, 5), (40, 33), (2, 1000)]), min_size=1, max_size=6)

@@ -9,7 +9,8 @@ from megabert.errors import ConfigError
 from megabert.model.attention import PackedSequences, attend
 from megabert.model.dropout import Dropout
 from megabert.model.encoder import Encoder
-from megabert.model.heads import PretrainingHead, TaskModel, TokenHead
+from megabert.model.heads import TaskModel, TokenHead
+from megabert.model.pretraining_heads import PretrainingHead
 from megabert.parallel.process_group import World
 from megabert.parallel.sharding import HEAD_SHARDING, SHARDING, Sharding, find_sharded_modules, parallelize
 from tests.parallel.processes import BERT, network

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from megabert.errors import ConfigError
 from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder
-from megabert.model.heads import LanguageModelHead, PretrainingHead
+from megabert.model.pretraining_heads import LanguageModelHead, PretrainingHead
 from megabert.planner.cost_model import WORKSPACE, Estimate
-from megabert.planner.hardware import GPUS, MEGABERT, MEGATRON_2019, NETWORKS
+from megabert.planner.hardware import GPUS, MEGABERT, MEGATRON_2019
 from megabert.planner.layout import CommunicationGroup, ParallelLayout
+from megabert.planner.networks import NETWORKS
 from megabert.planner.workload import MicroBatch, Workload, count_parameters, forward_flops
 
 H100, V100 = GPUS["h100"], GPUS["v100"]

@@ -10,8 +10,8 @@ from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.formats.rows import Row
 from megabert.tasks import registry
+from megabert.tasks.prediction_rows import rows_by_id
 from megabert.tasks.sequence_classification import Example
-from megabert.tasks.task import rows_by_id
 
 ROOT = Path(__file__).parents[2]
 

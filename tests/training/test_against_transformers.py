@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megabert.build import load_initial_model
+from megabert.adapters import Placement
 from megabert.config.parser import compose
 from megabert.data.sampler import BatchSampler
+from megabert.initial_model import load_initial_model
 from megabert.tasks import registry
 from megabert.tasks.task_data import load_training_data
 from megabert.training.step import Stepper
@@ -93,9 +94,7 @@ def test_losses_are_those_of_transformers(bert, tmp_path, name, kind, data, twin
         "model.dataset.max_seq_length=64", "model.train_ds.batch_size=2", "model.optim.weight_decay=0.1", *more,
     ]  # fmt: skip
     settings = compose(registry.find(name).settings_type, words, owner=name)[0]
-    initial = load_initial_model(
-        name, settings, home=tmp_path, resumed=None, folder=tmp_path, device=torch.device("cpu")
-    )
+    initial = load_initial_model(name, settings, Placement(), home=tmp_path, resumed=None, folder=tmp_path)
     task, tokenizer = initial.task, initial.language_model.tokenizer
     training = load_training_data(task, tokenizer, settings.model, tmp_path, learn_labels=True)
     model = initial.build(0)

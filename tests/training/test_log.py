@@ -335,7 +335,7 @@ def test_the_curves_of_every_run_are_plotted(tmp_path, lines):
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert plot_curves(file, picture) is True
+    assert plot_curves(read_metrics(file), tmp_path.name, picture) is True
     data = picture.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", data[16:24]) == (1440, 720)
@@ -345,5 +345,5 @@ def test_the_curves_of_every_run_are_plotted(tmp_path, lines):
 def test_without_matplotlib_no_plot_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     file = write_steps(tmp_path, (1, 2))
-    assert plot_curves(file, tmp_path / "curves.png") is False
+    assert plot_curves(read_metrics(file), "run", tmp_path / "curves.png") is False
     assert not (tmp_path / "curves.png").exists()

@@ -10,7 +10,7 @@ from megabert.cli import main
 from megabert.config.parser import compose
 from megabert.config.schema import Settings
 from megabert.errors import ConfigError
-from megabert.training.monitor import advise_on_steps, record_validation, stops_early, warn_of_zeros
+from megabert.training.monitor import advise_on_steps, record_validation, stops_early
 from megabert.training.resume import Progress
 from megabert.training.setup import resolve_mode
 from tests.training.test_loop import run, train
@@ -49,14 +49,6 @@ def test_early_stopping_counts_validations_without_improvement():
     assert validations([1, 1.5, 1.5, 2.5], patience=2, min_delta=0.5) == 3
     assert validations([float("nan"), float("inf"), None], patience=3) == 3
     assert validations([1, 2, 2, 2], patience=2, monitor="val_loss") == 4
-
-
-def test_a_score_that_is_always_zero_is_reported():
-    lines = [{"split": "train", "loss": 1.0}, {"split": "validation", "f1": 0.0}, {"split": "validation", "f1": 0.0}]
-    assert "f1 was 0 at every validation (2)" in warn_of_zeros(lines, "f1", "max")
-    assert warn_of_zeros([*lines, {"split": "validation", "f1": 0.1}], "f1", "max") is None
-    assert warn_of_zeros(lines, "f1", "min") is None
-    assert warn_of_zeros(lines[:1], "f1", "max") is None
 
 
 EARLY = (

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -258,6 +260,38 @@ def test_a_restored_optimizer_is_bit_identical(name, overrides):
     actual = second.state_dict() | optimizer_tensors(second_optimizer, named(second))
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_are_pytorchs_to_the_last_bit(name):
+    model, optimizer = start(name)
+    train(model, optimizer, range(4))
+
+    torch.manual_seed(0)
+    reference = Tied()
+    settings = optimizer_settings(name)
+    options = {key: getattr(settings, key) for key in OPTIMIZERS[name].takes if key not in ("weight_decay", "betas")}
+    options |= {"betas": tuple(settings.betas)} if "betas" in OPTIMIZERS[name].takes else {}
+    options |= {"fused": True} if OPTIMIZERS[name].has_fused else {}
+    groups = parameter_groups(named(reference), settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
+    train(reference, getattr(torch.optim, type(optimizer).__name__)(groups, lr=0.01, **options), range(4))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in reference.state_dict().items())
+
+
+def test_steps_do_not_import_pytorchs_compiler():
+    code = """
+import sys, torch
+from megabert.config.schema import OptimizerSettings
+from megabert.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
+named = {"weight": torch.nn.Parameter(torch.ones(2, 2))}
+optimizer = build_optimizer(named, OptimizerSettings())
+named["weight"].sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+load_optimizer_tensors(optimizer, named, optimizer_tensors(optimizer, named))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
 def test_state_is_named_after_the_parameter():

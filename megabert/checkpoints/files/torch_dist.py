@@ -176,6 +176,17 @@ def _locations(folder: Path, storage_data: Mapping[object, object]) -> _Location
     return locations
 
 
+def _location(folder: Path, name: str, offsets: tuple[int, ...], locations: _Locations) -> tuple[str, int, int]:
+    """Return the file of a block, its first byte and its length."""
+    if (name, str(offsets)) not in locations:
+        raise CheckpointError(f"{folder}/.metadata does not locate the block of {name[:80]} at {offsets}.")
+    file, start, length = locations[name, str(offsets)]
+    # A name in the metadata may only select a file of this folder.
+    if Path(file).name != file or file in ("", ".", ".."):
+        raise CheckpointError(f"{folder}/.metadata names {file[:80]!r}, which is not a file beside it.")
+    return file, start, length
+
+
 def _open_block(
     folder: Path, name: str, shape: tuple[int, ...], chunk: object, locations: _Locations, files: dict[str, Region]
 ) -> TorchBlock:
@@ -189,12 +200,7 @@ def _open_block(
     )
     if not is_inside:
         raise CheckpointError(f"{folder}/.metadata: a block of {name[:80]} at {offsets} is outside of {shape}.")
-    if (name, str(offsets)) not in locations:
-        raise CheckpointError(f"{folder}/.metadata does not locate the block of {name[:80]} at {offsets}.")
-    file, start, length = locations[name, str(offsets)]
-    # A name in the metadata may only select a file of this folder.
-    if Path(file).name != file or file in ("", ".", ".."):
-        raise CheckpointError(f"{folder}/.metadata names {file[:80]!r}, which is not a file beside it.")
+    file, start, length = _location(folder, name, offsets, locations)
     if file not in files:
         files[file] = open_regular(folder / file)
     return TorchBlock(offsets, sizes, files[file].part(start, length, f"{name[:80]} at {list(offsets)}"))

@@ -66,13 +66,16 @@ def _tensors(file: HuggingFaceFile, row: TaskHead) -> dict[str, Readable]:
         raise CheckpointError(
             f"{file.source}: config.json names {row.class_end}, whose {', '.join(missing)} is missing."
         )
-    width = file.shape["hidden_size"]
+    _check_shapes(tensors, file.shape["hidden_size"], file.source)
+    return dict(tensors)
+
+
+def _check_shapes(tensors: Mapping[str, Readable], width: int, source: str) -> None:
     for name, item in tensors.items():
         rows = width if name.startswith("head.hidden") else tensors["head.out.bias"].shape[0]
         expected = (rows, width) if name.endswith("weight") else (rows,)
         if tuple(item.shape) != expected:
-            raise CheckpointError(f"{file.source}: {name} is {tuple(item.shape)}, expected {expected}.")
-    return dict(tensors)
+            raise CheckpointError(f"{source}: {name} is {tuple(item.shape)}, expected {expected}.")
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:

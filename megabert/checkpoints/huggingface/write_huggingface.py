@@ -181,8 +181,8 @@ def _with_prefix(
         yield replace(item, names=names)
 
 
-def _write_weights(folder: Path, converted: Sequence[ForeignTensors]) -> None:
-    """Write one file, or several of at most LARGEST_SHARD bytes with an index."""
+def _shards(converted: Sequence[ForeignTensors]) -> tuple[list[list[ForeignTensors]], int]:
+    """Divide tensors into shards of at most LARGEST_SHARD bytes; also returns the bytes of all."""
     shards: list[list[ForeignTensors]] = [[]]
     size = total = 0
     for item in converted:
@@ -192,6 +192,12 @@ def _write_weights(folder: Path, converted: Sequence[ForeignTensors]) -> None:
             size = 0
         shards[-1].append(item)
         size, total = size + item_size, total + item_size
+    return shards, total
+
+
+def _write_weights(folder: Path, converted: Sequence[ForeignTensors]) -> None:
+    """Write one file, or several of at most LARGEST_SHARD bytes with an index."""
+    shards, total = _shards(converted)
     if len(shards) == 1:
         _write_shard(folder / "model.safetensors", shards[0])
         return

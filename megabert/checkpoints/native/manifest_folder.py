@@ -147,8 +147,12 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
             documents[stem] = parse_json_object(read_verified(folder / name, entry), str(folder / name))
         elif suffix != "safetensors":
             texts[name] = parse_text(folder / name, read_verified(folder / name, entry))
+    return OpenFolder(manifest, _open_tensors(folder, manifest["files"], groups), documents, texts)
+
+
+def _open_tensors(folder: Path, files: Mapping[str, Any], groups: tuple[str, ...]) -> dict[str, dict[str, LazyTensor]]:
     tensors: dict[str, dict[str, LazyTensor]] = {}
-    for name, entry in manifest["files"].items():
+    for name, entry in files.items():
         stem, _, suffix = name.rpartition(".")
         group = _PART.sub("", stem)
         if suffix == "safetensors" and group in groups:
@@ -157,7 +161,7 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     missing = [group for group in groups if group not in tensors]
     if missing:
         raise CheckpointError(f"{folder} holds no {', '.join(missing)}. Is it a checkpoint of a training run?")
-    return OpenFolder(manifest, tensors, documents, texts)
+    return tensors
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Readable | Tensor]) -> dict[str, Any]:

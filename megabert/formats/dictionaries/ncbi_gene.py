@@ -24,6 +24,17 @@ _REQUIRED = ("tax_id", "GeneID", "Symbol")
 
 def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Concept]:
     """Stream the genes; NEWENTRY, which stands for what has no name yet, is dropped."""
+    for location, row in _rows(path, file):
+        if row["Symbol"] == "NEWENTRY":
+            options.dropped["genes without a name (NEWENTRY)"] += 1
+            continue
+        names = [row[name] for name in _SINGLE if row.get(name, "-") != "-"]
+        names += [name for column in _LISTS for name in split_cell(row.get(column, ""))]
+        yield Concept(f"ncbigene:{row['GeneID']}", tuple(names), (), int(row["tax_id"]), location)
+
+
+def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Return the location and the cells, by the names of their columns, of each line after the header."""
     header: dict[str, int] = {}
     for number, line in text_lines(path, file):
         cells = line.rstrip("\r\n").split("\t")
@@ -38,9 +49,4 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
         row = {name: cells[index] for name, index in header.items()}
         if not row["tax_id"].isdecimal() or not row["GeneID"].isdecimal():
             raise InputError(f"{path}:{number}: tax_id {row['tax_id']!r} and GeneID {row['GeneID']!r} must be numbers.")
-        if row["Symbol"] == "NEWENTRY":
-            options.dropped["genes without a name (NEWENTRY)"] += 1
-            continue
-        names = [row[name] for name in _SINGLE if row.get(name, "-") != "-"]
-        names += [name for column in _LISTS for name in split_cell(row.get(column, ""))]
-        yield Concept(f"ncbigene:{row['GeneID']}", tuple(names), (), int(row["tax_id"]), f"{path}:{number}")
+        yield f"{path}:{number}", row

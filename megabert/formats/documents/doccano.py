@@ -30,7 +30,16 @@ def is_doccano(values: Mapping[str, Any]) -> bool:
 def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
     """Read the objects of a file, each on one line or on several (as doccano's own example has it)."""
     content = text_of(path, read_whole(path, file)).removeprefix("\ufeff")
-    decoder, position, number = json.JSONDecoder(), 0, 0
+    for number, (item, location) in enumerate(_objects(path, content), start=1):
+        try:
+            yield document_of(item, location, number)
+        except InputError as error:
+            options.faults(str(error))
+
+
+def _objects(path: Path, content: str) -> Iterator[tuple[Any, str]]:
+    """Return the objects of a file, also those of lists, with the locations where they start."""
+    decoder, position = json.JSONDecoder(), 0
     while True:
         position += len(content[position : position + 1024]) - len(content[position : position + 1024].lstrip())
         if position >= len(content):
@@ -43,11 +52,7 @@ def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document
         except (json.JSONDecodeError, RecursionError):
             raise InputError(f"{path}:{line}: not JSON. doccano writes a JSON object a line.") from None
         for item in values if isinstance(values, list) else [values]:
-            number += 1
-            try:
-                yield document_of(item, f"{path}:{line}", number)
-            except InputError as error:
-                options.faults(str(error))
+            yield item, f"{path}:{line}"
 
 
 def document_of(values: Any, location: str, number: int) -> Document:

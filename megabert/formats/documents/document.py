@@ -203,6 +203,10 @@ def check_structure(document: Document) -> None:
                 f"{document.location}: document {document.id} has {bad[0]!r} at {passage.offset + bad.start()}, which "
                 "is no character of a text. Replace it."
             )
+    _check_names(document)
+
+
+def _check_names(document: Document) -> None:
     for items in (document.entities, document.relations):
         seen: set[str] = set()
         for item in items:

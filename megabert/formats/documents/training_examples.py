@@ -250,10 +250,8 @@ def _sentence_pairs(
                     continue
                 used.add((head.id, tail.id))
                 places = [(item.start - start, item.end - start, item.type) for item in (head, tail)]
-                name = f"{document.id}.{head.id}.{tail.id}"
-                label = label or options.negative_label
-                location = f"{document.location} ({name})"
-                ends = (head.id, tail.id)
+                name, ends = f"{document.id}.{head.id}.{tail.id}", (head.id, tail.id)
+                label, location = label or options.negative_label, f"{document.location} ({name})"
                 yield EntityPair(name, text[start:end], places[0], places[1], label, location, ends)
     counts["related pairs of mentions in different sentences, left out"] += len(labels.keys() - used)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megabert.checkpoints.files.lazy_tensor import in_memory
-from megabert.checkpoints.open import WORD, Checkpoint, fit_vocabulary, open_checkpoint
+from megabert.checkpoints.open import WORD, Checkpoint, open_checkpoint
+from megabert.checkpoints.vocabulary_rows import fit_vocabulary
 from megabert.errors import CheckpointError
 from megabert.model.attention import PackedSequences
 from tests.checkpoints.test_genuine import build

@@ -20,7 +20,8 @@ from megabert.model.config import (
     EncoderConfig,
 )
 from megabert.model.encoder import Encoder
-from megabert.model.heads import PretrainingHead, TaskModel, new_pretraining_model
+from megabert.model.heads import TaskModel
+from megabert.model.pretraining_heads import PretrainingHead, new_pretraining_model
 
 BERT = EncoderConfig(
     vocabulary_size=50, num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, max_positions=40,
