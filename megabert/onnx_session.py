@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .data.packing import Features
 from .errors import CheckpointError, ConfigError, InputError
-from .inference import EvaluationStopped, RunOptions, SessionOutput
+from .inference import EvaluationStopped, RunOptions, SessionOutput, by_feature
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
@@ -71,16 +71,9 @@ class OnnxSession:
                 progress(number, len(batches))
             if should_stop is not None and should_stop():
                 raise EvaluationStopped
-        return SessionOutput(self._by_feature(rows, [len(own) for own in parts]), None)
-
-    def _by_feature(self, rows: list[NDArray[np.float32]], counts: list[int]) -> list[NDArray[np.float32]]:
-        """Join the logits of the sequences of each of the features: [P, C], or of tokens [T, C]."""
-        if len(rows) == len(counts):
-            return rows
-        own = iter(rows)
-        groups = ([next(own) for _ in range(count)] for count in counts)
-        join = np.stack if self.is_per_sequence or self.output == HIDDEN else np.concatenate
-        return [group[0] if len(group) == 1 else join(group) for group in groups]
+        if len(rows) > len(features):
+            rows = by_feature(np.stack(rows), [len(own) for own in parts])
+        return SessionOutput(rows, None)
 
     def _own(self, row: NDArray[np.float32], length: int) -> NDArray[np.float32]:
         """Return the part of a row without padding, as an array of its own: a view would keep its batch in memory."""

@@ -106,7 +106,7 @@ def _parse_review(words: Sequence[str]) -> argparse.Namespace:
         "Each decision is saved before it is shown: OUT has the finished documents, which are training data as they "
         "are, OUT.unfinished those that were begun (before the ending of the name), OUT.decisions.jsonl a line for "
         "each decision. The same command goes on with a review. MEGABERT_API_KEY, or --api-key-file, has the key "
-        "that the page asks for.",
+        "that the page requires.",
     )
     add = parser.add_argument
     add("documents", nargs="+", metavar="DOCUMENTS", help="documents with suggestions, as megabert select writes them")

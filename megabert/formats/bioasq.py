@@ -16,7 +16,7 @@ from .json_lines import read_json
 from .rows import Row
 
 KINDS = ("yesno", "factoid", "list")
-# Questions that want a paragraph and have no exact answer.
+# Questions that are answered by a paragraph and have no exact answer.
 SUMMARY = "summary"
 
 

@@ -140,17 +140,14 @@ def _label(value: Any, keys: Sequence[str], choices: Sequence[str], location: st
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return value
-    if isinstance(value, str):
-        for names in (keys, choices):
-            found = [number for number, name in enumerate(names) if name == value]
-            if len(found) == 1:
-                return found[0]
-            if len(found) > 1:
-                raise InputError(
-                    f"{location}: the answer {value!r:.60} is {len(found)} of the choices. Give its index."
-                )
-        if value.isdecimal() and int(value) < len(choices):
-            return int(value)
+    for names in (keys, choices) if isinstance(value, str) else ():
+        found = [number for number, name in enumerate(names) if name == value]
+        if len(found) > 1:
+            raise InputError(f"{location}: the answer {value!r:.60} is {len(found)} of the choices. Give its index.")
+        if found:
+            return found[0]
+    if isinstance(value, str) and value.isdecimal() and int(value) < len(choices):
+        return int(value)
     raise InputError(
         f"{location}: the answer {value!r:.60} is none of the {len(choices)} choices. Give its letter, its index "
         "from 0 or its text."

@@ -24,7 +24,7 @@ COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
     *(".bilou", ".bmes"),
 )
-# Endings of tables and markup: never raw text, unless a setting says so.
+# Endings of tables and markup: never raw text, unless a setting makes them so.
 TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
 MAX_WIDTH = 20
 # First fields that number no word: comments, ranges of contracted words, empty nodes.

@@ -14,7 +14,7 @@ from .json_lines import read_json
 from .rows import Row
 
 PMID = "pmid"
-"""The field by which a row says that it is PubMedQA's."""
+"""The field that marks a row as PubMedQA's."""
 
 
 def is_pubmedqa(path: Path) -> bool:

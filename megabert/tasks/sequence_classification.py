@@ -246,7 +246,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         return [replace(item, windows=len(own)) for item, own in zip(predictions, windows, strict=True)]
 
     def pooled(self, windows: Sequence[Any]) -> NDArray[np.float64]:
-        """Pool the logits of an example's windows as `window_pooling` says, and convert them as `outputs` does."""
+        """Pool the logits of an example's windows by `window_pooling`, and convert them as `outputs` does."""
         if self.dataset.window_pooling == "probabilities":
             return pool_windows([self.outputs(logits_C) for logits_C in windows], "mean")
         return self.outputs(pool_windows(windows, self.dataset.window_pooling))

@@ -142,7 +142,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         """Make an example from words."""
 
     def split(self, text: str) -> tuple[tuple[int, int], ...]:
-        """Cut raw text into words: as the training data are cut, or where model.dataset.split_at says."""
+        """Cut raw text into words: as the training data are cut, or at model.dataset.split_at."""
         return split_words(text, self._word_cuts())
 
     def _word_cuts(self) -> WordCuts:

@@ -101,7 +101,7 @@ def _joins(before: str, letter: str, after: str) -> bool:
 def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...]:
     """Split raw text into words, as [start, end) characters.
 
-    Splits at white space, around punctuation at both ends of a run without it, and where `cuts` say: p53, IL-2. A word
+    Splits at white space, around punctuation at both ends of a run without it, and at `cuts`: p53, IL-2. A word
     has the marks that follow its characters.
     """
     return tuple(
