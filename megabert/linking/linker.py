@@ -2,9 +2,9 @@
 
 A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
 first, and one whose initials it is comes before those that are only similar; other names are ranked by the weighted sum
-of both similarities. A composite mention is split where its parts are
-found better than the whole. The score of a link is the probability that it is right; below a threshold it is NIL. Same
-dictionary, run and mention, same result.
+of both similarities. A composite mention is split where its parts are found better than the whole. A CandidateRanker,
+where one was learned, orders the first candidates anew and decides on splits. The score of a link is the probability
+that it is right; below a threshold it is NIL. Same dictionary, run and mention, same result.
 """
 
 import math
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
+from .candidate_ranker import RANKED, CandidateRanker
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
@@ -34,6 +35,8 @@ Disease Ontology lists among its names, 93 % are those of another name of the sa
 OTHER_NUMBER, NO_NUMBER = 0.8, 0.95
 """Factors of the similarity of names with another number in their series than the text's, and where one has none. From
 NCBI-disease's training mentions and held-out names of the Disease Ontology."""
+NEAR = OTHER_NUMBER - 1e-3
+"""Names of a lower share of the best similarity are not looked at where the first name alone is wanted."""
 CACHED_NAMES = 100_000
 
 
@@ -72,6 +75,10 @@ class NameCandidate:
     name: str
     identifiers: tuple[str, ...]
     similarity: float
+    mentions: int = 0
+    """How often it is a mention of its concept in the documents that the dictionary was built of."""
+    is_listed: bool = True
+    """Whether the dictionary has it from a file of names, too."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,7 @@ class Linker:
     dictionary: Dictionary
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
+    ranker: CandidateRanker | None = None
     _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, init=False, repr=False)
     """Results by searched text and number of candidates: most mentions of a corpus occur again. A copy has none."""
 
@@ -166,7 +174,8 @@ class Linker:
     def digest(self) -> list[Any]:
         """All on which links depend, as plain values."""
         run = self.dense.run_digest if self.dense is not None else ""
-        return [self.dictionary.digest, run, list(vars(self.calibration).values())]
+        ranker = [self.ranker.digest] if self.ranker is not None else []
+        return [self.dictionary.digest, run, list(vars(self.calibration).values()), *ranker]
 
     def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
         """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
@@ -189,7 +198,23 @@ class Linker:
         return [self._link(query.text, self._known[item, k]) for query, item in zip(queries, wanted, strict=True)]
 
     def _parts(self, wanted: Sequence[SearchedText], k: int) -> Iterator[tuple[LinkedPart, ...]]:
-        """Search each text, and the parts of those that may be composites."""
+        """Choose between each text and the ways to split it."""
+        if self.ranker is not None:
+            for whole, ways in self.searched(wanted, max(k, RANKED)):
+                best = self.ranker.best(whole, ways)
+                yield tuple(replace(part, candidates=part.candidates[:k]) for part in best)
+            return
+        for whole, ways in self.searched(wanted, k):
+            best = (whole,)
+            for parts in ways:
+                if self._is_better(parts, best):
+                    best = parts
+            yield best
+
+    def searched(
+        self, wanted: Sequence[SearchedText], k: int
+    ) -> Iterator[tuple[LinkedPart, list[tuple[LinkedPart, ...]]]]:
+        """Search each text and, of those that may be composites, the parts of each way to split them."""
         wholes = self._ranked(wanted, k)
         splits = [
             [] if self._is_exact(whole, text) else composite_splits(text)
@@ -200,12 +225,7 @@ class Linker:
         ]
         ranked = iter(self._ranked(needed, k))
         for whole, ways in zip(wholes, splits, strict=True):
-            best: tuple[LinkedPart, ...] = (whole,)
-            for way in ways:
-                parts = tuple(next(ranked) for _ in way)
-                if self._is_better(parts, best):
-                    best = parts
-            yield best
+            yield whole, [tuple(next(ranked) for _ in way) for way in ways]
 
     def _link(self, text: str, parts: tuple[LinkedPart, ...]) -> Link:
         similarity = min(part.similarity for part in parts)
@@ -276,7 +296,9 @@ class Linker:
         names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
         is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
         if query is not None:
-            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed)
+            # A name that is less similar by more than the factor of another number cannot come first.
+            share = NEAR if k == 1 and dense is None else 0.0
+            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
         scores: NDArray[np.floating[Any]] = lexical
         if query is not None and dense is not None:
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
@@ -305,6 +327,8 @@ class Linker:
                 self.dictionary.name(int(names[place])),
                 self.dictionary.identifiers(int(concepts[place])),
                 float(scores[place]),
+                -int(mentions[place]),
+                bool(self.dictionary.arrays["name_is_listed"][names[place]]),
             )
             for place in order
         )

@@ -41,18 +41,25 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     links = linker.link(queries)
     right = np.array([is_right(*pair) for pair in zip(links, mentions, strict=True)], float)
     similarities = np.array([min(part.similarity for part in link.parts) for link in links])
-    slope, intercept = _logistic(similarities, right)
-    fitted = replace(linker.calibration, slope=slope, intercept=intercept)
-    probabilities = np.array([fitted.probability(value) for value in similarities])
-    threshold = _threshold(probabilities, right, len(known))
-    fitted = replace(fitted, threshold=threshold)
+    calibration = fitted(linker.calibration, similarities, right, len(known))
+    num_nil = sum(calibration.probability(value) < calibration.threshold for value in similarities)
     scores = {
         "mentions": len(mentions),
         "accuracy": round(100 * float(right[known].mean()), 2) if known else 0.0,
-        "nil": int((probabilities < threshold).sum()),
+        "nil": num_nil,
         "accuracy_by_weight": {str(weight): round(100 * value, 2) for weight, value in accuracies.items()},
     }
-    return fitted, scores
+    return calibration, scores
+
+
+def fitted(
+    calibration: Calibration, similarities: NDArray[np.float64], right: NDArray[np.float64], num_known: int
+) -> Calibration:
+    """Fit the probability that a link is right to its similarity, and the threshold of NIL."""
+    slope, intercept = _logistic(similarities, right)
+    calibration = replace(calibration, slope=slope, intercept=intercept)
+    probabilities = np.array([calibration.probability(value) for value in similarities])
+    return replace(calibration, threshold=_threshold(probabilities, right, num_known))
 
 
 def queries_of(mentions: Sequence[GoldMention]) -> list[LinkQuery]:
