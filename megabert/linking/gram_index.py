@@ -5,7 +5,6 @@ name; a dictionary of 7.4 million names has about 50 grams a name, 1.5 GB. Sourc
 TfidfTransformer, smooth_idf.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,6 @@ BATCH_NAMES = 50_000
 MAX_POSTINGS = 20_000
 """Entries of lists that a search adds up; those of more frequent grams are looked up for the best names only."""
 NUM_RESCORED = 400
-NUM_FIRST, LIKELY_BEST = 16, 0.8
-"""Names whose similarity is computed first where those near the best are wanted, and what it is expected to be."""
 BITMAP_SHARE = 32
 """A gram that more than one of so many names has is kept as bits, too; they take no more memory than its list."""
 BITMAP_BYTES = 1 << 25
@@ -35,12 +32,6 @@ class GramQuery:
 
     grams: NDArray[np.int64]
     weights: NDArray[np.float64]
-    length: float
-    """That of the query's vector."""
-
-    def behind(self, count: int) -> "GramQuery":
-        """Return the query without its first grams."""
-        return GramQuery(self.grams[count:], self.weights[count:], self.length)
 
 
 @dataclass(frozen=True)
@@ -71,77 +62,40 @@ class GramIndex:
         ]
 
     def search(
-        self, query: GramQuery, k: int, is_allowed: NDArray[np.bool_] | None = None, *, share: float = 0.0
+        self, query: GramQuery, k: int, is_allowed: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Find the k most similar names, the best first, equal ones in their order; fewer if fewer share a gram.
 
-        Exact up to MAX_POSTINGS entries of lists; beyond, names that share only the frequent grams are not found. With
-        `share`, names below this share of the best similarity may be left out: most lists are not read then.
+        Exact up to MAX_POSTINGS entries of lists; beyond, names that share only the frequent grams are not found.
         """
-        if not len(query.grams):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
         counts = self._counts(query.grams)
         num_added = max(int(np.searchsorted(np.cumsum(counts), MAX_POSTINGS, side="right")), 1)
-        near = self._near_best(query, counts, num_added, is_allowed, share) if share else None
-        if near is None:
-            names, sums = self._added_up(query, counts, num_added, is_allowed)
-            scores = sums / self.norms[names]
-            if num_added < len(query.grams):
-                best = np.sort(_best(scores, max(NUM_RESCORED, k)))
-                names = names[best]
-                scores = scores[best] + self.scores(query.behind(num_added), names)
-        else:
-            names, scores = near
+        lists = [self._names_of(gram) for gram in query.grams[:num_added]]
+        if not lists:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        names, scores = self._added_up(np.concatenate(lists), np.repeat(query.weights[:num_added], counts[:num_added]))
+        if is_allowed is not None:
+            scores, names = scores[is_allowed[names]], names[is_allowed[names]]
+        if num_added < len(query.grams):
+            best = np.sort(_best(scores, max(NUM_RESCORED, k)))
+            names = names[best]
+            rest = GramQuery(query.grams[num_added:], query.weights[num_added:])
+            scores = scores[best] + self.scores(rest, names)
         # Sums of the same numbers in another order differ in the last bits: what is shown decides.
         shown = scores.astype(np.float32).round(6)
         best = _best(shown, k)
         return names[best], shown[best]
 
-    def _near_best(
-        self,
-        query: GramQuery,
-        counts: NDArray[np.int64],
-        most: int,
-        is_allowed: NDArray[np.bool_] | None,
-        share: float,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-        """Find all names of at least a share of the best similarity; None if that takes more than `most` lists.
-
-        By Cauchy and Schwarz a name that has grams of the sum of weights w in common with the query has at most the
-        similarity sqrt(w / length): lists are left out as soon as what they can add is too little.
-        """
-        left = np.append(np.cumsum(query.weights[::-1])[::-1], 0.0)
-        expected = LIKELY_BEST
-        while (num_added := int(np.argmax(left <= (share * expected) ** 2 * query.length))) <= most:
-            names, sums = self._added_up(query, counts, max(num_added, 1), is_allowed)
-            rest, behind = left[max(num_added, 1)], query.behind(max(num_added, 1))
-            scores, norms = sums / self.norms[names], self.norms[names]
-            first = _best(scores, NUM_FIRST)
-            best = float((scores[first] + self.scores(behind, names[first])).max(initial=0.0))
-            if not best or share * best < min(share * expected, math.sqrt(rest / query.length)):
-                if not best or expected <= best:
-                    return None
-                expected = best
-                continue
-            limits = np.minimum(np.sqrt((sums + rest) / query.length), (sums + rest) / norms)
-            kept = np.flatnonzero(limits >= share * best - 1e-6)
-            return names[kept], scores[kept] + self.scores(behind, names[kept])
-        return None
-
     def _added_up(
-        self, query: GramQuery, counts: NDArray[np.int64], num_added: int, is_allowed: NDArray[np.bool_] | None
+        self, found: NDArray[np.uint32], weights: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Add up the first lists: the names in them, in their order, and the sum of the weights of each."""
-        found = np.concatenate([self._names_of(gram) for gram in query.grams[:num_added].tolist()])
-        weights = np.repeat(query.weights[:num_added], counts[:num_added])
+        """Add up the weights of each name, over its length: names in their order, and their sums."""
         if len(found) * 8 <= len(self.norms):
             own, inverse = np.unique(found, return_inverse=True)
-            names, sums = own.astype(np.int64), np.bincount(inverse, weights)
-        else:
-            sums = np.bincount(found, weights, minlength=len(self.norms))
-            names = np.flatnonzero(sums > 0)  # much faster than of the numbers
-            sums = sums[names]
-        return (names, sums) if is_allowed is None else (names[is_allowed[names]], sums[is_allowed[names]])
+            return own.astype(np.int64), np.bincount(inverse, weights) / self.norms[own]
+        sums = np.bincount(found, weights, minlength=len(self.norms))
+        names = np.flatnonzero(sums > 0)  # much faster than of the numbers
+        return names, sums[names] / self.norms[names]
 
     def scores(self, query: GramQuery, names: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the similarity of given names."""
@@ -192,7 +146,7 @@ def _query(
     known, counts = squares[is_known], counts[is_known]
     length = np.sqrt(known.sum() + squares[~is_known].sum()) or 1.0
     order = np.argsort(counts, kind="stable")
-    return GramQuery(grams[is_known][order], known[order] / length, float(length))
+    return GramQuery(grams[is_known][order], known[order] / length)
 
 
 def _idf(counts: NDArray[np.int64] | NDArray[np.float64], num_names: int) -> NDArray[np.float64]:

@@ -35,8 +35,6 @@ Disease Ontology lists among its names, 93 % are those of another name of the sa
 OTHER_NUMBER, NO_NUMBER = 0.8, 0.95
 """Factors of the similarity of names with another number in their series than the text's, and where one has none. From
 NCBI-disease's training mentions and held-out names of the Disease Ontology."""
-NEAR = OTHER_NUMBER - 1e-3
-"""Names of a lower share of the best similarity are not looked at where the first name alone is wanted."""
 CACHED_NAMES = 100_000
 
 
@@ -296,9 +294,7 @@ class Linker:
         names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
         is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
         if query is not None:
-            # A name that is less similar by more than the factor of another number cannot come first.
-            share = NEAR if k == 1 and dense is None else 0.0
-            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
+            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed)
         scores: NDArray[np.floating[Any]] = lexical
         if query is not None and dense is not None:
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
