@@ -291,6 +291,8 @@ class Linker:
         Of equals those that are mentions more often come first, then preferred names, then those of concepts with more
         names.
         """
+        if query is None and len(exact) == 1:
+            return (self._candidate(exact[0], 1.0),)
         names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
         is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
         if query is not None:
@@ -318,16 +320,13 @@ class Linker:
         num_names = ends[concepts] - starts
         mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
         order = np.lexsort((names, -num_names, names != starts, mentions, -scores, ~is_exact))[:k]
-        return tuple(
-            NameCandidate(
-                self.dictionary.name(int(names[place])),
-                self.dictionary.identifiers(int(concepts[place])),
-                float(scores[place]),
-                -int(mentions[place]),
-                bool(self.dictionary.arrays["name_is_listed"][names[place]]),
-            )
-            for place in order
-        )
+        return tuple(self._candidate(int(names[place]), float(scores[place])) for place in order)
+
+    def _candidate(self, name: int, score: float) -> NameCandidate:
+        arrays = self.dictionary.arrays
+        concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
+        identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
+        return NameCandidate(self.dictionary.name(name), identifiers, score, int(arrays["name_mentions"][name]), listed)
 
 
 def _with_names(
