@@ -52,6 +52,12 @@ def dictionary(words: Sequence[str]) -> int:
             "be trained on them) are ordered; the result is kept with it. The dictionary may have these mentions, too.",
         ),
         (
+            "pairs",
+            _pairs,
+            "Write annotated mentions with their candidates, to train a reader",
+            "Write JSON lines of mentions in their sentences with right and wrong candidates, for text_ranking.",
+        ),
+        (
             "tune",
             _tune,
             "Fit the weight of embeddings and the threshold of NIL on gold mentions",
@@ -64,6 +70,8 @@ def dictionary(words: Sequence[str]) -> int:
         fitter.add_argument("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has")
         fitter.add_argument("--mentions", nargs="+", type=Path, required=True, metavar="FILE", help=_MENTIONS)
         fitter.add_argument("--type", action="append", default=[], dest="types", help="type of mentions; default: all")
+        if name == "pairs":
+            fitter.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="new file")
         _add_device(fitter)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
@@ -159,6 +167,18 @@ def _learn(arguments: argparse.Namespace) -> None:
     show(to_json(report))
 
 
+def _pairs(arguments: argparse.Namespace) -> None:
+    from ..linking.cross_encoder import candidate_pairs
+    from ..linking.ranker_fitting import examples_of
+    from ..storage import atomic_write
+
+    linker, mentions, _ = _to_fit(arguments)
+    rows = candidate_pairs(linker.dictionary, examples_of(linker, mentions))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    atomic_write(arguments.output, "".join(lines).encode())
+    log(f"Wrote {len(lines):,} mentions with their candidates to {arguments.output}.")
+
+
 def _to_fit(arguments: argparse.Namespace) -> "tuple[Linker, list[GoldMention], str]":
     """Return a linker, the gold mentions to fit it on, and the digest of its run, "" without one."""
     from ..formats.dictionaries.gold_mentions import read_gold
@@ -184,7 +204,13 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace, folder: Path) -> "Linker":
     from ..linking.open_linker import load_linker
 
-    return load_linker(folder, arguments.network, accelerator=arguments.accelerator, precision=arguments.precision)
+    return load_linker(
+        folder,
+        arguments.network,
+        reader=getattr(arguments, "reader", None),
+        accelerator=arguments.accelerator,
+        precision=arguments.precision,
+    )
 
 
 def _log_counts(dropped: Counter[str]) -> None:
@@ -202,6 +228,7 @@ def link(words: Sequence[str]) -> int:
     add("--type", action="append", default=[], dest="types", help="type of mentions to link; default: all")
     add("--dict", type=Path, required=True, dest="dictionary", metavar="DICT", help="dictionary to link to")
     add("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has; default: n-grams alone")
+    add("--reader", type=Path, metavar="RUN", help="run of text_ranking that reads mentions in their sentences")
     add("-k", type=int, default=5, help="candidates that are shown; default: 5")
     add("--species", action="append", type=int, default=[], help="taxon (NCBI) of the concepts, such as 9606")
     add("-o", "--output", type=Path, metavar="FILE", help="write JSON lines; default: print them")
@@ -246,7 +273,8 @@ def _queries(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], "L
         return
     dropped = Counter[str]()
     for item in read_gold(arguments.mentions, arguments.types, dropped=dropped):
-        yield {"id": item.id, "type": item.type}, LinkQuery(item.text, item.definitions)
+        query = LinkQuery(item.text, item.definitions, context=item.context)
+        yield {"id": item.id, "type": item.type}, query
     _log_counts(dropped)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ class CandidateRanker:
         """Order the candidates of a part by score, equal ones as they are."""
         scores = list(map(self.score, part_features(part, self.mentions)))
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        return type(part)(part.text, tuple(part.candidates[place] for place in order))
+        return replace(part, candidates=tuple(replace(part.candidates[n], score=scores[n]) for n in order))
 
     def score(self, row: Features) -> float:
         """Add up the weights of features."""

@@ -80,6 +80,10 @@ class Dictionary:
         """Return one name."""
         return self.names(number, number + 1)[0]
 
+    def preferred(self, concept: int) -> str:
+        """Return the preferred name of a concept."""
+        return self.name(self._names_of(concept)[0])
+
     def concepts_of(self, names: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the concept of each name."""
         return np.asarray(np.searchsorted(self.arrays["concept_ends"], names, side="right"))

@@ -10,7 +10,7 @@ that it is right; below a threshold it is NIL. Same dictionary, run and mention,
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from .candidate_ranker import RANKED, CandidateRanker
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
+from .networks import DenseResult, DenseSearch, MentionReader
 
 SearchedText = tuple[str, tuple[int, ...]]
 """A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
@@ -64,6 +65,8 @@ class LinkQuery:
     """Abbreviations of the document and what they stand for."""
     species: tuple[int, ...] = ()
     """Taxa of the concepts that may be meant; (): any."""
+    context: str = ""
+    """The sentence that it stands in, which a reader reads."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class NameCandidate:
     """How often it is a mention of its concept in the documents that the dictionary was built of."""
     is_listed: bool = True
     """Whether the dictionary has it from a file of names, too."""
+    concept: int = -1
+    score: float | None = None
+    """That of a CandidateRanker, which ordered it."""
 
 
 @dataclass(frozen=True)
@@ -128,35 +134,6 @@ class Link:
         return "" if self.is_nil else SEPARATOR.join(part.candidates[0].name for part in self.parts)
 
 
-class DenseSearch(Protocol):
-    """The search by embeddings."""
-
-    @property
-    def run_digest(self) -> str:
-        """The digest of the run that made the embeddings."""
-
-    @property
-    def session(self) -> Session:
-        """What embeds texts."""
-
-    def with_session(self, session: Session) -> "DenseSearch":
-        """Return the search with the session of another process."""
-
-    def search(self, texts: Sequence[str]) -> "Sequence[DenseResult]":
-        """Embed texts and find the nearest names of each."""
-
-
-class DenseResult(Protocol):
-    """What the search by embeddings finds for a text."""
-
-    @property
-    def names(self) -> NDArray[np.int64]:
-        """The numbers of the nearest names."""
-
-    def similarities(self, names: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the cosine similarities of names."""
-
-
 @dataclass
 class Linker:
     """Links mentions to the concepts of a dictionary. `megabert.load_linker(DICT, RUN)` returns one."""
@@ -165,6 +142,7 @@ class Linker:
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
     ranker: CandidateRanker | None = None
+    reader: MentionReader | None = None
     _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, init=False, repr=False)
     """Results by searched text and number of candidates: most mentions of a corpus occur again. A copy has none."""
 
@@ -172,14 +150,20 @@ class Linker:
     def digest(self) -> list[Any]:
         """All on which links depend, as plain values."""
         run = self.dense.run_digest if self.dense is not None else ""
-        ranker = [self.ranker.digest] if self.ranker is not None else []
-        return [self.dictionary.digest, run, list(vars(self.calibration).values()), *ranker]
+        further = [item.digest for item in (self.ranker, self.reader) if item is not None]
+        return [self.dictionary.digest, run, list(vars(self.calibration).values()), *further]
 
     def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
-        """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
-        if self.dense is None:
-            return replace(self)
-        return replace(self, dense=self.dense.with_session(next(sessions)))
+        """Return a linker whose networks are the next of the sessions."""
+        dense = self.dense.with_session(next(sessions)) if self.dense is not None else None
+        reader = self.reader.with_session(next(sessions)) if self.reader is not None else None
+        return replace(self, dense=dense, reader=reader)
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The networks of embeddings and of the reader, as far as there are any."""
+        dense = [self.dense.session] if self.dense is not None else []
+        return [*dense, self.reader.predictor.session] if self.reader is not None else dense
 
     def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
         """Link mentions; each part of a link has the k best names.
@@ -188,19 +172,23 @@ class Linker:
         """
         queries = [LinkQuery(item) if isinstance(item, str) else item for item in mentions]
         wanted = [(written_out(item.text, item.definitions), item.species or tuple(species)) for item in queries]
-        if new := [item for item in dict.fromkeys(wanted) if (item, k) not in self._known]:
+        depth = k if self.reader is None else max(k, RANKED)
+        if new := [item for item in dict.fromkeys(wanted) if (item, depth) not in self._known]:
             if len(self._known) + len(new) > CACHED_NAMES:
                 self._known.clear()
                 new = list(dict.fromkeys(wanted))
-            self._known.update(((item, k), parts) for item, parts in zip(new, self._parts(new, k), strict=True))
-        return [self._link(query.text, self._known[item, k]) for query, item in zip(queries, wanted, strict=True)]
+            self._known.update(((item, depth), parts) for item, parts in zip(new, self._parts(new, depth), strict=True))
+        found = [self._known[item, depth] for item in wanted]
+        if self.reader is not None:
+            read = self.reader.reordered(found, [item.context for item in queries], self.calibration.slope)
+            found = [_first(parts, k) for parts in read]
+        return [self._link(query.text, parts) for query, parts in zip(queries, found, strict=True)]
 
     def _parts(self, wanted: Sequence[SearchedText], k: int) -> Iterator[tuple[LinkedPart, ...]]:
         """Choose between each text and the ways to split it."""
         if self.ranker is not None:
             for whole, ways in self.searched(wanted, max(k, RANKED)):
-                best = self.ranker.best(whole, ways)
-                yield tuple(replace(part, candidates=part.candidates[:k]) for part in best)
+                yield _first(self.ranker.best(whole, ways), k)
             return
         for whole, ways in self.searched(wanted, k):
             best = (whole,)
@@ -326,7 +314,12 @@ class Linker:
         arrays = self.dictionary.arrays
         concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
         identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
-        return NameCandidate(self.dictionary.name(name), identifiers, score, int(arrays["name_mentions"][name]), listed)
+        mentions = int(arrays["name_mentions"][name])
+        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, concept)
+
+
+def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
+    return tuple(replace(part, candidates=part.candidates[:k]) for part in parts)
 
 
 def _with_names(

@@ -11,7 +11,8 @@ from ..errors import InputError
 from ..formats.dictionaries.gold_mentions import GoldMention
 from ..inference import Session
 from ..metrics.linking import RankedMention, accuracy_scores
-from .linker import Calibration, DenseResult, DenseSearch, Link, Linker, LinkQuery
+from .linker import Calibration, Link, Linker, LinkQuery
+from .networks import DenseResult, DenseSearch
 
 WEIGHTS = tuple(number / 10 for number in range(11))
 SMALLEST = 50
@@ -64,7 +65,7 @@ def fitted(
 
 def queries_of(mentions: Sequence[GoldMention]) -> list[LinkQuery]:
     """Return what a linker is given of gold mentions."""
-    return [LinkQuery(item.text, item.definitions) for item in mentions]
+    return [LinkQuery(item.text, item.definitions, context=item.context) for item in mentions]
 
 
 def ranked(link: Link, gold: GoldMention, subsets: Sequence[str] = ()) -> RankedMention:

@@ -1,7 +1,7 @@
 """Open a linker: a dictionary, what was tuned and learned for it, and with a run its embeddings of the names."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,26 @@ LEXICAL = "n-grams"
 
 
 def load_linker(
-    folder: str | Path, run: str | Path | None = None, *, accelerator: str = "auto", precision: str = "auto"
+    folder: str | Path,
+    run: str | Path | None = None,
+    *,
+    reader: str | Path | None = None,
+    accelerator: str = "auto",
+    precision: str = "auto",
 ) -> Linker:
-    """Open a dictionary as a linker, with the embeddings of a run where one is given.
+    """Open a dictionary as a linker, with the embeddings of a run, and with a run of text_ranking that reads sentences.
 
     Raises InputError if the folder is no dictionary, or has no embeddings of the run.
     """
+    if reader is not None:
+        from ..build import load_run
+        from .cross_encoder import CrossEncoder
+
+        predictor = load_run(Path(reader), accelerator=accelerator, precision=precision)
+        if (task := predictor.task.name()) != "text_ranking":
+            raise InputError(f"{reader} is a run of {task}; candidates are read by one of text_ranking.")
+        linker = load_linker(folder, run, accelerator=accelerator, precision=precision)
+        return replace(linker, reader=CrossEncoder(predictor, linker.dictionary))
     dictionary = Dictionary.open(folder)
     if run is None:
         return Linker(dictionary, read_calibration(dictionary, ""), None, read_ranker(dictionary, ""))

@@ -30,7 +30,7 @@ Group = tuple[list[Features], list[bool]]
 
 
 @dataclass(frozen=True)
-class _Example:
+class Example:
     """A gold mention with its candidates, and how often its document has each concept."""
 
     gold: GoldMention
@@ -45,22 +45,18 @@ def fit_ranker(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Candida
     These are fitted on a fifth of the documents by a ranker of the others; the report has its accuracy there. Raises
     InputError for few mentions, or a dictionary of another type.
     """
-    known = [item for item in mentions if item.identifiers]
-    if len(known) < SMALLEST:
-        raise InputError(f"{len(known)} mentions with identifiers are too few to learn from; give {SMALLEST} and more.")
-    linker.dictionary.require_any(own for item in known for name in item.identifiers for own in _own(name))
-    examples = _examples(linker, known)
-    documents = list(dict.fromkeys(_document(item) for item in known))
-    is_held = [_document(item) in frozenset(documents[::HELD_OUT]) for item in known]
+    examples = examples_of(linker, mentions)
+    documents = list(dict.fromkeys(_document(item.gold) for item in examples))
+    is_held = [_document(item.gold) in frozenset(documents[::HELD_OUT]) for item in examples]
     held = [item for item, is_one in zip(examples, is_held, strict=True) if is_one]
     first = _learned([item for item, is_one in zip(examples, is_held, strict=True) if not is_one])
     found = [(first.best(item.whole, item.ways), item.gold) for item in held]
     similarities = np.array([min(part.similarity for part in parts) for parts, _ in found])
-    right = np.array([all(_is_right(part.candidates[:1], gold) for part in parts) for parts, gold in found], float)
+    right = np.array([all(is_right(part.candidates[:1], gold) for part in parts) for parts, gold in found], float)
     calibration = fitted(linker.calibration, similarities, right, len(held))
     whole = _learned(examples)
     report = {
-        "mentions": len(known),
+        "mentions": len(examples),
         "features": len(whole.weights),
         "held_out": len(held),
         "held_out_accuracy": round(100 * float(right.mean()), 2),
@@ -68,8 +64,15 @@ def fit_ranker(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Candida
     return whole, calibration, report
 
 
-def _examples(linker: Linker, known: Sequence[GoldMention]) -> list[_Example]:
-    """Search all mentions, and leave out what their own document has brought into the dictionary."""
+def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[Example]:
+    """Search mentions with identifiers, and leave out what their own document has brought into the dictionary.
+
+    Raises InputError for few mentions, or a dictionary of another type.
+    """
+    known = [item for item in mentions if item.identifiers]
+    if len(known) < SMALLEST:
+        raise InputError(f"{len(known)} mentions with identifiers are too few to learn from; give {SMALLEST} and more.")
+    linker.dictionary.require_any(own for item in known for name in item.identifiers for own in _own(name))
     by_document: dict[str, list[GoldMention]] = defaultdict(list)
     for item in known:
         by_document[_document(item)].append(item)
@@ -82,11 +85,11 @@ def _examples(linker: Linker, known: Sequence[GoldMention]) -> list[_Example]:
         names = Counter((other.text.lower(), name) for other in others for name in other.identifiers)
         parts = [tuple(_without(part, names) for part in way) for way in ways]
         own = Counter(name for other in others for name in other.identifiers)
-        examples.append(_Example(item, _without(whole, names), parts, own))
+        examples.append(Example(item, _without(whole, names), parts, own))
     return examples
 
 
-def _learned(examples: Sequence[_Example]) -> CandidateRanker:
+def _learned(examples: Sequence[Example]) -> CandidateRanker:
     counts = Counter(name for item in examples for name in item.gold.identifiers)
     weights: dict[str, float] = {}
     for _ in range(2):  # the first time the parts of splits have their most similar candidates first
@@ -98,7 +101,7 @@ def _learned(examples: Sequence[_Example]) -> CandidateRanker:
     return CandidateRanker(weights, dict(sorted(counts.items())))
 
 
-def _candidates(item: _Example) -> set[str]:
+def _candidates(item: Example) -> set[str]:
     parts = (item.whole, *(part for way in item.ways for part in way))
     return {candidate.identifiers[0] for part in parts for candidate in part.candidates}
 
@@ -121,31 +124,32 @@ def _without(part: LinkedPart, names: Mapping[tuple[str, str], int]) -> LinkedPa
     return replace(part, candidates=tuple(kept))
 
 
-def _groups(ranker: CandidateRanker, item: _Example) -> list[Group]:
+def _groups(ranker: CandidateRanker, item: Example) -> list[Group]:
     """List the candidates of the whole, splits among them, and of the parts of a mention of several concepts.
 
     Where a split is right, one concept for all parts is not.
     """
     rows = part_features(item.whole, ranker.mentions)
-    right = [_is_right([candidate], item.gold) for candidate in item.whole.candidates]
+    right = [is_right([candidate], item.gold) for candidate in item.whole.candidates]
     for way in item.ways:
         parts = tuple(map(ranker.ordered, way)) if ranker.weights else way
         if (row := split_features(item.whole.text, parts)) is not None:
             rows.append(row)
-            right.append(all(_is_right(part.candidates[:1], item.gold) for part in parts))
+            right.append(all(is_right(part.candidates[:1], item.gold) for part in parts))
     num_wholes = len(item.whole.candidates)
     if any(right[num_wholes:]):
         right[:num_wholes] = [False] * num_wholes
     groups = [(rows, right)]
     if len(item.gold.identifiers) > 1 and item.ways:
         groups += [
-            (part_features(part, ranker.mentions), [_is_right([one], item.gold) for one in part.candidates])
+            (part_features(part, ranker.mentions), [is_right([one], item.gold) for one in part.candidates])
             for part in item.ways[0]
         ]
     return groups
 
 
-def _is_right(best: Sequence[NameCandidate], gold: GoldMention) -> bool:
+def is_right(best: Sequence[NameCandidate], gold: GoldMention) -> bool:
+    """Whether any of the candidates has a gold identifier."""
     return any(own in gold.identifiers for item in best for name in item.identifiers for own in _own(name))
 
 
