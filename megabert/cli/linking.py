@@ -173,8 +173,7 @@ def _pairs(arguments: argparse.Namespace) -> None:
     from ..storage import atomic_write
 
     linker, mentions, _ = _to_fit(arguments)
-    rows = candidate_pairs(linker.dictionary, examples_of(linker, mentions))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in candidate_pairs(examples_of(linker, mentions))]
     atomic_write(arguments.output, "".join(lines).encode())
     log(f"Wrote {len(lines):,} mentions with their candidates to {arguments.output}.")
 

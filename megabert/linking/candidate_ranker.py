@@ -1,8 +1,8 @@
 """CandidateRanker: a log-linear model that orders a mention's candidates anew, learned from annotated mentions.
 
-Features of a candidate are its similarity, the words that only it or only the mention has, the kind of its identifier,
-and how often its concept and its name were mentioned; a split of a composite mention is one candidate more. All are of
-normalized names. `ranker_fitting` learns the weights.
+Features of a candidate are its similarity, the words that only it or only the mention has, those of its concept's
+preferred name, the kind of its identifier, and how often its concept and its name were mentioned; a split of a
+composite mention is one candidate more. All are of normalized names. `ranker_fitting` learns the weights.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from .name_keys import normalized
@@ -62,15 +62,20 @@ class CandidateRanker:
 
 def part_features(part: "LinkedPart", mentions: Mapping[str, int]) -> list[Features]:
     """Return the features of each candidate of a part, in the order of their similarity."""
-    words = normalized(part.text).split()
+    words = _words(part.text)
     return [
         _features(words, item, place, part.similarity, mentions.get(item.identifiers[0], 0))
         for place, item in enumerate(part.candidates)
     ]
 
 
-def _features(words: list[str], item: "NameCandidate", place: int, best: float, mentions: int) -> Features:
-    own = normalized(item.name).split()
+@lru_cache(maxsize=1 << 16)
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(normalized(name).split())
+
+
+def _features(words: tuple[str, ...], item: "NameCandidate", place: int, best: float, mentions: int) -> Features:
+    own = _words(item.name)
     mine, others = set(words), set(own)
     is_exact = "".join(words) == "".join(own)
     kind = kind_of(item.identifiers[0])
@@ -89,7 +94,8 @@ def _features(words: list[str], item: "NameCandidate", place: int, best: float, 
     }
     if is_exact:
         row |= {"exact": 1.0, f"exact {kind}": 1.0, "exact mentioned": float(item.mentions > 0)}
-    return row | _word_features(mine, others)
+    preferred = {f"preferred +{word}": 0.5 for word in set(_words(item.preferred)) - mine}
+    return row | _word_features(mine, others) | preferred
 
 
 def _word_features(mine: set[str], others: set[str]) -> Features:
@@ -103,15 +109,15 @@ def split_features(text: str, parts: Sequence["LinkedPart"]) -> Features | None:
     best = [part.candidates[0] for part in parts if part.candidates]
     if len({item.identifiers for item in best}) < len(parts):
         return None
-    own = set(normalized(" ".join(item.name for item in best)).split())
-    is_exact = all(normalized(item.name) == normalized(part.text) for item, part in zip(best, parts, strict=True))
+    own = {word for item in best for word in _words(item.name)}
+    is_exact = all(_words(item.name) == _words(part.text) for item, part in zip(best, parts, strict=True))
     row = {
         "similarity": min(item.similarity for item in best),
         "is split": 1.0,
         "exact split": float(is_exact),
         "parts": len(parts) / 3,
     }
-    return row | _word_features(set(normalized(text).split()), own)
+    return row | _word_features(set(_words(text)), own)
 
 
 def kind_of(identifier: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from ..inference import Predictor, Session
 from ..tasks.retrieval_data import RetrievalExample
 from .candidate_ranker import RANKED, kind_of
-from .dictionary import Dictionary
 from .linker import LinkedPart, NameCandidate
 from .ranker_fitting import Example, is_right
 
@@ -23,7 +22,6 @@ class CrossEncoder:
     """Orders candidates anew."""
 
     predictor: Predictor
-    dictionary: Dictionary
     weight: float = 0.5
 
     @property
@@ -44,7 +42,7 @@ class CrossEncoder:
         distinct = list(dict.fromkeys(row for row in rows if len(row[0].candidates) > 1))
         examples = []
         for part, context in distinct:
-            texts = tuple(candidate_text(self.dictionary, item) for item in part.candidates)
+            texts = tuple(candidate_text(item) for item in part.candidates)
             query, names = mention_text(part.text, context), tuple(map(str, range(len(texts))))
             examples.append(RetrievalExample("", query, texts, names, text=query))
         ordered = {}
@@ -64,14 +62,13 @@ def mention_text(text: str, context: str) -> str:
     return f"{text} : {context}" if context else text
 
 
-def candidate_text(dictionary: Dictionary, candidate: NameCandidate) -> str:
+def candidate_text(candidate: NameCandidate) -> str:
     """Return what is read of a candidate: name, preferred name of its concept, and the kind of its identifier."""
-    preferred = dictionary.preferred(candidate.concept)
-    further = f" : {preferred}" if preferred.lower() != candidate.name.lower() else ""
+    further = f" : {candidate.preferred}" if candidate.preferred.lower() != candidate.name.lower() else ""
     return f"{candidate.name}{further} ({kind_of(candidate.identifiers[0])})"
 
 
-def candidate_pairs(dictionary: Dictionary, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+def candidate_pairs(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
     """Yield query, positive and negatives of the mentions that have a right and a wrong candidate."""
     for item in examples:
         for part in (item.whole,) if len(item.gold.identifiers) == 1 or not item.ways else item.ways[0]:
@@ -81,6 +78,6 @@ def candidate_pairs(dictionary: Dictionary, examples: Sequence[Example]) -> Iter
                 yield {
                     "id": item.gold.id,
                     "query": mention_text(part.text, item.gold.context),
-                    "positive": candidate_text(dictionary, right[0]),
-                    "negatives": list(dict.fromkeys(candidate_text(dictionary, one) for one in wrong)),
+                    "positive": candidate_text(right[0]),
+                    "negatives": list(dict.fromkeys(map(candidate_text, wrong))),
                 }

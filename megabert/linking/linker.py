@@ -80,7 +80,8 @@ class NameCandidate:
     """How often it is a mention of its concept in the documents that the dictionary was built of."""
     is_listed: bool = True
     """Whether the dictionary has it from a file of names, too."""
-    concept: int = -1
+    preferred: str = ""
+    """The preferred name of its concept."""
     score: float | None = None
     """That of a CandidateRanker, which ordered it."""
 
@@ -314,8 +315,8 @@ class Linker:
         arrays = self.dictionary.arrays
         concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
         identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
-        mentions = int(arrays["name_mentions"][name])
-        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, concept)
+        mentions, preferred = int(arrays["name_mentions"][name]), self.dictionary.preferred(concept)
+        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, preferred)
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:

@@ -33,12 +33,12 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     known = [number for number, mention in enumerate(mentions) if mention.identifiers]
     accuracies = {}
     if linker.dense is not None:
-        linker = replace(linker, dense=_Remembered(linker.dense))
+        linker = replace(linker, dense=Remembered(linker.dense))
         for weight in WEIGHTS:
-            links = _with(linker, weight=weight).link([queries[number] for number in known])
+            links = with_weight(linker, weight).link([queries[number] for number in known])
             accuracies[weight] = sum(map(is_right, links, (mentions[number] for number in known))) / len(known)
         best = max(accuracies.values())
-        linker = _with(linker, weight=min((w for w in WEIGHTS if accuracies[w] == best), key=lambda w: abs(w - 0.5)))
+        linker = with_weight(linker, min((w for w in WEIGHTS if accuracies[w] == best), key=lambda w: abs(w - 0.5)))
     links = linker.link(queries)
     right = np.array([is_right(*pair) for pair in zip(links, mentions, strict=True)], float)
     similarities = np.array([min(part.similarity for part in link.parts) for link in links])
@@ -82,8 +82,9 @@ def is_right(link: Link, gold: GoldMention) -> bool:
     return accuracy_scores([ranked(link, gold)], ranks=(1,))["acc@1"] > 0
 
 
-def _with(linker: Linker, **changes: Any) -> Linker:
-    return replace(linker, calibration=replace(linker.calibration, **changes))
+def with_weight(linker: Linker, weight: float) -> Linker:
+    """Return the linker with another weight of embeddings."""
+    return replace(linker, calibration=replace(linker.calibration, weight=weight))
 
 
 def _logistic(values: NDArray[np.float64], is_one: NDArray[np.float64]) -> tuple[float, float]:
@@ -109,7 +110,7 @@ def _threshold(probabilities: NDArray[np.float64], right: NDArray[np.float64], n
 
 
 @dataclass
-class _Remembered:
+class Remembered:
     """A dense search whose results are kept: each weight ranks the same ones."""
 
     whole: DenseSearch
@@ -127,7 +128,7 @@ class _Remembered:
 
     def with_session(self, session: Session) -> DenseSearch:
         """Return the search with another session, without results."""
-        return _Remembered(self.whole.with_session(session))
+        return Remembered(self.whole.with_session(session))
 
     def search(self, texts: Sequence[str]) -> list[DenseResult]:
         """Search for what was not searched yet."""

@@ -16,7 +16,7 @@ from ..formats.dictionaries.gold_mentions import GoldMention
 from ..formats.documents.abbreviations import written_out
 from .candidate_ranker import RANKED, CandidateRanker, Features, part_features, split_features
 from .linker import Calibration, LinkedPart, Linker, NameCandidate
-from .linker_tuning import fitted
+from .linker_tuning import Remembered, fitted, with_weight
 
 PRIOR = 1.0
 LEAST = 5
@@ -24,6 +24,8 @@ LEAST = 5
 SMALLEST = 200
 HELD_OUT = 5
 """The first of so many documents is held out of the learning that the calibration is fitted by."""
+WEIGHTS = (0.3, 0.5, 0.7, 0.9)
+"""Of embeddings, of which one is chosen."""
 ITERATIONS = 100
 Group = tuple[list[Features], list[bool]]
 """The features of candidates, and which are right."""
@@ -42,26 +44,34 @@ class Example:
 def fit_ranker(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[CandidateRanker, Calibration, dict[str, Any]]:
     """Learn to order the candidates of a linker, and the probability of a link and the threshold of NIL with it.
 
-    These are fitted on a fifth of the documents by a ranker of the others; the report has its accuracy there. Raises
-    InputError for few mentions, or a dictionary of another type.
+    These, and the weight of embeddings, are fitted on a fifth of the documents by rankers of the others; the report has
+    the accuracy there. Raises InputError for few mentions, or a dictionary of another type.
     """
-    examples = examples_of(linker, mentions)
+    weights: tuple[float, ...] = (linker.calibration.weight,)
+    if linker.dense is not None:
+        weights, linker = WEIGHTS, replace(linker, dense=Remembered(linker.dense))
+    fits = {}
+    for weight in weights:
+        examples = examples_of(with_weight(linker, weight), mentions)
+        fits[weight] = (*_held_out(examples, with_weight(linker, weight).calibration), examples)
+    best = max(fits, key=lambda weight: (fits[weight][0], -abs(weight - 0.5)))
+    _, calibration, num_held, examples = fits[best]
+    ranker = _learned(examples)
+    accuracies = {str(weight): round(100 * fit[0], 2) for weight, fit in fits.items()}
+    sizes = {"mentions": len(examples), "features": len(ranker.weights), "held_out": num_held}
+    return ranker, calibration, {**sizes, "weight": best, "held_out_accuracy_by_weight": accuracies}
+
+
+def _held_out(examples: Sequence[Example], calibration: Calibration) -> tuple[float, Calibration, int]:
+    """Learn from four fifths of the documents: accuracy on the others, a calibration fitted on them, their mentions."""
     documents = list(dict.fromkeys(_document(item.gold) for item in examples))
-    is_held = [_document(item.gold) in frozenset(documents[::HELD_OUT]) for item in examples]
-    held = [item for item, is_one in zip(examples, is_held, strict=True) if is_one]
-    first = _learned([item for item, is_one in zip(examples, is_held, strict=True) if not is_one])
-    found = [(first.best(item.whole, item.ways), item.gold) for item in held]
+    held_out = frozenset(documents[::HELD_OUT])
+    ranker = _learned([item for item in examples if _document(item.gold) not in held_out])
+    held = [item for item in examples if _document(item.gold) in held_out]
+    found = [(ranker.best(item.whole, item.ways), item.gold) for item in held]
     similarities = np.array([min(part.similarity for part in parts) for parts, _ in found])
     right = np.array([all(is_right(part.candidates[:1], gold) for part in parts) for parts, gold in found], float)
-    calibration = fitted(linker.calibration, similarities, right, len(held))
-    whole = _learned(examples)
-    report = {
-        "mentions": len(examples),
-        "features": len(whole.weights),
-        "held_out": len(held),
-        "held_out_accuracy": round(100 * float(right.mean()), 2),
-    }
-    return whole, calibration, report
+    return float(right.mean()), fitted(calibration, similarities, right, len(held)), len(held)
 
 
 def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[Example]:
@@ -92,12 +102,13 @@ def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[Example
 def _learned(examples: Sequence[Example]) -> CandidateRanker:
     counts = Counter(name for item in examples for name in item.gold.identifiers)
     weights: dict[str, float] = {}
-    for _ in range(2):  # the first time the parts of splits have their most similar candidates first
-        groups = list[Group]()
-        for item in examples:
-            mentions = {name: counts[name] - item.own[name] for name in counts.keys() & _candidates(item)}
-            groups += _groups(CandidateRanker(weights, mentions), item)
-        weights = _fit([group for group in groups if any(group[1])])
+    groups: list[list[Group]] = [[] for _ in examples]
+    for is_again in (False, True):  # the first time the parts of splits have their most similar candidates first
+        for number, item in enumerate(examples):
+            if item.ways or not is_again:
+                mentions = {name: counts[name] - item.own[name] for name in counts.keys() & _candidates(item)}
+                groups[number] = _groups(CandidateRanker(weights, mentions), item)
+        weights = _fit([group for own in groups for group in own if any(group[1])])
     return CandidateRanker(weights, dict(sorted(counts.items())))
 
 

@@ -13,7 +13,7 @@ from megabert.linking.linker import LinkedPart, Linker, NameCandidate
 from megabert.linking.ranker_fitting import _without, fit_ranker
 from tests.linking.conftest import build
 
-WORDS = ["alpha", "beta", "gamma", "delta", "kappa", "lambda", "sigma", "omega", "quartz", "basalt", "slate", "marble"]
+WORDS = ["alpha", "delta", "kappa", "quartz", "slate", "marble"]
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +27,21 @@ def mentions(words, form="{} deficiency"):
     return [
         GoldMention(f"{word}{n}:T1", form.format(word), frozenset({f"omim:{100 + WORDS.index(word)}"}))
         for word in words
-        for n in range(20)
+        for n in range(40)
     ]
 
 
 def test_of_equal_names_the_kind_of_concept_that_annotators_take_is_meant(pairs):
     linker = Linker(pairs)
-    assert linker.link(["marble deficiency"])[0].identifier == "mesh:C111"
+    assert linker.link(["marble deficiency"])[0].identifier == "mesh:C105"
     ranker, calibration, report = fit_ranker(linker, mentions(WORDS[:-1]))
     learned = Linker(pairs, calibration, ranker=ranker)
-    assert learned.link(["marble deficiency"])[0].identifier == "omim:111"
-    assert learned.link(["inherited marble deficiency"], k=2)[0].parts[0].candidates[0].identifiers == ("omim:111",)
-    assert (report["mentions"], report["held_out"], report["held_out_accuracy"]) == (220, 44, 100)
+    assert learned.link(["marble deficiency"])[0].identifier == "omim:105"
+    assert learned.link(["inherited marble deficiency"], k=2)[0].parts[0].candidates[0].identifiers == ("omim:105",)
+    assert (report["mentions"], report["held_out"], report["held_out_accuracy_by_weight"]) == (200, 40, {"0.5": 100})
     assert learned.digest != linker.digest
     assert fit_ranker(linker, mentions(WORDS[:-1]))[0].digest == ranker.digest
-    with pytest.raises(InputError, match="20 mentions with identifiers are too few"):
+    with pytest.raises(InputError, match="40 mentions with identifiers are too few"):
         fit_ranker(linker, mentions(WORDS[:1]))
 
 
