@@ -1,8 +1,8 @@
 """CandidateRanker: a log-linear model that orders a mention's candidates anew, learned from annotated mentions.
 
-Features of a candidate are its similarity, the words that only it or only the mention has, those of its concept's
-preferred name, the kind of its identifier, and how often its concept and its name were mentioned; a split of a
-composite mention is one candidate more. All are of normalized names. `ranker_fitting` learns the weights.
+Features of a candidate are its similarity, the words that only it or only the mention has, the kind of its identifier,
+and how often its concept and its name were mentioned; a split of a composite mention is one candidate more. All are of
+normalized names. `ranker_fitting` learns the weights.
 """
 
 import hashlib
@@ -94,8 +94,7 @@ def _features(words: tuple[str, ...], item: "NameCandidate", place: int, best: f
     }
     if is_exact:
         row |= {"exact": 1.0, f"exact {kind}": 1.0, "exact mentioned": float(item.mentions > 0)}
-    preferred = {f"preferred +{word}": 0.5 for word in set(_words(item.preferred)) - mine}
-    return row | _word_features(mine, others) | preferred
+    return row | _word_features(mine, others)
 
 
 def _word_features(mine: set[str], others: set[str]) -> Features:
