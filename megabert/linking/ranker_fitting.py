@@ -16,12 +16,11 @@ from ..formats.dictionaries.gold_mentions import GoldMention
 from ..formats.documents.abbreviations import written_out
 from .candidate_ranker import RANKED, CandidateRanker, Features, part_features, split_features
 from .linker import Calibration, LinkedPart, Linker, NameCandidate
-from .linker_tuning import Remembered, fitted, with_weight
+from .linker_tuning import SMALLEST, Remembered, fitted, with_weight
 
 PRIOR = 1.0
 LEAST = 5
 """Candidates that a feature must have to get a weight."""
-SMALLEST = 200
 HELD_OUT = 5
 """The first of so many documents is held out of the learning that the calibration is fitted by."""
 WEIGHTS = (0.3, 0.5, 0.7, 0.9)

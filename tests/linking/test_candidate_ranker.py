@@ -27,7 +27,7 @@ def mentions(words, form="{} deficiency"):
     return [
         GoldMention(f"{word}{n}:T1", form.format(word), frozenset({f"omim:{100 + WORDS.index(word)}"}))
         for word in words
-        for n in range(40)
+        for n in range(10)
     ]
 
 
@@ -38,16 +38,16 @@ def test_of_equal_names_the_kind_of_concept_that_annotators_take_is_meant(pairs)
     learned = Linker(pairs, calibration, ranker=ranker)
     assert learned.link(["marble deficiency"])[0].identifier == "omim:105"
     assert learned.link(["inherited marble deficiency"], k=2)[0].parts[0].candidates[0].identifiers == ("omim:105",)
-    assert (report["mentions"], report["held_out"], report["held_out_accuracy_by_weight"]) == (200, 40, {"0.5": 100})
+    assert (report["mentions"], report["held_out"], report["held_out_accuracy_by_weight"]) == (50, 10, {"0.5": 100})
     assert learned.digest != linker.digest
     assert fit_ranker(linker, mentions(WORDS[:-1]))[0].digest == ranker.digest
-    with pytest.raises(InputError, match="40 mentions with identifiers are too few"):
+    with pytest.raises(InputError, match="10 mentions with identifiers are too few"):
         fit_ranker(linker, mentions(WORDS[:1]))
 
 
 def test_whether_composites_are_split_is_learned(pairs):
     texts = ["breast and ovarian cancer", "ovarian and breast cancer"]
-    one = [GoldMention(f"{n}:T1", texts[n % 2], frozenset({"mesh:D2"})) for n in range(200)]
+    one = [GoldMention(f"{n}:T1", texts[n % 2], frozenset({"mesh:D2"})) for n in range(60)]
     two = [GoldMention(item.id, item.text, frozenset({"mesh:D1", "mesh:D2"})) for item in one]
     found = []
     for gold in (one, two):
@@ -77,11 +77,11 @@ def test_a_ranker_orders_the_first_candidates_and_names_the_best_way(pairs):
 
 def test_a_learned_dictionary_links_by_it(tmp_path, capsys):
     opened = build(tmp_path, "MESH:C1||granite deficiency\nOMIM:110||granite deficiency\n")
-    rows = "".join(f"OMIM:110||granite deficiency{'' if n % 2 else ' x'}\n" for n in range(240))
+    rows = "".join(f"OMIM:110||granite deficiency{'' if n % 2 else ' x'}\n" for n in range(60))
     (tmp_path / "gold.txt").write_text(rows)
     command = ["dictionary", "learn", str(opened.folder), "--mentions", str(tmp_path / "gold.txt")]
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["mentions"] == 240
+    assert json.loads(capsys.readouterr().out)["mentions"] == 60
     assert megabert.load_linker(opened.folder).link(["granite deficiency"])[0].identifier == "omim:110"
     assert main(["dictionary", "info", str(opened.folder)]) == 0
     assert json.loads(capsys.readouterr().out)["learned_with"] == ["n-grams"]
