@@ -285,7 +285,9 @@ class Linker:
         names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
         is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
         if query is not None:
-            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed)
+            # A name that is less similar by more than the factor of another number cannot come first.
+            share = OTHER_NUMBER - 1e-3 if k == 1 and dense is None else 0.0
+            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
         scores: NDArray[np.floating[Any]] = lexical
         if query is not None and dense is not None:
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
