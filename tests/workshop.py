@@ -108,7 +108,7 @@ def files(page: str) -> dict[str, str]:
         **dict.fromkeys(("corpus.pubtator", "CORPUS.pubtator", "train.pubtator", "corrected.pubtator"), PUBTATOR),
         **dict.fromkeys(("pubmed/abstracts.xml", "part1.xml", "corpus.xml"), PUBMED),
         "diseases.obo": OBO,
-        "names.txt": "D001249||asthma\n" * 50,
+        "names.txt": "D001249||asthma\n" * 40 + "D003920||diabetes with asthma\n" * 20,
         "dev.pubtator": PUBTATOR,
         "notes.csv": "note_id,TEXT\n1,Marie Curie found radium.\n",
         "article.nxml": "<article><body><p>Marie Curie found radium.</p></body></article>",

@@ -128,9 +128,8 @@ def _make_work(
     pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
     options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
     work = AnnotateChunks(entity_runs, relation_runs, pairs, *options, output, linkers)
-    dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
     sessions = [run.session for run in (*entity_runs, *relation_runs)]
-    return work, [*sessions, *(item.session for item in dense)]
+    return work, [*sessions, *(session for item in linkers for session in item.linker.sessions)]
 
 
 def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunks, list[Session]]":
@@ -191,8 +190,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         dest="links",
-        metavar="TYPE=DICT[,RUN]",
-        help="give entities of a type identifiers of a dictionary, by n-grams and the run's embeddings",
+        metavar="TYPE=DICT[,RUN[,READER]]",
+        help="give entities of a type identifiers of a dictionary, by n-grams, the run's embeddings, and a run of "
+        "text_ranking that reads their sentences (TYPE=DICT,,READER without embeddings)",
     )
     add("--species", type=int, action="append", default=[], help="taxon (NCBI) of genes where a document names none")
     pair: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "HEAD:TAIL"}
@@ -245,20 +245,23 @@ def _pair(word: str) -> tuple[str, str]:
     return head, tail
 
 
-def _link_rule(word: str) -> tuple[str, Path, Path | None]:
+_LinkRule = tuple[str, Path, Path | None, Path | None]
+
+
+def _link_rule(word: str) -> _LinkRule:
     kind, equals, rest = word.partition("=")
-    folder, _, run = rest.partition(",")
-    if not (kind and equals and folder):
-        raise argparse.ArgumentTypeError(f"{word!r} is no rule TYPE=DICT or TYPE=DICT,RUN")
-    return kind, Path(folder), Path(run) if run else None
+    folder, run, reader, *more = [*rest.split(","), "", ""]
+    if not (kind and equals and folder) or len(more) > 2:
+        raise argparse.ArgumentTypeError(f"{word!r} is no rule TYPE=DICT, TYPE=DICT,RUN or TYPE=DICT,RUN,READER")
+    return kind, Path(folder), Path(run) if run else None, Path(reader) if reader else None
 
 
-def _load_linker(rule: tuple[str, Path, Path | None], arguments: argparse.Namespace) -> "EntityLinker":
+def _load_linker(rule: _LinkRule, arguments: argparse.Namespace) -> "EntityLinker":
     from ..annotate.entity_linker import EntityLinker
     from ..linking.open_linker import load_linker
 
-    kind, folder, run = rule
-    linker = load_linker(folder, run, accelerator=arguments.accelerator, precision=arguments.precision)
+    kind, folder, run, reader = rule
+    linker = load_linker(folder, run, reader=reader, accelerator=arguments.accelerator, precision=arguments.precision)
     species = [taxon for taxon in arguments.species if taxon in linker.dictionary.taxa]
     return EntityLinker(kind, linker, tuple(species))
 

@@ -21,13 +21,14 @@ from ..json_documents import parse_sealed
 from .gram_index import GramIndex
 from .name_keys import key_hashes, lookup_keys, normalized, series, series_keys
 
-VERSION = 3
+VERSION = 4
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
 CACHED_SERIES, MAX_MEMBERS = 10_000, 500
 """Series that are remembered, and members of a series that are looked at."""
-ARRAYS = ("name_ends", "name_mentions", "name_numbers", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
+ARRAYS = ("name_ends", "name_mentions", "name_is_listed", "name_numbers", "concept_ends", "id_ends", "species",
+          "key_hashes", "key_names")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Dictionary:
     def name(self, number: int) -> str:
         """Return one name."""
         return self.names(number, number + 1)[0]
+
+    def preferred(self, concept: int) -> str:
+        """Return the preferred name of a concept."""
+        return self.name(self._names_of(concept)[0])
 
     def concepts_of(self, names: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the concept of each name."""
