@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from megabert.cli.text_generation import GenerateSettings, read_prompts
 from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.formats import record_streams
@@ -54,10 +55,20 @@ class Reader:
         return held
 
 
+class Prompts(Reader):
+    """The prompts of `megabert generate`."""
+
+    def read(self, folder, content, name=None):
+        if content is not None:
+            (folder / self.name).write_bytes(content)
+        return list(read_prompts(GenerateSettings(file=str(folder / self.name))))
+
+
 TWO = ("model.dataset.data_dir=HERE", "model.test_ds.text_file=text.txt", "model.test_ds.labels_file=labels.txt")
 FOLDER = ("model.data_dir=HERE", "model.test_ds.prefix=.")
 IN, OUT, LABEL = {"seq.in": "go home\nplay\n"}, {"seq.out": "O B-x\nO\n"}, {"label": "a\nb\n"}
 NEMO = ("model.data_dir=HERE", "model.test_ds.prefix=test")
+MCTEST = "\t".join(["s1", "Author: 1", "good\\newlineday", *(["one: who?", "a", "b", "c", "d"] * 4)]) + "\n"
 READERS = {
     "table": Reader("text_classification", "x.tsv", "good one\ta\nbad\tb\n", 2),
     "header": Reader("text_classification", "x.tsv", "id\ttext\tlabel\n1\tgood one\ta\n2\tbad\tb\n", 2),
@@ -109,8 +120,7 @@ READERS = {
         '[[["M: good", "W: b"],\n[{"question": "a", "choice": ["x", "y"], "answer": "y"}], "1"]]\n', 1,
     ),
     "mctest": Reader(
-        "multiple_choice", "x.tsv",
-        "\t".join(["s1", "Author: 1", "good\\newlineday", *(["one: who?", "a", "b", "c", "d"] * 4)]) + "\n", 4, (),
+        "multiple_choice", "x.tsv", MCTEST, 4, (),
         {"x.ans": "A\tB\tC\tD\n"},
     ),
     "mmlu": Reader("multiple_choice", "x.csv", 'good,"a, b",c,d,e,B\nwhat,a,b,c,d,A\n', 2),
@@ -155,6 +165,8 @@ READERS = {
     "wikitext": Reader(
         "causal_language_model", "x.txt", "good words\nb c\n", 1, ("model.dataset.overlapping_eval=8",)
     ),
+    "prompts": Prompts("", "x.txt", "good\nb\n", 2),
+    "prompts in json": Prompts("", "x.jsonl", '{"prompt": "good"}\n{"prompt": "b", "id": 1}\n', 2),
     "inference": Reader("zero_shot", "x.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\n", 1),
 }  # fmt: skip
 
@@ -232,6 +244,22 @@ def test_no_character_loses_a_row(name, case, tmp_path):
     assert WORDS[case] in getattr(found[0], "text", "") or WORDS[case] in found[0].question + found[0].passage
 
 
+NO_TEXT = (
+    gzip.compress(b"good words\n" * 99, mtime=0)[:-9], gzip.compress(b"", mtime=0), b"\xfd7zXZ\0good",
+    b"PK\x03\x04\x14\0\0\0", b"\x80\x04\x95\x0b\0", b"%PDF-1.7\n%\xe2\xe3\n", b"\xff\xd8\xff\xe0",
+    b"\xd0\xcf\x11\xe0\xa1\xb1", b"SQLite format 3\0", b"x.txt" + bytes(99), b"PAR1\x15\0", b"\x93NUMPY\x01\0",
+    b"\x10\0\0\0\0\0\0\0{}", b"\xef\xbb\xbf",
+)  # fmt: skip
+"""Cut and empty archives, pickle, PDF, JPEG, Word, SQLite, tar, Parquet, numpy, safetensors, nothing but a BOM."""
+
+
+@pytest.mark.parametrize("name", ["mctest", "mmlu", "wikitext", "lambada", "prompts", "prompts in json"])
+def test_files_that_are_no_text(name, tmp_path):
+    for content in NO_TEXT:
+        with pytest.raises(InputError, match=r"not UTF-8|a NUL character|is empty|holds no text|is damaged or"):
+            READERS[name].read(tmp_path, content)
+
+
 def bioasq(**values):
     """BioASQ's file with one question."""
     question = {"id": "1", "type": "factoid", "body": "a", "snippets": [{"text": "a"}], "exact_answer": [["a"]]}
@@ -281,7 +309,29 @@ PLACED = [
     ("dream", '[[["a"], [{"question": "b"}], "1"]]', r"\[0\]\[1\]\[0\]: expected an object of question"),
     ("dream", "[[\n", "x.json:1:3: not JSON|x.json:2:1: not JSON"),
     ("mctest", "a\tb\n", ":1: 2 columns; MCTest's have 23"),
+    ("mctest", MCTEST.replace("\td\n", "\n"), ":1: 22 columns"),
+    ("mctest", MCTEST[:-1] + "\te\n", ":1: 24 columns"),
+    ("mctest", MCTEST * 2, "1 lines for the 2 stories"),
+    ("mctest", MCTEST.replace("who?", " ", 1), ":1, question 1: 'question' is ' '"),
+    ("mctest", MCTEST.replace("\ta\t", "\t \t", 1), ":1, question 1: the choices are"),
+    ("mctest", MCTEST.replace("\td\tone", "\t\tone", 1), ":1, question 1: the choices are"),
     ("mmlu", "a,b,A\n", ":1: 3 columns; expected question"),
+    ("mmlu", "good,b,c,d,e,\n,b,c,d,e,A\n", ":2: 'question' is ''"),
+    ("mmlu", "good,b,,d,e,A\n", ":1: the choices are"),
+    ("mmlu", "good,b,c,d,e,F\n", ":1: the answer 'F' is none"),
+    ("mmlu", "good,b,c,d,e,4\n", ":1: the answer '4' is none"),
+    ("mmlu", 'good,b,c,d,e,A\n"x\n', ":3|:2"),
+    ("prompts in json", '{"prompt": 3}\n', ":1: 'prompt' is 3"),
+    ("prompts in json", '{"prompt": null}\n', ":1: 'prompt' is None"),
+    ("prompts in json", '{"prompt": " "}\n', ":1: 'prompt' is ' '"),
+    ("prompts in json", '{"prompt": ["a"]}\n', ":1: 'prompt' is"),
+    ("prompts in json", '{"text": "a"}\n', ":1: there is no 'prompt'"),
+    ("prompts in json", '{"prompt": "a"}\n{"prompt": \n', ":2: not JSON"),
+    ("prompts in json", '["a"]\n', ":1: a JSON list"),
+    ("prompts in json", '"a"\n', ":1: a JSON str"),
+    ("prompts in json", '{"prompt": "\\ud800"}\n', ":1: .*surrogate"),
+    ("prompts in json", '{"prompt": "a"} {"prompt": "b"}\n', ":1: not JSON"),
+    ("prompts in json", "[" * 100_000 + "\n", ":1: not JSON"),
     ("mmlu", "a,b,c,Z\n", ":1: the answer 'Z' is none"),
     ("pubmedqa", '["CONTEXTS"]', "not PubMedQA's format"),
     ("pubmedqa", '{"1": ["CONTEXTS"]}', "x.json: 1: a JSON list; expected an object"),
