@@ -159,6 +159,8 @@ def searches() -> dict[str, str]:
         **dict.fromkeys(names, queries),
         **dict.fromkeys(judged, "q1 0 p1 1\nq2 0 p2 1\n"),
         "bm25.trec": ranking,
+        "negatives.tsv": "q1\tp1\tp2\nq2\tp2\tp1\n",
+        "synonyms.tsv": "C0000001\tparis\tthe city\nC0000002\tseine\tthe river\n",
         "answers.dev.jsonl": '{"id": "q1", "answers": ["radium"]}\n',
     }
 

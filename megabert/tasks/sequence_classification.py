@@ -126,7 +126,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         name = first_name(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
         given = row.others("id", name, *(first_name(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
-        return Example(str(row.values.get("id", number)), text, pair, labels, row.location, given=given)
+        return Example(row.identifier(number), text, pair, labels, row.location, given=given)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
         """Convert a label, labels or number from a file; raises InputError if it is none."""

@@ -325,7 +325,7 @@ def has_words(row: Row) -> bool:
 
 def row_name(row: Row, number: int) -> str:
     """Return a JSON object's id, without one its number."""
-    return str(row.values.get("id", number))
+    return row.identifier(number)
 
 
 def standard_rows(rows: Sequence[Row], outside: str = "O") -> list[Row]:
