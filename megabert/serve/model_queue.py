@@ -224,7 +224,7 @@ class Work:
     """What one request has computed so far; another thread may cancel it."""
 
     host: Any
-    """Semaphore of those that tokenize and decode: more threads than cores would only disturb the networks."""
+    """Turns of those that tokenize and decode."""
     tokens: int = 0
     windows: int = 0
     cut_tokens: int = 0

@@ -119,11 +119,11 @@ class HttpServer(uvicorn.Server):
     """uvicorn's server with our connections; `stop` drains it."""
 
     def __init__(self, application: HttpApplication, settings: ServeSettings) -> None:
-        limits, metrics = settings.limits, application.admission.metrics
+        limits = settings.limits
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             application,
-            http=partial(BoundedConnection, limits=limits, metrics=metrics),  # type: ignore[arg-type]
+            http=partial(BoundedConnection, application=application),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
