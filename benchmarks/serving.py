@@ -76,7 +76,9 @@ def serve_child(arguments: argparse.Namespace) -> None:
         type(predictor.session).with_small_batches = lambda session, *_: session
     if not arguments.encoder:
         print(json.dumps({"offline": offline(arguments, predictor)}), file=sys.stderr, flush=True)
-    settings = ServeSettings(port=0, processes=arguments.processes, batch_tokens=arguments.batch_tokens, access_log="none")
+    settings = ServeSettings(
+        port=0, processes=arguments.processes, batch_tokens=arguments.batch_tokens, access_log="none"
+    )
     serve(
         [LoadedRun("m", predictor)],
         settings,
@@ -111,7 +113,9 @@ def serve_rival(arguments: argparse.Namespace) -> None:
     uvicorn.Server(uvicorn.Config(application, http="h11", log_level="error")).run([listener])
 
 
-def start(role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None]) -> tuple[subprocess.Popen[str], int]:
+def start(
+    role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None]
+) -> tuple[subprocess.Popen[str], int]:
     """Start a server; returns its process and port. What it has measured before is kept."""
     pinned = ["taskset", "--cpu-list", arguments.cores] if arguments.cores else []
     command = [*pinned, sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .annotation import add_link_options, link_rule, load_linker
 from .console import log, new_parser
 
 if TYPE_CHECKING:
+    from ..annotate.entity_linker import EntityLinker
     from ..serve.server import LoadedRun
 
 KEY_VARIABLE = "MEGABERT_API_KEY"
 EXAMPLES = """examples:
   megabert serve ner=RUN                       # http://127.0.0.1:8000 has the page
   megabert serve ner=RUN qa=RUN2 --port 9000
+  megabert serve ner=RUN --link Disease=MEDIC.dict,RUN2    # identifiers of the entities that are found
   megabert serve --config serve.toml           # [models] name = "RUN", and options by their names
 
 MEGABERT_API_KEY, or the file of --api-key-file, has the key that clients send: Authorization: Bearer KEY."""
@@ -38,6 +41,8 @@ def serve(words: Sequence[str]) -> int:
     for name, path in models.items():
         runs.append(_load(name, path, arguments))
         _share(runs[-1], runs[:-1])
+    linkers = [load_linker(rule, arguments) for rule in arguments.links]
+    _check_linkers(linkers, models)
     is_gpu = any("cuda" in str(getattr(run.predictor.session, "device", "")) for run in runs)
     processes = arguments.processes
     if processes is None:
@@ -50,7 +55,7 @@ def serve(words: Sequence[str]) -> int:
     )
     settings = ServeSettings(
         **address, port=arguments.port, processes=processes, batch_tokens=arguments.batch_tokens, key_digest=digest,
-        access_log=arguments.access_log, limits=limits,
+        access_log=arguments.access_log, limits=limits, linkers=linkers,
     )  # fmt: skip
     serve_runs(runs, settings, lambda where: log(f"Serving {', '.join(models)} at {where}; the page is there, too."))
     last = LogWriter("-")  # standard error may be a pipe that nobody reads
@@ -64,7 +69,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("models", nargs="*", metavar="NAME=RUN", help="run folders under the names that clients use")
-    add("--config", type=Path, metavar="FILE", help="TOML file with [models] and these options, _ instead of -")
+    add_link_options(parser)
+    add("--config", type=Path, metavar="FILE", help="TOML file with [models], [links] and these options, _ for -")
     add("--host", default="127.0.0.1", help="address; others than loopback need a key; default: 127.0.0.1")
     add("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     add("--allowed-host", action="append", default=[], metavar="NAME", help="name under which clients reach the server")
@@ -86,9 +92,13 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         unknown = sorted(set(given) - known)
         if unknown:
             raise ConfigError(f"{arguments.config}: {unknown[0]} is no option: {', '.join(sorted(known))}.")
-        parser.set_defaults(**{name: value for name, value in given.items() if name != "models"})
+        parser.set_defaults(**{name: value for name, value in given.items() if name not in ("models", "links")})
         arguments = parser.parse_args(list(words))
         arguments.models = [*(f"{name}={path}" for name, path in given.get("models", {}).items()), *arguments.models]
+        arguments.links = [
+            *(link_rule(f"{name}={rule}") for name, rule in given.get("links", {}).items()),
+            *arguments.links,
+        ]
     return arguments
 
 
@@ -117,6 +127,13 @@ def _models(arguments: argparse.Namespace) -> dict[str, Path]:
     if not models:
         raise ConfigError("no model is given: megabert serve NAME=RUN ...")
     return models
+
+
+def _check_linkers(linkers: "Sequence[EntityLinker]", models: Mapping[str, Path]) -> None:
+    names = [item.type for item in linkers]
+    twice = next((name for name in names if names.count(name) > 1 or name in models), None)
+    if twice is not None:
+        raise ConfigError(f"--link {twice}=...: {twice} is the name of another dictionary or model, too.")
 
 
 def require_uvicorn(command: str) -> None:

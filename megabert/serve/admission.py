@@ -41,7 +41,7 @@ class ServerLimits:
 
 
 @dataclass(eq=False)
-class Place:
+class WaitingPlace:
     """The place of a request that waits to be parsed and admitted."""
 
     admission: "Admission"
@@ -70,7 +70,7 @@ class Admission:
         self.num_starting = 0
         self._num_threads = min(MAX_THREADS, limits.max_concurrent_requests)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="request")
-        self._held: dict[Place, Callable[[], None]] = {}
+        self._held: dict[WaitingPlace, Callable[[], None]] = {}
         self._lock = threading.Lock()
 
     def check(self) -> None:
@@ -81,17 +81,17 @@ class Admission:
         if waiting >= self.limits.max_concurrent_requests:
             raise overloaded(f"{waiting:.0f} requests are waiting. Try again later.")
 
-    def reserve(self) -> "Place":
+    def reserve(self) -> "WaitingPlace":
         """Count a request that is not parsed yet. Raises Refusal as `check` does."""
         self.check()
-        return Place(self)
+        return WaitingPlace(self)
 
-    def hold_or_start(self, place: "Place", start: Callable[[], None]) -> None:
+    def hold_or_start(self, place: "WaitingPlace", start: Callable[[], None]) -> None:
         """Start to parse a request that has a place; hold it while as many are computed as there are threads."""
         self._held[place] = start
         self.start_held()
 
-    def drop(self, place: "Place | None") -> None:
+    def drop(self, place: "WaitingPlace | None") -> None:
         """Forget a request that is held, if it is."""
         if place is not None and self._held.pop(place, None) is not None:
             place.leave()
@@ -112,7 +112,7 @@ class Admission:
         gone: Callable[[], Awaitable[None]],
         seconds: float | None,
         arrived: float,
-        place: "Place | None" = None,
+        place: "WaitingPlace | None" = None,
     ) -> tuple[Any, Work]:
         """Compute a request in a thread; its time begins when it `arrived`, by time.monotonic().
 

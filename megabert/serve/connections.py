@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from .admission import Place
+from .admission import WaitingPlace
 from .http_application import HttpApplication
 from .refusals import Refusal
 from .request_guard import new_request_id
@@ -81,7 +81,7 @@ class BoundedConnection(H11Protocol):
         self.head_timer: asyncio.TimerHandle | None = None
         self.held = bytearray()
         """A request that is counted and not parsed yet."""
-        self.place: Place | None = None
+        self.place: WaitingPlace | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close one too many at once; otherwise wait for a head."""

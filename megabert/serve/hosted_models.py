@@ -27,6 +27,7 @@ from ..tasks.task import Task
 from ..tasks.text_ranking import TextRanking
 from ..tasks.token_classification import TokenClassification
 from ..tasks.zero_shot import ZeroShot
+from .hosted_linkers import HostedLinker
 from .model_queue import ComputeQueue, Work
 from .queued_session import STATES, QueuedSession
 from .refusals import Refusal, invalid, too_large
@@ -264,7 +265,10 @@ class HostTurns:
 class ModelCatalog:
     """The models of a server, and the threads that compute requests."""
 
-    def __init__(self, models: Sequence[HostedModel], *, host_threads: int) -> None:
+    def __init__(
+        self, models: Sequence[HostedModel], linkers: Sequence[HostedLinker] = (), *, host_threads: int
+    ) -> None:
+        self.linkers = {linker.name: linker for linker in linkers}
         self.models = {model.name: model for model in models}
         self.host = HostTurns(host_threads)
 
@@ -285,6 +289,13 @@ class ModelCatalog:
         if self.models[name] not in possible:
             raise invalid(f"{name} is of the task {self.models[name].task.name()}. {_no_model(routes)}", "model")
         return self.models[name]
+
+    def find_linkers(self, names: Sequence[str] | None) -> list[HostedLinker]:
+        """Return the dictionaries of names, all without any; raises Refusal for a name that there is not."""
+        unknown = next((name for name in names or () if name not in self.linkers), None)
+        if unknown is not None:
+            raise Refusal(404, f"there is no such dictionary; there are {', '.join(self.linkers)}.", field="linkers")
+        return list(self.linkers.values()) if names is None else [self.linkers[name] for name in names]
 
     def work(self) -> Work:
         """Start to account for a request."""

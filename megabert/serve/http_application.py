@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import MegabertError
 from .access_log import LogWriter
-from .admission import Admission, Place
+from .admission import Admission, WaitingPlace
 from .hosted_models import ModelCatalog
 from .model_queue import ModelFailure, Work
 from .refusals import ClientGone, Refusal, refusal_json, unavailable
@@ -71,7 +71,7 @@ class Call:
     app: "HttpApplication"
     gone: Callable[[], Awaitable[None]]
     started: float
-    place: Place | None = None
+    place: WaitingPlace | None = None
     work: Work | None = None
     cut_tokens: int | None = None
     """Tokens that were cut on the client's request; None: it did not ask."""
@@ -224,7 +224,7 @@ class HttpApplication:
     async def _answer(
         self, scope: Any, headers: Mapping[str, str], receive: Any, start: float, line: dict[str, Any]
     ) -> Reply:
-        place: Place | None = scope.get("state", {}).get("place")
+        place: WaitingPlace | None = scope.get("state", {}).get("place")
         self.guard.check(scope, headers)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         endpoint, parts = self._find(method, scope["path"])

@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 
+from ..annotate.entity_linker import EntityLinker
 from ..errors import ConfigError, InputWarning, MegabertError
 from ..inference import Predictor, Session
 from .access_log import LogWriter
@@ -25,6 +26,7 @@ from .admission import Admission, ServerLimits
 from .connections import MAX_HEADER_BYTES, BoundedConnection
 from .embedding_routes import embedding_endpoints
 from .front_ends import DRAIN, RemoteQueue, compute_for
+from .hosted_linkers import HostedLinker, linker_lanes
 from .hosted_models import HostedModel, ModelCatalog
 from .http_application import HttpApplication
 from .inference_routes import inference_endpoints
@@ -55,6 +57,8 @@ class ServeSettings:
     hosts: Collection[str] | None = LOOPBACK
     access_log: str = "-"
     limits: ServerLimits = field(default_factory=ServerLimits)
+    linkers: Sequence[EntityLinker] = ()
+    """Dictionaries, each of one type of entities."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
     """Start the queue of the networks: lanes for each with its head, and without."""
     from .adapter_mix import adapter_mixes  # front ends import no torch
 
-    lanes: dict[str, Lane] = {}
+    lanes = linker_lanes(settings.linkers)
     for run in runs:
         predictor = run.predictor
         sessions: dict[str, Session] = {WITH_HEAD: predictor.session, MEAN: predictor.session.without_head()}
@@ -101,7 +105,8 @@ def make_application(
     """Build the application of one process."""
     part = max(settings.batch_tokens // 2, max(run.predictor.task.row_length for run in runs))
     models = [HostedModel(run.name, run.predictor, queue, part) for run in runs]
-    catalog = ModelCatalog(models, host_threads=settings.host_threads)
+    linkers = [HostedLinker(item, queue, part) for item in settings.linkers]
+    catalog = ModelCatalog(models, linkers, host_threads=settings.host_threads)
     admission = Admission(settings.limits, catalog, metrics)
     guard = RequestGuard(settings.hosts, settings.key_digest)
     endpoints = page_endpoints([*task_endpoints(), *embedding_endpoints(), *inference_endpoints()])
@@ -113,6 +118,8 @@ def warm_up(application: HttpApplication) -> None:
     catalog = application.admission.catalog
     for model in catalog.models.values():
         catalog.perform(partial(model.embed, ["Warm-up."]), catalog.work())
+    for linker in catalog.linkers.values():
+        catalog.perform(partial(linker.link, [{"text": "Warm-up"}], 1), catalog.work())
 
 
 class HttpServer(uvicorn.Server):
@@ -211,7 +218,8 @@ class ServerProcesses:
     """Front ends as processes, the networks in this one."""
 
     def __init__(self, runs: Sequence[LoadedRun], settings: ServeSettings, listener: socket.socket) -> None:
-        self.settings, self.listener = settings, listener
+        self.settings = replace(settings, linkers=[_without_network(item) for item in settings.linkers])
+        self.listener = listener
         self._context = multiprocessing.get_context("spawn")
         self._memory = self._context.RawArray("d", (settings.processes + 1) * NUM_VALUES)
         self._metrics = ServerMetrics(self._memory, settings.processes)
@@ -293,6 +301,12 @@ def _short_sequence(lane: Lane) -> Any:
     from ..data.packing import Features
 
     return Features(np.full(4, lane.pad_id), np.zeros(4, dtype=np.int64))
+
+
+def _without_network(item: EntityLinker) -> EntityLinker:
+    dense = item.linker.dense
+    stand_ins: list[Any] = [] if dense is None else [_NoSession(False, "32", dense.session.max_positions)]
+    return replace(item, linker=item.linker.with_sessions(iter(stand_ins)))
 
 
 def _stand_in(predictor: Predictor) -> Any:
