@@ -69,7 +69,8 @@ def make_predictor(arguments: argparse.Namespace) -> Any:
 
 def serve_child(arguments: argparse.Namespace) -> None:
     """Serve in this process until SIGTERM; entities are first measured without a server."""
-    from megabert.serve.server import LoadedRun, ServeSettings, serve
+    from megabert.serve.server import serve
+    from megabert.serve.server_parts import LoadedRun, ServeSettings
 
     predictor = make_predictor(arguments)
     if arguments.packed:
@@ -77,7 +78,11 @@ def serve_child(arguments: argparse.Namespace) -> None:
     if not arguments.encoder:
         print(json.dumps({"offline": offline(arguments, predictor)}), file=sys.stderr, flush=True)
     settings = ServeSettings(
-        port=0, processes=arguments.processes, batch_tokens=arguments.batch_tokens, access_log="none"
+        port=0,
+        processes=arguments.processes,
+        batch_tokens=arguments.batch_tokens,
+        model_threads=arguments.model_threads,
+        access_log="none",
     )
     serve(
         [LoadedRun("m", predictor)],
@@ -106,7 +111,8 @@ def serve_rival(arguments: argparse.Namespace) -> None:
             hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
             return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).tolist()
 
-    from megabert.serve.server import ServeSettings, listen
+    from megabert.serve.server import listen
+    from megabert.serve.server_parts import ServeSettings
 
     listener = listen(ServeSettings(port=0))
     print(f"at http://127.0.0.1:{listener.getsockname()[1]};", file=sys.stderr, flush=True)
@@ -306,6 +312,7 @@ def main() -> None:
     add("--rival", action="store_true")
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of the server; the rival has 32")
     add("--batch-tokens", type=int, default=16384)
+    add("--model-threads", type=int, help="batches computed at once; default: as `megabert serve` decides")
     add("--cores", help="the server's cores, such as 0,1; the load comes from the others")
     add("--role", choices=("bench", "server", "rival"), default="bench")
     arguments = parser.parse_args()

@@ -13,7 +13,7 @@ from .console import log, new_parser
 
 if TYPE_CHECKING:
     from ..annotate.entity_linker import EntityLinker
-    from ..serve.server import LoadedRun
+    from ..serve.server_parts import LoadedRun
 
 KEY_VARIABLE = "MEGABERT_API_KEY"
 EXAMPLES = """examples:
@@ -32,8 +32,10 @@ def serve(words: Sequence[str]) -> int:
     require_uvicorn("serve")
     from ..serve.access_log import LogWriter
     from ..serve.admission import ServerLimits
-    from ..serve.server import ServeSettings, check_address
+    from ..serve.model_queue import CPU_BATCH_TOKENS, DEFAULT_BATCH_TOKENS
+    from ..serve.server import check_address
     from ..serve.server import serve as serve_runs
+    from ..serve.server_parts import ServeSettings
 
     digest = key_digest(arguments.api_key_file, os.environ)
     address = check_address(arguments.host, digest, arguments.allowed_host, is_open=arguments.no_key)
@@ -47,6 +49,7 @@ def serve(words: Sequence[str]) -> int:
     processes = arguments.processes
     if processes is None:
         processes = max(min(8, len(os.sched_getaffinity(0)) - 2), 0) if is_gpu else 0
+    tokens = arguments.batch_tokens or (DEFAULT_BATCH_TOKENS if is_gpu else CPU_BATCH_TOKENS)
     limits = ServerLimits(
         max_concurrent_requests=arguments.max_concurrent_requests,
         max_body_bytes=arguments.max_body_bytes,
@@ -54,7 +57,7 @@ def serve(words: Sequence[str]) -> int:
         deadline_seconds=arguments.deadline,
     )
     settings = ServeSettings(
-        **address, port=arguments.port, processes=processes, batch_tokens=arguments.batch_tokens, key_digest=digest,
+        **address, port=arguments.port, processes=processes, batch_tokens=tokens, key_digest=digest,
         access_log=arguments.access_log, limits=limits, linkers=linkers,
     )  # fmt: skip
     serve_runs(runs, settings, lambda where: log(f"Serving {', '.join(models)} at {where}; the page is there, too."))
@@ -77,7 +80,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--api-key-file", type=Path, metavar="FILE", help="file with the API key")
     add("--no-key", action="store_true", help="serve other machines without a key")
     add("--processes", type=int, help="processes that answer HTTP; default: 0, in one process; on a GPU up to 8")
-    add("--batch-tokens", type=int, default=16_384, help="token budget of a batch; default: 16384")
+    add("--batch-tokens", type=int, help="token budget of a batch; default: 16384, on a CPU 2048")
     add("--max-concurrent-requests", type=int, default=512, help="more are refused with 429; default: 512")
     add("--max-inputs", type=int, default=32, help="inputs of one request; default: 32")
     add("--max-body-bytes", type=int, default=2_000_000, help="default: 2000000")
@@ -162,7 +165,7 @@ def key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | Non
 
 def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
     from ..export.load_predictor import load_predictor
-    from ..serve.server import LoadedRun
+    from ..serve.server_parts import LoadedRun
 
     predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
     dataset = predictor.task.settings.model.dataset

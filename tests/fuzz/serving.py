@@ -9,6 +9,7 @@ line of JSON. Something that must not happen is a defect, and means exit code 1.
 import argparse
 import asyncio
 import contextlib
+import heapq
 import json
 import math
 import os
@@ -66,7 +67,7 @@ class FaultySession:
 def faulty_run(pause):
     """Load the run, with its session made faulty."""
     import megabert
-    from megabert.serve.server import LoadedRun
+    from megabert.serve.server_parts import LoadedRun
 
     predictor = megabert.load(RUN, accelerator="cpu")
     poison = predictor.tokenizer.encode_ids([POISON])[0].tolist()
@@ -76,7 +77,8 @@ def faulty_run(pause):
 def serve_child(options):
     """Serve in this process; `jumps`: time.time() is another year at each call."""
     from megabert.serve.admission import ServerLimits
-    from megabert.serve.server import ServeSettings, serve
+    from megabert.serve.server import serve
+    from megabert.serve.server_parts import ServeSettings
 
     if options.pop("jumps"):
         draw = random.Random(1)
@@ -275,65 +277,97 @@ def crowd(share, seed, make):
         alone = asyncio.run(closed_loop(server.port, 1, seconds / 3))
         rate = sum(row[0] == 200 for row in asyncio.run(closed_loop(server.port, 32, seconds / 2))) / (seconds / 2)
         began = server.usage()
-        moment = _at_once(server.port, clients, seed)
-        storm = asyncio.run(_open_loop(server.port, clients, 3 * rate, seconds, seed))
+        moment = storm(server.port, clients, seed)
+        overload = storm(server.port, clients, seed, 3 * rate, seconds)
         time.sleep(min(10 * share, 2))
         after = asyncio.run(closed_loop(server.port, 1, seconds / 3))
         ended = server.usage()
-        defects = wrong(moment) + wrong(storm) + wrong(after, (200,)) + reconcile(server)
+        defects = wrong(moment) + wrong(overload) + wrong(after, (200,)) + reconcile(server)
     return {
         "clients": clients, "capacity_per_second": round(rate), "alone": summary(alone), "at_once": summary(moment),
-        "three_times": {"requests": len(storm), **summary(storm)}, "later": summary(after),
+        "three_times": {"requests": len(overload), **summary(overload)}, "later": summary(after),
         "usage": [began, ended], "defects": defects,
     }  # fmt: skip
 
 
-def _at_once(port, clients, seed):
-    """Connect all clients, then send all their requests; seconds are those from a request to the answer's first byte.
+class Client:
+    """A client of a storm: a socket that a selector watches, its request and what has come of the answer."""
 
-    Sockets and a selector, since 1,000 coroutines would measure themselves.
+    def __init__(self, number, port, selector):
+        self.number, self.port, self.selector, self.socket, self.sent = number, port, selector, None, None
+        self.open()
+
+    def open(self):
+        self.close()
+        self.socket = socket.create_connection(("127.0.0.1", self.port))
+        self.socket.setblocking(False)
+        self.selector.register(self.socket, selectors.EVENT_READ, self)
+        self.has_answered = False
+
+    def close(self):
+        if self.socket is not None:
+            self.selector.unregister(self.socket)
+            self.socket.close()
+        self.socket = None
+
+    def send(self, draw, due):
+        self.due = due
+        self.data, self.text = text_request(draw, f"{self.number} {time.monotonic()}")
+        self.sent, self.seconds, self.answer = time.monotonic(), None, b""
+        if self.socket is None:
+            self.open()
+        self.socket.send(self.data)
+
+    def receive(self):
+        """Return status, seconds to the first byte, and whether the answer is the own one; None: it is not whole."""
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            data = self.socket.recv(2**18)
+        if not data:  # closed
+            is_idle, may_repeat = self.sent is None, self.has_answered and not self.answer
+            self.close()
+            if is_idle or not may_repeat:
+                return None if is_idle else (0, time.monotonic() - self.sent, True)
+            self.open()  # without a byte of an answer: the server has not read the request. RFC 9112, 9.3.1
+            self.socket.send(self.data)
+            return None
+        self.seconds = self.seconds or time.monotonic() - self.sent
+        self.answer += data
+        head, _, body = self.answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if not length or len(body) < int(length[1]):
+            return None
+        self.sent, self.has_answered = None, True
+        return check((int(head[9:12]), self.seconds, body), self.text)
+
+
+def storm(port, clients, seed, rate=math.inf, seconds=0.0):
+    """Connect clients, then let all ask at a rate of all together, as long as each has its answer; without one, once.
+
+    Sockets and a selector, since 1,000 coroutines would measure themselves. Seconds: those to an answer's first byte.
     """
-    draw, answers, rows = random.Random(seed), {}, []
+    draw, rows, waiting = random.Random(seed), [], 0
     with selectors.DefaultSelector() as selector:
-        for number in range(clients):
-            connection = socket.create_connection(("127.0.0.1", port))
-            connection.setblocking(False)
-            selector.register(connection, selectors.EVENT_READ)
-            answers[connection] = [*text_request(draw, number), 0.0, 0.0, b""]
+        items = [Client(number, port, selector) for number in range(clients)]
         time.sleep(1)
-        for connection, row in answers.items():
-            row[2] = time.monotonic()
-            connection.send(row[0])
-        while len(rows) < clients and (ready := selector.select(PATIENCE)):
-            now = time.monotonic()
-            for connection in (key.fileobj for key, _ in ready):
-                row, data = answers[connection], connection.recv(2**18)
-                row[3], row[4] = row[3] or now - row[2], row[4] + data
-                head, _, body = row[4].partition(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head)
-                if not data or (body and len(body) == int(length[1])):
-                    rows.append(check((int(head[9:12] or 0), row[3], body), row[1]))
-                    selector.unregister(connection)
-                    connection.close()
-    return rows + [(-1, PATIENCE, True)] * (clients - len(rows))
-
-
-async def _open_loop(port, clients, rate, seconds, seed):
-    """Let clients ask at a rate of all together, as long as each has its answer."""
-    rows, begin = [], time.monotonic()
-
-    async def client(number):
-        draw, connection = random.Random(f"{seed}/{number}"), Connection(port)
-        due = begin + number / rate
-        while due < begin + seconds:
-            await asyncio.sleep(due - time.monotonic())
-            data, text = text_request(draw, f"{number} {due}")
-            rows.append(check(await connection.ask(data), text))
-            due = max(due + clients / rate, time.monotonic())
-        connection.close()
-
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    return rows
+        begin = time.monotonic()
+        due = [(begin + number / rate, number) for number in range(clients)]
+        while (due or waiting) and time.monotonic() < begin + seconds + PATIENCE:
+            while due and due[0][0] <= time.monotonic():
+                when, number = heapq.heappop(due)
+                items[number].send(draw, when)
+                waiting += 1
+            for key, _ in selector.select(max(due[0][0] - time.monotonic(), 0) if due else 1):
+                item, row = key.data, key.data.receive()
+                if row is not None:
+                    rows.append(row)
+                    waiting -= 1
+                    next_due = max(item.due + clients / rate, time.monotonic())
+                    if next_due < begin + seconds:
+                        heapq.heappush(due, (next_due, item.number))
+        for item in items:
+            item.close()
+    return rows + [(-1, PATIENCE, True)] * waiting
 
 
 HEAD = "POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
