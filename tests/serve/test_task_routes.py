@@ -9,7 +9,7 @@ import torch
 from megabert.build import load_language_model, new_task_model
 from megabert.config.parser import compose
 from megabert.inference import Predictor
-from megabert.serve.server import LoadedRun
+from megabert.serve.server_parts import LoadedRun
 from megabert.tasks import registry
 from megabert.tasks.text_classification import TextClassification
 from megabert.torch_session import TorchSession
