@@ -94,7 +94,7 @@ def load_training_data(
         return _restored(task, cached, teacher)
     with _recorded_warnings() as caught:
         is_streamed = uses_cache and teaching is None and data.held_out_fold is None
-        with large_files_streamed() if is_streamed else nullcontext():
+        with large_files_streamed(task.files(data)) if is_streamed else nullcontext():
             examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)

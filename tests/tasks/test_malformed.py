@@ -41,9 +41,9 @@ class Reader:
         task = kind(compose(kind.settings_type, words, owner=self.task)[0])
         files = task.files(task.settings.model.test_ds) if "model.test_ds" in " ".join(words) else []
         outcomes = []
-        for streams in (record_streams.large_files_streamed, nullcontext):  # large files give the same
+        for streams in (record_streams.large_files_streamed([]), nullcontext()):  # large files give the same
             try:
-                with streams():
+                with streams:
                     outcomes.append(list(task.read_files(files) if files else task.read(file)))
             except InputError as error:
                 outcomes.append(str(error))
