@@ -27,6 +27,8 @@ MAX_WORDS_KEPT = 1 << 17
 """Words whose tokens are kept for later sentences; some 30 MB."""
 MAX_WORD_KEPT = 64
 """Characters of a word that is kept: longer ones, such as sentences without blanks, hardly come again."""
+_WordIds = tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
+"""The tokens of words that were seen, lately and before."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -71,7 +73,7 @@ class Tokenizer:
         self._rust.pre_tokenizer = BertPreTokenizer()
         self._rust.decoder = WordPieceDecoder()
         add_tokens(self._rust, rules)
-        self._word_ids: dict[str, tuple[int, ...]] = {}
+        self._word_ids: _WordIds = {}, {}
         self._are_words_apart = all(len(token.content.split()) == 1 for token in rules.added_tokens)
 
     @classmethod
@@ -151,15 +153,17 @@ class Tokenizer:
 
     def _pieces(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize words, of which those that were seen before are looked up."""
-        known = self._word_ids
+        known, older = self._word_ids  # other threads may add words to the first
         new = [word for word in set(words) if word not in known]
-        if len(known) + len(new) > MAX_WORDS_KEPT:  # another thread may use the old ones
-            known, new = {}, list(set(words))
-        encodings = encode_batch(self._rust.encode_batch_fast, new) if new else []
-        found = {word: tuple(encoding.ids) for word, encoding in zip(new, encodings, strict=True)}
+        if 2 * (len(known) + len(new)) > MAX_WORDS_KEPT:
+            known, older, new = {}, known, list(set(words))
+        unseen = [word for word in new if word not in older]
+        encodings = encode_batch(self._rust.encode_batch_fast, unseen) if unseen else []
+        found = {word: older[word] for word in new if word in older}
+        found.update(zip(unseen, (tuple(encoding.ids) for encoding in encodings), strict=True))
         kept = {word: ids for word, ids in found.items() if len(word) <= MAX_WORD_KEPT}
         known.update(kept)
-        self._word_ids = known
+        self._word_ids = known, older
         if len(kept) == len(found):
             return list(map(known.__getitem__, words))
         return [known[word] if word in known else found[word] for word in words]

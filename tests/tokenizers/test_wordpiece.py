@@ -53,7 +53,7 @@ def test_ids_are_those_with_offsets_whatever_was_seen_before(monkeypatch):
     for texts in (["ab a", "abcd  ab"], ["", "abcd\tc [SEP]a", "c-c"], ["a b c d ab ba [MASK] abcd"]):
         expected = [encoded.token_ids.tolist() for encoded in tokenizer.encode(texts)]
         assert [ids.tolist() for ids in tokenizer.encode_ids(texts)] == expected
-        assert all(len(word) <= 3 for word in tokenizer._word_ids)
+        assert all(len(word) <= 3 for known in tokenizer._word_ids for word in known)
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_ids", "encode_words"])
