@@ -7,7 +7,7 @@ import json
 import platform
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
+from ..data.prefetch import prefetch
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
 from ..formats.record_streams import RecordStream, large_files_streamed
 from ..storage import file_sha256, folder_sha256
@@ -170,7 +171,18 @@ def _content_sha256(path: Path) -> str:
 
 
 def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any]) -> Iterator[Features]:
-    """Tokenize examples in blocks of so few characters that their tokens fit into memory many times."""
+    """Tokenize examples in blocks, each while the next one is read and that before is written."""
+
+    def tokenized(block: Sequence[Any]) -> Sequence[Features]:
+        return task.features(block, tokenizer, with_targets=True)
+
+    with closing(prefetch(tokenized, _blocks(examples), depth=1)) as blocks:
+        for block in blocks:
+            yield from block
+
+
+def _blocks(examples: Iterable[Any]) -> Iterator[list[Any]]:
+    """Group examples into blocks of so few characters that their tokens fit into memory many times."""
     block: list[Any] = []
     size = 0
     for example in examples:
@@ -178,10 +190,10 @@ def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any
         values = getattr(example, "__dict__", {}).values()
         size += EXAMPLE_SIZE + sum(len(value) for value in values if isinstance(value, str | tuple))
         if size >= BLOCK_SIZE:
-            yield from task.features(block, tokenizer, with_targets=True)
+            yield block
             block, size = [], 0
     if block:
-        yield from task.features(block, tokenizer, with_targets=True)
+        yield block
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Offsets count characters of the original string, never of a normalized copy, so an answer is a slice of the original.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -27,6 +28,8 @@ MAX_WORDS_KEPT = 1 << 17
 """Words whose tokens are kept for later sentences; some 30 MB."""
 MAX_WORD_KEPT = 64
 """Characters of a word that is kept: longer ones, such as sentences without blanks, hardly come again."""
+MANY_CORES, MANY_TEXTS = 8, 256
+"""So many strings are faster tokenized by all of so many cores than looked up word by word on one."""
 _WordIds = tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
 """The tokens of words that were seen, lately and before."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -122,7 +125,8 @@ class Tokenizer:
 
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Tokenize strings to the ids of `encode`, faster because without offsets."""
-        if not self._are_words_apart or isinstance(texts, str):
+        are_many = len(texts) >= MANY_TEXTS and (os.cpu_count() or 1) >= MANY_CORES
+        if are_many or not self._are_words_apart or isinstance(texts, str):
             encodings = encode_batch(self._rust.encode_batch_fast, texts)
             return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         try:  # only at blanks: what else counts as white space is the library's concern
