@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def records(task: str) -> Iterator[str]:
             yield "".join(tagged) + "\n"
         elif task == "text_classification":
             label = ("positive", "negative", "neutral")[number % 3]
-            yield f"{' '.join([*words, *(word for _ in range(9) for word in next(stream))])}\t{label}\n"
+            yield f"{' '.join([*words, *(word for _ in range(4) for word in next(stream))])}\t{label}\n"
         else:
             context = " ".join(word for _ in range(5) for word in next(stream))
             questions = []
@@ -105,8 +106,10 @@ class MemoryPeak(threading.Thread):
         return 1024 * int(lines["VmRSS"].split()[0]), 1024 * int(lines["RssAnon"].split()[0])
 
     def run(self) -> None:
-        """Sample."""
-        while True:
+        """Sample, and print the peaks each minute."""
+        for number in count(1):
+            if number % 3000 == 0:
+                print(json.dumps({"minutes": number // 3000, **self.megabytes()}), flush=True)
             values = self.values()
             self.most = max(self.most[0], values[0]), max(self.most[1], values[1])
             time.sleep(0.02)

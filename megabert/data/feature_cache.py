@@ -184,7 +184,7 @@ def _arrays(features: Sequence[Features], *, with_parts: bool) -> dict[str, NDAr
         "ends": np.cumsum([len(item.token_ids) for item in features]),
         "weights": np.array([item.weight for item in features], dtype=np.float64),
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
-        "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
+        "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int8),
     }
     if with_parts:
         arrays["part_ends"] = np.cumsum([item.num_sequences for item in features])

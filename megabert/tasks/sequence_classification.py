@@ -18,7 +18,7 @@ from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import POOLED_LOGITS, pool_windows, sequence_windows
 from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.data_files import data_suffix
-from ..formats.json_lines import read_json_lines
+from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.pubmedqa import read_answers
 from ..formats.record_streams import derived, find_repeated
 from ..formats.rows import Row
@@ -135,8 +135,10 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.dataset.columns, self.labels)
+        may_have_ids = is_json_lines(path) or "id" in rows[0].values  # a pass over a large file takes long
         named = derived(rows, lambda rows: (row for row in rows if isinstance(row.values.get("id"), str | int)))
-        if repeated := find_repeated(derived(named, lambda rows: (str(row.values["id"]) for row in rows))):
+        names = derived(named, lambda rows: (str(row.values["id"]) for row in rows))
+        if may_have_ids and (repeated := find_repeated(names)):
             row, first = (named[number] for number in repeated)
             raise InputError(
                 f"{row.location}: the id {row.values['id']!r} is that of {first.location} too. Give each its own."
