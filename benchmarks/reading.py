@@ -3,7 +3,7 @@
     python -m benchmarks.reading token_classification --megabytes 300 --folder EMPTY_FOLDER
 
 Generates a file of that size (columns, tab-separated texts, or SQuAD's JSON; texts and columns come again after the
-first 250 MB), reads it in a process of its own from an empty cache and again from the full one, and prints a JSON
+first 100 MB), reads it in a process of its own from an empty cache and again from the full one, and prints a JSON
 object for each. `resident` counts mapped pages of the cache, which the system takes back when it needs memory;
 `anonymous` leaves them out. Both without those of imports. With `--limit_mb` the process may have so much memory of its
 own in all (RLIMIT_DATA), imports included, and fails where it needs more.
@@ -28,7 +28,7 @@ import megabert
 ENCODER = "megabert-mini-uncased"
 SEED, WORDS, BLOCK = 1, 200_000, 5_000
 STEPS = 300
-DISTINCT = 250 * 10**6
+DISTINCT = 100 * 10**6
 
 
 def sentences(random: np.random.Generator) -> Iterator[list[str]]:
