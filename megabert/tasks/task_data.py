@@ -93,7 +93,7 @@ def load_training_data(
     cached = feature_cache.load(cache_folder, key) if uses_cache else None
     if cached is not None:
         return _restored(task, cached, teacher)
-    with _recorded_warnings() as caught:
+    with recorded_warnings() as caught:
         is_streamed = uses_cache and teaching is None and data.held_out_fold is None
         with large_files_streamed(task.files(data)) if is_streamed else nullcontext():
             examples = without_fold(task.read_data(data), data.held_out_fold)
@@ -109,7 +109,7 @@ def load_training_data(
         labels = task.label_report(examples)
 
         def meta() -> dict[str, Any]:
-            messages = [str(item.message) for item in _merged(caught, len(examples))]
+            messages = [str(item.message) for item in merged_warnings(caught, len(examples))]
             facts = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
             return facts | {"warnings": messages}
 
@@ -126,7 +126,7 @@ def load_training_data(
             features = teaching.teach(task, tokenizer, examples, features)
             if uses_cache:
                 feature_cache.save(cache_folder, key, features, meta)
-        caught[:] = _merged(caught, len(examples))
+        caught[:] = merged_warnings(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
 
 
@@ -176,12 +176,12 @@ def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any
     def tokenized(block: Sequence[Any]) -> Sequence[Features]:
         return task.features(block, tokenizer, with_targets=True)
 
-    with closing(prefetch(tokenized, _blocks(examples), depth=1)) as blocks:
+    with closing(prefetch(tokenized, example_blocks(examples), depth=1)) as blocks:
         for block in blocks:
             yield from block
 
 
-def _blocks(examples: Iterable[Any]) -> Iterator[list[Any]]:
+def example_blocks(examples: Iterable[Any]) -> Iterator[list[Any]]:
     """Group examples into blocks of so few characters that their tokens fit into memory many times."""
     block: list[Any] = []
     size = 0
@@ -197,7 +197,7 @@ def _blocks(examples: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
+def recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
     """Collect the warnings about the data, which are shown at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -206,7 +206,7 @@ def _recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
         warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
 
 
-def _merged(caught: Sequence[warnings.WarningMessage], total: int) -> list[warnings.WarningMessage]:
+def merged_warnings(caught: Sequence[warnings.WarningMessage], total: int) -> list[warnings.WarningMessage]:
     """Make one warning about all examples of those about blocks of them."""
     merged: dict[Any, list[warnings.WarningMessage]] = {}
     for number, item in enumerate(caught):
