@@ -58,9 +58,9 @@ class Reader:
         task = registry.find(self.task)(filled(composed(self.task, self.words), str(folder)))
         files = task.files(task.settings.model.test_ds) if "model.test_ds" in " ".join(self.words) else []
         outcomes = []
-        for streams in (record_streams.large_files_streamed, nullcontext):  # large files give the same
+        for streams in (record_streams.large_files_streamed([]), nullcontext()):  # large files give the same
             try:
-                with streams():
+                with streams:
                     outcomes.append(list(task.read_files(files) if files else task.read(file)))
             except InputError as error:
                 outcomes.append(str(error))
