@@ -105,8 +105,6 @@ class TorchSession:
         with_loss = options.get("with_loss", False)
         progress, should_stop = options.get("progress"), options.get("should_stop")
         logits: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(features)
-        if self.device.type == "cpu":
-            batch_size = min(batch_size, 1 + CPU_TOKENS * torch.get_num_threads() // max_length)
         batches = EvaluationBatches(
             features,
             batch_size,
@@ -114,6 +112,7 @@ class TorchSession:
             options["pad_id"],
             static_size=self.is_static,
             size_multiple=self.graphs.size_multiple if self.graphs else 0,
+            max_tokens=CPU_TOKENS * torch.get_num_threads() if self.device.type == "cpu" else None,
             data_rank=self.world.data_rank,
             data_size=self.world.data_size,
         )

@@ -71,7 +71,8 @@ def review(words: Sequence[str]) -> int:
     from ..correction.review_store import ReviewStore
     from ..formats.documents.convert_documents import read_documents
     from ..serve.review_routes import serve_review
-    from ..serve.server import ServeSettings, check_address
+    from ..serve.server import check_address
+    from ..serve.server_parts import ServeSettings
     from .document_import import format_of
 
     form = arguments.format or format_of(arguments.output)

@@ -6,6 +6,7 @@ steps in random order. Every step gets a random sequence of each length, so all 
 one static size fits all. Within a step, micro-batches are balanced by serpentine order.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -223,9 +224,9 @@ def _fits(counts_G2: Indices, max_seqlen: int, size: BatchSize) -> bool:
 class EvaluationBatches:
     """Length-balanced batches of an evaluation set; iterating packs them, each with the indices of its features.
 
-    A batch has at most `batch_size` * `max_seqlen` tokens. With `static_size`, all are filled up to one size; with
-    `size_multiple`, each up to a multiple of so many tokens and of SEQUENCE_MULTIPLE sequences. Each of `data_size`
-    data-parallel processes gets the same number of batches; the last may be empty.
+    A batch has at most `batch_size` * `max_seqlen` tokens, and some `max_tokens`. With `static_size`, all are filled up
+    to one size; with `size_multiple`, each up to a multiple of so many tokens and of SEQUENCE_MULTIPLE sequences. Each
+    of `data_size` data-parallel processes gets the same number of batches; the last may be empty.
     """
 
     def __init__(
@@ -237,6 +238,7 @@ class EvaluationBatches:
         *,
         static_size: bool = False,
         size_multiple: int = 0,
+        max_tokens: int | None = None,
         data_rank: int = 0,
         data_size: int = 1,
     ) -> None:
@@ -246,7 +248,7 @@ class EvaluationBatches:
         lengths = sequence_lengths(features)
         descending = np.argsort(-lengths, kind="stable")
         # Serpentine groups differ by less than one sequence, which must fit the token budget, too.
-        budget = max((batch_size - 1) * max_seqlen, 1)
+        budget = max(min((batch_size - 1) * max_seqlen, max_tokens or sys.maxsize), 1)
         count = min(-(-int(lengths.sum()) // budget), len(lengths))
         self._groups = _split_serpentine(descending, count) if count else []
         self._size_multiple = size_multiple

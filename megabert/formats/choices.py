@@ -99,11 +99,11 @@ def example_of(row: Row, number: int) -> Example:
     if not isinstance(passage, str):
         raise InputError(f"{row.location}: {names['passage']!r} is a {type(passage).__name__}; expected a string.")
     label = None if names["label"] is None else _label(values[names["label"]], keys, choices, row.location)
-    group = values.get("group")
+    group = row.identifier("", "group") or None
     given = row.others("id", "group", *names.values())
     return Example(
-        str(values.get("id", number)), row.string(names["question"] or "question"), passage, choices, label,
-        row.location, None if group is None else str(group), given=given,
+        row.identifier(number), row.string(names["question"] or "question"), passage, choices, label,
+        row.location, group, given=given,
     )  # fmt: skip
 
 
@@ -208,6 +208,7 @@ def _dream(content: list[Any], path: Path) -> Iterator[Example]:
         location = f"{path}: [{number}]"
         if not _is_dialogue(item):
             raise InputError(f"{location} is not DREAM's format: expected [[turns], [questions], id].")
+        name = Row({"id": item[2]}, f"{location}[2]").identifier(number)
         for question_number, question in enumerate(item[1]):
             if not isinstance(question, dict) or "choice" not in question:
                 raise InputError(
@@ -220,7 +221,7 @@ def _dream(content: list[Any], path: Path) -> Iterator[Example]:
             }
             if "answer" in question:
                 values["label"] = question["answer"]
-            row = Row(values | {"id": f"{item[2]}-{question_number}"}, f"{location}[1][{question_number}]")
+            row = Row(values | {"id": f"{name}-{question_number}"}, f"{location}[1][{question_number}]")
             yield example_of(row, question_number)
 
 

@@ -1,11 +1,15 @@
 """Training and inference precision: names, dtypes, casting of a model."""
 
+import os
+from typing import Any
+
 import torch
 from torch import nn
 
 from .attention import has_kernel
 from .config import EncoderConfig
 from .fp8 import Fp8Linear, check_hardware, use_fp8
+from .packed_layers import pack_layers
 
 PRECISIONS = {
     "32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16", "fp8": "fp8",
@@ -22,7 +26,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def has_native_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices natively: AMX, or AVX-512's dot product of bfloat16."""
+    """Whether the CPU multiplies bfloat16 matrices natively: AMX, or AVX-512's dot product of bfloat16.
+
+    Not where oneDNN, which multiplies them, may not use these by its own variable ONEDNN_MAX_CPU_ISA.
+    """
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if allowed and not any(name in allowed for name in ("BF16", "FP16", "AMX", "ALL", "DEFAULT")):
+        return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -43,10 +53,14 @@ def cast_model(model: nn.Module, precision: str) -> None:
 
 
 def freeze(model: nn.Module) -> None:
-    """Quantize the weights of fp8 layers once, for inference."""
+    """Prepare weights once, for inference: quantize those of fp8; pack those in bfloat16 on a CPU that has it."""
     for module in model.modules():
         if isinstance(module, Fp8Linear):
             module.freeze()
+    encoder: Any = model.get_submodule("encoder")
+    weight = encoder.embeddings.word.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_native_bfloat16():
+        pack_layers(encoder)
 
 
 def resolve_static_batches(requested: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
