@@ -37,12 +37,10 @@ class CandidateRanker:
 
     def best(self, whole: "LinkedPart", ways: Sequence[tuple["LinkedPart", ...]]) -> tuple["LinkedPart", ...]:
         """Order the candidates of a mention and of the parts of each way to split it, and choose the best way."""
-        found = self.ordered(whole)
-        if not found.candidates:
-            return (found,)
-        rows = part_features(whole, self.mentions)
-        best, choice = max(map(self.score, rows)), (found,)
-        for way in ways:
+        best, choice = -math.inf, (self.ordered(whole),)
+        if whole.candidates:
+            best = choice[0].scores[0]
+        for way in ways if whole.candidates else ():
             parts = tuple(map(self.ordered, way))
             row = split_features(whole.text, parts)
             if row is not None and (score := self.score(row)) > best:
@@ -53,7 +51,8 @@ class CandidateRanker:
         """Order the candidates of a part by score, equal ones as they are."""
         scores = list(map(self.score, part_features(part, self.mentions)))
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        return replace(part, candidates=tuple(replace(part.candidates[n], score=scores[n]) for n in order))
+        candidates = tuple(part.candidates[place] for place in order)
+        return replace(part, candidates=candidates, scores=tuple(scores[place] for place in order))
 
     def score(self, row: Features) -> float:
         """Add up the weights of features."""

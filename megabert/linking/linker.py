@@ -80,10 +80,7 @@ class NameCandidate:
     """How often it is a mention of its concept in the documents that the dictionary was built of."""
     is_listed: bool = True
     """Whether the dictionary has it from a file of names, too."""
-    preferred: str = ""
-    """The preferred name of its concept."""
-    score: float | None = None
-    """That of a CandidateRanker, which ordered it."""
+    concept: int = -1
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,8 @@ class LinkedPart:
 
     text: str
     candidates: tuple[NameCandidate, ...]
+    scores: tuple[float, ...] = ()
+    """Those of a CandidateRanker, by which it has ordered the candidates."""
 
     @property
     def similarity(self) -> float:
@@ -317,8 +316,8 @@ class Linker:
         arrays = self.dictionary.arrays
         concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
         identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
-        mentions, preferred = int(arrays["name_mentions"][name]), self.dictionary.preferred(concept)
-        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, preferred)
+        mentions = int(arrays["name_mentions"][name])
+        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, concept)
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
