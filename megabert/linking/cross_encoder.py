@@ -11,9 +11,9 @@ from typing import Any
 from ..inference import Predictor, Session
 from ..tasks.retrieval_data import RetrievalExample
 from .candidate_ranker import RANKED, kind_of
+from .candidates import LinkedPart, NameCandidate
 from .dictionary import Dictionary
-from .linker import LinkedPart, NameCandidate
-from .ranker_fitting import Example, is_right
+from .ranker_fitting import CandidateExample, is_right
 
 Parts = tuple[LinkedPart, ...]
 
@@ -69,7 +69,7 @@ def candidate_text(dictionary: Dictionary, candidate: NameCandidate) -> str:
     return f"{candidate.name}{further} ({kind_of(candidate.identifiers[0])})"
 
 
-def candidate_pairs(dictionary: Dictionary, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+def candidate_pairs(dictionary: Dictionary, examples: Sequence[CandidateExample]) -> Iterator[dict[str, Any]]:
     """Yield query, positive and negatives of the mentions that have a right and a wrong candidate."""
     for item in examples:
         for part in (item.whole,) if len(item.gold.identifiers) == 1 or not item.ways else item.ways[0]:

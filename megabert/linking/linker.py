@@ -19,6 +19,7 @@ from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
 from .candidate_ranker import RANKED, CandidateRanker
+from .candidates import LinkedPart, NameCandidate
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
@@ -67,35 +68,6 @@ class LinkQuery:
     """Taxa of the concepts that may be meant; (): any."""
     context: str = ""
     """The sentence that it stands in, which a reader reads."""
-
-
-@dataclass(frozen=True)
-class NameCandidate:
-    """A name of the dictionary with its concept's identifiers, the concept's own first."""
-
-    name: str
-    identifiers: tuple[str, ...]
-    similarity: float
-    mentions: int = 0
-    """How often it is a mention of its concept in the documents that the dictionary was built of."""
-    is_listed: bool = True
-    """Whether the dictionary has it from a file of names, too."""
-    concept: int = -1
-
-
-@dataclass(frozen=True)
-class LinkedPart:
-    """A mention, or a part of a composite one, as it was searched, with candidates, the best first."""
-
-    text: str
-    candidates: tuple[NameCandidate, ...]
-    scores: tuple[float, ...] = ()
-    """Those of a CandidateRanker, by which it has ordered the candidates."""
-
-    @property
-    def similarity(self) -> float:
-        """That of the best candidate, 0 without any."""
-        return self.candidates[0].similarity if self.candidates else 0.0
 
 
 @dataclass(frozen=True)
