@@ -34,10 +34,11 @@ class CandidateRanker:
 
     def best(self, whole: LinkedPart, ways: Sequence[tuple[LinkedPart, ...]]) -> tuple[LinkedPart, ...]:
         """Order the candidates of a mention and of the parts of each way to split it, and choose the best way."""
-        best, choice = -math.inf, (self.ordered(whole),)
-        if whole.candidates:
-            best = choice[0].scores[0]
-        for way in ways if whole.candidates else ():
+        choice: tuple[LinkedPart, ...] = (self.ordered(whole),)
+        if not whole.candidates:
+            return choice
+        best = choice[0].scores[0]
+        for way in ways:
             parts = tuple(map(self.ordered, way))
             row = split_features(whole.text, parts)
             if row is not None and (score := self.score(row)) > best:

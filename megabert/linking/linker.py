@@ -163,7 +163,7 @@ class Linker:
                 yield _first(self.ranker.best(whole, ways), k)
             return
         for whole, ways in self.searched(wanted, k):
-            best = (whole,)
+            best: tuple[LinkedPart, ...] = (whole,)
             for parts in ways:
                 if self._is_better(parts, best):
                     best = parts

@@ -198,6 +198,6 @@ def _fit(groups: Sequence[Group]) -> dict[str, float]:
         total.backward()
         return total
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     found = weights_F.detach().tolist()
     return {name: round(found[number], 4) for name, number in numbers.items() if round(found[number], 4)}
