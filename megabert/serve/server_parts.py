@@ -1,6 +1,6 @@
 """What a server consists of: settings, loaded runs, the queue of their networks, the application of one process."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from .hosted_linkers import HostedLinker, linker_lanes
 from .hosted_models import HostedModel, ModelCatalog
 from .http_application import HttpApplication
 from .inference_routes import inference_endpoints
-from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, ModelQueue
+from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, Mix, ModelQueue
 from .page_routes import page_endpoints
 from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
 from .request_guard import LOOPBACK, RequestGuard
@@ -52,8 +52,6 @@ class LoadedRun:
 
 def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: ServerMetrics) -> ModelQueue:
     """Start the queue of the networks: lanes for each with its head, and without."""
-    from .adapter_mix import adapter_mixes  # front ends import no torch
-
     lanes = linker_lanes(settings.linkers)
     for run in runs:
         predictor = run.predictor
@@ -67,11 +65,21 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
             lanes[lane_name(run.name, kind)] = lane
     return ModelQueue(
         lanes,
-        mixes=adapter_mixes({name: lane.session for name, lane in lanes.items()}),
+        mixes=_mixes(lanes) if any(map(_is_torch, runs)) else {},
         batch_tokens=settings.batch_tokens,
         threads=settings.model_threads or 1,
         observe=metrics.observe_batch,
     )
+
+
+def _is_torch(run: LoadedRun) -> bool:
+    return hasattr(run.predictor.session, "model")
+
+
+def _mixes(lanes: Mapping[str, Lane]) -> Mapping[str, Mix]:
+    from .adapter_mix import adapter_mixes  # front ends, and servers of exported networks, import no torch
+
+    return adapter_mixes({name: lane.session for name, lane in lanes.items()})
 
 
 def with_model_threads(settings: ServeSettings, runs: Sequence[LoadedRun]) -> ServeSettings:
@@ -84,7 +92,7 @@ def with_model_threads(settings: ServeSettings, runs: Sequence[LoadedRun]) -> Se
         return settings
     if any(compute_type(run.predictor) == "gpu" for run in runs):
         return replace(settings, model_threads=2)
-    if not all(hasattr(run.predictor.session, "model") for run in runs):  # onnxruntime has threads of its own
+    if not all(map(_is_torch, runs)):  # onnxruntime has threads of its own
         return settings
     import torch
 
