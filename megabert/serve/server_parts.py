@@ -1,6 +1,6 @@
 """What a server consists of: settings, loaded runs, the queue of their networks, the application of one process."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -69,6 +69,7 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
         batch_tokens=settings.batch_tokens,
         threads=settings.model_threads or 1,
         observe=metrics.observe_batch,
+        divide=_divide_cores(runs, settings),
     )
 
 
@@ -85,8 +86,8 @@ def _mixes(lanes: Mapping[str, Lane]) -> Mapping[str, Mix]:
 def with_model_threads(settings: ServeSettings, runs: Sequence[LoadedRun]) -> ServeSettings:
     """Decide how many batches are computed at once, and divide the cores among them.
 
-    On a CPU each has a core, up to four: no thread waits for others at the end of each operation, or when tokenizing
-    takes its core. On a GPU one is packed while the other is computed.
+    On a CPU as many as cores, up to four: no thread waits for others at the end of each operation, or when tokenizing
+    takes its core. One that is alone has all cores. On a GPU one is packed while the other is computed.
     """
     if settings.model_threads is not None:
         return settings
@@ -96,10 +97,18 @@ def with_model_threads(settings: ServeSettings, runs: Sequence[LoadedRun]) -> Se
         return settings
     import torch
 
+    return replace(settings, model_threads=min(torch.get_num_threads(), MAX_MODEL_THREADS))
+
+
+def _divide_cores(runs: Sequence[LoadedRun], settings: ServeSettings) -> Callable[[int], None]:
+    """Return what gives each of several batches on a CPU its part of the cores."""
+    is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
+    if is_gpu or (settings.model_threads or 1) == 1 or not all(map(_is_torch, runs)):
+        return lambda _: None
+    import torch
+
     cores = torch.get_num_threads()
-    threads = min(cores, MAX_MODEL_THREADS)
-    torch.set_num_threads(cores // threads)
-    return replace(settings, model_threads=threads)
+    return lambda count: torch.set_num_threads(max(cores // count, 1))
 
 
 def compute_type(predictor: Predictor) -> str:
