@@ -141,10 +141,10 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"predictions.jsonl": lines, **predictor.task.write_predictions(examples, predictions)}
-        for name, content in files.items():
+        contents = {"predictions.jsonl": lines, **predictor.task.write_predictions(examples, predictions)}
+        for name, content in contents.items():
             atomic_write(folder / name, content)
-        log(f"Wrote {', '.join(files)} in {folder}.")
+        log(f"Wrote {', '.join(contents)} in {folder}.")
     if settings.output is not None:
         atomic_write(Path(settings.output), lines)
         log(f"Wrote {len(predictions)} predictions to {settings.output}.")

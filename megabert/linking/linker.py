@@ -23,7 +23,7 @@ from .candidates import LinkedPart, NameCandidate
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
-from .networks import DenseResult, DenseSearch, MentionReader
+from .protocols import DenseResult, DenseSearch, MentionReader
 
 SearchedText = tuple[str, tuple[int, ...]]
 """A text with its abbreviations written out, and the taxa of the concepts that may be meant."""

@@ -12,7 +12,7 @@ from ..formats.dictionaries.gold_mentions import GoldMention
 from ..inference import Session
 from ..metrics.linking import RankedMention, accuracy_scores
 from .linker import Calibration, Link, Linker, LinkQuery
-from .networks import DenseResult, DenseSearch
+from .protocols import DenseResult, DenseSearch
 
 WEIGHTS = tuple(number / 10 for number in range(11))
 SMALLEST = 50
