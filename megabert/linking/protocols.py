@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..inference import Predictor, Session
-from ..tokenizers.wordpiece import Tokenizer
 from .candidates import LinkedPart
 
 
@@ -21,14 +20,6 @@ class DenseSearch(Protocol):
     @property
     def session(self) -> Session:
         """What embeds texts."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run that made the embeddings."""
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that a name may have."""
 
     def with_session(self, session: Session) -> "DenseSearch":
         """Return the search with the session of another process."""
