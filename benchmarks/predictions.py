@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from megabert.planner.cost_model import Estimate
 from megabert.planner.hardware import GPUS
 from megabert.planner.layout import ParallelLayout
-from megabert.planner.networks import NETWORKS
+from megabert.planner.published_networks import NETWORKS
 from megabert.planner.search import PlanRequest, ScalingPoint, scale
 from megabert.planner.workload import MicroBatch, Workload
 

@@ -133,7 +133,7 @@ def _request(settings: PlanSettings) -> "PlanRequest":
 
 def _shape(model: str) -> "EncoderConfig":
     """Read the architecture from a known size, a config.json, a checkpoint or a published name."""
-    from ..planner.networks import NETWORKS
+    from ..planner.published_networks import NETWORKS
 
     if model.lower() in NETWORKS:
         return NETWORKS[model.lower()]
@@ -150,7 +150,7 @@ def _shape(model: str) -> "EncoderConfig":
 def _published_shape(name: str) -> "EncoderConfig":
     from ..checkpoints.published import published_checkpoints
     from ..model.config import EncoderConfig
-    from ..planner.networks import BERT_VOCABULARY, NETWORKS
+    from ..planner.published_networks import BERT_VOCABULARY, NETWORKS
 
     aliases = {alias: item.name for item in published_checkpoints().values() for alias in item.aliases}
     published = published_checkpoints().get(aliases.get(name, name))
@@ -182,7 +182,7 @@ def _published_shape(name: str) -> "EncoderConfig":
 def _shape_of_file(path: Path) -> "EncoderConfig":
     from ..checkpoints.user_config import parse_user_config
     from ..model.config import EncoderConfig
-    from ..planner.networks import BERT_VOCABULARY
+    from ..planner.published_networks import BERT_VOCABULARY
 
     config = read_json_object(path)
     shape = parse_user_config(config, str(path)).full_shape

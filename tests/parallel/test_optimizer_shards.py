@@ -15,7 +15,7 @@ from megabert.parallel.process_group import World
 from megabert.planner.cost_model import FREE_SHARE, Estimate
 from megabert.planner.hardware import GPUS
 from megabert.planner.layout import ParallelLayout
-from megabert.planner.networks import NETWORKS
+from megabert.planner.published_networks import NETWORKS
 from megabert.planner.workload import MicroBatch, Workload
 
 SHAPES = st.lists(st.sampled_from([(3,), (1,), (64,), (7, 5), (40, 33), (2, 1000)]), min_size=1, max_size=6)

@@ -13,7 +13,7 @@ from megabert.model.pretraining_heads import LanguageModelHead, PretrainingHead
 from megabert.planner.cost_model import WORKSPACE, Estimate
 from megabert.planner.hardware import GPUS, MEGABERT, MEGATRON_2019
 from megabert.planner.layout import CommunicationGroup, ParallelLayout
-from megabert.planner.networks import NETWORKS
+from megabert.planner.published_networks import NETWORKS
 from megabert.planner.workload import MicroBatch, Workload, count_parameters, forward_flops
 
 H100, V100 = GPUS["h100"], GPUS["v100"]

@@ -5,7 +5,7 @@ import pytest
 
 from megabert.errors import ConfigError
 from megabert.planner.hardware import GPUS, MEGABERT
-from megabert.planner.networks import NETWORKS
+from megabert.planner.published_networks import NETWORKS
 from megabert.planner.search import ALL, PlanRequest, choose, estimate_all, layout_settings, scale
 from megabert.planner.workload import Workload
 
