@@ -28,7 +28,7 @@ def documents(count, *, with_identifiers=True):
 def test_a_reader_that_is_trained_on_pairs_orders_candidates(tmp_path, monkeypatch, vocab_file):
     monkeypatch.chdir(tmp_path)
     opened = build(tmp_path, NAMES)
-    (tmp_path / "gold.pubtator").write_text(documents(240))
+    (tmp_path / "gold.pubtator").write_text(documents(60))
     (tmp_path / "few.pubtator").write_text(documents(4, with_identifiers=False))
     assert main(["dictionary", "pairs", "diseases.dict", "--mentions", "gold.pubtator", "-o", "pairs.jsonl"]) == 0
     first = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[1])
@@ -38,7 +38,7 @@ def test_a_reader_that_is_trained_on_pairs_orders_candidates(tmp_path, monkeypat
     train = ["train", "text_ranking", "model.train_ds.file=pairs.jsonl", "model.validation_ds.file=pairs.jsonl"]
     settings = [
         "model.language_model.pretrained_model_name=null", f"model.language_model.config={TINY}",
-        f"model.tokenizer.vocab_file={vocab_file}", "model.optim.lr=5e-3", "trainer.max_epochs=2",
+        f"model.tokenizer.vocab_file={vocab_file}", "model.optim.lr=5e-3", "trainer.max_epochs=3",
         "trainer.accelerator=cpu", "trainer.val_check_interval=0", "exp_manager.explicit_log_dir=READER",
         "model.dataset.max_seq_length=48", "model.train_ds.num_negatives=2", "model.validation_ds.num_samples=4",
     ]  # fmt: skip
