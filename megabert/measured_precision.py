@@ -16,7 +16,7 @@ from .analysis.judgments import PREDICTIONS
 from .errors import MegabertError
 from .formats.json_lines import json_row
 from .inference import Predictor
-from .model.precision import cast_model, freeze, has_native_bfloat16
+from .model.precision import cast_model, has_native_bfloat16
 from .torch_session import TorchSession
 
 VALIDATION = f"validation/{PREDICTIONS}"
@@ -49,7 +49,6 @@ def with_measured_precision(predictor: Predictor, folder: Path) -> Predictor:
         return predictor
     lower = replace(session, model=copy.deepcopy(session.model), precision="bf16")
     cast_model(lower.model, "bf16")
-    freeze(lower.model)
     choice = choose(predictor, replace(predictor, session=lower), folder)
     session = lower if choice.precision == "bf16" else session
     return replace(predictor, session=session, notes=(*predictor.notes, str(choice)))
