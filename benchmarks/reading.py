@@ -2,19 +2,23 @@
 
     python -m benchmarks.reading token_classification --megabytes 300 --folder EMPTY_FOLDER
 
-Generates a file of that size (columns, tab-separated texts, or SQuAD's JSON), reads it in a process of its own from an
-empty cache and again from the full one, and prints a JSON object for each. `resident` counts mapped pages of the
-cache, which the system takes back when it needs memory; `anonymous` leaves them out. Both without those of imports.
+Generates a file of that size (columns, tab-separated texts, or SQuAD's JSON; texts and columns come again after the
+first 100 MB), reads it in a process of its own from an empty cache and again from the full one, and prints a JSON
+object for each. `resident` counts mapped pages of the cache, which the system takes back when it needs memory;
+`anonymous` leaves them out. Both without those of imports. With `--limit_mb` the process may have so much memory of its
+own in all (RLIMIT_DATA), imports included, and fails where it needs more.
 """
 
 import argparse
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ import megabert
 ENCODER = "megabert-mini-uncased"
 SEED, WORDS, BLOCK = 1, 200_000, 5_000
 STEPS = 300
+DISTINCT = 100 * 10**6
 
 
 def sentences(random: np.random.Generator) -> Iterator[list[str]]:
@@ -54,7 +59,7 @@ def records(task: str) -> Iterator[str]:
             yield "".join(tagged) + "\n"
         elif task == "text_classification":
             label = ("positive", "negative", "neutral")[number % 3]
-            yield f"{' '.join(words + next(stream) + next(stream))}\t{label}\n"
+            yield f"{' '.join([*words, *(word for _ in range(4) for word in next(stream))])}\t{label}\n"
         else:
             context = " ".join(word for _ in range(5) for word in next(stream))
             questions = []
@@ -76,9 +81,13 @@ def generate(task: str, path: Path, size: int) -> None:
         written = file.write(before)
         for record in records(task):
             written += file.write(record)
-            if written >= size:
+            if written >= (size if before else min(size, DISTINCT)):
                 break
         file.write(after)
+    start = b"" if before else path.read_bytes()
+    with path.open("ab") as file:
+        while start and file.tell() < size:
+            file.write(start)
 
 
 class MemoryPeak(threading.Thread):
@@ -97,8 +106,10 @@ class MemoryPeak(threading.Thread):
         return 1024 * int(lines["VmRSS"].split()[0]), 1024 * int(lines["RssAnon"].split()[0])
 
     def run(self) -> None:
-        """Sample."""
-        while True:
+        """Sample, and print the peaks each minute."""
+        for number in count(1):
+            if number % 3000 == 0:
+                print(json.dumps({"minutes": number // 3000, **self.megabytes()}), flush=True)
             values = self.values()
             self.most = max(self.most[0], values[0]), max(self.most[1], values[1])
             time.sleep(0.02)
@@ -139,9 +150,12 @@ def main() -> None:
     parser.add_argument("task", choices=("token_classification", "text_classification", "question_answering"))
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--limit_mb", type=int)
     parser.add_argument("--read", type=Path)
     arguments = parser.parse_args()
     if arguments.read:
+        if arguments.limit_mb:
+            resource.setrlimit(resource.RLIMIT_DATA, (arguments.limit_mb * 10**6,) * 2)
         read(arguments.task, arguments.read)
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -149,6 +163,7 @@ def main() -> None:
     path = arguments.folder / f"{arguments.task}{suffix[arguments.task]}"
     generate(arguments.task, path, arguments.megabytes * 10**6)
     words = [sys.executable, "-m", "benchmarks.reading", arguments.task, "--folder", str(arguments.folder)]
+    words += [] if arguments.limit_mb is None else ["--limit_mb", str(arguments.limit_mb)]
     for cache in ("empty", "full"):
         about = {"task": arguments.task, "megabytes": path.stat().st_size // 10**6, "cache": cache}
         print(json.dumps(about), flush=True)

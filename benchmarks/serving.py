@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import re
 import signal
@@ -58,7 +59,7 @@ def make_predictor(arguments: argparse.Namespace) -> Any:
     task.restore_state({**task.state(), "labels": LABELS} if "labels" in task.state() else task.state())
     language_model = load_language_model(settings.model, home=Path("none"), seed=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision("auto", device)
+    precision = resolve_precision(arguments.precision, device)
     model = new_task_model(task, language_model, seed=1).to(device).eval()
     cast_model(model, precision)
     freeze(model)
@@ -68,14 +69,21 @@ def make_predictor(arguments: argparse.Namespace) -> Any:
 
 def serve_child(arguments: argparse.Namespace) -> None:
     """Serve in this process until SIGTERM; entities are first measured without a server."""
-    from megabert.serve.server import LoadedRun, ServeSettings, serve
+    from megabert.serve.server import serve
+    from megabert.serve.server_parts import LoadedRun, ServeSettings
 
     predictor = make_predictor(arguments)
     if arguments.packed:
         type(predictor.session).with_small_batches = lambda session, *_: session
     if not arguments.encoder:
         print(json.dumps({"offline": offline(arguments, predictor)}), file=sys.stderr, flush=True)
-    settings = ServeSettings(port=0, processes=arguments.processes, access_log="none")
+    settings = ServeSettings(
+        port=0,
+        processes=arguments.processes,
+        batch_tokens=arguments.batch_tokens,
+        model_threads=arguments.model_threads,
+        access_log="none",
+    )
     serve(
         [LoadedRun("m", predictor)],
         settings,
@@ -103,16 +111,20 @@ def serve_rival(arguments: argparse.Namespace) -> None:
             hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
             return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).tolist()
 
-    from megabert.serve.server import ServeSettings, listen
+    from megabert.serve.server import listen
+    from megabert.serve.server_parts import ServeSettings
 
     listener = listen(ServeSettings(port=0))
     print(f"at http://127.0.0.1:{listener.getsockname()[1]};", file=sys.stderr, flush=True)
     uvicorn.Server(uvicorn.Config(application, http="h11", log_level="error")).run([listener])
 
 
-def start(role: str, keep: Callable[[str, Any], None]) -> tuple[subprocess.Popen[str], int]:
+def start(
+    role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None]
+) -> tuple[subprocess.Popen[str], int]:
     """Start a server; returns its process and port. What it has measured before is kept."""
-    command = [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
+    pinned = ["taskset", "--cpu-list", arguments.cores] if arguments.cores else []
+    command = [*pinned, sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -265,14 +277,14 @@ def run(arguments: argparse.Namespace) -> None:
     path, key = ("/embed", "inputs") if arguments.encoder else ("/v1/entities", "inputs")
     requests = [request(path, {key: group}) for group in groups]
     short = [request(path, {key: [" ".join(words_of(arguments)[:12])]})]
-    process, port = start("server", keep)
+    process, port = start("server", arguments, keep)
     try:
         keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
         keep("one short text", measure(port, short, 1, 5))
     finally:
         process.kill()
     if arguments.rival:
-        process, port = start("rival", keep)
+        process, port = start("rival", arguments, keep)
         try:
             keep("rival", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
             keep("rival, one short text", measure(port, short, 1, 5))
@@ -298,10 +310,16 @@ def main() -> None:
     add("--mixed", action="store_true", help="requests and texts of many sizes")
     add("--packed", action="store_true", help="without CUDA graphs of small batches")
     add("--rival", action="store_true")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of the server; the rival has 32")
+    add("--batch-tokens", type=int, default=16384)
+    add("--model-threads", type=int, help="batches computed at once; default: as `megabert serve` decides")
+    add("--cores", help="the server's cores, such as 0,1; the load comes from the others")
     add("--role", choices=("bench", "server", "rival"), default="bench")
     arguments = parser.parse_args()
     if arguments.role == "bench":  # a timeout ends the servers, too
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        if arguments.cores:
+            os.sched_setaffinity(0, os.sched_getaffinity(0) - set(map(int, arguments.cores.split(","))))
     {"bench": run, "server": serve_child, "rival": serve_rival}[arguments.role](arguments)
 
 

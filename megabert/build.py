@@ -197,7 +197,7 @@ def restore(
 ) -> tuple[Task[Any, Any], TaskModel, Tokenizer]:
     """Build a checkpoint's task, network and tokenizer; training data are not needed.
 
-    Nor are base weights, except for adapters: their base is loaded from where the settings name it, as `place` says.
+    Nor are base weights, except for adapters: their base is loaded from where the settings name it, to `place`.
     `task_name` is required where the run's task is a user's own file. `settings` replaces the run's own, `overrides`
     changes some of them.
     """

@@ -12,18 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data.packing import Batch, BatchSize, Features, pack
+from .inference import by_feature
 from .kernels.cuda_graph import CapturedGraph, side_stream
 from .model.heads import TaskModel
 
 SMALL_BATCHES = (BatchSize(64, 9), BatchSize(128, 9), BatchSize(256, 9), BatchSize(512, 9), BatchSize(1024, 18))
 """Static sizes of small batches, fillers included: the launches of their kernels take longer than these run."""
-
-
-def by_feature(logits_NC: NDArray[np.float32], parts: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Split the logits of sequences: [C] of a feature with one sequence, [P, C] of one with several."""
-    starts = np.cumsum([0, *parts])
-    pairs = zip(starts[:-1].tolist(), parts, strict=True)
-    return [logits_NC[start] if count == 1 else logits_NC[start : start + count] for start, count in pairs]
 
 
 def split_logits(logits: NDArray[np.float32], batch: Batch, *, is_per_sequence: bool) -> list[NDArray[np.float32]]:

@@ -96,15 +96,18 @@ class Teacher:
                 raise InputError(f"model.distillation.unlabelled: {file} is not a file. Give data of the task.")
         return files
 
-    def check_labels(self, task: Task[Any, Any], *, is_new: bool) -> None:
-        """Give a task with a new head the teacher's labels. Raises ConfigError where the two differ otherwise."""
-        own, theirs = task.label_sets(), self.task.label_sets()
+    def _check_problem(self, task: Task[Any, Any]) -> None:
         kinds = [(item.label_sets().keys(), getattr(item, "problem", None)) for item in (task, self.task)]
         if kinds[0] != kinds[1]:
             raise ConfigError(
                 f"The teacher {self.path} solves another problem ({kinds[1][1]}) than the student ({kinds[0][1]}). "
                 "Train the teacher with the settings of the student's model.dataset."
             )
+
+    def check_labels(self, task: Task[Any, Any], *, is_new: bool) -> None:
+        """Give a task with a new head the teacher's labels. Raises ConfigError where the two differ otherwise."""
+        self._check_problem(task)
+        own, theirs = task.label_sets(), self.task.label_sets()
         for kind, labels in own.items():
             if lacking := [label for label in labels if label not in theirs[kind]]:
                 raise ConfigError(

@@ -33,6 +33,13 @@ class SessionOutput:
     loss: float | None
 
 
+def by_feature(logits_NC: NDArray[np.float32], parts: Sequence[int]) -> list[NDArray[np.float32]]:
+    """Split the logits of sequences: [C] of a feature with one sequence, [P, C] of one with several."""
+    starts = np.cumsum([0, *parts])
+    pairs = zip(starts[:-1].tolist(), parts, strict=True)
+    return [logits_NC[start] if count == 1 else logits_NC[start : start + count] for start, count in pairs]
+
+
 class RunOptions(TypedDict):
     """How a session computes: batches with a budget of batch_size x max_length tokens, padded with pad_id."""
 

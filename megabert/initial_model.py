@@ -32,7 +32,7 @@ class InitialModel:
     """Lines for the log: where the weights come from."""
 
     def build(self, seed: int) -> TaskModel:
-        """Return the run's model, or add a new head to the encoder; and adapters where the settings want them."""
+        """Return the run's model, or add a new head to the encoder; and adapters where the settings have them."""
         model = new_task_model(self.task, self.language_model, seed) if self.model is None else self.model
         adapt(model, self.task.settings.model.peft, seed, task=self.task.name())
         return model

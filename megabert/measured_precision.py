@@ -80,7 +80,7 @@ def choose(predictor: Predictor, lower: Predictor, folder: Path) -> PrecisionCho
 
 def _validation_examples(predictor: Predictor, file: Path) -> tuple[list[Any], set[str]]:
     """Make unlabelled examples of the first validation texts; also returns the names of their answers."""
-    examples, names, room = [], set(), MAX_CHARACTERS
+    examples, names, room = list[Any](), set[str](), MAX_CHARACTERS
     with file.open(encoding="utf-8") as lines:
         for number, line in zip(range(1, MAX_TEXTS + 1), lines, strict=False):
             row = json_row(line, f"{file}:{number}").values

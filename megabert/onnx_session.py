@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from .data.packing import Features
 from .errors import CheckpointError, ConfigError, InputError
-from .inference import EvaluationStopped, RunOptions, SessionOutput
+from .inference import EvaluationStopped, RunOptions, SessionOutput, by_feature
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
 CPU_TOKENS, GPU_TOKENS = 256, 16384
 """Tokens of a batch, on a CPU for each thread: activations then stay in its cache; 4,096 take twice as long."""
+SLOW_FUSIONS = ["BiasGeluFusion", "SkipLayerNormFusion"]
+"""GELU with its bias, and a norm with the sums before it, take onnxruntime's CPU kernels longer than their parts do: of
+1.32 twice and four times."""
 EXTRA = "pip install 'megabert[onnx]'"
 
 
@@ -71,16 +74,9 @@ class OnnxSession:
                 progress(number, len(batches))
             if should_stop is not None and should_stop():
                 raise EvaluationStopped
-        return SessionOutput(self._by_feature(rows, [len(own) for own in parts]), None)
-
-    def _by_feature(self, rows: list[NDArray[np.float32]], counts: list[int]) -> list[NDArray[np.float32]]:
-        """Join the logits of the sequences of each of the features: [P, C], or of tokens [T, C]."""
-        if len(rows) == len(counts):
-            return rows
-        own = iter(rows)
-        groups = ([next(own) for _ in range(count)] for count in counts)
-        join = np.stack if self.is_per_sequence or self.output == HIDDEN else np.concatenate
-        return [group[0] if len(group) == 1 else join(group) for group in groups]
+        if len(rows) > len(features):
+            rows = by_feature(np.stack(rows), [len(own) for own in parts])
+        return SessionOutput(rows, None)
 
     def _own(self, row: NDArray[np.float32], length: int) -> NDArray[np.float32]:
         """Return the part of a row without padding, as an array of its own: a view would keep its batch in memory."""
@@ -124,10 +120,7 @@ def open_network(file: Path, *, accelerator: str = "auto", threads: int | None =
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
-        # Fused with its bias, onnxruntime's GELU is slower than the two of them (twice in 1.32).
-        return onnxruntime.InferenceSession(
-            str(file), options, providers=providers, disabled_optimizers=["BiasGeluFusion"]
-        )
+        return onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=SLOW_FUSIONS)
     except Exception as error:  # onnxruntime's own exceptions have no common base
         reason = str(error).splitlines()[0][:300]
         raise CheckpointError(f"{file} cannot be opened by onnxruntime: {reason}. Export the run again.") from None

@@ -138,7 +138,7 @@ class TorchSession:
                     progress(number, len(batches))
                 if should_stop is not None and should_stop():
                     raise EvaluationStopped
-            loss, weight = forward.total_loss(), forward.weight
+            loss, weight = forward.total_loss() if with_loss else 0.0, forward.weight
         finally:
             if was_training:
                 self.model.train()

@@ -140,7 +140,7 @@ def test_an_export_has_the_merged_weights(trained, tmp_path):
 
 def test_a_server_holds_one_base_of_several_adapters(base, trained, tmp_path):
     pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-    from megabert.serve.server import LoadedRun
+    from megabert.serve.server_parts import LoadedRun
     from tests.serve.running_server import running
 
     other = train(base, tmp_path / "other", "seed=9", "trainer.max_steps=1", "trainer.val_check_interval=0")
@@ -166,7 +166,7 @@ def test_a_batch_of_several_adapters_gives_each_request_its_own_answer(base, tra
     pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     from concurrent.futures import ThreadPoolExecutor
 
-    from megabert.serve.server import LoadedRun
+    from megabert.serve.server_parts import LoadedRun
     from tests.serve.running_server import running
     from tests.serve.test_routes import same
 

@@ -67,7 +67,7 @@ def test_the_documented_commands_of_a_page_work(page, tmp_path, monkeypatch, cap
             check_settings(command)
             continue
         if is_training(command.words):
-            tasks.append(command.words[2] if command.words[0] == "megabert" else command.words[1])
+            tasks.append(re.sub("_evaluate|_train", "", command.words[2 if command.words[0] == "megabert" else 1]))
             if tasks[-1] != tasks[0]:  # RUN is the first run of the task that the page has come to
                 for run_folder in Path().glob("RUN*"):
                     shutil.rmtree(run_folder)

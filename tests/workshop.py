@@ -108,7 +108,7 @@ def files(page: str) -> dict[str, str]:
         **dict.fromkeys(("corpus.pubtator", "CORPUS.pubtator", "train.pubtator", "corrected.pubtator"), PUBTATOR),
         **dict.fromkeys(("pubmed/abstracts.xml", "part1.xml", "corpus.xml"), PUBMED),
         "diseases.obo": OBO,
-        "names.txt": "D001249||asthma\n" * 50,
+        "names.txt": "D001249||asthma\n" * 40 + "D003920||diabetes with asthma\n" * 20,
         "dev.pubtator": PUBTATOR,
         "notes.csv": "note_id,TEXT\n1,Marie Curie found radium.\n",
         "article.nxml": "<article><body><p>Marie Curie found radium.</p></body></article>",
@@ -159,6 +159,8 @@ def searches() -> dict[str, str]:
         **dict.fromkeys(names, queries),
         **dict.fromkeys(judged, "q1 0 p1 1\nq2 0 p2 1\n"),
         "bm25.trec": ranking,
+        "negatives.tsv": "q1\tp1\tp2\nq2\tp2\tp1\n",
+        "synonyms.tsv": "C0000001\tparis\tthe city\nC0000002\tseine\tthe river\n",
         "answers.dev.jsonl": '{"id": "q1", "answers": ["radium"]}\n',
     }
 

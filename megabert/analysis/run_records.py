@@ -1,4 +1,4 @@
-"""What a run folder says about its training: task, encoder, steps, scores; and the runs below a folder."""
+"""What a run folder records of its training: task, encoder, steps, scores; and the runs below a folder."""
 
 import json
 from collections.abc import Iterator

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ..formats.dictionaries.curies import to_curie
 from ..formats.documents.abbreviations import abbreviations_of
 from ..formats.documents.document import Document, Entity
+from ..formats.documents.training_examples import contexts_of
 from ..linking.linker import Link, Linker, LinkQuery
 from .annotator import SCORE_DIGITS, Annotated
 
@@ -28,7 +29,13 @@ class EntityLinker:
             entities = [entity for entity in item.document.entities if self._is_wanted(entity)]
             if entities:
                 definitions, species = abbreviations_of(item.document), self._species(item.document)
-                queries += [LinkQuery(entity.text, definitions, species) for entity in entities]
+                contexts = [""] * len(entities)
+                if self.linker.reader is not None:
+                    contexts = contexts_of(replace(item.document, entities=tuple(entities)))
+                queries += [
+                    LinkQuery(entity.text, definitions, species, context)
+                    for entity, context in zip(entities, contexts, strict=True)
+                ]
         links = iter(self.linker.link(queries))
         return [replace(item, document=self._linked(item.document, links)) for item in items]
 

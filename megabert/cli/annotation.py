@@ -57,7 +57,7 @@ def annotate(words: Sequence[str]) -> int:
         folder /= f"part-{part + 1}-of-{num_parts}"
     entity_runs = [load_annotating_run(path, arguments) for path in arguments.entities]
     relation_runs = [load_annotating_run(path, arguments) for path in arguments.relations]
-    linkers = [_load_linker(rule, arguments) for rule in arguments.links]
+    linkers = [load_linker(rule, arguments) for rule in arguments.links]
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
         if is_free is False:
@@ -128,9 +128,8 @@ def _make_work(
     pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
     options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
     work = AnnotateChunks(entity_runs, relation_runs, pairs, *options, output, linkers)
-    dense = [item.linker.dense for item in linkers if item.linker.dense is not None]
     sessions = [run.session for run in (*entity_runs, *relation_runs)]
-    return work, [*sessions, *(item.session for item in dense)]
+    return work, [*sessions, *(session for item in linkers for session in item.linker.sessions)]
 
 
 def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunks, list[Session]]":
@@ -140,7 +139,7 @@ def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunk
     entity_runs, relation_runs = (
         [load_annotating_run(path, arguments) for path in paths] for paths in (arguments.entities, arguments.relations)
     )
-    linkers = [_load_linker(rule, arguments) for rule in arguments.links]
+    linkers = [load_linker(rule, arguments) for rule in arguments.links]
     return _make_work(arguments, shard_format(form), entity_runs, relation_runs, linkers)
 
 
@@ -185,16 +184,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     runs: dict[str, Any] = {"type": Path, "action": "append", "default": [], "metavar": "RUN"}
     add("--entities", **runs, help="run of token_classification; several are applied one after the other")
     add("--relations", **runs, help="run of relation_extraction")
-    add(
-        "--link",
-        type=_link_rule,
-        action="append",
-        default=[],
-        dest="links",
-        metavar="TYPE=DICT[,RUN]",
-        help="give entities of a type identifiers of a dictionary, by n-grams and the run's embeddings",
-    )
-    add("--species", type=int, action="append", default=[], help="taxon (NCBI) of genes where a document names none")
+    add_link_options(parser)
     pair: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "HEAD:TAIL"}
     add("--pairs", **pair, help="types of entities between which --relations are classified; may be repeated")
     add(
@@ -238,6 +228,23 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
 
 
+def add_link_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of dictionaries."""
+    parser.add_argument(
+        "--link",
+        type=link_rule,
+        action="append",
+        default=[],
+        dest="links",
+        metavar="TYPE=DICT[,RUN[,READER]]",
+        help="give entities of a type identifiers of a dictionary, by n-grams, the run's embeddings, and a run of "
+        "text_ranking that reads their sentences (TYPE=DICT,,READER without embeddings)",
+    )
+    parser.add_argument(
+        "--species", type=int, action="append", default=[], help="taxon (NCBI) of genes where a document names none"
+    )
+
+
 def _pair(word: str) -> tuple[str, str]:
     head, colon, tail = word.partition(":")
     if not (head and colon and tail):
@@ -245,20 +252,26 @@ def _pair(word: str) -> tuple[str, str]:
     return head, tail
 
 
-def _link_rule(word: str) -> tuple[str, Path, Path | None]:
+LinkRule = tuple[str, Path, Path | None, Path | None]
+
+
+def link_rule(word: str) -> LinkRule:
+    """Parse TYPE=DICT, TYPE=DICT,RUN or TYPE=DICT,RUN,READER."""
     kind, equals, rest = word.partition("=")
-    folder, _, run = rest.partition(",")
-    if not (kind and equals and folder):
-        raise argparse.ArgumentTypeError(f"{word!r} is no rule TYPE=DICT or TYPE=DICT,RUN")
-    return kind, Path(folder), Path(run) if run else None
+    folder, run, reader, *more = [*rest.split(","), "", ""]
+    if not (kind and equals and folder) or len(more) > 2:
+        raise argparse.ArgumentTypeError(f"{word!r} is no rule TYPE=DICT, TYPE=DICT,RUN or TYPE=DICT,RUN,READER")
+    return kind, Path(folder), Path(run) if run else None, Path(reader) if reader else None
 
 
-def _load_linker(rule: tuple[str, Path, Path | None], arguments: argparse.Namespace) -> "EntityLinker":
+def load_linker(rule: LinkRule, arguments: argparse.Namespace) -> "EntityLinker":
+    """Load a rule's dictionary, with the embeddings of its run and a run that reads sentences."""
     from ..annotate.entity_linker import EntityLinker
-    from ..linking.open_linker import load_linker
+    from ..linking import open_linker
 
-    kind, folder, run = rule
-    linker = load_linker(folder, run, accelerator=arguments.accelerator, precision=arguments.precision)
+    kind, folder, run, reader = rule
+    options = {"accelerator": arguments.accelerator, "precision": arguments.precision}
+    linker = open_linker.load_linker(folder, run, reader=reader, **options)
     species = [taxon for taxon in arguments.species if taxon in linker.dictionary.taxa]
     return EntityLinker(kind, linker, tuple(species))
 

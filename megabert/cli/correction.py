@@ -71,7 +71,8 @@ def review(words: Sequence[str]) -> int:
     from ..correction.review_store import ReviewStore
     from ..formats.documents.convert_documents import read_documents
     from ..serve.review_routes import serve_review
-    from ..serve.server import ServeSettings, check_address
+    from ..serve.server import check_address
+    from ..serve.server_parts import ServeSettings
     from .document_import import format_of
 
     form = arguments.format or format_of(arguments.output)
@@ -106,7 +107,7 @@ def _parse_review(words: Sequence[str]) -> argparse.Namespace:
         "Each decision is saved before it is shown: OUT has the finished documents, which are training data as they "
         "are, OUT.unfinished those that were begun (before the ending of the name), OUT.decisions.jsonl a line for "
         "each decision. The same command goes on with a review. MEGABERT_API_KEY, or --api-key-file, has the key "
-        "that the page asks for.",
+        "that the page requires.",
     )
     add = parser.add_argument
     add("documents", nargs="+", metavar="DOCUMENTS", help="documents with suggestions, as megabert select writes them")

@@ -1,4 +1,4 @@
-"""The commands of entity linking: dictionary build, info, embed and tune; link; score linking."""
+"""The commands of entity linking: dictionary build, info, embed, learn and tune; link; score linking."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from ..errors import ConfigError, InputError
 from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
 
 if TYPE_CHECKING:
+    from ..formats.dictionaries.gold_mentions import GoldMention
     from ..linking.linker import Linker, LinkQuery
 
 BATCH = 256
@@ -42,18 +43,36 @@ def dictionary(words: Sequence[str]) -> int:
     embed.add_argument("network", type=Path, metavar="RUN")
     embed.add_argument("--dtype", choices=("float16", "int8"), default="float16", help="of the vectors")
     _add_device(embed)
-    tuner = add_subcommand(
-        verbs,
-        "tune",
-        _tune,
-        "Fit the weight of embeddings and the threshold of NIL on gold mentions",
-        "Fit the linker of a dictionary (and a run) on mentions with gold identifiers, and keep the result with it.",
-    )
-    tuner.add_argument("dictionary", type=Path, metavar="DICT")
-    tuner.add_argument("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has")
-    tuner.add_argument("--mentions", nargs="+", type=Path, required=True, metavar="FILE", help=_MENTIONS)
-    tuner.add_argument("--type", action="append", default=[], dest="types", help="type of mentions; default: all")
-    _add_device(tuner)
+    for name, function, line, text in (
+        (
+            "learn",
+            _learn,
+            "Learn from annotated mentions how candidates are ordered",
+            "Learn from mentions with gold identifiers how the candidates of a dictionary (and a run, which should not "
+            "be trained on them) are ordered; the result is kept with it. The dictionary may have these mentions, too.",
+        ),
+        (
+            "pairs",
+            _pairs,
+            "Write annotated mentions with their candidates, to train a reader",
+            "Write JSON lines of mentions in their sentences with right and wrong candidates, for text_ranking.",
+        ),
+        (
+            "tune",
+            _tune,
+            "Fit the weight of embeddings and the threshold of NIL on gold mentions",
+            "Fit the linker of a dictionary (and a run) on mentions with gold identifiers that nothing was trained on; "
+            "the result is kept with it.",
+        ),
+    ):
+        fitter = add_subcommand(verbs, name, function, line, text)
+        fitter.add_argument("dictionary", type=Path, metavar="DICT")
+        fitter.add_argument("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has")
+        fitter.add_argument("--mentions", nargs="+", type=Path, required=True, metavar="FILE", help=_MENTIONS)
+        fitter.add_argument("--type", action="append", default=[], dest="types", help="type of mentions; default: all")
+        if name == "pairs":
+            fitter.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="new file")
+        _add_device(fitter)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
     return 0
@@ -114,8 +133,9 @@ def _info(arguments: argparse.Namespace) -> None:
 
     opened = Dictionary.open(arguments.dictionary)
     tuned = [json.loads(file.read_bytes()) for file in sorted(arguments.dictionary.glob("calibration-*.json"))]
+    learned = sorted(file.stem.partition("-")[2] for file in arguments.dictionary.glob("ranker-*.json"))
     embedded = sorted(file.name.partition("-")[2] for file in arguments.dictionary.glob("vectors-*"))
-    show(to_json({**opened.meta, "embedded_by_runs": embedded, "calibrations": tuned}))
+    show(to_json({**opened.meta, "embedded_by_runs": embedded, "calibrations": tuned, "learned_with": learned}))
 
 
 def _embed(arguments: argparse.Namespace) -> None:
@@ -135,18 +155,47 @@ def _embed(arguments: argparse.Namespace) -> None:
     log(f"Wrote the vectors of {len(opened):,} names to {folder}.")
 
 
-def _tune(arguments: argparse.Namespace) -> None:
+def _learn(arguments: argparse.Namespace) -> None:
+    from ..linking.open_linker import write_calibration, write_ranker
+    from ..linking.ranker_fitting import fit_ranker
+
+    linker, mentions, digest = _to_fit(arguments)
+    ranker, calibration, report = fit_ranker(linker, mentions)
+    report["files"] = [file.name for file in arguments.mentions]
+    write_ranker(linker.dictionary, digest, ranker, report)
+    write_calibration(linker.dictionary, digest, calibration, report)
+    show(to_json(report))
+
+
+def _pairs(arguments: argparse.Namespace) -> None:
+    from ..linking.cross_encoder import candidate_pairs
+    from ..linking.ranker_fitting import examples_of
+    from ..storage import atomic_write
+
+    linker, mentions, _ = _to_fit(arguments)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in candidate_pairs(examples_of(linker, mentions))]
+    atomic_write(arguments.output, "".join(lines).encode())
+    log(f"Wrote {len(lines):,} mentions with their candidates to {arguments.output}.")
+
+
+def _to_fit(arguments: argparse.Namespace) -> "tuple[Linker, list[GoldMention], str]":
+    """Return a linker, the gold mentions to fit it on, and the digest of its run, "" without one."""
     from ..formats.dictionaries.gold_mentions import read_gold
-    from ..linking.linker_tuning import tune
-    from ..linking.open_linker import write_calibration
 
     linker = _load(arguments, arguments.dictionary)
     dropped = Counter[str]()
     mentions = list(read_gold(arguments.mentions, arguments.types, dropped=dropped))
     _log_counts(dropped)
+    return linker, mentions, linker.dense.run_digest if linker.dense is not None else ""
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from ..linking.linker_tuning import tune
+    from ..linking.open_linker import write_calibration
+
+    linker, mentions, digest = _to_fit(arguments)
     calibration, report = tune(linker, mentions)
     report["files"] = [file.name for file in arguments.mentions]
-    digest = linker.dense.run_digest if linker.dense is not None else ""
     write_calibration(linker.dictionary, digest, calibration, report)
     show(to_json(vars(calibration) | report))
 
@@ -154,7 +203,13 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace, folder: Path) -> "Linker":
     from ..linking.open_linker import load_linker
 
-    return load_linker(folder, arguments.network, accelerator=arguments.accelerator, precision=arguments.precision)
+    return load_linker(
+        folder,
+        arguments.network,
+        reader=getattr(arguments, "reader", None),
+        accelerator=arguments.accelerator,
+        precision=arguments.precision,
+    )
 
 
 def _log_counts(dropped: Counter[str]) -> None:
@@ -172,6 +227,7 @@ def link(words: Sequence[str]) -> int:
     add("--type", action="append", default=[], dest="types", help="type of mentions to link; default: all")
     add("--dict", type=Path, required=True, dest="dictionary", metavar="DICT", help="dictionary to link to")
     add("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has; default: n-grams alone")
+    add("--reader", type=Path, metavar="RUN", help="run of text_ranking that reads mentions in their sentences")
     add("-k", type=int, default=5, help="candidates that are shown; default: 5")
     add("--species", action="append", type=int, default=[], help="taxon (NCBI) of the concepts, such as 9606")
     add("-o", "--output", type=Path, metavar="FILE", help="write JSON lines; default: print them")
@@ -216,7 +272,8 @@ def _queries(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], "L
         return
     dropped = Counter[str]()
     for item in read_gold(arguments.mentions, arguments.types, dropped=dropped):
-        yield {"id": item.id, "type": item.type}, LinkQuery(item.text, item.definitions)
+        query = LinkQuery(item.text, item.definitions, context=item.context)
+        yield {"id": item.id, "type": item.type}, query
     _log_counts(dropped)
 
 

@@ -1,7 +1,7 @@
 """The commands on a trained run and its predictions: evaluate, predict, score."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
-from ..storage import atomic_write
+from ..storage import atomic_file, atomic_write
 from .console import log, new_parser, new_settings_parser, progress_bar, show, to_json
 
 if TYPE_CHECKING:
@@ -126,8 +126,15 @@ def _read(predictor: "Predictor", file: str | None) -> Sequence[Any]:
 
 def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
     from ..formats.json_lines import to_json_lines
+    from ..formats.record_streams import RecordStream, large_files_streamed
 
-    examples = _read(predictor, settings.file)
+    files = predictor.task.files(predictor.task.settings.model.test_ds) if settings.file is None else [settings.file]
+    only_lines = settings.output is not None and settings.output_dir is None
+    with large_files_streamed(files if only_lines else []):
+        examples = _read(predictor, settings.file)
+    if isinstance(examples, RecordStream):
+        _predict_stream(predictor, examples, Path(str(settings.output)))
+        return
     with progress_bar("predicting") as progress:
         predictions = predictor.predict_examples(examples, progress=progress)
     lines = to_json_lines(predictor.task.to_rows(examples, predictions))
@@ -143,6 +150,21 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
         log(f"Wrote {len(predictions)} predictions to {settings.output}.")
     elif settings.output_dir is None:
         show(lines, end="")
+
+
+def _predict_stream(predictor: "Predictor", examples: Iterable[Any], output: Path) -> None:
+    """Predict the examples of a large file in blocks, and write each block's rows."""
+    from ..formats.json_lines import to_json_lines
+    from ..tasks.task_data import example_blocks, merged_warnings, recorded_warnings
+
+    num_predictions = 0
+    with recorded_warnings() as caught, atomic_file(output) as file, progress_bar("predicting") as progress:
+        for block in example_blocks(examples):
+            predictions = predictor.predict_examples(block, progress=progress)
+            file.write(to_json_lines(predictor.task.to_rows(block, predictions)).encode())
+            num_predictions += len(block)
+        caught[:] = merged_warnings(caught, num_predictions)
+    log(f"Wrote {num_predictions} predictions to {output}.")
 
 
 def score(words: Sequence[str]) -> int:

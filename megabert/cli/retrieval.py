@@ -103,7 +103,14 @@ def rerank(words: Sequence[str]) -> int:
     parser.add_argument(
         "-k", type=int, default=100, help="first passages that are ranked again, before the others; default: 100"
     )
-    parser.add_argument("--fuse", action="store_true", help="fuse both rankings by their ranks")
+    parser.add_argument(
+        "--fuse",
+        type=float,
+        nargs="?",
+        const=0.5,
+        metavar="WEIGHT",
+        help="fuse both rankings by their ranks; weight of the new one, 0 to 1; default: 0.5",
+    )
     _add_device_options(parser)
     arguments = parser.parse_args(list(words))
     from ..formats.passages import read_texts
@@ -112,6 +119,8 @@ def rerank(words: Sequence[str]) -> int:
 
     if arguments.k < 1:
         raise ConfigError(f"-k {arguments.k}: give 1 or more.")
+    if not 0 <= (arguments.fuse or 0) <= 1:
+        raise ConfigError(f"--fuse {arguments.fuse}: give a number from 0 to 1.")
     rankings = {query: ranked(scores) for query, scores in read_run(arguments.runfile).items()}
     queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
     check_documents({query: dict.fromkeys(names) for query, names in rankings.items()}, passages, arguments.runfile)
@@ -120,7 +129,7 @@ def rerank(words: Sequence[str]) -> int:
     predictor = _load_run(arguments.model, arguments)
     if predictor.task.name() != "text_ranking":
         raise ConfigError(f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking.")
-    found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, fuses=arguments.fuse)
+    found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, weight=arguments.fuse)
     _write_rankings(found, len(rankings), arguments.output, "rerank")
     return 0
 
@@ -273,7 +282,7 @@ def _reranked(
     passages: Mapping[str, str],
     *,
     depth: int,
-    fuses: bool,
+    weight: float | None,
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     from ..retrieval.bm25 import fuse
     from ..tasks.retrieval_data import RetrievalExample
@@ -287,8 +296,8 @@ def _reranked(
             examples.append(RetrievalExample(name, queries[name], tuple(passages[own] for own in first), first))
         for item, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
             best = sorted(prediction.scores.items(), key=lambda pair: (-pair[1], pair[0]))
-            if fuses:
-                best = fuse([[own for own, _ in best], item.passage_ids])
+            if weight is not None:
+                best = fuse([[own for own, _ in best], item.passage_ids], weights=[weight, 1 - weight])
             lowest = min((score for _, score in best), default=0.0)  # the others follow, in their order
             yield item.id, [*best, *((own, lowest - n) for n, own in enumerate(rankings[item.id][depth:], 1))]
 

@@ -90,7 +90,7 @@ def errors(words: Sequence[str]) -> int:
         "--split", choices=SPLITS, default="validation", help="the run's predictions (default: validation)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: the folder of the predictions")
-    parser.add_argument("--training", type=Path, metavar="RUN", help="run whose training data tell seen entities")
+    parser.add_argument("--training", type=Path, metavar="RUN", help="run whose training data decide what is seen")
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="examples on the page (default: 200)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(list(words))
@@ -132,13 +132,13 @@ def _training_mentions(run: Path) -> set[str] | None:
     from ..analysis.run_records import RUN_JSON, read_run
 
     if not (run / RUN_JSON).is_file():
-        log(f"note: {run} is no run folder; without --training RUN seen and unseen entities are not told apart.")
+        log(f"note: {run} is no run folder; without --training RUN seen and unseen entities are not distinguished.")
         return None
     record = read_run(run)
     try:
         task, examples = _training_examples(record)
     except MegabertError as error:
-        log(f"note: seen and unseen entities are not told apart, since the training data cannot be read: {error}")
+        log(f"note: seen and unseen entities are not distinguished, since the training data cannot be read: {error}")
         return None
     golds = (task.gold(example) for example in examples)
     return {item["text"].lower() for gold in golds for name in ("entities", "slots") for item in gold.get(name, ())}

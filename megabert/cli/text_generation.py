@@ -71,7 +71,7 @@ def generate(words: Sequence[str]) -> int:
     from ..checkpoints.catalog import cache_home
     from ..generation.load_generator import load_generator
 
-    rows = list(_read_prompts(settings))
+    rows = list(read_prompts(settings))
     generator = load_generator(
         arguments.model,
         home=cache_home(os.environ),
@@ -136,7 +136,7 @@ def _generate(generator: "Generator", prompts: Sequence[str], settings: Generate
         return generator.generate(prompts, sampling, limits, progress=progress)
 
 
-def _read_prompts(settings: GenerateSettings) -> Iterator[Mapping[str, Any]]:
+def read_prompts(settings: GenerateSettings) -> Iterator[Mapping[str, Any]]:
     """Read prompts with the other fields of their rows."""
     if settings.prompt is not None:
         yield {"prompt": settings.prompt}

@@ -55,7 +55,7 @@ def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     if task is None and arguments.resume is not None:
         task = str(_facts_of_run(arguments.resume).get("task"))
     if task is None:
-        raise ConfigError("The task is missing: megabert train TASK key=value ... `megabert train --help` says more.")
+        raise ConfigError("The task is missing: megabert train TASK key=value ... Details: `megabert train --help`.")
     for word in overrides:
         if "=" not in word and Path(word).exists():
             raise ConfigError(f"{word!r} is not a setting. To train on this file write model.train_ds.file={word}.")

@@ -19,8 +19,14 @@ class Setting:
     key: str
     type_name: str
     default: Any
-    help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...]
+    block: type
+    """The dataclass that has it."""
+
+    @property
+    def help(self) -> str:
+        """Its help string, read from the source of its class: this takes long, and most callers do without."""
+        return _help_strings(self.block).get(self.key.rpartition(".")[2], "")
 
     def heading(self) -> str:
         """Format key, default and type or choices in one line, as `megabert config` and --help print them."""
@@ -35,14 +41,13 @@ def list_settings(schema: type) -> Iterator[Setting]:
 def _leaves(block: Any, prefix: str) -> Iterator[Setting]:
     # Values and types come from the instance, not from the annotation: a subclass may override a block or its defaults.
     hints = typing.get_type_hints(type(block))
-    helps = _help_strings(type(block))  # type: ignore[arg-type]
     for field in dataclasses.fields(block):
         key, value = f"{prefix}{field.name}", getattr(block, field.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{key}.")
         else:
             choices = field.metadata.get("choices", ())
-            yield Setting(key, _type_name(hints[field.name]), value, helps.get(field.name, ""), choices)
+            yield Setting(key, _type_name(hints[field.name]), value, choices, type(block))
 
 
 def _type_name(hint: Any) -> str:

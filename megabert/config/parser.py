@@ -20,6 +20,12 @@ from .nemo_keys import ELSEWHERE, FILE_BLOCKS, IGNORED, RENAMED, translate
 # How YAML files for Hydra write a value that is to be given on the command line.
 MISSING = "???"
 
+PLAIN_OVERRIDE = re.compile(
+    r"""(?P<key>[a-z_]\w*(?:\.[a-z_]\w*)*)=(?:(?P<word>[a-z_]\w*)|(?P<number>-?(?:0|[1-9]\d*))|"(?P<text>[^"\\$]*)")""",
+    re.ASCII | re.IGNORECASE,
+)
+NO_STRINGS = ("null", "true", "false", "nan", "inf")
+
 SettingsType = TypeVar("SettingsType")
 
 
@@ -114,7 +120,11 @@ def _parse_words(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    for word, override in _parse_words(overrides):
+    for given in overrides:
+        if plain := _plain_override(given):
+            yield plain
+            continue
+        ((word, override),) = _parse_words([given])
         if word.startswith("~"):
             raise ConfigError(f"{word}: a setting cannot be removed. Give it another value, for example null.")
         if override.is_sweep_override():
@@ -123,6 +133,16 @@ def _parse(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
                 f"'{override.key_or_group}=\"{word.partition('=')[2]}\"'."
             )
         yield override.key_or_group, override.value()
+
+
+def _plain_override(word: str) -> tuple[str, Any] | None:
+    """Parse key=value of a word, a whole number or a quoted string as Hydra does, whose import takes 0.1 s."""
+    match = PLAIN_OVERRIDE.fullmatch(word)
+    if match is None or (match["word"] or "").lower() in NO_STRINGS:
+        return None
+    if match["number"]:
+        return match["key"], int(match["number"])
+    return match["key"], match["word"] or match["text"]
 
 
 def _read_file(file: Path | None, overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

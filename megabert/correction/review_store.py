@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -128,9 +128,7 @@ class ReviewStore:
             document = states[0].document
             if values["sha256"] != _digest(document):
                 raise InputError(f"{location}: document {document.id} had another text. Review to another file.")
-            entities = document_of({"id": "", "passages": [], "entities": values["entities"]}, location).entities
-            is_finished, revision = bool(values["finished"]), int(values["revision"])
-            state = ReviewState(document, entities, frozenset(values["open"]), revision, is_finished)
+            state = _state(values, document, location)
             is_undo = values["decision"]["kind"] == UNDO
         except KeyError as error:
             raise InputError(
@@ -185,3 +183,10 @@ def _entity_values(state: ReviewState) -> list[dict[str, Any]]:
 
 def _digest(document: Document) -> str:
     return hashlib.sha256(document.text().encode()).hexdigest()[:16]
+
+
+def _state(values: Mapping[str, Any], document: Document, location: str) -> ReviewState:
+    """Read the state after a decision from its line."""
+    entities = document_of({"id": "", "passages": [], "entities": values["entities"]}, location).entities
+    is_finished, revision = bool(values["finished"]), int(values["revision"])
+    return ReviewState(document, entities, frozenset(values["open"]), revision, is_finished)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, CheckpointWarning
 from ..json_documents import parse_sealed, sealed
 from ..storage import TEMPORARY, GrowingArray, atomic_folder, file_sha256, remove_leftovers
-from .packing import Features, LazyFeatures
+from .packing import Features, LazyFeatures, update_fingerprint
 
 # The least recently used entries beyond these are deleted.
 MAX_ENTRIES = 20
@@ -42,6 +42,7 @@ class CachedFeatures(LazyFeatures):
         """Open an entry and verify it; raises OSError or CheckpointError if it is missing or damaged."""
         document = parse_sealed((folder / META).read_bytes(), str(folder / META))
         self.meta: dict[str, Any] = document["meta"]
+        self.kept_fingerprint = str(document["fingerprint"])
         self._arrays: dict[str, NDArray[Any]] = {}
         for number, (name, sha256) in enumerate(document["arrays"].items()):
             file = folder / f"{number}.npy"
@@ -134,12 +135,14 @@ def save(cache: Path, name: str, features: Iterable[Features], meta: Callable[[]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_leftovers(cache, f"*{TEMPORARY}*")
-        blocks = _blocks(features)
+        digest = hashlib.sha256()
+        blocks = _blocks(features, digest)
         if not (first := next(blocks, [])):
             return
         with atomic_folder(cache / name) as folder:
             sums = _write(folder, chain([first], blocks), with_parts=any(item.parts for item in first))
-            (folder / META).write_bytes(sealed({"meta": dict(meta()), "arrays": sums}))
+            facts = {"meta": dict(meta()), "fingerprint": digest.hexdigest(), "arrays": sums}
+            (folder / META).write_bytes(sealed(facts))
         entries = sorted(cache.glob("*/" + META), key=lambda path: path.parent.stat().st_mtime)
         for entry in entries[:-MAX_ENTRIES]:
             shutil.rmtree(entry.parent, ignore_errors=True)
@@ -147,11 +150,12 @@ def save(cache: Path, name: str, features: Iterable[Features], meta: Callable[[]
         return
 
 
-def _blocks(features: Iterable[Features]) -> Iterator[list[Features]]:
-    """Group features into blocks of about `BLOCK_TOKENS` tokens."""
+def _blocks(features: Iterable[Features], digest: "hashlib._Hash") -> Iterator[list[Features]]:
+    """Group features into blocks of about `BLOCK_TOKENS` tokens, and add them to their fingerprint."""
     block: list[Features] = []
     num_tokens = 0
     for item in features:
+        update_fingerprint(digest, item)
         block.append(item)
         num_tokens += len(item)
         if num_tokens >= BLOCK_TOKENS:
@@ -184,7 +188,7 @@ def _arrays(features: Sequence[Features], *, with_parts: bool) -> dict[str, NDAr
         "ends": np.cumsum([len(item.token_ids) for item in features]),
         "weights": np.array([item.weight for item in features], dtype=np.float64),
         "token_ids": np.concatenate([item.token_ids for item in features]).astype(np.int32),
-        "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int32),
+        "segment_ids": np.concatenate([item.segment_ids for item in features]).astype(np.int8),
     }
     if with_parts:
         arrays["part_ends"] = np.cumsum([item.num_sequences for item in features])

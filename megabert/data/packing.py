@@ -68,6 +68,9 @@ class Features:
 class LazyFeatures(Sequence[Features], ABC):
     """Sequences that are read or computed on access, of known lengths."""
 
+    kept_fingerprint = ""
+    """Their `fingerprint` where it is kept with them, so that they need not be read."""
+
     @abstractmethod
     def sequence(self, index: int) -> Features:
         """Return the sequence of an index, 0 to len."""
@@ -109,13 +112,20 @@ def fingerprint(features: Sequence[Features], teacher: str = "") -> str:
     """
     if isinstance(features, ResampledFeatures):
         return f"{features.fingerprint()} {teacher}".rstrip()
+    if isinstance(features, LazyFeatures) and features.kept_fingerprint and not teacher:
+        return features.kept_fingerprint
     digest = hashlib.sha256(teacher.encode())
     for item in features:
-        digest.update(item.token_ids.tobytes())
-        for targets in (item.targets, item.token_targets):
-            for name in sorted(targets.keys() - TAUGHT):
-                digest.update(np.asarray(targets[name]).tobytes())
+        update_fingerprint(digest, item)
     return digest.hexdigest()
+
+
+def update_fingerprint(digest: hashlib._Hash, item: Features) -> None:
+    """Add a sequence to the hash of those before it."""
+    digest.update(np.asarray(item.token_ids, dtype=np.int64).tobytes())
+    for targets in (item.targets, item.token_targets):
+        for name in sorted(targets.keys() - TAUGHT):
+            digest.update(np.asarray(targets[name]).tobytes())
 
 
 @dataclass(frozen=True)

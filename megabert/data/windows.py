@@ -64,6 +64,10 @@ def sequence_windows(
     Windows of the longer sequence overlap by half; the shorter one of a pair is in each. Truncated there is one window.
     Also returns the number of tokens that are in no window.
     """
+    if pair is None and len(ids) <= length - 2:
+        token_ids = np.empty(len(ids) + 2, dtype=np.int64)
+        token_ids[0], token_ids[1:-1], token_ids[-1] = tokenizer.cls_id, ids, tokenizer.sep_id
+        return [(token_ids, np.zeros(len(token_ids), dtype=np.int64))], 0
     if pair is None:
         room = length - 2
         spans = [(0, min(len(ids), room))] if is_truncated else half_overlapping_spans(len(ids), room)

@@ -124,7 +124,7 @@ def _version(name: str) -> str | None:
 
 
 def _examine_torch(found: Installation) -> None:
-    """List the GPUs that torch can use, and say why it sees none where the machine has one."""
+    """List the GPUs that torch can use, and report why it finds none where the machine has one."""
     try:
         import torch
     except ImportError as error:

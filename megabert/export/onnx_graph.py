@@ -22,10 +22,9 @@ from ..model.encoder import Encoder
 from ..model.heads import Head, TaskModel
 from ..model.layers import MLP, Attention, Layer
 from ..onnx_session import HIDDEN, INPUTS, LOGITS
-from .int8_linear import Graph, Linears, array_of
+from .int8_linear import MICROSOFT, Graph, Linears, array_of
 
 OPSET = 21
-_MICROSOFT = "com.microsoft"
 
 
 def onnx_model(model: TaskModel, linears: Linears) -> onnx.ModelProto:
@@ -42,7 +41,7 @@ def onnx_model(model: TaskModel, linears: Linears) -> onnx.ModelProto:
         helper.make_tensor_value_info(HIDDEN, TensorProto.FLOAT, [*dims, model.encoder.config.hidden_size]),
     ]
     proto = helper.make_graph(graph.nodes, "megabert", inputs, outputs, graph.initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(proto, opset_imports=opsets, ir_version=10, producer_name="megabert")
 
 
@@ -53,8 +52,8 @@ class _EncoderGraph:
         self.graph, self.encoder, self.linears = graph, encoder, linears
         self.config: EncoderConfig = encoder.config
         self.shape = graph.add("Shape", INPUTS[0])
-        self.shape_3d = graph.add("Concat", self.shape, graph.constant([self.config.hidden_size]), axis=0)
-        self.mask = graph.add("Cast", INPUTS[1], to=TensorProto.INT32)
+        self.shapes_3d: dict[int, str] = {}
+        self.mask = self._mask()
 
     def build(self) -> str:
         """Add all nodes; returns the name of the last hidden states."""
@@ -67,7 +66,7 @@ class _EncoderGraph:
             for number, layer in enumerate(encoder.layers):
                 hidden = self._pre_norm_layer(hidden, layer, f"encoder.layers.{number}")  # type: ignore[arg-type]
             hidden = self._norm(hidden, encoder.final_norm)
-        graph.add("Reshape", hidden, self.shape_3d, outputs=[HIDDEN])
+        graph.add("Reshape", hidden, self._shape_3d(self.config.hidden_size), outputs=[HIDDEN])
         return hidden
 
     def _embeddings(self) -> str:
@@ -104,39 +103,64 @@ class _EncoderGraph:
 
     def _attention(self, hidden: str, attention: Attention, name: str) -> str:
         graph, config = self.graph, self.config
-        by_head = (config.num_heads, 3, config.head_dim)
         # Rows are ordered [heads, 3, dim]; onnxruntime takes queries, keys and values apart.
-        weight = array_of(attention.qkv.weight).reshape(*by_head, config.hidden_size).swapaxes(0, 1)
-        biases = array_of(attention.qkv.bias).reshape(by_head).swapaxes(0, 1).reshape(-1)
+        weights = array_of(attention.qkv.weight).reshape(config.num_heads, 3, config.head_dim, config.hidden_size)
+        biases = array_of(attention.qkv.bias).reshape(config.num_heads, 3, config.head_dim)
+        columns, bias = [], []
+        for number in range(3):
+            # Queries have one more column of 1, keys of 0, or -1e30 at padding: a mask would take twice as long.
+            more = ((0, 0), (0, 1 if number < 2 else 0))
+            columns.append(np.pad(weights[:, number], (*more, (0, 0))).reshape(-1, config.hidden_size))
+            bias.append(np.pad(biases[:, number], more, constant_values=1 if number == 0 else 0).ravel())
         prepared = self.linears.prepare(graph, f"{name}.qkv", hidden)
         # One product for all three: its input is packed once.
-        flat = self.linears.matmul(graph, f"{name}.qkv", prepared, weight.reshape(-1, config.hidden_size).T)
+        flat = self.linears.matmul(graph, f"{name}.qkv", prepared, np.concatenate(columns).T)
         parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-        graph.add("Split", flat, outputs=parts, axis=1, num_outputs=3)
-        qkv = [graph.add("Reshape", part, self.shape_3d) for part in parts]
+        graph.add("Split", flat, graph.constant([len(item) for item in columns]), outputs=parts, axis=1)
+        query, key, value = (
+            graph.add("Reshape", part, self._shape_3d(len(item))) for part, item in zip(parts, columns, strict=True)
+        )
         context = graph.add(
             "MultiHeadAttention",
-            *qkv,
-            graph.constant(biases, f"{name}.qkv.bias"),
-            self.mask,
-            domain=_MICROSOFT,
+            query,
+            graph.add("Add", key, self.mask),
+            value,
+            graph.constant(np.concatenate(bias), f"{name}.qkv.bias"),
+            domain=MICROSOFT,
             num_heads=config.num_heads,
             unidirectional=int(config.is_causal),
-            mask_filter_value=-1e30,  # the default, -10,000, could be reached
+            scale=config.head_dim**-0.5,
         )
         context = graph.add("Reshape", context, graph.constant([-1, config.hidden_size]))
         return self._linear(f"{name}.out", context, attention.out)
 
+    def _shape_3d(self, width: int) -> str:
+        if width not in self.shapes_3d:
+            self.shapes_3d[width] = self.graph.add("Concat", self.shape, self.graph.constant([width]), axis=0)
+        return self.shapes_3d[width]
+
+    def _mask(self) -> str:
+        """Add what keys get: -1e30 in the last column of each head at padding, else 0: [B, L, heads * (dim + 1)]."""
+        graph, config = self.graph, self.config
+        padding = graph.add("Sub", graph.constant(np.float32(1)), graph.add("Cast", INPUTS[1], to=TensorProto.FLOAT))
+        last = np.zeros((config.num_heads, config.head_dim + 1), np.float32)
+        last[:, -1] = -1e30
+        padding = graph.add("Unsqueeze", padding, graph.constant([2]))
+        return graph.add("Mul", padding, graph.constant(last.reshape(1, 1, -1)))
+
     def _mlp(self, hidden: str, mlp: MLP, name: str) -> str:
-        up = self._linear(f"{name}.up", hidden, mlp.up)
-        up = self.graph.add("Gelu", up, approximate="tanh" if mlp.gelu == "tanh" else "none")
+        up = self._product(f"{name}.up", hidden, mlp.up)
+        bias = self.graph.constant(array_of(mlp.up.bias), f"{name}.up.bias")
+        up = self.linears.gelu(self.graph, up, bias, is_tanh=mlp.gelu == "tanh")
         return self._linear(f"{name}.down", up, mlp.down)
 
     def _linear(self, name: str, hidden: str, linear: nn.Linear) -> str:
-        graph = self.graph
-        prepared = self.linears.prepare(graph, name, hidden)
-        product = self.linears.matmul(graph, name, prepared, array_of(linear.weight).T)
-        return graph.add("Add", product, graph.constant(array_of(linear.bias), f"{name}.bias"))
+        bias = self.graph.constant(array_of(linear.bias), f"{name}.bias")
+        return self.graph.add("Add", self._product(name, hidden, linear), bias)
+
+    def _product(self, name: str, hidden: str, linear: nn.Linear) -> str:
+        prepared = self.linears.prepare(self.graph, name, hidden)
+        return self.linears.matmul(self.graph, name, prepared, array_of(linear.weight).T)
 
 
 def _add_head(graph: Graph, model: TaskModel, hidden: str, shape: str) -> int:

@@ -16,7 +16,7 @@ from .json_lines import read_json
 from .rows import Row
 
 KINDS = ("yesno", "factoid", "list")
-# Questions that want a paragraph and have no exact answer.
+# Questions that are answered by a paragraph and have no exact answer.
 SUMMARY = "summary"
 
 
@@ -46,7 +46,7 @@ def question_rows(path: Path) -> list[Row]:
         raise InputError(f'{path} is not BioASQ\'s format: expected {{"questions": [{{"id": ..., ...}}, ...]}}.')
     rows = []
     for number, item in enumerate(questions):
-        if not isinstance(item, dict) or not isinstance(item.get("id"), str | int):
+        if not isinstance(item, dict) or type(item.get("id")) not in (str, int):
             raise InputError(f"{path}: questions[{number}] is no object with an id.")
         rows.append(Row(item, f"{path}: questions[{number}] (id {item['id']!r})"))
     names = [str(row.values["id"]) for row in rows]

@@ -99,11 +99,11 @@ def example_of(row: Row, number: int) -> Example:
     if not isinstance(passage, str):
         raise InputError(f"{row.location}: {names['passage']!r} is a {type(passage).__name__}; expected a string.")
     label = None if names["label"] is None else _label(values[names["label"]], keys, choices, row.location)
-    group = values.get("group")
+    group = row.identifier("", "group") or None
     given = row.others("id", "group", *names.values())
     return Example(
-        str(values.get("id", number)), row.string(names["question"] or "question"), passage, choices, label,
-        row.location, None if group is None else str(group), given=given,
+        row.identifier(number), row.string(names["question"] or "question"), passage, choices, label,
+        row.location, group, given=given,
     )  # fmt: skip
 
 
@@ -140,17 +140,14 @@ def _label(value: Any, keys: Sequence[str], choices: Sequence[str], location: st
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return value
-    if isinstance(value, str):
-        for names in (keys, choices):
-            found = [number for number, name in enumerate(names) if name == value]
-            if len(found) == 1:
-                return found[0]
-            if len(found) > 1:
-                raise InputError(
-                    f"{location}: the answer {value!r:.60} is {len(found)} of the choices. Give its index."
-                )
-        if value.isdecimal() and int(value) < len(choices):
-            return int(value)
+    for names in (keys, choices) if isinstance(value, str) else ():
+        found = [number for number, name in enumerate(names) if name == value]
+        if len(found) > 1:
+            raise InputError(f"{location}: the answer {value!r:.60} is {len(found)} of the choices. Give its index.")
+        if found:
+            return found[0]
+    if isinstance(value, str) and value.isdecimal() and int(value) < len(choices):
+        return int(value)
     raise InputError(
         f"{location}: the answer {value!r:.60} is none of the {len(choices)} choices. Give its letter, its index "
         "from 0 or its text."
@@ -211,6 +208,7 @@ def _dream(content: list[Any], path: Path) -> Iterator[Example]:
         location = f"{path}: [{number}]"
         if not _is_dialogue(item):
             raise InputError(f"{location} is not DREAM's format: expected [[turns], [questions], id].")
+        name = Row({"id": item[2]}, f"{location}[2]").identifier(number)
         for question_number, question in enumerate(item[1]):
             if not isinstance(question, dict) or "choice" not in question:
                 raise InputError(
@@ -223,7 +221,7 @@ def _dream(content: list[Any], path: Path) -> Iterator[Example]:
             }
             if "answer" in question:
                 values["label"] = question["answer"]
-            row = Row(values | {"id": f"{item[2]}-{question_number}"}, f"{location}[1][{question_number}]")
+            row = Row(values | {"id": f"{name}-{question_number}"}, f"{location}[1][{question_number}]")
             yield example_of(row, question_number)
 
 

@@ -7,7 +7,7 @@ their tags, line by line.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -17,16 +17,16 @@ from ..errors import InputError
 from .data_files import data_suffix
 from .record_streams import derived
 from .rows import Row
-from .tag_schemes import SCHEMES, TagScheme, find_scheme, standard_tags
+from .tag_schemes import SCHEMES, TagScheme, are_tags, find_scheme, standard_tags
 from .text_lines import blank_split, data_lines, read_lines
 
 COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
     *(".bilou", ".bmes"),
 )
-# Endings of tables and markup: never raw text, unless a setting says so.
+# Endings of tables and markup: never raw text, unless a setting makes them so.
 TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
-MAX_WIDTH = 20
+MAX_WIDTH, MAX_TAGS = 20, 2**12
 # First fields that number no word: comments, ranges of contracted words, empty nodes.
 _NO_WORD = re.compile(r"#|\d+[-.]\d+$")
 # CoNLL-U's column of the part of speech, UPOS.
@@ -103,8 +103,29 @@ def read_columns(path: Path) -> list[Sentence]:
     return list(column_sentences(path, read_lines(path)))
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The lines of a file in CoNLL's column format, and the columns of words and tags, from 0."""
+
+    path: Path
+    rows: Sequence[_Fields]
+    word: int
+    tag: int | None
+    tags: Collection[str] | None
+    """The different tags, None where they were not counted."""
+
+    def sentences(self) -> Sequence[Sentence]:
+        """Make sentences of the lines."""
+        return derived(self.rows, lambda rows: _sentences(self.path, rows, self.word, self.tag))
+
+
 def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = ColumnLayout()) -> Sequence[Sentence]:
-    """Parse lines in CoNLL's column format; columns are separated by a tab or blanks.
+    """Parse lines in CoNLL's column format, as `find_columns` describes."""
+    return find_columns(path, lines, layout).sentences()
+
+
+def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Columns:
+    """Find the columns of lines in CoNLL's column format; columns are separated by a tab or blanks.
 
     With one column there are no tags. Lines of -DOCSTART- are left out, as in CoNLL's own scorer; in CoNLL-U comments,
     the ranges of contracted words and empty nodes.
@@ -115,7 +136,7 @@ def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = Co
         raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
     if is_numbered:
         rows = derived(rows, lambda rows: (row for row in rows if not row[1] or row[1][0].isdecimal()))
-    widths = Counter(len(fields) for _, fields in rows if fields)
+    widths, last = _survey(rows)
     if not widths:
         raise InputError(f"{path} holds no sentences.")
     width = widths.most_common(1)[0][0]
@@ -126,17 +147,32 @@ def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = Co
             "by a tab or blanks."
         )
     word = _column(path, "word_column", layout.word or (2 if is_numbered else 1), width)
-    tag = _tag_column(path, rows, word, width, layout, is_numbered=is_numbered)
-    return derived(rows, lambda rows: _sentences(path, rows, word, tag))
+    tag = _tag_column(path, rows, word, width, layout, last, is_numbered=is_numbered)
+    return Columns(path, rows, word, tag, last if tag == width - 1 else None)
+
+
+def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:
+    """Count the lines of each number of columns, and list the values of the last one unless they are many."""
+    widths: Counter[int] = Counter()
+    last: set[str] | None = set()
+    for _, fields in rows:
+        if fields:
+            widths[len(fields)] += 1
+            if last is not None:
+                last.add(fields[-1].strip())
+                last = last if len(last) <= MAX_TAGS else None
+    return widths, last
 
 
 def _sentences(path: Path, rows: Iterable[_Fields], word: int, tag: int | None) -> Iterator[Sentence]:
     for block in _blocks(rows):
-        for number, fields in block:
-            if not fields[word] or (tag is not None and not fields[tag]):
-                raise InputError(f"{path}:{number}: a word or a tag is missing.")
-        tags = None if tag is None else tuple(fields[tag].strip() for _, fields in block)
-        yield Sentence(tuple(fields[word] for _, fields in block), tags, f"{path}:{block[0][0]}")
+        words = [fields[word] for _, fields in block]
+        tags = None if tag is None else [fields[tag] for _, fields in block]
+        if not all(words) or not all(tags or ()):
+            number = next(n for n, fields in block if not fields[word] or (tag is not None and not fields[tag]))
+            raise InputError(f"{path}:{number}: a word or a tag is missing.")
+        own = None if tags is None else tuple(map(str.strip, tags))
+        yield Sentence(tuple(words), own, f"{path}:{block[0][0]}")
 
 
 def _split(lines: Sequence[str]) -> Sequence[_Fields]:
@@ -150,7 +186,10 @@ def _split(lines: Sequence[str]) -> Sequence[_Fields]:
 
 def _fields(lines: Iterable[str], *, has_tabs: bool) -> Iterator[_Fields]:
     for number, line in enumerate(lines, start=1):
-        fields = [field.strip(" ") for field in line.split("\t")] if has_tabs else blank_split(line)
+        if not has_tabs:
+            fields = blank_split(line)
+        else:
+            fields = [field.strip(" ") for field in line.split("\t")] if " " in line else line.split("\t")
         if not line.startswith("-DOCSTART-"):
             yield number, fields if any(fields) else []
 
@@ -189,17 +228,28 @@ def _column(path: Path, name: str, number: int, width: int) -> int:
 
 
 def _tag_column(
-    path: Path, rows: Sequence[_Fields], word: int, width: int, layout: ColumnLayout, *, is_numbered: bool
+    path: Path,
+    rows: Sequence[_Fields],
+    word: int,
+    width: int,
+    layout: ColumnLayout,
+    values: Collection[str] | None,
+    *,
+    is_numbered: bool,
 ) -> int | None:
-    """Find the column of tags: the last. Raises InputError if it has none where another column has tags."""
+    """Find the column of tags: the last, of which `values` may be known.
+
+    Raises InputError if it has none where another column has tags.
+    """
     last = width - 1
     if layout.tag is not None:
         return _column(path, "tag_column", layout.tag, width)
     if last == (1 if is_numbered else 0):
         return None
-    scheme = find_scheme(_values(rows, last), layout.outside)
+    scheme = find_scheme(_values(rows, last) if values is None else values, layout.outside)
     if scheme is not None and word != last:
-        _require_tags(path, rows, last, scheme, layout.outside)
+        if values is None or not are_tags(values, scheme, layout.outside):
+            _require_tags(path, rows, last, scheme, layout.outside)
         return last
     others = [index for index in range(last) if find_scheme(_values(rows, index), layout.outside) is not None]
     first = next(number for number, fields in rows if fields)
@@ -211,7 +261,7 @@ def _tag_column(
         )
     if is_numbered and data_suffix(path) == ".conllu":
         return CONLLU_TAG - 1
-    if last == word or all(map(_is_number, _values(rows, last))):
+    if last == word or all(map(_is_number, _values(rows, last) if values is None else values)):
         raise InputError(
             f"{path}:{first}: the last column has no tags. Name the column of tags: model.dataset.tag_column=N."
         )

@@ -157,6 +157,7 @@ def _check_frame(
             )
     for action in _objects(frame.get("actions", []), f"{place}: 'actions'"):
         _strings(action.get("values", []), f"{place}: an action's values")
+        _require_known(action.get("slot", ""), None, f"{place}: an action's slot")  # also "count" and "intent"
     if "state" not in frame:
         return
     state = frame["state"]
@@ -229,8 +230,8 @@ def _check_slot(slot: Row, names: set[str]) -> None:
     if not isinstance(slot.get("is_categorical"), bool):
         raise InputError(f"{slot.location}: is_categorical is {slot.get('is_categorical')!r:.20}; expected a boolean.")
     values = _strings(slot.values.get("possible_values", []), f"{slot.location}: possible_values")
-    if slot.values["is_categorical"] and not values:
-        raise InputError(f"{slot.location}: a categorical slot without possible_values. List them.")
+    if slot.values["is_categorical"] and not (values and all(map(str.strip, values))):
+        raise InputError(f"{slot.location}: a categorical slot without possible_values, or a blank one. List them.")
 
 
 def _check_intent(intent: Row, names: set[str]) -> None:

@@ -43,8 +43,16 @@ def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 def read_json(path: Path) -> Any:
     """Read a file that is one JSON value."""
     text = "\n".join(read_lines(path))
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):  # the last would be read only
+            name = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+            raise InputError(f"{path}: not JSON: an object has the name {name[:60]!r} twice. Leave one out.")
+        return values
+
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=without_repeats)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
     except RecursionError:

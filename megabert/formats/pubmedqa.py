@@ -13,8 +13,9 @@ from .data_files import data_suffix, open_data
 from .json_lines import read_json
 from .rows import Row
 
+DECISIONS = ("yes", "no", "maybe")
 PMID = "pmid"
-"""The field by which a row says that it is PubMedQA's."""
+"""The field that marks a row as PubMedQA's."""
 
 
 def is_pubmedqa(path: Path) -> bool:
@@ -39,6 +40,11 @@ def read_pubmedqa(path: Path) -> list[Row]:
         contexts = row.strings("CONTEXTS")
         values = {"text": row.string("QUESTION"), "text_b": " ".join(contexts), "id": name, PMID: name}
         if "final_decision" in item:
+            if item["final_decision"] not in DECISIONS:
+                raise InputError(
+                    f"{location}: final_decision is {str(item['final_decision'])[:40]!r}; expected "
+                    f"{', '.join(DECISIONS)}. Leave it out if it is unknown."
+                )
             values["label"] = item["final_decision"]
         rows.append(Row(values, location))
     return rows

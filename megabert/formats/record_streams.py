@@ -15,8 +15,8 @@ import numpy as np
 
 from .data_files import COMPRESSED
 
-MAX_HELD = 2**25
-"""Bytes of a data file whose records are held in memory."""
+MAX_HELD = 2**23
+"""Bytes of the data files whose records are held in memory, which takes some 50 times as much."""
 EXPANSION = 8
 """How much larger than its file compressed text is assumed to be."""
 _are_streamed: ContextVar[bool] = ContextVar("are_streamed", default=False)
@@ -58,21 +58,26 @@ class RecordStream(Sequence[RecordType]):
 
 
 @contextmanager
-def large_files_streamed() -> Iterator[None]:
-    """Let large files that are read within be streams: for who reads all records in turn, never one by its number."""
-    token = _are_streamed.set(True)
+def large_files_streamed(files: Iterable[str]) -> Iterator[None]:
+    """Let the files that are read within be streams if they are large together.
+
+    For who reads all records in turn, never one by its number.
+    """
+    token = _are_streamed.set(sum(map(_size, map(Path, files))) > MAX_HELD)
     try:
         yield
     finally:
         _are_streamed.reset(token)
 
 
-def is_held(path: Path) -> bool:
-    """Return whether a file's records are held in memory: where streams are not wanted, or because it is small."""
-    if not _are_streamed.get():
-        return True
+def _size(path: Path) -> int:
     factor = EXPANSION if path.suffix.lower() in COMPRESSED else 1
-    return not path.is_file() or factor * path.stat().st_size <= MAX_HELD
+    return factor * path.stat().st_size if path.is_file() else 0
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a file's records are held in memory: where streams are not wanted, or it cannot be read anew."""
+    return not (_are_streamed.get() and path.is_file())
 
 
 def derived(

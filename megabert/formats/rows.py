@@ -24,6 +24,13 @@ class Row:
         """Return the values of all other names."""
         return {name: value for name, value in self.values.items() if name not in names}
 
+    def identifier(self, default: Any, name: str = "id") -> str:
+        """Return a string or number as a string; that of `default` where it is missing or null."""
+        value = self.values.get(name)
+        if isinstance(value, bool | list | dict) or value != value:  # NaN is not equal to itself
+            raise InputError(f"{self.location}: {name!r} is {str(value)[:40]!r}; expected a string or a number.")
+        return str(default if value is None else value)
+
     def string(self, name: str) -> str:
         """Return a required string that is not blank."""
         value = self.get(name)

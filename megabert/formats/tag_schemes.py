@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import InputError
 from ..metrics import tagging
@@ -84,20 +85,34 @@ def standard_tags(tags: Sequence[str], scheme: TagScheme | None, outside: str, l
     """Convert tags to IOBES; raises InputError for one of another kind. Without a scheme they stay as they are."""
     if scheme is None:
         return tuple(tags)
-    is_lower = scheme is LOWER_CASE
-    for tag in tags:
-        if tag != outside and not scheme.is_tag(tag) and not (is_lower and tag == "o"):
-            setting = f"\"'{tag}'\"" if tag.lower() in ("null", "true", "false") else tag
-            raise InputError(
-                f"{location}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE. If it stands for "
-                f"words outside, set model.dataset.pad_label={setting}."
-            )
-    return tuple(scheme.standard(tag) if scheme.is_tag(tag) and tag != outside else outside for tag in tags)
+    converted = [_standard(scheme.name, tag, outside) for tag in tags]
+    if None in converted:
+        tag = tags[converted.index(None)]
+        setting = f"\"'{tag}'\"" if tag.lower() in ("null", "true", "false") else tag
+        raise InputError(
+            f"{location}: the tag {tag!r} is neither {outside} nor one such as B-TYPE or I-TYPE. If it stands for "
+            f"words outside, set model.dataset.pad_label={setting}."
+        )
+    return tuple(tag for tag in converted if tag is not None)
+
+
+def are_tags(values: Iterable[str], scheme: TagScheme, outside: str) -> bool:
+    """Return whether `standard_tags` converts all values."""
+    return all(_standard(scheme.name, value, outside) is not None for value in values)
+
+
+@lru_cache(maxsize=2**12)
+def _standard(name: str, tag: str, outside: str) -> str | None:
+    """Convert a tag of the scheme with a name to IOBES; None for one of another kind."""
+    scheme = next(scheme for scheme in SCHEMES if scheme.name == name)
+    if tag == outside or (scheme is LOWER_CASE and tag == "o" and not scheme.is_tag(tag)):
+        return outside
+    return scheme.standard(tag) if scheme.is_tag(tag) else None
 
 
 def to_iob2(tags: Sequence[str], scheme: TagScheme | None, outside: str, location: str) -> tuple[str, ...]:
     """Convert tags to IOB2, as `standard_tags` does."""
-    if scheme is None:
+    if scheme is None or tags.count(outside) == len(tags):
         return tuple(tags)
     converted = [outside] * len(tags)
     for kind, start, end in tagging.entities(standard_tags(tags, scheme, outside, location)):

@@ -12,6 +12,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ LABEL_COLUMNS = ("label", "labels", "gold_label", "class", "score")
 ROLES: Mapping[str, Sequence[str]] = {
     "text": TEXT_COLUMNS, "text_b": PAIR_COLUMNS, "label": LABEL_COLUMNS, "id": ("id",)}  # fmt: skip
 COLUMNS = (*TEXT_COLUMNS, *PAIR_COLUMNS, *LABEL_COLUMNS, "id", "index", "idx")
+MAX_LABEL_KEPT = 64
 NO_GOLD_LABEL = ()
 """Stands for the label of a pair in a labelled file that has none."""
 BY_NUMBER = "model.dataset.columns.text=1 model.dataset.columns.label=2"
@@ -51,7 +53,8 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
     if not table.has_header and not columns and "label" in table.rows[0].values:
         _check_unnamed(table.rows)
     names = {role: role if isinstance(name, int) else str(name).lower() for role, name in columns.items()}
-    return _without_gold(path, _by_role(table.rows, names))
+    rows = _by_role(table.rows, names)
+    return _without_gold(path, rows) if "text_b" in rows[0].values else rows
 
 
 def check_ids(path: Path, rows: Sequence[Row]) -> None:
@@ -72,19 +75,28 @@ def _by_role(rows: Sequence[Row], columns: Mapping[str, Any]) -> Sequence[Row]:
 
 def by_role(row: Row, columns: Mapping[str, Any]) -> Row:
     """Rename a row's values to text, text_b, label and id, by `columns` or else by the known names."""
-    values = dict(row.values)
-    found: dict[str, Any] = {}
-    for role, names in ROLES.items():
-        name = columns.get(role) if columns else next((name for name in names if name in values), None)
-        if name in values:
-            found[role] = values.pop(name)
+    names, problem = _renamed(tuple(row.values), tuple(columns.items()))
+    if problem:
+        raise InputError(f"{row.location}: {problem}")
+    values = row.values
+    return Row({name: values[own] for name, own in names}, row.location)
+
+
+@lru_cache(maxsize=2**10)
+def _renamed(names: Sequence[str], columns: Sequence[tuple[str, Any]]) -> tuple[Sequence[tuple[str, str]], str]:
+    """Return the new name of each of a row's names, or what is missing."""
+    left, given = dict.fromkeys(names), dict(columns)
+    found: dict[str, str] = {}
+    for role, known in ROLES.items():
+        name = given.get(role) if given else next((name for name in known if name in left), None)
+        if name in left:
+            del left[name]
+            found[role] = name
         elif name is not None and role != "label":
-            raise InputError(
-                f"{row.location}: there is no {name!r} (model.dataset.columns.{role}); found {', '.join(values)[:100]}."
-            )
+            return (), f"there is no {name!r} (model.dataset.columns.{role}); found {', '.join(left)[:100]}."
     # What the setting leaves out is not taken for a text or a label.
-    others = {name: value for name, value in values.items() if not columns or name not in COLUMNS}
-    return Row(others | found, row.location)
+    others = {name: name for name in left if not given or name not in COLUMNS}
+    return tuple((others | found).items()), ""
 
 
 def _without_gold(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
@@ -202,6 +214,19 @@ def parse_label(value: Any, location: str) -> str:
 
     Numbers without a fraction are whole, 1.0 is 1; true and false are words.
     """
+    label = _known_label(value) if isinstance(value, str) and len(value) <= MAX_LABEL_KEPT else None
+    return _parse_label(value, location) if label is None else label
+
+
+@lru_cache(maxsize=2**12)
+def _known_label(value: str) -> str | None:
+    try:
+        return _parse_label(value, "")
+    except InputError:
+        return None
+
+
+def _parse_label(value: Any, location: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and math.isfinite(value) and value == int(value):

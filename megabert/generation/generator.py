@@ -115,7 +115,7 @@ class Generator:
         sampling, limits = sampling or Sampling(), limits or GenerationLimits()
         if sampling.is_greedy and limits.num_samples > 1:
             raise ConfigError(
-                f"num_samples={limits.num_samples}, but without temperature all are the same. Set temperature=0.8, say."
+                f"num_samples={limits.num_samples}, but without temperature all are the same. Set temperature=0.8."
             )
         if isinstance(prompts, str):
             raise InputError("prompts is one string. Give a list: [prompt].")

@@ -21,13 +21,14 @@ from ..json_documents import parse_sealed
 from .gram_index import GramIndex
 from .name_keys import key_hashes, lookup_keys, normalized, series, series_keys
 
-VERSION = 3
+VERSION = 4
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
 CACHED_SERIES, MAX_MEMBERS = 10_000, 500
 """Series that are remembered, and members of a series that are looked at."""
-ARRAYS = ("name_ends", "name_mentions", "name_numbers", "concept_ends", "id_ends", "species", "key_hashes", "key_names")
+ARRAYS = ("name_ends", "name_mentions", "name_is_listed", "name_numbers", "concept_ends", "id_ends", "species",
+          "key_hashes", "key_names")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Dictionary:
     def name(self, number: int) -> str:
         """Return one name."""
         return self.names(number, number + 1)[0]
+
+    def preferred(self, concept: int) -> str:
+        """Return the preferred name of a concept."""
+        return self.name(self._names_of(concept)[0])
 
     def concepts_of(self, names: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the concept of each name."""
@@ -138,17 +143,18 @@ class Dictionary:
 
     def _parallel(self, words: str) -> Counter[str]:
         """Count the concepts in which another series has the number of this one."""
-        if words not in self._parallels:
-            if len(self._parallels) >= CACHED_SERIES:
-                self._parallels.clear()
+        counts = self._parallels.get(words)
+        if counts is None:
             counts = Counter[str]()
             members = self.exact(series_keys(words)[0], MAX_MEMBERS)
             for concept in dict.fromkeys(self.concepts_of(np.array(members, np.int64)).tolist()):
                 found = set(filter(None, (series(normalized(self.name(name))) for name in self._names_of(concept))))
                 numbers = {number for other, number in found if other == words}
                 counts.update({other for other, number in found if number in numbers and other != words})
+            if len(self._parallels) >= CACHED_SERIES:
+                self._parallels.clear()
             self._parallels[words] = counts
-        return self._parallels[words]
+        return counts
 
     @cached_property
     def _parallels(self) -> dict[str, Counter[str]]:
@@ -167,11 +173,13 @@ class Dictionary:
         """Return which names are those of given taxa, None without any. Raises InputError if there are none of them."""
         if not len(species):
             return None
-        if (key := tuple(species)) not in self._allowed:
+        found = self._allowed.get(key := tuple(species))  # threads share it
+        if found is None:
+            found = self._names_of_taxa(key)
             if len(self._allowed) >= CACHED_SPECIES:
                 self._allowed.clear()
-            self._allowed[key] = self._names_of_taxa(key)
-        return self._allowed[key]
+            self._allowed[key] = found
+        return found
 
     @cached_property
     def _allowed(self) -> dict[tuple[int, ...], NDArray[np.bool_]]:

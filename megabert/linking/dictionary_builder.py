@@ -203,8 +203,8 @@ class _Concepts:
         return ids
 
 
-_DIGESTED = ("names.bin", "name_ends.npy", "name_mentions.npy", "concept_ends.npy", "ids.bin", "id_ends.npy",
-             "species.npy")  # fmt: skip
+_DIGESTED = ("names.bin", "name_ends.npy", "name_mentions.npy", "name_is_listed.npy", "concept_ends.npy", "ids.bin",
+             "id_ends.npy", "species.npy")  # fmt: skip
 
 
 def _merge(parts: Sequence[Path], folder: Path, prefer: str | None) -> dict[str, Any]:
@@ -246,13 +246,14 @@ def _write_names(
     is_mention: NDArray[np.bool_],
     num_concepts: int,
 ) -> dict[str, int]:
-    """Write names sorted by concept, each once, in lower case or not, and how often each is a mention."""
+    """Write names sorted by concept, each once, in lower case or not, how often each is a mention, and if only that."""
     starts = np.concatenate([[0], ends[:-1]])
     order = np.argsort(concepts, kind="stable")
     rows = (column[order].tolist() for column in (starts, ends, concepts, is_mention))
     seen: dict[bytes, int] = {}
     current, size = -1, 0
-    kept_ends, mentions, counts = list[int](), list[int](), np.zeros(num_concepts, np.int64)
+    kept_ends, mentions, is_listed = list[int](), list[int](), list[bool]()
+    counts = np.zeros(num_concepts, np.int64)
     with (folder / "names.bin").open("wb") as file:
         for start, end, concept, is_one in zip(*rows, strict=True):
             if concept != current:
@@ -264,10 +265,13 @@ def _write_names(
                 size += len(name)
                 kept_ends.append(size)
                 mentions.append(0)
+                is_listed.append(False)
                 counts[concept] += 1
             mentions[number] += is_one
+            is_listed[number] |= not is_one
     save_array(folder / "name_ends.npy", np.array(kept_ends, np.int64))
     save_array(folder / "name_mentions.npy", np.minimum(mentions, 2**16 - 1).astype(np.uint16))
+    save_array(folder / "name_is_listed.npy", np.array(is_listed, bool))
     save_array(folder / "concept_ends.npy", np.cumsum(counts))
     return {"names": len(kept_ends), "repeated_names": len(ends) - len(kept_ends)}
 

@@ -62,11 +62,12 @@ class GramIndex:
         ]
 
     def search(
-        self, query: GramQuery, k: int, is_allowed: NDArray[np.bool_] | None = None
+        self, query: GramQuery, k: int, is_allowed: NDArray[np.bool_] | None = None, *, share: float = 0.0
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Find the k most similar names, the best first, equal ones in their order; fewer if fewer share a gram.
 
         Exact up to MAX_POSTINGS entries of lists; beyond, names that share only the frequent grams are not found.
+        Names below a share of the best similarity may be left out, which is faster.
         """
         counts = self._counts(query.grams)
         num_added = max(int(np.searchsorted(np.cumsum(counts), MAX_POSTINGS, side="right")), 1)
@@ -78,9 +79,11 @@ class GramIndex:
             scores, names = scores[is_allowed[names]], names[is_allowed[names]]
         if num_added < len(query.grams):
             best = np.sort(_best(scores, max(NUM_RESCORED, k)))
-            names = names[best]
             rest = GramQuery(query.grams[num_added:], query.weights[num_added:])
-            scores = scores[best] + self.scores(rest, names)
+            limits = scores[best] + rest.weights.sum() / self.norms[names[best]]
+            best = best[limits >= share * scores[best].max(initial=0.0) - 1e-5]
+            names, scores = names[best], scores[best]
+            scores = scores + self.scores(rest, names)
         # Sums of the same numbers in another order differ in the last bits: what is shown decides.
         shown = scores.astype(np.float32).round(6)
         best = _best(shown, k)

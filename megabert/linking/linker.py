@@ -2,15 +2,15 @@
 
 A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
 first, and one whose initials it is comes before those that are only similar; other names are ranked by the weighted sum
-of both similarities. A composite mention is split where its parts are
-found better than the whole. The score of a link is the probability that it is right; below a threshold it is NIL. Same
-dictionary, run and mention, same result.
+of both similarities. A composite mention is split where its parts are found better than the whole. A CandidateRanker,
+where one was learned, orders the first candidates anew and decides on splits. The score of a link is the probability
+that it is right; below a threshold it is NIL. Same dictionary, run and mention, same result.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
+from .candidate_ranker import RANKED, CandidateRanker
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
+from .networks import DenseResult, DenseSearch, MentionReader
 
 SearchedText = tuple[str, tuple[int, ...]]
 """A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
@@ -63,6 +65,8 @@ class LinkQuery:
     """Abbreviations of the document and what they stand for."""
     species: tuple[int, ...] = ()
     """Taxa of the concepts that may be meant; (): any."""
+    context: str = ""
+    """The sentence that it stands in, which a reader reads."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,14 @@ class NameCandidate:
     name: str
     identifiers: tuple[str, ...]
     similarity: float
+    mentions: int = 0
+    """How often it is a mention of its concept in the documents that the dictionary was built of."""
+    is_listed: bool = True
+    """Whether the dictionary has it from a file of names, too."""
+    preferred: str = ""
+    """The preferred name of its concept."""
+    score: float | None = None
+    """That of a CandidateRanker, which ordered it."""
 
 
 @dataclass(frozen=True)
@@ -123,35 +135,6 @@ class Link:
         return "" if self.is_nil else SEPARATOR.join(part.candidates[0].name for part in self.parts)
 
 
-class DenseSearch(Protocol):
-    """The search by embeddings."""
-
-    @property
-    def run_digest(self) -> str:
-        """The digest of the run that made the embeddings."""
-
-    @property
-    def session(self) -> Session:
-        """What embeds texts."""
-
-    def with_session(self, session: Session) -> "DenseSearch":
-        """Return the search with the session of another process."""
-
-    def search(self, texts: Sequence[str]) -> "Sequence[DenseResult]":
-        """Embed texts and find the nearest names of each."""
-
-
-class DenseResult(Protocol):
-    """What the search by embeddings finds for a text."""
-
-    @property
-    def names(self) -> NDArray[np.int64]:
-        """The numbers of the nearest names."""
-
-    def similarities(self, names: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the cosine similarities of names."""
-
-
 @dataclass
 class Linker:
     """Links mentions to the concepts of a dictionary. `megabert.load_linker(DICT, RUN)` returns one."""
@@ -159,6 +142,8 @@ class Linker:
     dictionary: Dictionary
     calibration: Calibration = field(default_factory=Calibration)
     dense: DenseSearch | None = None
+    ranker: CandidateRanker | None = None
+    reader: MentionReader | None = None
     _known: dict[tuple[SearchedText, int], tuple[LinkedPart, ...]] = field(default_factory=dict, init=False, repr=False)
     """Results by searched text and number of candidates: most mentions of a corpus occur again. A copy has none."""
 
@@ -166,13 +151,20 @@ class Linker:
     def digest(self) -> list[Any]:
         """All on which links depend, as plain values."""
         run = self.dense.run_digest if self.dense is not None else ""
-        return [self.dictionary.digest, run, list(vars(self.calibration).values())]
+        further = [item.digest for item in (self.ranker, self.reader) if item is not None]
+        return [self.dictionary.digest, run, list(vars(self.calibration).values()), *further]
 
     def with_sessions(self, sessions: Iterator[Session]) -> "Linker":
-        """Return a linker whose embeddings are computed by the next of the sessions; without embeddings, the same."""
-        if self.dense is None:
-            return replace(self)
-        return replace(self, dense=self.dense.with_session(next(sessions)))
+        """Return a linker whose networks are the next of the sessions."""
+        dense = self.dense.with_session(next(sessions)) if self.dense is not None else None
+        reader = self.reader.with_session(next(sessions)) if self.reader is not None else None
+        return replace(self, dense=dense, reader=reader)
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The networks of embeddings and of the reader, as far as there are any."""
+        dense = [self.dense.session] if self.dense is not None else []
+        return [*dense, self.reader.predictor.session] if self.reader is not None else dense
 
     def link(self, mentions: Sequence[str | LinkQuery], *, k: int = 1, species: Sequence[int] = ()) -> list[Link]:
         """Link mentions; each part of a link has the k best names.
@@ -181,15 +173,35 @@ class Linker:
         """
         queries = [LinkQuery(item) if isinstance(item, str) else item for item in mentions]
         wanted = [(written_out(item.text, item.definitions), item.species or tuple(species)) for item in queries]
-        if new := [item for item in dict.fromkeys(wanted) if (item, k) not in self._known]:
+        depth = k if self.reader is None else max(k, RANKED)
+        if new := [item for item in dict.fromkeys(wanted) if (item, depth) not in self._known]:
             if len(self._known) + len(new) > CACHED_NAMES:
                 self._known.clear()
                 new = list(dict.fromkeys(wanted))
-            self._known.update(((item, k), parts) for item, parts in zip(new, self._parts(new, k), strict=True))
-        return [self._link(query.text, self._known[item, k]) for query, item in zip(queries, wanted, strict=True)]
+            self._known.update(((item, depth), parts) for item, parts in zip(new, self._parts(new, depth), strict=True))
+        found = [self._known[item, depth] for item in wanted]
+        if self.reader is not None:
+            read = self.reader.reordered(found, [item.context for item in queries], self.calibration.slope)
+            found = [_first(parts, k) for parts in read]
+        return [self._link(query.text, parts) for query, parts in zip(queries, found, strict=True)]
 
     def _parts(self, wanted: Sequence[SearchedText], k: int) -> Iterator[tuple[LinkedPart, ...]]:
-        """Search each text, and the parts of those that may be composites."""
+        """Choose between each text and the ways to split it."""
+        if self.ranker is not None:
+            for whole, ways in self.searched(wanted, max(k, RANKED)):
+                yield _first(self.ranker.best(whole, ways), k)
+            return
+        for whole, ways in self.searched(wanted, k):
+            best = (whole,)
+            for parts in ways:
+                if self._is_better(parts, best):
+                    best = parts
+            yield best
+
+    def searched(
+        self, wanted: Sequence[SearchedText], k: int
+    ) -> Iterator[tuple[LinkedPart, list[tuple[LinkedPart, ...]]]]:
+        """Search each text and, of those that may be composites, the parts of each way to split them."""
         wholes = self._ranked(wanted, k)
         splits = [
             [] if self._is_exact(whole, text) else composite_splits(text)
@@ -200,12 +212,7 @@ class Linker:
         ]
         ranked = iter(self._ranked(needed, k))
         for whole, ways in zip(wholes, splits, strict=True):
-            best: tuple[LinkedPart, ...] = (whole,)
-            for way in ways:
-                parts = tuple(next(ranked) for _ in way)
-                if self._is_better(parts, best):
-                    best = parts
-            yield best
+            yield whole, [tuple(next(ranked) for _ in way) for way in ways]
 
     def _link(self, text: str, parts: tuple[LinkedPart, ...]) -> Link:
         similarity = min(part.similarity for part in parts)
@@ -273,10 +280,14 @@ class Linker:
         Of equals those that are mentions more often come first, then preferred names, then those of concepts with more
         names.
         """
+        if query is None and len(exact) == 1:
+            return (self._candidate(exact[0], 1.0),)
         names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
         is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
         if query is not None:
-            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed)
+            # A name that is less similar by more than the factor of another number cannot come first.
+            share = OTHER_NUMBER - 1e-3 if k == 1 and dense is None else 0.0
+            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
         scores: NDArray[np.floating[Any]] = lexical
         if query is not None and dense is not None:
             others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
@@ -300,14 +311,18 @@ class Linker:
         num_names = ends[concepts] - starts
         mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
         order = np.lexsort((names, -num_names, names != starts, mentions, -scores, ~is_exact))[:k]
-        return tuple(
-            NameCandidate(
-                self.dictionary.name(int(names[place])),
-                self.dictionary.identifiers(int(concepts[place])),
-                float(scores[place]),
-            )
-            for place in order
-        )
+        return tuple(self._candidate(int(names[place]), float(scores[place])) for place in order)
+
+    def _candidate(self, name: int, score: float) -> NameCandidate:
+        arrays = self.dictionary.arrays
+        concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
+        identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
+        mentions, preferred = int(arrays["name_mentions"][name]), self.dictionary.preferred(concept)
+        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, preferred)
+
+
+def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
+    return tuple(replace(part, candidates=part.candidates[:k]) for part in parts)
 
 
 def _with_names(

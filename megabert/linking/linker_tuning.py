@@ -11,7 +11,8 @@ from ..errors import InputError
 from ..formats.dictionaries.gold_mentions import GoldMention
 from ..inference import Session
 from ..metrics.linking import RankedMention, accuracy_scores
-from .linker import Calibration, DenseResult, DenseSearch, Link, Linker, LinkQuery
+from .linker import Calibration, Link, Linker, LinkQuery
+from .networks import DenseResult, DenseSearch
 
 WEIGHTS = tuple(number / 10 for number in range(11))
 SMALLEST = 50
@@ -32,32 +33,39 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     known = [number for number, mention in enumerate(mentions) if mention.identifiers]
     accuracies = {}
     if linker.dense is not None:
-        linker = replace(linker, dense=_Remembered(linker.dense))
+        linker = replace(linker, dense=Remembered(linker.dense))
         for weight in WEIGHTS:
-            links = _with(linker, weight=weight).link([queries[number] for number in known])
+            links = with_weight(linker, weight).link([queries[number] for number in known])
             accuracies[weight] = sum(map(is_right, links, (mentions[number] for number in known))) / len(known)
         best = max(accuracies.values())
-        linker = _with(linker, weight=min((w for w in WEIGHTS if accuracies[w] == best), key=lambda w: abs(w - 0.5)))
+        linker = with_weight(linker, min((w for w in WEIGHTS if accuracies[w] == best), key=lambda w: abs(w - 0.5)))
     links = linker.link(queries)
     right = np.array([is_right(*pair) for pair in zip(links, mentions, strict=True)], float)
     similarities = np.array([min(part.similarity for part in link.parts) for link in links])
-    slope, intercept = _logistic(similarities, right)
-    fitted = replace(linker.calibration, slope=slope, intercept=intercept)
-    probabilities = np.array([fitted.probability(value) for value in similarities])
-    threshold = _threshold(probabilities, right, len(known))
-    fitted = replace(fitted, threshold=threshold)
+    calibration = fitted(linker.calibration, similarities, right, len(known))
+    num_nil = sum(calibration.probability(value) < calibration.threshold for value in similarities)
     scores = {
         "mentions": len(mentions),
         "accuracy": round(100 * float(right[known].mean()), 2) if known else 0.0,
-        "nil": int((probabilities < threshold).sum()),
+        "nil": num_nil,
         "accuracy_by_weight": {str(weight): round(100 * value, 2) for weight, value in accuracies.items()},
     }
-    return fitted, scores
+    return calibration, scores
+
+
+def fitted(
+    calibration: Calibration, similarities: NDArray[np.float64], right: NDArray[np.float64], num_known: int
+) -> Calibration:
+    """Fit the probability that a link is right to its similarity, and the threshold of NIL."""
+    slope, intercept = _logistic(similarities, right)
+    calibration = replace(calibration, slope=slope, intercept=intercept)
+    probabilities = np.array([calibration.probability(value) for value in similarities])
+    return replace(calibration, threshold=_threshold(probabilities, right, num_known))
 
 
 def queries_of(mentions: Sequence[GoldMention]) -> list[LinkQuery]:
     """Return what a linker is given of gold mentions."""
-    return [LinkQuery(item.text, item.definitions) for item in mentions]
+    return [LinkQuery(item.text, item.definitions, context=item.context) for item in mentions]
 
 
 def ranked(link: Link, gold: GoldMention, subsets: Sequence[str] = ()) -> RankedMention:
@@ -74,8 +82,9 @@ def is_right(link: Link, gold: GoldMention) -> bool:
     return accuracy_scores([ranked(link, gold)], ranks=(1,))["acc@1"] > 0
 
 
-def _with(linker: Linker, **changes: Any) -> Linker:
-    return replace(linker, calibration=replace(linker.calibration, **changes))
+def with_weight(linker: Linker, weight: float) -> Linker:
+    """Return the linker with another weight of embeddings."""
+    return replace(linker, calibration=replace(linker.calibration, weight=weight))
 
 
 def _logistic(values: NDArray[np.float64], is_one: NDArray[np.float64]) -> tuple[float, float]:
@@ -101,7 +110,7 @@ def _threshold(probabilities: NDArray[np.float64], right: NDArray[np.float64], n
 
 
 @dataclass
-class _Remembered:
+class Remembered:
     """A dense search whose results are kept: each weight ranks the same ones."""
 
     whole: DenseSearch
@@ -119,7 +128,7 @@ class _Remembered:
 
     def with_session(self, session: Session) -> DenseSearch:
         """Return the search with another session, without results."""
-        return _Remembered(self.whole.with_session(session))
+        return Remembered(self.whole.with_session(session))
 
     def search(self, texts: Sequence[str]) -> list[DenseResult]:
         """Search for what was not searched yet."""

@@ -172,7 +172,7 @@ class Heartbeat:
 def _connect_ring(launch: LaunchEnvironment, store: Any) -> tuple[socket.socket, socket.socket]:
     """Connect to the next rank and accept the previous one; returns both connections.
 
-    A token, passed on in the store, tells the previous rank from a stray client.
+    A token, passed on in the store, distinguishes the previous rank from a stray client.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((socket.gethostbyname(launch.address), launch.port))  # sends nothing, but chooses an interface

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..captured_batches import by_feature
 from ..data.packing import Features, pack
+from ..inference import by_feature
 from ..kernels.cuda_graph import side_stream
 from ..model.attention import PackedSequences
 from ..model.heads import DualEmbeddingHead

@@ -1,7 +1,12 @@
-"""Admission: a bounded number of requests, each with a deadline; one whose client goes away is cancelled."""
+"""Admission: a bounded number of requests, each with a deadline; one whose client goes away is cancelled.
+
+A crowd is counted as it arrives: what is too much is refused unparsed, and of the rest no more are parsed than there
+are threads to compute them. So the last of 1,000 does not wait until hundreds before it are parsed.
+"""
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +18,7 @@ from .refusals import ClientGone, overloaded, unavailable
 from .server_metrics import ServerMetrics
 
 MAX_THREADS = 64
+MAX_STARTING = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,25 @@ class ServerLimits:
     shutdown_seconds: float = 18.0
 
 
+@dataclass(eq=False)
+class WaitingPlace:
+    """The place of a request that waits to be parsed and admitted."""
+
+    admission: "Admission"
+    is_starting: bool = False
+    is_left: bool = False
+
+    def __post_init__(self) -> None:
+        self.admission.metrics.add("te_queue_size")
+
+    def leave(self) -> None:
+        """Give it back, once."""
+        if not self.is_left:
+            self.is_left = True
+            self.admission.metrics.add("te_queue_size", -1)
+            self.admission.num_starting -= self.is_starting
+
+
 class Admission:
     """Admits requests and runs them in threads. Counts hold: admitted = answered + failed + cancelled."""
 
@@ -42,9 +67,10 @@ class Admission:
         self.is_draining = False
         self.num_active = 0
         self.held_bytes = 0
-        self._threads = ThreadPoolExecutor(
-            min(MAX_THREADS, limits.max_concurrent_requests), thread_name_prefix="request"
-        )
+        self.num_starting = 0
+        self._num_threads = min(MAX_THREADS, limits.max_concurrent_requests)
+        self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="request")
+        self._held: dict[WaitingPlace, Callable[[], None]] = {}
         self._lock = threading.Lock()
 
     def check(self) -> None:
@@ -55,14 +81,48 @@ class Admission:
         if waiting >= self.limits.max_concurrent_requests:
             raise overloaded(f"{waiting:.0f} requests are waiting. Try again later.")
 
+    def reserve(self) -> "WaitingPlace":
+        """Count a request that is not parsed yet. Raises Refusal as `check` does."""
+        self.check()
+        return WaitingPlace(self)
+
+    def hold_or_start(self, place: "WaitingPlace", start: Callable[[], None]) -> None:
+        """Start to parse a request that has a place; hold it while as many are computed as there are threads."""
+        self._held[place] = start
+        self.start_held()
+
+    def drop(self, place: "WaitingPlace | None") -> None:
+        """Forget a request that is held, if it is."""
+        if place is not None and self._held.pop(place, None) is not None:
+            place.leave()
+
+    def start_held(self) -> None:
+        """Start those that are held: a few at a time, so that others are read between, while there are threads."""
+        while (
+            self._held and self.num_starting < MAX_STARTING and self.num_active + self.num_starting < self._num_threads
+        ):
+            place = next(iter(self._held))
+            self.num_starting += 1
+            place.is_starting = True
+            self._held.pop(place)()
+
     async def run(
-        self, function: Callable[[Work], Any], gone: Callable[[], Awaitable[None]], seconds: float | None
+        self,
+        function: Callable[[Work], Any],
+        gone: Callable[[], Awaitable[None]],
+        seconds: float | None,
+        arrived: float,
+        place: "WaitingPlace | None" = None,
     ) -> tuple[Any, Work]:
-        """Compute a request in a thread.
+        """Compute a request in a thread; its time begins when it `arrived`, by time.monotonic().
 
         `gone` returns when its client has closed the connection. Raises Refusal, ClientGone or what `function` raised.
         """
-        self.check()
+        if place is None:
+            self.check()
+        else:
+            place.leave()
+            asyncio.get_running_loop().call_soon(self.start_held)
         work = self.catalog.work()
         with self._lock:
             self.num_active += 1
@@ -73,7 +133,8 @@ class Admission:
         watch = asyncio.ensure_future(gone())
         limit = min(seconds or self.limits.deadline_seconds, self.limits.deadline_seconds)
         try:
-            done, _ = await asyncio.wait({future, watch}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            left = max(limit - (time.monotonic() - arrived), 0)
+            done, _ = await asyncio.wait({future, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if future in done:
                 result = future.result()
                 self.metrics.add("te_request_success")
@@ -98,6 +159,7 @@ class Admission:
         self.metrics.add("te_queue_size", -1)
         if not future.cancelled():
             future.exception()  # of a request that nobody waits for any more
+        self.start_held()
 
     def close(self) -> None:
         """Stop the threads."""

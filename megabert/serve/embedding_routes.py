@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .hosted_models import HostedModel, logit
-from .http_application import Call, Endpoint, Reply
+from .http_application import Call, Endpoint, Reply, json_rows
 from .model_queue import Work
 from .refusals import Refusal, invalid
 from .request_fields import RequestField
@@ -130,17 +130,19 @@ async def _embed(call: Call) -> Reply:
     model = _model(call)
     texts = _cut(_texts(call.fields["inputs"], model, call), model, call)
     _check_blank(texts, "inputs")
-    vectors = await call.compute(lambda work: model.embed(texts, work))
-    shaped = _shaped(vectors, call.fields["dimensions"], is_normalized=call.fields["normalize"])
-    return Reply(shaped.tolist())
+    dimensions, is_normalized = call.fields["dimensions"], call.fields["normalize"]
+    return Reply(
+        await call.compute(
+            lambda work: json_rows(_shaped(model.embed(texts, work), dimensions, is_normalized=is_normalized))
+        )
+    )
 
 
 async def _embed_all(call: Call) -> Reply:
     model = _model(call)
     texts = _cut(_texts(call.fields["inputs"], model, call), model, call)
     _check_blank(texts, "inputs")
-    states = await call.compute(lambda work: model.token_states(texts, work))
-    return Reply([item.tolist() for item in states])
+    return Reply(await call.compute(lambda work: json_rows(model.token_states(texts, work))))
 
 
 TEI_RERANK = (
@@ -235,7 +237,7 @@ async def _tokenize(call: Call) -> Reply:
     texts = _texts(call.fields["inputs"], model, call)
     is_special = call.fields["add_special_tokens"]
 
-    def work_on(work: Work) -> list[list[dict[str, Any]]]:
+    def work_on(work: Work) -> bytes:
         tokenizer = model.predictor.tokenizer
         rows = []
         for text, encoded in zip(texts, tokenizer.encode(texts), strict=True):
@@ -248,7 +250,7 @@ async def _tokenize(call: Call) -> Reply:
                 for token in (tokenizer.cls_id, tokenizer.sep_id)
             ]
             rows.append([ends[0], *row, ends[1]] if is_special else row)
-        return rows
+        return json_rows(rows)
 
     return Reply(await call.compute(work_on))
 

@@ -27,12 +27,14 @@ from ..tasks.task import Task
 from ..tasks.text_ranking import TextRanking
 from ..tasks.token_classification import TokenClassification
 from ..tasks.zero_shot import ZeroShot
+from .hosted_linkers import HostedLinker
 from .model_queue import ComputeQueue, Work
 from .queued_session import STATES, QueuedSession
 from .refusals import Refusal, invalid, too_large
 
 RELEVANT = ("relevant", "entailment", "equivalent", "duplicate", "yes", "true", "1")
 """Labels whose probability ranks pairs, in this order; else the second of two."""
+MAX_PAUSE_SECONDS = 0.1
 ENTITIES, RELATIONS, ANSWERS, CLASSES = "entities", "relations", "answers", "classes"
 ROUTES: Mapping[type, str] = {
     TokenClassification: ENTITIES,
@@ -142,7 +144,7 @@ class HostedModel:
         rows = []
         for number, prediction in enumerate(predictions):
             cut = sum(item.num_cut for item in own[number])
-            row = {**self.task.to_json(prediction), "windows": len(own[number])}
+            row = {"windows": len(own[number]), **self.task.to_json(prediction)}  # choices count their own
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
 
@@ -233,12 +235,42 @@ def logit(probability: float) -> float:
     return math.log(clipped / (1 - clipped))
 
 
+class HostTurns:
+    """Turns of the threads that tokenize and decode: more of them than cores would only disturb the networks.
+
+    At each call to a socket the thread of the connections gives up the interpreter's lock, and a thread that computes
+    keeps it for a switch interval: 1,000 answers would take a second. `pause` holds these threads back.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._turns, self._may_run = threading.Semaphore(count), threading.Event()
+        self._may_run.set()
+
+    def acquire(self) -> None:
+        """Wait for a turn."""
+        self._turns.acquire()
+        self._may_run.wait(MAX_PAUSE_SECONDS)
+
+    def release(self) -> None:
+        """End a turn."""
+        self._turns.release()
+
+    def pause(self, call_soon: Callable[[Callable[[], None]], Any]) -> None:
+        """Give no turns until a loop has handled the events that it has at hand."""
+        if self._may_run.is_set():
+            self._may_run.clear()
+            call_soon(self._may_run.set)
+
+
 class ModelCatalog:
     """The models of a server, and the threads that compute requests."""
 
-    def __init__(self, models: Sequence[HostedModel], *, host_threads: int) -> None:
+    def __init__(
+        self, models: Sequence[HostedModel], linkers: Sequence[HostedLinker] = (), *, host_threads: int
+    ) -> None:
+        self.linkers = {linker.name: linker for linker in linkers}
         self.models = {model.name: model for model in models}
-        self._host = threading.Semaphore(host_threads)
+        self.host = HostTurns(host_threads)
 
     def find(self, name: Any, routes: Collection[str] = (), suits: Callable[[HostedModel], bool] | None = None) -> Any:
         """Return the model of a name, or without one the only that suits; raises Refusal otherwise."""
@@ -258,16 +290,26 @@ class ModelCatalog:
             raise invalid(f"{name} is of the task {self.models[name].task.name()}. {_no_model(routes)}", "model")
         return self.models[name]
 
+    def find_linkers(self, names: Sequence[str] | None) -> list[HostedLinker]:
+        """Return the dictionaries of names, all without any; raises Refusal for a name that there is not."""
+        unknown = next((name for name in names or () if name not in self.linkers), None)
+        if unknown is not None:
+            raise Refusal(404, f"there is no such dictionary; there are {', '.join(self.linkers)}.", field="linkers")
+        return list(self.linkers.values()) if names is None else [self.linkers[name] for name in names]
+
     def work(self) -> Work:
         """Start to account for a request."""
-        return Work(self._host)
+        return Work(self.host)
 
     def perform(self, function: Callable[[Work], Any], work: Work) -> Any:
         """Compute a request in the calling thread, with no more others than there are host threads."""
         work.check()
-        with self._host:
+        self.host.acquire()
+        try:
             work.check()
             return function(work)
+        finally:
+            self.host.release()
 
 
 def _no_model(routes: Collection[str]) -> str:

@@ -5,14 +5,15 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from http import HTTPStatus
 from typing import Any
 
 from ..errors import MegabertError
 from .access_log import LogWriter
-from .admission import Admission
+from .admission import Admission, WaitingPlace
 from .hosted_models import ModelCatalog
 from .model_queue import ModelFailure, Work
 from .refusals import ClientGone, Refusal, refusal_json, unavailable
@@ -23,8 +24,23 @@ from .server_metrics import LOST_LINES
 SEND_SECONDS = 5.0
 """How long a client may take to read a part of an answer."""
 SEND_BYTES = 262_144
+MAX_KEPT_REFUSALS = 64
 SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+
+
+def json_bytes_of(value: Any) -> bytes:
+    """Encode a value as JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def json_rows(rows: Iterable[Any]) -> bytes:
+    """Encode lists or arrays row by row: the encoder keeps the interpreter's lock, and others come between."""
+    parts = (
+        json_rows(row) if getattr(row, "ndim", 1) > 1 else json_bytes_of(row if isinstance(row, list) else row.tolist())
+        for row in rows
+    )
+    return b"[" + b",".join(parts) + b"]"
 
 
 @dataclass
@@ -40,7 +56,7 @@ class Reply:
         """Return the bytes."""
         if isinstance(self.content, bytes):
             return self.content
-        return json.dumps(self.content, ensure_ascii=False, separators=(",", ":")).encode()
+        return json_bytes_of(self.content)
 
 
 @dataclass
@@ -55,6 +71,7 @@ class Call:
     app: "HttpApplication"
     gone: Callable[[], Awaitable[None]]
     started: float
+    place: WaitingPlace | None = None
     work: Work | None = None
     cut_tokens: int | None = None
     """Tokens that were cut on the client's request; None: it did not ask."""
@@ -68,7 +85,7 @@ class Call:
         """Run a function in a thread, admitted and bounded; its answer gets the headers of what was computed."""
         given = self.headers.get("x-request-timeout", "")
         seconds = float(given) if re.fullmatch(r"\d{1,5}(\.\d{1,6})?", given) else None
-        result, self.work = await self.app.admission.run(function, self.gone, seconds)
+        result, self.work = await self.app.admission.run(function, self.gone, seconds, self.started, self.place)
         return result
 
     def timings(self) -> dict[str, str]:
@@ -139,12 +156,15 @@ class HttpApplication:
         self.error_log = LogWriter("-", on_loss)
         self.access_log = self.error_log if access_log == "-" else LogWriter(access_log, on_loss)
         self.is_ready = True
+        self._refusals: dict[tuple[int, str, str, int], tuple[Endpoint, bytes]] = {}
+        """Answers with ~ for the request's id, by status, message, path and the id's length."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             return
-        start = time.monotonic()
+        state = scope.get("state", {})
+        start = state.get("arrived") or time.monotonic()
         headers = headers_of(scope)
         request_id = request_id_of(headers)
         line: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16], "path": "?"}
@@ -169,27 +189,54 @@ class HttpApplication:
             self.error_log.write(f"megabert: request {request_id} failed: {detail}")
             failure = Refusal(500, f"the server failed; its log names the request {request_id}.", kind="Backend")
             reply = Reply(refusal_json(failure, scope["path"], request_id), status=500)
+        finally:
+            if (place := state.get("place")) is not None:
+                place.leave()
+                self.admission.start_held()
         seconds = time.monotonic() - start
         self.admission.metrics.count_response(reply.status)
         self.admission.metrics.observe("te_request_duration", seconds)
         self.access_log.write_access({**line, "status": reply.status, "seconds": round(seconds, 4)})
-        await self._send(reply, {"x-request-id": request_id}, scope, send, patience)
+        await self._send(reply, request_id, scope, send, patience)
+
+    def refuse_unparsed(self, refusal: Refusal, path: str, request_id: str) -> bytes:
+        """Return the refusal of a whole request as bytes, counted and logged. Raises Refusal for no route."""
+        key = refusal.status, refusal.message, path, len(request_id)
+        if key not in self._refusals:
+            if len(self._refusals) >= MAX_KEPT_REFUSALS:
+                self._refusals.clear()
+            self._refusals[key] = self._find("POST", path)[0], self._refusal_bytes(refusal, path, "~" * key[-1])
+        endpoint, answer = self._refusals[key]
+        metrics = self.admission.metrics
+        metrics.add(f'megabert_requests_total{{route="{endpoint.group}"}}')
+        metrics.count_response(refusal.status)
+        metrics.observe("te_request_duration", 0.0)
+        line = {"request_id": request_id, "method": "POST", "path": endpoint.path, "status": refusal.status}
+        self.access_log.write_access({**line, "seconds": 0.0})
+        return answer.replace(b"~" * len(request_id), request_id.encode())
+
+    def _refusal_bytes(self, refusal: Refusal, path: str, request_id: str) -> bytes:
+        reply = Reply(refusal_json(refusal, path, request_id), refusal.headers(), refusal.status)
+        body = reply.body()
+        lines = [f"{name}: {value}\r\n" for name, value in self._headers(reply, body, request_id).items()]
+        return f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n{''.join(lines)}\r\n".encode() + body
 
     async def _answer(
         self, scope: Any, headers: Mapping[str, str], receive: Any, start: float, line: dict[str, Any]
     ) -> Reply:
+        place: WaitingPlace | None = scope.get("state", {}).get("place")
         self.guard.check(scope, headers)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         endpoint, parts = self._find(method, scope["path"])
         line["path"] = endpoint.path
         self.admission.metrics.add(f'megabert_requests_total{{route="{endpoint.group}"}}')
-        if method == "POST":
+        if method == "POST" and place is None:
             self.admission.check()
-        body = await read_body(headers, receive, self.admission)
+        body = await read_body(headers, receive, self.admission, is_whole=place is not None)
         try:
             parsed = parse_body(bytes(body)) if method == "POST" and endpoint.reads_json else {}
             fields = read_fields(parsed, endpoint.fields, are_all=endpoint.are_all_fields)
-            call = Call(fields, parts, headers, bytes(body), self, _until_gone(receive), start)
+            call = Call(fields, parts, headers, bytes(body), self, _until_gone(receive), start, place)
             reply = await endpoint.handler(call)
         finally:
             self.admission.held_bytes -= len(body)
@@ -224,14 +271,19 @@ class HttpApplication:
             metrics.observe("te_request_inference_duration", call.work.inference_seconds)
             line |= {"tokens": call.work.tokens, "windows": call.work.windows}
 
-    async def _send(
-        self, reply: Reply, extra: Mapping[str, str], scope: Any, send: Any, patience: float | None
-    ) -> None:
-        body = reply.body()
-        headers = {"content-type": reply.media_type, "content-length": str(len(body)), **SAFE, **extra, **reply.headers}
+    def _headers(self, reply: Reply, body: bytes, request_id: str) -> dict[str, str]:
+        own = {"x-request-id": request_id, **reply.headers}
+        headers = {"content-type": reply.media_type, "content-length": str(len(body)), **SAFE, **own}
         headers.setdefault("content-security-policy", NO_PAGE)
         if self.admission.is_draining or reply.status in (408, 413, 431):
             headers["connection"] = "close"
+        else:
+            headers["keep-alive"] = f"timeout={self.admission.limits.idle_seconds:.0f}"
+        return headers
+
+    async def _send(self, reply: Reply, request_id: str, scope: Any, send: Any, patience: float | None) -> None:
+        body = reply.body()
+        headers = self._headers(reply, body, request_id)
         encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         try:
             await send({"type": "http.response.start", "status": reply.status, "headers": encoded})

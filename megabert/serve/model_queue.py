@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from ..data.packing import Features
 from ..inference import Session
 
-DEFAULT_BATCH_TOKENS = 16_384
+DEFAULT_BATCH_TOKENS, CPU_BATCH_TOKENS = 16_384, 2_048
+"""On a CPU the activations of a batch then stay in its caches."""
 MAX_WAITING_TOKENS = 64 * DEFAULT_BATCH_TOKENS
 """Tokens that may wait; what comes on top waits outside, in its request."""
 
@@ -224,7 +225,7 @@ class Work:
     """What one request has computed so far; another thread may cancel it."""
 
     host: Any
-    """Semaphore of those that tokenize and decode: more threads than cores would only disturb the networks."""
+    """Turns of those that tokenize and decode."""
     tokens: int = 0
     windows: int = 0
     cut_tokens: int = 0

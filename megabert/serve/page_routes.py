@@ -68,7 +68,8 @@ def content_policy(document: str) -> str:
 
 
 async def _models(call: Call) -> Reply:
-    return Reply({"object": "list", "data": [model.description() for model in call.catalog.models.values()]})
+    items = [*call.catalog.models.values(), *call.catalog.linkers.values()]
+    return Reply({"object": "list", "data": [item.description() for item in items]})
 
 
 async def _ready(call: Call) -> Reply:

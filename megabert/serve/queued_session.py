@@ -12,11 +12,11 @@ from ..data.packing import Features
 from ..inference import RunOptions, SessionOutput
 from .model_queue import ComputeQueue, Work, WorkCancelled
 
-WITH_HEAD, MEAN, STATES = "head", "mean", "states"
+WITH_HEAD, MEAN, STATES, NEAREST = "head", "mean", "states", "nearest"
 
 
 def lane_name(model: str, kind: str) -> str:
-    """Return the name of a model's lane: with its head, or with the mean of the hidden states instead."""
+    """Return the name of a model's lane: its head, its hidden states or their mean, or nearest names."""
     return f"{model}/{kind}"
 
 

@@ -132,8 +132,3 @@ def _check_values(value: Any) -> None:
             elif isinstance(item, float) and not math.isfinite(item):
                 raise invalid("a number is too large.")
         level = following
-
-
-def one_or_many(value: str | list[str]) -> list[str]:
-    """Return a list in any case."""
-    return [value] if isinstance(value, str) else value

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import hmac
+import random
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,12 @@ Receive = Callable[[], Awaitable[Any]]
 def request_id_of(headers: Mapping[str, str]) -> str:
     """Return the client's request id if it is a plain word, else a new one."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    """Return a random id."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
@@ -88,7 +93,9 @@ def host_name(host: str) -> str:
     return (match[1] or match[2]).lower().rstrip(".") if match else ""
 
 
-async def read_body(headers: Mapping[str, str], receive: Receive, admission: Admission) -> bytearray:
+async def read_body(
+    headers: Mapping[str, str], receive: Receive, admission: Admission, *, is_whole: bool = False
+) -> bytearray:
     """Read a body within its bounds of size and time; the caller gives `held_bytes` back by its length.
 
     Raises Refusal, or ClientGone.
@@ -99,20 +106,22 @@ async def read_body(headers: Mapping[str, str], receive: Receive, admission: Adm
         raise too_large(f"the body has more than {limits.max_body_bytes:,} bytes.")
     body = bytearray()
     try:
-        await _read_into(body, limits, receive, admission)
+        await _read_into(body, limits, receive, admission, is_whole=is_whole)
     except BaseException:
         admission.held_bytes -= len(body)
         raise
     return body
 
 
-async def _read_into(body: bytearray, limits: ServerLimits, receive: Receive, admission: Admission) -> None:
+async def _read_into(
+    body: bytearray, limits: ServerLimits, receive: Receive, admission: Admission, *, is_whole: bool
+) -> None:
     clock = asyncio.get_running_loop().time
     start = clock()
     while True:
         left = start + limits.body_seconds + len(body) / BYTES_PER_SECOND - clock()
         try:
-            message = await asyncio.wait_for(receive(), max(left, 0.001))
+            message = await (receive() if is_whole else asyncio.wait_for(receive(), max(left, 0.001)))
         except TimeoutError:
             raise Refusal(408, "the body came too slowly.") from None
         if message["type"] == "http.disconnect":

@@ -18,8 +18,9 @@ from .page_routes import page_endpoints
 from .refusals import Refusal, invalid
 from .request_fields import RequestField
 from .request_guard import RequestGuard
-from .server import HttpServer, ServeSettings, address_of, listen
+from .server import HttpServer, address_of, listen
 from .server_metrics import ServerMetrics
+from .server_parts import ServeSettings
 
 REVIEW_PAGE = Path(__file__).with_name("review.html")
 DECISION_FIELDS = (

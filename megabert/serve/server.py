@@ -11,29 +11,33 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import uvicorn
 
+from ..annotate.entity_linker import EntityLinker
 from ..errors import ConfigError, InputWarning, MegabertError
-from ..inference import Predictor, Session
+from ..inference import Predictor
 from .access_log import LogWriter
-from .admission import Admission, ServerLimits
 from .connections import MAX_HEADER_BYTES, BoundedConnection
-from .embedding_routes import embedding_endpoints
 from .front_ends import DRAIN, RemoteQueue, compute_for
-from .hosted_models import HostedModel, ModelCatalog
 from .http_application import HttpApplication
-from .inference_routes import inference_endpoints
-from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, ModelQueue
-from .page_routes import page_endpoints
-from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
-from .request_guard import LOOPBACK, RequestGuard
+from .model_queue import Lane
+from .queued_session import MEAN
+from .request_guard import LOOPBACK
 from .server_metrics import LOST_LINES, NUM_VALUES, ServerMetrics
-from .task_routes import task_endpoints
+from .server_parts import (
+    LoadedRun,
+    ServeSettings,
+    compute_type,
+    make_application,
+    make_queue,
+    warm_up,
+    with_model_threads,
+)
 
 SWITCH_SECONDS = 0.0005
 """Each write to a socket gives up the interpreter's lock, which threads that tokenize and compute hold so long."""
@@ -41,89 +45,15 @@ MAX_RESTARTS = 10
 """Front ends that are started again; a server that loses more has another fault."""
 
 
-@dataclass(frozen=True)
-class ServeSettings:
-    """Settings of a server."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    processes: int = 0
-    """Front ends in processes of their own; 0: one, in the process of the networks."""
-    batch_tokens: int = DEFAULT_BATCH_TOKENS
-    host_threads: int = 2
-    key_digest: bytes | None = None
-    hosts: Collection[str] | None = LOOPBACK
-    access_log: str = "-"
-    limits: ServerLimits = field(default_factory=ServerLimits)
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run under its name."""
-
-    name: str
-    predictor: Predictor
-
-
-def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: ServerMetrics) -> ModelQueue:
-    """Start the queue of the networks: lanes for each with its head, and without."""
-    from .adapter_mix import adapter_mixes  # front ends import no torch
-
-    lanes: dict[str, Lane] = {}
-    for run in runs:
-        predictor = run.predictor
-        sessions: dict[str, Session] = {WITH_HEAD: predictor.session, MEAN: predictor.session.without_head()}
-        if hasattr(predictor.session, "token_states"):
-            sessions[STATES] = predictor.session.token_states()
-        for kind, session in sessions.items():
-            lane = Lane(session, predictor.task.row_length, predictor.tokenizer.pad_id)
-            if kind != STATES and hasattr(session, "with_small_batches"):
-                lane.session = session.with_small_batches(lane.max_length, lane.pad_id)
-            lanes[lane_name(run.name, kind)] = lane
-    is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
-    return ModelQueue(
-        lanes,
-        mixes=adapter_mixes({name: lane.session for name, lane in lanes.items()}),
-        batch_tokens=settings.batch_tokens,
-        threads=2 if is_gpu else 1,
-        observe=metrics.observe_batch,
-    )
-
-
-def compute_type(predictor: Predictor) -> str:
-    """Return gpu or cpu."""
-    return "gpu" if "cuda" in str(getattr(predictor.session, "device", "cpu")) else "cpu"
-
-
-def make_application(
-    runs: Sequence[LoadedRun], settings: ServeSettings, queue: ComputeQueue, metrics: ServerMetrics, kind: str
-) -> HttpApplication:
-    """Build the application of one process."""
-    part = max(settings.batch_tokens // 2, max(run.predictor.task.row_length for run in runs))
-    models = [HostedModel(run.name, run.predictor, queue, part) for run in runs]
-    catalog = ModelCatalog(models, host_threads=settings.host_threads)
-    admission = Admission(settings.limits, catalog, metrics)
-    guard = RequestGuard(settings.hosts, settings.key_digest)
-    endpoints = page_endpoints([*task_endpoints(), *embedding_endpoints(), *inference_endpoints()])
-    return HttpApplication(endpoints, admission, guard, compute_type=kind, access_log=settings.access_log)
-
-
-def warm_up(application: HttpApplication) -> None:
-    """Compute a text with each model: the first batch allocates memory and compiles kernels."""
-    catalog = application.admission.catalog
-    for model in catalog.models.values():
-        catalog.perform(partial(model.embed, ["Warm-up."]), catalog.work())
-
-
 class HttpServer(uvicorn.Server):
     """uvicorn's server with our connections; `stop` drains it."""
 
     def __init__(self, application: HttpApplication, settings: ServeSettings) -> None:
-        limits, metrics = settings.limits, application.admission.metrics
+        limits = settings.limits
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             application,
-            http=partial(BoundedConnection, limits=limits, metrics=metrics),  # type: ignore[arg-type]
+            http=partial(BoundedConnection, application=application),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -185,6 +115,7 @@ def serve(runs: Sequence[LoadedRun], settings: ServeSettings, on_start: Callable
     """Serve until SIGTERM or Ctrl-C; `on_start` takes the address once the models are warm."""
     sys.setswitchinterval(SWITCH_SECONDS)
     warnings.simplefilter("ignore", InputWarning)  # answers say what was cut
+    settings = with_model_threads(settings, runs)
     listener = listen(settings)
     address = address_of(listener)
     if settings.processes:
@@ -211,7 +142,8 @@ class ServerProcesses:
     """Front ends as processes, the networks in this one."""
 
     def __init__(self, runs: Sequence[LoadedRun], settings: ServeSettings, listener: socket.socket) -> None:
-        self.settings, self.listener = settings, listener
+        self.settings = replace(settings, linkers=[_without_network(item) for item in settings.linkers])
+        self.listener = listener
         self._context = multiprocessing.get_context("spawn")
         self._memory = self._context.RawArray("d", (settings.processes + 1) * NUM_VALUES)
         self._metrics = ServerMetrics(self._memory, settings.processes)
@@ -293,6 +225,12 @@ def _short_sequence(lane: Lane) -> Any:
     from ..data.packing import Features
 
     return Features(np.full(4, lane.pad_id), np.zeros(4, dtype=np.int64))
+
+
+def _without_network(item: EntityLinker) -> EntityLinker:
+    dense = item.linker.dense
+    stand_ins: list[Any] = [] if dense is None else [_NoSession(False, "32", dense.session.max_positions)]
+    return replace(item, linker=item.linker.with_sessions(iter(stand_ins)))
 
 
 def _stand_in(predictor: Predictor) -> Any:

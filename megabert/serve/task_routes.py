@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..annotate.annotator import annotate, without_annotations
+from ..annotate.annotator import Annotator, annotate, without_annotations
 from ..errors import MegabertError
 from ..formats.documents.convert_documents import DocumentWriter
 from ..formats.documents.document import Document, Entity, Passage
@@ -16,6 +16,7 @@ from ..formats.documents.losses import Losses
 from ..formats.documents.offsets import check_offsets
 from ..formats.documents.sources import ReadOptions
 from ..formats.documents.training_examples import PairOptions
+from .hosted_linkers import HostedLinker, entity_link, link_rows
 from .hosted_models import ANSWERS, CLASSES, ENTITIES, RELATIONS, HostedModel
 from .http_application import Call, Endpoint, Handler, Reply
 from .model_queue import Work
@@ -31,7 +32,7 @@ TASK_ROUTES: Mapping[str, str] = {
     "punctuation": "Restore punctuation marks and capital letters.",
     "zero-shot": "Classify texts by labels that the request names.",
     "choices": "Choose among the answers to a question.",
-    "linking": "Embed mentions as a dictionary's names are embedded, to look them up.",
+    "linking": "Link mentions to a dictionary's concepts, or embed them as its names are embedded.",
     "dialogues": "Track the states of dialogues.",
     "predict": "Predict with a run of any task.",
 }
@@ -54,12 +55,24 @@ TASK_FIELDS = tuple(
 TRUNCATE = RequestField("truncate", "boolean", "Cut long texts to one sequence instead of reading windows.", False)
 
 
+LINKERS = RequestField(
+    "linkers", "list of strings", "Dictionaries that give entities of their types identifiers; default: all.", None
+)
+MORE_FIELDS: Mapping[str, Sequence[RequestField]] = {
+    ENTITIES: (LINKERS,),
+    "linking": (
+        RequestField("k", "integer", "Candidates of each mention.", 1),
+        RequestField("species", "list", "Taxa of the concepts that may be meant; context: its abbreviations.", None),
+    ),
+}
+
+
 def task_endpoints() -> list[Endpoint]:
     """Return the routes of the tasks."""
     routes = [
         Endpoint(
             "POST", f"/v1/{name}", _task_handler(() if name == "predict" else (name,)), summary, "tasks",
-            (MODEL, INPUTS, TRUNCATE, *TASK_FIELDS), are_all_fields=True,
+            (MODEL, INPUTS, TRUNCATE, *TASK_FIELDS, *MORE_FIELDS.get(name, ())), are_all_fields=True,
             answer="model, results (a row for each input, as `megabert predict` writes it, and windows), usage",
         )
         for name, summary in TASK_ROUTES.items()
@@ -77,10 +90,19 @@ def task_endpoints() -> list[Endpoint]:
 
 def _task_handler(routes: Sequence[str]) -> Handler:
     async def handle(call: Call) -> Reply:
+        if (linker := _linker(call, routes)) is not None:
+            return await _link(call, linker)
         model: HostedModel = call.catalog.find(call.fields["model"], routes)
-        inputs = _inputs(call, model)
+        inputs = _inputs(call, next(iter(model.fields), "text"))
+        linkers = call.catalog.find_linkers(call.fields["linkers"]) if routes == (ENTITIES,) else []
         cut = _cut(inputs, model) if call.fields["truncate"] else {}
-        rows = await call.compute(lambda work: model.predict(inputs, work))
+
+        def predict(work: Work) -> list[dict[str, Any]]:
+            rows = model.predict(inputs, work)
+            link_rows(rows, linkers, work)
+            return rows
+
+        rows = await call.compute(predict)
         for number, tokens in cut.items():
             rows[number]["truncated"] = rows[number].get("truncated", 0) + tokens
         call.cut_tokens = sum(cut.values()) if call.fields["truncate"] else None
@@ -91,16 +113,34 @@ def _task_handler(routes: Sequence[str]) -> Handler:
     return handle
 
 
-def _inputs(call: Call, model: HostedModel) -> list[dict[str, Any]]:
+def _linker(call: Call, routes: Sequence[str]) -> HostedLinker | None:
+    """Return the dictionary that a request of linking names, or the only one where there is no run of linking."""
+    name, linkers = call.fields["model"], call.catalog.linkers
+    if tuple(routes) != ("linking",) or not linkers:
+        return None
+    if not name and not any(model.route == "linking" for model in call.catalog.models.values()):
+        if len(linkers) > 1:
+            raise invalid(f"there are several dictionaries: {', '.join(linkers)}. Name one.", "model")
+        return next(iter(linkers.values()))
+    return linkers.get(name)
+
+
+async def _link(call: Call, linker: HostedLinker) -> Reply:
+    inputs, k = _inputs(call, "text", ("species",)), call.fields["k"]
+    rows = await call.compute(lambda work: linker.link(inputs, k, work))
+    return Reply({"model": linker.name, "sha256": linker.digest, "results": rows})
+
+
+def _inputs(call: Call, first: str, more: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the inputs of a request: those listed, or the single one of its own fields."""
-    own = {field.name: call.fields[field.name] for field in TASK_FIELDS if call.fields[field.name] is not None}
+    names = (*(field.name for field in TASK_FIELDS), *more)
+    own = {name: call.fields[name] for name in names if call.fields[name] is not None}
     listed = call.fields["inputs"]
     if (listed is None) == (not own):
         raise invalid("give either inputs or the fields of one input.", "inputs")
     if listed is None:
         return [own]
     check_number(listed, call)
-    first = next(iter(model.fields), "text")
     inputs = [{first: item} if isinstance(item, str) else item for item in listed]
     wrong = next((number for number, item in enumerate(inputs) if not isinstance(item, dict)), None)
     if wrong is not None:
@@ -136,6 +176,7 @@ DOCUMENT_FIELDS = (
     RequestField("format", "string", "Their format.", "text", READ_FORMATS),
     RequestField("output_format", "string", "Format of the answer; default: that of the input.", None, WRITTEN_FORMATS),
     RequestField("existing", "string", "What becomes of annotations.", "keep", ("keep", "replace")),
+    LINKERS,
     RequestField("pairs", "list of strings", "Types HEAD:TAIL between which relations are classified.", None),
     RequestField("scope", "string", "Relations of mentions or of identifiers.", "sentence", ("sentence", "document")),
 )
@@ -143,28 +184,40 @@ DOCUMENT_FIELDS = (
 
 async def _documents(call: Call) -> Reply:
     fields = call.fields
-    models = _annotating_models(call)
+    models, linkers = _annotating_models(call), call.catalog.find_linkers(fields["linkers"])
     documents = read_content(fields["content"], fields["format"])
     if fields["existing"] == "replace":
         documents = [without_annotations(document) for document in documents]
     pairs = _pair_options(fields, models)
 
     def work_on(work: Work) -> dict[str, Any]:
-        items = annotate([model.annotator(work, pairs) for model in models], documents)
+        items = annotate(_annotators(models, linkers, work, pairs), documents)
         wanted = fields["output_format"] or ("jsonl" if fields["format"] not in WRITTEN_FORMATS else fields["format"])
         losses = Losses()
         content = render_documents([item.document for item in items], wanted, losses)
         summary = [{**document_json(item.document), "windows": item.windows} for item in items]
         return {"format": wanted, "content": content, "documents": summary, "losses": losses.lines(wanted)}
 
-    return Reply({"models": [model.name for model in models], **await call.compute(work_on)})
+    names = {"models": [model.name for model in models], "linkers": [linker.name for linker in linkers]}
+    return Reply({**names, **await call.compute(work_on)})
+
+
+def _annotators(
+    models: Sequence[HostedModel], linkers: Sequence[HostedLinker], work: Work, pairs: PairOptions
+) -> list[Annotator]:
+    """Return what annotates: entities, their identifiers, then relations."""
+    entities, relations = (
+        [model.annotator(work, pairs) for model in models if (model.route == RELATIONS) is is_last]
+        for is_last in (False, True)
+    )
+    return [*entities, *(linker.of_request(work) for linker in linkers), *relations]
 
 
 def _annotating_models(call: Call) -> list[HostedModel]:
     if call.fields["models"]:
         return [call.catalog.find(name, (ENTITIES, RELATIONS)) for name in call.fields["models"]]
     models = [model for model in call.catalog.models.values() if model.route in (ENTITIES, RELATIONS)]
-    if not models:
+    if not models and not call.catalog.linkers:
         raise invalid("no model of this server annotates documents.", "models")
     return sorted(models, key=lambda model: model.route == RELATIONS)
 
@@ -219,7 +272,7 @@ def document_json(document: Document) -> dict[str, Any]:
         "text": document.text(),
         "entities": [
             {"id": item.id, "type": item.type, "text": item.text, "start": item.start, "end": item.end,
-             "score": item.score, "identifiers": list(item.identifiers)}
+             "score": item.score, "identifiers": list(item.identifiers), "link": entity_link(item)}
             for item in document.entities
         ],
         "relations": [
@@ -235,10 +288,8 @@ async def _bern2(call: Call) -> Reply:
     models = [model for model in call.catalog.models.values() if model.route == ENTITIES]
     if not models:
         raise invalid("no model of this server finds entities.")
-    documents = read_content(text, "text")
-    items = await call.compute(
-        lambda work: annotate([model.annotator(work, PairOptions()) for model in models], documents)
-    )
+    documents, linkers = read_content(text, "text"), call.catalog.find_linkers(None)
+    items = await call.compute(lambda work: annotate(_annotators(models, linkers, work, PairOptions()), documents))
     annotations = [_bern2_annotation(entity) for entity in items[0].document.entities]
     now = datetime.datetime.now(datetime.UTC).strftime("%a %b %d %H:%M:%S +0000 %Y")
     return Reply({"annotations": annotations, "text": text, "timestamp": now})

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -151,15 +152,16 @@ def word_edges(context: str, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     A word is a run of letters, digits and combining marks; Chinese, Japanese, Thai and others that write no blanks
     between words, and Korean, which joins particles to them, have an edge at each character.
     """
-    edges = [not (0 < edge < len(context) and _joins(context[edge - 1], context[edge])) for edge in offsets.flat]
-    return np.array(edges, dtype=np.bool_).reshape(-1, 2)
+    letters = np.fromiter(map(_is_in_word, context), dtype=np.bool_, count=len(context))
+    is_edge = np.ones(len(context) + 1, dtype=np.bool_)
+    np.logical_and(letters[:-1], letters[1:], out=is_edge[1:-1])
+    np.logical_not(is_edge[1:-1], out=is_edge[1:-1])
+    return is_edge[offsets]
 
 
-def _joins(before: str, after: str) -> bool:
-    return all(
-        (letter.isalnum() or unicodedata.category(letter)[0] == "M") and not WITHOUT_WORD_EDGES.match(letter)
-        for letter in (before, after)
-    )
+@lru_cache(maxsize=2**12)
+def _is_in_word(letter: str) -> bool:
+    return (letter.isalnum() or unicodedata.category(letter)[0] == "M") and not WITHOUT_WORD_EDGES.match(letter)
 
 
 def best_spans(

@@ -92,7 +92,7 @@ class BioASQ(Task[Question, Prediction]):
     any case; questions of which none is found are left out, and counted.
 
     Each token has four logits: an answer starts here, ends here, and at the first token no and yes. The mean over
-    windows decides yes or no. A factoid has its five best answers, a list as many as `model.dataset.list_answers` says.
+    windows decides yes or no. A factoid has its five best answers, a list those of `model.dataset.list_answers`.
     Answers of more than 100 characters, which the challenge does not take, are left out.
 
     First SQuAD, then BioASQ, with one head: train this task on SQuAD, then on BioASQ with `pretrained_model=RUN`

@@ -51,7 +51,7 @@ def distinct_answers(n_best: Sequence[Candidate]) -> list[tuple[str, float]]:
 
 
 def named_number(question: str) -> int | None:
-    """Find the number of answers that a question wants, such as 3 in "Which three genes ..."; None if it names none."""
+    """Find the number of answers that a question names, such as 3 in "Which three genes ..."; None if it names none."""
     pattern = rf"\b(?:which|list|name|what are(?: the)?)(?: the)? (\d{{1,2}}|{'|'.join(NUMBERS)})\b"
     match = re.search(pattern, question.lower())
     number = 0 if match is None else NUMBERS.get(match[1]) or int(match[1])

@@ -29,7 +29,8 @@ NO_LABEL = -1
 # Columns of the logits. A sequence's first token has those of intent, requested and value, and the three of status.
 COLUMNS = {INTENT: 0, REQUESTED: 1, VALUE: 2}
 STATUS, SPANS = slice(3, 6), slice(6, 8)
-NUM_COLUMNS = 8
+ANSWER_COLUMNS = (1, 1, 1, 3)
+"""Of each kind of answer from the first token, in order."""
 MAX_VALUE_TOKENS = 30
 _NO_EDGES = np.zeros((0, 2), dtype=np.bool_)
 

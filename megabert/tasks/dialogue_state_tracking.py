@@ -29,10 +29,10 @@ from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .dialogue_questions import (
+    ANSWER_COLUMNS,
     CATEGORICAL,
     COLUMNS,
     FREE,
-    NUM_COLUMNS,
     NUM_KINDS,
     SPANS,
     STATUS,
@@ -190,10 +190,9 @@ class DialogueStateTracking(Task[Dialogue, Prediction]):
 
     def head(self, config: EncoderConfig) -> Head:
         """Score a sequence's first token for each kind of question, and each token as start and end of a value."""
-        from ..model.heads import TokenHead
+        from ..model.question_head import QuestionHead
 
-        dropout = self.settings.model.encoder.dropout
-        return TokenHead(config.hidden_size, NUM_COLUMNS, num_layers=2, dropout=dropout, activation="gelu")
+        return QuestionHead(config.hidden_size, ANSWER_COLUMNS, dropout=self.settings.model.encoder.dropout)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the weighted cross-entropies of binary questions, of status, and of starts and ends (their mean)."""

@@ -165,9 +165,8 @@ def device_constant(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, device=device)
 
 
-def label_indices(labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """Return the index of each wanted label, NO_TARGET for one that is not among the labels."""
-    indices = {label: index for index, label in enumerate(labels)}
+def label_indices(indices: Mapping[str, int], wanted: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index of each wanted label, NO_TARGET for one that has none."""
     return np.array([indices.get(label, NO_TARGET) for label in wanted], dtype=np.int64)
 
 

@@ -214,7 +214,7 @@ class PretrainingTask(Task[Example, Prediction]):
         if data_suffix(path) == ".jsonl":
             rows = enumerate(read_json_lines(path), start=1)
             return [
-                Example(str(row.values.get("id", number)), row.string("text"), given=row.others("id", "text"))
+                Example(row.identifier(number), row.string("text"), given=row.others("id", "text"))
                 for number, row in rows
             ]
         documents = (text for file in corpus_files([path]) for text in read_documents(file))

@@ -136,7 +136,7 @@ def _judged_row(row: Row, number: int) -> RetrievalExample:
     texts = tuple(dict.fromkeys((*positives, *negatives)))
     grades = {text: int(text in positives) for text in texts} if positives else None
     query, given = row.string("query"), row.others("query", "positive", "negatives", "scores", "id")
-    return RetrievalExample(str(row.values.get("id", number)), query, texts, texts, None, grades, query, given)
+    return RetrievalExample(row.identifier(number), query, texts, texts, None, grades, query, given)
 
 
 def _joined_examples(data: RetrievalTrainData, notes: list[str], depth: int) -> list[RetrievalExample]:

@@ -126,7 +126,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         name = first_name(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
         given = row.others("id", name, *(first_name(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))
-        return Example(str(row.values.get("id", number)), text, pair, labels, row.location, given=given)
+        return Example(row.identifier(number), text, pair, labels, row.location, given=given)
 
     def parse_labels(self, value: Any, location: str) -> tuple[str, ...]:
         """Convert a label, labels or number from a file; raises InputError if it is none."""
@@ -160,13 +160,14 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         texts = tokenizer.encode_ids([example.text for example in examples])
         pairs = iter(tokenizer.encode_ids([example.pair for example in examples if example.pair is not None]))
         features, num_cut = [], {}
+        indices = {label: index for index, label in enumerate(self.labels)}
         for index, (example, ids) in enumerate(zip(examples, texts, strict=True)):
             pair_ids = None if example.pair is None else next(pairs)
             is_truncated = self.dataset.long_texts == "truncate"
             windows, num_cut[example.location] = sequence_windows(
                 ids, pair_ids, self.row_length, tokenizer, is_truncated=is_truncated
             )
-            targets, weight = self._targets(example, len(windows)) if with_targets else ({}, 1.0)
+            targets, weight = self._targets(example, indices, len(windows)) if with_targets else ({}, 1.0)
             for number, ids_of_window in enumerate(windows):
                 cut_here = 0 if number else num_cut[example.location]
                 features.append(Features(*ids_of_window, targets, weight=weight, notes=index, num_cut=cut_here))
@@ -180,13 +181,13 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             warnings.warn(ExamplesWarning(text, cut[0], len(examples), **counts), stacklevel=2)
         return features
 
-    def _targets(self, example: Example, num_windows: int) -> tuple[dict[str, Any], float]:
+    def _targets(self, example: Example, indices: Mapping[str, int], num_windows: int) -> tuple[dict[str, Any], float]:
         labels, share = require_labels(example, "labels"), 1 / num_windows
         if self.is_regression:
             return {"value": np.float32(labels[0]), "weight": np.float32(share)}, share
         if self.problem == "multi_label":
             return {"chosen": multi_hot(self.labels, labels), "weight": np.float32(share)}, share
-        index = label_indices(self.labels, labels)[0]
+        index = label_indices(indices, labels)[0]
         weight = 0.0 if index == NO_TARGET else self.weights[index] / num_windows
         return {"label": index, "weight": np.float32(weight)}, weight
 
@@ -246,7 +247,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         return [replace(item, windows=len(own)) for item, own in zip(predictions, windows, strict=True)]
 
     def pooled(self, windows: Sequence[Any]) -> NDArray[np.float64]:
-        """Pool the logits of an example's windows as `window_pooling` says, and convert them as `outputs` does."""
+        """Pool the logits of an example's windows by `window_pooling`, and convert them as `outputs` does."""
         if self.dataset.window_pooling == "probabilities":
             return pool_windows([self.outputs(logits_C) for logits_C in windows], "mean")
         return self.outputs(pool_windows(windows, self.dataset.window_pooling))

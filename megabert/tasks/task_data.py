@@ -7,7 +7,7 @@ import json
 import platform
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
 from ..data.packing import Features
+from ..data.prefetch import prefetch
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
 from ..formats.record_streams import RecordStream, large_files_streamed
 from ..storage import file_sha256, folder_sha256
@@ -92,9 +93,9 @@ def load_training_data(
     cached = feature_cache.load(cache_folder, key) if uses_cache else None
     if cached is not None:
         return _restored(task, cached, teacher)
-    with _recorded_warnings() as caught:
+    with recorded_warnings() as caught:
         is_streamed = uses_cache and teaching is None and data.held_out_fold is None
-        with large_files_streamed() if is_streamed else nullcontext():
+        with large_files_streamed(task.files(data)) if is_streamed else nullcontext():
             examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)
@@ -108,7 +109,7 @@ def load_training_data(
         labels = task.label_report(examples)
 
         def meta() -> dict[str, Any]:
-            messages = [str(item.message) for item in _merged(caught, len(examples))]
+            messages = [str(item.message) for item in merged_warnings(caught, len(examples))]
             facts = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
             return facts | {"warnings": messages}
 
@@ -125,7 +126,7 @@ def load_training_data(
             features = teaching.teach(task, tokenizer, examples, features)
             if uses_cache:
                 feature_cache.save(cache_folder, key, features, meta)
-        caught[:] = _merged(caught, len(examples))
+        caught[:] = merged_warnings(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
 
 
@@ -169,7 +170,18 @@ def _content_sha256(path: Path) -> str:
 
 
 def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any]) -> Iterator[Features]:
-    """Tokenize examples in blocks of so few characters that their tokens fit into memory many times."""
+    """Tokenize examples in blocks, each while the next one is read and that before is written."""
+
+    def tokenized(block: Sequence[Any]) -> Sequence[Features]:
+        return task.features(block, tokenizer, with_targets=True)
+
+    with closing(prefetch(tokenized, example_blocks(examples), depth=1)) as blocks:
+        for block in blocks:
+            yield from block
+
+
+def example_blocks(examples: Iterable[Any]) -> Iterator[list[Any]]:
+    """Group examples into blocks of so few characters that their tokens fit into memory many times."""
     block: list[Any] = []
     size = 0
     for example in examples:
@@ -177,14 +189,14 @@ def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any
         values = getattr(example, "__dict__", {}).values()
         size += EXAMPLE_SIZE + sum(len(value) for value in values if isinstance(value, str | tuple))
         if size >= BLOCK_SIZE:
-            yield from task.features(block, tokenizer, with_targets=True)
+            yield block
             block, size = [], 0
     if block:
-        yield from task.features(block, tokenizer, with_targets=True)
+        yield block
 
 
 @contextmanager
-def _recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
+def recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
     """Collect the warnings about the data, which are shown at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -193,7 +205,7 @@ def _recorded_warnings() -> Iterator[list[warnings.WarningMessage]]:
         warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
 
 
-def _merged(caught: Sequence[warnings.WarningMessage], total: int) -> list[warnings.WarningMessage]:
+def merged_warnings(caught: Sequence[warnings.WarningMessage], total: int) -> list[warnings.WarningMessage]:
     """Make one warning about all examples of those about blocks of them."""
     merged: dict[Any, list[warnings.WarningMessage]] = {}
     for number, item in enumerate(caught):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerS
 from ..data.packing import Batch, Features
 from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
-from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, sentence_of
+from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, find_columns, sentence_of
 from ..formats.documents.document_formats import is_document_path
 from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
 from ..formats.record_streams import derived
@@ -167,7 +167,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
-        return self.labelled(column_sentences(path, lines, layout))
+        columns = find_columns(path, lines, layout)
+        return self._labelled(columns.sentences(), columns.tags)
 
     def _read_rows(self, rows: Sequence[Row]) -> Sequence[Example]:
         tags = (tag for row in rows if has_words(row) for tag in sentence_of(row).tags or ())
@@ -197,7 +198,12 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def labelled(self, sentences: Sequence[Sentence]) -> Sequence[Example]:
         """Make examples from sentences; tags of entities are converted to IOB2."""
-        scheme = find_scheme((tag for item in sentences for tag in item.tags or ()), self.dataset.pad_label)
+        return self._labelled(sentences, None)
+
+    def _labelled(self, sentences: Sequence[Sentence], tags: Collection[str] | None) -> Sequence[Example]:
+        """Make examples from sentences, of which all tags may be known."""
+        found = (tag for item in sentences for tag in item.tags or ()) if tags is None else tags
+        scheme = find_scheme(found, self.dataset.pad_label)
         return derived(sentences, lambda items: (self._tagged(item, scheme, n) for n, item in enumerate(items, 1)))
 
     def _tagged(self, sentence: Sentence, scheme: TagScheme | None, number: int) -> Example:

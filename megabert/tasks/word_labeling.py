@@ -142,7 +142,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         """Make an example from words."""
 
     def split(self, text: str) -> tuple[tuple[int, int], ...]:
-        """Cut raw text into words: as the training data are cut, or where model.dataset.split_at says."""
+        """Cut raw text into words: as the training data are cut, or at model.dataset.split_at."""
         return split_words(text, self._word_cuts())
 
     def _word_cuts(self) -> WordCuts:
@@ -231,9 +231,13 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
             return untargeted
         windows = untargeted.windows()
         edge = NO_TARGET if self.target_settings.ignore_start_end else 0
+        numbers = {
+            kind.name: {label: number for number, label in enumerate(getattr(self, kind.outputs))}
+            for kind in self.word_kinds
+        }
         indices = [
             {
-                kind.name: label_indices(getattr(self, kind.outputs), require_labels(example, kind.field))
+                kind.name: label_indices(numbers[kind.name], require_labels(example, kind.field))
                 for kind in self.word_kinds
             }
             for example in examples
@@ -325,7 +329,7 @@ def has_words(row: Row) -> bool:
 
 def row_name(row: Row, number: int) -> str:
     """Return a JSON object's id, without one its number."""
-    return str(row.values.get("id", number))
+    return row.identifier(number)
 
 
 def standard_rows(rows: Sequence[Row], outside: str = "O") -> list[Row]:

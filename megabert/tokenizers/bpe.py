@@ -59,6 +59,7 @@ class BytePairTokenizer(Tokenizer):
         self._rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
         self._rust.decoder = ByteLevelDecoder()
         add_tokens(self._rust, rules)
+        self._are_words_apart = False  # a word's tokens depend on the blank before it
 
     def edges(self) -> tuple[list[int], list[int]]:
         """Return no ids: GPT-2 has neither [CLS] nor [SEP]."""

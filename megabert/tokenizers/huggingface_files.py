@@ -27,7 +27,7 @@ _BERT_CLASSES = (
 )  # fmt: skip
 _GPT2_CLASSES = ("GPT2Tokenizer",)
 
-# What a tokenizer.json must say to be BERT's or GPT-2's: allowed values by part and key.
+# What a tokenizer.json of BERT or GPT-2 must have: allowed values by part and key.
 _PIPELINES: Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
     "WordPiece": {
         "model": {

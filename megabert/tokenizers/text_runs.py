@@ -97,7 +97,7 @@ class _Table:
 
 
 class KnownRuns:
-    """Splits texts as `cuts` say and tokenizes their words."""
+    """Splits texts at `cuts` and tokenizes their words."""
 
     def __init__(self, cuts: WordCuts, tokenizer: Tokenizer) -> None:
         self.cuts, self.tokenizer = cuts, tokenizer

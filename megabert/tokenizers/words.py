@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
-
-import numpy as np
 
 from .characters import is_mark
 
@@ -101,7 +100,7 @@ def _joins(before: str, letter: str, after: str) -> bool:
 def split_words(text: str, cuts: WordCuts = WordCuts()) -> tuple[Characters, ...]:
     """Split raw text into words, as [start, end) characters.
 
-    Splits at white space, around punctuation at both ends of a run without it, and where `cuts` say: p53, IL-2. A word
+    Splits at white space, around punctuation at both ends of a run without it, and at `cuts`: p53, IL-2. A word
     has the marks that follow its characters.
     """
     return tuple(
@@ -174,5 +173,5 @@ def _is_split_off(letter: str) -> bool:
 
 def joined_words(words: Sequence[str]) -> tuple[Characters, ...]:
     """Locate words in their text joined by blanks, as [start, end) characters."""
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1
-    return tuple((int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True))
+    ends = list(accumulate(len(word) + 1 for word in words))
+    return tuple((end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True))

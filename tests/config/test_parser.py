@@ -7,7 +7,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from megabert.config.listing import list_settings
-from megabert.config.parser import compose, expand_sweep
+from megabert.config.parser import _parse_words, _plain_override, compose, expand_sweep
 from megabert.errors import ConfigError
 from megabert.tasks import registry
 from megabert.tasks.question_answering import QuestionAnsweringSettings
@@ -23,6 +23,19 @@ def test_defaults_are_those_of_nemo():
     assert (settings.model.dataset.max_seq_length, settings.model.dataset.doc_stride) == (384, 128)
     assert (settings.model.optim.lr, settings.model.optim.sched.name) == (3e-5, "SquareRootAnnealing")
     assert settings.trainer.max_epochs == 2
+
+
+VALUES = r'"[^"]{0,5}"|[a-zA-Z0-9_.+-]{1,5}|true|Null|INF|-0|007|1_0|-12'
+
+
+@given(st.from_regex(rf"[a-zA-Z_0-9.]{{1,5}}=({VALUES})", fullmatch=True))
+@settings_of_hypothesis(max_examples=200, deadline=None)
+def test_plain_overrides_are_parsed_as_hydra_does(word):
+    if plain := _plain_override(word):
+        ((_, override),) = _parse_words([word])
+        assert (override.key_or_group, override.value()) == plain
+        assert type(override.value()) is type(plain[1])
+        assert not override.is_sweep_override()
 
 
 def test_overrides_are_typed():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megabert.data import feature_cache
-from megabert.data.packing import Features, pack
+from megabert.data.packing import Features, fingerprint, pack
 from megabert.data.sampler import BatchSampler
 from megabert.errors import CheckpointWarning
 
@@ -37,6 +37,8 @@ def test_cached_features_equal_the_originals(tmp_path):
     cached = feature_cache.load(tmp_path, "name")
     assert (len(cached), cached.meta) == (3, {"num_examples": 2})
     assert cached.lengths().tolist() == [3, 1, 7]
+    assert cached.kept_fingerprint == fingerprint(cached) == fingerprint(list(cached)) == fingerprint(features())
+    assert fingerprint(cached, "teacher") == fingerprint(features(), "teacher")
     for left, right in zip(cached, features(), strict=True):
         assert_equal(left, right)
     assert_equal(cached[-1], features()[-1])

@@ -1,7 +1,6 @@
 """Requests for a server, well-formed and malformed: of the HTTP, the JSON, Unicode, numbers, depth, fields."""
 
 import json
-import os
 import re
 
 ROUTES = (
@@ -88,21 +87,26 @@ def request(method, path, body=None, head=""):
 
 def hostile_request(draw):
     """Make a malformed request: of the HTTP or of the body."""
-    return draw.choice((_hostile_http, _hostile_json, _hostile_json, _hostile_fields, _hostile_fields))(draw)
+    kind = draw.choice((_hostile_http, hostile_json, hostile_json, hostile_fields, hostile_fields))
+    if kind is _hostile_http:
+        return _hostile_http(draw)
+    method = "POST" if kind is hostile_json else draw.choice(("POST", "POST", "POST", "GET", "HEAD"))
+    return request(method, draw.choice(ROUTES), kind(draw))
 
 
-def _hostile_fields(draw):
-    body = {draw.choice(FIELDS): draw.choice(VALUES) for _ in range(draw.randint(0, 4))}
-    return request(draw.choice(("POST", "POST", "POST", "GET", "HEAD")), draw.choice(ROUTES), body)
+def hostile_fields(draw):
+    """Make a JSON body whose fields have values of the wrong types."""
+    return json.dumps({draw.choice(FIELDS): draw.choice(VALUES) for _ in range(draw.randint(0, 4))}).encode()
 
 
-def _hostile_json(draw):
+def hostile_json(draw):
+    """Make a body that is malformed, too deep or too large."""
     good = json.dumps({"text": "Peter lives in Paris", "id": "1"}, ensure_ascii=False).encode()
     depth = draw.choice((33, 500, 20_000, 100_000))
     changed = bytearray(good)
     for _ in range(draw.randint(1, 4)):
         changed[draw.randrange(len(changed))] = draw.randrange(256)
-    body = draw.choice(
+    return draw.choice(
         (
             bytes(changed),
             bytes(changed),
@@ -123,10 +127,9 @@ def _hostile_json(draw):
             b"",
             b"null",
             b'{"text": "' + "\U0001f600\u0301\u200d".encode() * draw.randint(1, 3000) + b'"}',
-            os.urandom(50),
+            draw.randbytes(50),
         )
     )
-    return request("POST", draw.choice(ROUTES), body)
 
 
 def _hostile_http(draw):
@@ -160,6 +163,6 @@ def _hostile_http(draw):
             b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
             b"GET / HTTP/1.0\r\n\r\n",
             head + b"\r\nOrigin: " + draw.choice((b"null", b"http://evil.example", b"http://[")) + end + b"{}",
-            os.urandom(200),
+            draw.randbytes(200),
         )
     )

@@ -1,6 +1,6 @@
 """Load and faults for `megabert serve`: crowds, slow and vanishing clients, malformed requests, kills, full disks.
 
-    python -m tests.fuzz.serving [PART ...] [--share X] [--seed N] [--out FILE]
+    python -m tests.fuzz.serving [PART ...] [--share X] [--seed N] [--cores LIST] [--out FILE]
 
 Each part starts a server of a tiny network in a process of its own, loads it from this one, and prints its counts as a
 line of JSON. Something that must not happen is a defect, and means exit code 1. `--share 0.1` is a tenth of the load.
@@ -9,12 +9,15 @@ line of JSON. Something that must not happen is a defect, and means exit code 1.
 import argparse
 import asyncio
 import contextlib
+import heapq
 import json
 import math
 import os
 import random
 import re
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -64,7 +67,7 @@ class FaultySession:
 def faulty_run(pause):
     """Load the run, with its session made faulty."""
     import megabert
-    from megabert.serve.server import LoadedRun
+    from megabert.serve.server_parts import LoadedRun
 
     predictor = megabert.load(RUN, accelerator="cpu")
     poison = predictor.tokenizer.encode_ids([POISON])[0].tolist()
@@ -74,7 +77,8 @@ def faulty_run(pause):
 def serve_child(options):
     """Serve in this process; `jumps`: time.time() is another year at each call."""
     from megabert.serve.admission import ServerLimits
-    from megabert.serve.server import ServeSettings, serve
+    from megabert.serve.server import serve
+    from megabert.serve.server_parts import ServeSettings
 
     if options.pop("jumps"):
         draw = random.Random(1)
@@ -86,9 +90,14 @@ def serve_child(options):
 class Server:
     """A server in a process of its own; `stderr` is a file, or a pipe that nobody reads (None)."""
 
+    cores = None
+    """Its cores; the clients then have the others."""
+
     def __init__(self, *, stderr=subprocess.DEVNULL, limits=None, pause=0.0, jumps=False, access_log="none", **options):
         given = {"limits": limits or {}, "pause": pause, "jumps": jumps, "access_log": access_log, **options}
         command = [sys.executable, "-m", "tests.fuzz.serving", "--child", json.dumps(given)]
+        if self.cores:
+            command = ["taskset", "--cpu-list", self.cores, *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if stderr is None else stderr, env=environment
@@ -146,10 +155,10 @@ def text_request(draw, tag):
 
 
 class Connection:
-    """A keep-alive connection that opens again where the server closed it."""
+    """A keep-alive connection that opens again, once, where the server closed it while it was idle."""
 
     def __init__(self, port):
-        self.port, self.reader, self.writer, self.used = port, None, None, time.monotonic()
+        self.port, self.reader, self.writer = port, None, None
 
     async def open(self):
         if self.writer is None:
@@ -157,22 +166,31 @@ class Connection:
 
     async def ask(self, data):
         """Send a request; returns status, seconds and body. Status 0: no answer, -1: none in time."""
-        began = time.monotonic()
-        if began - self.used > 3:  # the server closes idle connections after 5 s
-            self.close()
+        began, was_idle = time.monotonic(), self.writer is not None
         try:
             async with asyncio.timeout(PATIENCE):
-                await self.open()
-                self.writer.write(data)
-                head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                try:
+                    first = await self._send(data)
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    if not was_idle:
+                        raise
+                    # Closed without a byte of an answer: the server has not read the request. RFC 9112, 9.3.1
+                    self.close()
+                    first = await self._send(data)
+                head = (first + await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
                 body = await self.reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))
-            self.used = time.monotonic()
             if "connection: close" in head:
                 self.close()
             return int(head.split(" ", 2)[1]), time.monotonic() - began, body
         except (OSError, asyncio.IncompleteReadError) as error:
             self.close()
             return -isinstance(error, TimeoutError), time.monotonic() - began, b""
+
+    async def _send(self, data):
+        """Send a request; returns the first byte of its answer."""
+        await self.open()
+        self.writer.write(data)
+        return await self.reader.readexactly(1)
 
     def close(self):
         if self.writer is not None:
@@ -259,47 +277,97 @@ def crowd(share, seed, make):
         alone = asyncio.run(closed_loop(server.port, 1, seconds / 3))
         rate = sum(row[0] == 200 for row in asyncio.run(closed_loop(server.port, 32, seconds / 2))) / (seconds / 2)
         began = server.usage()
-        moment = asyncio.run(_at_once(server.port, clients, seed))
-        storm = asyncio.run(_open_loop(server.port, clients, 3 * rate, seconds, seed))
+        moment = storm(server.port, clients, seed)
+        overload = storm(server.port, clients, seed, 3 * rate, seconds)
         time.sleep(min(10 * share, 2))
         after = asyncio.run(closed_loop(server.port, 1, seconds / 3))
         ended = server.usage()
-        defects = wrong(moment) + wrong(storm) + wrong(after, (200,)) + reconcile(server)
+        defects = wrong(moment) + wrong(overload) + wrong(after, (200,)) + reconcile(server)
     return {
         "clients": clients, "capacity_per_second": round(rate), "alone": summary(alone), "at_once": summary(moment),
-        "three_times": {"requests": len(storm), **summary(storm)}, "later": summary(after),
+        "three_times": {"requests": len(overload), **summary(overload)}, "later": summary(after),
         "usage": [began, ended], "defects": defects,
     }  # fmt: skip
 
 
-async def _at_once(port, clients, seed):
-    """Connect all clients, then let all ask at the same moment."""
-    draw, connections = random.Random(seed), [Connection(port) for _ in range(clients)]
-    for connection in connections:
-        await connection.open()
-    pairs = [text_request(draw, number) for number in range(clients)]
-    answers = await asyncio.gather(*(item.ask(data) for item, (data, _) in zip(connections, pairs, strict=True)))
-    for connection in connections:
-        connection.close()
-    return [check(answer, text) for answer, (_, text) in zip(answers, pairs, strict=True)]
+class Client:
+    """A client of a storm: a socket that a selector watches, its request and what has come of the answer."""
+
+    def __init__(self, number, port, selector):
+        self.number, self.port, self.selector, self.socket, self.sent = number, port, selector, None, None
+        self.open()
+
+    def open(self):
+        self.close()
+        self.socket = socket.create_connection(("127.0.0.1", self.port))
+        self.socket.setblocking(False)
+        self.selector.register(self.socket, selectors.EVENT_READ, self)
+        self.has_answered = False
+
+    def close(self):
+        if self.socket is not None:
+            self.selector.unregister(self.socket)
+            self.socket.close()
+        self.socket = None
+
+    def send(self, draw, due):
+        self.due = due
+        self.data, self.text = text_request(draw, f"{self.number} {time.monotonic()}")
+        self.sent, self.seconds, self.answer = time.monotonic(), None, b""
+        if self.socket is None:
+            self.open()
+        self.socket.send(self.data)
+
+    def receive(self):
+        """Return status, seconds to the first byte, and whether the answer is the own one; None: it is not whole."""
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            data = self.socket.recv(2**18)
+        if not data:  # closed
+            is_idle, may_repeat = self.sent is None, self.has_answered and not self.answer
+            self.close()
+            if is_idle or not may_repeat:
+                return None if is_idle else (0, time.monotonic() - self.sent, True)
+            self.open()  # without a byte of an answer: the server has not read the request. RFC 9112, 9.3.1
+            self.socket.send(self.data)
+            return None
+        self.seconds = self.seconds or time.monotonic() - self.sent
+        self.answer += data
+        head, _, body = self.answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if not length or len(body) < int(length[1]):
+            return None
+        self.sent, self.has_answered = None, True
+        return check((int(head[9:12]), self.seconds, body), self.text)
 
 
-async def _open_loop(port, clients, rate, seconds, seed):
-    """Let clients ask at a rate of all together, as long as each has its answer."""
-    rows, begin = [], time.monotonic()
+def storm(port, clients, seed, rate=math.inf, seconds=0.0):
+    """Connect clients, then let all ask at a rate of all together, as long as each has its answer; without one, once.
 
-    async def client(number):
-        draw, connection = random.Random(f"{seed}/{number}"), Connection(port)
-        due = begin + number / rate
-        while due < begin + seconds:
-            await asyncio.sleep(due - time.monotonic())
-            data, text = text_request(draw, f"{number} {due}")
-            rows.append(check(await connection.ask(data), text))
-            due = max(due + clients / rate, time.monotonic())
-        connection.close()
-
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    return rows
+    Sockets and a selector, since 1,000 coroutines would measure themselves. Seconds: those to an answer's first byte.
+    """
+    draw, rows, waiting = random.Random(seed), [], 0
+    with selectors.DefaultSelector() as selector:
+        items = [Client(number, port, selector) for number in range(clients)]
+        time.sleep(1)
+        begin = time.monotonic()
+        due = [(begin + number / rate, number) for number in range(clients)]
+        while (due or waiting) and time.monotonic() < begin + seconds + PATIENCE:
+            while due and due[0][0] <= time.monotonic():
+                when, number = heapq.heappop(due)
+                items[number].send(draw, when)
+                waiting += 1
+            for key, _ in selector.select(max(due[0][0] - time.monotonic(), 0) if due else 1):
+                item, row = key.data, key.data.receive()
+                if row is not None:
+                    rows.append(row)
+                    waiting -= 1
+                    next_due = max(item.due + clients / rate, time.monotonic())
+                    if next_due < begin + seconds:
+                        heapq.heappush(due, (next_due, item.number))
+        for item in items:
+            item.close()
+    return rows + [(-1, PATIENCE, True)] * waiting
 
 
 HEAD = "POST /v1/entities HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -312,7 +380,7 @@ LONGER = request("POST", "/tokenize", {"inputs": ["Peter lives in Paris " * 400]
 def slow(share, seed, make):
     """300 clients with half a head, a byte of a body a second, no reading, or silence: closed in 15 s."""
     clients = max(round(300 * share), 8)
-    with make(limits={"deadline_seconds": 10}) as server:
+    with make(limits={"deadline_seconds": 8}) as server:
         report = asyncio.run(_slow_clients(server.port, clients))
         defects = report.pop("defects") + reconcile(server)
     return {"clients": clients, **report, "defects": defects}
@@ -616,12 +684,16 @@ def main(words=None):
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="the reports also go here")
+    parser.add_argument("--cores", help="the server's cores, such as 0,1; the clients have the others")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if arguments.child is not None:
         return serve_child(arguments.child)
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if arguments.cores:
+        Server.cores = arguments.cores
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - set(map(int, arguments.cores.split(","))))
     reports = []
     for name in arguments.parts or PARTS:
         reports.append({"part": name, "seed": arguments.seed, **PARTS[name](arguments.share, arguments.seed, Server)})

@@ -22,6 +22,7 @@ from megabert.model.config import (
 from megabert.model.encoder import Encoder
 from megabert.model.heads import TaskModel
 from megabert.model.pretraining_heads import PretrainingHead, new_pretraining_model
+from megabert.model.question_head import QuestionHead
 
 BERT = EncoderConfig(
     vocabulary_size=50, num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, max_positions=40,
@@ -113,3 +114,20 @@ def test_the_vocabulary_weights_are_tied_to_the_word_embedding():
     ours, _ = models(BERT, sentence_order=True, share=0.3)
     assert ours.head.language_model.vocabulary.weight is ours.encoder.embeddings.word.weight
     assert "head.language_model.vocabulary.weight" not in dict(ours.named_parameters())
+
+
+def test_a_question_head_reads_answers_from_first_tokens_and_spans_from_all():
+    """As NeMo's SGDEncoder and SGDDecoder: a layer with tanh, and layers of their own for each kind of answer."""
+    head = QuestionHead(16, (1, 3), dropout=0.1).eval()
+    before = [weight.clone() for weight in head.parameters()]
+    head.start_from(Encoder(BERT))
+    assert torch.equal(head.first.weight, before[0] * (48**-0.5 / 0.02)) and torch.equal(head.first.bias, before[1])
+    hidden, starts = torch.randn(9, 16), torch.tensor([0, 4, 8, 8])  # the last is a filler's
+    logits = head(hidden, starts)
+    for number in range(9):
+        first = torch.tanh(F.linear(hidden[number], head.first.weight, head.first.bias))
+        parts = [(item, first) for item in head.answers] + [(head.spans, hidden[number])]
+        expected = [item.out(F.gelu(item.hidden[0](inputs))) for item, inputs in parts]
+        if number not in starts:
+            expected[:2] = torch.zeros(1), torch.zeros(3)
+        torch.testing.assert_close(logits[number], torch.cat(expected))

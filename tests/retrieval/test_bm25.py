@@ -48,6 +48,8 @@ def test_fusion_adds_reciprocal_ranks():
     fused = fuse([["a", "b"], ["b", "c"]])
     assert [name for name, _ in fused] == ["b", "a", "c"]
     assert fused[0][1] == pytest.approx(1 / 62 + 1 / 61)
+    first = fuse([["a", "b"], ["b", "a"]], weights=[0.9, 0.1])
+    assert first == [("a", pytest.approx(0.9 / 61 + 0.1 / 62)), ("b", pytest.approx(0.9 / 62 + 0.1 / 61))]
 
 
 def test_the_published_mrr_is_reached(datasets, tmp_path):

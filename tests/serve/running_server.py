@@ -10,17 +10,9 @@ from typing import Any
 
 import megabert
 from megabert.serve.model_queue import ModelQueue
-from megabert.serve.server import (
-    HttpServer,
-    LoadedRun,
-    ServeSettings,
-    compute_type,
-    listen,
-    make_application,
-    make_queue,
-    warm_up,
-)
+from megabert.serve.server import HttpServer, listen
 from megabert.serve.server_metrics import ServerMetrics
+from megabert.serve.server_parts import LoadedRun, ServeSettings, compute_type, make_application, make_queue, warm_up
 
 RUNS = Path(__file__).parent.parent / "runs_v1"
 NAMES = {

@@ -12,9 +12,13 @@ from megabert.cli.serving import _parse
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/how-to/serve.md").read_text(encoding="utf-8")
 REQUESTS = [shlex.split(line) for line in PAGE.splitlines() if line.startswith("curl ")]
+LINKING = [words for words in REQUESTS if words[1].endswith("/v1/linking")]
+"""Of a server with a dictionary."""
 
 
-@pytest.mark.parametrize("words", REQUESTS, ids=lambda words: words[1].partition("/")[2])
+@pytest.mark.parametrize(
+    "words", [words for words in REQUESTS if words not in LINKING], ids=lambda words: words[1].partition("/")[2]
+)
 def test_the_requests_of_the_page_are_answered(server, words):
     assert words[2:4] == ["-H", "Content-Type: application/json"]
     assert server.post(words[1].removeprefix("127.0.0.1:8000"), **json.loads(words[5]))
@@ -37,6 +41,7 @@ def test_the_options_of_the_examples_exist(tmp_path):
     words = shlex.split(re.search(r"^ExecStart=\S+/megabert serve (.*)$", unit, re.MULTILINE)[1])
     words[words.index("--config") + 1] = str(file)
     assert _parse(words).models == ["ner=runs/ner", "qa=runs/qa"]
+    assert _parse(words).links == [("Disease", Path("MEDIC.dict"), Path("runs/names"))]
     docker = (ROOT / "examples/serve/Dockerfile").read_text()
     entry = json.loads(re.search(r"^ENTRYPOINT (.*)$", docker, re.MULTILINE)[1])
     assert entry[:2] == ["megabert", "serve"]

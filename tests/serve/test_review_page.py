@@ -10,7 +10,8 @@ from megabert.correction.review_store import ReviewStore
 from megabert.formats.documents.convert_documents import read_documents
 from megabert.serve.page_routes import content_policy
 from megabert.serve.review_routes import REVIEW_PAGE, make_review_application
-from megabert.serve.server import HttpServer, ServeSettings, listen
+from megabert.serve.server import HttpServer, listen
+from megabert.serve.server_parts import ServeSettings
 from tests.serve.browser import open_page
 from tests.serve.running_server import Running
 

@@ -9,7 +9,7 @@ import torch
 from megabert.build import load_language_model, new_task_model
 from megabert.config.parser import compose
 from megabert.inference import Predictor
-from megabert.serve.server import LoadedRun
+from megabert.serve.server_parts import LoadedRun
 from megabert.tasks import registry
 from megabert.tasks.text_classification import TextClassification
 from megabert.torch_session import TorchSession
@@ -26,9 +26,15 @@ class Spam(TextClassification):
         return "spam"
 
 
+SHORT = {
+    registry.find("multiple_choice"): ("model.dataset.max_qa_length=16",),
+    registry.find("bioasq"): ("model.dataset.max_query_length=16", "model.dataset.doc_stride=8"),
+}
+
+
 def new_predictor(kind, vocab_file, **state):
     words = ["model.language_model.pretrained_model_name=null", TINY, f"model.tokenizer.vocab_file={vocab_file}",
-             "model.dataset.max_seq_length=32"]  # fmt: skip
+             "model.dataset.max_seq_length=32", *SHORT.get(kind, ())]  # fmt: skip
     task = kind(compose(kind.settings_type, words, owner="a task")[0])
     if state:
         task.restore_state({**task.state(), **state})
@@ -41,7 +47,8 @@ def new_predictor(kind, vocab_file, **state):
 def tasks(vocab_file):
     from megabert.tasks.dialogue_state_tracking import schema_of
 
-    kinds = {"ranker": "text_ranking", "embedder": "text_embedding", "linker": "entity_linking"}
+    kinds = {"ranker": "text_ranking", "embedder": "text_embedding", "linker": "entity_linking",
+             "choices": "multiple_choice", "bioasq": "bioasq"}  # fmt: skip
     predictors = {name: new_predictor(registry.find(task), vocab_file) for name, task in kinds.items()}
     predictors["spam"] = new_predictor(Spam, vocab_file, labels=["no", "spam", "unclear"], weights=[1.0] * 3)
     predictors["states"] = new_predictor(registry.find("dialogue_state_tracking"), vocab_file)
@@ -59,7 +66,7 @@ def test_a_cross_encoder_ranks(tasks):
     ranked_by = {item["id"]: item["ranked_by"] for item in tasks.call("GET", "/v1/models")[2]["data"]}
     labels = tasks.runs["pairs"].task.labels
     assert ranked_by == {"ranker": "score", "embedder": None, "linker": None, "spam": None, "states": None,
-                         "pairs": "1" if "1" in labels else labels[1]}  # fmt: skip
+                         "choices": None, "bioasq": None, "pairs": "1" if "1" in labels else labels[1]}  # fmt: skip
     assert tasks.call("POST", "/models/spam/rerank", {"query": "a", "texts": ["b"]})[0] == 422
 
 
@@ -68,6 +75,20 @@ def test_a_task_of_one_s_own_has_the_route_of_its_parent(tasks):
     assert set(row["probabilities"]) == {"no", "spam", "unclear"}
     assert tasks.post("/v1/linking", text="radium")["model"] == "linker"
     assert tasks.call("POST", "/v1/linking", {"model": "spam", "text": "radium"})[0] == 422
+
+
+@pytest.mark.parametrize(
+    ("model", "routes", "fields"),
+    [("choices", ["choices", "predict"],
+      {"question": "who found _", "choices": ["radium", "france"], "passage": "marie found it"}),
+     ("bioasq", ["predict"], {"question": "who found radium", "context": "marie found radium", "type": "list"})],
+)  # fmt: skip
+def test_questions_are_answered(model, routes, fields, tasks):
+    predictor = tasks.runs[model]
+    wanted = json.loads(json.dumps(predictor.task.to_json(predictor.predict(id="1", **fields))))
+    for route in routes:
+        (row,) = tasks.post(f"/v1/{route}", model=model, **fields)["results"]
+        assert {name: row[name] for name in wanted} == wanted
 
 
 def test_dialogues_are_tracked(tasks):

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from megabert.cli import main
+from megabert.formats import record_streams
+from megabert.tasks import task_data
 from tests.tasks.test_contract import CASES, train
 
 
@@ -165,10 +167,13 @@ def test_predictions_in_a_folder_can_be_scored(runs, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("held", [10**6, -1])
 @pytest.mark.parametrize("name", ["several labels", "a number", "punctuation_capitalization", "token_classification"])
-def test_predictions_score_the_same_from_a_file(name, runs, tmp_path, capsys):
+def test_predictions_score_the_same_from_a_file(name, held, runs, tmp_path, capsys, monkeypatch):
     run, file = runs(name)
     task = CASES[name].task
+    monkeypatch.setattr(record_streams, "MAX_HELD", held)
+    monkeypatch.setattr(task_data, "BLOCK_SIZE", 1)
     assert main(["predict", str(run), f"file={file}", f"output={tmp_path / 'found.jsonl'}", "accelerator=cpu"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), f"file={file}", "accelerator=cpu"]) == 0

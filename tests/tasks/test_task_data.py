@@ -110,6 +110,20 @@ def test_memory_does_not_grow_with_the_file(name, tmp_path, monkeypatch):
     assert peaks.get((2**25, 200), 10**9) > 1.5 * peaks[-1, 200]
 
 
+def test_small_files_that_are_large_together_are_streamed(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / f"{name}.tsv").write_text("ab cd\tx\nef\ty\n")
+    kind = registry.find("text_classification")
+    for held, expected in ((26, list), (25, record_streams.RecordStream)):
+        monkeypatch.setattr(record_streams, "MAX_HELD", held)
+        task = kind(compose(kind.settings_type, [f"model.train_ds.file={tmp_path}/*.tsv"], owner=kind.name())[0])
+        data = task.settings.model.train_ds
+        with record_streams.large_files_streamed(task.files(data)):
+            examples = task.read_data(data)
+        assert isinstance(examples, expected)
+        assert [example.text for example in examples] == ["ab cd", "ef"] * 2
+
+
 def test_a_full_disk_is_an_error_for_a_large_file_only(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")

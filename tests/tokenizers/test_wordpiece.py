@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.errors import CheckpointError, InputError
+from megabert.tokenizers import wordpiece
 from megabert.tokenizers.wordpiece import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import WORDS
 
@@ -43,6 +44,16 @@ def test_a_string_instead_of_a_list_is_refused(method):
         getattr(Tokenizer(WORDS), method)("Aspirin")
     with pytest.raises(TypeError, match="where a list of lists of words"):
         Tokenizer(WORDS).encode_words(["Aspirin"])
+
+
+def test_ids_are_those_with_offsets_whatever_was_seen_before(monkeypatch):
+    monkeypatch.setattr(wordpiece, "MAX_WORD_KEPT", 3)
+    monkeypatch.setattr(wordpiece, "MAX_WORDS_KEPT", 5)
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, *"abcd", *(f"##{letter}" for letter in "abcd"), "ab"])
+    for texts in (["ab a", "abcd  ab"], ["", "abcd\tc [SEP]a", "c-c"], ["a b c d ab ba [MASK] abcd"]):
+        expected = [encoded.token_ids.tolist() for encoded in tokenizer.encode(texts)]
+        assert [ids.tolist() for ids in tokenizer.encode_ids(texts)] == expected
+        assert all(len(word) <= 3 for known in tokenizer._word_ids for word in known)
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_ids", "encode_words"])

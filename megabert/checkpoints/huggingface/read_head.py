@@ -1,7 +1,7 @@
 """Read the head of a fine-tuned Hugging Face folder as that of a run: its task, labels, settings and tensors.
 
-A folder that megabert wrote says all in its megabert.json. One of transformers' trainers has config.json only: what
-that does not say is stated in the notes.
+A folder that megabert wrote has all in its megabert.json. One of transformers' trainers has config.json only: what
+that lacks is stated in the notes.
 """
 
 from collections.abc import Mapping
@@ -128,7 +128,7 @@ def _documents(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead, folder: Path) -> FineTuned:
-    """Take labels and lengths from config.json and tokenizer_config.json, and note what they do not say."""
+    """Take labels and lengths from config.json and tokenizer_config.json, and note what they lack."""
     num_outputs = head["head.out.bias"].shape[0]
     length, notes = _window_length(file, folder)
     dataset: dict[str, Any] = {"max_seq_length": length}

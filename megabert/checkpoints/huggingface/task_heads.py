@@ -156,7 +156,7 @@ def is_language_model_run(documents: Mapping[str, Any]) -> bool:
     return is_run and documents.get("run", {}).get("task") in PRETRAINING.values()
 
 
-# Settings of a model that say nothing about how it answers: names of files, optimizer, loss
+# Settings of a model that do not change its answers: names of files, optimizer, loss
 _LEFT_OUT = ("train_ds", "validation_ds", "test_ds", "optim", "language_model", "tokenizer", "nemo_path")
 
 

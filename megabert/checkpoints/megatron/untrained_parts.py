@@ -1,6 +1,6 @@
 """Add the parts that the loaders of Megatron-LM and NeMo expect and a network lacks, and drop them again on reading.
 
-BERT's loaders want a language-model head, and segments exactly where there is a sentence-order head: `num_tokentypes`
+BERT's loaders need a language-model head, and segments exactly where there is a sentence-order head: `num_tokentypes`
 is 2 if `bert_binary_head` and 0 otherwise. Zeros (ones for the norm) compute constant logits; the arguments list them
 under a key of megabert's own. Source: Megatron-LM v2.6, pretrain_bert.py and megatron/model/bert_model.py;
 core_v0.9.0, pretrain_bert.py; NeMo r1.23.0, megatron_bert_model.py.

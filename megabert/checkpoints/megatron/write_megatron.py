@@ -68,7 +68,7 @@ def check_later_code(tensors: Mapping[str, Readable], config: EncoderConfig, rea
     """Raise ConfigError for a network that megatron.core or NeMo would compute differently from its arguments."""
     if config.norm_place == "pre_residual_normed":
         raise ConfigError(
-            f"{reader} takes residuals from before the layer norm, whatever its configuration says; this network takes "
+            f"{reader} takes residuals from before the layer norm, whatever its configuration is; this network takes "
             "them from after it (apply_residual_connection_post_layernorm). Convert it to megatron or megabert."
         )
     if config.head_gelu == "tanh" and not config.is_causal and "language_model.dense.weight" in tensors:
@@ -227,7 +227,7 @@ def megatron_arguments(
     return arguments
 
 
-# What megatron.core's loader takes from a checkpoint (--use-checkpoint-args), whatever the command line says.
+# What megatron.core's loader takes from a checkpoint (--use-checkpoint-args), whatever the command line gives.
 _CORE_ARGUMENTS = {
     "use_mcore_models": True,
     "transformer_impl": "local",

@@ -22,7 +22,7 @@ def restore_norms(
 ) -> tuple[dict[str, Readable], list[str]]:
     """Add one to the weights of layer norms that are stored minus one, in float32; returns all tensors, and notes.
 
-    Where the arguments do not say so, or are to be `ignored`, the tensors are returned as they are.
+    Where the arguments do not set it, or are to be `ignored`, the tensors are returned as they are.
     """
     arguments = Arguments(file.arguments, file.source)
     if not any(arguments.flag(name) and name not in ignored for name in ARGUMENTS):

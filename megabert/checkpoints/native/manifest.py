@@ -71,7 +71,7 @@ def verify_file(file: Path, entry: Any) -> None:
     try:
         expected = entry["sha256"]
         if file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; its manifest says {entry['size']}.")
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; its manifest has {entry['size']}.")
         with file.open("rb") as opened:
             while piece := opened.read(_CHUNK):
                 digest.update(piece)
@@ -79,7 +79,7 @@ def verify_file(file: Path, entry: Any) -> None:
         raise CheckpointError(f"{file} cannot be read: {error!r}. Use another checkpoint of the run.") from None
     if digest.hexdigest() != expected:
         raise CheckpointError(
-            f"{file} is damaged: its SHA-256 is {digest.hexdigest()[:16]}..., its manifest says "
+            f"{file} is damaged: its SHA-256 is {digest.hexdigest()[:16]}..., its manifest has "
             f"{str(expected)[:16]}.... Use another checkpoint of the run."
         )
 

@@ -9,6 +9,7 @@ from ..documents.abbreviations import abbreviations_of
 from ..documents.convert_documents import read_documents
 from ..documents.document import Document
 from ..documents.sources import Faults, ReadOptions
+from ..documents.training_examples import contexts_of
 from .concept import DictionaryOptions
 from .curies import to_curie
 from .dictionary_formats import MENTIONS, detect, read_concepts
@@ -24,6 +25,8 @@ class GoldMention:
     type: str = ""
     definitions: Mapping[str, str] = field(default_factory=dict)
     """Abbreviations that its document defines."""
+    context: str = ""
+    """The sentence of the document that it stands in."""
 
 
 def read_gold(
@@ -46,9 +49,9 @@ def read_gold(
 
 def gold_of(document: Document, types: Sequence[str] = (), prefix: str | None = None) -> Iterator[GoldMention]:
     """List the mentions of a document."""
-    definitions = abbreviations_of(document)
-    for entity in document.entities:
+    definitions, contexts = abbreviations_of(document), contexts_of(document)
+    for entity, context in zip(document.entities, contexts, strict=True):
         if not types or entity.type in types:
             identifiers = frozenset(found for item in entity.identifiers if (found := to_curie(item, prefix)))
             name = f"{document.id}:{entity.id}"
-            yield GoldMention(name, entity.text, identifiers, entity.type, definitions)
+            yield GoldMention(name, entity.text, identifiers, entity.type, definitions, context)

@@ -133,7 +133,7 @@ class DocumentWriter:
 
 
 def write_documents(documents: Iterable[Document], output: Path, format_name: str, losses: Losses) -> int:
-    """Write documents to a file, compressed if its ending says so, or to a new folder; complete or not there.
+    """Write documents to a file, compressed by its ending, or to a new folder; complete or not there.
 
     `losses` counts what the format cannot hold. Returns the number of documents.
     """

@@ -92,7 +92,7 @@ INPUT_ENDINGS = (
     ".xml",
     ".json",
 )
-# Endings that say documents and nothing else, for settings that take other data, too.
+# Endings of documents alone, for settings that take other data, too.
 _DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".bioc.json", ".doccano.jsonl",
                      ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
 
@@ -131,7 +131,7 @@ def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
     if by_ending is not None and found not in _ALSO[by_ending.name]:
         found = by_ending.name
     if found is None:
-        raise InputError(f"{path}: neither its name nor its content says its format. Name it: --format.")
+        raise InputError(f"{path}: neither its name nor its content shows its format. Name it: --format.")
     return FORMATS[found]
 
 

@@ -87,6 +87,14 @@ def sentences_of(document: Document, entities: Sequence[Entity] = ()) -> list[Sp
     return joined
 
 
+def contexts_of(document: Document) -> list[str]:
+    """Return the sentence of each entity, "" where none has its start."""
+    spans, text = sentences_of(document), document.text()
+    starts = [start for start, _ in spans]
+    places = [bisect_right(starts, entity.start) - 1 for entity in document.entities]
+    return [text[slice(*spans[place])] if place >= 0 else "" for place in places]
+
+
 def tagged_sentences(
     documents: Iterable[Document], types: TypeRule = TypeRule(), counts: Counter[str] | None = None
 ) -> Iterator[TaggedText]:

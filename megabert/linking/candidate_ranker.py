@@ -1,0 +1,125 @@
+"""CandidateRanker: a log-linear model that orders a mention's candidates anew, learned from annotated mentions.
+
+Features of a candidate are its similarity, the words that only it or only the mention has, the kind of its identifier,
+and how often its concept and its name were mentioned; a split of a composite mention is one candidate more. All are of
+normalized names. `ranker_fitting` learns the weights.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from .name_keys import normalized
+
+if TYPE_CHECKING:
+    from .linker import LinkedPart, NameCandidate
+
+RANKED = 20
+"""Candidates that are ordered anew."""
+Features = dict[str, float]
+
+
+@dataclass(frozen=True)
+class CandidateRanker:
+    """Weights of features, and how often each concept was mentioned in the documents that they were learned from."""
+
+    weights: Mapping[str, float]
+    mentions: Mapping[str, int]
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the weights and counts."""
+        return hashlib.sha256(json.dumps([self.weights, self.mentions], sort_keys=True).encode()).hexdigest()
+
+    def best(self, whole: "LinkedPart", ways: Sequence[tuple["LinkedPart", ...]]) -> tuple["LinkedPart", ...]:
+        """Order the candidates of a mention and of the parts of each way to split it, and choose the best way."""
+        found = self.ordered(whole)
+        if not found.candidates:
+            return (found,)
+        rows = part_features(whole, self.mentions)
+        best, choice = max(map(self.score, rows)), (found,)
+        for way in ways:
+            parts = tuple(map(self.ordered, way))
+            row = split_features(whole.text, parts)
+            if row is not None and (score := self.score(row)) > best:
+                best, choice = score, parts
+        return choice
+
+    def ordered(self, part: "LinkedPart") -> "LinkedPart":
+        """Order the candidates of a part by score, equal ones as they are."""
+        scores = list(map(self.score, part_features(part, self.mentions)))
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        return replace(part, candidates=tuple(replace(part.candidates[n], score=scores[n]) for n in order))
+
+    def score(self, row: Features) -> float:
+        """Add up the weights of features."""
+        return round(sum(value * self.weights.get(name, 0.0) for name, value in row.items()), 6)
+
+
+def part_features(part: "LinkedPart", mentions: Mapping[str, int]) -> list[Features]:
+    """Return the features of each candidate of a part, in the order of their similarity."""
+    words = _words(part.text)
+    return [
+        _features(words, item, place, part.similarity, mentions.get(item.identifiers[0], 0))
+        for place, item in enumerate(part.candidates)
+    ]
+
+
+@lru_cache(maxsize=1 << 16)
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(normalized(name).split())
+
+
+def _features(words: tuple[str, ...], item: "NameCandidate", place: int, best: float, mentions: int) -> Features:
+    own = _words(item.name)
+    mine, others = set(words), set(own)
+    is_exact = "".join(words) == "".join(own)
+    kind = kind_of(item.identifiers[0])
+    row = {
+        "similarity": item.similarity,
+        "behind": best - item.similarity,
+        f"kind {kind}": 1.0,
+        "mentioned": math.log1p(mentions) / 3,
+        "is mentioned": float(mentions > 0),
+        "name mentioned": math.log1p(item.mentions) / 3,
+        "is first": float(place == 0),
+        "same last": float(words[-1:] == own[-1:]),
+        "same first": float(words[:1] == own[:1]),
+        "part of mention": float(others <= mine),
+        "has mention": float(mine <= others),
+    }
+    if is_exact:
+        row |= {"exact": 1.0, f"exact {kind}": 1.0, "exact mentioned": float(item.mentions > 0)}
+    return row | _word_features(mine, others)
+
+
+def _word_features(mine: set[str], others: set[str]) -> Features:
+    """Name the words that only the candidate has, and those that only the mention has."""
+    row = {"more words": len(others - mine) / 3, "fewer words": len(mine - others) / 3}
+    return row | {f"+{word}": 1.0 for word in others - mine} | {f"-{word}": 1.0 for word in mine - others}
+
+
+def split_features(text: str, parts: Sequence["LinkedPart"]) -> Features | None:
+    """Return the features of a split by the first candidates of its parts; None if these are not distinct concepts."""
+    best = [part.candidates[0] for part in parts if part.candidates]
+    if len({item.identifiers for item in best}) < len(parts):
+        return None
+    own = {word for item in best for word in _words(item.name)}
+    is_exact = all(_words(item.name) == _words(part.text) for item, part in zip(best, parts, strict=True))
+    row = {
+        "similarity": min(item.similarity for item in best),
+        "is split": 1.0,
+        "exact split": float(is_exact),
+        "parts": len(parts) / 3,
+    }
+    return row | _word_features(set(_words(text)), own)
+
+
+def kind_of(identifier: str) -> str:
+    """Return the vocabulary of an identifier with its local part's first letter: "mesh D", "omim"."""
+    prefix, _, local = identifier.partition(":")
+    return f"{prefix} {local[0]}" if local[:1].isalpha() else prefix
