@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 BATCH_SIZES = {"cuda": (32, 128, 512), "cpu": (32, 128)}
-PRECISIONS = {"cuda": ("32", "bf16"), "cpu": ("32",)}
+PRECISIONS = {"cuda": ("32", "bf16"), "cpu": ("32", "bf16")}
 TEXT = """patients with chronic heart failure were treated for twelve weeks and the primary outcome was change in blood
 pressure measured at baseline after randomization of the trial groups receiving placebo or angiotensin converting enzyme
 inhibitors there was no significant difference between expression of genes in tumor tissue"""

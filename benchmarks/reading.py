@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -25,15 +25,13 @@ import numpy as np
 
 import megabert
 
-ENCODER = "megabert-mini-uncased"
 SEED, WORDS, BLOCK = 1, 200_000, 5_000
 STEPS = 300
 DISTINCT = 100 * 10**6
 
 
-def sentences(random: np.random.Generator) -> Iterator[list[str]]:
+def sentences(random: np.random.Generator, tokens: Sequence[str]) -> Iterator[list[str]]:
     """Generate sentences of 5 to 45 words with Zipf's frequencies, without end: an encoder's words, others numbered."""
-    tokens = (Path(megabert.__file__).parent / "encoders" / ENCODER / "vocab.txt").read_text(encoding="utf-8").split()
     known = [token for token in tokens if token.isalpha() and len(token) > 1]
     vocabulary = [known[n % len(known)] + (str(n) if n >= len(known) else "") for n in range(WORDS)]
     while True:
@@ -46,10 +44,10 @@ def sentences(random: np.random.Generator) -> Iterator[list[str]]:
             start += length
 
 
-def records(task: str) -> Iterator[str]:
+def records(task: str, tokens: Sequence[str]) -> Iterator[str]:
     """Generate the records of a task's file, without end."""
     random = np.random.default_rng(SEED)
-    stream = sentences(random)
+    stream = sentences(random, tokens)
     number = 0
     while True:
         number += 1
@@ -72,14 +70,15 @@ def records(task: str) -> Iterator[str]:
             yield ("" if number == 1 else ", ") + json.dumps({"context": context, "qas": questions})
 
 
-def generate(task: str, path: Path, size: int) -> None:
-    """Write a file of so many bytes."""
+def generate(task: str, path: Path, size: int, encoder: str) -> None:
+    """Write a file of so many bytes, in the words of an encoder."""
+    tokens = megabert.load_encoder(encoder)[1].tokens
     before, after = "", ""
     if task == "question_answering":
         before, after = '{"version": "1.1", "data": [{"title": "All", "paragraphs": [', "]}]}"
     with path.open("w", encoding="utf-8") as file:
         written = file.write(before)
-        for record in records(task):
+        for record in records(task, tokens):
             written += file.write(record)
             if written >= (size if before else min(size, DISTINCT)):
                 break
@@ -120,7 +119,7 @@ class MemoryPeak(threading.Thread):
         return dict(zip(("resident_mb", "anonymous_mb"), sizes, strict=True))
 
 
-def read(task_name: str, path: Path) -> None:
+def read(task_name: str, path: Path, encoder: str) -> None:
     """Read a file as a training does, pack steps, and print the peaks."""
     from megabert.config.parser import compose
     from megabert.data.packing import fingerprint
@@ -128,7 +127,7 @@ def read(task_name: str, path: Path) -> None:
     from megabert.tasks import registry
     from megabert.tasks.task_data import load_training_data
 
-    tokenizer = megabert.load_encoder(ENCODER)[1]
+    tokenizer = megabert.load_encoder(encoder)[1]
     kind = registry.find(task_name)
     task = kind(compose(kind.settings_type, [f"model.train_ds.file={path}"], owner=task_name)[0])
     peak, began = MemoryPeak(), time.perf_counter()
@@ -151,18 +150,20 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--limit_mb", type=int)
+    parser.add_argument("--encoder", default="megabert-mini-uncased")
     parser.add_argument("--read", type=Path)
     arguments = parser.parse_args()
     if arguments.read:
         if arguments.limit_mb:
             resource.setrlimit(resource.RLIMIT_DATA, (arguments.limit_mb * 10**6,) * 2)
-        read(arguments.task, arguments.read)
+        read(arguments.task, arguments.read, arguments.encoder)
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     suffix = {"token_classification": ".conll", "text_classification": ".tsv", "question_answering": ".json"}
     path = arguments.folder / f"{arguments.task}{suffix[arguments.task]}"
-    generate(arguments.task, path, arguments.megabytes * 10**6)
+    generate(arguments.task, path, arguments.megabytes * 10**6, arguments.encoder)
     words = [sys.executable, "-m", "benchmarks.reading", arguments.task, "--folder", str(arguments.folder)]
+    words += ["--encoder", arguments.encoder]
     words += [] if arguments.limit_mb is None else ["--limit_mb", str(arguments.limit_mb)]
     for cache in ("empty", "full"):
         about = {"task": arguments.task, "megabytes": path.stat().st_size // 10**6, "cache": cache}

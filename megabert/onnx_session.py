@@ -20,9 +20,6 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
 CPU_TOKENS, GPU_TOKENS = 256, 16384
 """Tokens of a batch, on a CPU for each thread: activations then stay in its cache; 4,096 take twice as long."""
-SLOW_FUSIONS = ["BiasGeluFusion", "SkipLayerNormFusion"]
-"""GELU with its bias, and a norm with the sums before it, take onnxruntime's CPU kernels longer than their parts do: of
-1.32 twice and four times."""
 EXTRA = "pip install 'megabert[onnx]'"
 
 
@@ -120,7 +117,10 @@ def open_network(file: Path, *, accelerator: str = "auto", threads: int | None =
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=SLOW_FUSIONS)
+        # Fused with its bias, onnxruntime's GELU is slower than the two of them (twice in 1.32).
+        return onnxruntime.InferenceSession(
+            str(file), options, providers=providers, disabled_optimizers=["BiasGeluFusion"]
+        )
     except Exception as error:  # onnxruntime's own exceptions have no common base
         reason = str(error).splitlines()[0][:300]
         raise CheckpointError(f"{file} cannot be opened by onnxruntime: {reason}. Export the run again.") from None

@@ -173,7 +173,8 @@ def _pairs(arguments: argparse.Namespace) -> None:
     from ..storage import atomic_write
 
     linker, mentions, _ = _to_fit(arguments)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in candidate_pairs(examples_of(linker, mentions))]
+    rows = candidate_pairs(linker.dictionary, examples_of(linker, mentions))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     atomic_write(arguments.output, "".join(lines).encode())
     log(f"Wrote {len(lines):,} mentions with their candidates to {arguments.output}.")
 

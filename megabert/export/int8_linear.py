@@ -19,7 +19,6 @@ Array = NDArray[Any]
 # bits they do not, and every processor computes the same. Source: onnxruntime's documentation of quantization.
 WEIGHT_LIMIT = 63
 ACTIVATION_LIMIT, ZERO_POINT = 127, 128
-MICROSOFT = "com.microsoft"
 _SMALLEST_SCALE = np.float32(1e-12)
 
 
@@ -59,9 +58,6 @@ class Linears(Protocol):
     def matmul(self, graph: Graph, name: str, prepared: Any, weight: Array) -> str:
         """Multiply [T, K] with a weight [K, N]."""
 
-    def gelu(self, graph: Graph, hidden: str, bias: str, *, is_tanh: bool) -> str:
-        """Add a bias, then GELU, exact or by tanh."""
-
     def embed(self, graph: Graph, name: str, table: Array, ids: str) -> str:
         """Look up rows of a table."""
 
@@ -76,12 +72,6 @@ class FloatLinears:
     def matmul(self, graph: Graph, name: str, prepared: str, weight: Array) -> str:
         """Multiply in float32."""
         return graph.add("MatMul", prepared, graph.constant(weight, f"{name}.weight"))
-
-    def gelu(self, graph: Graph, hidden: str, bias: str, *, is_tanh: bool) -> str:
-        """Compute GELU as the network has it."""
-        if is_tanh:
-            return graph.add("FastGelu", hidden, bias, domain=MICROSOFT)
-        return graph.add("Gelu", graph.add("Add", hidden, bias), approximate="none")
 
     def embed(self, graph: Graph, name: str, table: Array, ids: str) -> str:
         """Look up rows in float32."""
@@ -124,13 +114,9 @@ class Int8Linears:
             graph.constant(scales[0], f"{name}.scale"),
             graph.constant(np.uint8(ZERO_POINT)),
             graph.constant(np.int8(0)),
-            domain=MICROSOFT,
+            domain="com.microsoft",
         )
         return product if scale_t is None else graph.add("Mul", product, scale_t)
-
-    def gelu(self, graph: Graph, hidden: str, bias: str, *, is_tanh: bool) -> str:
-        """Compute GELU by tanh, which differs by 5e-4 at most: its result is rounded to 8 bits."""
-        return graph.add("FastGelu", hidden, bias, domain=MICROSOFT)
 
     def embed(self, graph: Graph, name: str, table: Array, ids: str) -> str:
         """Look up rows in 8 bits, each with its own scale."""

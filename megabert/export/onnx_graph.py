@@ -22,9 +22,10 @@ from ..model.encoder import Encoder
 from ..model.heads import Head, TaskModel
 from ..model.layers import MLP, Attention, Layer
 from ..onnx_session import HIDDEN, INPUTS, LOGITS
-from .int8_linear import MICROSOFT, Graph, Linears, array_of
+from .int8_linear import Graph, Linears, array_of
 
 OPSET = 21
+_MICROSOFT = "com.microsoft"
 
 
 def onnx_model(model: TaskModel, linears: Linears) -> onnx.ModelProto:
@@ -41,7 +42,7 @@ def onnx_model(model: TaskModel, linears: Linears) -> onnx.ModelProto:
         helper.make_tensor_value_info(HIDDEN, TensorProto.FLOAT, [*dims, model.encoder.config.hidden_size]),
     ]
     proto = helper.make_graph(graph.nodes, "megabert", inputs, outputs, graph.initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)]
     return helper.make_model(proto, opset_imports=opsets, ir_version=10, producer_name="megabert")
 
 
@@ -126,7 +127,7 @@ class _EncoderGraph:
             graph.add("Add", key, self.mask),
             value,
             graph.constant(np.concatenate(bias), f"{name}.qkv.bias"),
-            domain=MICROSOFT,
+            domain=_MICROSOFT,
             num_heads=config.num_heads,
             unidirectional=int(config.is_causal),
             scale=config.head_dim**-0.5,
@@ -149,18 +150,15 @@ class _EncoderGraph:
         return graph.add("Mul", padding, graph.constant(last.reshape(1, 1, -1)))
 
     def _mlp(self, hidden: str, mlp: MLP, name: str) -> str:
-        up = self._product(f"{name}.up", hidden, mlp.up)
-        bias = self.graph.constant(array_of(mlp.up.bias), f"{name}.up.bias")
-        up = self.linears.gelu(self.graph, up, bias, is_tanh=mlp.gelu == "tanh")
+        up = self._linear(f"{name}.up", hidden, mlp.up)
+        up = self.graph.add("Gelu", up, approximate="tanh" if mlp.gelu == "tanh" else "none")
         return self._linear(f"{name}.down", up, mlp.down)
 
     def _linear(self, name: str, hidden: str, linear: nn.Linear) -> str:
-        bias = self.graph.constant(array_of(linear.bias), f"{name}.bias")
-        return self.graph.add("Add", self._product(name, hidden, linear), bias)
-
-    def _product(self, name: str, hidden: str, linear: nn.Linear) -> str:
-        prepared = self.linears.prepare(self.graph, name, hidden)
-        return self.linears.matmul(self.graph, name, prepared, array_of(linear.weight).T)
+        graph = self.graph
+        prepared = self.linears.prepare(graph, name, hidden)
+        product = self.linears.matmul(graph, name, prepared, array_of(linear.weight).T)
+        return graph.add("Add", product, graph.constant(array_of(linear.bias), f"{name}.bias"))
 
 
 def _add_head(graph: Graph, model: TaskModel, hidden: str, shape: str) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 
 from .data_files import COMPRESSED
 
-MAX_HELD = 2**23
-"""Bytes of the data files whose records are held in memory, which takes some 50 times as much."""
+MAX_HELD = 2**22
+"""Bytes of the data files whose records are held in memory, which takes 50 to 70 times as much."""
 EXPANSION = 8
 """How much larger than its file compressed text is assumed to be."""
 _are_streamed: ContextVar[bool] = ContextVar("are_streamed", default=False)

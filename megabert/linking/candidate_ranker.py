@@ -11,12 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
 
+from .candidates import LinkedPart, NameCandidate
 from .name_keys import normalized
-
-if TYPE_CHECKING:
-    from .linker import LinkedPart, NameCandidate
 
 RANKED = 20
 """Candidates that are ordered anew."""
@@ -35,13 +32,12 @@ class CandidateRanker:
         """Identifies the weights and counts."""
         return hashlib.sha256(json.dumps([self.weights, self.mentions], sort_keys=True).encode()).hexdigest()
 
-    def best(self, whole: "LinkedPart", ways: Sequence[tuple["LinkedPart", ...]]) -> tuple["LinkedPart", ...]:
+    def best(self, whole: LinkedPart, ways: Sequence[tuple[LinkedPart, ...]]) -> tuple[LinkedPart, ...]:
         """Order the candidates of a mention and of the parts of each way to split it, and choose the best way."""
-        found = self.ordered(whole)
-        if not found.candidates:
-            return (found,)
-        rows = part_features(whole, self.mentions)
-        best, choice = max(map(self.score, rows)), (found,)
+        choice: tuple[LinkedPart, ...] = (self.ordered(whole),)
+        if not whole.candidates:
+            return choice
+        best = choice[0].scores[0]
         for way in ways:
             parts = tuple(map(self.ordered, way))
             row = split_features(whole.text, parts)
@@ -49,18 +45,19 @@ class CandidateRanker:
                 best, choice = score, parts
         return choice
 
-    def ordered(self, part: "LinkedPart") -> "LinkedPart":
+    def ordered(self, part: LinkedPart) -> LinkedPart:
         """Order the candidates of a part by score, equal ones as they are."""
         scores = list(map(self.score, part_features(part, self.mentions)))
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        return replace(part, candidates=tuple(replace(part.candidates[n], score=scores[n]) for n in order))
+        candidates = tuple(part.candidates[place] for place in order)
+        return replace(part, candidates=candidates, scores=tuple(scores[place] for place in order))
 
     def score(self, row: Features) -> float:
         """Add up the weights of features."""
         return round(sum(value * self.weights.get(name, 0.0) for name, value in row.items()), 6)
 
 
-def part_features(part: "LinkedPart", mentions: Mapping[str, int]) -> list[Features]:
+def part_features(part: LinkedPart, mentions: Mapping[str, int]) -> list[Features]:
     """Return the features of each candidate of a part, in the order of their similarity."""
     words = _words(part.text)
     return [
@@ -74,7 +71,7 @@ def _words(name: str) -> tuple[str, ...]:
     return tuple(normalized(name).split())
 
 
-def _features(words: tuple[str, ...], item: "NameCandidate", place: int, best: float, mentions: int) -> Features:
+def _features(words: tuple[str, ...], item: NameCandidate, place: int, best: float, mentions: int) -> Features:
     own = _words(item.name)
     mine, others = set(words), set(own)
     is_exact = "".join(words) == "".join(own)
@@ -103,7 +100,7 @@ def _word_features(mine: set[str], others: set[str]) -> Features:
     return row | {f"+{word}": 1.0 for word in others - mine} | {f"-{word}": 1.0 for word in mine - others}
 
 
-def split_features(text: str, parts: Sequence["LinkedPart"]) -> Features | None:
+def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
     """Return the features of a split by the first candidates of its parts; None if these are not distinct concepts."""
     best = [part.candidates[0] for part in parts if part.candidates]
     if len({item.identifiers for item in best}) < len(parts):

@@ -49,7 +49,7 @@ class Dictionary:
         meta = read_meta(folder)
         try:
             arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
-            blobs = [np.memmap(folder / f"{name}.bin", np.uint8, "r") for name in ("names", "ids")]
+            blobs = [np.asarray(np.memmap(folder / f"{name}.bin", np.uint8, "r")) for name in ("names", "ids")]
             grams = GramIndex.open(folder)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None

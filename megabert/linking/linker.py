@@ -19,6 +19,7 @@ from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
 from .candidate_ranker import RANKED, CandidateRanker
+from .candidates import LinkedPart, NameCandidate
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
@@ -67,36 +68,6 @@ class LinkQuery:
     """Taxa of the concepts that may be meant; (): any."""
     context: str = ""
     """The sentence that it stands in, which a reader reads."""
-
-
-@dataclass(frozen=True)
-class NameCandidate:
-    """A name of the dictionary with its concept's identifiers, the concept's own first."""
-
-    name: str
-    identifiers: tuple[str, ...]
-    similarity: float
-    mentions: int = 0
-    """How often it is a mention of its concept in the documents that the dictionary was built of."""
-    is_listed: bool = True
-    """Whether the dictionary has it from a file of names, too."""
-    preferred: str = ""
-    """The preferred name of its concept."""
-    score: float | None = None
-    """That of a CandidateRanker, which ordered it."""
-
-
-@dataclass(frozen=True)
-class LinkedPart:
-    """A mention, or a part of a composite one, as it was searched, with candidates, the best first."""
-
-    text: str
-    candidates: tuple[NameCandidate, ...]
-
-    @property
-    def similarity(self) -> float:
-        """That of the best candidate, 0 without any."""
-        return self.candidates[0].similarity if self.candidates else 0.0
 
 
 @dataclass(frozen=True)
@@ -192,7 +163,7 @@ class Linker:
                 yield _first(self.ranker.best(whole, ways), k)
             return
         for whole, ways in self.searched(wanted, k):
-            best = (whole,)
+            best: tuple[LinkedPart, ...] = (whole,)
             for parts in ways:
                 if self._is_better(parts, best):
                     best = parts
@@ -317,8 +288,8 @@ class Linker:
         arrays = self.dictionary.arrays
         concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
         identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
-        mentions, preferred = int(arrays["name_mentions"][name]), self.dictionary.preferred(concept)
-        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, preferred)
+        mentions = int(arrays["name_mentions"][name])
+        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, concept)
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:

@@ -1,15 +1,13 @@
 """What a linker needs of networks: the search by embeddings, and a reader of mentions in their sentences."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..inference import Predictor, Session
-
-if TYPE_CHECKING:
-    from .linker import LinkedPart
+from .candidates import LinkedPart
 
 
 class DenseSearch(Protocol):
@@ -56,6 +54,6 @@ class MentionReader(Protocol):
         """Return the reader with the session of another process."""
 
     def reordered(
-        self, mentions: "Sequence[tuple[LinkedPart, ...]]", contexts: Sequence[str], slope: float
-    ) -> "list[tuple[LinkedPart, ...]]":
+        self, mentions: Sequence[tuple[LinkedPart, ...]], contexts: Sequence[str], slope: float
+    ) -> list[tuple[LinkedPart, ...]]:
         """Order the candidates of the parts of mentions."""

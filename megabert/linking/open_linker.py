@@ -35,7 +35,7 @@ def load_linker(
         if (task := predictor.task.name()) != "text_ranking":
             raise InputError(f"{reader} is a run of {task}; candidates are read by one of text_ranking.")
         linker = load_linker(folder, run, accelerator=accelerator, precision=precision)
-        return replace(linker, reader=CrossEncoder(predictor))
+        return replace(linker, reader=CrossEncoder(predictor, linker.dictionary))
     dictionary = Dictionary.open(folder)
     if run is None:
         return Linker(dictionary, read_calibration(dictionary, ""), None, read_ranker(dictionary, ""))

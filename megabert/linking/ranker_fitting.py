@@ -15,7 +15,8 @@ from ..errors import InputError
 from ..formats.dictionaries.gold_mentions import GoldMention
 from ..formats.documents.abbreviations import written_out
 from .candidate_ranker import RANKED, CandidateRanker, Features, part_features, split_features
-from .linker import Calibration, LinkedPart, Linker, NameCandidate
+from .candidates import LinkedPart, NameCandidate
+from .linker import Calibration, Linker
 from .linker_tuning import SMALLEST, Remembered, fitted, with_weight
 
 PRIOR = 1.0
@@ -31,7 +32,7 @@ Group = tuple[list[Features], list[bool]]
 
 
 @dataclass(frozen=True)
-class Example:
+class CandidateExample:
     """A gold mention with its candidates, and how often its document has each concept."""
 
     gold: GoldMention
@@ -61,7 +62,7 @@ def fit_ranker(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Candida
     return ranker, calibration, {**sizes, "weight": best, "held_out_accuracy_by_weight": accuracies}
 
 
-def _held_out(examples: Sequence[Example], calibration: Calibration) -> tuple[float, Calibration, int]:
+def _held_out(examples: Sequence[CandidateExample], calibration: Calibration) -> tuple[float, Calibration, int]:
     """Learn from four fifths of the documents: accuracy on the others, a calibration fitted on them, their mentions."""
     documents = list(dict.fromkeys(_document(item.gold) for item in examples))
     held_out = frozenset(documents[::HELD_OUT])
@@ -73,7 +74,7 @@ def _held_out(examples: Sequence[Example], calibration: Calibration) -> tuple[fl
     return float(right.mean()), fitted(calibration, similarities, right, len(held)), len(held)
 
 
-def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[Example]:
+def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[CandidateExample]:
     """Search mentions with identifiers, and leave out what their own document has brought into the dictionary.
 
     Raises InputError for few mentions, or a dictionary of another type.
@@ -94,11 +95,11 @@ def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[Example
         names = Counter((other.text.lower(), name) for other in others for name in other.identifiers)
         parts = [tuple(_without(part, names) for part in way) for way in ways]
         own = Counter(name for other in others for name in other.identifiers)
-        examples.append(Example(item, _without(whole, names), parts, own))
+        examples.append(CandidateExample(item, _without(whole, names), parts, own))
     return examples
 
 
-def _learned(examples: Sequence[Example]) -> CandidateRanker:
+def _learned(examples: Sequence[CandidateExample]) -> CandidateRanker:
     counts = Counter(name for item in examples for name in item.gold.identifiers)
     weights: dict[str, float] = {}
     groups: list[list[Group]] = [[] for _ in examples]
@@ -111,7 +112,7 @@ def _learned(examples: Sequence[Example]) -> CandidateRanker:
     return CandidateRanker(weights, dict(sorted(counts.items())))
 
 
-def _candidates(item: Example) -> set[str]:
+def _candidates(item: CandidateExample) -> set[str]:
     parts = (item.whole, *(part for way in item.ways for part in way))
     return {candidate.identifiers[0] for part in parts for candidate in part.candidates}
 
@@ -134,7 +135,7 @@ def _without(part: LinkedPart, names: Mapping[tuple[str, str], int]) -> LinkedPa
     return replace(part, candidates=tuple(kept))
 
 
-def _groups(ranker: CandidateRanker, item: Example) -> list[Group]:
+def _groups(ranker: CandidateRanker, item: CandidateExample) -> list[Group]:
     """List the candidates of the whole, splits among them, and of the parts of a mention of several concepts.
 
     Where a split is right, one concept for all parts is not.
@@ -197,6 +198,6 @@ def _fit(groups: Sequence[Group]) -> dict[str, float]:
         total.backward()
         return total
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     found = weights_F.detach().tolist()
     return {name: round(found[number], 4) for name, number in numbers.items() if round(found[number], 4)}

@@ -81,6 +81,7 @@ class ModelQueue:
     """The queue with its threads.
 
     `mixes` has, by lane, what computes it together with others. `observe(name, value)` takes measurements for metrics.
+    `divide(n)` divides what there is of the processor by n, the number of batches that are being computed.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class ModelQueue:
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         threads: int = 1,
         observe: Callable[[str, float], None] = lambda *_: None,
+        divide: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.lanes, self.batch_tokens, self._observe = dict(lanes), batch_tokens, observe
-        self._mixes = mixes
+        self._mixes, self._divide, self._num_busy = mixes, divide, 0
         self._waiting: dict[str, deque[_QueuedJob]] = {name: deque() for name in lanes}
         self._tokens = 0
         self._changed = threading.Condition()
@@ -136,7 +138,10 @@ class ModelQueue:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
+            self._divide(self._num_busy)
             self._compute(jobs)
+            with self._changed:
+                self._num_busy -= 1
 
     def _next_batch(self) -> list[_QueuedJob]:
         """Wait for jobs and take a batch of one network; [] at the end."""
@@ -151,6 +156,7 @@ class ModelQueue:
                         queue.clear()
                     return []
                 if jobs := self._take():
+                    self._num_busy += 1
                     self._changed.notify_all()
                     return jobs
 

@@ -1,6 +1,6 @@
 """What a server consists of: settings, loaded runs, the queue of their networks, the application of one process."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from .hosted_linkers import HostedLinker, linker_lanes
 from .hosted_models import HostedModel, ModelCatalog
 from .http_application import HttpApplication
 from .inference_routes import inference_endpoints
-from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, ModelQueue
+from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, Mix, ModelQueue
 from .page_routes import page_endpoints
 from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
 from .request_guard import LOOPBACK, RequestGuard
@@ -52,8 +52,6 @@ class LoadedRun:
 
 def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: ServerMetrics) -> ModelQueue:
     """Start the queue of the networks: lanes for each with its head, and without."""
-    from .adapter_mix import adapter_mixes  # front ends import no torch
-
     lanes = linker_lanes(settings.linkers)
     for run in runs:
         predictor = run.predictor
@@ -67,31 +65,50 @@ def make_queue(runs: Sequence[LoadedRun], settings: ServeSettings, metrics: Serv
             lanes[lane_name(run.name, kind)] = lane
     return ModelQueue(
         lanes,
-        mixes=adapter_mixes({name: lane.session for name, lane in lanes.items()}),
+        mixes=_mixes(lanes) if any(map(_is_torch, runs)) else {},
         batch_tokens=settings.batch_tokens,
         threads=settings.model_threads or 1,
         observe=metrics.observe_batch,
+        divide=_divide_cores(runs, settings),
     )
+
+
+def _is_torch(run: LoadedRun) -> bool:
+    return hasattr(run.predictor.session, "model")
+
+
+def _mixes(lanes: Mapping[str, Lane]) -> Mapping[str, Mix]:
+    from .adapter_mix import adapter_mixes  # front ends, and servers of exported networks, import no torch
+
+    return adapter_mixes({name: lane.session for name, lane in lanes.items()})
 
 
 def with_model_threads(settings: ServeSettings, runs: Sequence[LoadedRun]) -> ServeSettings:
     """Decide how many batches are computed at once, and divide the cores among them.
 
-    On a CPU each has a core, up to four: no thread waits for others at the end of each operation, or when tokenizing
-    takes its core. On a GPU one is packed while the other is computed.
+    On a CPU as many as cores, up to four: no thread waits for others at the end of each operation, or when tokenizing
+    takes its core. One that is alone has all cores. On a GPU one is packed while the other is computed.
     """
     if settings.model_threads is not None:
         return settings
     if any(compute_type(run.predictor) == "gpu" for run in runs):
         return replace(settings, model_threads=2)
-    if not all(hasattr(run.predictor.session, "model") for run in runs):  # onnxruntime has threads of its own
+    if not all(map(_is_torch, runs)):  # onnxruntime has threads of its own
         return settings
     import torch
 
+    return replace(settings, model_threads=min(torch.get_num_threads(), MAX_MODEL_THREADS))
+
+
+def _divide_cores(runs: Sequence[LoadedRun], settings: ServeSettings) -> Callable[[int], None]:
+    """Return what gives each of several batches on a CPU its part of the cores."""
+    is_gpu = any(compute_type(run.predictor) == "gpu" for run in runs)
+    if is_gpu or (settings.model_threads or 1) == 1 or not all(map(_is_torch, runs)):
+        return lambda _: None
+    import torch
+
     cores = torch.get_num_threads()
-    threads = min(cores, MAX_MODEL_THREADS)
-    torch.set_num_threads(cores // threads)
-    return replace(settings, model_threads=threads)
+    return lambda count: torch.set_num_threads(max(cores // count, 1))
 
 
 def compute_type(predictor: Predictor) -> str:

@@ -39,7 +39,6 @@ from .word_labeling import (
     WordTrainSettings,
     has_words,
     require_word_labels,
-    row_name,
     standard_rows,
 )
 
@@ -177,7 +176,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def _of_row(self, row: Row, scheme: TagScheme | None, number: int) -> Example:
         if has_words(row):
-            return self._tagged(sentence_of(row, row_name(row, number)), scheme, number)
+            return self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
         return self.unlabelled_row(row, number)
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:

@@ -185,7 +185,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
 
     def unlabelled_row(self, row: Row, number: int) -> ExampleType:
         """Make an example from a JSON object with `tokens` or `text`."""
-        name = row_name(row, number)
+        name = row.identifier(number)
         if has_words(row):
             example = self.tokenized(sentence_of(row).words, name, row.location)
         else:
@@ -325,11 +325,6 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
 def has_words(row: Row) -> bool:
     """Return whether a JSON object has words, or neither words nor text, which `sentence_of` reports."""
     return "tokens" in row.values or "words" in row.values or "text" not in row.values
-
-
-def row_name(row: Row, number: int) -> str:
-    """Return a JSON object's id, without one its number."""
-    return row.identifier(number)
 
 
 def standard_rows(rows: Sequence[Row], outside: str = "O") -> list[Row]:

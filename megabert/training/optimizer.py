@@ -22,39 +22,23 @@ from .lr_schedules import check_schedule, refuse_unused_settings
 class OptimizerRow:
     """One of PyTorch's optimizers: the settings that it takes, and the names of its state for each parameter."""
 
-    cls: Callable[..., Optimizer]
+    cls: type[Optimizer]
     takes: tuple[str, ...]
     state: tuple[str, ...]
     has_fused: bool = False
 
 
-def _plain(cls: type[Optimizer]) -> type[Optimizer]:
-    """Derive an optimizer whose methods do not import torch._dynamo, a third of a short training's start-up.
-
-    torch.optim wraps them to break the graphs of torch.compile, which never compiles an optimizer here.
-    """
-    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-    methods = {name: inspect.unwrap(getattr(cls, name)) for name in names}
-    return type(cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))})
-
-
 # By the values of model.optim.name. Adagrad has a fused implementation too, but not on every device.
 OPTIMIZERS = {
-    "adamw": OptimizerRow(
-        _plain(AdamW), ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
-    ),
-    "adam": OptimizerRow(
-        _plain(Adam), ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True
-    ),
-    "sgd": OptimizerRow(_plain(SGD), ("momentum", "weight_decay"), ("momentum_buffer",), has_fused=True),
-    "adamax": OptimizerRow(_plain(Adamax), ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")),
-    "adagrad": OptimizerRow(_plain(Adagrad), ("eps", "weight_decay"), ("step", "sum")),
-    "adadelta": OptimizerRow(_plain(Adadelta), ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")),
-    "rmsprop": OptimizerRow(
-        _plain(RMSprop), ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")
-    ),
+    "adamw": OptimizerRow(AdamW, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True),
+    "adam": OptimizerRow(Adam, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_avg_sq"), has_fused=True),
+    "sgd": OptimizerRow(SGD, ("momentum", "weight_decay"), ("momentum_buffer",), has_fused=True),
+    "adamax": OptimizerRow(Adamax, ("betas", "eps", "weight_decay"), ("step", "exp_avg", "exp_inf")),
+    "adagrad": OptimizerRow(Adagrad, ("eps", "weight_decay"), ("step", "sum")),
+    "adadelta": OptimizerRow(Adadelta, ("eps", "weight_decay"), ("step", "square_avg", "acc_delta")),
+    "rmsprop": OptimizerRow(RMSprop, ("eps", "momentum", "weight_decay"), ("step", "square_avg", "momentum_buffer")),
     # Adapts the step size of each weight itself: the learning rate is only the initial one.
-    "rprop": OptimizerRow(_plain(Rprop), (), ("step", "prev", "step_size")),
+    "rprop": OptimizerRow(Rprop, (), ("step", "prev", "step_size")),
 }
 
 
@@ -100,9 +84,19 @@ def build_optimizer(parameters: Parameters, settings: OptimizerSettings) -> Opti
     refuse_unused_settings(settings, row.takes, optional, "model.optim")
     check_schedule(settings)
     try:
-        return row.cls(groups, lr=settings.lr, **arguments)
+        return _plain(row.cls)(groups, lr=settings.lr, **arguments)
     except ValueError as error:  # PyTorch checks the ranges of the hyperparameters
         raise ConfigError(f"model.optim: {error} (optimizer {settings.name}).") from None
+
+
+def _plain(cls: type[Optimizer]) -> Callable[..., Optimizer]:
+    """Derive an optimizer whose methods do not import torch._dynamo, a third of a short training's start-up.
+
+    torch.optim wraps them to break the graphs of torch.compile, which never compiles an optimizer here.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(cls, name)) for name in names}
+    return type(cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))})
 
 
 def _two_betas(betas: list[float]) -> tuple[float, float]:
@@ -219,7 +213,7 @@ def _optimized(optimizer: Optimizer, parameters: Parameters) -> dict[str, nn.Par
 
 def _expected_keys(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Return the names of the state that a checkpoint must have for each parameter."""
-    row = next(row for row in OPTIMIZERS.values() if row.cls is type(optimizer))
+    row = next(row for row in OPTIMIZERS.values() if row.cls is type(optimizer).__base__)
     has_momentum = bool(optimizer.defaults.get("momentum"))
     keys = [key for key in row.state if has_momentum or key != "momentum_buffer"] or [UNTOUCHED]
     return {name: [UNTOUCHED] if f"{name}/{UNTOUCHED}" in tensors else keys for name in names}

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -57,15 +58,29 @@ def test_the_wheel_answers_as_the_run_does(wheel, exported, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
 
-    def command(*words):
+    def start(*words):
         script = [sys.executable, "-c", PREDICT, str(tmp_path / "site"), *map(str, words)]
         environment = {"PYTHONPATH": ":".join([str(tmp_path / "site"), *(p for p in sys.path if p != str(REPOSITORY))])}
-        return subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(script, text=True, cwd=tmp_path, env=environment, **pipes)
+
+    def command(*words):
+        process = start(*words)
+        output, errors = process.communicate()
+        return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     done = command("predict", exported(NAME), f"file={input_of(NAME)}")
     assert done.returncode == 0, done.stderr
     expected = json.loads(json.dumps(rows_of(run(NAME), input_of(NAME))))
     assert_same([json.loads(line) for line in done.stdout.splitlines()], expected, tolerance=1e-4)
+    process = start("serve", f"ner={exported(NAME)}", "--port", "0", "--access-log", "none")
+    found = re.search(r"at (http://127.0.0.1:\d+)", process.stderr.readline())
+    body = json.dumps({"text": expected[0]["text"]}).encode()
+    request = urllib.request.Request(f"{found[1]}/v1/entities", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert json.load(answer)["results"][0]["tagged"] == expected[0]["tagged"]
+    process.terminate()
+    assert process.wait(20) == 0
     for words in (["predict", RUNS / NAME / "run", "text"], ["inspect", RUNS / NAME / "run"]):
         refused = command(*words)
         assert refused.returncode == 64 and "PyTorch" in refused.stderr and "Traceback" not in refused.stderr

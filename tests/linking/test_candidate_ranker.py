@@ -9,7 +9,8 @@ from megabert.cli import main
 from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.linking.candidate_ranker import CandidateRanker, kind_of
-from megabert.linking.linker import LinkedPart, Linker, NameCandidate
+from megabert.linking.candidates import LinkedPart, NameCandidate
+from megabert.linking.linker import Linker
 from megabert.linking.ranker_fitting import _without, fit_ranker
 from tests.linking.conftest import build
 

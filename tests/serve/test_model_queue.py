@@ -58,6 +58,21 @@ def test_what_waits_shares_batches_up_to_the_token_budget(held):
     assert session.batches == [[1], [4, 4], [4, 4], [4]]
 
 
+def test_batches_that_are_computed_at_once_divide_the_processor():
+    gate, shares = threading.Event(), []
+    lanes = {lane_name("a", "head"): Lane(SumSession(gate), 5, 0)}
+    queue = ModelQueue(lanes, batch_tokens=2, threads=2, divide=shares.append)
+    futures = []
+    for number in range(3):
+        futures.append(queue.submit("a/head", [sequence(number, number)]))
+        while number < 2 and not futures[-1].running():
+            time.sleep(0.001)
+    gate.set()
+    assert [float(future.result(5).logits[0][0]) for future in futures] == [0, 2, 4]
+    assert shares[:2] == [1, 2] and len(shares) == 3
+    queue.close()
+
+
 def test_one_bad_request_fails_alone(held):
     queue, _, gate = held
     futures = [queue.submit("a/head", [sequence(value)]) for value in (2, POISON, 3, NOT_FINITE, 4)]
