@@ -27,7 +27,7 @@ from megabert.config.schema import OptimizerSettings
 from megabert.data.packing import Features
 from megabert.data.sampler import BatchSampler
 from megabert.model.config import EncoderConfig
-from megabert.model.precision import DTYPES, cast_model, freeze, has_native_bfloat16
+from megabert.model.precision import DTYPES, cast_model, has_native_bfloat16
 from megabert.torch_session import TorchSession
 from megabert.training.step import Stepper
 
@@ -119,7 +119,6 @@ def _our_training(config: EncoderConfig, precision: str, items: Sequence[Feature
 def _our_inference(config: EncoderConfig, precision: str, items: Sequence[Features]) -> Callable[[], object]:
     model = question_answering_model(config).eval()
     cast_model(model, precision)
-    freeze(model)
     session = TorchSession(model, span_loss, torch.device("cpu"), precision)
     return lambda: session.run(items, batch_size=NUM_SEQUENCES, max_length=MAX_LENGTH, pad_id=0)
 

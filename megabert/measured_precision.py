@@ -16,7 +16,7 @@ from .analysis.judgments import PREDICTIONS
 from .errors import MegabertError
 from .formats.json_lines import json_row
 from .inference import Predictor
-from .model.precision import cast_model, freeze, has_native_bfloat16
+from .model.precision import cast_model, has_native_bfloat16
 from .torch_session import TorchSession
 
 VALIDATION = f"validation/{PREDICTIONS}"
@@ -49,7 +49,6 @@ def with_measured_precision(predictor: Predictor, folder: Path) -> Predictor:
         return predictor
     lower = replace(session, model=copy.deepcopy(session.model), precision="bf16")
     cast_model(lower.model, "bf16")
-    freeze(lower.model)
     choice = choose(predictor, replace(predictor, session=lower), folder)
     session = lower if choice.precision == "bf16" else session
     return replace(predictor, session=session, notes=(*predictor.notes, str(choice)))
@@ -62,7 +61,7 @@ def choose(predictor: Predictor, lower: Predictor, folder: Path) -> PrecisionCho
     """
     hint = "precision=bf16 takes bfloat16"
     files = [place / VALIDATION for place in (folder, folder.parent.parent) if (place / VALIDATION).is_file()]
-    if not files or predictor.session.needs_targets:
+    if not files or predictor.session.needs_targets or not predictor.task.input_fields:
         return PrecisionChoice("32", f"the run has no {VALIDATION} on which bfloat16 can be compared; {hint}.")
     try:
         examples, names = _validation_examples(predictor, files[0])
@@ -101,7 +100,7 @@ def _answers(predictor: Predictor, examples: Sequence[Any], names: set[str]) -> 
         values = predictor.task.to_json(prediction)
         for name in sorted(names & values.keys()):
             items = values[name] if isinstance(values[name], list) else [values[name]]
-            found.update(f"{number} {name} {json.dumps(item)}" for item in _without_fractions(items))
+            found.update(f"{number} {name} {json.dumps(item, default=str)}" for item in _without_fractions(items))
     return found
 
 

@@ -128,3 +128,14 @@ def test_answers_in_bfloat16_do_not_depend_on_the_batch(run):
         for each in (alone, predictor.predict(text=TEXTS))
     ]
     assert spans[0] == spans[1]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"), [(None, True), ("AVX512_CORE", False), ("AVX2", False), ("AVX512_CORE_AMX", True)]
+)
+def test_bfloat16_is_native_where_the_processor_and_onednn_have_it(monkeypatch, allowed, expected):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if allowed:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert precision.has_native_bfloat16() is expected

@@ -1,7 +1,6 @@
 """Training and inference precision: names, dtypes, casting of a model."""
 
 import os
-from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +8,6 @@ from torch import nn
 from .attention import has_kernel
 from .config import EncoderConfig
 from .fp8 import Fp8Linear, check_hardware, use_fp8
-from .packed_layers import pack_layers
 
 PRECISIONS = {
     "32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16", "fp8": "fp8",
@@ -53,14 +51,10 @@ def cast_model(model: nn.Module, precision: str) -> None:
 
 
 def freeze(model: nn.Module) -> None:
-    """Prepare weights once, for inference: quantize those of fp8; pack those in bfloat16 on a CPU that has it."""
+    """Quantize the weights of fp8 layers once, for inference."""
     for module in model.modules():
         if isinstance(module, Fp8Linear):
             module.freeze()
-    encoder: Any = model.get_submodule("encoder")
-    weight = encoder.embeddings.word.weight
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_native_bfloat16():
-        pack_layers(encoder)
 
 
 def resolve_static_batches(requested: bool, device: torch.device, config: EncoderConfig, precision: str) -> bool:
