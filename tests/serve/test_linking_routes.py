@@ -143,7 +143,7 @@ def test_the_command_takes_dictionaries_by_words_and_by_file(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text('[models]\nner = "RUN"\n[links]\nDisease = "a.dict,RUN2"\n')
     arguments = _parse(["--config", str(file), "--link", "Gene=b.dict"])
-    assert arguments.links == [("Disease", Path("a.dict"), Path("RUN2")), ("Gene", Path("b.dict"), None)]
+    assert arguments.links == [("Disease", Path("a.dict"), Path("RUN2"), None), ("Gene", Path("b.dict"), None, None)]
     linkers = [EntityLinker("ner", None)]
     with pytest.raises(ConfigError, match=r"--link ner=.*another dictionary or model"):
         _check_linkers(linkers, {"ner": Path("RUN")})
