@@ -128,9 +128,10 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
     from ..formats.json_lines import to_json_lines
     from ..formats.record_streams import RecordStream, large_files_streamed
 
-    files = predictor.task.files(predictor.task.settings.model.test_ds) if settings.file is None else [settings.file]
+    test_data = predictor.task.settings.model.test_ds
+    names = predictor.task.files(test_data) if settings.file is None else [settings.file]
     only_lines = settings.output is not None and settings.output_dir is None
-    with large_files_streamed(files if only_lines else []):
+    with large_files_streamed(names if only_lines else []):
         examples = _read(predictor, settings.file)
     if isinstance(examples, RecordStream):
         _predict_stream(predictor, examples, Path(str(settings.output)))
