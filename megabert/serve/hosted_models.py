@@ -144,7 +144,7 @@ class HostedModel:
         rows = []
         for number, prediction in enumerate(predictions):
             cut = sum(item.num_cut for item in own[number])
-            row = {"windows": len(own[number]), **self.task.to_json(prediction)}  # choices count their own
+            row = {**self.task.to_json(prediction), "windows": len(own[number])}
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
 
