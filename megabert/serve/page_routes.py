@@ -68,8 +68,9 @@ def content_policy(document: str) -> str:
 
 
 async def _models(call: Call) -> Reply:
-    items = [*call.catalog.models.values(), *call.catalog.linkers.values()]
-    return Reply({"object": "list", "data": [item.description() for item in items]})
+    models = [model.description() for model in call.catalog.models.values()]
+    linkers = [linker.description() for linker in call.catalog.linkers.values()]
+    return Reply({"object": "list", "data": [*models, *linkers]})
 
 
 async def _ready(call: Call) -> Reply:
