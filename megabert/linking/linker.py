@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
 from ..inference import Session
-from ..tokenizers.wordpiece import Tokenizer
 from .dictionary import Dictionary
 from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
@@ -134,14 +133,6 @@ class DenseSearch(Protocol):
     @property
     def session(self) -> Session:
         """What embeds texts."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run."""
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of a text."""
 
     def with_session(self, session: Session) -> "DenseSearch":
         """Return the search with the session of another process."""

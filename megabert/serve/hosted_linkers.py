@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..annotate.entity_linker import NAME, SCORE, EntityLinker
 from ..formats.documents.abbreviations import abbreviations_of
@@ -12,6 +12,9 @@ from .model_queue import ComputeQueue, Lane, Work
 from .queued_session import NEAREST, QueuedSession, lane_name
 from .refusals import invalid
 
+if TYPE_CHECKING:  # it imports torch
+    from ..linking.dense import DenseIndex
+
 MAX_CANDIDATES = 64
 
 
@@ -20,7 +23,7 @@ def linker_lanes(linkers: Sequence[EntityLinker]) -> dict[str, Lane]:
     return {
         lane_name(item.type, NEAREST): Lane(dense.session, dense.max_length, dense.tokenizer.pad_id)
         for item in linkers
-        if (dense := item.linker.dense) is not None
+        if (dense := cast("DenseIndex | None", item.linker.dense)) is not None
     }
 
 
