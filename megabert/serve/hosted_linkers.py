@@ -12,7 +12,7 @@ from .model_queue import ComputeQueue, Lane, Work
 from .queued_session import NEAREST, QueuedSession, lane_name
 from .refusals import invalid
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports torch
     from ..linking.dense import DenseIndex
 
 MAX_CANDIDATES = 64

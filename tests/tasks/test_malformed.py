@@ -238,7 +238,7 @@ def test_damaged_text_files(name, case, tmp_path):
     assert str(tmp_path / reader.name) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", READERS.keys() - {"schema"})  # a dialogue may have its own
+@pytest.mark.parametrize("name", [name for name in READERS if name != "schema"])  # a dialogue may have its own
 def test_a_file_that_is_not_there_or_is_a_folder(name, tmp_path):
     reader = READERS[name]
     with pytest.raises(InputError, match=r"cannot be read: No such file|does not exist\. Give a text"):
