@@ -1,6 +1,5 @@
 """The command `config`: the settings of a task and their help."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from ..config.listing import list_settings
@@ -28,7 +27,7 @@ def config(words: Sequence[str]) -> int:
     schema = COMMAND_SETTINGS.get(arguments.task) or registry.find(arguments.task).settings_type
     settings = list(list_settings(schema))
     if arguments.json:
-        show(to_json([dataclasses.asdict(setting) for setting in settings]))
+        show(to_json([setting.to_json() for setting in settings]))
         return 0
     for setting in settings:
         show(f"{setting.heading()}\n    {setting.help}")

@@ -8,7 +8,7 @@ import itertools
 import textwrap
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -20,13 +20,18 @@ class Setting:
     type_name: str
     default: Any
     choices: tuple[str, ...]
-    block: type
+    block: type = field(compare=False)
     """The dataclass that has it."""
 
     @property
     def help(self) -> str:
         """Its help string, read from the source of its class: this takes long, and most callers do without."""
         return _help_strings(self.block).get(self.key.rpartition(".")[2], "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `megabert config --json` prints of it."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "block"}
+        return values | {"help": self.help}
 
     def heading(self) -> str:
         """Format key, default and type or choices in one line, as `megabert config` and --help print them."""
@@ -41,13 +46,13 @@ def list_settings(schema: type) -> Iterator[Setting]:
 def _leaves(block: Any, prefix: str) -> Iterator[Setting]:
     # Values and types come from the instance, not from the annotation: a subclass may override a block or its defaults.
     hints = typing.get_type_hints(type(block))
-    for field in dataclasses.fields(block):
-        key, value = f"{prefix}{field.name}", getattr(block, field.name)
+    for item in dataclasses.fields(block):
+        key, value = f"{prefix}{item.name}", getattr(block, item.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{key}.")
         else:
-            choices = field.metadata.get("choices", ())
-            yield Setting(key, _type_name(hints[field.name]), value, choices, type(block))
+            choices = item.metadata.get("choices", ())
+            yield Setting(key, _type_name(hints[item.name]), value, choices, type(block))
 
 
 def _type_name(hint: Any) -> str:

@@ -56,8 +56,9 @@ def find(name: str) -> type[Task[Any, Any]]:
 def page(name: str) -> str:
     """Generate a task's documentation page: the class docstring, and the settings that other tasks do not have."""
     task_type = find(name)
-    common = {setting.key: setting for setting in list_settings(Settings)}
-    specific = [setting for setting in list_settings(task_type.settings_type) if common.get(setting.key) != setting]
+    common = [(setting, setting.help) for setting in list_settings(Settings)]
+    own = list_settings(task_type.settings_type)
+    specific = [setting for setting in own if (setting, setting.help) not in common]
     title = name.removesuffix(".py").replace("_", " ").capitalize()
     parts = [f"# {title}", inspect.cleandoc(task_type.__doc__ or ""), "## Settings"]
     parts.append(

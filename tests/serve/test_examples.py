@@ -41,7 +41,7 @@ def test_the_options_of_the_examples_exist(tmp_path):
     words = shlex.split(re.search(r"^ExecStart=\S+/megabert serve (.*)$", unit, re.MULTILINE)[1])
     words[words.index("--config") + 1] = str(file)
     assert _parse(words).models == ["ner=runs/ner", "qa=runs/qa"]
-    assert _parse(words).links == [("Disease", Path("MEDIC.dict"), Path("runs/names"))]
+    assert _parse(words).links == [("Disease", Path("MEDIC.dict"), Path("runs/names"), None)]
     docker = (ROOT / "examples/serve/Dockerfile").read_text()
     entry = json.loads(re.search(r"^ENTRYPOINT (.*)$", docker, re.MULTILINE)[1])
     assert entry[:2] == ["megabert", "serve"]

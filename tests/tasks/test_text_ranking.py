@@ -118,9 +118,9 @@ def test_what_is_not_ranked_again_follows_also_where_rankings_are_fused():
             return [Prediction(item.id, "", {name: k for k, name in enumerate(item.passage_ids)}) for item in examples]
 
     names = ["a", "b", "c", "d"]
-    found = dict(_reranked(Reversing(), {"q": names}, {"q": ""}, dict.fromkeys(names, ""), depth=3, fuses=True))
+    found = dict(_reranked(Reversing(), {"q": names}, {"q": ""}, dict.fromkeys(names, ""), depth=3, weight=0.5))
     order, scores = zip(*found["q"], strict=True)
-    assert order[3] == "d" and scores[0] == pytest.approx(1 / 61 + 1 / 63) and scores[3] < min(scores[:3])
+    assert order[3] == "d" and scores[0] == pytest.approx((1 / 61 + 1 / 63) / 2) and scores[3] < min(scores[:3])
 
 
 def test_validation_without_judgements_is_refused(folder, tmp_path):
