@@ -192,3 +192,12 @@ class Predictor:
                 "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
             )
         return output
+
+
+def without_fractions(value: Any) -> Any:
+    """Replace floats in plain values, such as scores, by None: what is left of two answers is compared."""
+    if isinstance(value, dict):
+        return {key: without_fractions(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_fractions(item) for item in value]
+    return None if isinstance(value, float) else value

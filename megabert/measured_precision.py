@@ -7,7 +7,7 @@ alone: not on the texts that are predicted later, nor on how they are batched.
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from .analysis.judgments import PREDICTIONS
 from .errors import MegabertError
 from .formats.json_lines import json_row
-from .inference import Predictor
+from .inference import Predictor, without_fractions
 from .model.precision import cast_model, has_native_bfloat16
 from .torch_session import TorchSession
 
@@ -100,14 +100,6 @@ def _answers(predictor: Predictor, examples: Sequence[Any], names: set[str]) -> 
         values = predictor.task.to_json(prediction)
         for name in sorted(names & values.keys()):
             items = values[name] if isinstance(values[name], list) else [values[name]]
-            found.update(f"{number} {name} {json.dumps(item, default=str)}" for item in _without_fractions(items))
+            kept = [without_fractions(item) for item in items if not isinstance(item, float)]
+            found.update(f"{number} {name} {json.dumps(item, default=str)}" for item in kept)
     return found
-
-
-def _without_fractions(items: Sequence[Any]) -> Iterator[Any]:
-    """Yield plain values without floats, such as scores; what is a float itself is left out."""
-    for item in items:
-        if isinstance(item, dict):
-            yield {key: value for key, value in item.items() if not isinstance(value, float)}
-        elif not isinstance(item, float):
-            yield item

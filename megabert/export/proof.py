@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.packing import Features
 from ..errors import InputError
-from ..inference import Evaluation, Predictor, Session
+from ..inference import Evaluation, Predictor, Session, without_fractions
 from ..model.config import NUM_PREDICTIONS
 
 MAX_DIFFERENCE = 1e-4
@@ -161,15 +161,6 @@ def agreement(run: Predictor, before: Evaluation, after: Evaluation) -> float:
     pairs = [task.label_pairs(item.examples, item.predictions) for item in (before, after)]
     labels = [[predicted for kind in item.values() for _, predicted in kind] for item in pairs]
     if not labels[0] or len(labels[0]) != len(labels[1]):
-        labels = [[str(_without_fractions(task.to_json(one))) for one in item.predictions] for item in (before, after)]
+        labels = [[str(without_fractions(task.to_json(one))) for one in item.predictions] for item in (before, after)]
     equal = [first == second for first, second in zip(*labels, strict=True)]
     return 100 * sum(equal) / max(len(equal), 1)
-
-
-def _without_fractions(value: Any) -> Any:
-    """Remove floats, such as scores, from plain values."""
-    if isinstance(value, dict):
-        return {key: _without_fractions(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_fractions(item) for item in value]
-    return None if isinstance(value, float) else value
