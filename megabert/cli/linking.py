@@ -301,6 +301,7 @@ def _missing(path: Path) -> Any:
 
 
 def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, float]:
+    from ..formats.dictionaries.curies import single_identifiers
     from ..formats.dictionaries.gold_mentions import read_gold
     from ..formats.json_lines import read_json_lines
     from ..linking.dictionary import Dictionary
@@ -326,7 +327,7 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
             subsets += ["unseen_mention"] if normalized(item.text) not in names else []
             subsets += ["unseen_concept"] if not item.identifiers & concepts else []
         parts = [
-            [frozenset(own for name in candidate["identifiers"] for own in name.split("+")) for candidate in part]
+            [single_identifiers(candidate["identifiers"]) for candidate in part]
             for part in (part["candidates"] for part in row.get("parts"))
         ]
         ranked.append(RankedMention(item.identifiers, parts, subsets))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..formats.dictionaries.curies import single_identifiers
 from ..formats.dictionaries.gold_mentions import GoldMention
 from ..inference import Session
 from ..metrics.linking import RankedMention, accuracy_scores
@@ -27,7 +28,7 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     if len(mentions) < SMALLEST:
         raise InputError(f"{len(mentions)} mentions are too few to tune a linker; give {SMALLEST} and more.")
     linker.dictionary.require_any(
-        own for item in mentions for name in item.identifiers for own in (name, *name.split("+"))
+        name for item in mentions for name in item.identifiers | single_identifiers(item.identifiers)
     )
     queries = queries_of(mentions)
     known = [number for number, mention in enumerate(mentions) if mention.identifiers]
@@ -70,10 +71,7 @@ def queries_of(mentions: Sequence[GoldMention]) -> list[LinkQuery]:
 
 def ranked(link: Link, gold: GoldMention, subsets: Sequence[str] = ()) -> RankedMention:
     """Return a link's candidates beside the gold identifiers, as they are scored; a+b is both."""
-    parts = [
-        [frozenset(own for item in candidate.identifiers for own in item.split("+")) for candidate in part.candidates]
-        for part in link.parts
-    ]
+    parts = [[single_identifiers(candidate.identifiers) for candidate in part.candidates] for part in link.parts]
     return RankedMention(gold.identifiers, parts, subsets)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..formats.dictionaries.curies import single_identifiers
 from ..formats.dictionaries.gold_mentions import GoldMention
 from ..formats.documents.abbreviations import written_out
 from .candidate_ranker import RANKED, CandidateRanker, Features, part_features, split_features
@@ -82,7 +83,9 @@ def examples_of(linker: Linker, mentions: Sequence[GoldMention]) -> list[Candida
     known = [item for item in mentions if item.identifiers]
     if len(known) < SMALLEST:
         raise InputError(f"{len(known)} mentions with identifiers are too few to learn from; give {SMALLEST} and more.")
-    linker.dictionary.require_any(own for item in known for name in item.identifiers for own in _own(name))
+    linker.dictionary.require_any(
+        name for item in known for name in item.identifiers | single_identifiers(item.identifiers)
+    )
     by_document: dict[str, list[GoldMention]] = defaultdict(list)
     for item in known:
         by_document[_document(item)].append(item)
@@ -121,10 +124,6 @@ def _document(item: GoldMention) -> str:
     return item.id.rpartition(":")[0] or item.id
 
 
-def _own(name: str) -> tuple[str, ...]:
-    return (name, *name.split("+"))
-
-
 def _without(part: LinkedPart, names: Mapping[tuple[str, str], int]) -> LinkedPart:
     """Leave out names that only this document has, and its mentions of others."""
     kept = list[NameCandidate]()
@@ -161,7 +160,8 @@ def _groups(ranker: CandidateRanker, item: CandidateExample) -> list[Group]:
 
 def is_right(best: Sequence[NameCandidate], gold: GoldMention) -> bool:
     """Whether any of the candidates has a gold identifier."""
-    return any(own in gold.identifiers for item in best for name in item.identifiers for own in _own(name))
+    found = {name for item in best for name in item.identifiers}
+    return not gold.identifiers.isdisjoint(found | single_identifiers(found))
 
 
 def _fit(groups: Sequence[Group]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from ..data.packing import Batch, Features
 from ..errors import InputError
 from ..formats.data_files import expand_names
 from ..formats.dictionaries.concept import Concept, DictionaryOptions
+from ..formats.dictionaries.curies import single_identifiers
 from ..formats.dictionaries.dictionary_formats import detect, read_concepts
 from ..formats.text_lines import read_lines
 from ..metrics.linking import RankedMention, accuracy_scores
@@ -305,7 +306,7 @@ class EntityLinking(Task[Example, Prediction]):
         if not queries:
             raise InputError("There is nothing to score: no name has an identifier.")
         vectors = np.stack([item.embedding for item in predictions])
-        identifiers = [frozenset(own for name in examples[n].identifiers for own in name.split("+")) for n in places]
+        identifiers = [single_identifiers(examples[number].identifiers) for number in places]
         k = min(RANKS[-1] + (not has_dictionary), len(places))
         ranked = []
         for start in range(0, len(queries), BLOCK):
@@ -315,7 +316,7 @@ class EntityLinking(Task[Example, Prediction]):
                 similarities[np.arange(len(own)), own] = -np.inf
             best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
             for number, row in zip(own, best, strict=True):
-                gold = frozenset(item for name in examples[number].identifiers for item in name.split("+"))
+                gold = single_identifiers(examples[number].identifiers)
                 ranked.append(RankedMention(gold, [[identifiers[place] for place in row]]))
         scores = accuracy_scores(ranked, RANKS)
         return {name: value for name, value in scores.items() if not name.startswith(("all_", "mentions"))}

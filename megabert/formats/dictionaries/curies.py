@@ -1,6 +1,7 @@
 """Identifiers as CURIEs, prefix:identifier, with the prefixes of the Bioregistry (bioregistry.io, release 0.15.6)."""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from ..documents.document import NO_IDENTIFIERS
@@ -66,6 +67,11 @@ def to_curie(identifier: str, prefix: str | None = None) -> str:
     found = next((name for pattern, name in _BARE if pattern.fullmatch(identifier)), None)
     found = found or (known_prefix(prefix) or prefix if prefix else None)
     return f"{found}:{identifier}" if found else ""
+
+
+def single_identifiers(identifiers: Iterable[str]) -> frozenset[str]:
+    """Split identifiers of several concepts: those of a+b are a and b."""
+    return frozenset(own for name in identifiers for own in name.split("+"))
 
 
 def known_prefix(prefix: str) -> str | None:
