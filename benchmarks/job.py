@@ -71,7 +71,7 @@ def child(words: list[str], report: Path) -> None:
             if "WHERE" in os.environ:
                 now = time.time()  # a thread that holds the interpreter lock makes the pause longer
                 seconds = after_first if steps else before_first
-                seconds[location(sys._current_frames()[main_thread])] += now - last
+                seconds[_location_of_training(main_thread)] += now - last
                 last = now
 
     threading.Thread(target=watch, daemon=True).start()
@@ -111,6 +111,15 @@ def _recording(original: Callable[..., Any], steps: list[float]) -> Callable[...
         return result
 
     return step
+
+
+def _location_of_training(main_thread: int) -> str:
+    """Name what the main thread executes, or in a backward pass the thread of autograd that it waits for."""
+    frames = sys._current_frames()
+    started_here = {thread.ident for thread in threading.enumerate()}
+    of_autograd = [frame for ident, frame in frames.items() if ident not in started_here]
+    where = location(frames[main_thread])
+    return f"{where}: {location(of_autograd[0])}" if of_autograd and "_differentiate" in where else where
 
 
 def location(frame: FrameType | None) -> str:
