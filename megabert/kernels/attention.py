@@ -207,7 +207,7 @@ def varlen_attention_forward(
     return context_THK, lse_HT
 
 
-# As an operator, which compiled layers and autograd can use; its first call imports the compiler, which takes seconds.
+# As operators, for compiled layers and autograd; the first call of one imports the compiler, which takes seconds.
 varlen_attention = torch.library.custom_op("megabert::varlen_attention", varlen_attention_forward, mutates_args=())
 
 
@@ -222,7 +222,6 @@ def _(
     )
 
 
-@torch.library.custom_op("megabert::varlen_attention_backward", mutates_args=())
 def varlen_attention_backward(
     d_context_THK: Tensor, qkv_TH3K: Tensor, context_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
     max_seqlen: int, dropout: float, is_causal: bool,
@@ -246,7 +245,12 @@ def varlen_attention_backward(
     return d_qkv_TH3K
 
 
-@varlen_attention_backward.register_fake
+_backward_operator = torch.library.custom_op(
+    "megabert::varlen_attention_backward", varlen_attention_backward, mutates_args=()
+)
+
+
+@_backward_operator.register_fake
 def _(
     d_context_THK: Tensor, qkv_TH3K: Tensor, context_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
     max_seqlen: int, dropout: float, is_causal: bool,
@@ -278,9 +282,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, d_context_THK, d_lse_HT):
-    d_qkv_TH3K = varlen_attention_backward(
-        d_context_THK, *ctx.saved_tensors, ctx.max_seqlen, ctx.dropout, ctx.is_causal
-    )  # fmt: skip
+    d_qkv_TH3K = _backward_operator(d_context_THK, *ctx.saved_tensors, ctx.max_seqlen, ctx.dropout, ctx.is_causal)
     return d_qkv_TH3K, None, None, None, None, None
 
 

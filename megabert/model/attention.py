@@ -23,7 +23,7 @@ HAS_TRITON = (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") ==
 HEAD_DIMS = (16, 32, 64, 128)
 
 if HAS_TRITON:
-    from ..kernels.attention import varlen_attention
+    from ..kernels.attention import varlen_attention, varlen_attention_forward
 
 
 class PackedSequences(NamedTuple):
@@ -79,7 +79,9 @@ def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_c
         if stream:
             seed_1 = (seed_1 + stream * STREAM) % 2**31
         cu_seqlens_N1, max_seqlen = documents
-        context_THK, _ = varlen_attention(qkv_TH3K.contiguous(), cu_seqlens_N1, seed_1, max_seqlen, dropout, is_causal)
+        is_operator = torch.compiler.is_compiling() or qkv_TH3K.requires_grad
+        kernel = varlen_attention if is_operator else varlen_attention_forward
+        context_THK, _ = kernel(qkv_TH3K.contiguous(), cu_seqlens_N1, seed_1, max_seqlen, dropout, is_causal)
         return context_THK
     if not stream or not dropout:
         return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
