@@ -33,7 +33,7 @@ examples:
 """
 
 
-def annotate(words: Sequence[str]) -> int:
+def annotate(words: Sequence[str]) -> None:
     """Annotate documents in bulk: megabert annotate INPUT... --entities RUN -o OUT."""
     arguments = _parse(words)
     if not arguments.entities and not arguments.relations and not arguments.links:
@@ -72,7 +72,6 @@ def annotate(words: Sequence[str]) -> int:
         else:
             log(f"Wrote {ledger.shards:,} shards and ledger.jsonl in {folder}.")
     print(to_json(ledger.summary()))
-    return 0
 
 
 def _run(

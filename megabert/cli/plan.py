@@ -55,7 +55,7 @@ class PlanSettings:
     """Share of the gradient all-reduce that overlaps with the backward pass, 0 to 1."""
 
 
-def plan(words: Sequence[str]) -> int:
+def plan(words: Sequence[str]) -> None:
     """Estimate memory, time and the best layout of GPUs: megabert plan model=1.3b gpus=64."""
     parser = new_settings_parser("plan", plan, PlanSettings, f"Nothing is run, and no GPU is needed. {CAVEAT}")
     parser.add_argument("words", nargs="*", metavar="key=value")
@@ -75,7 +75,6 @@ def plan(words: Sequence[str]) -> int:
     else:
         with writing_to_stdout():
             print_tables(_headline(settings, request), request, estimates, best, series)
-    return 0
 
 
 def _quote_path(word: str) -> str:
