@@ -292,7 +292,7 @@ def make_scenarios(folder):
     shutil.rmtree(begun / "run" / "test")
     (begun / "run" / "test.json").unlink()
     run = folder / "sources" / "done" / "run"
-    best = run_checkpoints.find_checkpoint(run)
+    best, _ = run_checkpoints.open_best(run, groups=())
     documents = folder / "documents.pubtator"
     documents.write_text(
         "".join(f"{i}|t|Peter {words[i]}\n{i}|a|{' '.join(words[i : i + 20])}.\n\n" for i in range(40))
