@@ -93,17 +93,10 @@ def _request(settings: PlanSettings) -> "PlanRequest":
         settings.task = "finetune"
     gpu = GPUS[settings.gpu]
     batch = settings.batch or (1024 if settings.task == "pretrain" else 32 * settings.gpus)
-    for name, least in (
-        ("gpus", 1),
-        ("batch", 1),
-        ("length", 1),
-        ("adapter_dim", 1),
-        ("gpus_per_node", 1),
-        ("tensor", 1),
-    ):
+    for name in ("gpus", "batch", "length", "adapter_dim", "gpus_per_node", "tensor"):
         value = batch if name == "batch" else getattr(settings, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name}={value}; at least {least} is needed.")
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}; at least 1 is needed.")
     if settings.fsdp is not None and settings.fsdp < 1 and settings.fsdp != ALL:
         raise ConfigError(f"fsdp={settings.fsdp}; give the number of processes, or -1 for all.")
     if not 0 <= settings.overlap <= 1:
