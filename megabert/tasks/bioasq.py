@@ -16,6 +16,7 @@ from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Sett
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.bioasq import KINDS, Question, exact_answers, question_rows, read_bioasq, to_submission
+from ..formats.choices import check_question_ids
 from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
 from ..formats.squad import read_squad
@@ -137,10 +138,7 @@ class BioASQ(Task[Question, Prediction]):
     def read_data(self, data: DataSettings) -> Sequence[Question]:
         """Read the questions of a set of data; their ids are unique across its files."""
         questions = super().read_data(data)
-        seen: dict[str, str] = {}
-        for item in questions:
-            if seen.setdefault(item.id, item.location) != item.location:
-                raise InputError(f"{item.location}: the id is that of {seen[item.id]}, too. Leave one of them out.")
+        check_question_ids(questions)
         return questions
 
     def example(self, **fields: Any) -> Question:
