@@ -168,7 +168,7 @@ def _read_file(file: Path | None, overrides: Iterable[tuple[str, Any]]) -> Itera
     yield from flatten(resolved)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """List the settings of nested blocks as they are written on the command line."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
