@@ -28,7 +28,7 @@ from .answer_spans import WindowedContext, best_spans, context_windows, rank_ans
 from .bioasq_answers import answer_places, distinct_answers, named_number, without_crossings
 from .head_settings import head_options
 from .question_settings import QuestionSettings, SpanHeadSettings
-from .task import Logits, Task, require_texts
+from .task import Logits, Task, by_example, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -220,9 +220,7 @@ class BioASQ(Task[Question, Prediction]):
 
     def decode(self, examples: Sequence[Question], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Decide yes or no, or choose the best spans over all windows."""
-        windows: list[list[tuple[Features, NDArray[np.float32]]]] = [[] for _ in examples]
-        for feature, logits_T4 in zip(features, logits, strict=True):
-            windows[feature.notes.example].append((feature, logits_T4))
+        windows = by_example(len(examples), features, list(zip(features, logits, strict=True)))
         return list(map(self._predict, examples, windows))
 
     def _predict(self, example: Question, windows: Sequence[tuple[Features, NDArray[np.float32]]]) -> Prediction:

@@ -323,6 +323,14 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
     return [str(fields[name]) for name in names]
 
 
+def by_example(num_examples: int, features: Sequence[Features], outputs: Sequence[Any]) -> list[list[Any]]:
+    """List the outputs of each example's windows; a feature's notes are its example's index, or have it."""
+    windows: list[Any] = [[] for _ in range(num_examples)]
+    for feature, output in zip(features, outputs, strict=True):
+        windows[getattr(feature.notes, "example", feature.notes)].append(output)
+    return windows
+
+
 def parse_json_field(name: str, text: str) -> Any:
     """Parse a field that is given as a list in JSON, as on a command line; raises InputError if it is none."""
     try:
