@@ -33,8 +33,9 @@ class SizedGraphs:
     Sizes are multiples of `size_multiple` tokens, so that there are few. Only one thread may use them.
     """
 
-    def __init__(self, size_multiple: int = 128) -> None:
-        self.size_multiple = size_multiple
+    size_multiple: ClassVar[int] = 128
+
+    def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._by_size: dict[tuple[BatchSize, int], tuple[Batch, CapturedGraph[Tensor]]] = {}
 

@@ -52,6 +52,20 @@ class RunOptions(TypedDict):
     """Called after each batch; where it returns true EvaluationStopped is raised."""
 
 
+class LoadOptions(TypedDict, total=False):
+    """How a trained model is loaded: `build.load_run` and an exported folder take these."""
+
+    accelerator: str
+    precision: str
+    compiled: bool
+    batch_size: int
+    task_name: str | None
+    overrides: Sequence[str]
+    """Settings of the task that are changed, as key=value."""
+    for_many: bool
+    """Whether it predicts many texts, so that a comparison of precisions is worth its time."""
+
+
 class Session(Protocol):
     """A loaded network that turns features into logits."""
 

@@ -40,14 +40,14 @@ def parse_json_object(
     return document
 
 
-def read_json_object(file: Path, *, error: type[MegabertError] = CheckpointError, hint: str = "") -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises `error` if it is unreadable, too large or holds anything else."""
+def read_json_object(file: Path, *, hint: str = "") -> dict[str, Any]:
+    """Read a file that holds a JSON object. Raises CheckpointError if it is unreadable, too large or no object."""
     try:
         with file.open("rb") as opened:
             data = opened.read(LARGEST_DOCUMENT + 1)
     except OSError as failed:
-        raise error(f"{file} cannot be read: {failed.strerror or failed}. {hint}".rstrip()) from None
-    return parse_json_object(data, str(file), error=error, hint=hint)
+        raise CheckpointError(f"{file} cannot be read: {failed.strerror or failed}. {hint}".rstrip()) from None
+    return parse_json_object(data, str(file), hint=hint)
 
 
 def json_bytes(document: Any) -> bytes:

@@ -1,5 +1,6 @@
 """Fixtures of several test modules: real data and genuine checkpoints if available, and small files."""
 
+import base64
 import functools
 import importlib.util
 import json
@@ -12,6 +13,9 @@ import pytest
 # Answers of runs are those of float32 on every processor, also in the processes that tests start.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -118,6 +122,28 @@ def squad_file(tmp_path):
     file = tmp_path / "facts.json"
     file.write_text(json.dumps(squad_document()), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rasterizer():
+    """Let every picture have one pixel, since to rasterize one takes half a second; returns what draws them whole."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        yield None
+        return
+    whole = FigureCanvasAgg.print_png
+    patch = pytest.MonkeyPatch()
+    patch.setattr(FigureCanvasAgg, "print_png", lambda canvas, file: file.write(ONE_PIXEL))
+    yield whole
+    patch.undo()
+
+
+@pytest.fixture
+def whole_pictures(rasterizer, monkeypatch):
+    """Draw pictures whole in this test."""
+    if rasterizer is not None:
+        monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", rasterizer)
 
 
 @pytest.fixture(scope="session")

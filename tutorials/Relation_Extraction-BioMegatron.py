@@ -24,7 +24,7 @@ DATASET = None
 
 ENCODER = "biomegatron-bert-345m-uncased" if DATASET else "biomegabert-mini-uncased"
 LAYERS = "null" if DATASET else 3  # the first of six, so that it takes half the time; null: all
-BATCH_SIZE, LEARNING_RATE, EPOCHS, DROPOUT = (32, 2e-5, 5, 0.1) if DATASET else (8, 8e-4, 4, 0.0)
+BATCH_SIZE, LEARNING_RATE, EPOCHS, DROPOUT = (32, 2e-5, 5, 0.1) if DATASET else (8, 8e-4, 3, 0.0)
 
 # %% [markdown]
 # ## Data

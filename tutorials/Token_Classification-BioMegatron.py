@@ -23,7 +23,7 @@ DATASET = None
 
 ENCODER = "biomegatron-bert-345m-uncased" if DATASET else "biomegabert-mini-uncased"
 LAYERS = "null" if DATASET else 3  # the first of six, so that it takes half the time; null: all
-BATCH_SIZE, LEARNING_RATE, EPOCHS = (32, 5e-5, 5) if DATASET else (8, 7e-4, 3)
+BATCH_SIZE, LEARNING_RATE, EPOCHS = (32, 5e-5, 5) if DATASET else (8, 7e-4, 2)
 
 # %% [markdown]
 # ## Data

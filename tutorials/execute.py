@@ -32,16 +32,18 @@ def read_source(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def execute(notebook: nbformat.NotebookNode, replacements: dict[str, str] | None = None) -> nbformat.NotebookNode:
-    """Run all cells; `replacements` change source code first, each exactly one place.
-
-    Raises CellExecutionError if a cell fails and ValueError if one did not run.
-    """
-    for old, new in (replacements or {}).items():
+def replace(notebook: nbformat.NotebookNode, replacements: dict[str, str]) -> nbformat.NotebookNode:
+    """Change the source code of cells, by each replacement exactly one place."""
+    for old, new in replacements.items():
         cells = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
         if len(cells) != 1 or cells[0].source.count(old) != 1:
             raise ValueError(f"{old!r} is in {len(cells)} cells. Replace text that occurs once.")
         cells[0].source = cells[0].source.replace(old, new)
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Run all cells. Raises CellExecutionError if a cell fails and ValueError if one did not run."""
     client = nbclient.NotebookClient(
         notebook,
         timeout=SECONDS_PER_CELL,

@@ -1,12 +1,13 @@
 """Plots with matplotlib, as PNG: the curves of a training (metrics.jsonl), and the pictures of an evaluation.
 
-These are confusion matrices, the calibration of probabilities, and the score by length of the text.
+These are confusion matrices, the calibration of probabilities, and the score by length of the text. Each function
+returns False, and writes nothing, where matplotlib is not installed.
 """
 
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,19 @@ Curve = tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
 
 
 def plot_curves(lines: list[dict[str, Any]], run: str, destination: Path) -> bool:
-    """Plot the curves of a run from the lines of its metrics.jsonl, and write the PNG atomically.
+    """Plot the curves of a run from the lines of its metrics.jsonl, and write the PNG atomically."""
 
-    Returns False, and writes nothing, if matplotlib is not installed.
-    """
-    figure = _new_figure(12, 6)
-    if figure is None:
-        return False
-    scores = _score_names(lines)
-    figure.suptitle(_title(run, lines), fontsize="x-large")
-    grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=(3, 1))
-    loss_axes = figure.add_subplot(grid[0, 0])
-    _draw_loss(loss_axes, lines)
-    _draw_rate(figure.add_subplot(grid[1, 0], sharex=loss_axes), lines)
-    if scores:
-        _draw_scores(figure.add_subplot(grid[:, 1], sharex=loss_axes), lines, scores)
-    _write(figure, destination)
-    return True
+    def draw(figure: Any) -> None:
+        scores = _score_names(lines)
+        figure.suptitle(_title(run, lines), fontsize="x-large")
+        grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=(3, 1))
+        loss_axes = figure.add_subplot(grid[0, 0])
+        _draw_loss(loss_axes, lines)
+        _draw_rate(figure.add_subplot(grid[1, 0], sharex=loss_axes), lines)
+        if scores:
+            _draw_scores(figure.add_subplot(grid[:, 1], sharex=loss_axes), lines, scores)
+
+    return _picture(destination, (12, 6), draw)
 
 
 # More labels do not fit into a plot; the most frequent ones are shown.
@@ -54,37 +51,36 @@ MAX_LABELS = 40
 
 
 def plot_confusion(matrix: Confusion, destination: Path, kind: str) -> bool:
-    """Plot a confusion matrix, colours normalized by row (gold label), with the counts in its cells.
-
-    Returns False, and writes nothing, if matplotlib is not installed.
-    """
+    """Plot a confusion matrix, colours normalized by row (gold label), with the counts in its cells."""
     labels = matrix.labels[:MAX_LABELS]
     counts = numpy.array(matrix.counts)[: len(labels), : len(labels)]
     totals = numpy.maximum(numpy.array([sum(row) for row in matrix.counts])[: len(labels)], 1)
     shares = counts / totals[:, None]
     size = 3 + 0.55 * max(len(labels), 3)
-    figure = _new_figure(size + 1, size)
-    if figure is None:
-        return False
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label=f"share of the gold {kind}", shrink=0.8)
-    axes.set_xticks(
-        range(len(labels)), labels, rotation=45 if len(labels) > 3 else 0, ha="right" if len(labels) > 3 else "center"
-    )
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel(f"predicted {kind}")
-    axes.set_ylabel(f"gold {kind}")
-    left_out = len(matrix.labels) - len(labels)
-    axes.set_title(
-        f"{sum(map(sum, matrix.counts)):,} in all" + (f", {left_out} rare labels not shown" if left_out else "")
-    )
-    for row, column in itertools.product(range(len(labels)), repeat=2):
-        if counts[row, column]:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
-    _write(figure, destination)
-    return True
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        figure.colorbar(image, ax=axes, label=f"share of the gold {kind}", shrink=0.8)
+        axes.set_xticks(
+            range(len(labels)),
+            labels,
+            rotation=45 if len(labels) > 3 else 0,
+            ha="right" if len(labels) > 3 else "center",
+        )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xlabel(f"predicted {kind}")
+        axes.set_ylabel(f"gold {kind}")
+        left_out = len(matrix.labels) - len(labels)
+        axes.set_title(
+            f"{sum(map(sum, matrix.counts)):,} in all" + (f", {left_out} rare labels not shown" if left_out else "")
+        )
+        for row, column in itertools.product(range(len(labels)), repeat=2):
+            if counts[row, column]:
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+
+    return _picture(destination, (size + 1, size), draw)
 
 
 CALIBRATION, LENGTHS = "calibration.png", "lengths.png"
@@ -106,69 +102,59 @@ def plot_judged(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
 
 
 def plot_calibration(predictions: Sequence[tuple[float, bool]], destination: Path) -> bool:
-    """Plot the share of correct predictions against their probability, above the number of predictions.
+    """Plot the share of correct predictions against their probability, above the number of predictions."""
 
-    Returns False, and writes nothing, if matplotlib is not installed.
-    """
-    figure = _new_figure(6, 6.5)
-    if figure is None:
-        return False
-    bins = reliability_bins(predictions)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
-    centers = [item.confidence for item in bins]
-    upper.plot(centers, [item.accuracy for item in bins], color=TRAINING, marker="o", label="predictions, in bins")
-    error = expected_calibration_error(bins)
-    title = f"Calibration: {len(predictions):,} predictions, expected error {100 * error:.1f} %"
-    _format_axes(upper, title, "share that is correct")
-    upper.set_xticks([i / 5 for i in range(6)])
-    upper.xaxis.set_major_formatter("{x:.1f}")
-    upper.legend(loc="upper left", frameon=False)
-    upper.set(xlim=(0, 1), ylim=(0, 1.02))
-    lower.hist([probability for probability, _ in predictions], bins=[i / 20 for i in range(21)], color=TRAINING)
-    lower.set(xlabel="predicted probability", ylabel="number")
-    lower.spines[["top", "right"]].set_visible(False)
-    _write(figure, destination)
-    return True
+    def draw(figure: Any) -> None:
+        bins = reliability_bins(predictions)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+        centers = [item.confidence for item in bins]
+        upper.plot(centers, [item.accuracy for item in bins], color=TRAINING, marker="o", label="predictions, in bins")
+        error = expected_calibration_error(bins)
+        title = f"Calibration: {len(predictions):,} predictions, expected error {100 * error:.1f} %"
+        _format_axes(upper, title, "share that is correct")
+        upper.set_xticks([i / 5 for i in range(6)])
+        upper.xaxis.set_major_formatter("{x:.1f}")
+        upper.legend(loc="upper left", frameon=False)
+        upper.set(xlim=(0, 1), ylim=(0, 1.02))
+        lower.hist([probability for probability, _ in predictions], bins=[i / 20 for i in range(21)], color=TRAINING)
+        lower.set(xlabel="predicted probability", ylabel="number")
+        lower.spines[["top", "right"]].set_visible(False)
+
+    return _picture(destination, (6, 6.5), draw)
 
 
 def plot_lengths(groups: Mapping[str, tuple[float, int]], score: str, destination: Path) -> bool:
-    """Plot a score by the length of the text: group of numbers of words -> score in per cent, number of examples.
+    """Plot a score by the length of the text: group of numbers of words -> score in per cent, number of examples."""
 
-    Returns False, and writes nothing, if matplotlib is not installed.
-    """
-    figure = _new_figure(7, 4)
-    if figure is None:
-        return False
-    axes = figure.add_subplot()
-    bars = axes.bar(list(groups), [value for value, _ in groups.values()], color=TRAINING)
-    axes.bar_label(
-        bars, [f"{value:.1f}\n{count:,} examples" for value, count in groups.values()], fontsize=8, padding=2
-    )
-    axes.set(ylim=(0, 118), xlabel="words of the text", ylabel=f"{score.replace('_', ' ')} (%)")
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_title("Score by length", loc="left", fontweight="bold")
-    axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, destination)
-    return True
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        bars = axes.bar(list(groups), [value for value, _ in groups.values()], color=TRAINING)
+        axes.bar_label(
+            bars, [f"{value:.1f}\n{count:,} examples" for value, count in groups.values()], fontsize=8, padding=2
+        )
+        axes.set(ylim=(0, 118), xlabel="words of the text", ylabel=f"{score.replace('_', ' ')} (%)")
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_title("Score by length", loc="left", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+
+    return _picture(destination, (7, 4), draw)
 
 
-def _new_figure(width: float, height: float) -> Any:
-    """Return an empty figure of that many inches; None if matplotlib is not installed."""
+def _picture(destination: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> bool:
+    """Draw a figure of so many inches, and write it as PNG; returns False if matplotlib is not installed."""
     try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return None
+        return False
     # matplotlib's object interface instead of pyplot: it needs no display and has no global state.
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def _write(figure: Any, destination: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    draw(figure)
     image = io.BytesIO()
     FigureCanvasAgg(figure).print_png(image)
     atomic_write(destination, image.getvalue())
+    return True
 
 
 def _score_names(lines: list[dict[str, Any]]) -> list[str]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.listing import show
+from ..config.parser import flatten
 from ..errors import InputError
 from ..metrics.significance import Difference, McNemar, mcnemar, paired_bootstrap
 from .judgments import PREDICTIONS, columns, read_judged
-from .run_records import RUN_JSON, RunRecord, flatten, read_run
+from .run_records import RUN_JSON, RunRecord, read_run
 
 # Settings that name the run, not what it does
 _OWN = ("exp_manager.explicit_log_dir", "exp_manager.exp_dir", "exp_manager.name", "exp_manager.version")

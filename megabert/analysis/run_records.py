@@ -81,15 +81,6 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """List the settings of nested blocks as they are written on the command line."""
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _encoder(settings: dict[str, Any]) -> str:
     """Name the checkpoint that a training began from."""
     model = settings.get("model") or {}

@@ -17,7 +17,7 @@ from ..errors import CheckpointWarning, ConfigError, InputWarning, MegabertError
 from ..parallel.signals import interrupt_on_sigterm
 from .annotation import annotate
 from .checkpoints import fetch, models
-from .console import STDOUT, abandon, flush_output, log, show
+from .console import STDOUT, Command, abandon, flush_output, log, show
 from .conversion import convert
 from .corpora import corpus, vocabulary
 from .correction import review, select, suspects
@@ -37,14 +37,14 @@ from .text_generation import generate
 from .training import train
 
 
-def completion(words: Sequence[str]) -> int:
+def completion(words: Sequence[str]) -> None:
     """Print the script that completes commands and settings in a shell: megabert completion bash."""
     from .completion import print_script
 
-    return print_script(words, completion, COMMANDS)
+    print_script(words, completion, COMMANDS)
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+COMMANDS: Mapping[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
@@ -141,7 +141,7 @@ def _run(words: Sequence[str]) -> int:
         raise ConfigError(f"{words[0]!r} is not a command.{hint} See megabert --help.")
     with warnings.catch_warnings(), interrupt_on_sigterm():
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
-        return COMMANDS[words[0]](words[1:])
+        return COMMANDS[words[0]](words[1:]) or 0
 
 
 def _show_warning(show_line: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:

@@ -17,7 +17,6 @@ from .console import log, new_parser, to_json
 if TYPE_CHECKING:
     from ..annotate.entity_linker import EntityLinker
     from ..annotate.job import AnnotateChunks
-    from ..annotate.shard_formats import ShardFormat
     from ..annotate.shards import ShardWriter
     from ..inference import Predictor, Session
 
@@ -33,7 +32,7 @@ examples:
 """
 
 
-def annotate(words: Sequence[str]) -> int:
+def annotate(words: Sequence[str]) -> None:
     """Annotate documents in bulk: megabert annotate INPUT... --entities RUN -o OUT."""
     arguments = _parse(words)
     if not arguments.entities and not arguments.relations and not arguments.links:
@@ -55,32 +54,24 @@ def annotate(words: Sequence[str]) -> int:
     folder = output if by_ending is None else output.with_name(f"{output.name}.shards")
     if num_parts > 1:
         folder /= f"part-{part + 1}-of-{num_parts}"
-    entity_runs = [load_annotating_run(path, arguments) for path in arguments.entities]
-    relation_runs = [load_annotating_run(path, arguments) for path in arguments.relations]
-    linkers = [load_linker(rule, arguments) for rule in arguments.links]
+    work, sessions = _load_work(arguments, shards.form.name)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
         if is_free is False:
             raise InputError(f"another process annotates to {folder}. Wait for it, or name another folder.")
-        job = _describe(arguments, shards.form.name, entity_runs, relation_runs, linkers)
-        ledger = claim(folder, job, shards, resume=arguments.resume)
+        ledger = claim(folder, _describe(arguments, work), shards, resume=arguments.resume)
         writer = ShardWriter(folder, shards, arguments.shard_size, ledger)
-        _run(arguments, writer, entity_runs, relation_runs, linkers)
+        _run(arguments, writer, work, sessions)
         if by_ending is not None and num_parts == 1:
             shards.join(folder, shard_lines(folder), output)
             log(f"Wrote {output}; its ledger is in {folder}.")
         else:
             log(f"Wrote {ledger.shards:,} shards and ledger.jsonl in {folder}.")
     print(to_json(ledger.summary()))
-    return 0
 
 
 def _run(
-    arguments: argparse.Namespace,
-    writer: "ShardWriter",
-    entity_runs: "Sequence[Predictor]",
-    relation_runs: "Sequence[Predictor]",
-    linkers: "Sequence[EntityLinker]",
+    arguments: argparse.Namespace, writer: "ShardWriter", work: "AnnotateChunks", sessions: "Sequence[Session]"
 ) -> None:
     """Annotate what the writer's ledger does not have yet, and report speed and losses."""
     from ..annotate.job import Inputs, run_job
@@ -99,8 +90,7 @@ def _run(
     before, start = writer.ledger.documents, time.monotonic()
     if before:
         log(f"Resuming behind {before:,} documents in {writer.ledger.shards:,} shards.")
-    work, sessions = _make_work(arguments, writer.output, entity_runs, relation_runs, linkers)
-    workers, process = _num_workers(arguments, [*entity_runs, *relation_runs]), None
+    workers, process = _num_workers(arguments, [*work.entity_runs, *work.relation_runs]), None
     if arguments.ray:
         from ..annotate.ray_actors import process_chunks_by_ray
 
@@ -114,54 +104,36 @@ def _run(
     log(f"{done:,} documents in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} a second.")
 
 
-def _make_work(
-    arguments: argparse.Namespace,
-    output: "ShardFormat",
-    entity_runs: "Sequence[Predictor]",
-    relation_runs: "Sequence[Predictor]",
-    linkers: "Sequence[EntityLinker]",
-) -> "tuple[AnnotateChunks, list[Session]]":
-    """Return what is done with each chunk, and the networks."""
-    from ..annotate.job import AnnotateChunks
-    from ..formats.documents.training_examples import PairOptions
-
-    pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
-    options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
-    work = AnnotateChunks(entity_runs, relation_runs, pairs, *options, output, linkers)
-    sessions = [run.session for run in (*entity_runs, *relation_runs)]
-    return work, [*sessions, *(session for item in linkers for session in item.linker.sessions)]
-
-
 def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunks, list[Session]]":
-    """Load what is done with each chunk in another process."""
+    """Load what is done with each chunk, and the networks."""
+    from ..annotate.job import AnnotateChunks
     from ..annotate.shard_formats import shard_format
+    from ..formats.documents.training_examples import PairOptions
 
     entity_runs, relation_runs = (
         [load_annotating_run(path, arguments) for path in paths] for paths in (arguments.entities, arguments.relations)
     )
     linkers = [load_linker(rule, arguments) for rule in arguments.links]
-    return _make_work(arguments, shard_format(form), entity_runs, relation_runs, linkers)
+    pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
+    options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
+    work = AnnotateChunks(entity_runs, relation_runs, pairs, *options, shard_format(form), linkers)
+    sessions = [run.session for run in (*entity_runs, *relation_runs)]
+    return work, [*sessions, *(session for item in linkers for session in item.linker.sessions)]
 
 
-def _describe(
-    arguments: argparse.Namespace,
-    form: str,
-    entity_runs: "Sequence[Predictor]",
-    relation_runs: "Sequence[Predictor]",
-    linkers: "Sequence[EntityLinker]",
-) -> dict[str, Any]:
+def _describe(arguments: argparse.Namespace, work: "AnnotateChunks") -> dict[str, Any]:
     """Return all on which the output depends, as plain values: what a resumed command must have, too."""
     names = (
         "input", "input_format", "offsets", "id_column", "text_column", "lines", "existing", "scope", "abbreviations",
         "on_error", "part", "shard_size", "max_seq_length", "batch_size", "precision",
     )  # fmt: skip
     job = {name: getattr(arguments, name) for name in names} | {
-        "format": form,
+        "format": work.output.form.name,
         "pairs": sorted(map(":".join, arguments.pairs)),
-        "entities": [predictor.digest for predictor in entity_runs],
-        "relations": [predictor.digest for predictor in relation_runs],
-        "cpu_precisions": _cpu_precisions([*entity_runs, *relation_runs]),
-        "link": [[item.type, item.linker.digest] for item in linkers],
+        "entities": [predictor.digest for predictor in work.entity_runs],
+        "relations": [predictor.digest for predictor in work.relation_runs],
+        "cpu_precisions": _cpu_precisions([*work.entity_runs, *work.relation_runs]),
+        "link": [[item.type, item.linker.digest] for item in work.linkers],
         "species": arguments.species,
     }
     values: dict[str, Any] = json.loads(json.dumps(job))  # tuples as the file has them

@@ -9,7 +9,7 @@ from ..errors import CheckpointError, ConfigError
 from .console import log, new_parser, show, to_json
 
 
-def models(words: Sequence[str]) -> int:
+def models(words: Sequence[str]) -> None:
     """List the published checkpoints: megabert models."""
     from ..checkpoints.catalog import cache_home, describe
 
@@ -20,14 +20,13 @@ def models(words: Sequence[str]) -> int:
     rows = describe(home)
     if arguments.json:
         show(to_json(rows))
-        return 0
+        return
     for row in rows:
         show("\n    ".join(_describe_model(row)))
     show(f"\nCache folder: {home}")
-    return 0
 
 
-def fetch(words: Sequence[str]) -> int:
+def fetch(words: Sequence[str]) -> None:
     """Download a published checkpoint into the cache: megabert fetch NAME."""
     parser = new_parser(
         "fetch", fetch, "Files in the cache are not downloaded again. `megabert models` lists the names."
@@ -68,7 +67,6 @@ def fetch(words: Sequence[str]) -> int:
         log(f"{name} is available: {location}")
     if arguments.json:
         show(to_json(files))
-    return 0
 
 
 def _describe_model(row: Mapping[str, Any]) -> Iterator[str]:

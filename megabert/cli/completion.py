@@ -8,12 +8,12 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
 from ..config.listing import Setting, list_settings
-from .console import new_parser, show
+from .console import Command, new_parser, show
 
 EPILOG = """\
 Write the script to a file that your shell reads:
@@ -22,12 +22,11 @@ Write the script to a file that your shell reads:
   fish  ~/.config/fish/completions/megabert.fish
 Print it anew when megabert is updated.
 """
-Command = Callable[[Sequence[str]], int]
 # Their first argument is a file or folder, so that settings are offered from the second on.
 AFTER_A_RUN = ("evaluate", "predict")
 
 
-def print_script(words: Sequence[str], command: Command, commands: Mapping[str, Command]) -> int:
+def print_script(words: Sequence[str], command: Command, commands: Mapping[str, Command]) -> None:
     """Parse the words of the command `completion` and print the script of the shell that they name."""
     parser = new_parser("completion", command, EPILOG)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -36,7 +35,6 @@ def print_script(words: Sequence[str], command: Command, commands: Mapping[str, 
     template = Path(__file__).with_name("completion_scripts").joinpath(SCRIPTS[shell]).read_text(encoding="utf-8")
     table = _fish_table if shell == "fish" else _shell_table
     show(template.replace("VERSION", __version__).replace("    TABLE\n", table(contexts(commands))), end="")
-    return 0
 
 
 SCRIPTS: Mapping[str, str] = {"bash": "megabert.bash", "zsh": "megabert.zsh", "fish": "megabert.fish"}

@@ -13,6 +13,8 @@ from ..config.listing import list_settings
 from ..errors import ConfigError, print_message, printable
 
 STDOUT = "standard output"
+Command = Callable[[Sequence[str]], int | None]
+"""A command: takes the words behind its name; may return an exit code."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
-def new_parser(name: str, command: Callable[[Sequence[str]], int], epilog: str) -> argparse.ArgumentParser:
+def new_parser(name: str, command: Command, epilog: str) -> argparse.ArgumentParser:
     """Create the parser of a command; the command's docstring is the description in its help."""
     return _Parser(prog=f"megabert {name}", description=command.__doc__, epilog=epilog, allow_abbrev=False)
 
@@ -36,9 +38,7 @@ def add_subcommand(
     return parser
 
 
-def new_settings_parser(
-    name: str, command: Callable[[Sequence[str]], int], schema: type, note: str
-) -> argparse.ArgumentParser:
+def new_settings_parser(name: str, command: Command, schema: type, note: str) -> argparse.ArgumentParser:
     """Create the parser of a command with settings; its help lists them, followed by a note."""
     parser = new_parser(name, command, "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -8,7 +8,7 @@ from .checkpoint_options import SOURCE_HELP, add_source_options, open_source
 from .console import log, new_parser, progress_bar
 
 
-def convert(words: Sequence[str]) -> int:
+def convert(words: Sequence[str]) -> None:
     """Write a checkpoint in another format or layout: megabert convert SOURCE DEST --to FORMAT."""
     parser = new_parser(
         "convert",
@@ -44,7 +44,6 @@ def convert(words: Sequence[str]) -> int:
     for note in notes:
         log(note)
     log(f"Wrote {arguments.dest}: every tensor reads back bit for bit.")
-    return 0
 
 
 def _return_freed_memory() -> None:

@@ -14,7 +14,7 @@ from .console import add_subcommand, log, new_parser, progress_bar, show, to_jso
 _INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
 
 
-def corpus(words: Sequence[str]) -> int:
+def corpus(words: Sequence[str]) -> None:
     """Tokenize documents into Megatron-LM's .bin and .idx files: megabert corpus build INPUT -o PREFIX ..."""
     parser = new_parser("corpus", corpus, "`megabert corpus VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -55,7 +55,6 @@ def corpus(words: Sequence[str]) -> int:
     viewer.add_argument("--vocab_file", type=Path, help="compare all tokens with it, and print the first document")
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
-    return 0
 
 
 def _add_document_options(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +120,7 @@ def _info(arguments: argparse.Namespace) -> None:
             show(tokenizer.decode(sequence.tolist()))
 
 
-def vocabulary(words: Sequence[str]) -> int:
+def vocabulary(words: Sequence[str]) -> None:
     """Train a WordPiece vocabulary: megabert vocabulary train INPUT --size 30000 -o vocab.txt."""
     parser = new_parser("vocabulary", vocabulary, "`megabert vocabulary train --help` describes the options.")
     trainer = add_subcommand(
@@ -138,7 +137,6 @@ def vocabulary(words: Sequence[str]) -> int:
     _add_document_options(trainer)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
-    return 0
 
 
 def _train_vocabulary(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ MEASURES = ("entropy", "margin", "least-confidence", "random")
 REVIEW_FORMATS = ("pubtator", "brat", "jsonl", "bioc", "bioc-json", "doccano", "label-studio")
 
 
-def select(words: Sequence[str]) -> int:
+def select(words: Sequence[str]) -> None:
     """Choose the documents to correct next, with suggestions: megabert select RUN DOCUMENTS --count 100 -o OUT."""
     arguments = _parse_select(words)
     if arguments.count < 1 or arguments.candidates < 1:
@@ -61,10 +61,9 @@ def select(words: Sequence[str]) -> int:
         mean = sum(found.scores) / max(len(found.scores), 1)
         summary["uncertainty"] = {"all": round(found.mean_score, 6), "selected": round(mean, 6)}
     show(to_json(summary))
-    return 0
 
 
-def review(words: Sequence[str]) -> int:
+def review(words: Sequence[str]) -> None:
     """Correct documents on a page in the browser: megabert review DOCUMENTS -o OUT."""
     arguments = _parse_review(words)
     require_uvicorn("review")
@@ -97,7 +96,6 @@ def review(words: Sequence[str]) -> int:
     for line in store.losses.lines(form):
         log(line)
     log(f"{finished:,} of {len(documents):,} documents are finished, in {store.output}; the log is {store.log_path}.")
-    return 0
 
 
 def _parse_review(words: Sequence[str]) -> argparse.Namespace:
@@ -151,7 +149,7 @@ def _parse_select(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(words))
 
 
-def suspects(words: Sequence[str]) -> int:
+def suspects(words: Sequence[str]) -> None:
     """Rank likely label errors by cross-validation: megabert suspects TASK key=value ... -o FOLDER."""
     parser = new_parser(
         "suspects",
@@ -193,7 +191,6 @@ def suspects(words: Sequence[str]) -> int:
     summary = summarize(found)
     show(to_json(summary) if arguments.json else to_text(summary))
     log(f"Wrote suspects.html, suspects.tsv and {PREDICTIONS} in {folder}.")
-    return 0
 
 
 def _train_folds(arguments: argparse.Namespace) -> list[Path]:

@@ -16,7 +16,7 @@ torch-export is a program of torch.export (model.pt2), for PyTorch without megab
 run: logits on several shapes, and with --file DEV the score before and after. What differs is not written."""
 
 
-def export(words: Sequence[str]) -> int:
+def export(words: Sequence[str]) -> None:
     """Write a trained run for use elsewhere, and prove it: megabert export RUN -o FOLDER --to FORMAT."""
     arguments = _parse(words)
     if arguments.output.exists():
@@ -27,7 +27,6 @@ def export(words: Sequence[str]) -> int:
         for line in FORMATS[arguments.to](arguments):
             log(line)
     log(f"Wrote {arguments.output}.")
-    return 0
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from .console import add_subcommand, log, new_parser
 from .document_import import add_document_import
 
 
-def import_data(words: Sequence[str]) -> int:
+def import_data(words: Sequence[str]) -> None:
     """Convert data of another format to that of a task: megabert import FORMAT ..."""
     parser = new_parser("import", import_data, "`megabert import FORMAT --help` describes the options.")
     formats = parser.add_subparsers(metavar="FORMAT", required=True)
@@ -36,7 +36,6 @@ def import_data(words: Sequence[str]) -> int:
     add_document_import(formats)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
-    return 0
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:

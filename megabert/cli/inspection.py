@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 _SAMPLE = "-"
 
 
-def inspect(words: Sequence[str]) -> int:
+def inspect(words: Sequence[str]) -> None:
     """Report what a checkpoint is, what it contains and what is assumed: megabert inspect CHECKPOINT."""
     arguments = _parser().parse_args(list(words))
     opened = open_source(arguments.checkpoint, arguments, arguments.qkv_layout)
     if arguments.logits is not None:
         _write_logits(arguments, opened.checkpoint)
-        return 0
+        return
     from ..diagnostics.checkpoint_report import describe, hash_files, to_text
 
     with progress_bar("reading") as progress:
@@ -33,7 +33,6 @@ def inspect(words: Sequence[str]) -> int:
     if arguments.sha256:
         report["files"] = hash_files(Path(opened.checkpoint.source))
     show(to_json(report) if arguments.json else to_text(report))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ examples:
 _MENTIONS = "annotated documents with identifiers, or lines id||name"
 
 
-def dictionary(words: Sequence[str]) -> int:
+def dictionary(words: Sequence[str]) -> None:
     """Build a dictionary of concepts to link to: megabert dictionary build FILE... -o DICT."""
     parser = new_parser("dictionary", dictionary, "`megabert dictionary VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -75,7 +75,6 @@ def dictionary(words: Sequence[str]) -> int:
         _add_device(fitter)
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
-    return 0
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -218,7 +217,7 @@ def _log_counts(dropped: Counter[str]) -> None:
         log(f"{count:,} {reason} left out.")
 
 
-def link(words: Sequence[str]) -> int:
+def link(words: Sequence[str]) -> None:
     """Link names to the concepts of a dictionary: megabert link NAME... --dict DICT."""
     parser = new_parser("link", link, EXAMPLES)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -241,7 +240,7 @@ def link(words: Sequence[str]) -> int:
     if arguments.output is None:
         for line in lines:
             show(line, end="")
-        return 0
+        return
     from ..storage import atomic_file
 
     count = 0
@@ -250,7 +249,6 @@ def link(words: Sequence[str]) -> int:
             file.write(line.encode())
             count += 1
     log(f"Wrote {count:,} links to {arguments.output}.")
-    return 0
 
 
 def _rows(linker: "Linker", arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from .console import log, new_parser
 
 
-def merge(words: Sequence[str]) -> int:
+def merge(words: Sequence[str]) -> None:
     """Merge a run's adapters into its weights: megabert merge RUN -o FOLDER."""
     parser = new_parser(
         "merge",
@@ -32,4 +32,3 @@ def merge(words: Sequence[str]) -> int:
         overrides=arguments.settings,
     )
     log(f"written: {arguments.output}")
-    return 0

@@ -55,7 +55,7 @@ class PlanSettings:
     """Share of the gradient all-reduce that overlaps with the backward pass, 0 to 1."""
 
 
-def plan(words: Sequence[str]) -> int:
+def plan(words: Sequence[str]) -> None:
     """Estimate memory, time and the best layout of GPUs: megabert plan model=1.3b gpus=64."""
     parser = new_settings_parser("plan", plan, PlanSettings, f"Nothing is run, and no GPU is needed. {CAVEAT}")
     parser.add_argument("words", nargs="*", metavar="key=value")
@@ -75,7 +75,6 @@ def plan(words: Sequence[str]) -> int:
     else:
         with writing_to_stdout():
             print_tables(_headline(settings, request), request, estimates, best, series)
-    return 0
 
 
 def _quote_path(word: str) -> str:
@@ -94,17 +93,10 @@ def _request(settings: PlanSettings) -> "PlanRequest":
         settings.task = "finetune"
     gpu = GPUS[settings.gpu]
     batch = settings.batch or (1024 if settings.task == "pretrain" else 32 * settings.gpus)
-    for name, least in (
-        ("gpus", 1),
-        ("batch", 1),
-        ("length", 1),
-        ("adapter_dim", 1),
-        ("gpus_per_node", 1),
-        ("tensor", 1),
-    ):
+    for name in ("gpus", "batch", "length", "adapter_dim", "gpus_per_node", "tensor"):
         value = batch if name == "batch" else getattr(settings, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name}={value}; at least {least} is needed.")
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}; at least 1 is needed.")
     if settings.fsdp is not None and settings.fsdp < 1 and settings.fsdp != ALL:
         raise ConfigError(f"fsdp={settings.fsdp}; give the number of processes, or -1 for all.")
     if not 0 <= settings.overlap <= 1:

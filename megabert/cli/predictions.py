@@ -1,7 +1,7 @@
 """The commands on a trained run and its predictions: evaluate, predict, score."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..storage import atomic_file, atomic_write
-from .console import log, new_parser, new_settings_parser, progress_bar, show, to_json
+from .console import Command, log, new_parser, new_settings_parser, progress_bar, show, to_json
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -58,7 +58,7 @@ class PredictSettings(EvaluateSettings):
     """Folder for predictions.jsonl and the predictions in the official scorer's format; null: none."""
 
 
-def evaluate(words: Sequence[str]) -> int:
+def evaluate(words: Sequence[str]) -> None:
     """Evaluate a trained run on a data file: megabert evaluate RUN file=FILE."""
     given = _parse_words("evaluate", evaluate, EvaluateSettings, words)
     settings = _compose(EvaluateSettings, given.settings, "evaluate")
@@ -74,10 +74,9 @@ def evaluate(words: Sequence[str]) -> int:
     if files:
         log(f"Wrote {', '.join(files)} in {settings.output_dir}.")
     show(to_json(evaluation.scores))
-    return 0
 
 
-def predict(words: Sequence[str]) -> int:
+def predict(words: Sequence[str]) -> None:
     """Predict with a trained run: megabert predict RUN "text", or question=... context=..., or file=FILE."""
     given = _parse_words("predict", predict, PredictSettings, words)
     names = {field.name for field in fields(PredictSettings)}
@@ -99,7 +98,6 @@ def predict(words: Sequence[str]) -> int:
         predict_standard_input(predictor)
     else:
         _predict_file(predictor, settings)
-    return 0
 
 
 def _one_text(texts: Sequence[str], example: Mapping[str, str]) -> str:
@@ -168,7 +166,7 @@ def _predict_stream(predictor: "Predictor", examples: Iterable[Any], output: Pat
     log(f"Wrote {num_predictions} predictions to {output}.")
 
 
-def score(words: Sequence[str]) -> int:
+def score(words: Sequence[str]) -> None:
     """Score a file of predictions like the official script: megabert score TASK GOLD PREDICTIONS."""
     from ..tasks import registry
 
@@ -179,21 +177,14 @@ def score(words: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
     arguments = parser.parse_args(list(words))
     if arguments.task == "linking":
-        from .linking import score_linking
-
-        show(to_json(score_linking(arguments.gold, arguments.predictions, arguments.overrides)))
-        return 0
-    if arguments.task == "documents":
-        show(to_json(_score_documents(arguments.gold, arguments.predictions, arguments.overrides)))
-        return 0
-    if arguments.task == "retrieval":
-        from ..retrieval.ranking_scores import score_retrieval
-
-        show(to_json(score_retrieval(arguments.gold, arguments.predictions, arguments.overrides)))
-        return 0
-    task = registry.find(arguments.task)
-    show(to_json(task.score_files(arguments.gold, arguments.predictions, arguments.overrides)))
-    return 0
+        from .linking import score_linking as score_files
+    elif arguments.task == "documents":
+        score_files = _score_documents
+    elif arguments.task == "retrieval":
+        from ..retrieval.ranking_scores import score_retrieval as score_files
+    else:
+        score_files = registry.find(arguments.task).score_files
+    show(to_json(score_files(arguments.gold, arguments.predictions, arguments.overrides)))
 
 
 def _score_documents(gold: Path, predictions: Path, words: Sequence[str]) -> dict[str, Any]:
@@ -224,7 +215,7 @@ class _Given:
         return any(word.startswith("model.test_ds") for word in self.overrides)
 
 
-def _parse_words(name: str, command: Callable[[Sequence[str]], int], schema: type, words: Sequence[str]) -> _Given:
+def _parse_words(name: str, command: Command, schema: type, words: Sequence[str]) -> _Given:
     """Parse RUN and key=value words.
 
     The command's settings are split at = only, so that a question may contain any character.

@@ -20,7 +20,7 @@ _RUN = "run of text_embedding, or any other run or encoder, whose hidden states 
 RERANK_BATCH = 64
 
 
-def embed(words: Sequence[str]) -> int:
+def embed(words: Sequence[str]) -> None:
     """Embed texts to a folder of memory-mapped shards: megabert embed RUN FILE -o EMB."""
     parser = new_parser("embed", embed, "An interrupted command is resumed by --resume and ends with the same bytes.")
     parser.add_argument("model", metavar="RUN", help=_RUN)
@@ -33,10 +33,9 @@ def embed(words: Sequence[str]) -> int:
     predictor = load_embedder(arguments.model, arguments)
     store = _write_store(arguments.output, arguments.file, predictor, arguments)
     show(to_json(_about(store.manifest, len(store))))
-    return 0
 
 
-def index(words: Sequence[str]) -> int:
+def index(words: Sequence[str]) -> None:
     """Build an index of passages, by words and by meaning: megabert index build COLLECTION -o INDEX."""
     parser = new_parser("index", index, "`megabert index VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -55,10 +54,9 @@ def index(words: Sequence[str]) -> int:
     info.add_argument("index", type=Path, metavar="INDEX")
     arguments = parser.parse_args(list(words))
     arguments.run(arguments)
-    return 0
 
 
-def search(words: Sequence[str]) -> int:
+def search(words: Sequence[str]) -> None:
     """Search passages for queries: megabert search INDEX QUERIES -o RUN.trec."""
     parser = new_parser("search", search, "Without -o the passages found are printed, a JSON object for each query.")
     parser.add_argument("index", type=Path, metavar="INDEX", help="of megabert index build, or embed")
@@ -89,10 +87,9 @@ def search(words: Sequence[str]) -> int:
     found = opened.search(queries, arguments.k, method=method, embedder=embedder, searcher=searcher)
     _write_rankings(found, len(queries), arguments.output, method)
     log(f"{len(queries):,} queries by {method} in {time.monotonic() - start:.1f} s.")
-    return 0
 
 
-def rerank(words: Sequence[str]) -> int:
+def rerank(words: Sequence[str]) -> None:
     """Rank the first passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
     parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
@@ -131,7 +128,6 @@ def rerank(words: Sequence[str]) -> int:
         raise ConfigError(f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking.")
     found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, weight=arguments.fuse)
     _write_rankings(found, len(rankings), arguments.output, "rerank")
-    return 0
 
 
 def _add_store_options(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SPLITS = ("validation", "test")
 
 
-def runs(words: Sequence[str]) -> int:
+def runs(words: Sequence[str]) -> None:
     """List the runs in a folder with their scores, or compare two: megabert runs [FOLDER], megabert runs A B."""
     parser = new_parser(
         "runs",
@@ -36,7 +36,8 @@ def runs(words: Sequence[str]) -> int:
         )
     if len(arguments.folders) == 2:
         first, second = arguments.folders
-        return _compare(first, second, arguments.split, as_json=arguments.json)
+        _compare(first, second, arguments.split, as_json=arguments.json)
+        return
     folder = arguments.folders[0] if arguments.folders else Path("runs")
     from ..analysis.run_comparison import require_folder
     from ..analysis.run_records import find_runs, read_run
@@ -48,7 +49,6 @@ def runs(words: Sequence[str]) -> int:
         except CheckpointError as error:
             log(f"megabert: {error}")
     show(to_json([record.to_document() for record in records]) if arguments.json else _table(records, folder))
-    return 0
 
 
 def _table(records: "Sequence[RunRecord]", folder: Path) -> str:
@@ -67,16 +67,15 @@ def _table(records: "Sequence[RunRecord]", folder: Path) -> str:
     return "\n".join(table(["run", "task", "encoder", "started", "steps", "metric", "best", "test"], rows))
 
 
-def _compare(first: Path, second: Path, split: str, *, as_json: bool) -> int:
+def _compare(first: Path, second: Path, split: str, *, as_json: bool) -> None:
     from ..analysis.run_comparison import compare, require_folder, to_text
 
     comparison = compare(require_folder(first), require_folder(second), split)
     names = str(first), str(second)
     show(to_json({"a": names[0], "b": names[1], **comparison.to_document()}) if as_json else to_text(comparison, names))
-    return 0
 
 
-def errors(words: Sequence[str]) -> int:
+def errors(words: Sequence[str]) -> None:
     """Analyse the errors of a run's predictions: megabert errors RUN."""
     parser = new_parser(
         "errors",
@@ -109,7 +108,6 @@ def errors(words: Sequence[str]) -> int:
     summary = summarize(found)
     show(to_json(summary) if arguments.json else to_text(summary))
     log(f"Wrote errors.html and errors.tsv in {folder}.")
-    return 0
 
 
 def _has_mentions(rows: Sequence[dict[str, Any]]) -> bool:

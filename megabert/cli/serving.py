@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 MEGABERT_API_KEY, or the file of --api-key-file, has the key that clients send: Authorization: Bearer KEY."""
 
 
-def serve(words: Sequence[str]) -> int:
+def serve(words: Sequence[str]) -> None:
     """Serve runs over HTTP, with a page to look at: megabert serve NAME=RUN ..."""
     arguments = _parse(words)
     models = _models(arguments)
@@ -64,7 +64,6 @@ def serve(words: Sequence[str]) -> int:
     last = LogWriter("-")  # standard error may be a pipe that nobody reads
     last.write("The server has stopped; all admitted requests are answered.")
     last.close()
-    return 0
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from .predictions import EvaluateSettings, PredictSettings
 COMMAND_SETTINGS: Mapping[str, type] = {"evaluate": EvaluateSettings, "predict": PredictSettings, "plan": PlanSettings}
 
 
-def config(words: Sequence[str]) -> int:
+def config(words: Sequence[str]) -> None:
     """List all settings of a task, or of evaluate, predict or plan, with default and help: megabert config TASK."""
     from ..tasks import registry
 
@@ -23,12 +23,11 @@ def config(words: Sequence[str]) -> int:
     arguments = parser.parse_args(list(words))
     if arguments.page:
         show(registry.page(arguments.task), end="")
-        return 0
+        return
     schema = COMMAND_SETTINGS.get(arguments.task) or registry.find(arguments.task).settings_type
     settings = list(list_settings(schema))
     if arguments.json:
         show(to_json([setting.to_json() for setting in settings]))
-        return 0
+        return
     for setting in settings:
         show(f"{setting.heading()}\n    {setting.help}")
-    return 0

@@ -58,7 +58,7 @@ class GenerateSettings:
     """Compute precision; auto: bf16 on a GPU that supports it, else 32."""
 
 
-def generate(words: Sequence[str]) -> int:
+def generate(words: Sequence[str]) -> None:
     """Continue prompts with a causal language model: megabert generate RUN prompt="Radium was"."""
     note = "Each result has `prompt`, `text`, `num_tokens`, `finish` (end, stop or length) and `sample`, as JSON."
     parser = new_settings_parser("generate", generate, GenerateSettings, note)
@@ -89,7 +89,6 @@ def generate(words: Sequence[str]) -> int:
     else:
         atomic_write(Path(settings.output), to_json_lines(results))
         log(f"Wrote {len(results)} continuations to {settings.output}.")
-    return 0
 
 
 def _compose(words: Sequence[str]) -> GenerateSettings:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..training.run import Outcome
 
 
-def train(words: Sequence[str]) -> int:
+def train(words: Sequence[str]) -> None:
     """Fine-tune a checkpoint on a task, or pre-train: megabert train TASK key=value ..."""
     parser = new_parser("train", train, "`megabert config TASK` lists all settings.")
     parser.add_argument(
@@ -44,7 +44,6 @@ def train(words: Sequence[str]) -> int:
         _train_sweep(task, overrides, file=arguments.config)
     else:
         raise ConfigError("--resume continues one run, -m starts several. Remove one of them.")
-    return 0
 
 
 def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:

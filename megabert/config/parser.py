@@ -51,7 +51,7 @@ def compose(
     tree = OmegaConf.structured(schema)
     resolver = _KeyResolver(settings)
     words = list(_parse(overrides))
-    own = ((key, _escape_interpolations(value)) for key, value in _flatten(base or {}))
+    own = ((key, _escape_interpolations(value)) for key, value in flatten(base or {}))
     for key, value in itertools.chain(own, _read_file(file, words), words):
         for resolved, assigned in resolver.resolve(key, value):
             _assign(tree, resolved, assigned, settings.get(resolved))
@@ -155,7 +155,7 @@ def _read_file(file: Path | None, overrides: Iterable[tuple[str, Any]]) -> Itera
 
     try:
         content = OmegaConf.load(file)
-        keys = list(_flatten(OmegaConf.to_container(content))) if OmegaConf.is_dict(content) else []
+        keys = list(flatten(OmegaConf.to_container(content))) if OmegaConf.is_dict(content) else []
         names = {key for key, _ in keys}
         for key, value in overrides:
             if key in names:
@@ -165,13 +165,14 @@ def _read_file(file: Path | None, overrides: Iterable[tuple[str, Any]]) -> Itera
         raise ConfigError(f"{file} cannot be read as YAML settings: {error}") from None
     if not isinstance(resolved, dict):
         raise ConfigError(f"{file} contains no settings. Write nested keys, such as 'trainer: {{max_epochs: 2}}'.")
-    yield from _flatten(resolved)
+    yield from flatten(resolved)
 
 
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List the settings of nested blocks as they are written on the command line."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -10,14 +10,14 @@ ResultType = TypeVar("ResultType")
 
 
 def prefetch(
-    function: Callable[[ItemType], ResultType], items: Iterable[ItemType], depth: int = 3, threads: int = 1
+    function: Callable[[ItemType], ResultType], items: Iterable[ItemType], depth: int = 3
 ) -> Generator[ResultType, None, None]:
-    """Yield function(item) for each item, in order, computed by threads up to `depth` items ahead.
+    """Yield function(item) for each item, in order, computed by a thread up to `depth` items ahead.
 
     An error in the function is raised here, at its item. Closing the generator cancels the pending items.
     """
     pending: deque[Future[ResultType]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as executor:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as executor:
         try:
             for item in items:
                 pending.append(executor.submit(function, item))

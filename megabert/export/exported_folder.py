@@ -34,15 +34,22 @@ def load_exported(
     folder: Path,
     *,
     accelerator: str = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
     threads: int | None = None,
     batch_size: int = 32,
     task_name: str | None = None,
     overrides: Sequence[str] = (),
+    for_many: bool = True,
 ) -> Predictor:
-    """Load an exported folder for inference.
+    """Load an exported folder for inference; `for_many` does not matter, since it has one precision.
 
-    Raises CheckpointError where a file is missing, damaged, or not the one that was exported.
+    Raises CheckpointError where a file is missing, damaged, or not the one that was exported; ConfigError for options
+    that an exported model does not have.
     """
+    if precision != "auto" or compiled:
+        option = "compile" if compiled else f"precision={precision}"
+        raise ConfigError(f"{option}: an exported model computes as it was exported. Leave it out, or export again.")
     manifest = read_manifest(folder)
     if manifest.get("export") != KIND:
         raise CheckpointError(f"{folder} is an export of kind {manifest.get('export')!r:.40}, which is run elsewhere.")
@@ -80,10 +87,3 @@ def open_session(
         needs_targets=bool(head.get("takes_targets")),
         max_batch_tokens=GPU_TOKENS if accelerator == "gpu" else CPU_TOKENS * num_threads(threads),
     )
-
-
-def check_options(precision: str, *, compiled: bool) -> None:
-    """Raise ConfigError for options that an exported model does not have."""
-    if precision != "auto" or compiled:
-        option = "compile" if compiled else f"precision={precision}"
-        raise ConfigError(f"{option}: an exported model computes as it was exported. Leave it out, or export again.")

@@ -3,31 +3,18 @@
 Imports no torch until a folder needs it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from ..errors import ConfigError
-from ..inference import Predictor
-from .exported_folder import check_options, is_exported, load_exported
+from ..inference import LoadOptions, Predictor
+from .exported_folder import is_exported, load_exported
 
 
-def load_predictor(
-    path: Path,
-    *,
-    accelerator: str = "auto",
-    precision: str = "auto",
-    compiled: bool = False,
-    batch_size: int = 32,
-    task_name: str | None = None,
-    overrides: Sequence[str] = (),
-    for_many: bool = True,
-) -> Predictor:
+def load_predictor(path: Path, **options: Unpack[LoadOptions]) -> Predictor:
     """Load a run folder, one of its checkpoints, or an exported folder, for inference; as `build.load_run`."""
     if is_exported(path):
-        check_options(precision, compiled=compiled)
-        return load_exported(
-            path, accelerator=accelerator, batch_size=batch_size, task_name=task_name, overrides=overrides
-        )
+        return load_exported(path, **options)
     try:
         from ..build import load_run
     except ModuleNotFoundError as error:
@@ -37,13 +24,4 @@ def load_predictor(
             f"{path} is no exported folder, and a run needs PyTorch: pip install megabert. Where PyTorch is, "
             f"`megabert export {path} -o FOLDER --to onnx` writes a folder that needs none."
         ) from None
-    return load_run(
-        path,
-        accelerator=accelerator,
-        precision=precision,
-        compiled=compiled,
-        batch_size=batch_size,
-        task_name=task_name,
-        overrides=overrides,
-        for_many=for_many,
-    )
+    return load_run(path, **options)

@@ -8,7 +8,7 @@ arXiv:2009.03300 (MMLU).
 import csv
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,12 @@ def read_choices(path: Path) -> list[Example]:
         examples = list(_json_examples(path))
     if not examples:
         raise InputError(f"{path} holds no questions.")
-    _check_ids(examples)
+    check_question_ids(examples)
     return examples
 
 
-def _check_ids(examples: Sequence[Example]) -> None:
+def check_question_ids(examples: Iterable[Any]) -> None:
+    """Raise InputError if two questions, from two places, have the same id."""
     locations: dict[str, str] = {}
     for item in examples:
         if locations.setdefault(item.id, item.location) != item.location:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 # "yes" or "no", or answers best first, each a list of synonyms; None: no answer.
 ExactAnswer = str | Sequence[Sequence[str]] | None
-MAX_FACTOID_ANSWERS = 5
 KINDS = ("yesno", "factoid", "list")
 MAIN_SCORES = {"yesno": "yesno_f1", "factoid": "factoid_mrr", "list": "list_f1"}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import PackedSequences
 from .config import NUM_PREDICTIONS, EncoderConfig
-from .encoder import Encoder, initialize
+from .encoder import Encoder
 from .heads import Head, copy_into
 from .layers import gelu
 from .vocabulary_loss import NO_TARGET, vocabulary_losses
@@ -142,10 +142,3 @@ class PretrainingModel(nn.Module):
             None if self.language_model is None else self.language_model(hidden_BLD),
             None if self.sentence_order is None else self.sentence_order(hidden_BLD[:, 0]),
         )
-
-
-def new_pretraining_model(config: EncoderConfig, seed: int, **heads: bool) -> PretrainingModel:
-    """Build a model with Megatron-LM's initialization, a function of the seed."""
-    model = PretrainingModel(config, **heads)
-    initialize(model, torch.Generator().manual_seed(seed), num_layers=config.num_layers)
-    return model

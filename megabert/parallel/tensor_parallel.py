@@ -9,6 +9,7 @@ V vocabulary, P processes.
 Sources: Shoeybi et al. 2019 (arXiv:1909.08053), section 3; Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .process_group import World
 
 # Functional collectives: operators that autograd, the compiler and CUDA graphs support.
 _collectives = torch.ops._c10d_functional
+ExchangeMap = Callable[[Tensor, Any], Tensor]
 
 
 class SequenceShards:
@@ -83,91 +85,51 @@ def _weight_gradients(ctx: Any, gradient_TO: Tensor, hidden_TD: Tensor) -> tuple
     return gradient_TO.T @ hidden_TD if needs_weight else None, gradient_TO.sum(0) if needs_bias else None
 
 
-class _AllReduce(torch.autograd.Function):
+class _Exchange(torch.autograd.Function):
+    """Exchange hidden states over an axis, a group or `SequenceShards`; the gradient takes another exchange."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, axis: Any, exchange: ExchangeMap, transposed: ExchangeMap) -> Tensor:
+        ctx.axis, ctx.transposed = axis, transposed
+        return exchange(hidden, axis)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.transposed(gradient, ctx.axis), None, None, None
+
+
+def _sum_partial(hidden: Tensor, group: str) -> Tensor:
     """Megatron-LM's g: all-reduce the partial outputs of a row-parallel layer; the gradient is replicated."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
-        return _all_reduce(hidden, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    return _Exchange.apply(hidden, group, _all_reduce, _same)
 
 
-class _Replicate(torch.autograd.Function):
+def _replicate(hidden: Tensor, group: str) -> Tensor:
     """Megatron-LM's f: the identity, whose gradient is all-reduced."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, group: str) -> Tensor:
-        ctx.group = group
-        return hidden.view_as(hidden)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(gradient, ctx.group), None
+    return _Exchange.apply(hidden, group, _same, _all_reduce)
 
 
-class _ReduceScatterTokens(torch.autograd.Function):
+def _scatter_partial(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
     """Reduce-scatter the partial outputs of a row-parallel layer to sharded tokens; all-gather the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-        ctx.tokens = tokens
-        return _reduce_scatter_tokens(hidden_TD, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
-        return _all_gather_tokens(gradient_SD, ctx.tokens), None
+    return _Exchange.apply(hidden_TD, tokens, _reduce_scatter_tokens, _all_gather_tokens)
 
 
-class _ShardTokens(torch.autograd.Function):
-    """From replicated to sharded tokens, behind the embeddings; all-gather the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-        ctx.tokens = tokens
-        return _local_tokens(hidden_TD, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
-        return _all_gather_tokens(gradient_SD, ctx.tokens), None
-
-
-class _GatherTokens(torch.autograd.Function):
-    """From sharded to replicated tokens, before the head, whose gradient is the same in all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
-        ctx.tokens = tokens
-        return _all_gather_tokens(hidden_SD, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
-        return _local_tokens(gradient_TD, ctx.tokens), None
-
-
-class _GatherLowRank(torch.autograd.Function):
-    """From sharded to all tokens, which each process maps to other outputs; reduce-scatter the partial gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, low_SR: Tensor, tokens: SequenceShards) -> Tensor:
-        ctx.tokens = tokens
-        return _all_gather_tokens(low_SR, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_TR: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scatter_tokens(gradient_TR, ctx.tokens), None
+def _gather_low_rank(low_SR: Tensor, tokens: SequenceShards) -> Tensor:
+    """Gather all tokens, which each process maps to other outputs; reduce-scatter the partial gradients."""
+    return _Exchange.apply(low_SR, tokens, _all_gather_tokens, _reduce_scatter_tokens)
 
 
 def shard_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    """Take this process' shard of replicated tokens: [S, D]."""
-    return _ShardTokens.apply(hidden_TD, tokens)
+    """Take this process' shard of replicated tokens, behind the embeddings: [S, D]; all-gather the gradient."""
+    return _Exchange.apply(hidden_TD, tokens, _local_tokens, _all_gather_tokens)
 
 
 def gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
-    """Gather the tokens of all processes: [T, D]."""
-    return _GatherTokens.apply(hidden_SD, tokens)
+    """Gather the tokens of all processes, before the head, whose gradient is the same in all: [T, D]."""
+    return _Exchange.apply(hidden_SD, tokens, _all_gather_tokens, _local_tokens)
+
+
+def _same(hidden: Tensor, group: str) -> Tensor:
+    return hidden.view_as(hidden)
 
 
 def _all_reduce(tensor: Tensor, group: str) -> Tensor:
@@ -219,8 +181,8 @@ class _ParallelLinear(nn.Module):
         self,
         base: Tensor,
         hidden: Tensor,
-        exchange: type[torch.autograd.Function],
-        exchange_tokens: type[torch.autograd.Function],
+        exchange: ExchangeMap,
+        exchange_tokens: ExchangeMap,
     ) -> Tensor:
         """Add an adapter's output, if there is one.
 
@@ -229,7 +191,7 @@ class _ParallelLinear(nn.Module):
         if self.config is None:
             return base
         low = F.linear(self.dropout(hidden), self.lora_a)
-        low = exchange.apply(low, self._group) if self._tokens is None else exchange_tokens.apply(low, self._tokens)
+        low = exchange(low, self._group) if self._tokens is None else exchange_tokens(low, self._tokens)
         return base + self.config.scaling * F.linear(low, self.lora_b)
 
 
@@ -242,7 +204,7 @@ class ColumnParallelLinear(_ParallelLinear):
             outputs = _ColumnLinear.apply(hidden, self.weight, self.bias, self._group)
         else:
             outputs = _GatherColumnLinear.apply(hidden, self.weight, self.bias, self._tokens)
-        return self._adapted(outputs, hidden, _Replicate, _GatherLowRank)
+        return self._adapted(outputs, hidden, _replicate, _gather_low_rank)
 
 
 class RowParallelLinear(_ParallelLinear):
@@ -252,11 +214,11 @@ class RowParallelLinear(_ParallelLinear):
         """Map this process' inputs to replicated [T, D] or sharded [S, D] tokens."""
         partial = F.linear(hidden_TK, self.weight)
         if self._tokens is None:
-            reduced = _AllReduce.apply(partial, self._group)
+            reduced = _sum_partial(partial, self._group)
         else:
-            reduced = _ReduceScatterTokens.apply(partial, self._tokens)
+            reduced = _scatter_partial(partial, self._tokens)
         reduced = reduced if self.bias is None else reduced + self.bias
-        return self._adapted(reduced, hidden_TK, _AllReduce, _ReduceScatterTokens)
+        return self._adapted(reduced, hidden_TK, _sum_partial, _scatter_partial)
 
 
 class VocabularyParallelEmbedding(nn.Module):
@@ -272,7 +234,7 @@ class VocabularyParallelEmbedding(nn.Module):
         rows, is_local = local_targets(ids - self._start, len(self.weight))
         # Rows of other processes are zeros; a process without rows contributes zeros, too.
         vectors = F.embedding(rows, self.weight) if len(self.weight) else self._zeros(ids)
-        return _AllReduce.apply(vectors * is_local[..., None], self._group)
+        return _sum_partial(vectors * is_local[..., None], self._group)
 
     def _zeros(self, ids: Tensor) -> Tensor:
         return self.weight.new_zeros(*ids.shape, self.weight.shape[1]) + self.weight.sum()

@@ -157,25 +157,3 @@ class Implementation:
 
 
 MEGABERT = Implementation()
-
-# Megatron-LM as of its paper (Shoeybi et al. 2019): attention as separate kernels, 16-bit gradients whose all-reduce
-# PyTorch's DistributedDataParallel overlaps with the backward pass. Fitted: score_bytes to its one-GPU rate of 39
-# TFLOP/s, norm_bytes to its weak scaling on 8 GPUs, 77 %; they stand for all sharded and replicated element-wise work.
-MEGATRON_2019 = replace(
-    MEGABERT,
-    attention_efficiency=0.5,
-    norm_bytes=250.0,
-    fused_norm_bytes=0.0,
-    norm_forward_bytes=90.0,
-    gelu_bytes=60.0,
-    score_bytes=60.0,
-    score_forward_bytes=26.0,
-    adam_bytes=60.0,
-    host_seconds=0.0,
-    uncaptured_idle_seconds=0.0,
-    gradient_width=2,
-    overlap=0.7,
-    tensor_overlap=0.0,
-    exposed_matmul_traffic=0.45,
-    logit_bytes=60.0,
-)

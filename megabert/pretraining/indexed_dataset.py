@@ -204,11 +204,6 @@ class IndexedDatasetBuilder:
         self._documents.append(self._num_sequences + np.cumsum(sequences, dtype=np.int64))
         self._num_sequences += len(lengths)
 
-    def add_document(self, sequences: Sequence[NDArray[Any]]) -> None:
-        """Add one document."""
-        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
-        self.add(np.concatenate(sequences), lengths, np.array([len(sequences)]))
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

@@ -119,9 +119,7 @@ class Bm25:
         return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
 
 
-def fuse(
-    rankings: Sequence[Sequence[str]], *, constant: float = 60.0, weights: Sequence[float] | None = None
-) -> list[tuple[str, float]]:
+def fuse(rankings: Sequence[Sequence[str]], *, weights: Sequence[float] | None = None) -> list[tuple[str, float]]:
     """Fuse rankings by reciprocal ranks, each with a weight, 1 by default: (id, score), best first, equal ones by id.
 
     Source: Cormack, Clarke and Büttcher 2009, doi:10.1145/1571941.1572114.
@@ -129,5 +127,5 @@ def fuse(
     scores: dict[str, float] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
         for rank, name in enumerate(ranking, 1):
-            scores[name] = scores.get(name, 0.0) + weight / (constant + rank)
+            scores[name] = scores.get(name, 0.0) + weight / (60.0 + rank)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))

@@ -16,6 +16,7 @@ from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Sett
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, ExamplesWarning, InputError
 from ..formats.bioasq import KINDS, Question, exact_answers, question_rows, read_bioasq, to_submission
+from ..formats.choices import check_question_ids
 from ..formats.json_lines import read_json_lines
 from ..formats.rows import Row
 from ..formats.squad import read_squad
@@ -27,7 +28,7 @@ from .answer_spans import WindowedContext, best_spans, context_windows, rank_ans
 from .bioasq_answers import answer_places, distinct_answers, named_number, without_crossings
 from .head_settings import head_options
 from .question_settings import QuestionSettings, SpanHeadSettings
-from .task import Logits, Task, require_texts
+from .task import Logits, Task, by_example, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,10 +138,7 @@ class BioASQ(Task[Question, Prediction]):
     def read_data(self, data: DataSettings) -> Sequence[Question]:
         """Read the questions of a set of data; their ids are unique across its files."""
         questions = super().read_data(data)
-        seen: dict[str, str] = {}
-        for item in questions:
-            if seen.setdefault(item.id, item.location) != item.location:
-                raise InputError(f"{item.location}: the id is that of {seen[item.id]}, too. Leave one of them out.")
+        check_question_ids(questions)
         return questions
 
     def example(self, **fields: Any) -> Question:
@@ -222,9 +220,7 @@ class BioASQ(Task[Question, Prediction]):
 
     def decode(self, examples: Sequence[Question], features: Sequence[Features], logits: Logits) -> list[Prediction]:
         """Decide yes or no, or choose the best spans over all windows."""
-        windows: list[list[tuple[Features, NDArray[np.float32]]]] = [[] for _ in examples]
-        for feature, logits_T4 in zip(features, logits, strict=True):
-            windows[feature.notes.example].append((feature, logits_T4))
+        windows = by_example(len(examples), features, list(zip(features, logits, strict=True)))
         return list(map(self._predict, examples, windows))
 
     def _predict(self, example: Question, windows: Sequence[tuple[Features, NDArray[np.float32]]]) -> Prediction:

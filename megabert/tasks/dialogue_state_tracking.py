@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +43,7 @@ from .dialogue_questions import (
 from .dialogue_scores import NEW, ONLY_SCHEMA, TRAINED, dialogue_scores, require_states, score_dialogue_files
 from .dialogue_settings import DialogueStateSettings, is_of_part
 from .dialogue_tracker import Relations, learn_relations, track
-from .task import Logits, Task
+from .task import Logits, Task, parse_json_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,7 +283,4 @@ def _parsed(name: str, value: Any) -> Any:
         return value
     if name == "services" and not value.lstrip().startswith("["):
         return value.split(",")
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise InputError(f"{name}={value!r:.60} is no list in JSON.") from None
+    return parse_json_field(name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,8 @@ from ..formats.text_lines import read_lines
 from ..metrics.linking import RankedMention, accuracy_scores
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
-from .task import Logits, Task, require_text
+from .retrieval_data import EmbeddingTask, Prediction, text_number
+from .task import require_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,16 +122,7 @@ class Example:
     """Whether it is a name of the dictionary in which others are looked up."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The embedding of a name."""
-
-    id: str
-    text: str
-    embedding: NDArray[np.float32]
-
-
-class EntityLinking(Task[Example, Prediction]):
+class EntityLinking(EmbeddingTask[Example]):
     r"""Train embeddings of names, in which the names of one concept are near each other (SapBERT).
 
         megabert train entity_linking model.train_ds.file=diseases.obo model.validation_ds.file=names.txt \
@@ -155,9 +146,6 @@ class EntityLinking(Task[Example, Prediction]):
 
     settings_type: ClassVar[type[Settings]] = EntityLinkingSettings
     main_score = "acc@1"
-    groups_sequences = True
-    contrasts_sequences = True
-    is_embedding = True
     input_fields: ClassVar[Mapping[str, type]] = {"text": str}
 
     def file_groups(self, data: DataSettings) -> list[list[str]]:
@@ -259,7 +247,7 @@ class EntityLinking(Task[Example, Prediction]):
             if with_targets:
                 if not example.identifiers:
                     raise InputError(f"{example.text!r} has no identifier. Give each name one.")
-                concept = _number(example.identifiers[0])
+                concept = text_number(example.identifiers[0])
                 targets = {"concept": concept if example.synonym is None else np.array([concept, concept])}
             parts = () if example.synonym is None else tuple(len(row) for row in rows)
             num_cut = max(len(ids) + 2 - len(rows[0]), 0)
@@ -293,10 +281,6 @@ class EntityLinking(Task[Example, Prediction]):
             margin=settings.margin,
         ).sum()
 
-    def decode(self, examples: Sequence[Example], features: Sequence[Features], logits: Logits) -> list[Prediction]:
-        """Return the embeddings."""
-        return [Prediction(item.id, item.text, vector) for item, vector in zip(examples, logits, strict=True)]
-
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Rank the names of the dictionary for each name, or without one the other names of the data."""
         places = [number for number, item in enumerate(examples) if item.is_candidate]
@@ -321,10 +305,6 @@ class EntityLinking(Task[Example, Prediction]):
         scores = accuracy_scores(ranked, RANKS)
         return {name: value for name, value in scores.items() if not name.startswith(("all_", "mentions"))}
 
-    def to_json(self, prediction: Prediction) -> dict[str, Any]:
-        """Return the name and its embedding."""
-        return {"id": prediction.id, "text": prediction.text, "embedding": prediction.embedding.tolist()}
-
     def gold(self, example: Example) -> dict[str, Any]:
         """Return the identifiers."""
         return {"identifiers": list(example.identifiers)} if example.identifiers else {}
@@ -343,8 +323,3 @@ def _read_pairs(path: Path, options: DictionaryOptions) -> list[tuple[str, str, 
             return None
         pairs.append((options.curie(cells[0], f"{path}:{number}"), cells[1], cells[2]))
     return pairs
-
-
-def _number(identifier: str) -> int:
-    """Return a number of 62 bits for an identifier; the same in all processes."""
-    return int.from_bytes(hashlib.blake2b(identifier.encode(), digest_size=8).digest(), "little") >> 2

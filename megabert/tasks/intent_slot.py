@@ -30,7 +30,6 @@ from ..formats.tag_schemes import TagScheme, add_prefixes, find_scheme, to_iob2
 from ..formats.utterances import Utterance, read_utterances, utterance_files
 from ..metrics import classification, tagging
 from ..model.config import EncoderConfig
-from ..tokenizers.words import joined_words
 from .head_settings import IntentHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, class_probabilities, device_constant, multi_hot, require_labels
@@ -154,6 +153,7 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
     settings_type = IntentSlotSettings
     main_score = "exact_match"
     state_names = ("labels", "weights", "intents", "intent_weights", "mean_words", "cuts")
+    example_type = Example
 
     def __init__(self, settings: IntentSlotSettings) -> None:
         self.model = settings.model
@@ -186,14 +186,6 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a folder with seq.in, NeMo's PREFIX.tsv, JSON lines, or raw text, an utterance a line."""
         return self.read_files(utterance_files(path))
-
-    def unlabelled(self, text: str, name: str, location: str) -> Example:
-        """Split raw text into words."""
-        return Example(name, text, self.split(text), location)
-
-    def tokenized(self, words: Sequence[str], name: str, location: str) -> Example:
-        """Join words by blanks."""
-        return Example(name, " ".join(words), joined_words(words), location)
 
     def _example(self, utterance: Utterance, scheme: TagScheme | None, number: int) -> Example:
         name, location = utterance.id or str(number), utterance.location

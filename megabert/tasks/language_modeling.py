@@ -37,7 +37,7 @@ from ..pretraining.indexed_dataset import IndexedDataset, files_of
 from ..pretraining.sample_mapping import split_documents
 from ..tokenizers.wordpiece import Tokenizer
 from .corpus_data import Corpora, DocumentRange, EvenlySpaced, Example
-from .task import Logits, Task, require_text
+from .task import Logits, Task, by_example, require_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -265,9 +265,7 @@ class PretrainingTask(Task[Example, Prediction]):
         if isinstance(examples, Corpora):
             return [_measure(str(number), [columns], 0) for number, columns in enumerate(logits)]
         notes = [item.notes for item in features]
-        indices: list[list[int]] = [[] for _ in examples]
-        for index, note in enumerate(notes):
-            indices[note.example if isinstance(note, MaskPositions) else note].append(index)
+        indices = by_example(len(examples), features, range(len(features)))
         pairs = zip(examples, indices, strict=True)
         if not any(isinstance(note, MaskPositions) for note in notes):
             return [

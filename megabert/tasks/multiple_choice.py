@@ -22,7 +22,7 @@ from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .head_settings import OutputHeadSettings, head_options
 from .labels import class_probabilities
-from .task import Logits, Task, require_texts
+from .task import Logits, Task, parse_json_field, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,7 +138,7 @@ class MultipleChoice(Task[Example, Prediction]):
         names = ("question", "passage") if fields.get("passage") else ("question",)
         require_texts(fields, *names, optional=("passage",))
         if isinstance(choices, str):
-            choices = _parse_choices(choices)
+            choices = parse_json_field("choices", choices)
         values = {"question": fields["question"], "passage": fields.get("passage") or "", "choices": choices}
         return replace(example_of(Row(values, "the question"), 1), id=str(fields.get("id", "question")))
 
@@ -295,15 +295,6 @@ def fill_in(question: str, option: str) -> str:
 
 def _letter(label: int) -> str:
     return chr(ord("A") + label) if label < 26 else str(label)
-
-
-def _parse_choices(text: str) -> Any:
-    import json
-
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f'the choices {text!r:.60} are no list in JSON, such as ["yes", "no"].') from None
 
 
 def _require_label(example: Example) -> int:

@@ -46,7 +46,7 @@ from .answer_spans import (
 from .head_settings import head_options
 from .prediction_rows import read_answers
 from .question_settings import QuestionSettings, SpanHeadSettings
-from .task import Logits, Task, require_texts
+from .task import Logits, Task, by_example, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,9 +208,7 @@ class QuestionAnswering(Task[Example, Prediction]):
         self, examples: Sequence[Example], own: Sequence[Features], logits: Logits, student: Sequence[Features]
     ) -> list[NDArray[np.float32]]:
         """Return the logits of the same tokens, or by characters those of the window that shows most of the same."""
-        windows: list[list[int]] = [[] for _ in examples]
-        for number, item in enumerate(own):
-            windows[item.notes.example].append(number)
+        windows = by_example(len(examples), own, range(len(own)))
         aligned = []
         for item in student:
             numbers = windows[item.notes.example]

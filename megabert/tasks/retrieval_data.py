@@ -1,4 +1,7 @@
-"""Data of the tasks of retrieval: settings, training examples with negatives, judged queries with their passages."""
+"""Data of the tasks of retrieval: settings, training examples with negatives, judged queries with their passages.
+
+Also what tasks share whose predictions are embeddings.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..config.schema import DataSettings, TrainDataSettings
+from ..data.packing import Features
 from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names
 from ..formats.json_lines import is_json_lines, read_json_lines
@@ -16,6 +23,7 @@ from ..formats.passages import iterate_texts, read_candidates, read_texts
 from ..formats.relevance import check_documents, read_qrels, read_run
 from ..formats.rows import Row
 from ..metrics.retrieval import average, mrr_at_10, ranked, score_run
+from .task import ExampleType, Logits, Task
 
 FILES = ("passages", "queries", "query_to_passages", "qrels", "run")
 
@@ -64,6 +72,31 @@ class RetrievalExample:
     """Judgements of the passages by id, where the query is scored."""
     text: str = ""
     given: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The embedding of a text."""
+
+    id: str
+    text: str
+    embedding: NDArray[np.float32]
+
+
+class EmbeddingTask(Task[ExampleType, Prediction]):
+    """A task whose logits are the embeddings of texts, which its loss compares."""
+
+    groups_sequences = True
+    contrasts_sequences = True
+    is_embedding = True
+
+    def decode(self, examples: Sequence[Any], features: Sequence[Features], logits: Logits) -> list[Prediction]:
+        """Return the embeddings."""
+        return [Prediction(item.id, item.text, vector) for item, vector in zip(examples, logits, strict=True)]
+
+    def to_json(self, prediction: Prediction) -> dict[str, Any]:
+        """Return the text and its embedding."""
+        return {"id": prediction.id, "text": prediction.text, "embedding": prediction.embedding.tolist()}
 
 
 def data_files(data: RetrievalData) -> list[str]:

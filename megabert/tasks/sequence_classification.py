@@ -38,7 +38,7 @@ from ..tokenizers.wordpiece import Tokenizer
 from .head_settings import head_options
 from .labels import LabelKind, LabelledTask, class_probabilities, label_indices, multi_hot, require_labels
 from .prediction_rows import read_labels
-from .task import Logits, require_texts
+from .task import Logits, by_example, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -334,11 +334,3 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def read_predictions(cls, path: Path) -> list[Row]:
         """Read JSON lines as `megabert predict` writes them, a label a line, or PubMedQA's answers."""
         return read_labels(path)
-
-
-def by_example(num_examples: int, features: Sequence[Features], outputs: Sequence[Any]) -> list[list[Any]]:
-    """List the outputs of each example's windows; a feature's notes are the index of its example."""
-    windows: list[Any] = [[] for _ in range(num_examples)]
-    for feature, output in zip(features, outputs, strict=True):
-        windows[feature.notes].append(output)
-    return windows

@@ -7,6 +7,7 @@ Importing a task needs no torch: only `head` and `loss` use it.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -320,6 +321,22 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
         more = f" (also possible: {', '.join(optional)})." if optional else ""
         raise InputError(f"{'; '.join(problems)}. Give {wanted}{more}")
     return [str(fields[name]) for name in names]
+
+
+def by_example(num_examples: int, features: Sequence[Features], outputs: Sequence[Any]) -> list[list[Any]]:
+    """List the outputs of each example's windows; a feature's notes are its example's index, or have it."""
+    windows: list[Any] = [[] for _ in range(num_examples)]
+    for feature, output in zip(features, outputs, strict=True):
+        windows[getattr(feature.notes, "example", feature.notes)].append(output)
+    return windows
+
+
+def parse_json_field(name: str, text: str) -> Any:
+    """Parse a field that is given as a list in JSON, as on a command line; raises InputError if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f'{name}={text!r:.60} is no list in JSON, such as ["yes", "no"].') from None
 
 
 def _problem_of_text(name: str, value: Any) -> str | None:

@@ -17,6 +17,8 @@ from ..formats.rows import Row
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .retrieval_data import (
+    EmbeddingTask,
+    Prediction,
     RetrievalData,
     RetrievalExample,
     RetrievalTrainData,
@@ -28,7 +30,7 @@ from .retrieval_data import (
     read_training,
     text_number,
 )
-from .task import Logits, Task, require_texts
+from .task import Logits, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,16 +93,7 @@ class TextEmbeddingSettings(Settings):
     model: TextEmbeddingModel = field(default_factory=TextEmbeddingModel)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The embedding of a text."""
-
-    id: str
-    text: str
-    embedding: NDArray[np.float32]
-
-
-class TextEmbedding(Task[RetrievalExample, Prediction]):
+class TextEmbedding(EmbeddingTask[RetrievalExample]):
     r"""Train embeddings of texts, in which a query is near the passages that answer it (a bi-encoder, DPR).
 
         megabert train text_embedding model.train_ds.passages=collection.tsv model.train_ds.queries=queries.tsv \
@@ -126,9 +119,6 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
 
     settings_type: ClassVar[type[Settings]] = TextEmbeddingSettings
     main_score = "ndcg@10"
-    groups_sequences = True
-    contrasts_sequences = True
-    is_embedding = True
     can_distil = True
     input_fields: ClassVar[Mapping[str, type]] = {"text": str, "role": str}
 
@@ -282,12 +272,6 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
         is_row_N = (passages_N == -1) | (passages_N == NO_TARGET)
         return similarity_divergences(logits, teacher, is_row_N, scale=self.scale, temperature=temperature)
 
-    def decode(
-        self, examples: Sequence[RetrievalExample], features: Sequence[Features], logits: Logits
-    ) -> list[Prediction]:
-        """Return the embeddings."""
-        return [Prediction(item.id, item.text, vector) for item, vector in zip(examples, logits, strict=True)]
-
     def score(self, examples: Sequence[RetrievalExample], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Rank the passages for each judged query."""
         queries = [number for number, item in enumerate(examples) if item.grades is not None]
@@ -306,10 +290,6 @@ class TextEmbedding(Task[RetrievalExample, Prediction]):
                 chosen = {names[place]: float(row[place]) for place in best}
                 run[examples[number].id] = {n: v for n, v in chosen.items() if not allowed or n in allowed}
         return ranking_scores({examples[number].id: examples[number].grades or {} for number in queries}, run)
-
-    def to_json(self, prediction: Prediction) -> dict[str, Any]:
-        """Return the text and its embedding."""
-        return {"id": prediction.id, "text": prediction.text, "embedding": prediction.embedding.tolist()}
 
     def from_json(self, example: RetrievalExample, row: Row) -> Prediction:
         """Read an embedding."""

@@ -31,8 +31,7 @@ from .retrieval_data import (
     read_pairs,
     read_training,
 )
-from .sequence_classification import by_example
-from .task import Logits, Task, require_texts
+from .task import Logits, Task, by_example, require_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -251,9 +250,7 @@ class TextRanking(Task[RetrievalExample, Prediction]):
         self, examples: Sequence[RetrievalExample], features: Sequence[Features], logits: Logits
     ) -> list[Prediction]:
         """Collect the scores of each query's passages."""
-        scores: list[list[float]] = [[] for _ in examples]
-        for feature, logit in zip(features, logits, strict=True):
-            scores[feature.notes].append(float(logit[0]))
+        scores = by_example(len(examples), features, [float(logit[0]) for logit in logits])
         pairs = zip(examples, scores, strict=True)
         return [Prediction(item.id, item.query, dict(zip(item.passage_ids, own, strict=True))) for item, own in pairs]
 

@@ -24,7 +24,6 @@ from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
-from ..tokenizers.words import joined_words
 from .document_data import EntityTypeSettings, read_tagged_sentences
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
@@ -144,6 +143,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     main_score = "f1"
     can_distil = True
     state_names = ("labels", "weights", "cuts")
+    example_type = Example
 
     def __init__(self, settings: TokenClassificationSettings) -> None:
         self.dataset = settings.model.dataset
@@ -179,10 +179,6 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             return self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
         return self.unlabelled_row(row, number)
 
-    def unlabelled(self, text: str, name: str, location: str) -> Example:
-        """Split raw text into words."""
-        return Example(name, text, self.split(text), location)
-
     def examples_of_texts(self, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[Example], Sequence[Features]]:
         """Split texts into words and tokens at once."""
         for text in texts:
@@ -190,10 +186,6 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         words, features = self.split_texts(texts, tokenizer)
         named = zip(texts, words, strict=True)
         return [Example("text", text, own, "the text") for text, own in named], features
-
-    def tokenized(self, words: Sequence[str], name: str, location: str) -> Example:
-        """Join words by blanks."""
-        return Example(name, " ".join(words), joined_words(words), location)
 
     def labelled(self, sentences: Sequence[Sentence]) -> Sequence[Example]:
         """Make examples from sentences; tags of entities are converted to IOB2."""

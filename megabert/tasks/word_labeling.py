@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from ..formats.tag_schemes import find_scheme, standard_tags
 from ..formats.text_lines import blank_split
 from ..tokenizers.text_runs import KnownRuns, WordBounds
 from ..tokenizers.wordpiece import Tokenizer
-from ..tokenizers.words import WordCuts, learn_cuts, split_words
+from ..tokenizers.words import WordCuts, joined_words, learn_cuts, split_words
 from .label_report import label_warnings
 from .labels import LabelKind, LabelledTask, device_constant, label_indices, require_labels
 from .task import ExampleType, Logits, PredictionType, require_text
@@ -92,6 +91,8 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     """
 
     input_fields: ClassVar[Mapping[str, type]] = {"text": str, "tokens": list}
+    example_type: ClassVar[Any]
+    """The class of its examples."""
 
     def __init__(
         self,
@@ -133,13 +134,13 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         """Make examples from sentences with the labels of their words."""
         raise NotImplementedError
 
-    @abstractmethod
     def unlabelled(self, text: str, name: str, location: str) -> ExampleType:
-        """Make an example from raw text."""
+        """Make an example from raw text, split into words."""
+        return self.example_type(name, text, self.split(text), location)
 
-    @abstractmethod
     def tokenized(self, words: Sequence[str], name: str, location: str) -> ExampleType:
-        """Make an example from words."""
+        """Make an example from words, joined by blanks."""
+        return self.example_type(name, " ".join(words), joined_words(words), location)
 
     def split(self, text: str) -> tuple[tuple[int, int], ...]:
         """Cut raw text into words: as the training data are cut, or at model.dataset.split_at."""
@@ -327,12 +328,12 @@ def has_words(row: Row) -> bool:
     return "tokens" in row.values or "words" in row.values or "text" not in row.values
 
 
-def standard_rows(rows: Sequence[Row], outside: str = "O") -> list[Row]:
+def standard_rows(rows: Sequence[Row]) -> list[Row]:
     """Convert the tags of predictions to IOBES, whatever scheme they have."""
     tags = [row.strings("tags") for row in rows]
-    scheme = find_scheme((tag for item in tags for tag in item), outside)
+    scheme = find_scheme((tag for item in tags for tag in item), "O")
     return [
-        Row(row.values | {"tags": list(standard_tags(item, scheme, outside, row.location))}, row.location)
+        Row(row.values | {"tags": list(standard_tags(item, scheme, "O", row.location))}, row.location)
         for row, item in zip(rows, tags, strict=True)
     ]
 

@@ -14,9 +14,9 @@ from ..errors import ConfigError, InputError
 from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
 from .labels import require_labels
-from .sequence_classification import Example, Prediction, SequenceClassificationTask, by_example
+from .sequence_classification import Example, Prediction, SequenceClassificationTask
 from .sequence_settings import SequenceClassifierModel, SequenceSettings
-from .task import Logits
+from .task import Logits, by_example
 
 
 @dataclass

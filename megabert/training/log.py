@@ -92,7 +92,25 @@ class _RunningMean:
         return self._sum / self._weight
 
 
-class RunLog:
+class TrainingLog:
+    """Log of a training that writes nothing: that of ranks other than 0."""
+
+    def step(self, step: int, *, loss: float, lr: float, tokens: int, grad_norm: float, epoch: float) -> None:
+        """Show a completed step. `tokens` excludes padding; `epoch` is fractional, for example 1.25."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append metrics of the training or of a validation."""
+
+    @contextmanager
+    def validation(self) -> Iterator[Callable[[int, int], None]]:
+        """Show a validation; yields a callback for the number of batches done and their total."""
+        yield lambda done, total: None
+
+    def message(self, message: str) -> None:
+        """Print a message, above the bar where there is one."""
+
+
+class RunLog(TrainingLog):
     """Log of a run to the terminal, metrics.jsonl and TensorBoard. A context manager, for rank 0."""
 
     def __init__(
@@ -237,10 +255,10 @@ def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[RunLog]":
+def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[TrainingLog]":
     """Open the log of a training and write run.json; on ranks other than 0 yield a log that writes nothing."""
     if not setup.world.is_rank_zero:
-        yield SilentLog()
+        yield TrainingLog()
         return
     settings, total_steps = setup.settings, setup.intervals.total_steps
     with RunLog(
@@ -252,30 +270,3 @@ def open_log(setup: "TrainingSetup", first_step: int) -> "Iterator[RunLog]":
     ) as log:
         _write_run_json(setup.folder, setup.documents["run"], settings, total_steps, _describe_data(setup.task))
         yield log
-
-
-class SilentLog(RunLog):
-    """Log of the ranks other than 0: writes nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def step(self, step: int, *, loss: float, lr: float, tokens: int, grad_norm: float, epoch: float) -> None:
-        """Write nothing."""
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write nothing."""
-
-    @contextmanager
-    def validation(self) -> Iterator[Callable[[int, int], None]]:
-        """Write nothing."""
-        yield lambda done, total: None
-
-    def message(self, message: str) -> None:
-        """Write nothing."""

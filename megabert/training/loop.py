@@ -18,7 +18,7 @@ from ..errors import InputError, Interrupted
 from ..inference import Evaluation, EvaluationStopped
 from ..kernels.cuda_graph import side_stream
 from ..parallel.signals import stop_signals
-from .log import RunLog, open_log
+from .log import TrainingLog, open_log
 from .lr_schedules import learning_rate
 from .monitor import is_at_end, record_validation, stops_early
 from .new_stepper import make_stepper
@@ -105,7 +105,7 @@ class _Done:
     num_tokens: int
 
 
-def _log_steps(setup: TrainingSetup, log: RunLog, pending: list[_Done]) -> None:
+def _log_steps(setup: TrainingSetup, log: TrainingLog, pending: list[_Done]) -> None:
     """Copy loss and norm of pending steps to the host, log them, and stop if one is not finite."""
     fetched = torch.stack([done.loss_norm_2 for done in pending]).tolist()
     every, total = setup.settings.trainer.log_every_n_steps, setup.intervals.total_steps
@@ -145,7 +145,7 @@ def _advice(setup: TrainingSetup, loss: float, step: int) -> str:
 
 
 def _validate(
-    setup: TrainingSetup, progress: Progress, log: RunLog, should_stop: Callable[[], bool]
+    setup: TrainingSetup, progress: Progress, log: TrainingLog, should_stop: Callable[[], bool]
 ) -> tuple[Progress, Evaluation | None]:
     """Score the validation data and log its metrics. Raises EvaluationStopped when `should_stop` returns true."""
     data = setup.validation_data

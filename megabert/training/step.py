@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,19 +204,12 @@ class SyncFreeStepper(Stepper):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        settings: OptimizerSettings,
-        *,
-        precision: str,
-        clip: float,
-        seed: int,
-        accumulate: int,
-        sharding: Sharding | None = None,
+        self, model: nn.Module, loss: Loss, settings: OptimizerSettings, *, accumulate: int, **options: Any
     ) -> None:
+        """Take the options of Stepper, and how many micro-batches a step has."""
+        precision = options["precision"]
         assert supports_sync_free(settings.name, precision), f"{settings.name} in {precision} needs the host"
-        super().__init__(model, loss, settings, precision=precision, clip=clip, seed=seed, sharding=sharding)
+        super().__init__(model, loss, settings, **options)
         from ..kernels.adam import FusedAdam
 
         self._adam = FusedAdam(self.optimizer, self._copies)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import torch
 
 from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
 from megabert.model.config import EncoderConfig
+from megabert.model.encoder import initialize
 from megabert.model.pretraining_heads import PretrainingModel
 
 MEGATRON = EncoderConfig(
@@ -30,6 +31,13 @@ ARCHITECTURES = {
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(45))]
 VOCABULARY = "".join(f"{word}\n" for word in WORDS)
+
+
+def new_pretraining_model(config, seed, **heads):
+    """Build a network with Megatron-LM's initialization, a function of the seed."""
+    model = PretrainingModel(config, **heads)
+    initialize(model, torch.Generator().manual_seed(seed), num_layers=config.num_layers)
+    return model
 
 
 def network(name, dtype=torch.float32):

@@ -397,8 +397,8 @@ def test_memory_is_one_file_of_the_target_and_no_more(tmp_path, name, parts):
     from megabert.checkpoints.native.manifest_folder import Contents, write_manifest_folder
     from tests.checkpoints.networks import MEGATRON
 
-    # 12 layers of 512 in float32: 151 MB, of which no tensor has more than 4.2 MB.
-    config = replace(MEGATRON, num_layers=12, hidden_size=512, num_heads=8, ffn_size=2048, vocabulary_size=1024)
+    # 8 layers of 512 in float32: 104 MB, of which no tensor has more than 4.2 MB.
+    config = replace(MEGATRON, num_layers=8, hidden_size=512, num_heads=8, ffn_size=2048, vocabulary_size=1024)
     from megabert.checkpoints.files.lazy_tensor import in_memory, num_bytes
     from megabert.checkpoints.tensor_names import encoder_shapes
 

@@ -13,8 +13,7 @@ from megabert.checkpoints.mapping import QKV_LAYOUTS
 from megabert.checkpoints.open import open_checkpoint
 from megabert.diagnostics.qkv_check import check_qkv_layout
 from megabert.model.config import EncoderConfig
-from megabert.model.pretraining_heads import new_pretraining_model
-from tests.checkpoints.networks import VOCABULARY, write
+from tests.checkpoints.networks import VOCABULARY, new_pretraining_model, write
 from tests.checkpoints.test_convert import to
 from tests.checkpoints.test_genuine import NAMES
 

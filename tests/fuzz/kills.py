@@ -292,7 +292,7 @@ def make_scenarios(folder):
     shutil.rmtree(begun / "run" / "test")
     (begun / "run" / "test.json").unlink()
     run = folder / "sources" / "done" / "run"
-    best = run_checkpoints.find_checkpoint(run)
+    best, _ = run_checkpoints.open_best(run, groups=())
     documents = folder / "documents.pubtator"
     documents.write_text(
         "".join(f"{i}|t|Peter {words[i]}\n{i}|a|{' '.join(words[i : i + 20])}.\n\n" for i in range(40))
@@ -440,6 +440,7 @@ def replace_parts():
     import megabert.annotate.pipeline as pipeline
     import megabert.training.run as training_run
     from megabert import evaluation
+    from megabert.analysis import plots
     from megabert.config.parser import compose
     from megabert.parallel.heartbeat import Heartbeat
     from megabert.storage import atomic_write
@@ -460,8 +461,7 @@ def replace_parts():
     pipeline.multiprocessing = types.SimpleNamespace(get_context=lambda kind: ForkedWorkers())
     Heartbeat.__init__ = begin_and_print
     training_run.plot_curves = plot
-    for name in ("plot_confusion", "plot_calibration", "plot_lengths"):
-        setattr(evaluation, name, plot)
+    evaluation.plot_confusion = plots.plot_calibration = plots.plot_lengths = plot
 
 
 def measure(scenario, folder):

@@ -10,7 +10,7 @@ from megabert.model.attention import PackedSequences, attend
 from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead
-from megabert.model.pretraining_heads import new_pretraining_model
+from tests.checkpoints.networks import new_pretraining_model
 
 SMALL = EncoderConfig(
     vocabulary_size=50,

@@ -21,8 +21,9 @@ from megabert.model.config import (
 )
 from megabert.model.encoder import Encoder
 from megabert.model.heads import TaskModel
-from megabert.model.pretraining_heads import PretrainingHead, new_pretraining_model
+from megabert.model.pretraining_heads import PretrainingHead
 from megabert.model.question_head import QuestionHead
+from tests.checkpoints.networks import new_pretraining_model
 
 BERT = EncoderConfig(
     vocabulary_size=50, num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, max_positions=40,

@@ -12,10 +12,14 @@ from megabert.pretraining.indexed_dataset import IndexedDataset, IndexedDatasetB
 DOCUMENTS = [[[5, 6, 7], [8]], [[9, 65000]], [[1], [2], [3, 4]]]
 
 
+def add_document(writer, sequences):
+    writer.add(np.concatenate(sequences), np.array([len(item) for item in sequences]), np.array([len(sequences)]))
+
+
 def write(prefix, documents, dtype=np.uint16):
     with IndexedDatasetBuilder(prefix, dtype) as writer:
         for document in documents:
-            writer.add_document([np.array(sequence) for sequence in document])
+            add_document(writer, [np.array(sequence) for sequence in document])
 
 
 def read_byte_by_byte(prefix):
@@ -78,7 +82,7 @@ def test_parts_of_sequences(tmp_path):
 
 def test_an_error_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), IndexedDatasetBuilder(tmp_path / "x", np.uint16) as writer:
-        writer.add_document([np.array([1, 2])])
+        add_document(writer, [np.array([1, 2])])
         raise RuntimeError
     with pytest.raises(InputError, match="nothing to write"), IndexedDatasetBuilder(tmp_path / "x", np.uint16):
         pass

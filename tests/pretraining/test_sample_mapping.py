@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from megabert.pretraining.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megabert.pretraining.sample_mapping import build_sample_mapping, split_documents
 
+from .test_indexed_dataset import add_document
+
 
 def corpus(prefix, documents):
     """Write documents as lists of sentence lengths; tokens are numbered through."""
@@ -16,7 +18,7 @@ def corpus(prefix, documents):
             for length in document:
                 sequences.append(np.arange(number, number + length))
                 number += length
-            writer.add_document(sequences)
+            add_document(writer, sequences)
     return IndexedDataset(prefix)
 
 

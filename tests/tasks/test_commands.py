@@ -117,14 +117,14 @@ def test_a_missing_run_is_named(words, capsys):
     assert f"The run is missing. Give its folder first: megabert {words[0]} RUN {words[1]}" in capsys.readouterr().err
 
 
-def test_an_evaluation_writes_scores_predictions_report_and_confusion(runs, tmp_path, capsys):
+def test_an_evaluation_writes_scores_predictions_report_and_confusion(runs, tmp_path, capsys, whole_pictures):
     run, file = runs("token_classification")
     assert main(["evaluate", str(run), f"file={file}", f"output_dir={tmp_path}", "accelerator=cpu"]) == 0
     names = {"scores.json", "predictions.jsonl", "predictions.txt"}
     names |= {"report_tag.txt", "confusion_tag.tsv", "confusion_tag.png", "calibration.png", "lengths.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(capsys.readouterr().out)
-    assert (tmp_path / "confusion_tag.png").read_bytes().startswith(b"\x89PNG")
+    assert all(file.stat().st_size > 1000 for file in tmp_path.glob("*.png"))
     table = [row.split("\t") for row in (tmp_path / "confusion_tag.tsv").read_text().splitlines()]
     assert sum(int(count) for row in table[1:] for count in row[1:]) == 11
     assert {path.name for path in (run / "validation").iterdir()} == names

@@ -331,7 +331,7 @@ RUNS = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("lines", RUNS.values(), ids=RUNS)
-def test_the_curves_of_every_run_are_plotted(tmp_path, lines):
+def test_the_curves_of_every_run_are_plotted(tmp_path, lines, whole_pictures):
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))

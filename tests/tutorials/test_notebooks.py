@@ -19,7 +19,7 @@ from tests.conftest import _unpack
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
 sys.path.insert(0, str(TUTORIALS))
 
-from execute import NAMES, check_complete, execute, read_source  # noqa: E402
+from execute import NAMES, check_complete, execute, read_source, replace  # noqa: E402
 
 OWN_DATA = "biomegatron-bert-345m-uncased"
 
@@ -78,38 +78,55 @@ def stand_in(tmp_path_factory):
     return folder / "biomegatron"
 
 
+def execute_here(name: str, replacements: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Execute the code of a notebook in this process, which has imported torch; a kernel is not what is tested."""
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(TUTORIALS)
+    monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
+    code = [cell.source for cell in replace(read_source(name), replacements).cells if cell.cell_type == "code"]
+    assert code
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for source in code:
+        exec(source, namespace)
+
+
 def lines_of(source: Path, destination: Path, count: int) -> None:
     """Copy the first lines of a file."""
     with source.open(encoding="utf-8") as file:
         destination.write_text("".join(line for _, line in zip(range(count), file, strict=False)), encoding="utf-8")
 
 
-def test_named_entities_of_ncbi_disease_with_a_checkpoint_of_megatron(stand_in, tmp_path, tmp_path_factory):
+def test_named_entities_of_ncbi_disease_with_a_checkpoint_of_megatron(
+    stand_in, tmp_path, tmp_path_factory, monkeypatch
+):
     data = _unpack("ncbi_disease", tmp_path_factory.mktemp("data"))
     lines_of(data / "train.tsv", tmp_path / "train.tsv", 600)
     lines_of(data / "dev.tsv", tmp_path / "dev.tsv", 300)
-    execute(read_source(NAMES[0]), {"DATASET = None": f"DATASET = {str(tmp_path)!r}", OWN_DATA: str(stand_in)})
+    own = {"DATASET = None": f"DATASET = {str(tmp_path)!r}", OWN_DATA: str(stand_in)}
+    execute_here(NAMES[0], own, monkeypatch)
 
 
-def test_relations_of_chemprot_with_a_checkpoint_of_megatron(stand_in, tmp_path, tmp_path_factory):
+def test_relations_of_chemprot_with_a_checkpoint_of_megatron(stand_in, tmp_path, tmp_path_factory, monkeypatch):
     data = _unpack("chemprot_cpr", tmp_path_factory.mktemp("data"))
     lines_of(data / "train.tsv", tmp_path / "train.tsv", 65)
     lines_of(data / "dev.tsv", tmp_path / "dev.tsv", 33)
-    execute(read_source(NAMES[1]), {"DATASET = None": f"DATASET = {str(tmp_path)!r}", OWN_DATA: str(stand_in)})
+    own = {"DATASET = None": f"DATASET = {str(tmp_path)!r}", OWN_DATA: str(stand_in)}
+    execute_here(NAMES[1], own, monkeypatch)
 
 
-def test_questions_of_squad_with_a_checkpoint_of_megatron(squad_v1, stand_in, tmp_path):
+def test_questions_of_squad_with_a_checkpoint_of_megatron(squad_v1, stand_in, tmp_path, monkeypatch):
     for split in ("train", "dev"):
         document = json.loads((squad_v1 / f"{split}.json").read_text(encoding="utf-8"))
         document["data"] = [document["data"][0] | {"paragraphs": document["data"][0]["paragraphs"][:3]}]
         (tmp_path / f"{split}.json").write_text(json.dumps(document), encoding="utf-8")
-    execute(read_source(NAMES[2]), {"DATASET = None": f"DATASET = {str(tmp_path)!r}", OWN_DATA: str(stand_in)})
+    own = {"DATASET = None": f"DATASET = {str(tmp_path)!r}", OWN_DATA: str(stand_in)}
+    execute_here(NAMES[2], own, monkeypatch)
 
 
-def test_pretraining_on_text_with_a_checkpoint_of_megatron(stand_in, tmp_path):
+def test_pretraining_on_text_with_a_checkpoint_of_megatron(stand_in, tmp_path, monkeypatch):
     from planted import documents, write_documents
 
     write_documents(tmp_path / "text.txt", documents("train", 60))
-    execute(
-        read_source(NAMES[3]), {"CORPUS = None": f"CORPUS = {str(tmp_path / 'text.txt')!r}", OWN_DATA: str(stand_in)}
-    )
+    own = {"CORPUS = None": f"CORPUS = {str(tmp_path / 'text.txt')!r}", OWN_DATA: str(stand_in)}
+    execute_here(NAMES[3], own, monkeypatch)

@@ -191,15 +191,7 @@ def set_aside_after(run: Path, step: int, reason: str) -> list[Path]:
     return [set_aside(folder, reason) for folder in checkpoint_folders(run) if _step_of(folder) > step]
 
 
-def find_checkpoint(path: Path, mode: str | None = None) -> Path:
-    """Find the checkpoint that a path refers to: itself, or the best of a run folder.
-
-    `mode` None takes the run's own mode (whether its metric is to be maximized or minimized).
-    """
-    return _candidates(path, mode)[0]
-
-
-def _candidates(path: Path, mode: str | None = None) -> list[Path]:
+def _candidates(path: Path) -> list[Path]:
     """List the checkpoints that a path may refer to: itself, or those of a run folder, the best first."""
     if (path / MANIFEST).is_file():
         return [path]
@@ -211,12 +203,8 @@ def _candidates(path: Path, mode: str | None = None) -> list[Path]:
         found = f" There are runs in it: {', '.join(inner[:3])}." if inner else ""
         remedy = f"Give the folder that training wrote.{found}"
         raise CheckpointError(f"{path} holds no complete checkpoint of megabert. {remedy}")
-    if mode is None:
-        facts = first_sound(
-            (entry.path for entry in newest_first), lambda folder: open_manifest_folder(folder, groups=())
-        )
-        mode = facts.documents.get("run", {}).get("mode", "max")
-    ranked = _ranked(newest_first, mode)
+    facts = first_sound((entry.path for entry in newest_first), lambda folder: open_manifest_folder(folder, groups=()))
+    ranked = _ranked(newest_first, facts.documents.get("run", {}).get("mode", "max"))
     return [entry.path for entry in [*ranked, *(entry for entry in newest_first if entry not in ranked)]]
 
 

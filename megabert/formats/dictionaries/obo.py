@@ -9,7 +9,6 @@ from ...errors import InputError
 from ..documents.sources import text_lines
 from .concept import Concept, DictionaryOptions
 
-SCOPES = ("EXACT", "RELATED", "NARROW", "BROAD")
 _KEPT = ("EXACT", "RELATED", "")  # narrower and broader names are those of other concepts
 _SYNONYM = re.compile(r'"((?:[^"\\]|\\.)*)"\s*([A-Z]*)')
 _ESCAPE = re.compile(r"\\(.)")

@@ -71,7 +71,7 @@ def test_the_last_the_best_and_the_end(tmp_path):
     assert run_checkpoints.find_best(tmp_path, "max").step == 30  # the latest of equals
     assert run_checkpoints.find_best(tmp_path, "min").step == 10
     assert run_checkpoints.find_last(tmp_path).is_end
-    assert run_checkpoints.find_checkpoint(tmp_path).name == "step-00000030"
+    assert run_checkpoints.open_best(tmp_path, groups=())[0].name == "step-00000030"
 
 
 def test_pruning_keeps_the_best_and_the_last(tmp_path):
@@ -143,9 +143,9 @@ def test_a_manifest_of_another_kind_is_refused_even_with_a_right_sum(tmp_path, c
 
 def test_missing_and_empty_folders_are_distinguished(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
-        run_checkpoints.find_checkpoint(tmp_path / "nowhere")
+        run_checkpoints.open_best(tmp_path / "nowhere", groups=())
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        run_checkpoints.find_checkpoint(tmp_path)
+        run_checkpoints.open_best(tmp_path, groups=())
 
 
 def together(folder, parts, *, step=5, spoil=None):
