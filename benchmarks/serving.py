@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,11 @@ def serve_rival(arguments: argparse.Namespace) -> None:
 
 
 def start(
-    role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None]
+    role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None], words: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[str], int]:
-    """Start a server; returns its process and port. What it has measured before is kept."""
+    """Start a server, with other arguments; returns its process and port. What it has measured before is kept."""
     pinned = ["taskset", "--cpu-list", arguments.cores] if arguments.cores else []
-    command = [*pinned, sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
+    command = [*pinned, sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], *words, "--role", role]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if role == "rival" and arguments.rival_threads:
         environment["OMP_NUM_THREADS"] = str(arguments.rival_threads)
@@ -287,9 +287,9 @@ def by_turns(
             "p99_ms": round(float(np.percentile(waits[name], 99)), 1),
             "processor_ms_per_request": round(1000 * used[name] / len(times) / len(sent), 1),
         }
-    pairs = [theirs / ours for ours, theirs in zip(seconds["server"], seconds["rival"], strict=True)]
-    ratio = sum(seconds["rival"]) / sum(seconds["server"])
-    found["times_the_rival"] = [round(value, 2) for value in (ratio, min(pairs), max(pairs))]
+        pairs = [theirs / ours for ours, theirs in zip(times, seconds["rival"], strict=True)]
+        ratio = sum(seconds["rival"]) / sum(times)
+        found[name]["times_the_rival"] = [round(value, 2) for value in (ratio, min(pairs), max(pairs))]
     return found
 
 
@@ -335,18 +335,20 @@ def run(arguments: argparse.Namespace) -> None:
     path, key = ("/embed", "inputs") if arguments.encoder else ("/v1/entities", "inputs")
     requests = [request(path, {key: group}) for group in groups]
     short = [request(path, {key: [" ".join(words_of(arguments)[:12])]})]
-    roles = ("server", "rival") if arguments.rival else ("server",)
     servers = {}
     try:
-        for role in roles:
-            servers[role] = start(role, arguments, keep)
+        servers["server"] = start("server", arguments, keep)
+        for words in arguments.variant:
+            servers[f"server {words}"] = start("server", arguments, keep, words.split())
+        if arguments.rival:
+            servers["rival"] = start("rival", arguments, keep)
         if arguments.rival:
             keep("by turns", by_turns(servers, groups, arguments))
         else:
             port = servers["server"][1]
             keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
-        for role in roles:
-            keep(f"{role}, one short text", measure(servers[role][1], short, 1, 5))
+        for name, (_, port) in servers.items():
+            keep(f"{name}, one short text", measure(port, short, 1, 3))
     finally:
         for process, _ in servers.values():
             process.kill()
@@ -370,6 +372,13 @@ def main() -> None:
     add("--mixed", action="store_true", help="requests and texts of many sizes")
     add("--packed", action="store_true", help="without CUDA graphs of small batches")
     add("--rival", action="store_true")
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="other arguments of one more server, with --rival",
+    )
     add("--rival-threads", type=int, help="OMP_NUM_THREADS of the rival")
     add("--slices", type=int, default=4, help="with --rival: how often each server answers --slice-requests")
     add("--slice-requests", type=int, default=128)
