@@ -7,13 +7,13 @@
 The corpus is repeated to the number of documents. Without a run a network of random weights is trained for 100 steps:
 its speed is that of a good one. `processing` leaves out the start of Python and loading the network, `whole` has
 both. --pipeline runs transformers' token-classification pipeline (aggregation, stride) with the same weights on the
-same texts in the same run, in float32 and bfloat16 and at several batch sizes; `equal` is the share of entities
-(characters and type) that are the same as megabert's in each of its --precisions, of all documents and of those whose
-passages fit into one window (windows of both overlap otherwise). The row `same windows` is the pipeline with windows
-of megabert, and with its rule for tokens of several: that of the window with the most context counts. `f1` is that of
-entities beside those of the corpus. --link measures each setting without
-and with identifiers, alternating, the best of two; let --documents be the number of the corpus' documents: those that
-are repeated find their mentions linked already.
+same texts in the same run, in float32, unless --precisions is 32 also in bfloat16, and at several batch sizes; `equal`
+is the share of entities (characters and type) that are the same as megabert's in each of its --precisions, of all
+documents and of those whose passages fit into one window (windows of both overlap otherwise). The row `same windows` is
+the pipeline with windows of megabert, and with its rule for tokens of several: that of the window with the most context
+counts. `f1` is that of entities beside those of the corpus. --link measures each setting without and with identifiers,
+alternating, the best of two; let --documents be the number of the corpus' documents: those that are repeated find their
+mentions linked already.
 """
 
 import argparse
@@ -132,7 +132,9 @@ def same_windows_pipeline() -> type[Any]:
     return SameWindows
 
 
-def pipeline_speeds(run: Path, corpus: Path, folder: Path, gold: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def pipeline_speeds(
+    run: Path, corpus: Path, folder: Path, gold: set[tuple[Any, ...]], *, with_bf16: bool
+) -> Iterator[dict[str, Any]]:
     """Time transformers' pipeline with the weights of a run, or of a Hugging Face folder."""
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
@@ -149,9 +151,10 @@ def pipeline_speeds(run: Path, corpus: Path, folder: Path, gold: set[tuple[Any, 
     tokenizer = AutoTokenizer.from_pretrained(exported, model_max_length=512)
     windowed = {name for name, passage in passages if len(tokenizer(passage.text).input_ids) > 512}
     same = {"pipeline_class": same_windows_pipeline(), "stride": (512 - 2) // 2}
+    dtypes = (("32", torch.float32), ("bf16", torch.bfloat16))[: 2 if with_bf16 else 1]
     settings = [
         (str(size), name, dtype, size, {"stride": 128})
-        for (name, dtype), size in itertools.product((("32", torch.float32), ("bf16", torch.bfloat16)), BATCH_SIZES)
+        for (name, dtype), size in itertools.product(dtypes, BATCH_SIZES)
     ]
     for kind, name, dtype, size, options in [*settings, ("same windows", "32", torch.float32, 1, same)]:
         model.to(dtype)
@@ -231,7 +234,8 @@ def main() -> None:
             print(json.dumps(own[-1]), flush=True)
         rows += own
     if arguments.pipeline:
-        for row in pipeline_speeds(run, corpus, arguments.out, gold):
+        with_bf16 = arguments.precisions != ["32"]
+        for row in pipeline_speeds(run, corpus, arguments.out, gold, with_bf16=with_bf16):
             rows.append(row)
             print(json.dumps(row), flush=True)
     (arguments.out / "annotate.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
