@@ -7,11 +7,13 @@
 The corpus is repeated to the number of documents. Without a run a network of random weights is trained for 100 steps:
 its speed is that of a good one. `processing` leaves out the start of Python and loading the network, `whole` has
 both. --pipeline runs transformers' token-classification pipeline (aggregation, stride) with the same weights on the
-same texts in the same run, in float32 and bfloat16 and at several batch sizes; `equal` is the share of entities
-(characters and type) that are the same as megabert's in each of its --precisions, of all documents and of those whose
-passages fit into one window (windows of both overlap otherwise). --link measures each setting without
-and with identifiers, alternating, the best of two; let --documents be the number of the corpus' documents: those that
-are repeated find their mentions linked already.
+same texts in the same run, in float32, unless --precisions is 32 also in bfloat16, and at several batch sizes; `equal`
+is the share of entities (characters and type) that are the same as megabert's in each of its --precisions, of all
+documents and of those whose passages fit into one window (windows of both overlap otherwise). The row `same windows` is
+the pipeline with windows of megabert, and with its rule for tokens of several: that of the window with the most context
+counts. `f1` is that of entities beside those of the corpus. --link measures each setting without and with identifiers,
+alternating, the best of two; let --documents be the number of the corpus' documents: those that are repeated find their
+mentions linked already.
 """
 
 import argparse
@@ -100,25 +102,63 @@ def annotate(run: Path, corpus: Path, output: Path, workers: int, options: list[
     }
 
 
-def pipeline_speeds(run: Path, corpus: Path, folder: Path) -> Iterator[dict[str, Any]]:
+def same_windows_pipeline() -> type[Any]:
+    """Return a pipeline in which each token counts as in the window with the most context around it, as in megabert."""
+    import torch
+    from transformers import TokenClassificationPipeline
+
+    class SameWindows(TokenClassificationPipeline):
+        """Joins windows by tokens, not by entities."""
+
+        def postprocess(self, all_outputs: Any, aggregation_strategy: Any = None, ignore_labels: Any = None) -> Any:
+            """Take each token from one window, then group words and entities as ever."""
+            best: dict[int, tuple[float, Any]] = {}
+            for output in all_outputs:
+                tokens = self.gather_pre_entities(
+                    all_outputs[0]["sentence"],
+                    output["input_ids"][0],
+                    torch.softmax(output["logits"][0].float(), dim=-1).numpy(),
+                    output["offset_mapping"][0],
+                    output["special_tokens_mask"][0].numpy(),
+                    aggregation_strategy,
+                )
+                for place, token in enumerate(tokens):
+                    context = min(place, len(tokens) - 1 - place) + 0.01 * len(tokens)
+                    if token["start"] not in best or context > best[token["start"]][0]:
+                        best[token["start"]] = context, token
+            entities = self.aggregate([best[start][1] for start in sorted(best)], aggregation_strategy)
+            return [entity for entity in entities if entity["entity_group"] != "O"]
+
+    return SameWindows
+
+
+def pipeline_speeds(
+    run: Path, corpus: Path, folder: Path, gold: set[tuple[Any, ...]], *, with_bf16: bool
+) -> Iterator[dict[str, Any]]:
     """Time transformers' pipeline with the weights of a run, or of a Hugging Face folder."""
     import torch
-    from transformers import AutoTokenizer, MegatronBertForTokenClassification, pipeline
+    from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
     exported = run
     if not (run / "config.json").exists():
         exported = folder / "huggingface"
         shutil.rmtree(exported, ignore_errors=True)
         assert megabert_main(["export", str(run), "-o", str(exported), "--to", "huggingface"]) == 0
-    model = MegatronBertForTokenClassification.from_pretrained(exported, dtype=torch.float32)
+    model = AutoModelForTokenClassification.from_pretrained(exported, dtype=torch.float32)
     passages = [(item.id, passage) for item in read_documents([corpus]) for passage in item.passages]
     num_documents = len({name for name, _ in passages})
     outputs = {name: _entities(folder / f"annotated-{name}") for name in ("auto", "bf16", "32")}
     tokenizer = AutoTokenizer.from_pretrained(exported, model_max_length=512)
     windowed = {name for name, passage in passages if len(tokenizer(passage.text).input_ids) > 512}
-    for (name, dtype), size in itertools.product((("32", torch.float32), ("bf16", torch.bfloat16)), BATCH_SIZES):
+    same = {"pipeline_class": same_windows_pipeline(), "stride": (512 - 2) // 2}
+    dtypes = (("32", torch.float32), ("bf16", torch.bfloat16))[: 2 if with_bf16 else 1]
+    settings = [
+        (str(size), name, dtype, size, {"stride": 128})
+        for (name, dtype), size in itertools.product(dtypes, BATCH_SIZES)
+    ]
+    for kind, name, dtype, size, options in [*settings, ("same windows", "32", torch.float32, 1, same)]:
         model.to(dtype)
-        tagger = pipeline("token-classification", model, tokenizer=tokenizer, aggregation_strategy="first", stride=128)
+        tagger = pipeline("token-classification", model, tokenizer=tokenizer, aggregation_strategy="first", **options)
         start = time.monotonic()
         found = list(tagger((passage.text for _, passage in passages), batch_size=size))
         speed = round(num_documents / (time.monotonic() - start), 2)
@@ -127,7 +167,8 @@ def pipeline_speeds(run: Path, corpus: Path, folder: Path) -> Iterator[dict[str,
             for (name, passage), items in zip(passages, found, strict=True)
             for item in items
         }
-        row = {"pipeline": size, "precision": name, "documents": num_documents, "processing": speed}
+        row = {"pipeline": kind, "precision": name, "documents": num_documents, "processing": speed}
+        row["f1"] = _share_of_equal(spans, gold, set())
         for other, own in outputs.items():
             if own:
                 row[f"equal to {other}"] = _share_of_equal(spans, own, set())
@@ -170,6 +211,12 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     corpus = arguments.out / "corpus.pubtator"
     repeated(arguments.corpus, arguments.documents, corpus)
+    records = itertools.islice(itertools.cycle(read_documents([arguments.corpus])), arguments.documents)
+    gold = {
+        (str(number), entity.start, entity.end, entity.type)
+        for number, item in enumerate(records, 1)
+        for entity in item.entities
+    }
     run = arguments.run or make_run(arguments.out, arguments.network, arguments.vocabulary, arguments.train)
     rows: list[dict[str, Any]] = []
     for workers, precision in itertools.product(arguments.workers, arguments.precisions):
@@ -177,7 +224,9 @@ def main() -> None:
         given = ["--precision", precision, *arguments.options]
         settings = [given, [*given, "--link", arguments.link]] * 2
         for options in settings if arguments.link else settings[:1]:
-            own.append(annotate(run, corpus, arguments.out / f"annotated-{precision}", workers, options))
+            output = arguments.out / f"annotated-{precision}"
+            own.append(annotate(run, corpus, output, workers, options))
+            own[-1]["f1"] = _share_of_equal(_entities(output), gold, set())
             print(json.dumps(own[-1]), flush=True)
         if arguments.link:
             without, with_links = (max(row["processing"] for row in own[place::2]) for place in (0, 1))
@@ -185,7 +234,8 @@ def main() -> None:
             print(json.dumps(own[-1]), flush=True)
         rows += own
     if arguments.pipeline:
-        for row in pipeline_speeds(run, corpus, arguments.out):
+        with_bf16 = arguments.precisions != ["32"]
+        for row in pipeline_speeds(run, corpus, arguments.out, gold, with_bf16=with_bf16):
             rows.append(row)
             print(json.dumps(row), flush=True)
     (arguments.out / "annotate.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -5,9 +5,10 @@
 
 The load comes from processes of its own with keep-alive connections, each client sends its next request when it has its
 answer. Offline inference is the same Predictor on the same texts. --rival is a plain server, transformers with FastAPI
-and uvicorn, one forward pass a request, with the same weights on the same texts. --mixed draws how many texts a request
-has (up to --texts) and their words (8 to --tokens), small numbers as often as large ones. Then one client with one
-short text. What happens in a crowd and to faults is measured by `python -m tests.fuzz.serving`.
+and uvicorn, one forward pass a request, with the same weights: both servers are up, and by turns each answers the same
+requests in the same order, --slices times. --mixed draws how many texts a request has (up to --texts) and their words
+(8 to --tokens), small numbers as often as large ones. Then one client with one short text. Both servers choose their
+own threads. What happens in a crowd and to faults is measured by `python -m tests.fuzz.serving`.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +122,15 @@ def serve_rival(arguments: argparse.Namespace) -> None:
 
 
 def start(
-    role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None]
+    role: str, arguments: argparse.Namespace, keep: Callable[[str, Any], None], words: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[str], int]:
-    """Start a server; returns its process and port. What it has measured before is kept."""
+    """Start a server, with other arguments; returns its process and port. What it has measured before is kept."""
     pinned = ["taskset", "--cpu-list", arguments.cores] if arguments.cores else []
-    command = [*pinned, sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--role", role]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [*pinned, sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], *words, "--role", role]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if role == "rival" and arguments.rival_threads:
+        environment["OMP_NUM_THREADS"] = str(arguments.rival_threads)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"at http://127.0.0.1:(\d+);", line):
@@ -159,17 +164,16 @@ def groups_of(arguments: argparse.Namespace) -> list[list[str]]:
     ]
 
 
-async def client(port: int, requests: list[bytes], end: float, rows: list[tuple[float, float, int, int]]) -> None:
-    """Send requests one after the other on one connection until `end`."""
+async def client(port: int, requests: Iterator[bytes], end: float, rows: list[tuple[float, float, int, int]]) -> None:
+    """Send requests one after the other on one connection until `end`, or until there are no more."""
     reader = writer = None
-    number = random.randrange(len(requests))
-    while time.monotonic() < end:
+    while time.monotonic() < end and (data := next(requests, None)) is not None:
         began = time.monotonic()
         status = tokens = 0
         try:
             if writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(requests[number % len(requests)])
+            writer.write(data)
             async with asyncio.timeout(PATIENCE):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head)[1]))
@@ -182,22 +186,23 @@ async def client(port: int, requests: list[bytes], end: float, rows: list[tuple[
         except (OSError, asyncio.IncompleteReadError):  # also a timeout
             writer = None
         rows.append((began, time.monotonic() - began, status, tokens))
-        number += 1
         if status != 200:
             await asyncio.sleep(0.02)
     if writer is not None:
         writer.close()
 
 
-def load(port: int, requests: list[bytes], clients: int, end: float, results: Any) -> None:
-    """Run clients in this process."""
+async def crowd(port: int, requests: Iterator[bytes], clients: int, end: float) -> list[tuple[float, float, int, int]]:
+    """Share requests among clients; returns the start, seconds, status and tokens of each."""
+    rows: list[tuple[float, float, int, int]] = []
+    await asyncio.gather(*(client(port, requests, end, rows) for _ in range(clients)))
+    return rows
 
-    async def main() -> None:
-        rows: list[tuple[float, float, int, int]] = []
-        await asyncio.gather(*(client(port, requests, end, rows) for _ in range(clients)))
-        results.put(rows)
 
-    asyncio.run(main())
+def load(port: int, requests: list[bytes], clients: int, end: float, first: int, results: Any) -> None:
+    """Run clients in this process, beginning with the request of number `first`."""
+    endless = cycle([*requests[first:], *requests[:first]])
+    results.put(asyncio.run(crowd(port, endless, clients, end)))
 
 
 def request(path: str, body: Any) -> bytes:
@@ -213,7 +218,10 @@ def measure(port: int, requests: list[bytes], clients: int, seconds: float, gene
     results = context.Queue()
     end = time.monotonic() + seconds + 2 * (generators > 1)
     share = -(-clients // generators)
-    processes = [context.Process(target=load, args=(port, requests, share, end, results)) for _ in range(generators)]
+    processes = [
+        context.Process(target=load, args=(port, requests, share, end, number * len(requests) // generators, results))
+        for number in range(generators)
+    ]
     for process in processes:
         process.start()
     rows = [row for _ in processes for row in results.get()]
@@ -233,6 +241,56 @@ def measure(port: int, requests: list[bytes], clients: int, seconds: float, gene
         "statuses": {str(status): sum(row[2] == status for row in rows) for status in sorted({row[2] for row in rows})},
         **({"refusal_p99_ms": round(float(np.percentile(refused, 99)) * 1000, 1)} if refused else {}),
     }
+
+
+def processor_seconds(process: subprocess.Popen[str]) -> float:
+    """Return the seconds of processor that a process has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def by_turns(
+    servers: Mapping[str, tuple[subprocess.Popen[str], int]], groups: list[list[str]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Let servers answer the same requests by turns; rates of each, their spread over the slices, and the ratio."""
+    requests = [request("/embed", {"inputs": group}) for group in groups]
+    sent = [index % len(requests) for index in range(arguments.slice_requests)]
+    num_texts = sum(len(groups[index]) for index in sent)
+    seconds: dict[str, list[float]] = {name: [] for name in servers}
+    waits: dict[str, list[float]] = {name: [] for name in servers}
+    used = dict.fromkeys(servers, 0.0)
+    tokens = 0
+    for number in range(-1, arguments.slices):  # the first, a short one, is warm-up
+        for name, (process, port) in list(servers.items())[:: -1 if number % 2 else 1]:
+            own = iter([requests[index] for index in (sent if number >= 0 else sent[:32])])
+            began, before = time.monotonic(), processor_seconds(process)
+            rows = asyncio.run(crowd(port, own, arguments.clients, began + 600))
+            if any(row[2] != 200 for row in rows):
+                raise SystemExit(f"{name} answered with {sorted({row[2] for row in rows})}")
+            if number >= 0:
+                seconds[name].append(time.monotonic() - began)
+                used[name] += processor_seconds(process) - before
+                waits[name] += [1000 * row[1] for row in rows]
+                tokens = max(tokens, sum(row[3] for row in rows))  # the rival does not count them
+
+    def rates(count: float, times: list[float]) -> list[float]:
+        """Return the rate over all slices, the lowest and the highest of one."""
+        return [round(count * len(times) / sum(times), 2), round(count / max(times), 2), round(count / min(times), 2)]
+
+    found: dict[str, Any] = {"requests": len(sent), "texts": num_texts, "tokens": tokens, "slices": arguments.slices}
+    for name, times in seconds.items():
+        found[name] = {
+            "requests_per_second": rates(len(sent), times),
+            "texts_per_second": rates(num_texts, times),
+            "tokens_per_second": rates(tokens, times),
+            "p50_ms": round(float(np.percentile(waits[name], 50)), 1),
+            "p99_ms": round(float(np.percentile(waits[name], 99)), 1),
+            "processor_ms_per_request": round(1000 * used[name] / len(times) / len(sent), 1),
+        }
+        pairs = [theirs / ours for ours, theirs in zip(times, seconds["rival"], strict=True)]
+        ratio = sum(seconds["rival"]) / sum(times)
+        found[name]["times_the_rival"] = [round(value, 2) for value in (ratio, min(pairs), max(pairs))]
+    return found
 
 
 def offline(arguments: argparse.Namespace, predictor: Any) -> dict[str, Any]:
@@ -277,18 +335,22 @@ def run(arguments: argparse.Namespace) -> None:
     path, key = ("/embed", "inputs") if arguments.encoder else ("/v1/entities", "inputs")
     requests = [request(path, {key: group}) for group in groups]
     short = [request(path, {key: [" ".join(words_of(arguments)[:12])]})]
-    process, port = start("server", arguments, keep)
+    servers = {}
     try:
-        keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
-        keep("one short text", measure(port, short, 1, 5))
+        servers["server"] = start("server", arguments, keep)
+        for words in arguments.variant:
+            servers[f"server {words}"] = start("server", arguments, keep, words.split())
+        if arguments.rival:
+            servers["rival"] = start("rival", arguments, keep)
+        if arguments.rival:
+            keep("by turns", by_turns(servers, groups, arguments))
+        else:
+            port = servers["server"][1]
+            keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
+        for name, (_, port) in servers.items():
+            keep(f"{name}, one short text", measure(port, short, 1, 3))
     finally:
-        process.kill()
-    if arguments.rival:
-        process, port = start("rival", arguments, keep)
-        try:
-            keep("rival", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
-            keep("rival, one short text", measure(port, short, 1, 5))
-        finally:
+        for process, _ in servers.values():
             process.kill()
 
 
@@ -310,6 +372,16 @@ def main() -> None:
     add("--mixed", action="store_true", help="requests and texts of many sizes")
     add("--packed", action="store_true", help="without CUDA graphs of small batches")
     add("--rival", action="store_true")
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="other arguments of one more server, with --rival",
+    )
+    add("--rival-threads", type=int, help="OMP_NUM_THREADS of the rival")
+    add("--slices", type=int, default=4, help="with --rival: how often each server answers --slice-requests")
+    add("--slice-requests", type=int, default=128)
     add("--precision", choices=("auto", "32", "bf16"), default="auto", help="of the server; the rival has 32")
     add("--batch-tokens", type=int, default=16384)
     add("--model-threads", type=int, help="batches computed at once; default: as `megabert serve` decides")

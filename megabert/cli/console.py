@@ -24,6 +24,19 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
+class _SettingsParser(_Parser):
+    """A parser whose help lists settings: their strings are read from the source, which only help may take time for."""
+
+    schema: type
+
+    def format_help(self) -> str:
+        settings = "\n".join(f"  {setting.heading()}\n      {setting.help}" for setting in list_settings(self.schema))
+        note, self.epilog = self.epilog, f"settings:\n{settings}\n\n{self.epilog}"
+        text = super().format_help()
+        self.epilog = note
+        return text
+
+
 def new_parser(name: str, command: Command, epilog: str) -> argparse.ArgumentParser:
     """Create the parser of a command; the command's docstring is the description in its help."""
     return _Parser(prog=f"megabert {name}", description=command.__doc__, epilog=epilog, allow_abbrev=False)
@@ -40,10 +53,9 @@ def add_subcommand(
 
 def new_settings_parser(name: str, command: Command, schema: type, note: str) -> argparse.ArgumentParser:
     """Create the parser of a command with settings; its help lists them, followed by a note."""
-    parser = new_parser(name, command, "")
+    parser = _SettingsParser(prog=f"megabert {name}", description=command.__doc__, epilog=note, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    settings = "\n".join(f"  {setting.heading()}\n      {setting.help}" for setting in list_settings(schema))
-    parser.epilog = f"settings:\n{settings}\n\n{note}"
+    parser.schema = schema
     return parser
 
 

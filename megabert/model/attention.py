@@ -97,14 +97,11 @@ def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:
 
 
 def _document_by_document(qkv_TH3K: Tensor, documents: PackedSequences, dropout: float, is_causal: bool) -> Tensor:
-    lengths = documents.lengths().tolist()
-    contexts = []
-    for qkv_LH3K in qkv_TH3K.split(lengths):
-        if not len(qkv_LH3K):
-            continue
-        query_1HLK, key_1HLK, value_1HLK = (item[None].transpose(1, 2) for item in qkv_LH3K.unbind(2))
-        context_1HLK = F.scaled_dot_product_attention(
-            query_1HLK, key_1HLK, value_1HLK, dropout_p=dropout, is_causal=is_causal
-        )
-        contexts.append(context_1HLK[0].transpose(0, 1))
-    return torch.cat(contexts)
+    lengths = [length for length in documents.lengths().tolist() if length]
+    # Views are made once for all documents: one of 10 tokens takes less time than ten views.
+    parts = (item[None].split(lengths, dim=2) for item in qkv_TH3K.permute(2, 1, 0, 3).unbind(0))
+    contexts_1HLK = [
+        F.scaled_dot_product_attention(*query_key_value, dropout_p=dropout, is_causal=is_causal)
+        for query_key_value in zip(*parts, strict=True)
+    ]
+    return torch.cat([context.transpose(1, 2) for context in contexts_1HLK], dim=1)[0]

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 from ..config.schema import Settings, choice
 from ..data.packing import Features
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
-from ..formats.documents.document_formats import is_document_path
 from ..formats.rows import Row
 from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
-from .document_data import RelationTypeSettings, read_pair_rows
+from .document_data import RelationTypeSettings, are_documents, read_pair_rows
 from .labels import require_labels
 from .sequence_classification import Example, Prediction, SequenceClassificationTask
 from .sequence_settings import SequenceClassifierModel, SequenceSettings
@@ -127,11 +126,11 @@ class RelationExtraction(SequenceClassificationTask):
 
     def reads_folder(self, path: Path) -> bool:
         """Return whether it has annotations of brat."""
-        return is_document_path(path)
+        return are_documents(path)
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read what text classification reads, or documents; positions that cut words are reported."""
-        if is_document_path(path):
+        if are_documents(path):
             rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
             return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
         examples = super().read(path)

@@ -15,7 +15,6 @@ from ..data.packing import Batch, Features
 from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
 from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, find_columns, sentence_of
-from ..formats.documents.document_formats import is_document_path
 from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
 from ..formats.record_streams import derived
 from ..formats.rows import Row
@@ -24,7 +23,7 @@ from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
-from .document_data import EntityTypeSettings, read_tagged_sentences
+from .document_data import EntityTypeSettings, are_documents, read_tagged_sentences
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, class_probabilities, require_labels
@@ -152,11 +151,11 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def reads_folder(self, path: Path) -> bool:
         """Return whether it has annotations of brat."""
-        return is_document_path(path)
+        return are_documents(path)
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
-        if is_document_path(path):
+        if are_documents(path):
             sentences = read_tagged_sentences(path, self.dataset.entity_types, self.notes)
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format

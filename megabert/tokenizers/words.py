@@ -20,6 +20,9 @@ SENTENCE_PUNCTUATION = ".,:;!?"
 MIN_COUNT, MAX_INSIDE = 3, 0.05
 MAX_WHOLE = 500
 MAX_RUNS_KEPT = 1 << 16
+CHINESE = ("\u3400\u4dbf", "\u4e00\u9fff", "\uf900\ufaff", "\U00020000\U0002a6df", "\U0002a700\U0002ceaf",
+           "\U0002f800\U0002fa1f")  # fmt: skip
+"""First and last characters of the blocks that BERT cuts into single characters."""
 RUN = re.compile(r"\S+")
 """What stands between white space; the same as str.split() returns."""
 
@@ -38,6 +41,8 @@ class WordCuts:
     """Whether an apostrophe between letters begins a word: the patient, 's."""
     whole: tuple[str, ...] = ()
     """Words with punctuation on their ends, such as U.S. and etc., that are not cut."""
+    is_basic: bool = False
+    """Whether BERT's basic tokenizer cuts: all punctuation, ASCII symbols and Chinese characters are apart."""
 
     @classmethod
     def from_document(cls, values: Mapping[str, Any]) -> "WordCuts":
@@ -55,6 +60,8 @@ class WordCuts:
 
     def is_apart(self, letter: str) -> bool:
         """Return whether a character is a word of its own inside a word, too."""
+        if self.is_basic:
+            return _is_basic_word(letter)
         return letter in self.apart or (self.others_apart and letter not in self.joined and _is_punctuation(letter))
 
 
@@ -165,6 +172,13 @@ def _base(text: str, unit: Characters) -> str:
 
 def _is_punctuation(letter: str) -> bool:
     return unicodedata.category(letter)[0] in "PS"
+
+
+def _is_basic_word(letter: str) -> bool:
+    """Return whether BERT's basic tokenizer makes a character a word (google-research/bert, tokenization.py)."""
+    if letter < "\x80":
+        return _is_punctuation(letter)
+    return _is_split_off(letter) or any(first <= letter <= last for first, last in CHINESE)
 
 
 def _is_split_off(letter: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 import megabert
 from megabert.cli import main
+from megabert.formats.documents.convert_documents import read_documents
 from megabert.storage import file_sha256
 from tests.test_first_round_runs import FIELDS, PREDICTING, PRETRAINING, RUNS, input_of
 
@@ -172,11 +174,11 @@ CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert"}
 LABELS = ["B-PER", "I-PER", "O", "B-LOC", "I-LOC"]
 
 
-def foreign(folder, vocab_file, architecture, end, **config):
+def foreign(folder, vocab_file, architecture, end, model_max_length=32, **config):
     """Write a folder as transformers' Trainer does: model and tokenizer by save_pretrained; returns the model."""
     prefix = CLASSES[architecture]
-    tokenizer = transformers.BertTokenizer(str(vocab_file), model_max_length=32)
-    settings = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), **SIZES, **config)
+    tokenizer = transformers.BertTokenizer(str(vocab_file), model_max_length=model_max_length)
+    settings = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), **{**SIZES, **config})
     torch.manual_seed(1)
     model = getattr(transformers, prefix + end)(settings).eval()
     with torch.no_grad():
@@ -240,6 +242,24 @@ def test_a_foreign_model_evaluates_annotates_and_converts(tmp_path, vocab_file, 
     again = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "again")
     assert torch.equal(again.classifier.weight, theirs.classifier.weight)
     assert again.config.id2label == theirs.config.id2label
+
+
+def test_a_foreign_model_finds_the_entities_of_the_pipeline_in_real_documents(tmp_path, datasets):
+    vocabulary = datasets("vocab") / "bert-large-uncased-vocab.txt"
+    foreign(tmp_path, vocabulary, "bert", "ForTokenClassification", 512, max_position_embeddings=512, **named(LABELS))
+    documents = read_documents([datasets("bc5cdr_eval") / "sample/gold/CDR_sample.gold.PubTator"])
+    texts = [passage.text for document in islice(documents, 15) for passage in document.passages]
+    texts.append(
+        "IL-2/p53 of 5\u00b12 (x\u22651)\u2003caf\u00e9\u2013bar, \u4f60\u597d 3'-OH;x+y $4 a_b ^c~d naïve\tend."
+    )
+    ours = megabert.load(tmp_path, accelerator="cpu")
+    texts = [text for text in texts if len(ours.tokenizer.encode_ids([text])[0]) <= 510]
+    predictions = ours.predict(text=texts)
+    tagger = transformers.pipeline("token-classification", model=str(tmp_path), aggregation_strategy="first")
+    for text, prediction, found in zip(texts, predictions, tagger(texts), strict=True):
+        spans = [(item["entity_group"], text[item["start"] : item["end"]], item["start"]) for item in found]
+        assert [(span.type, span.text, span.start) for span in prediction.spans] == spans
+    assert sum(len(item.spans) for item in predictions) > 500
 
 
 def test_tags_of_iobes_become_spans(tmp_path, vocab_file):

@@ -48,7 +48,9 @@ def test_a_word_takes_the_marks_that_follow():
 
 
 LETTERS = st.text(st.sampled_from("ab1 -.,/'()+%\u0301\u200b\t\u00a0é"), max_size=40)
-CUTS = st.sampled_from([WordCuts(), learn_cuts([NEWS.split()] * 4), learn_cuts([BIOMEDICAL.split()] * 3)])
+CUTS = st.sampled_from(
+    [WordCuts(), WordCuts(is_basic=True), learn_cuts([NEWS.split()] * 4), learn_cuts([BIOMEDICAL.split()] * 3)]
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -157,6 +157,7 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
             notes += problem_notes
         else:
             notes += _tag_notes(labels)
+            state["cuts"] = {"is_basic": True}
     if row.task != "multiple_choice" and "num_labels" in file.config and file.config["num_labels"] != num_outputs:
         raise CheckpointError(
             f"{file.source}: num_labels is {file.config['num_labels']!r}, the head has {num_outputs}."
@@ -212,8 +213,8 @@ def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
 
 
 def _tag_notes(labels: list[str]) -> list[str]:
-    notes = ["not stated: how the training texts were cut into words; raw text is cut at blanks and punctuation on the "
-             "ends of words (model.dataset.split_at), and a word has the label of its first token"]  # fmt: skip
+    notes = ["not stated: how the training texts were cut into words; raw text is cut as by the tokenizer, at blanks "
+             "and all punctuation (model.dataset.split_at), and a word has the label of its first token"]  # fmt: skip
     if "O" not in labels:
         notes.append("no label is O: each word has one (model.dataset.pad_label names the label of words outside)")
     if any(label.startswith("B-") for label in labels) and not any(label.startswith(("E-", "S-")) for label in labels):
