@@ -48,8 +48,29 @@ def read_trained(path: Path) -> TrainedModel:
     """Read a run folder's best checkpoint, a checkpoint folder, or a Hugging Face folder with its head."""
     if (folder := _huggingface_folder(path)) is not None:
         return _read_huggingface(folder)
+    _refuse_untrained(path)
     folder, contents = run_checkpoints.read_best(path, groups=("model",))
+    if "encoder" in contents.documents and "run" not in contents.documents:
+        raise CheckpointError(
+            f"{path} holds an encoder without the head of a task, as `megabert convert --to megabert` writes it. Give "
+            "a run; of other programs a folder with its head, which `--to huggingface` keeps."
+        )
     return TrainedModel(folder, contents, _digest(folder))
+
+
+def _refuse_untrained(path: Path) -> None:
+    """Raise CheckpointError that names what stands at a path instead of a trained model, where that is known."""
+    from .other_formats import refuse_other_format
+
+    refuse_other_format(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file; a trained model is a folder: of `megabert train`, of `megabert export`, or of "
+            "transformers. `megabert inspect` shows what a checkpoint's file holds; an encoder is trained first."
+        )
+    steps = sorted(folder for folder in path.glob("checkpoint-*") if (folder / "config.json").is_file())
+    if steps:
+        raise CheckpointError(f"{path} holds the checkpoints of a training by transformers. Give one: {steps[-1]}.")
 
 
 def _digest(checkpoint: Path) -> str:

@@ -19,6 +19,7 @@ from .task_heads import BY_CLASS, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead
 _TOKENIZER_LIMIT = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 # Largest windows of transformers' run_qa.py, and their stride
 _QUESTION_WINDOW, _QUESTION_LENGTH, _STRIDE = 384, 64, 128
+_CHOICE_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,13 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
         task = next((task for end, task in PRETRAINING.items() if name.endswith(end)), None)
         if task is not None:
             return FineTuned({}, _language_model(task, file, folder, _read_description(folder / DESCRIPTION)))
-        notes = (f"config.json names no class for the head ({name or 'no architectures'})",) if has_head else ()
-        return FineTuned(notes=notes)
+        if has_head:
+            raise CheckpointError(
+                f"{file.source}/config.json names no class for the head that the weights hold "
+                f'({name or "no architectures"}). Add it, such as "architectures": '
+                f'["{file.architecture.class_prefix}ForTokenClassification"]; known are {", ".join(BY_CLASS)}.'
+            )
+        return FineTuned()
     head = _tensors(file, row)
     description = _read_description(folder / DESCRIPTION)
     if description is not None:
@@ -59,12 +65,17 @@ def _tensors(file: HuggingFaceFile, row: TaskHead) -> dict[str, Readable]:
     named = {f"bert.{name}" if name.startswith("pooler.") else name: item for name, item in file.weights.items()}
     own = {name: item for name, item in named.items() if name.startswith(prefixes)}
     tensors, _ = read_tensors([own], row.rules, 1, file.source)
-    wanted = [
-        f"{rule.target.removesuffix('*')}{kind}" for rule in row.rules if rule.target for kind in ("weight", "bias")
+    missing = [
+        f"{source.removesuffix('*')}{kind}"
+        for rule in row.rules
+        for source in rule.sources
+        for kind in ("weight", "bias")
+        if rule.target and rule.target.removesuffix("*") + kind not in tensors
     ]
-    if missing := [name for name in wanted if name not in tensors]:
+    if missing:
         raise CheckpointError(
-            f"{file.source}: config.json names {row.class_end}, whose {', '.join(missing)} is missing."
+            f"{file.source}: config.json names {row.class_end}, whose {', '.join(missing)} is missing; transformers "
+            "would draw it at random. Give the folder that training wrote, or correct `architectures`."
         )
     _check_shapes(tensors, file.shape["hidden_size"], file.source)
     return dict(tensors)
@@ -147,6 +158,7 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
     elif row.task == "multiple_choice":
         if num_outputs != 1:
             raise CheckpointError(f"{file.source}: classifier has {num_outputs} outputs; the score of a choice is 1.")
+        dataset["max_qa_length"] = min(_CHOICE_LENGTH, length // 2)
     else:
         labels, label_notes = _labels(file, num_outputs)
         notes += label_notes
@@ -181,7 +193,10 @@ def _window_length(file: HuggingFaceFile, folder: Path) -> tuple[int, list[str]]
 
 def _labels(file: HuggingFaceFile, num_outputs: int) -> tuple[list[str], list[str]]:
     """Return the labels in the order of the head's outputs. Raises CheckpointError unless id2label has one for each."""
-    stated = file.config.get("id2label")
+    stated, inverse = (file.config.get(key) for key in ("id2label", "label2id"))
+    pairs = {str(number): label for label, number in inverse.items()} if isinstance(inverse, dict) else None
+    key = "id2label" if stated is not None or pairs is None else "label2id"
+    stated = pairs if stated is None else stated
     if stated is None:
         standard = [f"LABEL_{number}" for number in range(num_outputs)]
         return standard, [
@@ -189,14 +204,17 @@ def _labels(file: HuggingFaceFile, num_outputs: int) -> tuple[list[str], list[st
         ]
     labels = stated if isinstance(stated, dict) else {}
     names = [labels.get(str(number)) for number in range(num_outputs)]
+    names = [str(name) if type(name) is int else name for name in names]  # labels 0, 1, 2 of a dataset
     if len(labels) != num_outputs or not all(isinstance(name, str) and name for name in names):
         raise CheckpointError(
-            f"{file.source}/config.json: id2label has {len(labels)} labels ({str(stated)[:60]}); the head has "
+            f"{file.source}/config.json: {key} has {len(labels)} labels ({str(stated)[:60]}); the head has "
             f"{num_outputs} outputs, 0 to {num_outputs - 1}. Give each output a label."
         )
     if len(set(names)) != num_outputs:
-        raise CheckpointError(f"{file.source}/config.json: id2label gives several outputs one label. Rename them.")
-    return [str(name) for name in names], []
+        raise CheckpointError(f"{file.source}/config.json: {key} gives several outputs one label. Rename them.")
+    notes = ["label2id of config.json contradicts id2label, which counts, as in transformers' pipelines"]
+    named = {number: str(label) for number, label in labels.items()}
+    return [str(name) for name in names], notes if pairs is not None and pairs != named else []
 
 
 def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
@@ -206,8 +224,12 @@ def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
         return problem, [f"problem_type is not stated: {problem}, as in transformers for {num_outputs} outputs"
                          " (model.dataset.problem)"]  # fmt: skip
     problem = str(stated).removesuffix("_classification")
-    if problem not in ("regression", "single_label", "multi_label") or (problem == "regression") != (num_outputs == 1):
-        raise CheckpointError(f"{file.source}/config.json: problem_type {stated!r:.40} with {num_outputs} outputs.")
+    fits = {"regression": num_outputs == 1, "single_label": num_outputs > 1, "multi_label": True}
+    if not fits.get(problem, False):
+        raise CheckpointError(
+            f"{file.source}/config.json: problem_type is {stated!r:.40}, and the head has {num_outputs} outputs. "
+            "regression has one, single_label_classification several, multi_label_classification any number."
+        )
     return problem, []
 
 
