@@ -79,6 +79,7 @@ def _digest(checkpoint: Path) -> str:
 
 def _read_huggingface(folder: Path) -> TrainedModel:
     """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
+    from .huggingface.sentence_modules import MODULE_FILES
     from .model_source import ModelSource, open_source
     from .vocabulary_rows import fit_vocabulary
 
@@ -92,7 +93,8 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     if "run" not in checkpoint.documents:
         raise CheckpointError(
             f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
-            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by megabert.load_encoder."
+            "ForSequenceClassification nor ForQuestionAnswering, and there is no modules.json of sentence-transformers "
+            "either. An encoder is loaded by megabert.load_encoder."
         )
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
@@ -109,7 +111,8 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     if checkpoint.lower_case is None:
         casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
         notes.append(f"casing is not stated: text {casing}")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
+    files = [file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES]
+    files = sorted([*files, *folder.glob(MODULE_FILES[-1])])
     sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
     contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
     return TrainedModel(folder, contents, hashlib.sha256(sums.encode()).hexdigest()[:DIGEST_DIGITS], tuple(notes))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..retrieval.search_index import SearchIndex
 
 _TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not"
-_RUN = "run of text_embedding, or any other run or encoder, whose hidden states are averaged"
+_RUN = "run of text_embedding, folder of sentence-transformers, or other encoder, whose hidden states are averaged"
 RERANK_BATCH = 64
 
 
@@ -128,7 +128,10 @@ def rerank(words: Sequence[str]) -> int:
         raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
     predictor = _load_run(arguments.model, arguments)
     if predictor.task.name() != "text_ranking":
-        raise ConfigError(f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking.")
+        raise ConfigError(
+            f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking. A cross-encoder "
+            'of one label from elsewhere is marked by "sentence_transformers": {} in its config.json.'
+        )
     found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, weight=arguments.fuse)
     _write_rankings(found, len(rankings), arguments.output, "rerank")
     return 0

@@ -14,7 +14,8 @@ from ...json_documents import read_json_object
 from ..files.lazy_tensor import Readable, in_memory
 from ..mapping import read_tensors
 from .open_huggingface import HuggingFaceFile
-from .task_heads import BY_CLASS, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead, head_config, split_head
+from .sentence_modules import EMBEDDING_TASKS, MODULES, pooling_of, read_embedding
+from .task_heads import BY_CLASS, CROSS_ENCODER, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead, head_config, split_head
 
 _TOKENIZER_LIMIT = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 # Largest windows of transformers' run_qa.py, and their stride
@@ -36,6 +37,9 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
 
     Raises CheckpointError where tensors, labels and class do not fit each other.
     """
+    description = _read_description(folder / DESCRIPTION)
+    if (folder / MODULES).is_file() and (tuned := _embedding(file, folder, description)) is not None:
+        return tuned
     names = file.config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     row = next((row for end, row in BY_CLASS.items() if name.endswith(end)), None)
@@ -43,7 +47,7 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
     if row is None:
         task = next((task for end, task in PRETRAINING.items() if name.endswith(end)), None)
         if task is not None:
-            return FineTuned({}, _language_model(task, file, folder, _read_description(folder / DESCRIPTION)))
+            return FineTuned({}, _language_model(task, file, folder, description))
         if has_head:
             raise CheckpointError(
                 f"{file.source}/config.json names no class for the head that the weights hold "
@@ -52,10 +56,32 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
             )
         return FineTuned()
     head = _tensors(file, row)
-    description = _read_description(folder / DESCRIPTION)
     if description is not None:
         return _described(head, description, file, row, folder)
     return _foreign(head, file, row, folder)
+
+
+def _embedding(file: HuggingFaceFile, folder: Path, description: Mapping[str, Any] | None) -> FineTuned | None:
+    """Read the settings of a model of sentence-transformers; None for a cross-encoder."""
+    length, _ = _window_length(file, folder)
+    lowers = _read_small(folder / "tokenizer_config.json").get("do_lower_case", False)
+    read = read_embedding(folder, length, lowers=bool(lowers))
+    if read is None:
+        return None
+    model, notes = read
+    if description is None:
+        return FineTuned({}, {"run": {"task": "text_embedding"}, "settings": {"model": model}}, tuple(notes))
+    task, own = description["task"], description["settings"]["model"]
+    if task not in EMBEDDING_TASKS or pooling_of(task, own) != pooling_of("text_embedding", model):
+        raise CheckpointError(
+            f"{folder}: {DESCRIPTION} describes other embeddings than {MODULES}. Where the model was trained further "
+            f"elsewhere, remove {DESCRIPTION}."
+        )
+    return FineTuned({}, _documents(description))
+
+
+def _read_small(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _tensors(file: HuggingFaceFile, row: TaskHead) -> dict[str, Readable]:
@@ -159,6 +185,10 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
         if num_outputs != 1:
             raise CheckpointError(f"{file.source}: classifier has {num_outputs} outputs; the score of a choice is 1.")
         dataset["max_qa_length"] = min(_CHOICE_LENGTH, length // 2)
+    elif row.task == "text_classification" and num_outputs == 1 and CROSS_ENCODER in file.config:
+        notes.append("scores are logits; sentence-transformers' predict gives those of its activation, in equal order")
+        settings = {"model": {"dataset": {"max_seq_length": length}}}
+        return FineTuned(head, {"run": {"task": "text_ranking"}, "settings": settings}, tuple(notes))
     else:
         labels, label_notes = _labels(file, num_outputs)
         notes += label_notes
@@ -184,8 +214,7 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
 def _window_length(file: HuggingFaceFile, folder: Path) -> tuple[int, list[str]]:
     """Return the largest number of tokens of a window: the tokenizer's, at most the network's positions."""
     positions = int(file.shape["max_positions"])
-    path = folder / "tokenizer_config.json"
-    stated = read_json_object(path).get("model_max_length") if path.is_file() else None
+    stated = _read_small(folder / "tokenizer_config.json").get("model_max_length")
     if type(stated) is int and 8 <= stated <= _TOKENIZER_LIMIT:
         return min(stated, positions), [f"windows of {min(stated, positions)} tokens (model_max_length)"]
     return positions, [f"windows of {positions} tokens, all positions: the tokenizer's files state no model_max_length"]
