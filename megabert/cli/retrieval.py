@@ -151,18 +151,22 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
-    from ..build import load_run
+    from ..load_predictor import load_predictor
 
     options = {name: getattr(arguments, name) for name in ("accelerator", "precision", "batch_size")}
-    return load_run(path, **options)
+    return load_predictor(path, **options)
 
 
 def load_embedder(name: str, arguments: argparse.Namespace) -> "Predictor":
-    """Load a run, or the encoder of any other name."""
+    """Load a run or an exported folder, or the encoder of any other name."""
     import os
 
-    from ..build import load_embedder as load
     from ..checkpoints.catalog import cache_home
+    from ..exported_folder import is_exported
+
+    if is_exported(Path(name)):
+        return _load_run(Path(name), arguments)
+    from ..build import load_embedder as load
 
     options = {key: getattr(arguments, key) for key in ("accelerator", "precision", "batch_size")}
     return load(name, home=cache_home(os.environ), **options)
@@ -266,16 +270,17 @@ def _query_embedder(opened: "SearchIndex", arguments: argparse.Namespace) -> "Pr
 
 def _searcher(opened: "SearchIndex", embedder: "Predictor | None", *, is_approximate: bool) -> Any:
     """Return a search by the graph or on the run's GPU, None for one on the CPU."""
-    from ..retrieval.approximate_search import ApproximateSearch
-    from ..retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
-    from ..torch_session import TorchSession
-
-    assert opened.store is not None and embedder is not None and isinstance(embedder.session, TorchSession)
+    assert opened.store is not None and embedder is not None
     if is_approximate:
+        from ..retrieval.approximate_search import ApproximateSearch
+
         return ApproximateSearch(opened.folder, opened.store)
-    if embedder.session.device.type != "cuda":
+    device = getattr(embedder.session, "device", None)  # that of torch; an exported network has none
+    if device is None or device.type != "cuda":
         return None
-    return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), embedder.session.device)
+    from ..retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
+
+    return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), device)
 
 
 def _reranked(

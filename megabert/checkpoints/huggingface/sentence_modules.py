@@ -54,7 +54,7 @@ def read_embedding(folder: Path, length: int, *, lowers: bool) -> tuple[dict[str
     is_normalized = names[-1] == "Normalize"
     prompts, notes = _prompts(folder, is_normalized=is_normalized)
     pooling = _read_pooling(folder / str(entries[1].get("path") or "") / "config.json", has_prompts=any(prompts))
-    dataset = {"max_seq_length": length, "max_query_length": length}
+    dataset: dict[str, Any] = {"max_seq_length": length, "max_query_length": length}
     dataset |= dict(zip(("query_prompt", "passage_prompt"), prompts, strict=True))
     settings = {"dataset": dataset, "embedding": {"pooling": pooling, "normalize": is_normalized}}
     return settings, [*notes, f"embeddings: {pooling}{', of length 1' * is_normalized}; {length} tokens are read"]

@@ -6,9 +6,9 @@ Imports no torch until a folder needs it.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..inference import Predictor
+from .errors import ConfigError
 from .exported_folder import check_options, is_exported, load_exported
+from .inference import Predictor
 
 
 def load_predictor(
@@ -29,7 +29,7 @@ def load_predictor(
             path, accelerator=accelerator, batch_size=batch_size, task_name=task_name, overrides=overrides
         )
     try:
-        from ..build import load_run
+        from .build import load_run
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
