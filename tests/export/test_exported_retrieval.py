@@ -56,7 +56,7 @@ def commands(folder, models):
     ]
 
 
-def test_retrieval_and_linking_take_exported_models_without_torch(models):
+def test_retrieval_and_linking_take_exported_models_without_torch(models, capsys):
     exported = ("sentences-onnx", "pairs-onnx")
     code = WITHOUT_TORCH.format(commands=commands(models, exported))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -76,8 +76,6 @@ def test_retrieval_and_linking_take_exported_models_without_torch(models):
     links = [json.loads((out / "links.jsonl").read_text()) for out in (ours, theirs)]
     assert links[0]["identifier"] == links[1]["identifier"] == "X:1"
 
-
-def test_a_command_that_needs_the_run_says_so(models, capsys):
     words = ["convert", str(models / "pairs-onnx"), str(models / "again"), "--to", "huggingface"]
     assert main(words) == 66
     assert "is an exported model" in capsys.readouterr().err
