@@ -32,7 +32,7 @@ def load(
     """
     from pathlib import Path
 
-    from .export.load_predictor import load_predictor
+    from .load_predictor import load_predictor
 
     return load_predictor(Path(run), accelerator=accelerator, precision=precision, task_name=task)
 

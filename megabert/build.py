@@ -276,11 +276,17 @@ def load_run(
 def load_embedder(
     name_or_path: str, *, home: Path, accelerator: str = "auto", precision: str = "auto", batch_size: int = 32
 ) -> Predictor:
-    """Load what embeds texts: a run, or the plain encoder of any other name, by the mean of its last hidden states."""
+    """Load what embeds texts: a run, a model of sentence-transformers, or any other name's encoder, by the mean."""
+    from .checkpoints.huggingface.sentence_modules import MODULES
+    from .checkpoints.model_source import find_source
+
     folder = Path(name_or_path)
     if (folder / run_checkpoints.MANIFEST).exists() or run_checkpoints.checkpoint_folders(folder):
         return load_run(folder, accelerator=accelerator, precision=precision, batch_size=batch_size)
     settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
+    weights = find_source(settings, home=home).weights
+    if weights is not None and (weights / MODULES).is_file():  # of sentence-transformers
+        return load_run(weights, accelerator=accelerator, precision=precision, batch_size=batch_size)
     loaded = load_language_model(settings, home=home, seed=0)
     length = min(MAX_EMBEDDED_TOKENS, loaded.encoder.config.max_positions)
     task_type = registry.find("text_embedding")

@@ -19,6 +19,7 @@ from ..tokenizers.bpe import END_OF_TEXT
 from ..tokenizers.load import files_with_added_tokens
 from ..tokenizers.wordpiece import SPECIAL_TOKENS
 from .files.lazy_tensor import Derived, Readable, num_bytes
+from .huggingface.sentence_modules import EMBEDDING_TASKS
 from .huggingface.write_huggingface import write_huggingface
 from .megatron.untrained_parts import add_untrained_parts, note_untrained_parts
 from .megatron.write_megatron import ModelParallelLayout, era_of, rank_tensors, write_megatron
@@ -209,7 +210,7 @@ def _write_nemo(dest: Path, job: _Job) -> list[str]:
 
 
 def _note_dropped_head(source: Checkpoint) -> list[str]:
-    if not source.head:
+    if not source.head and source.documents.get("run", {}).get("task") not in EMBEDDING_TASKS:
         return []
     return ["the head of the fine-tuned run has no place in this format and was dropped; the encoder was written"]
 

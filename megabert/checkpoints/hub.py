@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .huggingface.sentence_modules import MODULE_FILES
 
 # Names without an organization that NeMo's and transformers' users know.
 ALIASES = {
@@ -15,7 +16,7 @@ ALIASES = {
 } | {"gpt2": "openai-community/gpt2"}
 SMALL_FILES = (
     "config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-    "added_tokens.json", "special_tokens_map.json",
+    "added_tokens.json", "special_tokens_map.json", *MODULE_FILES,
 )  # fmt: skip
 # Weights by preference: the second only where a folder has none of the first.
 WEIGHTS = (

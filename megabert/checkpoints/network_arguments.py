@@ -122,7 +122,7 @@ files and programs: _name_or_path _target_ _call_ adlr_autoresume architectures 
     nsys_profile one_logger app_tag_run_name app_tag_run_version pretrained_checkpoint resume_from_checkpoint
     run_workload save strict_fsdp_dtensor_load target timers transformers_version use_checkpoint_args use_dist_ckpt
     use_mp_args_from_checkpoint_args use_persistent_ckpt_worker use_tokenizer_model_from_checkpoint_args yaml_cfg
-    exit_on_missing_checkpoint restore_from_path verify_integrity
+    exit_on_missing_checkpoint restore_from_path verify_integrity sentence_transformers
 reports: apex_transformer_log_level check empty_unused_memory_level enable_megatron_timers gc_interval log logging
     manual_gc megatron_timer_kwargs memory_snapshot_path disable_straggler_on_startup profile record_memory_history
     straggler tensorboard timing_log wandb use_pytorch_profiler timing

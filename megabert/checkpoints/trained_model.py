@@ -48,8 +48,29 @@ def read_trained(path: Path) -> TrainedModel:
     """Read a run folder's best checkpoint, a checkpoint folder, or a Hugging Face folder with its head."""
     if (folder := _huggingface_folder(path)) is not None:
         return _read_huggingface(folder)
+    _refuse_untrained(path)
     folder, contents = run_checkpoints.read_best(path, groups=("model",))
+    if "encoder" in contents.documents and "run" not in contents.documents:
+        raise CheckpointError(
+            f"{path} holds an encoder without the head of a task, as `megabert convert --to megabert` writes it. Give "
+            "a run; of other programs a folder with its head, which `--to huggingface` keeps."
+        )
     return TrainedModel(folder, contents, _digest(folder))
+
+
+def _refuse_untrained(path: Path) -> None:
+    """Raise CheckpointError that names what stands at a path instead of a trained model, where that is known."""
+    from .other_formats import refuse_other_format
+
+    refuse_other_format(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file; a trained model is a folder: of `megabert train`, of `megabert export`, or of "
+            "transformers. `megabert inspect` shows what a checkpoint's file holds; an encoder is trained first."
+        )
+    steps = sorted(folder for folder in path.glob("checkpoint-*") if (folder / "config.json").is_file())
+    if steps:
+        raise CheckpointError(f"{path} holds the checkpoints of a training by transformers. Give one: {steps[-1]}.")
 
 
 def _digest(checkpoint: Path) -> str:
@@ -58,6 +79,7 @@ def _digest(checkpoint: Path) -> str:
 
 def _read_huggingface(folder: Path) -> TrainedModel:
     """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
+    from .huggingface.sentence_modules import MODULE_FILES
     from .model_source import ModelSource, open_source
     from .vocabulary_rows import fit_vocabulary
 
@@ -71,7 +93,8 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     if "run" not in checkpoint.documents:
         raise CheckpointError(
             f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
-            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by megabert.load_encoder."
+            "ForSequenceClassification nor ForQuestionAnswering, and there is no modules.json of sentence-transformers "
+            "either. An encoder is loaded by megabert.load_encoder."
         )
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
@@ -88,7 +111,8 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     if checkpoint.lower_case is None:
         casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
         notes.append(f"casing is not stated: text {casing}")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
+    files = [file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES]
+    files = sorted([*files, *folder.glob(MODULE_FILES[-1])])
     sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
     contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
     return TrainedModel(folder, contents, hashlib.sha256(sums.encode()).hexdigest()[:DIGEST_DIGITS], tuple(notes))

@@ -259,7 +259,7 @@ def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor
     """Load a run, or an exported one, with windows as long as its network takes; as an inference object."""
     from dataclasses import replace
 
-    from ..export.load_predictor import load_predictor
+    from ..load_predictor import load_predictor
 
     predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
     for note in predictor.notes:

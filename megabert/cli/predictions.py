@@ -255,7 +255,7 @@ def _compose(schema: type[Any], given: Mapping[str, str], command: str) -> Any:
 
 
 def _load(given: _Given, settings: EvaluateSettings, *, for_many: bool = True) -> "Predictor":
-    from ..export.load_predictor import load_predictor
+    from ..load_predictor import load_predictor
 
     predictor = load_predictor(
         given.run,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..retrieval.search_index import SearchIndex
 
 _TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not"
-_RUN = "run of text_embedding, or any other run or encoder, whose hidden states are averaged"
+_RUN = "run of text_embedding, folder of sentence-transformers, or other encoder, whose hidden states are averaged"
 RERANK_BATCH = 64
 
 
@@ -125,7 +125,10 @@ def rerank(words: Sequence[str]) -> None:
         raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
     predictor = _load_run(arguments.model, arguments)
     if predictor.task.name() != "text_ranking":
-        raise ConfigError(f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking.")
+        raise ConfigError(
+            f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking. A cross-encoder "
+            'of one label from elsewhere is marked by "sentence_transformers": {} in its config.json.'
+        )
     found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, weight=arguments.fuse)
     _write_rankings(found, len(rankings), arguments.output, "rerank")
 
@@ -144,18 +147,22 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
-    from ..build import load_run
+    from ..load_predictor import load_predictor
 
     options = {name: getattr(arguments, name) for name in ("accelerator", "precision", "batch_size")}
-    return load_run(path, **options)
+    return load_predictor(path, **options)
 
 
 def load_embedder(name: str, arguments: argparse.Namespace) -> "Predictor":
-    """Load a run, or the encoder of any other name."""
+    """Load a run or an exported folder, or the encoder of any other name."""
     import os
 
-    from ..build import load_embedder as load
     from ..checkpoints.catalog import cache_home
+    from ..exported_folder import is_exported
+
+    if is_exported(Path(name)):
+        return _load_run(Path(name), arguments)
+    from ..build import load_embedder as load
 
     options = {key: getattr(arguments, key) for key in ("accelerator", "precision", "batch_size")}
     return load(name, home=cache_home(os.environ), **options)
@@ -259,16 +266,17 @@ def _query_embedder(opened: "SearchIndex", arguments: argparse.Namespace) -> "Pr
 
 def _searcher(opened: "SearchIndex", embedder: "Predictor | None", *, is_approximate: bool) -> Any:
     """Return a search by the graph or on the run's GPU, None for one on the CPU."""
-    from ..retrieval.approximate_search import ApproximateSearch
-    from ..retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
-    from ..torch_session import TorchSession
-
-    assert opened.store is not None and embedder is not None and isinstance(embedder.session, TorchSession)
+    assert opened.store is not None and embedder is not None
     if is_approximate:
+        from ..retrieval.approximate_search import ApproximateSearch
+
         return ApproximateSearch(opened.folder, opened.store)
-    if embedder.session.device.type != "cuda":
+    device = getattr(embedder.session, "device", None)  # that of torch; an exported network has none
+    if device is None or device.type != "cuda":
         return None
-    return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), embedder.session.device)
+    from ..retrieval.exact_search import GPU_BLOCK_ROWS, DeviceSearch
+
+    return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), device)
 
 
 def _reranked(

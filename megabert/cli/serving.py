@@ -163,7 +163,7 @@ def key_digest(file: Path | None, environment: Mapping[str, str]) -> bytes | Non
 
 
 def _load(name: str, path: Path, arguments: argparse.Namespace) -> "LoadedRun":
-    from ..export.load_predictor import load_predictor
+    from ..load_predictor import load_predictor
     from ..serve.server_parts import LoadedRun
 
     predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..build import load_run
 from ..checkpoints.convert import Target, convert
@@ -34,7 +35,7 @@ def export_huggingface(run: Path, output: Path, data: Path | None) -> Iterator[s
     yield from convert(source, output, Target("huggingface"), num_tokens=None, progress=None)
     try:
         before, after = (load_run(path, accelerator="cpu", precision="32") for path in (run, output))
-        if before.task.name() in TASK_HEADS:
+        if before.task.name() in TASK_HEADS or before.task.is_embedding:
             yield _compare_with_transformers(before, output)
         if data is not None:
             yield from _compare_scores(before, after, data)
@@ -80,7 +81,10 @@ def _difference(predictor: Predictor, model: Any, lengths: Sequence[int]) -> flo
     mask_BL = np.arange(max(lengths)) < np.array(lengths)[:, None]
     with torch.inference_mode():
         output = model(torch.from_numpy(ids_BL), attention_mask=torch.from_numpy(mask_BL).long())
-    theirs = output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
+    if predictor.task.is_embedding:
+        theirs = _pooled(predictor, output.last_hidden_state, torch.from_numpy(mask_BL))
+    else:
+        theirs = output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
     pad_id = predictor.tokenizer.pad_id
     ours = predictor.session.run(features, batch_size=len(lengths), max_length=max(lengths), pad_id=pad_id).logits
     if "cases" in predictor.task.state():
@@ -88,6 +92,18 @@ def _difference(predictor: Predictor, model: Any, lengths: Sequence[int]) -> flo
     is_per_token = ours[0].ndim == 2
     pairs = zip(ours, theirs.numpy(), lengths, strict=True)
     return max(float(np.abs(own - (other[:length] if is_per_token else other)).max()) for own, other, length in pairs)
+
+
+def _pooled(predictor: Predictor, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """Pool as the modules do that sentence-transformers puts behind transformers' network."""
+    head = predictor.session.model.head  # type: ignore[attr-defined]
+    lengths_B = mask_BL.sum(1)
+    rows, places = torch.arange(len(hidden_BLD)), {"cls": lengths_B * 0, "last": lengths_B - 1}
+    if head.pooling == "mean":
+        pooled_BD = (hidden_BLD * mask_BL[:, :, None]).sum(1) / lengths_B[:, None]
+    else:
+        pooled_BD = hidden_BLD[rows, places[head.pooling]]
+    return torch.nn.functional.normalize(pooled_BD, dim=-1) if head.normalize else pooled_BD
 
 
 def _pair_logits(logits_TC: NDArray[np.float32], num_marks: int) -> NDArray[np.float32]:

@@ -15,13 +15,13 @@ from .. import __version__
 from ..build import load_run, model_documents
 from ..checkpoints.native.manifest import write_file, write_manifest
 from ..errors import ConfigError
+from ..exported_folder import DOCUMENTS, KIND, NETWORK, PROOF, load_exported, open_session
 from ..inference import Predictor
 from ..json_documents import json_bytes
 from ..model.heads import TaskModel
 from ..onnx_session import HIDDEN, INPUTS, LOGITS
 from ..storage import atomic_folder
 from ..torch_session import TorchSession
-from .exported_folder import DOCUMENTS, KIND, NETWORK, PROOF, load_exported, open_session
 from .int8_linear import FloatLinears, Int8Linears, Linears
 from .onnx_graph import OPSET, onnx_model, used_operators
 from .proof import check_float, check_score, compare

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ..build import load_run, model_documents
 from ..checkpoints.native.manifest import write_file, write_manifest
 from ..errors import InputError
+from ..exported_folder import DOCUMENTS
 from ..json_documents import json_bytes
 from ..model.heads import TaskModel
 from ..model.layers import Attention
 from ..onnx_session import INPUTS, OnnxSession
 from ..storage import atomic_folder
 from ..torch_session import TorchSession
-from .exported_folder import DOCUMENTS
 from .proof import check_float, compare
 
 PROGRAM, KIND = "model.pt2", "torch-export"

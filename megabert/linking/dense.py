@@ -12,10 +12,10 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..build import load_run
 from ..data.packing import Features
 from ..errors import InputError
 from ..inference import Predictor, RunOptions, Session, SessionOutput
+from ..load_predictor import load_predictor
 from ..retrieval.embedding_store import EmbeddingStore, StoreOptions, write_store
 from ..retrieval.exact_search import DeviceSearch, search
 from ..tokenizers.wordpiece import Tokenizer
@@ -46,7 +46,7 @@ def embed_names(
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Write the vectors of all names by a run; resumes what an interrupted call left. Returns their folder."""
-    predictor = load_run(run, accelerator=accelerator, precision=precision)
+    predictor = load_predictor(run, accelerator=accelerator, precision=precision)
     folder = vectors_folder(dictionary, predictor.digest)
     session, total = _embedding_session(predictor), len(dictionary)
 
@@ -186,7 +186,7 @@ class DenseIndex:
 
 def open_dense(dictionary: Dictionary, run: Path, *, accelerator: str, precision: str) -> DenseIndex:
     """Open the vectors of a run. Raises InputError if the dictionary has none of it."""
-    predictor = load_run(run, accelerator=accelerator, precision=precision)
+    predictor = load_predictor(run, accelerator=accelerator, precision=precision)
     folder = vectors_folder(dictionary, predictor.digest)
     if not folder.exists():
         others = sorted(item.name.partition("-")[2] for item in dictionary.folder.glob("vectors-*"))

@@ -28,10 +28,10 @@ def load_linker(
     Raises InputError if the folder is no dictionary, or has no embeddings of the run.
     """
     if reader is not None:
-        from ..build import load_run
+        from ..load_predictor import load_predictor
         from .cross_encoder import CrossEncoder
 
-        predictor = load_run(Path(reader), accelerator=accelerator, precision=precision)
+        predictor = load_predictor(Path(reader), accelerator=accelerator, precision=precision)
         if (task := predictor.task.name()) != "text_ranking":
             raise InputError(f"{reader} is a run of {task}; candidates are read by one of text_ranking.")
         linker = load_linker(folder, run, accelerator=accelerator, precision=precision)

@@ -111,7 +111,7 @@ def test_8_bits_have_a_quarter_of_the_size_and_keep_the_labels(exported):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_does_not_change_answers(exported, threads):
-    from megabert.export.exported_folder import load_exported
+    from megabert.exported_folder import load_exported
 
     session = load_exported(exported("token_classification"), threads=threads).session
     features = random_features([5, 40, 33])

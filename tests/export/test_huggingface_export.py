@@ -279,7 +279,7 @@ def test_tags_of_iobes_become_spans(tmp_path, vocab_file):
     [
         ({"id2label": {"0": "O", "1": "B"}}, "id2label has 2 labels"),
         ({"id2label": dict.fromkeys("01234", "O")}, "several outputs one label"),
-        ({"architectures": ["BertForNextSentencePrediction"]}, "no head of a task that is known"),
+        ({"architectures": ["BertForNextSentencePrediction"]}, "names no class for the head that the weights hold"),
         ({"architectures": ["BertForQuestionAnswering"]}, "is missing"),
     ],
 )

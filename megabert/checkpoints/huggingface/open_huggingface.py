@@ -67,9 +67,18 @@ def open_huggingface(folder: Path, ignored: Collection[str] = ()) -> HuggingFace
             f"{file}: model_type is {name!r}; folders of {', '.join(ARCHITECTURES)} architecture can be read."
         )
     architecture = ARCHITECTURES[name]
-    shape, notes = _shape_of(config, architecture, file, ignored)
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{file} has a quantization_config: the weights are no floating-point numbers. Save them as such (in "
+            "transformers: model.dequantize().save_pretrained(FOLDER)), and give that folder."
+        )
     weights = _open_weights(folder)
     tensors = _without_prefix(weights.tensors, folder)
+    # An output of its own is compared with the embedding; without a language-model head there is none.
+    has_head = any(item.startswith("cls.predictions.") for item in tensors) or architecture.is_causal
+    needs_tie = has_head and not {"cls.predictions.decoder.weight", "lm_head.weight"} & tensors.keys()
+    stated = {key: value for key, value in config.items() if needs_tie or key != "tie_word_embeddings"}
+    shape, notes = _shape_of(stated, architecture, file, ignored)
     return HuggingFaceFile(
         str(folder), architecture, shape, tensors, weights.kind, notes, weights.unknown_globals, config
     )

@@ -14,11 +14,13 @@ from ...json_documents import read_json_object
 from ..files.lazy_tensor import Readable, in_memory
 from ..mapping import read_tensors
 from .open_huggingface import HuggingFaceFile
-from .task_heads import BY_CLASS, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead, head_config, split_head
+from .sentence_modules import EMBEDDING_TASKS, MODULES, pooling_of, read_embedding
+from .task_heads import BY_CLASS, CROSS_ENCODER, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead, head_config, split_head
 
 _TOKENIZER_LIMIT = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 # Largest windows of transformers' run_qa.py, and their stride
 _QUESTION_WINDOW, _QUESTION_LENGTH, _STRIDE = 384, 64, 128
+_CHOICE_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
 
     Raises CheckpointError where tensors, labels and class do not fit each other.
     """
+    description = _read_description(folder / DESCRIPTION)
+    if (folder / MODULES).is_file() and (tuned := _embedding(file, folder, description)) is not None:
+        return tuned
     names = file.config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     row = next((row for end, row in BY_CLASS.items() if name.endswith(end)), None)
@@ -42,14 +47,41 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
     if row is None:
         task = next((task for end, task in PRETRAINING.items() if name.endswith(end)), None)
         if task is not None:
-            return FineTuned({}, _language_model(task, file, folder, _read_description(folder / DESCRIPTION)))
-        notes = (f"config.json names no class for the head ({name or 'no architectures'})",) if has_head else ()
-        return FineTuned(notes=notes)
+            return FineTuned({}, _language_model(task, file, folder, description))
+        if has_head:
+            raise CheckpointError(
+                f"{file.source}/config.json names no class for the head that the weights hold "
+                f'({name or "no architectures"}). Add it, such as "architectures": '
+                f'["{file.architecture.class_prefix}ForTokenClassification"]; known are {", ".join(BY_CLASS)}.'
+            )
+        return FineTuned()
     head = _tensors(file, row)
-    description = _read_description(folder / DESCRIPTION)
     if description is not None:
         return _described(head, description, file, row, folder)
     return _foreign(head, file, row, folder)
+
+
+def _embedding(file: HuggingFaceFile, folder: Path, description: Mapping[str, Any] | None) -> FineTuned | None:
+    """Read the settings of a model of sentence-transformers; None for a cross-encoder."""
+    length, _ = _window_length(file, folder)
+    lowers = _read_small(folder / "tokenizer_config.json").get("do_lower_case", False)
+    read = read_embedding(folder, length, lowers=bool(lowers))
+    if read is None:
+        return None
+    model, notes = read
+    if description is None:
+        return FineTuned({}, {"run": {"task": "text_embedding"}, "settings": {"model": model}}, tuple(notes))
+    task, own = description["task"], description["settings"]["model"]
+    if task not in EMBEDDING_TASKS or pooling_of(task, own) != pooling_of("text_embedding", model):
+        raise CheckpointError(
+            f"{folder}: {DESCRIPTION} describes other embeddings than {MODULES}. Where the model was trained further "
+            f"elsewhere, remove {DESCRIPTION}."
+        )
+    return FineTuned({}, _documents(description))
+
+
+def _read_small(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _tensors(file: HuggingFaceFile, row: TaskHead) -> dict[str, Readable]:
@@ -59,12 +91,17 @@ def _tensors(file: HuggingFaceFile, row: TaskHead) -> dict[str, Readable]:
     named = {f"bert.{name}" if name.startswith("pooler.") else name: item for name, item in file.weights.items()}
     own = {name: item for name, item in named.items() if name.startswith(prefixes)}
     tensors, _ = read_tensors([own], row.rules, 1, file.source)
-    wanted = [
-        f"{rule.target.removesuffix('*')}{kind}" for rule in row.rules if rule.target for kind in ("weight", "bias")
+    missing = [
+        f"{source.removesuffix('*')}{kind}"
+        for rule in row.rules
+        for source in rule.sources
+        for kind in ("weight", "bias")
+        if rule.target and rule.target.removesuffix("*") + kind not in tensors
     ]
-    if missing := [name for name in wanted if name not in tensors]:
+    if missing:
         raise CheckpointError(
-            f"{file.source}: config.json names {row.class_end}, whose {', '.join(missing)} is missing."
+            f"{file.source}: config.json names {row.class_end}, whose {', '.join(missing)} is missing; transformers "
+            "would draw it at random. Give the folder that training wrote, or correct `architectures`."
         )
     _check_shapes(tensors, file.shape["hidden_size"], file.source)
     return dict(tensors)
@@ -147,6 +184,11 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
     elif row.task == "multiple_choice":
         if num_outputs != 1:
             raise CheckpointError(f"{file.source}: classifier has {num_outputs} outputs; the score of a choice is 1.")
+        dataset["max_qa_length"] = min(_CHOICE_LENGTH, length // 2)
+    elif row.task == "text_classification" and num_outputs == 1 and CROSS_ENCODER in file.config:
+        notes.append("scores are logits; sentence-transformers' predict gives those of its activation, in equal order")
+        settings = {"model": {"dataset": {"max_seq_length": length}}}
+        return FineTuned(head, {"run": {"task": "text_ranking"}, "settings": settings}, tuple(notes))
     else:
         labels, label_notes = _labels(file, num_outputs)
         notes += label_notes
@@ -173,8 +215,7 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
 def _window_length(file: HuggingFaceFile, folder: Path) -> tuple[int, list[str]]:
     """Return the largest number of tokens of a window: the tokenizer's, at most the network's positions."""
     positions = int(file.shape["max_positions"])
-    path = folder / "tokenizer_config.json"
-    stated = read_json_object(path).get("model_max_length") if path.is_file() else None
+    stated = _read_small(folder / "tokenizer_config.json").get("model_max_length")
     if type(stated) is int and 8 <= stated <= _TOKENIZER_LIMIT:
         return min(stated, positions), [f"windows of {min(stated, positions)} tokens (model_max_length)"]
     return positions, [f"windows of {positions} tokens, all positions: the tokenizer's files state no model_max_length"]
@@ -182,7 +223,10 @@ def _window_length(file: HuggingFaceFile, folder: Path) -> tuple[int, list[str]]
 
 def _labels(file: HuggingFaceFile, num_outputs: int) -> tuple[list[str], list[str]]:
     """Return the labels in the order of the head's outputs. Raises CheckpointError unless id2label has one for each."""
-    stated = file.config.get("id2label")
+    stated, inverse = (file.config.get(key) for key in ("id2label", "label2id"))
+    pairs = {str(number): label for label, number in inverse.items()} if isinstance(inverse, dict) else None
+    key = "id2label" if stated is not None or pairs is None else "label2id"
+    stated = pairs if stated is None else stated
     if stated is None:
         standard = [f"LABEL_{number}" for number in range(num_outputs)]
         return standard, [
@@ -190,14 +234,17 @@ def _labels(file: HuggingFaceFile, num_outputs: int) -> tuple[list[str], list[st
         ]
     labels = stated if isinstance(stated, dict) else {}
     names = [labels.get(str(number)) for number in range(num_outputs)]
+    names = [str(name) if type(name) is int else name for name in names]  # labels 0, 1, 2 of a dataset
     if len(labels) != num_outputs or not all(isinstance(name, str) and name for name in names):
         raise CheckpointError(
-            f"{file.source}/config.json: id2label has {len(labels)} labels ({str(stated)[:60]}); the head has "
+            f"{file.source}/config.json: {key} has {len(labels)} labels ({str(stated)[:60]}); the head has "
             f"{num_outputs} outputs, 0 to {num_outputs - 1}. Give each output a label."
         )
     if len(set(names)) != num_outputs:
-        raise CheckpointError(f"{file.source}/config.json: id2label gives several outputs one label. Rename them.")
-    return [str(name) for name in names], []
+        raise CheckpointError(f"{file.source}/config.json: {key} gives several outputs one label. Rename them.")
+    notes = ["label2id of config.json contradicts id2label, which counts, as in transformers' pipelines"]
+    named = {number: str(label) for number, label in labels.items()}
+    return [str(name) for name in names], notes if pairs is not None and pairs != named else []
 
 
 def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
@@ -207,8 +254,12 @@ def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
         return problem, [f"problem_type is not stated: {problem}, as in transformers for {num_outputs} outputs"
                          " (model.dataset.problem)"]  # fmt: skip
     problem = str(stated).removesuffix("_classification")
-    if problem not in ("regression", "single_label", "multi_label") or (problem == "regression") != (num_outputs == 1):
-        raise CheckpointError(f"{file.source}/config.json: problem_type {stated!r:.40} with {num_outputs} outputs.")
+    fits = {"regression": num_outputs == 1, "single_label": num_outputs > 1, "multi_label": True}
+    if not fits.get(problem, False):
+        raise CheckpointError(
+            f"{file.source}/config.json: problem_type is {stated!r:.40}, and the head has {num_outputs} outputs. "
+            "regression has one, single_label_classification several, multi_label_classification any number."
+        )
     return problem, []
 
 

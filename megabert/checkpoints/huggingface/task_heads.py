@@ -45,6 +45,8 @@ _SPANS = TaskHead(
     "ForQuestionAnswering", [Rule("qa_outputs.*", "head.out.*")], "question_answering", "question-answering"
 )
 _CHOICES = TaskHead("ForMultipleChoice", _SEQUENCE.rules, "multiple_choice", "multiple-choice")
+CROSS_ENCODER = "sentence_transformers"
+"""The key of config.json by which sentence-transformers marks a cross-encoder."""
 # By task name
 TASK_HEADS = {
     "question_answering": _SPANS,
@@ -53,6 +55,7 @@ TASK_HEADS = {
     "text_classification": _SEQUENCE,
     "relation_extraction": _SEQUENCE,
     "glue": _SEQUENCE,
+    "text_ranking": _SEQUENCE,
     "multiple_choice": _CHOICES,
     "zero_shot": _SEQUENCE,
 }
@@ -66,6 +69,7 @@ PRETRAINING = {
 _REASONS = {
     "intent_slot": "its intents are read at the first token and its slots at each word, which no class of "
     "transformers does together",
+    "text_embedding": "it has an encoder each for queries and passages",
 }
 
 
@@ -145,7 +149,10 @@ def head_config(documents: Mapping[str, Any]) -> dict[str, Any]:
     problem = state.get("problem", _model_settings(documents).get("dataset", {}).get("problem"))
     if problem is not None:
         config["problem_type"] = problem if problem == "regression" else f"{problem}_classification"
-    if problem == "regression":
+    is_ranking = documents.get("run", {}).get("task") == "text_ranking"
+    if is_ranking:
+        config[CROSS_ENCODER] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    if is_ranking or problem == "regression":
         config |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return config
 
@@ -164,6 +171,8 @@ def describe_task(documents: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of megabert.json: all that answers depend on beside weights and tokenizer."""
     model = {name: value for name, value in _model_settings(documents).items() if name not in _LEFT_OUT}
     if isinstance(model.get("dataset"), dict):
-        model["dataset"] = {name: value for name, value in model["dataset"].items() if name != "data_dir"}
+        model["dataset"] = {
+            name: value for name, value in model["dataset"].items() if name not in ("data_dir", "dictionary")
+        }
     model.pop("data_dir", None)
     return {"task": documents["run"]["task"], "settings": {"model": model}, "state": documents.get("task", {})}

@@ -29,6 +29,7 @@ from .huggingface_names import (
     RESIDUAL_POST_NORM,
     HuggingFaceArchitecture,
 )
+from .sentence_modules import EMBEDDING_TASKS, embedding_files
 from .task_heads import (
     DESCRIPTION,
     TaskHead,
@@ -74,7 +75,11 @@ def write_huggingface(
         documents["config.json"] |= head_config(run)
         # transformers' pooler is a layer of the head.
         tensors = {name: item for name, item in tensors.items() if not name.startswith("sentence_order.")}
-    if task_head is not None or is_language_model_run(run):
+    task = run.get("run", {}).get("task")
+    is_embedding = task in EMBEDDING_TASKS
+    if is_embedding:
+        documents |= embedding_files(task, run["settings"]["model"], config.hidden_size)
+    if task_head is not None or is_embedding or is_language_model_run(run):
         stored = {"lower_case": lower_case} if tokenizer is None else tokenizer.to_document()
         documents[DESCRIPTION] = describe_task(run) | {"tokenizer": stored}
     if tokenizer_files:
@@ -86,6 +91,7 @@ def write_huggingface(
             **_rules_config(rules),
         }
     for name, document in documents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         write_file(folder / name, [(json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()])
     for name, data in tokenizer_files.items():
         write_file(folder / name, [data])

@@ -140,6 +140,11 @@ def open_manifest_folder(folder: Path, *, groups: tuple[str, ...]) -> OpenFolder
     Raises CheckpointError if a file is missing or damaged.
     """
     manifest = read_manifest(folder)
+    if "export" in manifest:
+        raise CheckpointError(
+            f"{folder} is an exported model, which has no tensors to read. Give the run that it was exported from; "
+            "predict, evaluate, annotate, serve, link, embed, index, search and rerank take both."
+        )
     documents, texts = {}, {}
     for name, entry in manifest["files"].items():
         stem, _, suffix = name.rpartition(".")

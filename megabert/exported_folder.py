@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.native.manifest import MANIFEST, parse_text, read_manifest, read_verified, verify_file
-from ..errors import CheckpointError, ConfigError
-from ..inference import Predictor
-from ..json_documents import parse_json_object, read_json_object
-from ..model.config import EncoderConfig
-from ..onnx_session import CPU_TOKENS, GPU_TOKENS, OnnxSession, num_threads, open_network
-from ..tasks.restore_task import restore_task
-from ..tokenizers.load import stored_tokenizer
+from .checkpoints.native.manifest import MANIFEST, parse_text, read_manifest, read_verified, verify_file
+from .errors import CheckpointError, ConfigError
+from .inference import Predictor
+from .json_documents import parse_json_object, read_json_object
+from .model.config import EncoderConfig
+from .onnx_session import CPU_TOKENS, GPU_TOKENS, OnnxSession, num_threads, open_network
+from .tasks.restore_task import restore_task
+from .tokenizers.load import stored_tokenizer
 
 KIND = "onnx"
 DOCUMENTS, NETWORK, PROOF = "megabert.json", "model.onnx", "proof.json"

@@ -6,9 +6,9 @@ Imports no torch until a folder needs it.
 from pathlib import Path
 from typing import Unpack
 
-from ..errors import ConfigError
-from ..inference import LoadOptions, Predictor
+from .errors import ConfigError
 from .exported_folder import is_exported, load_exported
+from .inference import LoadOptions, Predictor
 
 
 def load_predictor(path: Path, **options: Unpack[LoadOptions]) -> Predictor:
@@ -16,7 +16,7 @@ def load_predictor(path: Path, **options: Unpack[LoadOptions]) -> Predictor:
     if is_exported(path):
         return load_exported(path, **options)
     try:
-        from ..build import load_run
+        from .build import load_run
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -1,0 +1,114 @@
+"""Folders of sentence-transformers: modules.json names what follows the network, from and to settings of embeddings.
+
+Source: sentence-transformers 2 to 6: Transformer, Pooling and Normalize; encode_query and encode_document.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError
+from ...json_documents import parse_json, read_json_object
+
+MODULES = "modules.json"
+MODULE_FILES = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json")
+EMBEDDING_TASKS = ("text_embedding", "entity_linking")
+_POOLING, _LENGTHS, _PROMPTS = "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+_TYPE = "sentence_transformers.models."
+# Their names of poolings by ours; before version 6 each is a switch of its own.
+_POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+_SWITCHES = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+
+
+def pooling_of(task: str, model: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return how the settings of a task of embeddings pool hidden states, and whether embeddings are normalized."""
+    if task == "entity_linking":
+        return model.get("dataset", {}).get("pooling", "cls"), True
+    embedding = model.get("embedding", {})
+    return embedding.get("pooling", "mean"), embedding.get("normalize", True)
+
+
+def read_embedding(folder: Path, length: int, *, lowers: bool) -> tuple[dict[str, Any], list[str]] | None:
+    """Return a folder's settings of `text_embedding` and what it does not state; None without a module of pooling.
+
+    `length` is the tokenizer's, `lowers` whether it lower-cases. Raises CheckpointError for what is not computed.
+    """
+    modules = parse_json((folder / MODULES).read_bytes(), str(folder / MODULES))
+    entries = [item if isinstance(item, dict) else {} for item in (modules if isinstance(modules, list) else [])]
+    names = [str(item.get("type", "")).rpartition(".")[2] for item in entries]
+    if names == ["Transformer"]:  # a cross-encoder
+        return None
+    if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or entries[0].get("path"):
+        raise CheckpointError(
+            f"{folder / MODULES} lists {', '.join(names) or 'no modules'}; computed are Transformer (in the folder "
+            "itself), Pooling and perhaps Normalize, in this order. Its encoder is loaded by megabert.load_encoder."
+        )
+    stated = _read(folder / _LENGTHS)
+    if stated.get("do_lower_case") and not lowers:
+        raise CheckpointError(
+            f"{folder / _LENGTHS}: do_lower_case is true, and the tokenizer keeps capitals. Set do_lower_case in "
+            "tokenizer_config.json where the vocabulary is lower-cased, else remove it here."
+        )
+    longest = stated.get("max_seq_length")
+    length = min(longest, length) if type(longest) is int and longest >= 8 else length
+    is_normalized = names[-1] == "Normalize"
+    prompts, notes = _prompts(folder, is_normalized=is_normalized)
+    pooling = _read_pooling(folder / str(entries[1].get("path") or "") / "config.json", has_prompts=any(prompts))
+    dataset: dict[str, Any] = {"max_seq_length": length, "max_query_length": length}
+    dataset |= dict(zip(("query_prompt", "passage_prompt"), prompts, strict=True))
+    settings = {"dataset": dataset, "embedding": {"pooling": pooling, "normalize": is_normalized}}
+    return settings, [*notes, f"embeddings: {pooling}{', of length 1' * is_normalized}; {length} tokens are read"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _read_pooling(path: Path, *, has_prompts: bool) -> str:
+    if path.resolve().parent.parent != path.parents[1].resolve():
+        raise CheckpointError(f"{path} is not in a folder beside {MODULES}.")
+    stated = read_json_object(path)
+    switches = [key for key, value in stated.items() if key.startswith("pooling_mode_") and value]
+    modes = stated.get("pooling_mode", switches)
+    modes = [modes] if isinstance(modes, str) else modes
+    known = {theirs: ours for ours, theirs in [*_POOLINGS.items(), *_SWITCHES.items()]}
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in known:
+        raise CheckpointError(f"{path}: pooling by {modes!r:.80} is not computed; one of {', '.join(_POOLINGS)} is.")
+    if has_prompts and not stated.get("include_prompt", True):
+        raise CheckpointError(f"{path}: include_prompt is false: pooling without the prompt's tokens is not computed.")
+    return known[modes[0]]
+
+
+def _prompts(folder: Path, *, is_normalized: bool) -> tuple[tuple[str, str], list[str]]:
+    """Return the prompts of queries and passages, and notes."""
+    stated = _read(folder / _PROMPTS)
+    prompts = stated.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise CheckpointError(f"{folder / _PROMPTS}: prompts are {prompts!r:.60}, no table of names and texts.")
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "")
+    notes = []
+    if stated.get("default_prompt_name"):
+        notes.append(f"the default prompt ({stated['default_prompt_name']!r:.40}) is for neither queries nor passages")
+    if not is_normalized and stated.get("similarity_fn_name") in (None, "cosine"):
+        notes.append("similarity is the inner product, in the folder the cosine (model.embedding.normalize=true)")
+    given = (prompts.get("query", ""), passage)
+    return given, [*notes, *([f"prompts of queries and of passages: {given[0]!r}, {given[1]!r}"] if any(given) else [])]
+
+
+def embedding_files(task: str, model: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """Return the JSON files of sentence-transformers for the settings of a task of embeddings."""
+    pooling, is_normalized = pooling_of(task, model)
+    dataset = model.get("dataset", {})
+    names = ["Transformer", "Pooling", *(["Normalize"] if is_normalized else [])]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    prompts = {"query": dataset.get("query_prompt", ""), "document": dataset.get("passage_prompt", "")}
+    return {
+        MODULES: [
+            {"idx": number, "name": str(number), "path": path, "type": _TYPE + name}
+            for number, (name, path) in enumerate(zip(names, paths, strict=False))
+        ],
+        _POOLING: {"word_embedding_dimension": width, **{key: own == pooling for own, key in _SWITCHES.items()}},
+        **({"2_Normalize/config.json": {}} if is_normalized else {}),
+        _LENGTHS: {"max_seq_length": dataset["max_seq_length"], "do_lower_case": False},
+        _PROMPTS: {"prompts": prompts, "similarity_fn_name": "cosine" if is_normalized else "dot"},
+    }

@@ -1,0 +1,131 @@
+"""Models of sentence-transformers: embeddings are those of their modules, computed here by transformers' network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import megabert
+from megabert.build import load_embedder
+from megabert.cli import main
+from tests.export.test_huggingface_export import foreign, read_json
+
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["marie curie found radium", "a", "who was born in warsaw? " * 9]
+OLD = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
+
+
+def sentence_model(folder, vocab_file, pooling, *others, is_old=True, prompts=None, **pooling_settings):
+    """Write a folder as sentence-transformers before version 6 does, or since; returns the network."""
+    model = foreign(folder, vocab_file, "bert", "Model")
+    names = ["Transformer", "Pooling", *others]
+    paths = ["", *(f"{number}_{name}" for number, name in enumerate(names[1:], 1))]
+    start = "sentence_transformers.models." if is_old else "sentence_transformers.base.modules.any."
+    entries = [
+        {"idx": number, "name": str(number), "path": path, "type": start + name}
+        for number, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+    switches = {key: name == pooling for name, key in OLD.items()} | {"pooling_mode_max_tokens": pooling == "max"}
+    settings = {"word_embedding_dimension": 16, **switches} if is_old else {"pooling_mode": pooling}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings | pooling_settings))
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts or {}}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": False}))
+    return model
+
+
+def expected(model, folder, texts, pooling, *, normalize):
+    """Compute embeddings by transformers' tokenizer and network, one text at a time."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    vectors = []
+    for text in texts:
+        given = tokenizer(text, truncation=True, max_length=20, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**given).last_hidden_state[0]
+        vectors.append({"mean": hidden.mean(0), "cls": hidden[0], "lasttoken": hidden[-1]}[pooling].numpy())
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else 1
+    return np.array(vectors) / lengths
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+@pytest.mark.parametrize("pooling", OLD)
+def test_pooling_normalization_and_length_are_those_of_the_modules(tmp_path, vocab_file, pooling, is_old):
+    others = ["Normalize"] if is_old else []
+    model = sentence_model(tmp_path / "hub", vocab_file, pooling, *others, is_old=is_old)
+    ours = load_embedder(str(tmp_path / "hub"), home=tmp_path, accelerator="cpu", precision="32")
+    vectors = expected(model, tmp_path / "hub", TEXTS, pooling, normalize=is_old)
+    for role in ("query", "passage"):
+        np.testing.assert_allclose(ours.embed(TEXTS, role=role), vectors, atol=1e-5)
+    assert main(["export", str(tmp_path / "hub"), "-o", str(tmp_path / "again"), "--to", "huggingface"]) == 0
+    again = megabert.load(tmp_path / "again", accelerator="cpu", precision="32")
+    np.testing.assert_array_equal(again.embed(TEXTS), ours.embed(TEXTS))
+    if is_old:
+        for name in ("modules.json", "1_Pooling/config.json"):
+            given, written = (read_json(tmp_path / folder / name) for folder in ("hub", "again"))
+            assert written == given or written.items() <= given.items()
+
+
+def test_each_role_has_its_prompt(tmp_path, vocab_file):
+    prompts = {"query": "who was ", "document": "the city of "}
+    model = sentence_model(tmp_path, vocab_file, "mean", "Normalize", prompts=prompts)
+    ours = megabert.load(tmp_path, accelerator="cpu", precision="32")
+    for role, prompt in zip(("query", "passage"), prompts.values(), strict=True):
+        vectors = expected(model, tmp_path, [prompt + text for text in TEXTS], "mean", normalize=True)
+        np.testing.assert_allclose(ours.embed(TEXTS, role=role), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "others", "settings", "message"),
+    [
+        ("mean", ["Dense", "Normalize"], {}, "lists Transformer, Pooling, Dense, Normalize"),
+        ("max", [], {}, "pooling_mode_max_tokens"),
+        ("mean", [], {"include_prompt": False}, "include_prompt is false"),
+    ],
+)
+def test_what_is_not_computed_is_refused_and_the_encoder_loads(
+    tmp_path, vocab_file, capsys, pooling, others, settings, message
+):
+    prompts = {"query": "who "}
+    sentence_model(tmp_path / "hub", vocab_file, pooling, *others, prompts=prompts, **settings)
+    (tmp_path / "texts.tsv").write_text("1\tmarie\n")
+    assert main(["embed", str(tmp_path / "hub"), str(tmp_path / "texts.tsv"), "-o", str(tmp_path / "out")]) == 66
+    assert message in capsys.readouterr().err
+    assert megabert.load_encoder(tmp_path / "hub")[0].config.hidden_size == 16
+
+
+def test_a_changed_module_is_not_taken_for_the_run(tmp_path, vocab_file, capsys):
+    sentence_model(tmp_path / "hub", vocab_file, "cls", "Normalize")
+    assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "again"), "--to", "huggingface"]) == 0
+    digest = megabert.load(tmp_path / "again", accelerator="cpu").digest
+    (tmp_path / "again" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    assert main(["predict", str(tmp_path / "again"), "text=a"]) == 66
+    assert "remove megabert.json" in capsys.readouterr().err
+    (tmp_path / "again" / "megabert.json").unlink()
+    assert megabert.load(tmp_path / "again", accelerator="cpu").digest != digest
+
+
+def test_a_cross_encoder_scores_pairs_as_transformers_does(tmp_path, vocab_file):
+    marked = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.1.0"}}
+    model = foreign(tmp_path / "hub", vocab_file, "bert", "ForSequenceClassification", num_labels=1, **marked)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
+    ours = megabert.load(tmp_path / "hub", accelerator="cpu", precision="32")
+    assert ours.task.name() == "text_ranking"
+    assert main(["export", str(tmp_path / "hub"), "-o", str(tmp_path / "again"), "--to", "huggingface"]) == 0
+    again = megabert.load(tmp_path / "again", accelerator="cpu", precision="32")
+    for passage in ("marie found radium", "the river"):
+        with torch.inference_mode():
+            logit = model(**tokenizer("who found radium", passage, return_tensors="pt")).logits[0, 0].item()
+        (score,) = ours.predict(query="who found radium", passage=passage).scores.values()
+        assert score == pytest.approx(logit, abs=1e-5)
+        assert list(again.predict(query="who found radium", passage=passage).scores.values()) == [score]
+
+
+def test_a_real_model_gives_the_vectors_of_its_modules(minilm, tmp_path):
+    ours = load_embedder(str(minilm), home=tmp_path, accelerator="cpu", precision="32")
+    model = transformers.AutoModel.from_pretrained(minilm).eval()
+    vectors = expected(model, minilm, TEXTS[:2], "mean", normalize=True)
+    np.testing.assert_allclose(ours.embed(TEXTS[:2]), vectors, atol=1e-5)
+    assert ours.task.row_length == 256
