@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
+from .candidates import NameCandidate
 from .gram_index import GramIndex
 from .name_keys import has_key, key_hashes, normalized, series, series_keys
 
@@ -25,6 +26,7 @@ VERSION = 4
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
+CACHED_CANDIDATES = 100_000
 CACHED_SERIES, MAX_MEMBERS = 10_000, 500
 """Series that are remembered, and members of a series that are looked at."""
 ARRAYS = ("name_ends", "name_mentions", "name_is_listed", "name_numbers", "concept_ends", "id_ends", "species",
@@ -95,6 +97,21 @@ class Dictionary:
         ends = self.arrays["id_ends"]
         start = int(ends[concept - 1]) if concept else 0
         return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
+
+    def candidate(self, name: int, concept: int) -> NameCandidate:
+        """Return a name of a concept as a candidate; its similarity is 0."""
+        found = self._candidates.get(name)
+        if found is None:
+            mentions, is_listed = int(self.arrays["name_mentions"][name]), bool(self.arrays["name_is_listed"][name])
+            found = NameCandidate(self.name(name), self.identifiers(concept), 0.0, mentions, is_listed, concept)
+            if len(self._candidates) >= CACHED_CANDIDATES:
+                self._candidates.clear()
+            self._candidates[name] = found
+        return found
+
+    @cached_property
+    def _candidates(self) -> dict[int, NameCandidate]:
+        return {}
 
     def equivalents(self) -> dict[str, frozenset[str]]:
         """Map each identifier to all of its concepts."""

@@ -229,7 +229,7 @@ class Linker:
         ranked: list[list[NameCandidate]] = [[] for _ in distinct]
         columns = (column[order].tolist() for column in (owners, names, concepts, np.minimum(scores, 1.0)))
         for owner, name, concept, score in zip(*columns, strict=True):
-            ranked[owner].append(self._candidate(name, concept, score))
+            ranked[owner].append(self.dictionary.candidate(name, concept)._replace(similarity=score))
         parts = {item: LinkedPart(item[0], tuple(own)) for item, own in zip(distinct, ranked, strict=True)}
         return [parts[item] for item in wanted]
 
@@ -290,11 +290,6 @@ class Linker:
             rows += [(place, name, share) for name in names]
         owners, numbers, scores = zip(*rows, strict=True) if rows else ((), (), ())
         return np.array(owners, np.int64), np.array(numbers, np.int64), np.array(scores, np.float64)
-
-    def _candidate(self, name: int, concept: int, score: float) -> NameCandidate:
-        arrays, identifiers = self.dictionary.arrays, self.dictionary.identifiers(concept)
-        mentions, is_listed = int(arrays["name_mentions"][name]), bool(arrays["name_is_listed"][name])
-        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, is_listed, concept)
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
