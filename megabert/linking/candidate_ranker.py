@@ -9,11 +9,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import mul
 
-from .candidates import LinkedPart, NameCandidate
+from .candidates import LinkedPart
 from .name_keys import normalized
 
 RANKED = 20
