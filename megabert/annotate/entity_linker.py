@@ -63,5 +63,5 @@ class EntityLinker:
             for prefix, _, local in (to_curie(item, entity.type.lower()).partition(":"),)
             if prefix == "ncbitaxon" and local.isdecimal()
         ]
-        known = self.linker.dictionary.taxa
+        known = self.linker.dictionary.taxa if taxa else ()
         return tuple(sorted({taxon for taxon in taxa if taxon in known})) or self.species

@@ -8,16 +8,20 @@ normalized names. `ranker_fitting` learns the weights.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import mul
 
-from .candidates import LinkedPart, NameCandidate
+from .candidates import LinkedPart
 from .name_keys import normalized
 
 RANKED = 20
 """Candidates that are ordered anew."""
 Features = dict[str, float]
+VALUES = ("similarity", "behind", "mentioned", "is mentioned", "name mentioned", "is first", "same last", "same first",
+          "part of mention", "has mention", "exact mentioned", "more words", "fewer words")  # fmt: skip
+"""Features that every candidate has."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,18 @@ class CandidateRanker:
 
     def ordered(self, part: LinkedPart) -> LinkedPart:
         """Order the candidates of a part by score, equal ones as they are."""
-        scores = list(map(self.score, part_features(part, self.mentions)))
+        get, values = self.weights.get, self._value_weights
+        scores = [
+            round(sum(map(mul, row, values)) + sum([get(name, 0.0) for name in names]), 6)
+            for row, names in _rows(part, self.mentions)
+        ]
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         candidates = tuple(part.candidates[place] for place in order)
-        return replace(part, candidates=candidates, scores=tuple(scores[place] for place in order))
+        return LinkedPart(part.text, candidates, tuple(scores[place] for place in order))
+
+    @cached_property
+    def _value_weights(self) -> list[float]:
+        return [self.weights.get(name, 0.0) for name in VALUES]
 
     def score(self, row: Features) -> float:
         """Add up the weights of features."""
@@ -59,11 +71,8 @@ class CandidateRanker:
 
 def part_features(part: LinkedPart, mentions: Mapping[str, int]) -> list[Features]:
     """Return the features of each candidate of a part, in the order of their similarity."""
-    words = _words(part.text)
-    return [
-        _features(words, item, place, part.similarity, mentions.get(item.identifiers[0], 0))
-        for place, item in enumerate(part.candidates)
-    ]
+    rows = _rows(part, mentions)
+    return [dict(zip(VALUES, values, strict=True)) | dict.fromkeys(names, 1.0) for values, names in rows]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -71,30 +80,44 @@ def _words(name: str) -> tuple[str, ...]:
     return tuple(normalized(name).split())
 
 
-def _features(words: tuple[str, ...], item: NameCandidate, place: int, best: float, mentions: int) -> Features:
-    own = _words(item.name)
-    mine, others = set(words), set(own)
-    is_exact = "".join(words) == "".join(own)
-    kind = kind_of(item.identifiers[0])
-    row = {
-        "similarity": item.similarity,
-        "behind": best - item.similarity,
-        f"kind {kind}": 1.0,
-        "mentioned": math.log1p(mentions) / 3,
-        "is mentioned": float(mentions > 0),
-        "name mentioned": math.log1p(item.mentions) / 3,
-        "is first": float(place == 0),
-        "same last": float(words[-1:] == own[-1:]),
-        "same first": float(words[:1] == own[:1]),
-        "part of mention": float(others <= mine),
-        "has mention": float(mine <= others),
-    }
-    if is_exact:
-        row |= {"exact": 1.0, f"exact {kind}": 1.0, "exact mentioned": float(item.mentions > 0)}
-    return row | _word_features(mine, others)
+@lru_cache(maxsize=1 << 16)
+def _distinct(name: str) -> tuple[tuple[str, ...], frozenset[str], str]:
+    """Return the words of a name, the distinct ones, and all without blanks."""
+    words = _words(name)
+    return words, frozenset(words), "".join(words)
 
 
-def _word_features(mine: set[str], others: set[str]) -> Features:
+def _rows(part: LinkedPart, mentions: Mapping[str, int]) -> Iterator[tuple[tuple[float, ...], list[str]]]:
+    """Yield the values of VALUES for each candidate of a part, and the names of features that are 1, others being 0."""
+    (words, mine, joined), most = _distinct(part.text), part.similarity
+    for place, item in enumerate(part.candidates):
+        own, others, own_joined = _distinct(item.name)
+        more, fewer = others - mine, mine - others
+        is_exact, kind, count = joined == own_joined, kind_of(item.identifiers[0]), mentions.get(item.identifiers[0], 0)
+        names = [f"kind {kind}", *[f"+{word}" for word in more], *[f"-{word}" for word in fewer]]
+        if is_exact:
+            names += ["exact", f"exact {kind}"]
+        yield (
+            (
+                item.similarity,
+                most - item.similarity,
+                math.log1p(count) / 3,
+                count > 0,
+                math.log1p(item.mentions) / 3,
+                place == 0,
+                words[-1:] == own[-1:],
+                words[:1] == own[:1],
+                not more,
+                not fewer,
+                is_exact and item.mentions > 0,
+                len(more) / 3,
+                len(fewer) / 3,
+            ),
+            names,
+        )
+
+
+def _word_features(mine: frozenset[str], others: frozenset[str]) -> Features:
     """Name the words that only the candidate has, and those that only the mention has."""
     row = {"more words": len(others - mine) / 3, "fewer words": len(mine - others) / 3}
     return row | {f"+{word}": 1.0 for word in others - mine} | {f"-{word}": 1.0 for word in mine - others}
@@ -105,7 +128,7 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
     best = [part.candidates[0] for part in parts if part.candidates]
     if len({item.identifiers for item in best}) < len(parts):
         return None
-    own = {word for item in best for word in _words(item.name)}
+    own = frozenset(word for item in best for word in _words(item.name))
     is_exact = all(_words(item.name) == _words(part.text) for item, part in zip(best, parts, strict=True))
     row = {
         "similarity": min(item.similarity for item in best),
@@ -113,9 +136,10 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
         "exact split": float(is_exact),
         "parts": len(parts) / 3,
     }
-    return row | _word_features(set(_words(text)), own)
+    return row | _word_features(_distinct(text)[1], own)
 
 
+@lru_cache(maxsize=1 << 16)
 def kind_of(identifier: str) -> str:
     """Return the vocabulary of an identifier with its local part's first letter: "mesh D", "omim"."""
     prefix, _, local = identifier.partition(":")

@@ -1,10 +1,10 @@
 """What a search finds for a mention, or for a part of a composite one: names with their concepts, the best first."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class NameCandidate:
+class NameCandidate(NamedTuple):
     """A name of the dictionary with its concept's identifiers, the concept's own first."""
 
     name: str

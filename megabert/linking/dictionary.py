@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
+from .candidates import NameCandidate
 from .gram_index import GramIndex
-from .name_keys import key_hashes, lookup_keys, normalized, series, series_keys
+from .name_keys import has_key, key_hashes, normalized, series, series_keys
 
 VERSION = 4
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
+CACHED_CANDIDATES = 100_000
 CACHED_SERIES, MAX_MEMBERS = 10_000, 500
 """Series that are remembered, and members of a series that are looked at."""
 ARRAYS = ("name_ends", "name_mentions", "name_is_listed", "name_numbers", "concept_ends", "id_ends", "species",
@@ -78,7 +80,9 @@ class Dictionary:
 
     def name(self, number: int) -> str:
         """Return one name."""
-        return self.names(number, number + 1)[0]
+        ends = self.arrays["name_ends"]
+        start = int(ends[number - 1]) if number else 0
+        return self.name_bytes[start : int(ends[number])].tobytes().decode()
 
     def preferred(self, concept: int) -> str:
         """Return the preferred name of a concept."""
@@ -93,6 +97,21 @@ class Dictionary:
         ends = self.arrays["id_ends"]
         start = int(ends[concept - 1]) if concept else 0
         return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
+
+    def candidate(self, name: int, concept: int) -> NameCandidate:
+        """Return a name of a concept as a candidate; its similarity is 0."""
+        found = self._candidates.get(name)
+        if found is None:
+            mentions, is_listed = int(self.arrays["name_mentions"][name]), bool(self.arrays["name_is_listed"][name])
+            found = NameCandidate(self.name(name), self.identifiers(concept), 0.0, mentions, is_listed, concept)
+            if len(self._candidates) >= CACHED_CANDIDATES:
+                self._candidates.clear()
+            self._candidates[name] = found
+        return found
+
+    @cached_property
+    def _candidates(self) -> dict[int, NameCandidate]:
+        return {}
 
     def equivalents(self) -> dict[str, frozenset[str]]:
         """Map each identifier to all of its concepts."""
@@ -115,11 +134,17 @@ class Dictionary:
 
     def exact(self, key: str, most: int | None = None) -> list[int]:
         """Return the names that have a key, in their order, at most so many."""
-        wanted = key_hashes([key])[0]
-        hashes = self.arrays["key_hashes"]
-        first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
-        names = sorted(int(number) for number in self.arrays["key_names"][first:last])[:most]
-        return [number for number in names if key in lookup_keys(normalized(self.name(number)))]
+        return self.exact_names([key], most)[0]
+
+    def exact_names(self, keys: Sequence[str], most: int | None = None) -> list[list[int]]:
+        """Return the names that have each key, in their order, at most so many."""
+        wanted, hashes = key_hashes(keys), self.arrays["key_hashes"]
+        ends = (np.searchsorted(hashes, wanted, side="left"), np.searchsorted(hashes, wanted, side="right"))
+        return [
+            [name for name in sorted(self.arrays["key_names"][first:last].tolist())[:most]
+             if has_key(normalized(self.name(name)), key)] if first < last else []
+            for key, first, last in zip(keys, *(places.tolist() for places in ends), strict=True)
+        ]  # fmt: skip
 
     def in_series(self, key: str) -> list[int]:
         """Return the names with the number of a normalized name in the same series or in one that runs parallel to it.

@@ -20,8 +20,8 @@ BATCH_NAMES = 50_000
 MAX_POSTINGS = 20_000
 """Entries of lists that a search adds up; those of more frequent grams are looked up for the best names only."""
 NUM_RESCORED = 400
-BITMAP_SHARE = 32
-"""A gram that more than one of so many names has is kept as bits, too; they take no more memory than its list."""
+BITMAP_SHARE = 128
+"""A gram that more than one of so many names has is kept as bits, too; they take up to four times its list's memory."""
 BITMAP_BYTES = 1 << 25
 ARRAYS = ("gram_hashes", "gram_ends", "gram_names", "gram_norms")
 
@@ -32,6 +32,8 @@ class GramQuery:
 
     grams: NDArray[np.int64]
     weights: NDArray[np.float64]
+    length: float
+    """Of its vector, by which the weights are divided."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,10 @@ class GramIndex:
             scores, names = scores[is_allowed[names]], names[is_allowed[names]]
         if num_added < len(query.grams):
             best = np.sort(_best(scores, max(NUM_RESCORED, k)))
-            rest = GramQuery(query.grams[num_added:], query.weights[num_added:])
-            limits = scores[best] + rest.weights.sum() / self.norms[names[best]]
-            best = best[limits >= share * scores[best].max(initial=0.0) - 1e-5]
-            names, scores = names[best], scores[best]
-            scores = scores + self.scores(rest, names)
+            rest = GramQuery(query.grams[num_added:], query.weights[num_added:], query.length)
+            best = best[self._can_be_best(rest, names[best], scores[best], k, share)]
+            names = names[best]
+            scores = scores[best] + self.scores(rest, names)
         # Sums of the same numbers in another order differ in the last bits: what is shown decides.
         shown = scores.astype(np.float32).round(6)
         best = _best(shown, k)
@@ -100,17 +101,35 @@ class GramIndex:
         names = np.flatnonzero(sums > 0)  # much faster than of the numbers
         return names, sums[names] / self.norms[names]
 
+    def _can_be_best(
+        self, rest: GramQuery, names: NDArray[np.int64], scores: NDArray[np.float64], k: int, share: float
+    ) -> NDArray[np.bool_]:
+        """Whether names may be among the k best, and not below a share of the best, with the rest of a query's grams.
+
+        The rest adds no more than all its grams, nor (Cauchy-Schwarz) than grams of the squared length that a name has
+        beside those that it was found by.
+        """
+        norms, total = self.norms[names].astype(np.float64), rest.weights.sum()
+        free = np.maximum(norms**2 * (1 + 1e-6) - scores * norms * rest.length, 0)
+        limits = scores + np.minimum(total, np.sqrt(total / rest.length * free)) / norms
+        least = [0.0]
+        if share and len(scores):
+            first = scores.argmax()
+            least.append(share * (scores[first] + self.scores(rest, names[first : first + 1])[0]))
+        if k < len(scores):
+            least.append(np.partition(scores, -k)[-k])
+        return np.asarray(limits >= max(least) - 1e-5)
+
     def scores(self, query: GramQuery, names: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the similarity of given names."""
         rows = self._bitmap_rows[query.grams]
         places = np.flatnonzero(rows >= 0)
-        has_gram = np.zeros((len(rows), len(names)), bool)
-        octets = self._bitmaps[rows[places, None], names[None, :] >> 3]
-        has_gram[places] = octets >> (7 - (names & 7)).astype(np.uint8) & 1
+        octets = self._bitmaps.ravel().take((rows[places] * self._bitmaps.shape[1])[:, None] + (names >> 3))
+        sums = query.weights[places] @ (octets >> (7 - (names & 7)).astype(np.uint8) & 1)
         for place in np.flatnonzero(rows < 0):
             owners = self._names_of(int(query.grams[place]))
-            has_gram[place] = owners[np.minimum(np.searchsorted(owners, names), len(owners) - 1)] == names
-        sums = (query.weights[:, None] * has_gram).sum(axis=0)
+            has_gram = owners[np.minimum(np.searchsorted(owners, names), len(owners) - 1)] == names
+            sums += query.weights[place] * has_gram
         return np.asarray((sums / self.norms[names]).round(6).astype(np.float32))
 
     @cached_property
@@ -149,7 +168,7 @@ def _query(
     known, counts = squares[is_known], counts[is_known]
     length = np.sqrt(known.sum() + squares[~is_known].sum()) or 1.0
     order = np.argsort(counts, kind="stable")
-    return GramQuery(grams[is_known][order], known[order] / length)
+    return GramQuery(grams[is_known][order], known[order] / length, float(length))
 
 
 def _idf(counts: NDArray[np.int64] | NDArray[np.float64], num_names: int) -> NDArray[np.float64]:

@@ -21,12 +21,13 @@ from ..inference import Session
 from .candidate_ranker import RANKED, CandidateRanker
 from .candidates import LinkedPart, NameCandidate
 from .dictionary import Dictionary
-from .gram_index import GramQuery
 from .name_keys import initialism, normalized, number_hashes
 from .protocols import DenseResult, DenseSearch, MentionReader
 
 SearchedText = tuple[str, tuple[int, ...]]
 """A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
+ScoredNames = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""Numbers of texts, names that were found for each, and their scores."""
 NIL = "-"
 SEPARATOR = "|"
 NUM_CANDIDATES = 64
@@ -37,6 +38,8 @@ Disease Ontology lists among its names, 93 % are those of another name of the sa
 OTHER_NUMBER, NO_NUMBER = 0.8, 0.95
 """Factors of the similarity of names with another number in their series than the text's, and where one has none. From
 NCBI-disease's training mentions and held-out names of the Disease Ontology."""
+FIRST = 2.0
+"""Score of names that are a text, above any similarity; 1 is shown."""
 CACHED_NAMES = 100_000
 
 
@@ -203,107 +206,91 @@ class Linker:
         )
 
     def _ranked(self, wanted: Sequence[SearchedText], k: int) -> list[LinkedPart]:
-        """Rank the names for each text; a text that occurs twice is searched once."""
+        """Rank the names for each text; a text that occurs twice is searched once.
+
+        Names that are the text come first, then names by similarity. Of equals those that are mentioned more often come
+        first, then preferred names, then those of concepts with more names.
+        """
         distinct = list(dict.fromkeys(wanted))
-        keys = [normalized(text) for text, _ in distinct]
-        exact = {
-            item: self._exact(key, item[1])
-            or self._exact(key.replace(" ", ""), item[1])
-            or self._in_series(key, item[1])
-            for item, key in zip(distinct, keys, strict=True)
-        }
+        exact = self._exact(distinct)
         # With k = 1 the similarities of others cannot change the result.
-        inexact = [item for item in distinct if k > 1 or not exact[item]]
-        queries = self.dictionary.grams.queries([normalized(text) for text, _ in inexact])
-        grams = dict(zip(inexact, queries, strict=True))
-        dense: dict[SearchedText, DenseResult] = {}
-        if self.dense is not None:
-            results = self.dense.search([text for text, _ in inexact])
-            dense = dict(zip(inexact, results, strict=True))
-        found = {
-            item: self._combined(item, grams.get(item), dense.get(item), exact[item], number, k)
-            for item, number in zip(distinct, number_hashes(keys), strict=True)
-        }
-        return [LinkedPart(item[0], found[item]) for item in wanted]
+        is_searched = np.array([k > 1 or not names for names in exact], bool)
+        found = [self._similar(distinct, np.flatnonzero(is_searched), k), self._spelled(distinct, exact)]
+        owners, names, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+        # A name that is found twice has the higher of its scores.
+        order = np.lexsort((-scores, names, owners))
+        is_new = (np.diff(owners[order], prepend=-1) != 0) | (np.diff(names[order], prepend=-1) != 0)
+        owners, names, scores = (column[order[is_new]] for column in (owners, names, scores))
+        concepts, ends = self.dictionary.concepts_of(names), self.dictionary.arrays["concept_ends"]
+        starts = np.where(concepts > 0, ends[concepts - 1], 0)
+        mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
+        order = np.lexsort((names, starts - ends[concepts], names != starts, mentions, -scores, owners))
+        order = order[np.arange(len(order)) - np.searchsorted(owners, owners) < k]  # owners keep their places
+        ranked: list[list[NameCandidate]] = [[] for _ in distinct]
+        columns = (column[order].tolist() for column in (owners, names, concepts, np.minimum(scores, 1.0)))
+        for owner, name, concept, score in zip(*columns, strict=True):
+            ranked[owner].append(self.dictionary.candidate(name, concept)._replace(similarity=score))
+        parts = {item: LinkedPart(item[0], tuple(own)) for item, own in zip(distinct, ranked, strict=True)}
+        return [parts[item] for item in wanted]
 
-    def _exact(self, key: str, species: tuple[int, ...]) -> list[int]:
-        """Look up the names that have a key."""
-        return self._allowed(self.dictionary.exact(key), species)
-
-    def _in_series(self, key: str, species: tuple[int, ...]) -> list[int]:
-        return self._allowed(self.dictionary.in_series(key), species)
+    def _exact(self, wanted: Sequence[SearchedText]) -> list[list[int]]:
+        """Look up the names that are each text, blanks aside, else those of its number in a series."""
+        keys = [normalized(text) for text, _ in wanted]
+        found = self.dictionary.exact_names(keys), self.dictionary.exact_names([key.replace(" ", "") for key in keys])
+        return [
+            self._allowed(whole, species)
+            or self._allowed(joined, species)
+            or self._allowed(self.dictionary.in_series(key), species)
+            for key, whole, joined, (_, species) in zip(keys, *found, wanted, strict=True)
+        ]
 
     def _allowed(self, names: list[int], species: tuple[int, ...]) -> list[int]:
         is_allowed = self.dictionary.allowed(species)
-        return [name for name in names if is_allowed is None or is_allowed[name]]
+        return names if is_allowed is None else [name for name in names if is_allowed[name]]
 
-    def _combined(
-        self,
-        item: SearchedText,
-        query: GramQuery | None,
-        dense: DenseResult | None,
-        exact: list[int],
-        number: np.uint32,
-        k: int,
-    ) -> tuple[NameCandidate, ...]:
-        """Rank the names of both searches: the text itself first, then by similarity.
-
-        Of equals those that are mentions more often come first, then preferred names, then those of concepts with more
-        names.
-        """
-        if query is None and len(exact) == 1:
-            return (self._candidate(exact[0], 1.0),)
-        names, lexical = np.empty(0, np.int64), np.empty(0, np.float32)
-        is_allowed, grams = self.dictionary.allowed(item[1]), self.dictionary.grams
-        if query is not None:
+    def _similar(self, wanted: Sequence[SearchedText], places: NDArray[np.int64], k: int) -> ScoredNames:
+        """Search the texts at some places by n-grams and embeddings; names with another number are less similar."""
+        texts, grams = [wanted[place] for place in places.tolist()], self.dictionary.grams
+        keys = [normalized(text) for text, _ in texts]
+        numbers = number_hashes(keys)
+        dense: Sequence[DenseResult | None] = [None] * len(texts)
+        if self.dense is not None:
+            dense = self.dense.search([text for text, _ in texts])
+        rows = [(np.empty(0, np.int64), np.empty(0))]
+        for (_, species), query, near, number in zip(texts, grams.queries(keys), dense, numbers.tolist(), strict=True):
+            is_allowed = self.dictionary.allowed(species)
             # A name that is less similar by more than the factor of another number cannot come first.
-            share = OTHER_NUMBER - 1e-3 if k == 1 and dense is None else 0.0
-            names, lexical = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
-        scores: NDArray[np.floating[Any]] = lexical
-        if query is not None and dense is not None:
-            others = dense.names if is_allowed is None else dense.names[is_allowed[dense.names]]
-            others = np.setdiff1d(others, names)
-            lexical = np.concatenate([lexical, grams.scores(query, others)])
-            names = np.concatenate([names, others])
-            weight = self.calibration.weight
-            scores = (weight * dense.similarities(names) + (1 - weight) * lexical).round(5)
-        numbers = self.dictionary.arrays["name_numbers"][names]
-        is_lacking = (numbers == 0) | (number == 0)
-        scores = scores * np.where(numbers == number, 1.0, np.where(is_lacking, NO_NUMBER, OTHER_NUMBER))
-        spelled, share = exact, 1.0
-        if not exact and (key := initialism(item[0])):
-            spelled = self._exact(key, item[1])
-            share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(spelled, np.int64)).tolist())), 1)
-        names, scores, is_other = _with_names(names, np.minimum(scores, 1.0), spelled, share)
-        is_exact = is_other & bool(exact)
-        concepts = self.dictionary.concepts_of(names)
-        ends = self.dictionary.arrays["concept_ends"]
-        starts = np.where(concepts > 0, ends[concepts - 1], 0)
-        num_names = ends[concepts] - starts
-        mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
-        order = np.lexsort((names, -num_names, names != starts, mentions, -scores, ~is_exact))[:k]
-        return tuple(self._candidate(int(names[place]), float(scores[place])) for place in order)
+            share = (OTHER_NUMBER if number else NO_NUMBER) - 1e-3 if k == 1 and near is None else 0.0
+            names, scores = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
+            if near is not None:
+                others = near.names if is_allowed is None else near.names[is_allowed[near.names]]
+                others = np.setdiff1d(others, names)
+                scores = np.concatenate([scores, grams.scores(query, others)])
+                names, weight = np.concatenate([names, others]), self.calibration.weight
+                scores = (weight * near.similarities(names) + (1 - weight) * scores).round(5)
+            rows.append((names, scores))
+        counts = [len(names) for names, _ in rows[1:]]
+        names, scores = (np.concatenate(column) for column in zip(*rows, strict=True))
+        own, others = np.repeat(numbers, counts), self.dictionary.arrays["name_numbers"][names]
+        factors = np.where(own == others, 1.0, np.where((own == 0) | (others == 0), NO_NUMBER, OTHER_NUMBER))
+        return np.repeat(places, counts), names, np.minimum(scores * factors, 1.0)
 
-    def _candidate(self, name: int, score: float) -> NameCandidate:
-        arrays = self.dictionary.arrays
-        concept = int(np.searchsorted(arrays["concept_ends"], name, side="right"))
-        identifiers, listed = self.dictionary.identifiers(concept), bool(arrays["name_is_listed"][name])
-        mentions = int(arrays["name_mentions"][name])
-        return NameCandidate(self.dictionary.name(name), identifiers, score, mentions, listed, concept)
+    def _spelled(self, wanted: Sequence[SearchedText], exact: Sequence[list[int]]) -> ScoredNames:
+        """Return the names that are the texts, and of other texts the names that have these initials."""
+        initials = {
+            place: key for place, names in enumerate(exact) if not names and (key := initialism(wanted[place][0]))
+        }
+        spelled = dict(zip(initials, self.dictionary.exact_names(list(initials.values())), strict=True))
+        rows = []
+        for place, (names, (_, species)) in enumerate(zip(exact, wanted, strict=True)):
+            share = FIRST
+            if place in spelled:
+                names = self._allowed(spelled[place], species)
+                share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(names, np.int64)).tolist())), 1)
+            rows += [(place, name, share) for name in names]
+        owners, numbers, scores = zip(*rows, strict=True) if rows else ((), (), ())
+        return np.array(owners, np.int64), np.array(numbers, np.int64), np.array(scores, np.float64)
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
     return tuple(replace(part, candidates=part.candidates[:k]) for part in parts)
-
-
-def _with_names(
-    names: NDArray[np.int64], scores: NDArray[np.floating[Any]], others: Sequence[int], score: float
-) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]], NDArray[np.bool_]]:
-    """Add names that are not there yet, give them all the score where theirs is lower, and return which they are."""
-    if not others:
-        return names, scores, np.zeros(len(names), bool)
-    missing = np.setdiff1d(np.array(others, np.int64), names)
-    names = np.concatenate([names, missing])
-    scores = np.append(scores, np.zeros(len(missing)))
-    is_one = np.isin(names, others)
-    return names, np.where(is_one, np.maximum(scores, score), scores), is_one

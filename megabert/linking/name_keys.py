@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ _BLANK, _LINE_END = 32, 10
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
+@lru_cache(maxsize=1 << 16)
 def normalized(name: str) -> str:
     """Lower-case a name; accents, punctuation and a plural's s are removed, Greek letters and Roman numbers rewritten.
 
@@ -69,6 +71,13 @@ def _common_form(match: re.Match[str]) -> str:
 def lookup_keys(key: str) -> set[str]:
     """Return the keys by which a normalized name is found: itself, without blanks (IL-2 is IL2), initials, series."""
     return {key, key.replace(" ", ""), *initials(key), *series_keys(*(series(key) or ()))}
+
+
+def has_key(name: str, key: str) -> bool:
+    """Whether a key is one of a normalized name's."""
+    if key[:1] == MARK:
+        return key in initials(name)
+    return key in (series_keys(*(series(name) or ())) if key[:1] == SERIES else (name, name.replace(" ", "")))
 
 
 def series_keys(*series_and_number: str) -> tuple[str, ...]:

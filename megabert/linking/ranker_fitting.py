@@ -130,7 +130,7 @@ def _without(part: LinkedPart, names: Mapping[tuple[str, str], int]) -> LinkedPa
     for item in part.candidates:
         own = sum(names.get((item.name.lower(), name), 0) for name in item.identifiers)
         if item.is_listed or item.mentions > own:
-            kept.append(replace(item, mentions=max(item.mentions - own, 0)) if own else item)
+            kept.append(item._replace(mentions=max(item.mentions - own, 0)) if own else item)
     return replace(part, candidates=tuple(kept))
 
 

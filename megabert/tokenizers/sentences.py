@@ -10,8 +10,9 @@ ABBREVIATIONS = frozenset(
     """.split()  # noqa: SIM905  (a list to be read and added to)
 )
 # Sentence-final marks, closing quotes and brackets, blanks, and the first characters of a sentence.
-# Possessive, and only at the first of several marks: the time is linear for any text.
-_BOUNDARY = re.compile(r"""(?<![.!?])(?P<mark>[.!?]++["'”’)\]]*+)\s++(?=["'“‘(\[]*+[A-Z0-9À-ÖØ-Þ@])""")
+# Possessive, and only at the first of several marks: the time is linear for any text. It begins with a mark, which is
+# what the engine looks for.
+_BOUNDARY = re.compile(r"""(?P<mark>[.!?](?<![.!?]{2})[.!?]*+["'”’)\]]*+)\s++(?=["'“‘(\[]*+[A-Z0-9À-ÖØ-Þ@])""")
 _LONGEST_ABBREVIATION = 32  # with the brackets and quotes before it
 
 

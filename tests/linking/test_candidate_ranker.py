@@ -8,7 +8,7 @@ import megabert
 from megabert.cli import main
 from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
-from megabert.linking.candidate_ranker import CandidateRanker, kind_of
+from megabert.linking.candidate_ranker import CandidateRanker, kind_of, part_features
 from megabert.linking.candidates import LinkedPart, NameCandidate
 from megabert.linking.linker import Linker
 from megabert.linking.ranker_fitting import _without, fit_ranker
@@ -74,6 +74,14 @@ def test_a_ranker_orders_the_first_candidates_and_names_the_best_way(pairs):
     empty = LinkedPart("a", ())
     assert ranker.best(empty, [(empty, whole)]) == (empty,)
     assert [kind_of(name) for name in ("mesh:D012", "omim:1", "x:")] == ["mesh D", "omim", "x"]
+
+
+def test_candidates_are_ordered_by_the_sums_of_their_features(pairs):
+    texts = ["inherited marble deficiency", "deficiency marble", "marble", "slate deficiency", "marble and slate"]
+    ranker, _, _ = fit_ranker(Linker(pairs), mentions(WORDS, "inherited {} deficiency"))
+    for whole, _ in Linker(pairs).searched([(text, ()) for text in texts], 20):
+        plain = list(map(ranker.score, part_features(whole, ranker.mentions)))
+        assert ranker.ordered(whole).scores == tuple(sorted(plain, reverse=True))
 
 
 def test_a_learned_dictionary_links_by_it(tmp_path, capsys):

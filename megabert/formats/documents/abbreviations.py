@@ -5,6 +5,7 @@ Pacific Symposium on Biocomputing 8:451-462.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -28,28 +29,35 @@ class Abbreviation:
 
 def find_abbreviations(text: str) -> list[Abbreviation]:
     """Find the abbreviations that a text defines, in its order."""
-    return [found for start, end in split_sentences(text) for found in _of_sentence(text, start, end)]
+    matches = list(_PARENTHESES.finditer(text))
+    spans = split_sentences(text) if matches else []
+    found = list[Abbreviation]()
+    for match in matches:
+        start, end = spans[bisect_right(spans, (match.start(), len(text))) - 1]
+        if match.end() <= end:  # brackets of two sentences are no pair
+            found += _of_brackets(text, start, match)
+    return found
 
 
-def _of_sentence(text: str, start: int, end: int) -> Iterator[Abbreviation]:
-    for match in _PARENTHESES.finditer(text, start, end):
-        before = text[start : match.start()].rstrip()
-        inside = re.split(r"[;,] ", match[1])[0]
-        inside_start = match.start(1) + len(inside) - len(inside.lstrip())
-        inside = inside.strip()
-        if _is_short_form(inside):
-            place = _long_form_start(inside, before, _first_word(before, _max_words(inside)))
-            place = _initials_start(inside, before) if place is None else place
-            if place is not None:
-                yield Abbreviation(inside, before[place:], inside_start, start + place)
-                continue
-        # The short form may stand before its definition in parentheses.
-        short = before.rpartition(" ")[2].lstrip("([")
-        if _is_short_form(short) and len(match[1].split()) >= 2:
-            long = match[1].strip()
-            if long[:1].lower() == short[0].lower() and _defines(short, long):
-                long_start = match.start(1) + len(match[1]) - len(match[1].lstrip())
-                yield Abbreviation(short, long, start + len(before) - len(short), long_start)
+def _of_brackets(text: str, start: int, match: re.Match[str]) -> Iterator[Abbreviation]:
+    """Find the abbreviation that brackets define, in the sentence that starts at a character."""
+    before = text[start : match.start()].rstrip()
+    inside = re.split(r"[;,] ", match[1])[0]
+    inside_start = match.start(1) + len(inside) - len(inside.lstrip())
+    inside = inside.strip()
+    if _is_short_form(inside):
+        place = _long_form_start(inside, before, _first_word(before, _max_words(inside)))
+        place = _initials_start(inside, before) if place is None else place
+        if place is not None:
+            yield Abbreviation(inside, before[place:], inside_start, start + place)
+            return
+    # The short form may stand before its definition in parentheses.
+    short = before.rpartition(" ")[2].lstrip("([")
+    if _is_short_form(short) and len(match[1].split()) >= 2:
+        long = match[1].strip()
+        if long[:1].lower() == short[0].lower() and _defines(short, long):
+            long_start = match.start(1) + len(match[1]) - len(match[1].lstrip())
+            yield Abbreviation(short, long, start + len(before) - len(short), long_start)
 
 
 def _initials_start(short: str, before: str) -> int | None:
@@ -80,8 +88,8 @@ def _max_words(short: str) -> int:
 
 def _first_word(before: str, count: int) -> int:
     """Return where the last so many words start."""
-    starts = [match.start() for match in re.finditer(r"\S+", before)]
-    return starts[-count] if len(starts) > count else 0
+    words = before.rsplit(None, count)
+    return len(before) - len(before[len(words[0]) :].lstrip()) if len(words) > count else 0
 
 
 def _long_form_start(short: str, text: str, first: int) -> int | None:
