@@ -256,7 +256,15 @@ def load_run(
     is_auto, precision = precision == "auto", resolve_precision(precision, device)
     place = Placement(DTYPES[precision], str(device)) if ADAPTER in trained.contents.documents else Placement()
     task, model, tokenizer = restore(trained.contents, trained.folder, task_name, settings, overrides, place)
-    model.to(device).eval()
+    session = _session(model.to(device).eval(), task, device, precision, compiled=compiled)
+    predictor = Predictor(task, tokenizer, session, batch_size, trained.digest, trained.notes)
+    return with_measured_precision(predictor, trained.folder) if is_auto and for_many and not compiled else predictor
+
+
+def _session(
+    model: TaskModel, task: Task[Any, Any], device: torch.device, precision: str, *, compiled: bool = False
+) -> TorchSession:
+    """Prepare a model on its device for inference."""
     cast_model(model, precision)
     freeze(model)
     if compiled:
@@ -268,18 +276,25 @@ def load_run(
 
         fuse_layers(model.encoder)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
-    session = TorchSession(model, task.loss, device, precision, is_static=is_static)
-    predictor = Predictor(task, tokenizer, session, batch_size, trained.digest, trained.notes)
-    return with_measured_precision(predictor, trained.folder) if is_auto and for_many and not compiled else predictor
+    return TorchSession(model, task.loss, device, precision, is_static=is_static)
 
 
 def load_embedder(
-    name_or_path: str, *, home: Path, accelerator: str = "auto", precision: str = "auto", batch_size: int = 32
+    name_or_path: str,
+    *,
+    home: Path,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    for_many: bool = True,
 ) -> Predictor:
-    """Load what embeds texts: a run, or the plain encoder of any other name, by the mean of its last hidden states."""
+    """Load what embeds texts: a run, or the plain encoder of any other name, by the mean of its last hidden states.
+
+    Precision auto is that of `load_run`.
+    """
     folder = Path(name_or_path)
     if (folder / run_checkpoints.MANIFEST).exists() or run_checkpoints.checkpoint_folders(folder):
-        return load_run(folder, accelerator=accelerator, precision=precision, batch_size=batch_size)
+        return load_run(folder, accelerator=accelerator, precision=precision, batch_size=batch_size, for_many=for_many)
     settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
     loaded = load_language_model(settings, home=home, seed=0)
     length = min(MAX_EMBEDDED_TOKENS, loaded.encoder.config.max_positions)
@@ -290,12 +305,10 @@ def load_embedder(
     for tensor in loaded.encoder.state_dict().values():
         hashed.update(tensor.contiguous().view(torch.uint8).numpy().data)
     device = resolve_device(accelerator)
-    precision = resolve_precision(precision, device)
-    model = new_task_model(task, loaded, seed=0).to(device).eval()
-    cast_model(model, precision)
-    freeze(model)
-    session = TorchSession(model, task.loss, device, precision)
-    return Predictor(task, loaded.tokenizer, session, batch_size, hashed.hexdigest()[:DIGEST_DIGITS])
+    is_auto, precision = precision == "auto", resolve_precision(precision, device)
+    session = _session(new_task_model(task, loaded, seed=0).to(device).eval(), task, device, precision)
+    predictor = Predictor(task, loaded.tokenizer, session, batch_size, hashed.hexdigest()[:DIGEST_DIGITS])
+    return with_measured_precision(predictor, None) if is_auto and for_many else predictor
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:
