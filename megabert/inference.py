@@ -136,6 +136,8 @@ class Predictor:
         task of embeddings has its own pooling, reads the first tokens only, and has a prompt for each role (query,
         passage).
         """
+        if isinstance(texts, str):
+            raise InputError("embed takes a list of texts, and one text is given. Give [text].")
         is_embedding = self.task.is_embedding
         session = self.session if is_embedding else self.session.without_head()
         options: RunOptions = {
@@ -150,7 +152,9 @@ class Predictor:
             return windows, windows.notes
 
         parts = []
-        for features, owners in prefetch(features_of, range(0, len(texts), TEXTS_AHEAD), depth=2):
+        starts = range(0, len(texts), TEXTS_AHEAD)
+        chunks = prefetch(features_of, starts, depth=2) if len(starts) > 1 else map(features_of, starts)
+        for features, owners in chunks:
             vectors = np.array(session.run(features, **options).logits, dtype=np.float32)
             _require_finite([vectors])
             firsts = np.flatnonzero(np.diff(owners, prepend=-1))

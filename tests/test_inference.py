@@ -141,6 +141,8 @@ def test_an_embedding_is_the_mean_of_a_sequence_s_hidden_states(predictor):
         np.testing.assert_allclose(vector, expected, atol=1e-5)
     assert found.shape == (3, 32) and np.isfinite(found).all()
     assert predictor.embed([]).shape[0] == 0
+    with pytest.raises(InputError, match=r"Give \[text\]"):
+        predictor.embed(texts[0])
     assert predictor.labels == {}
 
 

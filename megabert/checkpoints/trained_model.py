@@ -71,7 +71,7 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     if "run" not in checkpoint.documents:
         raise CheckpointError(
             f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
-            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by megabert.load_encoder."
+            "ForSequenceClassification nor ForQuestionAnswering. An encoder is loaded by load_encoder or load_embedder."
         )
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")
