@@ -8,7 +8,7 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Task", "__version__", "load", "load_encoder", "load_generator", "load_linker"]
+__all__ = ["Task", "__version__", "load", "load_embedder", "load_encoder", "load_generator", "load_linker"]
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,22 @@ def load(
     from .load_predictor import load_predictor
 
     return load_predictor(Path(run), accelerator=accelerator, precision=precision, task_name=task)
+
+
+def load_embedder(
+    name_or_path: "str | Path", *, accelerator: str = "auto", precision: str = "auto", batch_size: int = 32
+) -> "Predictor":
+    """Load what embeds texts: a run, or what `load_encoder` takes, by the mean of its last hidden states.
+
+    `load_embedder(NAME).embed(texts)` is an array [N, D]. `batch_size` is a token budget, in sequences.
+    """
+    import os
+
+    from .build import load_embedder as load_from
+    from .checkpoints.catalog import cache_home
+
+    home = cache_home(os.environ)
+    return load_from(str(name_or_path), home=home, accelerator=accelerator, precision=precision, batch_size=batch_size)
 
 
 def load_encoder(name_or_path: "str | Path") -> "tuple[Encoder, Tokenizer]":

@@ -23,7 +23,7 @@ from .checkpoints.trained_model import DIGEST_DIGITS, read_trained
 from .config.parser import compose
 from .config.schema import LanguageModelSettings, ModelSettings, Settings
 from .errors import ConfigError
-from .inference import Predictor
+from .inference import LoadOptions, Predictor
 from .measured_precision import with_measured_precision
 from .model.config import EncoderConfig
 from .model.encoder import Encoder
@@ -256,7 +256,15 @@ def load_run(
     is_auto, precision = precision == "auto", resolve_precision(precision, device)
     place = Placement(DTYPES[precision], str(device)) if ADAPTER in trained.contents.documents else Placement()
     task, model, tokenizer = restore(trained.contents, trained.folder, task_name, settings, overrides, place)
-    model.to(device).eval()
+    session = _session(model.to(device).eval(), task, device, precision, compiled=compiled)
+    predictor = Predictor(task, tokenizer, session, batch_size, trained.digest, trained.notes)
+    return with_measured_precision(predictor, trained.folder) if is_auto and for_many and not compiled else predictor
+
+
+def _session(
+    model: TaskModel, task: Task[Any, Any], device: torch.device, precision: str, *, compiled: bool = False
+) -> TorchSession:
+    """Prepare a model on its device for inference."""
     cast_model(model, precision)
     freeze(model)
     if compiled:
@@ -268,25 +276,33 @@ def load_run(
 
         fuse_layers(model.encoder)
     is_static = resolve_static_batches(compiled, device, model.encoder.config, precision)
-    session = TorchSession(model, task.loss, device, precision, is_static=is_static)
-    predictor = Predictor(task, tokenizer, session, batch_size, trained.digest, trained.notes)
-    return with_measured_precision(predictor, trained.folder) if is_auto and for_many and not compiled else predictor
+    return TorchSession(model, task.loss, device, precision, is_static=is_static)
 
 
 def load_embedder(
-    name_or_path: str, *, home: Path, accelerator: str = "auto", precision: str = "auto", batch_size: int = 32
+    name_or_path: str,
+    *,
+    home: Path,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    for_many: bool = True,
 ) -> Predictor:
-    """Load what embeds texts: a run, a model of sentence-transformers, or any other name's encoder, by the mean."""
+    """Load what embeds texts: a run, a model of sentence-transformers, or any other name's encoder, by the mean.
+
+    Precision auto is that of `load_run`.
+    """
     from .checkpoints.huggingface.sentence_modules import MODULES
     from .checkpoints.model_source import find_source
 
     folder = Path(name_or_path)
+    options = LoadOptions(accelerator=accelerator, precision=precision, batch_size=batch_size, for_many=for_many)
     if (folder / run_checkpoints.MANIFEST).exists() or run_checkpoints.checkpoint_folders(folder):
-        return load_run(folder, accelerator=accelerator, precision=precision, batch_size=batch_size)
+        return load_run(folder, **options)
     settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
     weights = find_source(settings, home=home).weights
     if weights is not None and (weights / MODULES).is_file():  # of sentence-transformers
-        return load_run(weights, accelerator=accelerator, precision=precision, batch_size=batch_size)
+        return load_run(weights, **options)
     loaded = load_language_model(settings, home=home, seed=0)
     length = min(MAX_EMBEDDED_TOKENS, loaded.encoder.config.max_positions)
     task_type = registry.find("text_embedding")
@@ -296,12 +312,10 @@ def load_embedder(
     for tensor in loaded.encoder.state_dict().values():
         hashed.update(tensor.contiguous().view(torch.uint8).numpy().data)
     device = resolve_device(accelerator)
-    precision = resolve_precision(precision, device)
-    model = new_task_model(task, loaded, seed=0).to(device).eval()
-    cast_model(model, precision)
-    freeze(model)
-    session = TorchSession(model, task.loss, device, precision)
-    return Predictor(task, loaded.tokenizer, session, batch_size, hashed.hexdigest()[:DIGEST_DIGITS])
+    is_auto, precision = precision == "auto", resolve_precision(precision, device)
+    session = _session(new_task_model(task, loaded, seed=0).to(device).eval(), task, device, precision)
+    predictor = Predictor(task, loaded.tokenizer, session, batch_size, hashed.hexdigest()[:DIGEST_DIGITS])
+    return with_measured_precision(predictor, None) if is_auto and for_many else predictor
 
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:

@@ -5,18 +5,22 @@ a `Session`, so that this module imports no torch: `torch_session.py` has the on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .data.packing import Features
+from .data.packing import Features, PlainSequences
+from .data.prefetch import prefetch
 from .data.windows import half_overlapping_spans
 from .errors import InputError
 from .tasks.task import Task
 from .tokenizers.wordpiece import Tokenizer
 
+TEXTS_AHEAD = 2048
+"""Texts that are tokenized in a thread while the network embeds those before them."""
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of batches done and their total."""
 
@@ -146,24 +150,47 @@ class Predictor:
         task of embeddings has its own pooling, reads the first tokens only, and has a prompt for each role (query,
         passage).
         """
-        tokenizer = self.tokenizer
-        if self.task.is_embedding:
-            features = self.task.text_features(texts, tokenizer, role)
-            return np.array(self.run(features).logits, dtype=np.float32)
-        first, last = tokenizer.edges()
-        room = self.task.row_length - len(first) - len(last)
-        features = []
-        for number, ids in enumerate(tokenizer.encode_ids(list(texts))):
-            for start, end in half_overlapping_spans(len(ids), room):
-                token_ids = np.concatenate([first, ids[start:end], last]).astype(np.int64)
-                if not len(token_ids):
-                    raise InputError(f"text {number + 1} has no token. Leave it out.")
-                features.append(Features(token_ids, np.zeros_like(token_ids), notes=number))
-        output = replace(self, session=self.session.without_head()).run(features)
-        vectors: list[list[NDArray[np.float32]]] = [[] for _ in texts]
-        for feature, vector in zip(features, output.logits, strict=True):
-            vectors[feature.notes].append(vector)
-        return np.array([np.mean(items, axis=0) for items in vectors], dtype=np.float32)
+        if isinstance(texts, str):
+            raise InputError("embed takes a list of texts, and one text is given. Give [text].")
+        is_embedding = self.task.is_embedding
+        session = self.session if is_embedding else self.session.without_head()
+        options: RunOptions = {
+            "batch_size": self.batch_size, "max_length": self.task.row_length, "pad_id": self.tokenizer.pad_id
+        }  # fmt: skip
+
+        def features_of(start: int) -> tuple[Sequence[Features], NDArray[np.int64]]:
+            own = texts[start : start + TEXTS_AHEAD]
+            if is_embedding:
+                return self.task.text_features(own, self.tokenizer, role), np.arange(len(own))
+            windows = self._text_windows(own, start)
+            return windows, windows.notes
+
+        parts = []
+        starts = range(0, len(texts), TEXTS_AHEAD)
+        chunks = prefetch(features_of, starts, depth=2) if len(starts) > 1 else map(features_of, starts)
+        for features, owners in chunks:
+            vectors = np.array(session.run(features, **options).logits, dtype=np.float32)
+            _require_finite([vectors])
+            firsts = np.flatnonzero(np.diff(owners, prepend=-1))
+            if len(firsts) < len(owners):
+                counts = np.diff(firsts, append=len(owners))
+                vectors = np.add.reduceat(vectors, firsts) / counts[:, None].astype(np.float32)
+            parts.append(vectors)
+        return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+    def _text_windows(self, texts: Sequence[str], before: int) -> PlainSequences:
+        """Tokenize texts to windows, whose notes are the number of their text; `before` are the texts before these."""
+        edges = self.tokenizer.edges()
+        room = self.task.row_length - sum(map(len, edges))
+        ids, num_tokens = self.tokenizer.encode_joined(texts)
+        if not num_tokens.all() and not any(edges):
+            raise InputError(f"text {before + int(num_tokens.argmin()) + 1} has no token. Leave it out.")
+        spans = [half_overlapping_spans(count, room) for count in num_tokens.tolist()]
+        owners = np.repeat(np.arange(len(spans)), list(map(len, spans)))
+        starts, ends = np.array(list(chain.from_iterable(spans)), dtype=np.int64).reshape(-1, 2).T
+        starts_of_texts = np.cumsum(num_tokens) - num_tokens
+        columns = {"notes": owners, "num_cut": np.zeros_like(owners)}
+        return PlainSequences.between(edges, ids, starts_of_texts[owners] + starts, ends - starts, **columns)
 
     def predict_examples(
         self,
@@ -201,11 +228,15 @@ class Predictor:
         """Compute the logits of features; raises InputError unless all are finite."""
         max_length, pad_id = self.task.row_length, self.tokenizer.pad_id
         output = self.session.run(features, batch_size=self.batch_size, max_length=max_length, pad_id=pad_id, **options)
-        if any(not np.isfinite(item).all() for item in output.logits):
-            raise InputError(
-                "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
-            )
+        _require_finite(output.logits)
         return output
+
+
+def _require_finite(arrays: Sequence[NDArray[np.float32]]) -> None:
+    if any(not np.isfinite(item).all() for item in arrays):
+        raise InputError(
+            "the network's outputs are not finite numbers. Use trainer.precision=32 or another checkpoint."
+        )
 
 
 def without_fractions(value: Any) -> Any:

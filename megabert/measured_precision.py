@@ -1,7 +1,8 @@
 """Choose the precision of a run on a CPU: bfloat16 where the processor has it and the run's answers stay the same.
 
 The run's own validation texts are predicted in both precisions, so the choice depends on the run and the processor
-alone: not on the texts that are predicted later, nor on how they are batched.
+alone: not on the texts that are predicted later, nor on how they are batched. Embeddings are the same if their cosine
+is near 1; an encoder without a run embeds paragraphs that come with the package.
 """
 
 import copy
@@ -9,12 +10,16 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .analysis.judgments import PREDICTIONS
 from .errors import MegabertError
 from .formats.json_lines import json_row
+from .formats.squad import read_squad
 from .inference import Predictor, without_fractions
 from .model.precision import cast_model, has_native_bfloat16
 from .torch_session import TorchSession
@@ -23,8 +28,12 @@ VALIDATION = f"validation/{PREDICTIONS}"
 MIN_EQUAL = 0.99
 """The share of answers that must be equal. Near a tie of two labels one rounding decides, in float32 as well."""
 MIN_ANSWERS = 20
+MIN_COSINE = 0.999
+"""The smallest cosine of a text's embeddings in both precisions: a similarity then moves by 0.045 at most."""
 MAX_TEXTS, MAX_CHARACTERS = 64, 20_000
 """Of the validation texts that are compared: some 4,000 tokens, half a second with a small network."""
+MAX_EMBEDDED = 16
+SAMPLE = Path(__file__).parent / "sample" / "squad_train.json"
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,10 @@ class PrecisionChoice:
         return f"precision {self.precision}: {self.reason}"
 
 
-def with_measured_precision(predictor: Predictor, folder: Path) -> Predictor:
+def with_measured_precision(predictor: Predictor, folder: Path | None) -> Predictor:
     """Return the predictor of a run, or of a checkpoint `folder` in one, in the precision that `choose` finds.
+
+    Without a folder it is an encoder that embeds.
 
     The reason is among its notes. A predictor on a GPU, or on a CPU without native bfloat16, is returned as it is.
     """
@@ -54,13 +65,16 @@ def with_measured_precision(predictor: Predictor, folder: Path) -> Predictor:
     return replace(predictor, session=session, notes=(*predictor.notes, str(choice)))
 
 
-def choose(predictor: Predictor, lower: Predictor, folder: Path) -> PrecisionChoice:
+def choose(predictor: Predictor, lower: Predictor, folder: Path | None) -> PrecisionChoice:
     """Compare the answers of a predictor and of the same in lower precision to the first validation texts of its run.
 
-    Answers are what has gold labels: entities, labels, the text of an answer; not their scores.
+    Answers are what has gold labels: entities, labels, the text of an answer; not their scores. Or embeddings.
     """
     hint = "precision=bf16 takes bfloat16"
-    files = [place / VALIDATION for place in (folder, folder.parent.parent) if (place / VALIDATION).is_file()]
+    places = (folder, folder.parent.parent) if folder else ()
+    files = [place / VALIDATION for place in places if (place / VALIDATION).is_file()]
+    if predictor.task.is_embedding:
+        return _compare_embeddings(predictor, lower, files[0] if files else SAMPLE)
     if not files or predictor.session.needs_targets or not predictor.task.input_fields:
         return PrecisionChoice("32", f"the run has no {VALIDATION} on which bfloat16 can be compared; {hint}.")
     try:
@@ -76,6 +90,23 @@ def choose(predictor: Predictor, lower: Predictor, folder: Path) -> PrecisionCho
     if equal < MIN_EQUAL * total:
         return PrecisionChoice("32", f"in bfloat16 only {found}; {hint}.")
     return PrecisionChoice("bf16", f"{found}; precision=32 takes float32.")
+
+
+def _compare_embeddings(predictor: Predictor, lower: Predictor, file: Path) -> PrecisionChoice:
+    """Compare the embeddings of the first texts of a run's validation, or of the package's sample."""
+    if file == SAMPLE:
+        texts = [item.context for item in read_squad(file)]
+    else:
+        with file.open(encoding="utf-8") as lines:
+            rows = (json_row(line, f"{file}:{number}").values for number, line in enumerate(lines, 1))
+            texts = [row["text"] for row in islice(rows, 4 * MAX_EMBEDDED) if isinstance(row.get("text"), str)]
+    texts = [text for text in dict.fromkeys(texts) if text.strip()][:MAX_EMBEDDED]
+    pairs = zip(*(item.embed(texts) for item in (predictor, lower)), strict=True)
+    cosine = min((float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for a, b in pairs), default=0.0)
+    found = f"embeddings of {len(texts)} texts have a cosine of {cosine:.4f} or more with those of float32"
+    if cosine >= MIN_COSINE:
+        return PrecisionChoice("bf16", f"{found}; precision=32 takes float32.")
+    return PrecisionChoice("32", f"in bfloat16 {found}, less than {MIN_COSINE}; precision=bf16 takes bfloat16.")
 
 
 def _validation_examples(predictor: Predictor, file: Path) -> tuple[list[Any], set[str]]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megabert.build import load_language_model, new_task_model
+from megabert import inference
+from megabert.build import load_embedder, load_language_model, new_task_model
 from megabert.captured_batches import SmallBatches
 from megabert.config.parser import compose
 from megabert.errors import ConfigError, InputError
@@ -140,7 +141,21 @@ def test_an_embedding_is_the_mean_of_a_sequence_s_hidden_states(predictor):
         np.testing.assert_allclose(vector, expected, atol=1e-5)
     assert found.shape == (3, 32) and np.isfinite(found).all()
     assert predictor.embed([]).shape[0] == 0
+    with pytest.raises(InputError, match=r"Give \[text\]"):
+        predictor.embed(texts[0])
     assert predictor.labels == {}
+
+
+@pytest.mark.parametrize("name", ["question_answering", "text_embedding"])
+def test_many_texts_have_the_embeddings_that_each_has_alone(name, predictor, monkeypatch):
+    if name == "text_embedding":
+        predictor = load_embedder("megabert-mini-uncased", home=None, accelerator="cpu")
+    texts = ["Marie Curie was born.", "radium " * 300, "a", "Warsaw in 1867, " * 40, "x" * 500, "polonium"]
+    alone = np.concatenate([predictor.embed([text]) for text in texts])
+    monkeypatch.setattr(inference, "TEXTS_AHEAD", 4)
+    np.testing.assert_allclose(predictor.embed(texts), alone, atol=2e-6)
+    with pytest.raises(InputError, match="text is blank" if name == "text_embedding" else "lone surrogate"):
+        predictor.embed([*texts, " " if name == "text_embedding" else "a \ud800"])
 
 
 def language_model(*words):

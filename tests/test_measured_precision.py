@@ -1,15 +1,17 @@
 """Precision auto on a CPU with native bfloat16: chosen by the answers to the run's own validation texts."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import megabert
 from megabert import measured_precision
-from megabert.build import load_run
+from megabert.build import load_embedder, load_run
 from megabert.cli import main
 from megabert.model import precision
 
@@ -139,3 +141,32 @@ def test_bfloat16_is_native_where_the_processor_and_onednn_have_it(monkeypatch, 
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert precision.has_native_bfloat16() is expected
+
+
+@pytest.fixture
+def embedder(monkeypatch):
+    """Load an encoder without a run, of which few texts are compared."""
+    monkeypatch.setattr(measured_precision, "MAX_EMBEDDED", 2)
+    return lambda **options: load_embedder("megabert-mini-uncased", home=None, accelerator="cpu", **options)
+
+
+def test_equal_embeddings_take_bfloat16(embedder):
+    chosen, expected = embedder(), embedder(for_many=False)
+    found, note = choice_of(chosen)
+    assert (found, expected.session.precision, expected.notes) == ("bf16", "32", ())
+    assert re.fullmatch(r"precision bf16: embeddings of 2 texts have a cosine of (0.999\d|1.0000) or more .*", note)
+    texts = ["penicillin was found in London", "a river"]
+    cosines = np.einsum("nd,nd->n", *(item.embed(texts) for item in (chosen, expected)))
+    assert measured_precision.MIN_COSINE < cosines.min() < cosines.max() < 1.0001
+
+
+def test_other_embeddings_keep_float32(embedder, monkeypatch):
+    def cast_badly(model, name):
+        precision.cast_model(model, name)
+        with torch.no_grad():
+            model.encoder.layers[-1].mlp.down.weight.neg_()
+
+    monkeypatch.setattr(measured_precision, "cast_model", cast_badly)
+    found, note = choice_of(embedder())
+    assert found == "32"
+    assert note.startswith("precision 32: in bfloat16 embeddings of 2 texts have a cosine of ")

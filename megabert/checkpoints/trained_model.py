@@ -94,7 +94,7 @@ def _read_huggingface(folder: Path) -> TrainedModel:
         raise CheckpointError(
             f"{folder} holds no head of a task that is known: its class is neither ForTokenClassification, "
             "ForSequenceClassification nor ForQuestionAnswering, and there is no modules.json of sentence-transformers "
-            "either. An encoder is loaded by megabert.load_encoder."
+            "either. An encoder is loaded by load_encoder or load_embedder."
         )
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no vocabulary: tokenizer.json or vocab.txt. Add that of the model.")

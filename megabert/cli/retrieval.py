@@ -153,8 +153,8 @@ def _load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
     return load_predictor(path, **options)
 
 
-def load_embedder(name: str, arguments: argparse.Namespace) -> "Predictor":
-    """Load a run or an exported folder, or the encoder of any other name."""
+def load_embedder(name: str, arguments: argparse.Namespace, *, for_many: bool = True) -> "Predictor":
+    """Load a run or an exported folder, or the encoder of any other name, and log its notes."""
     import os
 
     from ..checkpoints.catalog import cache_home
@@ -165,7 +165,10 @@ def load_embedder(name: str, arguments: argparse.Namespace) -> "Predictor":
     from ..build import load_embedder as load
 
     options = {key: getattr(arguments, key) for key in ("accelerator", "precision", "batch_size")}
-    return load(name, home=cache_home(os.environ), **options)
+    predictor = load(name, home=cache_home(os.environ), for_many=for_many, **options)
+    for note in predictor.notes:
+        log(f"note: {note}")
+    return predictor
 
 
 def _write_store(folder: Path, file: Path, predictor: "Predictor", arguments: argparse.Namespace) -> Any:
@@ -176,6 +179,7 @@ def _write_store(folder: Path, file: Path, predictor: "Predictor", arguments: ar
 
     role = getattr(arguments, "role", "passage")
     about = {"run": predictor.digest, "run_path": _run_path(arguments), "role": role, "source": file_sha256(file)}
+    about["precision"] = getattr(predictor.session, "precision", "")
     options = StoreOptions(arguments.type, arguments.dimensions, arguments.shard_size)
     start = time.monotonic()
     texts = ((name, text) for name, text, _ in iterate_texts(file))
@@ -259,7 +263,7 @@ def _query_embedder(opened: "SearchIndex", arguments: argparse.Namespace) -> "Pr
     path = arguments.run or opened.store.manifest.get("run_path")
     if not path:
         raise ConfigError(f"the run of {opened.folder} is not known. Give it: --run RUN.")
-    predictor = load_embedder(path, arguments)
+    predictor = load_embedder(path, arguments, for_many=False)
     opened.check_run(predictor)
     return predictor
 

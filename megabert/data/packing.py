@@ -83,6 +83,10 @@ class LazyFeatures(Sequence[Features], ABC):
         """Count the sequences of each of the features."""
         return np.ones(len(self), dtype=np.int64)
 
+    def take(self, indices: NDArray[np.int64]) -> Sequence[Features]:
+        """Return the sequences of some indices."""
+        return [self.sequence(index) for index in indices.tolist()]
+
     @overload
     def __getitem__(self, index: int) -> Features: ...
     @overload
@@ -91,6 +95,70 @@ class LazyFeatures(Sequence[Features], ABC):
         """Return a sequence, or those of a slice."""
         selected = range(len(self))[index]
         return [self.sequence(number) for number in selected] if isinstance(index, slice) else self.sequence(selected)
+
+
+class PlainSequences(LazyFeatures):
+    """Sequences without targets and segments, in one array: many texts are packed without an object for each.
+
+    `notes` and `num_cut` are as in `Features`, a number for each sequence.
+    """
+
+    def __init__(
+        self,
+        token_ids: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        *,
+        notes: NDArray[np.int64],
+        num_cut: NDArray[np.int64],
+    ) -> None:
+        self.token_ids, self.notes, self.num_cut = token_ids, notes, num_cut
+        self._lengths = lengths
+        self._starts = np.cumsum(lengths) - lengths
+
+    @classmethod
+    def between(
+        cls,
+        edges: tuple[Sequence[int], Sequence[int]],
+        token_ids: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        **columns: NDArray[np.int64],
+    ) -> PlainSequences:
+        """Make a sequence of each slice of the tokens: those of `edges` are added before and behind."""
+        first, last = (np.array(edge, dtype=np.int64) for edge in edges)
+        sizes = lengths + len(first) + len(last)
+        ends = np.cumsum(sizes)
+        padded = np.empty(int(sizes.sum()), dtype=np.int64)
+        padded[(ends - sizes)[:, None] + np.arange(len(first))] = first
+        padded[ends[:, None] - np.arange(len(last), 0, -1)] = last
+        padded[_places(ends - sizes + len(first), lengths)] = token_ids[_places(starts, lengths)]
+        return cls(padded, sizes, **columns)
+
+    def __len__(self) -> int:
+        """Count the sequences."""
+        return len(self._lengths)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Count the tokens of each sequence."""
+        return self._lengths
+
+    def sequence(self, index: int) -> Features:
+        """Return a sequence as features."""
+        start = int(self._starts[index])
+        ids = self.token_ids[start : start + int(self._lengths[index])]
+        return Features(ids, np.zeros_like(ids), notes=int(self.notes[index]), num_cut=int(self.num_cut[index]))
+
+    def take(self, indices: NDArray[np.int64]) -> PlainSequences:
+        """Return the sequences of some indices."""
+        lengths = self._lengths[indices]
+        ids = self.token_ids[_places(self._starts[indices], lengths)]
+        return PlainSequences(ids, lengths, notes=self.notes[indices], num_cut=self.num_cut[indices])
+
+
+def _places(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Concatenate the indices of slices."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
 
 
 class ResampledFeatures(LazyFeatures):
@@ -238,7 +306,9 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
     import torch
 
     assert features, "an empty batch has no tokens"
-    lengths = np.array([length for item in features for length in item.parts or (len(item),)])
+    plain = features if isinstance(features, PlainSequences) else None
+    parts = (1,) * len(plain) if plain else tuple(item.num_sequences for item in features)
+    lengths = plain.lengths() if plain else np.array([n for item in features for n in item.parts or (len(item),)])
     if lengths.max() > max_seqlen:
         raise InputError(
             f"a sequence of {lengths.max()} tokens is longer than {max_seqlen}. Raise model.dataset.max_seq_length."
@@ -258,9 +328,9 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         return torch.from_numpy(np.concatenate([*arrays, filler]))
 
     return Batch(
-        token_ids_T=concatenate([item.token_ids for item in features], pad_id),
+        token_ids_T=concatenate([plain.token_ids] if plain else [item.token_ids for item in features], pad_id),
         position_ids_T=torch.from_numpy(np.arange(size.num_tokens) - np.repeat(cu_seqlens[:-1], lengths)),
-        segment_ids_T=concatenate([item.segment_ids for item in features], 0),
+        segment_ids_T=concatenate([plain.token_ids * 0] if plain else [item.segment_ids for item in features], 0),
         cu_seqlens_N1=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=max_seqlen,
         targets={
@@ -273,8 +343,8 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         },
         num_tokens=num_tokens,
         num_sequences=num_sequences,
-        weight=float(sum(item.weight for item in features)),
-        parts=tuple(item.num_sequences for item in features),
+        weight=float(len(plain) if plain else sum(item.weight for item in features)),
+        parts=parts,
     )
 
 

@@ -91,9 +91,7 @@ class BatchSampler:
         """Pack this process's micro-batches of a step; every process has the same number, the last may be empty."""
         groups, features = self.indices(step), self._resampled(step // len(self))
         shard = groups[self._data_rank :: self._data_size]
-        batches = [
-            pack([features[index] for index in group], self.max_seqlen, self.pad_id, self.size) for group in shard
-        ]
+        batches = [pack(take(features, group), self.max_seqlen, self.pad_id, self.size) for group in shard]
         if len(shard) < -(-len(groups) // self._data_size):
             filler = pack([features[groups[-1][-1]]], self.max_seqlen, self.pad_id, self.size)
             batches.append(filler.emptied(self.pad_id))
@@ -180,6 +178,11 @@ def sequence_counts(features: Sequence[Features]) -> Indices:
     if isinstance(features, LazyFeatures):
         return features.counts()
     return np.array([item.num_sequences for item in features])
+
+
+def take(features: Sequence[Features], indices: Indices) -> Sequence[Features]:
+    """Return the features of some indices."""
+    return features.take(indices) if isinstance(features, LazyFeatures) else [features[index] for index in indices]
 
 
 def _group_by(items: Indices, groups: Indices, num_groups: int) -> list[Indices]:
@@ -272,7 +275,7 @@ class EvaluationBatches:
         if self._size_multiple:
             size = _static_size(_count_groups([group], self._features), self._max_seqlen, self._size_multiple)
             size = replace(size, num_sequences=-(-size.num_sequences // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE)
-        return pack([self._features[index] for index in group], self._max_seqlen, self._pad_id, size)
+        return pack(take(self._features, group), self._max_seqlen, self._pad_id, size)
 
 
 def training_sampler(

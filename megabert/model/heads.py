@@ -105,10 +105,11 @@ class EmbeddingHead(Head):
         ends_N = torch.cat([starts_N[1:], starts_N.new_full((1,), hidden_TD.shape[0])])
         if self.pooling == "last":
             return hidden_TD.index_select(0, (ends_N - 1).clamp(min=0))
-        # In double precision, by cumulative sums: deterministic, also on a GPU, where index_add is not
-        sums_TD = torch.cat([hidden_TD.new_zeros(1, hidden_TD.shape[1]), hidden_TD]).double().cumsum(0)
-        sums_ND = sums_TD.index_select(0, ends_N) - sums_TD.index_select(0, starts_N)
-        return (sums_ND / (ends_N - starts_N).clamp(min=1)[:, None]).float()
+        # In double precision, by cumulative sums: deterministic, also on a GPU, where index_add is not. Along the last
+        # dim: along the first a GPU would add one row after the other.
+        sums_DT = torch.nn.functional.pad(hidden_TD.t().double(), (1, 0)).cumsum(1)
+        sums_DN = sums_DT.index_select(1, ends_N) - sums_DT.index_select(1, starts_N)
+        return (sums_DN / (ends_N - starts_N).clamp(min=1)).t().float()
 
 
 class DualEmbeddingHead(EmbeddingHead):

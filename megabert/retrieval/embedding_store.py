@@ -206,7 +206,7 @@ def _claim(folder: Path, job: dict[str, Any], *, resume: bool) -> dict[str, Any]
     manifest = read_manifest(folder)
     if not resume:
         raise InputError(f"{folder} has embeddings. Add --resume to complete them, or name another folder.")
-    if other := [name for name, value in job.items() if manifest.get(name) != value]:
+    if other := [name for name, value in job.items() if manifest.get(name, value) != value]:
         found, wanted = manifest.get(other[0]), job[other[0]]
         raise InputError(f"{folder} was begun with {other[0]} {found!r}, not {wanted!r}. Name another folder.")
     pairs = takewhile(lambda pair: _is_whole(folder, *pair), enumerate(manifest["shards"]))

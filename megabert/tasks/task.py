@@ -250,7 +250,7 @@ class Task(ABC, Generic[ExampleType, PredictionType]):
 
         return divergences(logits, teacher, temperature).sum()
 
-    def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[Features]:
+    def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> Sequence[Features]:
         """Tokenize texts that are embedded in a role, query or passage; of a task whose logits are embeddings."""
         return list(self.features([self.example(text=text) for text in texts], tokenizer, with_targets=False))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Settings, choice, linear_decay
-from ..data.packing import NO_TARGET, Batch, Features
+from ..data.packing import NO_TARGET, Batch, Features, PlainSequences
 from ..errors import ConfigError, InputError
 from ..formats.rows import Row
 from ..model.config import EncoderConfig
@@ -191,18 +191,32 @@ class TextEmbedding(EmbeddingTask[RetrievalExample]):
             features.append(Features(ids, np.zeros_like(ids), targets, token_targets, weight, number, parts, num_cut))
         return features
 
-    def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[Features]:
+    def text_features(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> Sequence[Features]:
         """Tokenize texts that are embedded in a role."""
-        return self.features([self.example(text=text, role=role) for text in texts], tokenizer, with_targets=False)
+        refused = [text for text in texts if not isinstance(text, str) or not text.strip()]
+        examples = [self.example(text=text, role=role) for text in (texts if self._has_two() else refused or texts[:1])]
+        if self._has_two():
+            return self.features(examples, tokenizer, with_targets=False)
+        length, prompt = self._limits(role)
+        edges = tokenizer.edges()
+        ids, lengths = tokenizer.encode_joined([prompt + text for text in texts] if prompt else texts)
+        kept = np.minimum(lengths, length - sum(map(len, edges)))
+        columns = {"notes": np.arange(len(kept)), "num_cut": lengths - kept}
+        return PlainSequences.between(edges, ids, np.cumsum(lengths) - lengths, kept, **columns)
+
+    def _limits(self, role: str) -> tuple[int, str]:
+        """Return the most tokens of a text in a role, and its prompt."""
+        dataset = self.settings.model.dataset
+        if role == "query":
+            return min(dataset.max_query_length, self.row_length), dataset.query_prompt
+        return self.row_length, dataset.passage_prompt
 
     def _has_two(self) -> bool:
         return self.embedding.num_encoders == 2
 
     def _rows(self, texts: Sequence[str], tokenizer: Tokenizer, role: str) -> list[tuple[NDArray[np.int64], int]]:
         """Tokenize texts; returns for each the token ids, and how many were cut."""
-        dataset = self.settings.model.dataset
-        length = min(dataset.max_query_length, self.row_length) if role == "query" else self.row_length
-        prompt = dataset.query_prompt if role == "query" else dataset.passage_prompt
+        length, prompt = self._limits(role)
         first, last = tokenizer.edges()
         room = length - len(first) - len(last)
         return [

@@ -125,15 +125,24 @@ class Tokenizer:
 
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Tokenize strings to the ids of `encode`, faster because without offsets."""
+        ids, num_tokens = self.encode_joined(texts)
+        ends = np.cumsum(num_tokens).tolist()
+        return [ids[end - count : end] for end, count in zip(ends, num_tokens.tolist(), strict=True)]
+
+    def encode_joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokenize strings to the ids of `encode`, of one string after the other; and the number of tokens of each."""
         are_many = len(texts) >= MANY_TEXTS and (os.cpu_count() or 1) >= MANY_CORES
         if are_many or not self._are_words_apart or isinstance(texts, str):
-            encodings = encode_batch(self._rust.encode_batch_fast, texts)
-            return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+            rows = [encoding.ids for encoding in encode_batch(self._rust.encode_batch_fast, texts)]
+            return _joined(rows)
         try:  # only at blanks: what else counts as white space is the library's concern
-            return [ids for ids, _ in self.encode_words([text.split(" ") for text in texts])]
+            words = [text.split(" ") for text in texts]
+            ids, of_words = _joined(self._pieces(list(chain.from_iterable(words))))
         except InputError:
             require_characters(list(texts), "the text")  # with more of it than a word
             raise
+        totals = np.concatenate([[0], np.cumsum(of_words)])
+        return ids, np.diff(totals[np.cumsum([0, *map(len, words)])])
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Tokenize sentences given as words, to token ids [L] and the index of each token's word [L].
@@ -143,9 +152,7 @@ class Tokenizer:
         if isinstance(sentences, str) or any(isinstance(words, str) for words in sentences):
             raise _string_error(sentences, "a list of lists of words")
         words = list(chain.from_iterable(sentences))
-        pieces = self._pieces(words)
-        ids = np.fromiter(chain.from_iterable(pieces), dtype=np.int64)
-        num_tokens = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+        ids, num_tokens = _joined(self._pieces(words))
         encoded = []
         first_word = first = 0
         for sentence in sentences:
@@ -197,6 +204,12 @@ class Tokenizer:
     def to_document(self) -> dict[str, Any]:
         """Return what a run stores beside the vocabulary file: the casing, and the rules that are not BERT's."""
         return {"lower_case": self.lower_case, **self.rules.to_document()}
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Concatenate lists of ids; also returns the length of each."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum())), lengths
 
 
 def encode_batch(method: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.data.packing import BatchSize, Features, pack
+from megabert.data.packing import BatchSize, Features, PlainSequences, pack
 from megabert.errors import InputError
 
 
@@ -89,3 +89,21 @@ def test_a_batch_is_copied_in_place():
     assert [tensor.data_ptr() for tensor in first.tensors()] == pointers
     with pytest.raises(AssertionError, match="does not fit"):
         first.copy_from(pack([sequence(3, label=0)], 4, 0))
+
+
+@pytest.mark.parametrize("size", [None, BatchSize(16, 6)])
+def test_plain_sequences_are_packed_as_features_are(size):
+    tokens, starts, lengths = np.arange(10, 20), np.array([3, 0, 7]), np.array([4, 0, 2])
+    columns = {"notes": np.array([5, 6, 7]), "num_cut": np.array([1, 0, 2])}
+    plain = PlainSequences.between(([1, 2], [3]), tokens, starts, lengths, **columns)
+    assert [item.token_ids.tolist() for item in plain] == [[1, 2, 13, 14, 15, 16, 3], [1, 2, 3], [1, 2, 17, 18, 3]]
+    assert [(item.notes, item.num_cut) for item in plain] == [(5, 1), (6, 0), (7, 2)]
+    some = plain.take(np.array([2, 0]))
+    batch, expected = (pack(items, 7, 0, size) for items in (some, [plain[2], plain[0]]))
+    for name, value in vars(expected).items():
+        found = getattr(batch, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+    assert (
+        len(PlainSequences.between(([], []), tokens, starts[:0], lengths[:0], notes=starts[:0], num_cut=starts[:0]))
+        == 0
+    )
