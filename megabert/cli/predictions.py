@@ -10,7 +10,7 @@ from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..storage import atomic_file, atomic_write
-from .console import log, new_parser, new_settings_parser, progress_bar, show, to_json
+from .console import log, new_parser, new_settings_parser, progress_bar, require_not_input, show, to_json
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -130,6 +130,7 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
 
     test_data = predictor.task.settings.model.test_ds
     names = predictor.task.files(test_data) if settings.file is None else [settings.file]
+    require_not_input(settings.output, names)
     only_lines = settings.output is not None and settings.output_dir is None
     with large_files_streamed(names if only_lines else []):
         examples = _read(predictor, settings.file)
