@@ -287,7 +287,7 @@ PLACED = [
     ("table", "good\ta\nbad\n", ":2: 1 columns where 2 are expected"),
     ("table", "good\ta\nbad\tb\tc\n", ":2: 3 columns where 2"),
     ("table", "good\ta\n\n\nbad\n", ":4: 1 columns"),
-    ("table", "\ta\n", ":1: there is no text"),
+    ("table", "\ta\n", ":1: the text is empty"),
     ("table", "good\t \n", ":1: the label is ' '"),
     ("table", "text\tlabel\n", "no rows but a header"),
     ("table", "text\ttext\tlabel\na\tb\tc\n", "a column's name appears twice"),
