@@ -290,7 +290,7 @@ def _require_tags(path: Path, rows: Sequence[_Fields], column: int, scheme: TagS
         if fields and (value := fields[column].strip()) not in right:
             if number == first and not are_tags((value,), scheme, outside):
                 raise InputError(
-                    f"{path}:{number}: {value!r:.60} is no tag, as other lines have. If the line is a header, remove it; "
+                    f"{path}:{number}: {value!r:.60} is no tag, as others are. If the line is a header, remove it; "
                     "if it stands for words outside, set model.dataset.pad_label to it."
                 )
             standard_tags((value,), scheme, outside, f"{path}:{number}")
