@@ -108,7 +108,7 @@ def _one_text(texts: Sequence[str], example: Mapping[str, str]) -> str:
         raise ConfigError(f'{len(texts)} words without a key. Write a text in quotes: "{" ".join(texts)[:60]}".')
     if "text" in example:
         raise ConfigError(f"text=... and {texts[0][:60]!r} are both given. Give one text.")
-    if Path(texts[0]).exists():
+    if texts[0] and Path(texts[0]).exists():
         raise ConfigError(f"{texts[0]} is a file. Write file={texts[0]} to predict it, text={texts[0]} for the words.")
     return texts[0]
 

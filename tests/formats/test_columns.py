@@ -6,7 +6,7 @@ import pytest
 
 from megabert.errors import InputError
 from megabert.formats.columns import ColumnLayout, are_columns, column_sentences
-from megabert.formats.tag_schemes import find_scheme, single_word_tags, to_iob2
+from megabert.formats.tag_schemes import chosen_tags, find_scheme, single_word_tags, to_iob2
 from megabert.metrics.tagging import entity_scores
 
 TAGGED = "acute B-Disease\nnephritis I-Disease\nafter O\n\n"
@@ -179,6 +179,14 @@ def test_tags_without_prefixes_are_scored_as_conlleval_r_does(name, datasets):
     expected = printed(folder / f"{name}.conlleval_raw.txt")
     del expected["word_accuracy"]
     assert {key: f"{scores[key]:.2f}" for key in expected} == expected
+
+
+def test_types_of_tags_are_chosen_and_renamed():
+    tags = ("B-SpecificDisease", "I-SpecificDisease", "B-Chemical", "O", "B-Disease", "NOUN")
+    expected = ("B-Disease", "I-Disease", "O", "O", "B-Disease", "NOUN")
+    assert chosen_tags(tags, {"SpecificDisease": "Disease"}, "O") == expected
+    assert chosen_tags(tags, {"SpecificDisease": "Disease", "*": "X"}, "O")[2] == "B-X"
+    assert chosen_tags(tags, {}, "O") == tags
 
 
 def test_words_are_never_the_numbers_before_them():
