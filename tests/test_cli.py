@@ -79,6 +79,7 @@ def test_predict_answers_a_question_or_a_file(capsys, trained, tmp_path):
     answer = json.loads(out)
     assert context[answer["start"] : answer["end"]] == answer["answer"]
     output = tmp_path / "answers.jsonl"
+    assert run(capsys, "predict", str(folder), f"file={data}", f"output={data}", "accelerator=cpu")[0] == 64
     assert run(capsys, "predict", str(folder), f"file={data}", f"output={output}", "accelerator=cpu")[0] == 0
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["0.0", "0.1", "1.0", "1.1"]
 

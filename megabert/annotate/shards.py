@@ -123,6 +123,9 @@ def claim(folder: Path, job: Mapping[str, Any], output: ShardFormat, *, resume: 
     Raises InputError if the folder holds a job and `resume` is false, or another job and it is true.
     """
     kept = folder / JOB
+    # A command that failed before its first shard leaves nothing to resume.
+    if kept.exists() and not resume and {item.name for item in folder.iterdir()} <= {JOB}:
+        kept.unlink()
     if not kept.exists():
         # A temporary file is that of a process that was killed while it described the job.
         if folder.exists() and any(TEMPORARY not in item.name for item in folder.iterdir()):

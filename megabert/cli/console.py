@@ -5,12 +5,14 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ..config.listing import list_settings
 from ..errors import ConfigError, print_message, printable
+from ..formats.data_files import expand_names
 
 STDOUT = "standard output"
 Command = Callable[[Sequence[str]], int | None]
@@ -57,6 +59,15 @@ def new_settings_parser(name: str, command: Command, schema: type, note: str) ->
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.schema = schema
     return parser
+
+
+def require_not_input(output: Path | str | None, inputs: Iterable[Path | str | None]) -> None:
+    """Raise ConfigError if a file to write is one of those that the command reads, names or patterns; None is none."""
+    names = expand_names([str(name) for name in inputs if name is not None])
+    if output is not None and any(
+        Path(name).exists() and Path(output).exists() and Path(output).samefile(name) for name in names
+    ):
+        raise ConfigError(f"{output} is read by this command, and would be overwritten. Name another file.")
 
 
 @contextmanager

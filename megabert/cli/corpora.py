@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..storage import atomic_write
-from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
+from .console import add_subcommand, log, new_parser, progress_bar, require_not_input, show, to_json
 
 _INPUTS = "files or folders: *.txt (documents separated by blank lines), *.jsonl, PubMed *.xml; also as .gz and .xz"
 
@@ -146,6 +146,7 @@ def _train_vocabulary(arguments: argparse.Namespace) -> None:
     if arguments.size < 100:
         raise ConfigError(f"--size {arguments.size}: a vocabulary has at least 100 tokens.")
     files = corpus_files(arguments.inputs)
+    require_not_input(arguments.output, files)
     documents = (
         document
         for file in files

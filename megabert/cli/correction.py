@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.parser import quote
 from ..errors import ConfigError
 from .annotation import add_prediction_options, load_annotating_run
-from .console import log, new_parser, show, to_json
+from .console import log, new_parser, require_not_input, show, to_json
 from .serving import key_digest, require_uvicorn
 from .training import train_once
 
@@ -33,6 +33,7 @@ def select(words: Sequence[str]) -> None:
     from .document_import import format_of
 
     form = arguments.format or format_of(arguments.output)
+    require_not_input(arguments.output, [*arguments.documents, *arguments.exclude])
     excluded = {document.id for document in read_documents(arguments.exclude)} if arguments.exclude else ()
     predictor = load_annotating_run(arguments.run, arguments)
     if predictor.task.name() != "token_classification":

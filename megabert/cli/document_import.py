@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .console import add_subcommand, log
+from .console import add_subcommand, log, require_not_input
 
 SHOWN_FAULTS = 20
 TRACKED_DOCUMENTS = 2**21  # identifiers that are compared, about 150 MB
@@ -51,6 +51,8 @@ def _import_documents(arguments: argparse.Namespace) -> None:
     from ..formats.documents.sources import Faults, ReadOptions
 
     name = arguments.format or format_of(arguments.output)
+    for output in (arguments.output, arguments.report):
+        require_not_input(output, arguments.inputs)
     losses, seen, repeated = Losses(), set[int](), set[str]()
     with ExitStack() as stack:
         faults = Faults(_reporter(arguments.report, stack) if arguments.on_error == "skip" else None)

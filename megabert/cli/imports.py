@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..storage import atomic_write
-from .console import add_subcommand, log, new_parser
+from .console import add_subcommand, log, new_parser, require_not_input
 from .document_import import add_document_import
 
 
@@ -85,6 +85,7 @@ def _write_pairs(arguments: argparse.Namespace, source: Path, pairs: Sequence[tu
     name = arguments.name or source.stem
     folder.mkdir(parents=True, exist_ok=True)
     for kind, column in (("text", 0), ("labels", 1)):
+        require_not_input(folder / f"{kind}_{name}.txt", [source])
         atomic_write(folder / f"{kind}_{name}.txt", "".join(f"{pair[column]}\n" for pair in pairs))
     num_words = sum(len(line.split()) for line, _ in pairs)
     log(f"Wrote {len(pairs)} lines of {num_words} words: {folder}/text_{name}.txt and {folder}/labels_{name}.txt.")
@@ -93,7 +94,9 @@ def _write_pairs(arguments: argparse.Namespace, source: Path, pairs: Sequence[tu
 def _import_chemprot(arguments: argparse.Namespace) -> None:
     from ..formats.chemprot import read_chemprot
 
-    corpus = read_chemprot(arguments.abstracts, arguments.entities, arguments.relations)
+    files = (arguments.abstracts, arguments.entities, arguments.relations)
+    require_not_input(arguments.output, files)
+    corpus = read_chemprot(*files)
     atomic_write(arguments.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in corpus.rows))
     for note in corpus.notes:
         log(note)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InputError
-from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
+from .console import add_subcommand, log, new_parser, progress_bar, require_not_input, show, to_json
 
 if TYPE_CHECKING:
     from ..formats.dictionaries.gold_mentions import GoldMention
@@ -235,6 +235,7 @@ def link(words: Sequence[str]) -> None:
     arguments = parser.parse_args(list(words))
     if bool(arguments.names) == bool(arguments.mentions) or arguments.k < 1:
         raise ConfigError("Give either names or --mentions FILE, and -k of at least 1.")
+    require_not_input(arguments.output, arguments.mentions)
     linker = _load(arguments, arguments.dictionary)
     lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in _rows(linker, arguments))
     if arguments.output is None:

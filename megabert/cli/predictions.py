@@ -10,7 +10,7 @@ from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..storage import atomic_file, atomic_write
-from .console import Command, log, new_parser, new_settings_parser, progress_bar, show, to_json
+from .console import Command, log, new_parser, new_settings_parser, progress_bar, require_not_input, show, to_json
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -106,7 +106,7 @@ def _one_text(texts: Sequence[str], example: Mapping[str, str]) -> str:
         raise ConfigError(f'{len(texts)} words without a key. Write a text in quotes: "{" ".join(texts)[:60]}".')
     if "text" in example:
         raise ConfigError(f"text=... and {texts[0][:60]!r} are both given. Give one text.")
-    if Path(texts[0]).exists():
+    if texts[0] and Path(texts[0]).exists():
         raise ConfigError(f"{texts[0]} is a file. Write file={texts[0]} to predict it, text={texts[0]} for the words.")
     return texts[0]
 
@@ -128,6 +128,7 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
 
     test_data = predictor.task.settings.model.test_ds
     names = predictor.task.files(test_data) if settings.file is None else [settings.file]
+    require_not_input(settings.output, names)
     only_lines = settings.output is not None and settings.output_dir is None
     with large_files_streamed(names if only_lines else []):
         examples = _read(predictor, settings.file)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InputError
-from .console import add_subcommand, log, new_parser, progress_bar, show, to_json
+from .console import add_subcommand, log, new_parser, progress_bar, require_not_input, show, to_json
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -75,6 +75,7 @@ def search(words: Sequence[str]) -> None:
 
     if arguments.k < 1:
         raise ConfigError(f"-k {arguments.k}: give 1 or more.")
+    require_not_input(arguments.output, [arguments.queries])
     opened = SearchIndex(arguments.index)
     method = opened.method(arguments.method)
     path = Path(arguments.queries)
@@ -118,6 +119,7 @@ def rerank(words: Sequence[str]) -> None:
         raise ConfigError(f"-k {arguments.k}: give 1 or more.")
     if not 0 <= (arguments.fuse or 0) <= 1:
         raise ConfigError(f"--fuse {arguments.fuse}: give a number from 0 to 1.")
+    require_not_input(arguments.output, [arguments.runfile, arguments.queries, arguments.collection])
     rankings = {query: ranked(scores) for query, scores in read_run(arguments.runfile).items()}
     queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
     check_documents({query: dict.fromkeys(names) for query, names in rankings.items()}, passages, arguments.runfile)

@@ -12,7 +12,7 @@ from ..config.parser import compose, quote
 from ..config.schema import choice
 from ..errors import ConfigError, InputError
 from ..storage import atomic_write
-from .console import log, new_settings_parser, progress_bar, show
+from .console import log, new_settings_parser, progress_bar, require_not_input, show
 
 if TYPE_CHECKING:
     from ..generation.generator import Continuation, Generator
@@ -71,6 +71,7 @@ def generate(words: Sequence[str]) -> None:
     from ..checkpoints.catalog import cache_home
     from ..generation.load_generator import load_generator
 
+    require_not_input(settings.output, [settings.file])
     rows = list(read_prompts(settings))
     generator = load_generator(
         arguments.model,

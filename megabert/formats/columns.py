@@ -26,7 +26,7 @@ COLUMN_ENDINGS = (
 )
 # Endings of tables and markup: never raw text, unless a setting makes them so.
 TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
-MAX_WIDTH, MAX_TAGS = 20, 2**12
+MAX_WIDTH, MAX_TAGS, MAX_DIGITS = 20, 2**12, 10
 # First fields that number no word: comments, ranges of contracted words, empty nodes.
 _NO_WORD = re.compile(r"#|\d+[-.]\d+$")
 # CoNLL-U's column of the part of speech, UPOS.
@@ -78,8 +78,8 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
         for _, fields in rows:
             if len(fields) == width:
                 for column, value in zip(columns, fields, strict=True):
-                    if value == outside or _is_tag(value):
-                        column[value] += 1
+                    if value == outside or _is_tag(value) or (value == "o" and outside == "O"):
+                        column[outside if value == "o" else value] += 1
         for tags in columns:
             # Raw text hardly has an O and a word like B-12 in one column, and not in most lines.
             if 2 * tags.total() >= num_filled and tags[outside] and (len(tags) > 1 or tags.total() == num_filled):
@@ -132,7 +132,7 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
     """
     rows = _split(lines)
     is_numbered = _is_numbered(rows)
-    if data_suffix(path) == ".conllu" and not is_numbered:
+    if data_suffix(path) == ".conllu" and not (is_numbered and _first_number(rows) == "1"):
         raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
     if is_numbered:
         rows = derived(rows, lambda rows: (row for row in rows if not row[1] or row[1][0].isdecimal()))
@@ -147,6 +147,12 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
             "by a tab or blanks."
         )
     word = _column(path, "word_column", layout.word or (2 if is_numbered else 1), width)
+    if layout.word is None and width > 2 and all(map(str.isdecimal, _values(rows, word))):
+        number = next(number for number, fields in rows if fields)
+        raise InputError(
+            f"{path}:{number}: column {word + 1} has nothing but numbers. Name the column of words: "
+            "model.dataset.word_column=N."
+        )
     tag = _tag_column(path, rows, word, width, layout, last, is_numbered=is_numbered)
     return Columns(path, rows, word, tag, last if tag == width - 1 else None)
 
@@ -208,16 +214,21 @@ def _blocks(rows: Iterable[_Fields]) -> Iterator[list[_Fields]]:
 
 
 def _is_numbered(rows: Sequence[_Fields]) -> bool:
-    """Return whether the first column numbers the words of each sentence, as in CoNLL-U and GermEval."""
+    """Return whether the first column numbers the words of each sentence, as in CoNLL-U and GermEval, or goes on."""
     longest = 0
     for block in _blocks(rows):
         firsts = [fields[0] for _, fields in block if not _NO_WORD.match(fields[0])]
         if any(len(fields) == 1 for _, fields in block if not fields[0].startswith("#")):
             return False
-        if firsts != [str(number) for number in range(1, len(firsts) + 1)]:
+        start = int(firsts[0]) if firsts and firsts[0].isdecimal() and len(firsts[0]) < MAX_DIGITS else 0
+        if firsts != [str(number) for number in range(start, start + len(firsts))]:
             return False
         longest = max(longest, len(firsts))
     return longest > 1
+
+
+def _first_number(rows: Iterable[_Fields]) -> str:
+    return next((fields[0] for _, fields in rows if fields and not _NO_WORD.match(fields[0])), "")
 
 
 def _column(path: Path, name: str, number: int, width: int) -> int:
@@ -274,9 +285,14 @@ def _values(rows: Iterable[_Fields], column: int) -> Iterator[str]:
 
 def _require_tags(path: Path, rows: Sequence[_Fields], column: int, scheme: TagScheme, outside: str) -> None:
     """Raise InputError with the line of the first value that is no tag."""
-    right = {""}
+    right, first = {""}, next(number for number, fields in rows if fields)
     for number, fields in rows:
         if fields and (value := fields[column].strip()) not in right:
+            if number == first and not are_tags((value,), scheme, outside):
+                raise InputError(
+                    f"{path}:{number}: {value!r:.60} is no tag, as others are. If the line is a header, remove it; "
+                    "if it stands for words outside, set model.dataset.pad_label to it."
+                )
             standard_tags((value,), scheme, outside, f"{path}:{number}")
             right.add(value)
 

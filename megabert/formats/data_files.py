@@ -35,6 +35,11 @@ SIGNATURES = (
     (b"\xfd7zXZ\0", ".xz", "xz"),
     (b"\x28\xb5\x2f\xfd", ".zst", "Zstandard"),
 )
+# First bytes of files that are often given in place of text.
+OTHER_FILES = {
+    b"PAR1": "a Parquet file", b"%PDF": "a PDF file", b"PK\x03\x04": "a ZIP archive, as .xlsx and .docx are",
+    b"\xd0\xcf\x11\xe0": "a file of Word or Excel", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
+}  # fmt: skip
 COMPRESSED = tuple(suffix for _, suffix, _ in SIGNATURES)
 # A context variable, not an argument of every reader: no reader has anything else to do with compression.
 _max_expansion: ContextVar[int] = ContextVar("max_expansion", default=MAX_EXPANSION)
@@ -52,6 +57,14 @@ def expand_names(given: str | Sequence[str] | None) -> list[str]:
         matches = sorted(glob.glob(name, recursive=True)) if is_pattern else []  # noqa: PTH207  (may be absolute)
         files += matches or [name]
     return files
+
+
+def not_text(start: bytes, byte: int | None = None) -> str:
+    """Describe a file with a byte that is no UTF-8, or with a NUL character, by its first bytes; with the remedy."""
+    kind = next((f" It is {name}." for first, name in OTHER_FILES.items() if start.startswith(first)), "")
+    if byte is None:
+        return f"a NUL character.{kind} Is this a text file?"
+    return f"not UTF-8 text: byte {byte:#04x}.{kind} Save {'its contents' if kind else 'the file'} as UTF-8."
 
 
 def data_suffix(path: Path) -> str:

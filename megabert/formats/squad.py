@@ -108,8 +108,8 @@ def _example(question: Any, context: str, location: str) -> Example:
     if "answers" not in question and not is_impossible:
         return Example(str(name), text, context, None)
     answers = _get(question, "answers", list, location) if "answers" in question else []
-    if is_impossible:
-        return Example(str(name), text, context, ())
+    if is_impossible and answers:  # trained on without an answer, scored by the official script with one
+        raise InputError(f"{location}: is_impossible is true, but there are answers. Correct one of them.")
     return Example(str(name), text, context, tuple(_answer(item, context, location) for item in answers))
 
 

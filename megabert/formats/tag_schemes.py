@@ -1,7 +1,7 @@
 """Tagging schemes: recognize IOB1, IOB2, IOBES, BILOU, BMES and their spellings, and convert tags to IOB2."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -118,6 +118,16 @@ def to_iob2(tags: Sequence[str], scheme: TagScheme | None, outside: str, locatio
     for kind, start, end in tagging.entities(standard_tags(tags, scheme, outside, location)):
         converted[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
     return tuple(converted)
+
+
+def chosen_tags(tags: Sequence[str], types: Mapping[str, str], outside: str) -> tuple[str, ...]:
+    """Rename the types of tags in IOB2 (* is any other, new names stay); words of no chosen type are outside."""
+
+    def renamed(tag: str) -> str:
+        kind = types.get(tag[2:], tag[2:] if tag[2:] in types.values() else types.get("*"))
+        return tag if not is_entity_tag(tag) else outside if kind is None else f"{tag[:2]}{kind}"
+
+    return tuple(map(renamed, tags)) if types else tuple(tags)
 
 
 def single_word_tags(tags: Sequence[str], outside: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .data_files import largest_expansion, open_data
+from .data_files import largest_expansion, not_text, open_data
 from .record_streams import RecordStream, is_held
 
 
@@ -16,9 +16,7 @@ def read_text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}:{line}: not UTF-8 text: byte {data[error.start]:#04x}. Save the file as UTF-8."
-        ) from None
+        raise InputError(f"{path}:{line}: {not_text(data, data[error.start])}") from None
     if not text.strip():
         raise InputError(f"{path} is empty.")
     return text
@@ -36,18 +34,19 @@ def data_lines(path: Path) -> Sequence[str]:
 
 
 def _lines(path: Path, max_expansion: int) -> Iterator[str]:
-    is_blank = True
+    is_blank, start = True, b""
     with open_data(path, max_expansion) as file:
         for number, data in enumerate(file, start=1):
             try:
                 text = data.decode("utf-8-sig" if number == 1 else "utf-8")
-                problem = "a NUL character. Is this a text file?" if "\0" in text else ""
+                problem = not_text(start or data) if "\0" in text else ""
             except UnicodeDecodeError as error:
-                problem = f"not UTF-8 text: byte {data[error.start]:#04x}. Save the file as UTF-8."
+                problem = not_text(start or data, data[error.start])
             if problem:
                 for _ in file:  # a compressed file may be damaged, which then is the reason
                     pass
                 raise InputError(f"{path}:{number}: {problem}")
+            start = start or data[:4]
             is_blank = is_blank and not text.strip()
             # At line feeds alone: U+2028 and its like are part of the text.
             if number > 1 or text.endswith("\n"):

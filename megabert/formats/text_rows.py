@@ -31,6 +31,7 @@ ROLES: Mapping[str, Sequence[str]] = {
     "text": TEXT_COLUMNS, "text_b": PAIR_COLUMNS, "label": LABEL_COLUMNS, "id": ("id",)}  # fmt: skip
 COLUMNS = (*TEXT_COLUMNS, *PAIR_COLUMNS, *LABEL_COLUMNS, "id", "index", "idx")
 MAX_LABEL_KEPT = 64
+_MARKED = re.compile("(.+)_([01])")
 NO_GOLD_LABEL = ()
 """Stands for the label of a pair in a labelled file that has none."""
 BY_NUMBER = "model.dataset.columns.text=1 model.dataset.columns.label=2"
@@ -67,6 +68,34 @@ def check_ids(path: Path, rows: Sequence[Row]) -> None:
         raise InputError(
             f"{row.location}: the id {row.values['id']!r} is that of {first.location} too. Give each its own."
         )
+
+
+def marked_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
+    """Read labels that state each class as present or not, 0_1,1_0 (BLUE's Hallmarks of Cancer), as those present."""
+    names = _marks(rows[0]).keys()
+    if len(names) < 2 or any(_marks(row).keys() != names for row in rows):
+        return rows
+    warnings.warn(
+        f"{path}: each row has a mark for all of {len(names)} labels "
+        f"({rows[0].values['label']:.60}). Those marked _1 are its labels.",
+        InputWarning,
+        stacklevel=2,
+    )
+    return derived(
+        rows,
+        lambda rows: (
+            Row(row.values | {"label": [name for name, mark in _marks(row).items() if mark == "1"]}, row.location)
+            for row in rows
+        ),
+    )
+
+
+def _marks(row: Row) -> dict[str, str]:
+    """Return the mark of each label, {} where a row has none or repeats a label."""
+    label = row.values.get("label")
+    found = [_MARKED.fullmatch(trimmed(item)) for item in label.split(",")] if isinstance(label, str) else []
+    marks = {match[1]: match[2] for match in found if match}
+    return marks if len(marks) == len(found) else {}
 
 
 def _by_role(rows: Sequence[Row], columns: Mapping[str, Any]) -> Sequence[Row]:

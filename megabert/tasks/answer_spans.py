@@ -27,6 +27,9 @@ NO_MASS = -1e4
 ScoredSpan = tuple[float, int, int]
 """Score, first character, end character."""
 
+# Of the best answer to a question whose context has no words: finite, since JSON and thresholds are.
+LOWEST_SCORE = float(np.finfo(np.float32).min)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -203,13 +206,13 @@ def rank_answers(
 ) -> tuple[list[Candidate], float]:
     """Rank the best `count` different answers, best first, and compute their probabilities.
 
-    With a null score "no answer" is one more candidate. Also returns the score of the best answer, -inf without any.
+    With a null score "no answer" is one more candidate. Also returns the best answer's score, LOWEST_SCORE without any.
     """
     ordered = sorted(spans, key=lambda span: (-span[0], span[1:]))
     by_text = {context[start:end]: (score, start, end) for score, start, end in reversed(ordered)}
     # A dict keeps the order in which its keys came first: sort again, best first.
     kept = sorted(by_text.items(), key=lambda item: (-item[1][0], item[1][1:]))[:count]
-    best_score = kept[0][1][0] if kept else -np.inf
+    best_score = kept[0][1][0] if kept else LOWEST_SCORE
     if null_score is not None:
         kept.append(("", (null_score, 0, 0)))
         kept.sort(key=lambda item: -item[1][0])

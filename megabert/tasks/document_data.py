@@ -22,7 +22,7 @@ class EntityTypeSettings:
     """Which entities of documents are read."""
 
     entity_types: dict[str, str] = field(default_factory=dict)
-    """Of annotated documents: types and new names, {SpecificDisease:Disease,*:Other} (* is any other); {}: all."""
+    """Of documents, and of words with tags: types and new names, {SpecificDisease:Disease,*:Other}; {}: all."""
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Report of the labels of a training: their counts, and warnings about labels that look like something else."""
 
+import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -56,14 +57,25 @@ def label_warnings(
     if words is not None and sum(label in words for label in labels) > MAX_SHARE * max(len(labels), 2):
         warnings.append(f"the labels ({kind}) are words of the data: {_list(labels)}. Are the columns swapped?")
     if labels and all(map(_is_number, labels)) and (words is not None or any("." in label for label in labels)):
-        warnings.append(f"the labels ({kind}) are numbers: {_list(labels)}. Is this the column of labels?")
+        more = " Values to be predicted as such: model.dataset.problem=regression." if words is None else ""
+        warnings.append(f"the labels ({kind}) are numbers: {_list(labels)}. Is this the column of labels?{more}")
     headers = [label for label in labels if label.lower() in HEADER_WORDS and counts[label] == 1 and len(labels) > 1]
     if headers:
         warnings.append(f"the label {headers[0]!r} ({kind}) occurs once. Is it a header line? Remove it.")
+    joined = [label for label in labels if len(parts := _parts(label)) > 1 and parts <= set(labels)]
+    if joined:
+        warnings.append(
+            f"the label {joined[0]!r} ({kind}) joins others. Several labels (model.dataset.problem=multi_label) are "
+            "separated by commas, or a JSON list."
+        )
     for names in _look_alikes(labels):
         shown = ", ".join(f"{name!r} ({counts[name]:,})" for name in names)
         warnings.append(f"labels ({kind}) that look alike are different labels: {shown}. Write them in one way.")
     return warnings
+
+
+def _parts(label: str) -> set[str]:
+    return {part.strip() for part in re.split("[;|]", label)}
 
 
 def _look_alikes(labels: Collection[str]) -> list[list[str]]:

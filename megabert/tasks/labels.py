@@ -59,7 +59,11 @@ class LabelledTask(Task[ExampleType, PredictionType]):
             counts = by_kind[kind.name]
             if not counts:
                 place = getattr(examples[0], "location", "the data") if examples else "the data"
-                raise InputError(f"{place}: the training data have no {kind.field}. Add them to the examples.")
+                others = list(getattr(examples[0], "given", ())) if examples else []
+                column = "".join(
+                    f"; or is {name} their column? model.dataset.columns.label={name}" for name in others[:1]
+                )
+                raise InputError(f"{place}: the training data have no {kind.field}. Add them to the examples{column}.")
             labels = self.ordered(kind, counts)
             setattr(self, kind.outputs, labels)
             if kind.weights is not None:
@@ -85,6 +89,11 @@ class LabelledTask(Task[ExampleType, PredictionType]):
             for name, own in self._counts(examples).items()
         }
         warnings = [
+            f"{kind.name}: all have the label {label}. Nothing can be learnt from that."
+            for kind in self.label_kinds
+            for label in ([] if kind.is_set or len(counts[kind.name]) > 1 else counts[kind.name])
+        ]
+        warnings += [
             warning for kind in self.label_kinds for warning in self.warnings_about(kind, counts[kind.name], examples)
         ]
         return LabelReport(counts, tuple(warnings))

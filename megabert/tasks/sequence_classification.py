@@ -27,6 +27,7 @@ from ..formats.text_rows import (
     TEXT_COLUMNS,
     check_ids,
     first_name,
+    marked_labels,
     parse_label,
     parse_labels,
     read_text_rows,
@@ -108,6 +109,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.dataset.columns, self.labels)
+        rows = marked_labels(path, rows) if self.problem == "multi_label" else rows
         check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
 
@@ -121,8 +123,11 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row of a table or a JSON object."""
         text, pair = text_value(row, TEXT_COLUMNS), text_value(row, PAIR_COLUMNS)
-        if text is None or not text.strip():
-            raise InputError(f"{row.location}: there is no text. Name its column {', '.join(TEXT_COLUMNS)}.")
+        if text is None:
+            names, found = ", ".join(TEXT_COLUMNS), ", ".join(row.values)[:100]
+            raise InputError(f"{row.location}: there is no text. Name its column {names}; found {found}.")
+        if not text.strip():
+            raise InputError(f"{row.location}: the text is empty. Leave the row out.")
         name = first_name(row, LABEL_COLUMNS)
         labels = None if name is None else self.parse_labels(row.values[name], row.location)
         given = row.others("id", name, *(first_name(row, names) for names in (TEXT_COLUMNS, PAIR_COLUMNS)))

@@ -18,7 +18,15 @@ from ..formats.columns import ColumnLayout, Sentence, are_columns, column_senten
 from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
 from ..formats.record_streams import derived
 from ..formats.rows import Row
-from ..formats.tag_schemes import TagScheme, find_scheme, has_entities, other_scheme, single_word_tags, to_iob2
+from ..formats.tag_schemes import (
+    TagScheme,
+    chosen_tags,
+    find_scheme,
+    has_entities,
+    other_scheme,
+    single_word_tags,
+    to_iob2,
+)
 from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
@@ -200,6 +208,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         tags = sentence.tags
         if tags is not None:
             tags = to_iob2(tags, scheme, self.dataset.pad_label, sentence.location)
+            tags = chosen_tags(tags, self.dataset.entity_types, self.dataset.pad_label)
         return replace(self.tokenized(sentence.words, sentence.id or str(number), sentence.location), tags=tags)
 
     def learn_labels(self, examples: Sequence[Example]) -> None:

@@ -100,7 +100,9 @@ class ZeroShot(SequenceClassificationTask):
         plain = super().example(**fields)
         if plain.pair is not None:
             return plain
-        items = labels.split(",") if isinstance(labels, str) else labels or self.dataset.candidate_labels
+        if isinstance(labels, str):  # of the command line: a,b or [a,b]
+            labels = labels.strip().removeprefix("[").removesuffix("]").split(",")
+        items = labels or self.dataset.candidate_labels
         candidates = tuple(dict.fromkeys(str(item).strip() for item in items if str(item).strip()))
         if not candidates:
             raise InputError("There are no labels to choose from. Give labels=a,b,c or model.dataset.candidate_labels.")

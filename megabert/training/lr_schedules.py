@@ -14,6 +14,8 @@ def check_schedule(settings: OptimizerSettings) -> None:
     schedule = settings.sched
     optional = {name for row in SCHEDULES.values() for name in row.takes}
     refuse_unused_settings(schedule, SCHEDULES[schedule.name].takes, optional, "model.optim.sched")
+    if not 0 <= settings.lr < math.inf:
+        raise ConfigError(f"model.optim.lr={settings.lr:g} is no rate. Give a number of 0 or more, such as 5e-5.")
     for name in ("hold_steps", "min_lr", "power"):
         if (value := getattr(schedule, name)) < 0:
             raise ConfigError(f"model.optim.sched.{name}={value} is negative. Give 0 or more.")

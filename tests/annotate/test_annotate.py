@@ -57,6 +57,14 @@ def annotated(runs, corpus, tmp_path_factory):
     return folder
 
 
+def test_a_command_that_failed_before_its_first_shard_may_be_repeated(runs, corpus, tmp_path, capsys):
+    output, options = tmp_path / "out.jsonl", ("--entities", str(runs["entities"]))
+    for _ in range(2):
+        assert run(tmp_path / "misspelt.pubtator", output, *options) == 65
+        assert "misspelt.pubtator" in capsys.readouterr().err
+    assert run(corpus, output, *options) == 0
+
+
 def test_entities_are_those_of_the_predictor_at_the_offsets_of_the_document(runs, corpus, annotated):
     predictor = megabert.load(runs["entities"], accelerator="cpu")
     predictor.task.settings.model.dataset.max_seq_length = predictor.session.model.encoder.config.max_positions

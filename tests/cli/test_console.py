@@ -98,3 +98,32 @@ def test_json_keeps_short_lists_on_a_line():
     assert json.loads(text) == document
     assert text.splitlines()[:4] == ["{", '  "a": [[0, 1], [2, 3]],', '  "b": [],', '  "c": [']
     assert f'    "{"x" * 60}"' in text.splitlines()
+
+
+INPUT = "7|t|Aspirin.\n7|a|It helps.\n\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("import", "documents", "in.pubtator", "-o", "./in.pubtator"),
+        ("import", "documents", "in.*", "-o", "in.pubtator"),
+        ("import", "documents", "in.pubtator", "-o", "out.jsonl", "--on-error", "skip", "--report", "in.pubtator"),
+        ("import", "punctuation", "-s", "text_a.txt", "-o", ".", "--name", "a"),
+        ("import", "chemprot", *(f"--{name}=in.pubtator" for name in ("abstracts", "entities", "relations", "output"))),
+        ("vocabulary", "train", "in.pubtator", "--size", "100", "-o", "in.pubtator"),
+        ("generate", "RUN", "file=in.pubtator", "output=in.pubtator"),
+        ("select", "RUN", "in.pubtator", "--count", "1", "-o", "in.pubtator"),
+        ("link", "--mentions", "in.pubtator", "--dict", "DICT", "-o", "link"),
+        ("search", "INDEX", "in.pubtator", "-o", "in.pubtator"),
+        ("rerank", "RUN", "in.pubtator", "--queries=q", "--collection=c", "-o", "in.pubtator"),
+    ],
+)
+def test_a_command_never_overwrites_its_input(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.pubtator", "text_a.txt"):
+        (tmp_path / name).write_text(INPUT, encoding="utf-8")
+    (tmp_path / "link").symlink_to("in.pubtator")
+    assert main(words) == 64
+    assert "is read by this command, and would be overwritten" in capsys.readouterr().err
+    assert {(tmp_path / name).read_text(encoding="utf-8") for name in ("in.pubtator", "text_a.txt")} == {INPUT}

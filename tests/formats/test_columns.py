@@ -6,7 +6,7 @@ import pytest
 
 from megabert.errors import InputError
 from megabert.formats.columns import ColumnLayout, are_columns, column_sentences
-from megabert.formats.tag_schemes import find_scheme, single_word_tags, to_iob2
+from megabert.formats.tag_schemes import chosen_tags, find_scheme, single_word_tags, to_iob2
 from megabert.metrics.tagging import entity_scores
 
 TAGGED = "acute B-Disease\nnephritis I-Disease\nafter O\n\n"
@@ -31,6 +31,7 @@ def recognize(content, name):
         ("x.txt", "O show\nB-Disease acute\n", True),
         ("x.txt", "acute B-Disease 0.98\nafter O 0.99\n", True),
         ("x.txt", "no O\nentity O\n", True),
+        ("x.tsv", "acute\tb-disease\nafter\to\n", True),
         ("x.CONLL.gz", "any words\n", True),
         ("x.txt", "Dx:\tasthma and acute liver failure\nRx:\taspirin daily\nDx:\tgout\n", False),
         ("x.text", "Rx aspirin\n\nDx asthma\n", False),
@@ -84,7 +85,7 @@ def test_conll_u_has_comments_contracted_words_and_empty_nodes():
         ("acute B-Disease 0.98\nafter O 0.99\n", r"column 2 of 3, not in the last. Set model.dataset.tag_column=2"),
         ("acute 0.98\nafter 0.99\n", "the last column has no tags"),
         (TAGGED * 3 + "ibuprofen\n", ":13: 1 columns where other lines have 2"),
-        ("word tag\n" + TAGGED, ":1: the tag 'tag' is neither O"),
+        ("word tag\n" + TAGGED, ":1: 'tag' is no tag.*If the line is a header, remove it"),
         ("acute B-Disease\nafter NONE\n", ":2: the tag 'NONE' .*model.dataset.pad_label=NONE"),
         ("acute B-Disease\nafter NULL\n", ":2: the tag 'NULL' .*model.dataset.pad_label=\"'NULL'\""),
     ],
@@ -178,3 +179,22 @@ def test_tags_without_prefixes_are_scored_as_conlleval_r_does(name, datasets):
     expected = printed(folder / f"{name}.conlleval_raw.txt")
     del expected["word_accuracy"]
     assert {key: f"{scores[key]:.2f}" for key in expected} == expected
+
+
+def test_types_of_tags_are_chosen_and_renamed():
+    tags = ("B-SpecificDisease", "I-SpecificDisease", "B-Chemical", "O", "B-Disease", "NOUN")
+    expected = ("B-Disease", "I-Disease", "O", "O", "B-Disease", "NOUN")
+    assert chosen_tags(tags, {"SpecificDisease": "Disease"}, "O") == expected
+    assert chosen_tags(tags, {"SpecificDisease": "Disease", "*": "X"}, "O")[2] == "B-X"
+    assert chosen_tags(tags, {}, "O") == tags
+
+
+def test_words_are_never_the_numbers_before_them():
+    for start, gap in ((0, 0), (1, 0), (1, 2)):  # from 0 or 1 in each sentence, or going on through the file
+        content = "".join(
+            f"{start + number}\t{word}\t{tag}\n" for number, word, tag in ((0, "acute", "B-D"), (1, "pain", "I-D"))
+        )
+        content += f"\n{start + gap}\tnow\tO\n"
+        assert [item.words for item in sentences(content)] == [("acute", "pain"), ("now",)]
+    with pytest.raises(InputError, match=r"x.conll:1: column 1 has nothing but numbers.*model.dataset.word_column=N"):
+        sentences("101 acute B-D\n101 pain I-D\n\n102 now O\n")

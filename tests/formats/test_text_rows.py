@@ -190,3 +190,30 @@ def test_numbers_at_the_ends_of_raw_text_stay(tmp_path):
     assert [item.text for item in reader.read(tmp_path / "x.txt")] == ["the dose was 5", "in ward 12"]
     (tmp_path / "x.txt").write_text("it was good 1\u00a0\nit was bad 0\n")
     assert [item.labels for item in reader.read(tmp_path / "x.txt")] == [("1",), ("0",)]
+
+
+def test_labels_that_mark_each_class_are_those_that_are_present(tmp_path):
+    words = "model.dataset.problem=multi_label"
+    with pytest.warns(InputWarning, match="each row has a mark for all of 3 labels"):
+        rows = read(tmp_path, "hoc.tsv", "labels\tsentence\tindex\n0_0,1_1,2_1\ta\t1\n0_0,1_0,2_0\tb\t2\n", words)
+    assert [row.labels for row in rows] == [("1", "2"), ()]
+    rows = read(tmp_path, "x.tsv", "text\tlabels\na\tgrade_0,stage_1\nb\tgrade_1\n", words)
+    assert [row.labels for row in rows] == [("grade_0", "stage_1"), ("grade_1",)]
+
+
+def test_what_a_row_lacks_is_named_with_what_it_has(tmp_path):
+    with pytest.raises(InputError, match=r"x.tsv:3: the text is empty. Leave the row out"):
+        read(tmp_path, "x.tsv", "text\tlabel\na\tb\n\tc\n")
+    with pytest.raises(InputError, match=r"there is no text. Name its column text, .*; found abstract, label"):
+        read(tmp_path, "x.jsonl", '{"abstract": "a", "label": 1}\n')
+    classifier = task("text_classification")
+    (tmp_path / "x.csv").write_text("id,text,relation\n1,a,b\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"x.csv:2: the training data have no labels.*model.dataset.columns.label=relation"
+    ):
+        classifier.learn_labels(classifier.read(tmp_path / "x.csv"))
+
+
+def test_candidate_labels_are_a_list_with_or_without_brackets():
+    for labels in ("a,b", "[a, b]", ["a", "b"]):
+        assert task("zero_shot").example(text="x", labels=labels).candidates == ("a", "b")

@@ -19,6 +19,7 @@ from tests.tasks.test_contract import CASES, train
         ({"good": 9, "bad": 9, "sentiment": 1}, (), "'sentiment' (tag) occurs once. Is it a header line?"),
         ({"Yes": 9, "no": 9, "yes": 1}, (), "look alike are different labels: 'Yes' (9), 'yes' (1)"),
         ({"B-Drug": 9, "B-Drug\u00a0": 2}, (), "look alike are different labels: 'B-Drug' (9), 'B-Drug\\xa0' (2)"),
+        ({"x": 9, "y": 9, "x;y": 3}, (), "'x;y' (tag) joins others"),
         ({"1": 9, "1.0": 9, "0": 3}, (), "look alike are different labels: '1' (9), '1.0' (9)"),
     ],
 )

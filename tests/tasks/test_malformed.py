@@ -276,6 +276,14 @@ def test_files_that_are_no_text(name, tmp_path):
             READERS[name].read(tmp_path, content)
 
 
+@pytest.mark.parametrize(
+    ("start", "kind"), [(b"PAR1\x15\0", "Parquet"), (b"%PDF-1.7\n%\xe2", "PDF"), (b"\xff\xfea\0", "UTF-16")]
+)
+def test_the_kind_of_a_file_that_is_no_text_is_named(start, kind, tmp_path):
+    with pytest.raises(InputError, match=f"It is .*{kind}"):
+        READERS["table"].read(tmp_path, start)
+
+
 def bioasq(**values):
     """BioASQ's file with one question."""
     question = {"id": "1", "type": "factoid", "body": "a", "snippets": [{"text": "a"}], "exact_answer": [["a"]]}
@@ -287,7 +295,7 @@ PLACED = [
     ("table", "good\ta\nbad\n", ":2: 1 columns where 2 are expected"),
     ("table", "good\ta\nbad\tb\tc\n", ":2: 3 columns where 2"),
     ("table", "good\ta\n\n\nbad\n", ":4: 1 columns"),
-    ("table", "\ta\n", ":1: there is no text"),
+    ("table", "\ta\n", ":1: the text is empty"),
     ("table", "good\t \n", ":1: the label is ' '"),
     ("table", "text\tlabel\n", "no rows but a header"),
     ("table", "text\ttext\tlabel\na\tb\tc\n", "a column's name appears twice"),

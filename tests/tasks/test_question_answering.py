@@ -1,4 +1,5 @@
 import json
+import math
 import unicodedata
 
 import numpy as np
@@ -196,6 +197,16 @@ def test_the_null_answer_wins_by_more_than_the_threshold():
         (prediction,) = qa.decode([example], [feature], [scores])
         assert prediction.null_score_diff == pytest.approx(20.0 - 2.0)
         assert prediction.text == answer
+
+
+def test_a_context_without_words_has_no_answer_and_finite_scores():
+    examples = [question(""), question("a b")]
+    qa = small("model.dataset.version_2_with_negative=true")
+    features = qa.features(examples, LETTERS, with_targets=False)
+    predictions = qa.decode(examples, features, [logits_for(item, 0, 0) for item in features])
+    assert predictions[0].text == ""
+    assert math.isfinite(predictions[0].null_score_diff)
+    assert qa.score(examples[:1], predictions[:1])["exact_match"] == 100
 
 
 def test_the_null_score_is_the_smallest_of_the_windows():

@@ -14,7 +14,7 @@ from ...errors import InputError
 
 NO_IDENTIFIERS = frozenset(("", "-", "-1"))
 # Variants are written with bars of their own: c|DEL|1314_1328|, tmVar:p|SUB|M|327|V;HGVS:p.M327V.
-_VARIANT = re.compile(r"(?:tmVar:)?\W?[cgmnpr]?\|(?:Allele|[A-Z]{2,})\|")
+_VARIANT = re.compile(r"(?:tmVar:)?\W?(?:[cgmnpr]\||\|(?:Allele|[A-Z]{2,})\|)")
 _SPACES = re.compile(r"\s")
 
 
@@ -154,8 +154,10 @@ def split_identifier(identifier: str) -> tuple[str, ...]:
         return ()
     if _VARIANT.match(identifier):
         return (identifier,)
-    parts = (part.strip() for part in re.split(r"[|+;,]", identifier))
-    return tuple(part for part in parts if part not in NO_IDENTIFIERS)
+    listed = (part.strip() for part in re.split("[;,]", identifier))
+    # Within a list a variant has the prefix of its database: NCBI Gene:51196,dbSNP:c|DEL||4.
+    parts = ([part] if _VARIANT.match(part.rpartition(":")[2]) else re.split(r"[|+]", part) for part in listed)
+    return tuple(own for part in parts for item in part if (own := item.strip()) not in NO_IDENTIFIERS)
 
 
 def passages_of(parts: Iterator[tuple[str, Mapping[str, Any]]]) -> tuple[Passage, ...]:

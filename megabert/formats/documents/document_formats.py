@@ -96,6 +96,10 @@ INPUT_ENDINGS = (
 _DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".bioc.json", ".doccano.jsonl",
                      ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
 
+_OTHER_TEXT = {
+    rb"\s*PMID- *\d": "is PubMed's own text format, which is not read. Save the records as XML (efetch -format xml).",
+    rb"[^|\s]+\t\d+\t\d+\t[^\t\n]+\t\w": "has mentions in PubTator's lines without their texts (ID|t|TITLE).",
+}
 # What a file of these formats' endings may have instead.
 _ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json", "doccano")}
 
@@ -127,12 +131,22 @@ def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
         return by_ending
     if by_ending is not None and any(path.with_suffix(end).is_file() for end in brat.ANNOTATION_ENDINGS):
         return FORMATS["brat"]
-    found = _by_content(peek(file))
+    start = peek(file)
+    found = _by_content(start)
+    if by_ending is not None and by_ending.name == "text":
+        _refuse_other_text(path, start)
     if by_ending is not None and found not in _ALSO[by_ending.name]:
         found = by_ending.name
     if found is None:
         raise InputError(f"{path}: neither its name nor its content shows its format. Name it: --format.")
     return FORMATS[found]
+
+
+def _refuse_other_text(path: Path, start: bytes) -> None:
+    """Raise InputError where a .txt file is neither text nor read: it would be one document of field names."""
+    for pattern, reason in _OTHER_TEXT.items():
+        if re.match(pattern, start):
+            raise InputError(f"{path} {reason} As plain text all the same: --input-format text.")
 
 
 def _by_content(start: bytes) -> str | None:

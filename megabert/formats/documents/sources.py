@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import InputError
-from ..data_files import COMPRESSED, decompressed, open_data
+from ..data_files import COMPRESSED, decompressed, not_text, open_data
 
 STANDARD_INPUT = Path("-")
 # A record (document, line, table row) is held in memory; one above this is a bomb or not of the format.
@@ -108,10 +108,7 @@ def text_of(path: Path, content: bytes, line: int = 1) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        kind = " It looks like UTF-16." if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise InputError(
-            f"{path}:{line}: not UTF-8 text: byte {content[error.start]:#04x}.{kind} Save the file as UTF-8."
-        ) from None
+        raise InputError(f"{path}:{line}: {not_text(content, content[error.start])}") from None
 
 
 def text_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:

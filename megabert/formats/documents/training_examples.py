@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...tokenizers.sentences import split_sentences
-from .document import Document, Entity, Relation
+from .document import Document, Entity, Relation, split_identifier
 
 Span = tuple[int, int]
 # Combining marks belong to the character before.
@@ -101,6 +101,7 @@ def tagged_sentences(
     """Turn documents into sentences of words with tags in IOB2."""
     counts = Counter() if counts is None else counts
     for document in documents:
+        document = _without_blanks(document, counts)
         chosen = [(entity, kind) for entity in document.entities if (kind := types(entity.type))]
         counts["entities of other types left out"] += len(document.entities) - len(chosen)
         kept = _without_overlaps(chosen, counts)
@@ -111,6 +112,21 @@ def tagged_sentences(
             tags = _tags(words, start, inside, counts)
             name = f"{document.id}.{number}"
             yield TaggedText(name, text[start:end], words, tags, f"{document.location} ({name})", start)
+
+
+def _without_blanks(document: Document, counts: Counter[str]) -> Document:
+    """Leave out the white space on the ends of entities, which no sentence has, and entities of nothing else."""
+    text, entities = document.text(), []
+    for entity in document.entities:
+        words = text[entity.start : entity.end]
+        if not words.strip():
+            counts["entities of white space, left out"] += 1
+        elif words != words.strip():
+            start = entity.start + len(words) - len(words.lstrip())
+            entities.append(replace(entity, fragments=((start, start + len(words.strip())),), text=words.strip()))
+        else:
+            entities.append(entity)
+    return replace(document, entities=tuple(entities))
 
 
 def _without_overlaps(chosen: Sequence[tuple[Entity, str]], counts: Counter[str]) -> list[tuple[Entity, str]]:
@@ -184,9 +200,12 @@ def entity_pairs(
 ) -> Iterator[EntityPair]:
     """Turn documents into pairs of entities, of related ones and of all others of the same types."""
     counts = Counter() if counts is None else counts
+    documents = [_without_blanks(document, counts) for document in documents]
     pair_types = options.pair_types or related_types(documents)
     make = _sentence_pairs if options.scope == "sentence" else _document_pairs
     for document in documents:
+        extents = sum(len(entity.fragments) > 1 for entity in document.entities)
+        counts["discontinuous entities read as their whole extent"] += extents
         yield from make(document, pair_types, options, counts)
 
 
@@ -234,10 +253,10 @@ def _labels(document: Document, options: PairOptions, counts: Counter[str]) -> d
         heads, tails = mentions.ends(relation)
         counts["relations whose arguments are not mentioned"] += not (heads and tails)
         counts["relations of more than two arguments, read as their first two"] += len(relation.arguments) > 2
-        for head in heads:
-            for tail in tails:
-                if labels.setdefault((head.id, tail.id), kind) != kind:
-                    counts["pairs with a second relation, left out"] += 1
+        counts["relations of a mention with itself, left out"] += len(heads) == 1 and heads == tails
+        for head, tail in ((head, tail) for head in heads for tail in tails if head is not tail):
+            if labels.setdefault((head.id, tail.id), kind) != kind:
+                counts["pairs with a second relation, left out"] += 1
     return labels
 
 
@@ -281,7 +300,7 @@ def _document_pairs(
         for identifier in entity.identifiers:
             mentions.setdefault(identifier, []).append(entity)
     labels = _identifier_labels(document, options, counts)
-    text = document.text()
+    text, used = document.text(), set()
     for head_id, heads in mentions.items():
         for tail_id, tails in mentions.items():
             if head_id == tail_id or (heads[0].type, tails[0].type) not in pair_types:
@@ -297,7 +316,11 @@ def _document_pairs(
             name = f"{document.id}.{head_id}.{tail_id}"
             label = related or options.negative_label
             location = f"{document.location} ({name})"
+            used.add((head_id, tail_id))
             yield EntityPair(name, text, places[0], places[1], label, location, (head_id, tail_id))
+    unused = labels.keys() - used
+    counts["relations of an identifier with itself, left out"] += sum(head == tail for head, tail in unused)
+    counts["related pairs of identifiers without two mentions, left out"] += sum(head != tail for head, tail in unused)
 
 
 def _identifier_labels(document: Document, options: PairOptions, counts: Counter[str]) -> dict[tuple[str, str], str]:
@@ -306,10 +329,11 @@ def _identifier_labels(document: Document, options: PairOptions, counts: Counter
     for relation in document.relations:
         kind = options.types(relation.type)
         if kind is None or len(relation.arguments) < 2:
-            counts["relations of other types left out"] += 1
+            what = "of other types left out" if kind is None else "of one argument, left out"
+            counts[f"relations {what}"] += 1
             continue
         ends = [
-            by_id.get(item.entity, ()) if item.entity is not None else (str(item.identifier),)
+            by_id.get(item.entity, ()) if item.entity is not None else split_identifier(str(item.identifier))
             for item in relation.arguments[:2]
         ]
         counts["relations whose arguments have no identifier"] += not all(ends)

@@ -242,3 +242,18 @@ def test_five_thousand_documents_are_streamed(tmp_path):
             del document
     assert len(reads) == 5000
     assert reads[0] < 2 * sources.PEEK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("PMID- 123\nTI  - Aspirin.\nAB  - It helps.\n", "is PubMed's own text format"),
+        ("7\t0\t7\tAspirin\tChemical\tD1\n", "has mentions in PubTator's lines without their texts"),
+    ],
+)
+def test_text_files_of_other_formats_are_no_documents(content, message, tmp_path):
+    (tmp_path / "x.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        list(read_documents([tmp_path / "x.txt"]))
+    (document,) = read_documents([tmp_path / "x.txt"], format_name="text")
+    assert document.text() == content

@@ -135,6 +135,8 @@ def test_relations_of_a_skipped_mention_are_reported_with_it(tmp_path, read_all)
         ("D1|-1", ("D1",)),
         ("c|DEL|1314_1328|", ("c|DEL|1314_1328|",)),
         ("p|SUB|M|327|V", ("p|SUB|M|327|V",)),
+        ("c|DEL888|C", ("c|DEL888|C",)),  # so in BioRED
+        ("NCBI Gene:11,dbSNP:c|SUB|G|8+1|A", ("NCBI Gene:11", "dbSNP:c|SUB|G|8+1|A")),
         ("tmVar:p|SUB|M|327|V;HGVS:p.M327V", ("tmVar:p|SUB|M|327|V;HGVS:p.M327V",)),
     ],
 )

@@ -1,6 +1,7 @@
 """Sentences with tags and pairs of entities, made of documents; counted by hand, and on the real corpora."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -123,6 +124,35 @@ def test_pairs_of_a_document_are_pairs_of_identifiers():
     }  # fmt: skip
     (cid,) = [pair for pair in pairs if pair.label == "CID"]
     assert cid.head[0] == 20  # the mention that is nearest to the other
+
+
+def test_no_entity_is_lost_at_white_space_between_sentences():
+    text, counts = "Aspirin helps. Asthma is bad. ", Counter()
+    spans = {"A": (0, 8), "B": (14, 21), "C": (29, 30)}  # "Aspirin ", " Asthma", " "
+    entities = tuple(Entity(name, (span,), text[slice(*span)], name, name) for name, span in spans.items())
+    relation = Relation("R", "r", (Argument("1", entity="A"), Argument("2", entity="B")))
+    document = Document("d", (Passage(0, text),), entities, (relation,))
+    tags = [sentence.tags for sentence in tagged_sentences([document], counts=counts)]
+    assert tags == [("B-A", "O", "O"), ("B-B", "O", "O", "O")]
+    assert +counts == {"entities of white space, left out": 1}
+    (pair,) = entity_pairs([document], PairOptions(scope="document"))
+    assert (pair.head, pair.tail) == ((0, 7, "A"), (15, 21, "B"))
+
+
+def test_each_relation_between_identifiers_is_a_pair_or_counted():
+    given, counts = related(), Counter()
+    ends = [("C1", "D1|D2"), ("C1", "C1"), ("C1", "D9"), ("C2", "D1")]
+    relations = [Relation(str(n), "CID", (Argument("1", identifier=a), Argument("2", identifier=b)))
+                 for n, (a, b) in enumerate(ends)]  # fmt: skip
+    fragments = replace(given.entities[3], fragments=((32, 34), (36, 39)))
+    document = replace(given, relations=tuple(relations), entities=(*given.entities[:3], fragments, given.entities[4]))
+    pairs = list(entity_pairs([document], PairOptions(scope="document"), counts))
+    assert [pair.ends for pair in pairs if pair.label == "CID"] == [("C1", "D1"), ("C1", "D2"), ("C2", "D1")]
+    assert +counts == {
+        "relations of an identifier with itself, left out": 1,
+        "related pairs of identifiers without two mentions, left out": 1,
+        "discontinuous entities read as their whole extent": 1,
+    }
 
 
 def test_pairs_of_one_type_occur_in_one_direction_unless_both_are_related():
