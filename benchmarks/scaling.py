@@ -25,7 +25,7 @@ import re
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import chain, pairwise
@@ -148,7 +148,7 @@ class Row:
     parts: dict[str, float] = field(default_factory=dict)
     """Milliseconds of a step on the first GPU, by kind of kernel."""
     kernels: dict[str, float] = field(default_factory=dict)
-    """The same for the kernels with the most time."""
+    """The same for the kernels with the most time, each with its calls."""
     error: str = ""
 
 
@@ -319,6 +319,7 @@ def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, flo
         work()
         torch.cuda.synchronize()
     kernels: defaultdict[str, float] = defaultdict(float)
+    calls: Counter[str] = Counter()
     spans: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for event in profiler.events():
         if event.device_type != torch.profiler.DeviceType.CUDA or event.is_user_annotation:
@@ -327,6 +328,7 @@ def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, flo
         kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "elementwise")
         spans[kind].append((begin, end))
         kernels[event.name[:100]] += end - begin
+        calls[event.name[:100]] += 1
     compute = [span for kind, items in spans.items() if kind != "communication" for span in items]
     everything = compute + spans["communication"]
     whole = max(end for _, end in everything) - min(begin for begin, _ in everything)
@@ -336,7 +338,8 @@ def profile(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, flo
     parts["total"] = whole
     slowest = sorted(kernels.items(), key=lambda item: -item[1])[:20]
     scale = 1e-3 / PROFILED
-    return {kind: scale * us for kind, us in parts.items()}, {name: scale * us for name, us in slowest}
+    of_kernels = {f"{calls[name] / PROFILED:g} x {name}": scale * us for name, us in slowest}
+    return {kind: scale * us for kind, us in parts.items()}, of_kernels
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

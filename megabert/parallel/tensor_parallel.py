@@ -21,23 +21,21 @@ from ..model.dropout import Dropout
 from ..model.lora import LoraConfig
 from ..model.vocabulary_loss import NO_TARGET, chunked_statistics, local_targets, loss_gradients
 from .process_group import World
+from .sequence_shards import (
+    SequenceShards,
+    all_gather_rows,
+    all_gather_tokens,
+    all_reduce,
+    gather_linear,
+    linear_scatter,
+    local_tokens,
+    pad_tokens,
+    reduce_scatter_tokens,
+)
 
 # Functional collectives: operators that autograd, the compiler and CUDA graphs support.
 _collectives = torch.ops._c10d_functional
 ExchangeMap = Callable[[Tensor, Any], Tensor]
-
-
-class SequenceShards:
-    """How the tokens of the current batch are sharded: ceil(T / P) for each process, the last ones padded."""
-
-    def __init__(self, world: World) -> None:
-        self.rank, self.size, self.group = world.tensor_rank, world.tensor_size, world.tensor_group_name
-        self.num_tokens = 0
-
-    @property
-    def shard_size(self) -> int:
-        """Tokens of one process."""
-        return -(-self.num_tokens // self.size)
 
 
 class _ColumnLinear(torch.autograd.Function):
@@ -65,19 +63,38 @@ class _GatherColumnLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_SD: Tensor, weight: Tensor, bias: Tensor | None, tokens: SequenceShards) -> Tensor:
-        hidden_TD = _all_gather_tokens(hidden_SD, tokens)
+        hidden_TD, outputs_TO = gather_linear(hidden_SD, weight, bias, tokens)
         ctx.save_for_backward(hidden_TD, weight)
         ctx.tokens = tokens
-        return F.linear(hidden_TD, weight, bias)
+        return outputs_TO
 
     @staticmethod
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight = ctx.saved_tensors
         tokens = ctx.tokens
-        padded = _pad_tokens(gradient_TO @ weight, tokens).contiguous()
+        if tokens.is_overlapped:
+            gradient_SD = linear_scatter(gradient_TO, weight.T, tokens)
+            return gradient_SD, *_weight_gradients(ctx, gradient_TO, hidden_TD), None
+        padded = pad_tokens(gradient_TO @ weight, tokens).contiguous()
         pending = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
         weight_gradients = _weight_gradients(ctx, gradient_TO, hidden_TD)
         return _collectives.wait_tensor(pending), *weight_gradients, None
+
+
+class _LinearScatter(torch.autograd.Function):
+    """A row-parallel map, whose partial outputs are reduce-scattered to sharded tokens; all-gather the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TK: Tensor, weight: Tensor, tokens: SequenceShards) -> Tensor:
+        ctx.save_for_backward(hidden_TK, weight)
+        ctx.tokens = tokens
+        return linear_scatter(hidden_TK, weight, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_TK, weight = ctx.saved_tensors
+        gradient_TD, gradient_TK = gather_linear(gradient_SD, weight.T, None, ctx.tokens)
+        return gradient_TK, gradient_TD.T @ hidden_TK if ctx.needs_input_grad[1] else None, None
 
 
 def _weight_gradients(ctx: Any, gradient_TO: Tensor, hidden_TD: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -100,64 +117,36 @@ class _Exchange(torch.autograd.Function):
 
 def _sum_partial(hidden: Tensor, group: str) -> Tensor:
     """Megatron-LM's g: all-reduce the partial outputs of a row-parallel layer; the gradient is replicated."""
-    return _Exchange.apply(hidden, group, _all_reduce, _same)
+    return _Exchange.apply(hidden, group, all_reduce, _same)
 
 
 def _replicate(hidden: Tensor, group: str) -> Tensor:
     """Megatron-LM's f: the identity, whose gradient is all-reduced."""
-    return _Exchange.apply(hidden, group, _same, _all_reduce)
+    return _Exchange.apply(hidden, group, _same, all_reduce)
 
 
 def _scatter_partial(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
     """Reduce-scatter the partial outputs of a row-parallel layer to sharded tokens; all-gather the gradient."""
-    return _Exchange.apply(hidden_TD, tokens, _reduce_scatter_tokens, _all_gather_tokens)
+    return _Exchange.apply(hidden_TD, tokens, reduce_scatter_tokens, all_gather_tokens)
 
 
 def _gather_low_rank(low_SR: Tensor, tokens: SequenceShards) -> Tensor:
     """Gather all tokens, which each process maps to other outputs; reduce-scatter the partial gradients."""
-    return _Exchange.apply(low_SR, tokens, _all_gather_tokens, _reduce_scatter_tokens)
+    return _Exchange.apply(low_SR, tokens, all_gather_tokens, reduce_scatter_tokens)
 
 
 def shard_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
     """Take this process' shard of replicated tokens, behind the embeddings: [S, D]; all-gather the gradient."""
-    return _Exchange.apply(hidden_TD, tokens, _local_tokens, _all_gather_tokens)
+    return _Exchange.apply(hidden_TD, tokens, local_tokens, all_gather_tokens)
 
 
 def gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
     """Gather the tokens of all processes, before the head, whose gradient is the same in all: [T, D]."""
-    return _Exchange.apply(hidden_SD, tokens, _all_gather_tokens, _local_tokens)
+    return _Exchange.apply(hidden_SD, tokens, all_gather_tokens, local_tokens)
 
 
 def _same(hidden: Tensor, group: str) -> Tensor:
     return hidden.view_as(hidden)
-
-
-def _all_reduce(tensor: Tensor, group: str) -> Tensor:
-    return _collectives.wait_tensor(_collectives.all_reduce(tensor.contiguous(), "sum", group))
-
-
-def _reduce_scatter_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    """Sum all tokens over the processes, each of which keeps its shard: [S, D]."""
-    padded = _pad_tokens(hidden_TD, tokens).contiguous()
-    return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
-
-
-def _all_gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
-    return _all_gather_rows(hidden_SD, tokens.size, tokens.group)[: tokens.num_tokens]
-
-
-def _all_gather_rows(rows: Tensor, size: int, group: str) -> Tensor:
-    return _collectives.wait_tensor(_collectives.all_gather_into_tensor(rows.contiguous(), size, group))
-
-
-def _local_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    start = tokens.rank * tokens.shard_size
-    return _pad_tokens(hidden_TD, tokens).narrow(0, start, tokens.shard_size).contiguous()
-
-
-def _pad_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
-    padding = tokens.shard_size * tokens.size - tokens.num_tokens
-    return F.pad(hidden_TD, (0, 0, 0, padding)) if padding else hidden_TD
 
 
 class _ParallelLinear(nn.Module):
@@ -212,11 +201,10 @@ class RowParallelLinear(_ParallelLinear):
 
     def forward(self, hidden_TK: Tensor) -> Tensor:
         """Map this process' inputs to replicated [T, D] or sharded [S, D] tokens."""
-        partial = F.linear(hidden_TK, self.weight)
         if self._tokens is None:
-            reduced = _sum_partial(partial, self._group)
+            reduced = _sum_partial(F.linear(hidden_TK, self.weight), self._group)
         else:
-            reduced = _scatter_partial(partial, self._tokens)
+            reduced = _LinearScatter.apply(hidden_TK, self.weight, self._tokens)
         reduced = reduced if self.bias is None else reduced + self.bias
         return self._adapted(reduced, hidden_TK, _sum_partial, _scatter_partial)
 
@@ -256,7 +244,7 @@ class VocabularyParallelLinear(nn.Module):
         logits = F.linear(hidden, self.weight, self.bias).detach()
         padding = -(-self._vocabulary_size // self._size) - logits.shape[-1]
         padded = F.pad(logits, (0, padding)).movedim(-1, 0)
-        gathered = _all_gather_rows(padded, self._size, self._group)
+        gathered = all_gather_rows(padded, self._size, self._group)
         return gathered[: self._vocabulary_size].movedim(0, -1)
 
     def losses(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +270,7 @@ class _ParallelLosses(torch.autograd.Function):
         group: str,
     ) -> tuple[Tensor, Tensor]:
         local_4M, ctx.logits = chunked_statistics(hidden_MD, weight_VD, bias_V, targets_M - start)
-        logsumexp_PM, target_PM, highest_PM, is_correct_PM = _all_gather_rows(local_4M[None], size, group).unbind(1)
+        logsumexp_PM, target_PM, highest_PM, is_correct_PM = all_gather_rows(local_4M[None], size, group).unbind(1)
         logsumexp_M = logsumexp_PM.logsumexp(0)
         has_target_M = targets_M != NO_TARGET
         losses_M = torch.where(has_target_M, logsumexp_M - target_PM.sum(0), 0.0)
@@ -302,4 +290,4 @@ class _ParallelLosses(torch.autograd.Function):
         d_hidden_MD, d_weight_VD, d_bias_V = loss_gradients(
             hidden_MD, weight_VD, bias_V, targets_M - ctx.start, logsumexp_M, d_losses_M, logits
         )
-        return _all_reduce(d_hidden_MD, ctx.group), d_weight_VD, d_bias_V, None, None, None, None
+        return all_reduce(d_hidden_MD, ctx.group), d_weight_VD, d_bias_V, None, None, None, None
