@@ -22,7 +22,7 @@ from .candidates import NameCandidate
 from .gram_index import GramIndex
 from .name_keys import has_key, key_hashes, normalized, series, series_keys
 
-VERSION = 4
+VERSION = 5
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
@@ -55,7 +55,7 @@ class Dictionary:
             grams = GramIndex.open(folder)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None
-        found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.norms))
+        found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.name_vectors))
         expected = (meta["names"], meta["concepts"], int(arrays["name_ends"][-1]), meta["names"])
         if found != expected:
             raise CheckpointError(f"{folder} is damaged: sizes {found} for {expected}. Build the dictionary again.")
