@@ -89,9 +89,11 @@ class GramIndex:
             vectors, scores = vectors[kept], scores[kept]
         if num_added < len(query.grams):
             best = _best(scores, max(NUM_RESCORED, k))
-            best = np.sort(best[np.cumsum(sizes := self._sizes(vectors[best])) - sizes < max(NUM_RESCORED, k)])
+            sizes = self._sizes[vectors[best]]
+            best = np.sort(best[np.cumsum(sizes) - sizes < max(NUM_RESCORED, k)])
             rest = GramQuery(query.grams[num_added:], query.weights[num_added:], query.length)
-            best = best[self._can_be_best(rest, vectors[best], scores[best], k, share)]
+            if share and len(best):
+                best = best[self._can_be_best(rest, vectors[best], scores[best], share)]
             vectors = vectors[best]
             scores = scores[best] + self._similarities(rest, vectors)
         # Sums of the same numbers in another order differ in the last bits: what is shown decides.
@@ -118,18 +120,19 @@ class GramIndex:
 
     def _names_of(self, vectors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """List the names of vectors, and the place of the vector of each."""
-        sizes = self._sizes(vectors)
+        sizes = self._sizes[vectors]
         owners, shifts = np.repeat(np.arange(len(vectors)), sizes), self.vector_ends[vectors] - np.cumsum(sizes)
         return self.names[np.arange(len(owners)) + shifts[owners]].astype(np.int64), owners
 
-    def _sizes(self, vectors: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Count the names of vectors."""
-        return self.vector_ends[vectors] - np.where(vectors > 0, self.vector_ends[vectors - 1], 0)
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """How many names each vector has."""
+        return np.diff(self.vector_ends, prepend=0)
 
     def _can_be_best(
-        self, rest: GramQuery, vectors: NDArray[np.int64], scores: NDArray[np.float64], k: int, share: float
+        self, rest: GramQuery, vectors: NDArray[np.int64], scores: NDArray[np.float64], share: float
     ) -> NDArray[np.bool_]:
-        """Whether vectors may be among the k best, and not below a share of the best, with the rest of a query's grams.
+        """Whether vectors may reach a share of the best similarity with the rest of a query's grams.
 
         The rest adds no more than all its grams, nor (Cauchy-Schwarz) than grams of the squared length that a vector
         has beside those that it was found by.
@@ -137,13 +140,9 @@ class GramIndex:
         norms, total = self.norms[vectors].astype(np.float64), rest.weights.sum()
         free = np.maximum(norms**2 * (1 + 1e-6) - scores * norms * rest.length, 0)
         limits = scores + np.minimum(total, np.sqrt(total / rest.length * free)) / norms
-        least = [0.0]
-        if share and len(scores):
-            first = scores.argmax()
-            least.append(share * (scores[first] + self._similarities(rest, vectors[first : first + 1])[0]))
-        if k < len(scores):
-            least.append(np.partition(scores, -k)[-k])
-        return np.asarray(limits >= max(least) - 1e-5)
+        first = scores.argmax()
+        least = share * (scores[first] + self._similarities(rest, vectors[first : first + 1])[0])
+        return np.asarray(limits >= least - 1e-5)
 
     def scores(self, query: GramQuery, names: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the similarity of given names."""
