@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import mul
+from typing import NamedTuple
 
 from .candidates import LinkedPart
 from .name_keys import normalized
@@ -75,52 +76,47 @@ def part_features(part: LinkedPart, mentions: Mapping[str, int]) -> list[Feature
     return [dict(zip(VALUES, values, strict=True)) | dict.fromkeys(names, 1.0) for values, names in rows]
 
 
-@lru_cache(maxsize=1 << 16)
-def _words(name: str) -> tuple[str, ...]:
-    return tuple(normalized(name).split())
+class NameWords(NamedTuple):
+    """The words of a normalized name, and the names of the features that they are where the other side lacks them."""
+
+    words: tuple[str, ...]
+    joined: str
+    more: frozenset[str]
+    """Those of words that only the candidate has, +word."""
+    fewer: frozenset[str]
+    """Those of words that only the mention has, -word."""
 
 
 @lru_cache(maxsize=1 << 16)
-def _distinct(name: str) -> tuple[tuple[str, ...], frozenset[str], str]:
-    """Return the words of a name, the distinct ones, and all without blanks."""
-    words = _words(name)
-    return words, frozenset(words), "".join(words)
+def _words(name: str) -> NameWords:
+    words = tuple(normalized(name).split())
+    return NameWords(words, "".join(words), frozenset(map("+".__add__, words)), frozenset(map("-".__add__, words)))
 
 
 def _rows(part: LinkedPart, mentions: Mapping[str, int]) -> Iterator[tuple[tuple[float, ...], list[str]]]:
     """Yield the values of VALUES for each candidate of a part, and the names of features that are 1, others being 0."""
-    (words, mine, joined), most = _distinct(part.text), part.similarity
+    (words, joined, mine, mine_alone), most = _words(part.text), part.similarity
     for place, item in enumerate(part.candidates):
-        own, others, own_joined = _distinct(item.name)
-        more, fewer = others - mine, mine - others
-        is_exact, kind, count = joined == own_joined, kind_of(item.identifiers[0]), mentions.get(item.identifiers[0], 0)
-        names = [f"kind {kind}", *[f"+{word}" for word in more], *[f"-{word}" for word in fewer]]
-        if is_exact:
-            names += ["exact", f"exact {kind}"]
-        yield (
-            (
-                item.similarity,
-                most - item.similarity,
-                math.log1p(count) / 3,
-                count > 0,
-                math.log1p(item.mentions) / 3,
-                place == 0,
-                words[-1:] == own[-1:],
-                words[:1] == own[:1],
-                not more,
-                not fewer,
-                is_exact and item.mentions > 0,
-                len(more) / 3,
-                len(fewer) / 3,
-            ),
-            names,
+        own, own_joined, others, others_alone = _words(item.name)
+        more, fewer, identifier = others - mine, mine_alone - others_alone, item.identifiers[0]
+        kind, exact_kind = _kind_features(identifier)
+        is_exact, count = joined == own_joined, mentions.get(identifier, 0)
+        values = (
+            item.similarity,
+            most - item.similarity,
+            math.log1p(count) / 3,
+            count > 0,
+            math.log1p(item.mentions) / 3,
+            place == 0,
+            words[-1:] == own[-1:],
+            words[:1] == own[:1],
+            not more,
+            not fewer,
+            is_exact and item.mentions > 0,
+            len(more) / 3,
+            len(fewer) / 3,
         )
-
-
-def _word_features(mine: frozenset[str], others: frozenset[str]) -> Features:
-    """Name the words that only the candidate has, and those that only the mention has."""
-    row = {"more words": len(others - mine) / 3, "fewer words": len(mine - others) / 3}
-    return row | {f"+{word}": 1.0 for word in others - mine} | {f"-{word}": 1.0 for word in mine - others}
+        yield values, [kind, "exact", exact_kind, *more, *fewer] if is_exact else [kind, *more, *fewer]
 
 
 def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
@@ -128,18 +124,27 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
     best = [part.candidates[0] for part in parts if part.candidates]
     if len({item.identifiers for item in best}) < len(parts):
         return None
-    own = frozenset(word for item in best for word in _words(item.name))
-    is_exact = all(_words(item.name) == _words(part.text) for item, part in zip(best, parts, strict=True))
+    own, mine = [_words(item.name) for item in best], _words(text)
+    more = frozenset[str]().union(*(item.more for item in own)) - mine.more
+    fewer = mine.fewer.difference(*(item.fewer for item in own))
+    is_exact = all(item.words == _words(part.text).words for item, part in zip(own, parts, strict=True))
     row = {
         "similarity": min(item.similarity for item in best),
         "is split": 1.0,
         "exact split": float(is_exact),
         "parts": len(parts) / 3,
+        "more words": len(more) / 3,
+        "fewer words": len(fewer) / 3,
     }
-    return row | _word_features(_distinct(text)[1], own)
+    return row | dict.fromkeys((*more, *fewer), 1.0)
 
 
 @lru_cache(maxsize=1 << 16)
+def _kind_features(identifier: str) -> tuple[str, str]:
+    kind = kind_of(identifier)
+    return f"kind {kind}", f"exact {kind}"
+
+
 def kind_of(identifier: str) -> str:
     """Return the vocabulary of an identifier with its local part's first letter: "mesh D", "omim"."""
     prefix, _, local = identifier.partition(":")

@@ -22,7 +22,7 @@ from .candidates import NameCandidate
 from .gram_index import GramIndex
 from .name_keys import has_key, key_hashes, normalized, series, series_keys
 
-VERSION = 4
+VERSION = 5
 META = "dictionary.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
@@ -55,7 +55,7 @@ class Dictionary:
             grams = GramIndex.open(folder)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None
-        found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.norms))
+        found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.name_vectors))
         expected = (meta["names"], meta["concepts"], int(arrays["name_ends"][-1]), meta["names"])
         if found != expected:
             raise CheckpointError(f"{folder} is damaged: sizes {found} for {expected}. Build the dictionary again.")
@@ -98,19 +98,20 @@ class Dictionary:
         start = int(ends[concept - 1]) if concept else 0
         return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
 
-    def candidate(self, name: int, concept: int) -> NameCandidate:
-        """Return a name of a concept as a candidate; its similarity is 0."""
+    def candidate(self, name: int, concept: int, similarity: float) -> NameCandidate:
+        """Return a name of a concept as a candidate."""
         found = self._candidates.get(name)
         if found is None:
             mentions, is_listed = int(self.arrays["name_mentions"][name]), bool(self.arrays["name_is_listed"][name])
-            found = NameCandidate(self.name(name), self.identifiers(concept), 0.0, mentions, is_listed, concept)
+            found = self.name(name), self.identifiers(concept), mentions, is_listed
             if len(self._candidates) >= CACHED_CANDIDATES:
                 self._candidates.clear()
             self._candidates[name] = found
-        return found
+        text, identifiers, mentions, is_listed = found
+        return NameCandidate(text, identifiers, similarity, mentions, is_listed, concept)
 
     @cached_property
-    def _candidates(self) -> dict[int, NameCandidate]:
+    def _candidates(self) -> dict[int, tuple[str, tuple[str, ...], int, bool]]:
         return {}
 
     def equivalents(self) -> dict[str, frozenset[str]]:

@@ -97,8 +97,8 @@ def build_dictionary(
         def keys(start: int, end: int) -> list[str]:
             return list(map(normalized, names_between(ends, blob, start, end)))
 
-        _write_hashes(folder, len(ends), keys)
-        write_gram_index(folder, len(ends), keys, progress)
+        name_vectors = _write_hashes(folder, len(ends), keys)
+        write_gram_index(folder, name_vectors, keys, progress)
         meta["files"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         atomic_write(folder / META, sealed(meta))
     shutil.rmtree(parts_folder)
@@ -276,8 +276,12 @@ def _write_names(
     return {"names": len(kept_ends), "repeated_names": len(ends) - len(kept_ends)}
 
 
-def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Sequence[str]]) -> None:
-    """Write the hashes of the keys of all names, sorted, with the name of each; of each name that of its number."""
+def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Sequence[str]]) -> NDArray[np.uint32]:
+    """Write the hashes of the keys of all names, sorted, with the name of each; of each name that of its number.
+
+    Returns the number of each name's set of words, counted by their first names.
+    """
+    word_sets = [np.empty(0, np.uint64)]
     hashes, owners, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)], [np.empty(0, np.uint32)]
     for start in range(0, num_names, BATCH_NAMES):
         names = keys(start, min(start + BATCH_NAMES, num_names))
@@ -285,8 +289,11 @@ def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Seque
         hashes.append(key_hashes([key for key, _ in rows]))
         owners.append(np.array([number for _, number in rows], np.uint32))
         numbers.append(number_hashes(names))
+        word_sets.append(key_hashes([" ".join(sorted(set(name.split()))) for name in names]))
     save_array(folder / "name_numbers.npy", np.concatenate(numbers))
     all_hashes = np.concatenate(hashes)
     order = np.argsort(all_hashes, kind="stable")
     save_array(folder / "key_hashes.npy", all_hashes[order])
     save_array(folder / "key_names.npy", np.concatenate(owners)[order])
+    _, firsts, numbers_of = np.unique(np.concatenate(word_sets), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(firsts)).astype(np.uint32)[numbers_of]

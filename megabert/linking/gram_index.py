@@ -1,8 +1,8 @@
 """Inverted index of the character n-grams of names, memory-mapped; cosine similarity of their TF-IDF vectors.
 
-Weights are the inverse document frequencies of the grams of a name, each gram once. 4 bytes a gram of a name and 4 a
-name; a dictionary of 7.4 million names has about 50 grams a name, 1.5 GB. Source of the idf: scikit-learn's
-TfidfTransformer, smooth_idf.
+Weights are the inverse document frequencies of the grams of a name, each gram once. Names of the same words, in any
+order, have one vector. 4 bytes a gram of a vector and 20 a name; a dictionary of 7.4 million names has about 50 grams a
+name, 1.5 GB where no two names share a vector. Source of the idf: scikit-learn's TfidfTransformer, smooth_idf.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ NUM_RESCORED = 400
 BITMAP_SHARE = 128
 """A gram that more than one of so many names has is kept as bits, too; they take up to four times its list's memory."""
 BITMAP_BYTES = 1 << 25
-ARRAYS = ("gram_hashes", "gram_ends", "gram_names", "gram_norms")
+ARRAYS = ("gram_hashes", "gram_counts", "gram_ends", "gram_vectors", "vector_norms", "vector_ends", "vector_names",
+          "name_vectors")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,18 @@ class GramQuery:
 
 @dataclass(frozen=True)
 class GramIndex:
-    """`names[ends[i - 1] : ends[i]]` are the names that have the gram of the hash `hashes[i]`, in their order."""
+    """`vectors[ends[i - 1] : ends[i]]` are the vectors that have the gram of the hash `hashes[i]`, in their order."""
 
     hashes: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    """How many names have each gram."""
     ends: NDArray[np.int64]
-    names: NDArray[np.uint32]
+    vectors: NDArray[np.uint32]
     norms: NDArray[np.float32]
+    vector_ends: NDArray[np.int64]
+    """Where the names of each vector end in `names`."""
+    names: NDArray[np.uint32]
+    name_vectors: NDArray[np.uint32]
 
     @classmethod
     def open(cls, folder: Path) -> "GramIndex":
@@ -55,9 +62,9 @@ class GramIndex:
         hashes, owners = gram_hashes(keys)
         places = np.searchsorted(self.hashes, hashes)
         is_known = self.hashes[np.minimum(places, len(self.hashes) - 1)] == hashes
-        counts = np.where(is_known, self._counts(np.where(is_known, places, 0)), 0)
+        counts = np.where(is_known, self.counts[np.where(is_known, places, 0)], 0)
         # Grams that no name has count in the query's length, so that strange names have low scores.
-        squares = _idf(counts, len(self.norms)) ** 2
+        squares = _idf(counts, len(self.name_vectors)) ** 2
         ends = np.searchsorted(owners, np.arange(len(keys)), side="right").tolist()
         return [
             _query(places[part], counts[part], squares[part], is_known[part]) for part in map(slice, [0, *ends], ends)
@@ -71,66 +78,86 @@ class GramIndex:
         Exact up to MAX_POSTINGS entries of lists; beyond, names that share only the frequent grams are not found.
         Names below a share of the best similarity may be left out, which is faster.
         """
-        counts = self._counts(query.grams)
-        num_added = max(int(np.searchsorted(np.cumsum(counts), MAX_POSTINGS, side="right")), 1)
-        lists = [self._names_of(gram) for gram in query.grams[:num_added]]
+        num_added = max(int(np.searchsorted(np.cumsum(self.counts[query.grams]), MAX_POSTINGS, side="right")), 1)
+        lists = [self._vectors_of(gram) for gram in query.grams[:num_added].tolist()]
         if not lists:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        names, scores = self._added_up(np.concatenate(lists), np.repeat(query.weights[:num_added], counts[:num_added]))
+        vectors, scores = self._added_up(lists, query.weights[:num_added])
         if is_allowed is not None:
-            scores, names = scores[is_allowed[names]], names[is_allowed[names]]
+            names, owners = self._names_of(vectors)
+            kept = np.unique(owners[is_allowed[names]])
+            vectors, scores = vectors[kept], scores[kept]
         if num_added < len(query.grams):
-            best = np.sort(_best(scores, max(NUM_RESCORED, k)))
+            best = _best(scores, max(NUM_RESCORED, k))
+            sizes = self._sizes[vectors[best]]
+            best = np.sort(best[np.cumsum(sizes) - sizes < max(NUM_RESCORED, k)])
             rest = GramQuery(query.grams[num_added:], query.weights[num_added:], query.length)
-            best = best[self._can_be_best(rest, names[best], scores[best], k, share)]
-            names = names[best]
-            scores = scores[best] + self.scores(rest, names)
+            if share and len(best):
+                best = best[self._can_be_best(rest, vectors[best], scores[best], share)]
+            vectors = vectors[best]
+            scores = scores[best] + self._similarities(rest, vectors)
         # Sums of the same numbers in another order differ in the last bits: what is shown decides.
         shown = scores.astype(np.float32).round(6)
         best = _best(shown, k)
-        return names[best], shown[best]
+        names, owners = self._names_of(vectors[best])
+        shown = shown[best][owners]
+        if is_allowed is not None:
+            names, shown = names[is_allowed[names]], shown[is_allowed[names]]
+        order = np.lexsort((names, -shown))[:k]
+        return names[order], shown[order]
 
     def _added_up(
-        self, found: NDArray[np.uint32], weights: NDArray[np.float64]
+        self, lists: Sequence[NDArray[np.uint32]], weights: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Add up the weights of each name, over its length: names in their order, and their sums."""
+        """Add up the weights of each vector, over its length: vectors in their order, and their sums."""
+        found, added = np.concatenate(lists), np.repeat(weights, list(map(len, lists)))
         if len(found) * 8 <= len(self.norms):
             own, inverse = np.unique(found, return_inverse=True)
-            return own.astype(np.int64), np.bincount(inverse, weights) / self.norms[own]
-        sums = np.bincount(found, weights, minlength=len(self.norms))
-        names = np.flatnonzero(sums > 0)  # much faster than of the numbers
-        return names, sums[names] / self.norms[names]
+            return own.astype(np.int64), np.bincount(inverse, added) / self.norms[own]
+        sums = np.bincount(found, added, minlength=len(self.norms))
+        vectors = np.flatnonzero(sums > 0)  # much faster than of the numbers
+        return vectors, sums[vectors] / self.norms[vectors]
+
+    def _names_of(self, vectors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """List the names of vectors, and the place of the vector of each."""
+        sizes = self._sizes[vectors]
+        owners, shifts = np.repeat(np.arange(len(vectors)), sizes), self.vector_ends[vectors] - np.cumsum(sizes)
+        return self.names[np.arange(len(owners)) + shifts[owners]].astype(np.int64), owners
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """How many names each vector has."""
+        return np.diff(self.vector_ends, prepend=0)
 
     def _can_be_best(
-        self, rest: GramQuery, names: NDArray[np.int64], scores: NDArray[np.float64], k: int, share: float
+        self, rest: GramQuery, vectors: NDArray[np.int64], scores: NDArray[np.float64], share: float
     ) -> NDArray[np.bool_]:
-        """Whether names may be among the k best, and not below a share of the best, with the rest of a query's grams.
+        """Whether vectors may reach a share of the best similarity with the rest of a query's grams.
 
-        The rest adds no more than all its grams, nor (Cauchy-Schwarz) than grams of the squared length that a name has
-        beside those that it was found by.
+        The rest adds no more than all its grams, nor (Cauchy-Schwarz) than grams of the squared length that a vector
+        has beside those that it was found by.
         """
-        norms, total = self.norms[names].astype(np.float64), rest.weights.sum()
+        norms, total = self.norms[vectors].astype(np.float64), rest.weights.sum()
         free = np.maximum(norms**2 * (1 + 1e-6) - scores * norms * rest.length, 0)
         limits = scores + np.minimum(total, np.sqrt(total / rest.length * free)) / norms
-        least = [0.0]
-        if share and len(scores):
-            first = scores.argmax()
-            least.append(share * (scores[first] + self.scores(rest, names[first : first + 1])[0]))
-        if k < len(scores):
-            least.append(np.partition(scores, -k)[-k])
-        return np.asarray(limits >= max(least) - 1e-5)
+        first = scores.argmax()
+        least = share * (scores[first] + self._similarities(rest, vectors[first : first + 1])[0])
+        return np.asarray(limits >= least - 1e-5)
 
     def scores(self, query: GramQuery, names: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the similarity of given names."""
+        return self._similarities(query, self.name_vectors[names].astype(np.int64))
+
+    def _similarities(self, query: GramQuery, vectors: NDArray[np.int64]) -> NDArray[np.float32]:
         rows = self._bitmap_rows[query.grams]
         places = np.flatnonzero(rows >= 0)
-        octets = self._bitmaps.ravel().take((rows[places] * self._bitmaps.shape[1])[:, None] + (names >> 3))
-        sums = query.weights[places] @ (octets >> (7 - (names & 7)).astype(np.uint8) & 1)
+        octets = self._bitmaps.ravel().take((rows[places] * self._bitmaps.shape[1])[:, None] + (vectors >> 3))
+        sums = query.weights[places] @ (octets >> (7 - (vectors & 7)).astype(np.uint8) & 1)
         for place in np.flatnonzero(rows < 0):
-            owners = self._names_of(int(query.grams[place]))
-            has_gram = owners[np.minimum(np.searchsorted(owners, names), len(owners) - 1)] == names
+            owners = self._vectors_of(int(query.grams[place]))
+            has_gram = owners[np.minimum(np.searchsorted(owners, vectors), len(owners) - 1)] == vectors
             sums += query.weights[place] * has_gram
-        return np.asarray((sums / self.norms[names]).round(6).astype(np.float32))
+        return np.asarray((sums / self.norms[vectors]).round(6).astype(np.float32))
 
     @cached_property
     def _bitmap_rows(self) -> NDArray[np.int64]:
@@ -145,21 +172,17 @@ class GramIndex:
 
     @cached_property
     def _bitmaps(self) -> NDArray[np.uint8]:
-        """Which names have the most frequent grams, eight names a byte."""
+        """Which vectors have the most frequent grams, eight vectors a byte."""
         rows = self._bitmap_rows
         bitmaps = np.zeros((int(rows.max(initial=-1)) + 1, -(-len(self.norms) // 8)), np.uint8)
         for gram in np.flatnonzero(rows >= 0).tolist():
             has_gram = np.zeros(len(self.norms), bool)
-            has_gram[self._names_of(gram)] = True
+            has_gram[self._vectors_of(gram)] = True
             bitmaps[rows[gram]] = np.packbits(has_gram)
         return bitmaps
 
-    def _counts(self, grams: NDArray[np.int64]) -> NDArray[np.int64]:
-        starts = np.where(grams > 0, self.ends[grams - 1], 0)
-        return np.asarray(self.ends[grams] - starts)
-
-    def _names_of(self, gram: int) -> NDArray[np.uint32]:
-        return self.names[self.ends[gram - 1] if gram else 0 : self.ends[gram]]
+    def _vectors_of(self, gram: int) -> NDArray[np.uint32]:
+        return self.vectors[self.ends[gram - 1] if gram else 0 : self.ends[gram]]
 
 
 def _query(
@@ -186,42 +209,67 @@ def _best(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
 
 
 def write_gram_index(
-    folder: Path, num_names: int, keys: Callable[[int, int], Sequence[str]], progress: Callable[[int, int], None]
+    folder: Path,
+    name_vectors: NDArray[np.uint32],
+    keys: Callable[[int, int], Sequence[str]],
+    progress: Callable[[int, int], None],
 ) -> None:
     """Build the index of normalized names in a folder; `keys(start, end)` returns some of them.
 
-    Three passes over the names, in batches: which grams there are, how often, and the lists.
+    `name_vectors` has the number of each name's vector, counted by their first names. Two passes over the names, in
+    batches: which grams there are, and how often; the lists.
     """
+    num_names = len(name_vectors)
     batches = [(start, min(start + BATCH_NAMES, num_names)) for start in range(0, num_names, BATCH_NAMES)]
-    hashes, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
+    names = np.argsort(name_vectors, kind="stable")
+    vector_ends = np.cumsum(np.bincount(name_vectors)) if num_names else np.empty(0, np.int64)
+    is_first = np.zeros(num_names, bool)
+    is_first[names[np.append(0, vector_ends)[:-1]]] = True
+    hashes, counts = np.empty(0, np.uint64), np.empty((2, 0), np.int64)
     for number, (start, end) in enumerate(batches):
-        found, own = np.unique(gram_hashes(keys(start, end))[0], return_counts=True)
+        all_found, owners = gram_hashes(keys(start, end))
+        found, places = np.unique(all_found, return_inverse=True)
+        own = np.bincount(places), np.bincount(places, is_first[start:end][owners])
         merged = np.union1d(hashes, found)
-        total = np.zeros(len(merged), np.int64)
-        total[np.searchsorted(merged, hashes)] = counts
-        total[np.searchsorted(merged, found)] += own
+        total = np.zeros((2, len(merged)), np.int64)
+        total[:, np.searchsorted(merged, hashes)] = counts
+        total[:, np.searchsorted(merged, found)] += np.array(own, np.int64)
         hashes, counts = merged, total
         progress(number, 2 * len(batches))
-    ends = np.cumsum(counts)
-    save_array(folder / "gram_hashes.npy", hashes)
-    save_array(folder / "gram_ends.npy", ends)
-    size = int(ends[-1]) if len(ends) else 0
-    names = np.lib.format.open_memmap(folder / "gram_names.npy", "w+", np.uint32, (size,))
-    norms = np.zeros(num_names, np.float32)
-    squares = _idf(counts, num_names) ** 2
-    free = ends - counts  # where the next name of each gram goes
+    ends = np.cumsum(counts[1])
+    arrays = {"gram_hashes": hashes, "gram_counts": counts[0], "gram_ends": ends, "name_vectors": name_vectors,
+              "vector_ends": vector_ends, "vector_names": names.astype(np.uint32)}  # fmt: skip
+    for name, array in arrays.items():
+        save_array(folder / f"{name}.npy", array)
+    vectors = np.lib.format.open_memmap(folder / "gram_vectors.npy", "w+", np.uint32, (int(counts[1].sum()),))
+    norms = np.zeros(len(vector_ends), np.float32)
+    squares = _idf(counts[0], num_names) ** 2
+    free = ends - counts[1]  # where the next vector of each gram goes
     for number, (start, end) in enumerate(batches):
-        found, owners = gram_hashes(keys(start, end))
-        grams = np.searchsorted(hashes, found)
-        norms[start:end] = np.sqrt(np.bincount(owners, squares[grams], minlength=end - start))
-        pairs = np.sort(grams << 18 | owners)
-        grams, owners = pairs >> 18, pairs & (1 << 18) - 1
-        firsts = np.flatnonzero(np.diff(grams, prepend=-1))
-        lengths = np.diff(firsts, append=len(grams))
-        within = np.arange(len(grams)) - np.repeat(firsts, lengths)
-        names[free[grams] + within] = owners + start
-        free[grams[firsts]] += lengths
+        firsts = np.flatnonzero(is_first[start:end])
+        texts = keys(start, end)
+        found, owners = gram_hashes([texts[place] for place in firsts.tolist()])
+        grams, first = np.searchsorted(hashes, found), int(name_vectors[start + firsts[0]]) if len(firsts) else 0
+        norms[first : first + len(firsts)] = np.sqrt(np.bincount(owners, squares[grams], minlength=len(firsts)))
+        _append(vectors, free, grams, owners, first)
         progress(len(batches) + number, 2 * len(batches))
     norms[norms == 0] = 1
-    save_array(folder / "gram_norms.npy", norms)
-    names.flush()
+    save_array(folder / "vector_norms.npy", norms)
+    vectors.flush()
+
+
+def _append(
+    vectors: NDArray[np.uint32],
+    free: NDArray[np.int64],
+    grams: NDArray[np.int64],
+    owners: NDArray[np.int64],
+    first: int,
+) -> None:
+    """Append vectors, counted from the first, to the lists of their grams."""
+    pairs = np.sort(grams << 18 | owners)
+    grams, owners = pairs >> 18, pairs & (1 << 18) - 1
+    starts = np.flatnonzero(np.diff(grams, prepend=-1))
+    lengths = np.diff(starts, append=len(grams))
+    within = np.arange(len(grams)) - np.repeat(starts, lengths)
+    vectors[free[grams] + within] = owners + first
+    free[grams[starts]] += lengths

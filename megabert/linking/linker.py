@@ -229,7 +229,7 @@ class Linker:
         ranked: list[list[NameCandidate]] = [[] for _ in distinct]
         columns = (column[order].tolist() for column in (owners, names, concepts, np.minimum(scores, 1.0)))
         for owner, name, concept, score in zip(*columns, strict=True):
-            ranked[owner].append(self.dictionary.candidate(name, concept)._replace(similarity=score))
+            ranked[owner].append(self.dictionary.candidate(name, concept, score))
         parts = {item: LinkedPart(item[0], tuple(own)) for item, own in zip(distinct, ranked, strict=True)}
         return [parts[item] for item in wanted]
 

@@ -15,19 +15,15 @@ GRAM_BITS = 46
 _NO_WORD = re.compile(r"[\W_]+")
 # British spellings, the plural of words of five letters and more, "non " before a word, ordinals, and Roman numbers:
 # single letters at the end or after "type" only.
+_VARIANTS = re.compile(r"ae|oe|tumour|(?<=[a-z]{3}[a-hj-rtv-z])s\b|(?<=\d)(?:st|nd|rd|th)\b")
+_COMMON_FORMS = {"ae": "e", "oe": "e", "tumour": "tumor"}
 _ROMAN_NUMBERS = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv"
 _ROMAN = {letters: str(number) for number, letters in enumerate(_ROMAN_NUMBERS.split(), start=1)}
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
-_ORDINAL = {word: str(number) for number, word in enumerate(_ORDINALS.split(), start=1)}
-_NUMBER = "|".join(
-    (
-        rf"\b(?:{'|'.join(_ORDINAL)})\b",
-        r"(?<=\d)(?:st|nd|rd|th)\b",
-        r"\b(?:ii|iii|iv|vi|vii|viii|ix|xi|xii|xiii|xiv|xv)\b",
-        r"(?<=\btype )[ivx]\b|(?<= )[ivx]$",
-    )
-)
-_VARIANTS = re.compile(rf"ae|oe|tumour|(?<=[a-z]{{3}}[a-hj-rtv-z])s\b|(?<=\bnon) (?=[a-z]{{3}})|{_NUMBER}")
+_NUMBERS = {word: str(number) for number, word in enumerate(_ORDINALS.split(), start=1)} | {
+    letters: number for letters, number in _ROMAN.items() if len(letters) > 1
+}
+_THREE_LETTERS = re.compile("[a-z]{3}")
 _INITIALISM = re.compile(r"(?=(?:.*[A-Z]){2})[A-Z0-9][A-Za-z0-9-]{1,8}[A-Za-z0-9]")
 _COMMON = ("", "of the and with due to in or by a an for from", "type", "syndrome disease disorder deficiency")
 """Words that initials leave out: none, and of each group besides those before it."""
@@ -61,11 +57,21 @@ def normalized(name: str) -> str:
         key = unicodedata.normalize("NFKD", key.translate(_GREEK))
         key = "".join(letter for letter in key if not unicodedata.combining(letter)).translate(_GREEK)
     key = _NO_WORD.sub(" ", key).strip()
-    return _VARIANTS.sub(_common_form, key) or " ".join(name.split())
+    words = key.split(" ")
+    forms = list(map(_common_form, words))
+    if len(words) > 1 and (words[-1] in _ROMAN or "type" in words or "non" in words):
+        for place, before in enumerate(words[:-1], start=1):
+            if words[place] in _ROMAN and (before == "type" or place == len(words) - 1):
+                forms[place] = _ROMAN[words[place]]
+            if before != "non" or not _THREE_LETTERS.match(words[place]):
+                forms[place] = " " + forms[place]
+        return "".join(forms)
+    return " ".join(forms) or " ".join(name.split())
 
 
-def _common_form(match: re.Match[str]) -> str:
-    return {"ae": "e", "oe": "e", "tumour": "tumor", **_ROMAN, **_ORDINAL}.get(match[0], "")
+@lru_cache(maxsize=1 << 16)
+def _common_form(word: str) -> str:
+    return _NUMBERS.get(word) or _VARIANTS.sub(lambda match: _COMMON_FORMS.get(match[0], ""), word)
 
 
 def lookup_keys(key: str) -> set[str]:

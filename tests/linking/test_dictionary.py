@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from megabert.cli import main
@@ -11,7 +13,7 @@ from megabert.errors import CheckpointError, InputError
 from megabert.linking import dictionary_builder, gram_index
 from megabert.linking.dictionary import Dictionary
 from megabert.linking.dictionary_builder import BuildOptions, build_dictionary
-from megabert.linking.name_keys import initialism, normalized, series
+from megabert.linking.name_keys import has_key, initialism, lookup_keys, normalized, series
 from tests.linking.conftest import DISEASES, build
 
 
@@ -78,6 +80,23 @@ LAB:5||Foot disease 23|SPG6
         "paraplegia, spastic, 4": ["Spastic paraplegia type IV"], "SPG99": [], "spastic": [], "foot disease 4": [],
         "SPG 4c": ["SPG4"],
     }  # fmt: skip
+
+
+def test_common_forms_are_those_of_words_and_what_stands_before_them():
+    forms = {
+        "Non-small tumours": "nonsmall tumor", "non non small": "nonnonsmall", "non I": "non 1", "I": "i",
+        "type i x": "type 1 10", "i v anaemia": "i v anemia", "first, 2nd & XIIth": "1 2 xiith", "type": "type",
+        "Bus oedemas": "bus edema", "non-β": "nonbeta", "-": "-", "": "",
+    }  # fmt: skip
+    assert {name: normalized(name) for name in forms} == forms
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="ab -IVXtypenos19é"), st.text(alphabet="ab 12-"))
+def test_a_key_is_a_names_where_it_is_looked_up(name, other):
+    name, others = normalized(name), lookup_keys(normalized(other))
+    assert all(has_key(name, key) for key in lookup_keys(name))
+    assert {key for key in others if has_key(name, key)} == others & lookup_keys(name)
 
 
 def test_the_similarity_is_the_cosine_of_tfidf_vectors(diseases):
