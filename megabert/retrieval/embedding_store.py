@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, MegabertError
 from ..storage import TEMPORARY, atomic_write, file_sha256, folder_lock
 
 MANIFEST = "manifest.json"
@@ -163,47 +163,67 @@ def write_store(
     """Embed (id, text) pairs, a shard at a time.
 
     `about` is what the embeddings depend on, with the run's digest as "run"; a resumed call must have the same.
-    Raises InputError for a duplicate id and where `folder` has other embeddings.
+    Raises InputError where `folder` has other embeddings. Where nothing is embedded, nothing stays.
     """
     if options.type not in TYPES:
         raise ConfigError(f"{options.type} is no type of embeddings; give {', '.join(TYPES)}.")
+    if options.shard_size < 1 or (options.dimensions or 1) < 1 or options.dimensions == 0:
+        raise ConfigError(f"{options.shard_size} texts of {options.dimensions} dimensions: give 1 or more of each.")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
         if is_free is False:
             raise InputError(f"another process writes to {folder}. Wait for it, or name another folder.")
         job = {**about, "type": options.type, "shard_size": options.shard_size, "requested": options.dimensions}
         manifest = _claim(folder, job, resume=resume)
-        stream, seen, number = iter(texts), set[str](), 0
-        while chunk := list(islice(stream, options.shard_size)):
-            for name, _ in chunk:
-                if name in seen:
-                    raise InputError(f"the id {name!r} is that of several texts. Give each its own.")
-                seen.add(name)
-            if number >= len(manifest["shards"]):
-                vectors = reduced(embed([text for _, text in chunk]), options.dimensions)
-                manifest["dimensions"] = int(vectors.shape[1])
-                manifest["shards"].append(
-                    _write_shard(folder, number, [name for name, _ in chunk], vectors, options.type)
-                )
-                atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))
-            if progress is not None:
-                progress(len(seen))
-            number += 1
-        if not number:
-            raise InputError("there is no text to embed.")
+        try:
+            _write_shards(folder, iter(texts), embed, manifest=manifest, options=options, progress=progress)
+        except MegabertError:
+            if not manifest["shards"]:
+                (folder / MANIFEST).unlink()
+                if is_new:
+                    folder.rmdir()
+            raise
         atomic_write(folder / MANIFEST, json.dumps(manifest | {"complete": True}, indent=1))
     return EmbeddingStore(folder)
 
 
+def _write_shards(
+    folder: Path,
+    stream: Iterator[tuple[str, str]],
+    embed: Embed,
+    *,
+    manifest: dict[str, Any],
+    options: StoreOptions,
+    progress: Progress | None,
+) -> None:
+    """Write the shards that the manifest lacks, and add them to it."""
+    number = done = 0
+    while chunk := list(islice(stream, options.shard_size)):
+        done += len(chunk)
+        if number >= len(manifest["shards"]):
+            vectors = reduced(embed([text for _, text in chunk]), options.dimensions)
+            manifest["dimensions"] = int(vectors.shape[1])
+            shard = _write_shard(folder, number, [name for name, _ in chunk], vectors, options.type)
+            manifest["shards"].append(shard)
+            atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))
+        if progress is not None:
+            progress(done)
+        number += 1
+    if not number:
+        raise InputError("there is no text to embed.")
+
+
 def _claim(folder: Path, job: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     """Return the manifest to continue, or a new one."""
-    if not (folder / MANIFEST).exists():
-        if any(TEMPORARY not in item.name for item in folder.iterdir()):
-            raise InputError(f"{folder} is not empty, and has no embeddings. Name a new folder.")
+    is_there = (folder / MANIFEST).exists()
+    if not is_there and any(TEMPORARY not in item.name for item in folder.iterdir()):
+        raise InputError(f"{folder} is not empty, and has no embeddings. Name a new folder.")
+    manifest = read_manifest(folder) if is_there else {"shards": []}
+    if not manifest["shards"]:  # nor those of a command that was killed in its first shard
         manifest = {**job, "complete": False, "shards": []}
         atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))  # before a shard, so that a kill leaves both
         return manifest
-    manifest = read_manifest(folder)
     if not resume:
         raise InputError(f"{folder} has embeddings. Add --resume to complete them, or name another folder.")
     if other := [name for name, value in job.items() if manifest.get(name, value) != value]:
