@@ -99,7 +99,7 @@ def test_an_interrupted_embedding_resumes_with_the_same_bytes(tmp_path):
 
 
 def test_an_embedding_killed_in_its_first_shard_resumes(tmp_path):
-    whole = store(tmp_path / "whole")
+    whole = store(tmp_path / "whole", "int8")
     folder = tmp_path / "emb"
     folder.mkdir()
     (folder / ".manifest.json.tmp-0").write_text("{")
@@ -107,13 +107,17 @@ def test_an_embedding_killed_in_its_first_shard_resumes(tmp_path):
     def kill(texts):
         raise KeyboardInterrupt
 
-    arguments = {"about": {"run": "abc"}, "options": StoreOptions("float32", shard_size=256)}
+    arguments = {"about": {"run": "abc"}, "options": StoreOptions("int8", shard_size=256)}
     with pytest.raises(KeyboardInterrupt):
         write_store(folder, TEXTS, kill, **arguments)
     (folder / "shard-00000.ids").write_text("")
     write_store(folder, TEXTS, embed, **arguments)  # nothing is there that other settings could spoil
-    (folder / "shard-00001.npy").unlink()  # what is missing is made again, as the message about it says
-    write_store(folder, TEXTS, embed, **arguments, resume=True)
+    for name in ("shard-00001.npy", "shard-00002.ids", "shard-00002.scales.npy"):
+        for content in (b"", (folder / name).read_bytes()[:-3]):
+            (folder / name).write_bytes(content)
+            with pytest.raises(InputError, match="with --resume"):
+                EmbeddingStore(folder).ids()
+            write_store(folder, TEXTS, embed, **arguments, resume=True)  # as the message says
     assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
     for file in whole.folder.iterdir():
         assert file.read_bytes() == (folder / file.name).read_bytes()
