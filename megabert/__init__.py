@@ -38,7 +38,7 @@ def load(
 
 
 def load_embedder(
-    name_or_path: "str | Path", *, accelerator: str = "auto", precision: str = "auto", batch_size: int = 32
+    name_or_path: "str | Path", *, accelerator: str = "auto", precision: str = "auto", batch_size: int = 128
 ) -> "Predictor":
     """Load what embeds texts: a run, or what `load_encoder` takes, by the mean of its last hidden states.
 

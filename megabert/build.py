@@ -285,7 +285,7 @@ def load_embedder(
     home: Path,
     accelerator: str = "auto",
     precision: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 128,
     for_many: bool = True,
 ) -> Predictor:
     """Load what embeds texts: a run, a model of sentence-transformers, or any other name's encoder, by the mean.

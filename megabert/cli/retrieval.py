@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not"
 _RUN = "run of text_embedding, folder of sentence-transformers, or other encoder, whose hidden states are averaged"
-RERANK_BATCH = 64
+RERANK_BATCH, EMBED_BATCH = 64, 128
 
 
 def embed(words: Sequence[str]) -> None:
@@ -27,9 +27,12 @@ def embed(words: Sequence[str]) -> None:
     parser.add_argument("file", type=Path, help=_TEXTS)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="EMB", help="new folder")
     _add_store_options(parser)
-    _add_device_options(parser)
+    _add_device_options(parser, batch_size=EMBED_BATCH)
     parser.add_argument("--role", choices=("passage", "query"), default="passage", help="what the texts are")
     arguments = parser.parse_args(list(words))
+    from ..formats.passages import iterate_texts
+
+    next(iterate_texts(arguments.file))  # bad input ends before a network is loaded
     predictor = load_embedder(arguments.model, arguments)
     store = _write_store(arguments.output, arguments.file, predictor, arguments)
     show(to_json(_about(store.manifest, len(store))))
@@ -49,7 +52,7 @@ def index(words: Sequence[str]) -> None:
         "--tune", nargs=2, type=Path, metavar=("QUERIES", "QRELS"), help="choose k1 and b on a dev split"
     )
     _add_store_options(build)
-    _add_device_options(build)
+    _add_device_options(build, batch_size=EMBED_BATCH)
     info = add_subcommand(verbs, "info", _info, "Show what an index or a folder of embeddings holds")
     info.add_argument("index", type=Path, metavar="INDEX")
     arguments = parser.parse_args(list(words))
@@ -70,7 +73,6 @@ def search(words: Sequence[str]) -> None:
     parser.add_argument("-k", type=int, default=100, help="passages for each query; default: 100")
     _add_device_options(parser)
     arguments = parser.parse_args(list(words))
-    from ..formats.passages import read_texts
     from ..retrieval.search_index import SearchIndex
 
     if arguments.k < 1:
@@ -78,16 +80,29 @@ def search(words: Sequence[str]) -> None:
     require_not_input(arguments.output, [arguments.queries])
     opened = SearchIndex(arguments.index)
     method = opened.method(arguments.method)
-    path = Path(arguments.queries)
-    queries = read_texts(path) if path.exists() else {"query": arguments.queries}
-    if not path.exists() and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
-        raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
+    queries = _queries(arguments.queries)
     embedder = None if method == "bm25" else _query_embedder(opened, arguments)
     searcher = None if method == "bm25" else _searcher(opened, embedder, is_approximate=arguments.approximate)
     start = time.monotonic()
     found = opened.search(queries, arguments.k, method=method, embedder=embedder, searcher=searcher)
     _write_rankings(found, len(queries), arguments.output, method)
     log(f"{len(queries):,} queries by {method} in {time.monotonic() - start:.1f} s.")
+
+
+def _queries(given: str) -> dict[str, str]:
+    """Read a file of queries; what is no file is a query itself."""
+    from ..formats.passages import read_texts
+
+    if not given.strip():
+        raise ConfigError("the query is blank. Give a query in quotes, or a file of queries.")
+    path = Path(given)
+    try:
+        is_there = path.exists()
+    except (OSError, ValueError):  # too long for a name
+        is_there = False
+    if not is_there and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
+        raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
+    return read_texts(path) if is_there else {"query": given}
 
 
 def rerank(words: Sequence[str]) -> None:
@@ -142,17 +157,23 @@ def _add_store_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an interrupted command")
 
 
-def _add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch_size", type=int, default=32, help="token budget of a batch, in sequences; default: 32")
+def _add_device_options(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
+    budget = f"token budget of a batch, in sequences; default: {batch_size}"
+    parser.add_argument("--batch_size", type=int, default=batch_size, help=budget)
     parser.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("auto", "32", "bf16", "16", "fp8"), default="auto")
+
+
+def _device_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.batch_size < 1:
+        raise ConfigError(f"--batch_size {arguments.batch_size}: give 1 or more.")
+    return {name: getattr(arguments, name) for name in ("accelerator", "precision", "batch_size")}
 
 
 def _load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
     from ..load_predictor import load_predictor
 
-    options = {name: getattr(arguments, name) for name in ("accelerator", "precision", "batch_size")}
-    return load_predictor(path, **options)
+    return load_predictor(path, **_device_options(arguments))
 
 
 def load_embedder(name: str, arguments: argparse.Namespace, *, for_many: bool = True) -> "Predictor":
@@ -166,8 +187,7 @@ def load_embedder(name: str, arguments: argparse.Namespace, *, for_many: bool = 
         return _load_run(Path(name), arguments)
     from ..build import load_embedder as load
 
-    options = {key: getattr(arguments, key) for key in ("accelerator", "precision", "batch_size")}
-    predictor = load(name, home=cache_home(os.environ), for_many=for_many, **options)
+    predictor = load(name, home=cache_home(os.environ), for_many=for_many, **_device_options(arguments))
     for note in predictor.notes:
         log(f"note: {note}")
     return predictor
@@ -175,7 +195,7 @@ def load_embedder(name: str, arguments: argparse.Namespace, *, for_many: bool = 
 
 def _write_store(folder: Path, file: Path, predictor: "Predictor", arguments: argparse.Namespace) -> Any:
     """Embed a file's texts, with progress."""
-    from ..formats.passages import iterate_texts
+    from ..formats.passages import unique_texts
     from ..retrieval.embedding_store import StoreOptions, write_store
     from ..storage import file_sha256
 
@@ -184,11 +204,10 @@ def _write_store(folder: Path, file: Path, predictor: "Predictor", arguments: ar
     about["precision"] = getattr(predictor.session, "precision", "")
     options = StoreOptions(arguments.type, arguments.dimensions, arguments.shard_size)
     start = time.monotonic()
-    texts = ((name, text) for name, text, _ in iterate_texts(file))
     with _counter("embedding") as progress:
         store = write_store(
             folder,
-            texts,
+            unique_texts(file),
             lambda chunk: predictor.embed(chunk, role=role),
             about=about,
             options=options,
@@ -230,16 +249,20 @@ def _build(arguments: argparse.Namespace) -> None:
         raise ConfigError("--approximate is of embeddings. Give the run that makes them, too: --run RUN.")
     passages = read_texts(arguments.collection)
     document: dict[str, Any] = {"passages": len(passages), "parts": [WORDS]}
-    bm25 = build_bm25(folder / WORDS, passages.values(), stems=not arguments.no_stems)
     if arguments.tune:
-        from ..formats.relevance import read_qrels
-        from ..retrieval.tuning import tune
+        from ..formats.relevance import check_judged, read_qrels
 
         queries, qrels = read_texts(arguments.tune[0]), read_qrels(arguments.tune[1])
+        if note := check_judged(qrels, queries, passages, arguments.tune[1]):
+            log(f"note: {note}")
+    predictor = load_embedder(arguments.model, arguments) if arguments.model else None
+    bm25 = build_bm25(folder / WORDS, passages.values(), stems=not arguments.no_stems)
+    if arguments.tune:
+        from ..retrieval.tuning import tune
+
         with progress_bar("tuning") as progress:
             document["bm25"], document["tuned_ndcg@10"] = tune(bm25, list(passages), queries, qrels, progress)
-    if arguments.model:
-        predictor = load_embedder(arguments.model, arguments)
+    if predictor is not None:
         store = _write_store(folder / DENSE, arguments.collection, predictor, arguments)
         document |= {"parts": [WORDS, DENSE], "dense": _about(store.manifest, len(store))}
         if arguments.approximate:

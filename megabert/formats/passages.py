@@ -14,7 +14,7 @@ from .text_lines import read_lines
 
 def iterate_texts(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (id, text, location) of each line, one at a time. Raises InputError for a line without an id or a text."""
-    is_json, number = is_json_lines(path), 0
+    is_json, number, name = is_json_lines(path), 0, ""
     with open_data(path) as file:
         for number, data in enumerate(file, 1):
             place = f"{path}:{number}"
@@ -28,8 +28,8 @@ def iterate_texts(path: Path) -> Iterator[tuple[str, str, str]]:
             if not name or any(sign.isspace() for sign in name):
                 raise InputError(f"{place}: the id is {name!r}; expected one without blanks.")
             yield name, text, place
-    if not number:
-        raise InputError(f"{path} is empty.")
+    if not name:
+        raise InputError(f"{path} has no text.")
 
 
 def _table_text(line: str, place: str) -> tuple[str, str]:
@@ -51,14 +51,19 @@ def _json_text(line: str, place: str) -> tuple[str, str]:
     return str(name), text
 
 
-def read_texts(path: Path) -> dict[str, str]:
-    """Read all texts by id, in the file's order. Raises InputError where two have the same id."""
-    texts: dict[str, str] = {}
+def unique_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of each line. Raises InputError where two have the same id."""
+    seen = set[str]()
     for name, text, place in iterate_texts(path):
-        if name in texts:
+        if name in seen:
             raise InputError(f"{place}: the id {name!r} stands above, too. Give each its own.")
-        texts[name] = text
-    return texts
+        seen.add(name)
+        yield name, text
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Read all texts by id, in the file's order, as `unique_texts`."""
+    return dict(unique_texts(path))
 
 
 def read_candidates(path: Path) -> dict[str, list[str]]:

@@ -86,3 +86,23 @@ def check_documents(qrels: Mapping[str, Mapping[str, Any]], known: Mapping[str, 
         for document in documents:
             if document not in known:
                 raise InputError(f"{source}: document {document!r} of query {query!r} is not in the collection.")
+
+
+def check_judged(
+    qrels: Mapping[str, Mapping[str, int]], queries: Mapping[str, Any], passages: Mapping[str, Any], source: Path
+) -> str:
+    """Check that judgements are of these queries and passages; returns a note on those that are not, or "".
+
+    Raises InputError where no query or no passage is known.
+    """
+    names = list(dict.fromkeys(name for grades in qrels.values() for name in grades))
+    notes = []
+    for kind, known, judged in (("query", queries, list(qrels)), ("passage", passages, names)):
+        unknown = [name for name in judged if name not in known]
+        if len(unknown) == len(judged):
+            raise InputError(
+                f"{source}: no judged {kind} is known, such as {unknown[0]!r}. Give judgements of the same data."
+            )
+        if unknown:
+            notes.append(f"{len(unknown)} of {len(judged)} judged {kind} ids are unknown, such as {unknown[0]!r}")
+    return f"{source}: {'; '.join(notes)}." if notes else ""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, MegabertError
 from ..storage import TEMPORARY, atomic_write, file_sha256, folder_lock
 
 MANIFEST = "manifest.json"
@@ -73,7 +73,9 @@ class EmbeddingStore:
             names = (shard_file(self.folder, number, "ids") for number in range(len(self._shards)))
             self._ids = [line for name in names for line in name.read_text(encoding="utf-8").split("\n")[:-1]]
             if len(self._ids) != len(self):
-                raise InputError(f"{self.folder} has {len(self._ids)} ids for {len(self)} rows. Embed again.")
+                raise InputError(
+                    f"{self.folder} has {len(self._ids)} ids for {len(self)} rows. Embed again, with --resume."
+                )
         return self._ids
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -101,8 +103,16 @@ class EmbeddingStore:
         path = shard_file(self.folder, number, "npy")
         shape, kind = (shard["rows"], self.dimensions), self.manifest["type"]
         values = _map(path, shape, kind)
-        scales = _map(shard_file(self.folder, number, "scales.npy"), shape[:1], "float32") if kind == "int8" else None
-        return values, scales
+        return values, _map_scales(self.folder, number, shard, self.manifest)
+
+
+def _map_scales(
+    folder: Path, number: int, shard: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> NDArray[np.float32] | None:
+    """Map the scales of a shard, where its type has them."""
+    if manifest["type"] != "int8":
+        return None
+    return _map(shard_file(folder, number, "scales.npy"), (shard["rows"],), "float32")
 
 
 def _map(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
@@ -116,7 +126,7 @@ def _map(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
             f"{path} is cut short or damaged: {error}. Remove it and embed again, with --resume."
         ) from None
     if array.shape != shape or array.dtype != kind:
-        raise InputError(f"{path} is {array.dtype} {array.shape}; expected {kind} {shape}. Embed again.")
+        raise InputError(f"{path} is {array.dtype} {array.shape}; expected {kind} {shape}. Embed again, with --resume.")
     return array
 
 
@@ -163,69 +173,97 @@ def write_store(
     """Embed (id, text) pairs, a shard at a time.
 
     `about` is what the embeddings depend on, with the run's digest as "run"; a resumed call must have the same.
-    Raises InputError for a duplicate id and where `folder` has other embeddings.
+    Raises InputError where `folder` has other embeddings. Where nothing is embedded, nothing stays.
     """
     if options.type not in TYPES:
         raise ConfigError(f"{options.type} is no type of embeddings; give {', '.join(TYPES)}.")
+    if options.shard_size < 1 or (options.dimensions or 1) < 1 or options.dimensions == 0:
+        raise ConfigError(f"{options.shard_size} texts of {options.dimensions} dimensions: give 1 or more of each.")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder) as is_free:
         if is_free is False:
             raise InputError(f"another process writes to {folder}. Wait for it, or name another folder.")
         job = {**about, "type": options.type, "shard_size": options.shard_size, "requested": options.dimensions}
         manifest = _claim(folder, job, resume=resume)
-        stream, seen, number = iter(texts), set[str](), 0
-        while chunk := list(islice(stream, options.shard_size)):
-            for name, _ in chunk:
-                if name in seen:
-                    raise InputError(f"the id {name!r} is that of several texts. Give each its own.")
-                seen.add(name)
-            if number >= len(manifest["shards"]):
-                vectors = reduced(embed([text for _, text in chunk]), options.dimensions)
-                manifest["dimensions"] = int(vectors.shape[1])
-                manifest["shards"].append(
-                    _write_shard(folder, number, [name for name, _ in chunk], vectors, options.type)
-                )
-                atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))
-            if progress is not None:
-                progress(len(seen))
-            number += 1
-        if not number:
-            raise InputError("there is no text to embed.")
+        try:
+            _write_shards(folder, iter(texts), embed, manifest=manifest, options=options, progress=progress)
+        except MegabertError:
+            if not manifest["shards"]:
+                (folder / MANIFEST).unlink()
+                if is_new:
+                    folder.rmdir()
+            raise
         atomic_write(folder / MANIFEST, json.dumps(manifest | {"complete": True}, indent=1))
     return EmbeddingStore(folder)
 
 
+def _write_shards(
+    folder: Path,
+    stream: Iterator[tuple[str, str]],
+    embed: Embed,
+    *,
+    manifest: dict[str, Any],
+    options: StoreOptions,
+    progress: Progress | None,
+) -> None:
+    """Write the shards that the manifest lacks, and add them to it."""
+    number = done = 0
+    while chunk := list(islice(stream, options.shard_size)):
+        done += len(chunk)
+        is_new = number >= len(manifest["shards"])
+        vectors = reduced(embed([text for _, text in chunk]), options.dimensions) if is_new else None
+        ids, path = "".join(f"{name}\n" for name, _ in chunk), shard_file(folder, number, "ids")
+        if not path.is_file() or path.read_bytes() != ids.encode():
+            atomic_write(path, ids)
+        if vectors is not None:
+            manifest["dimensions"] = int(vectors.shape[1])
+            manifest["shards"].append(_write_shard(folder, number, vectors, options.type))
+            atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))
+        if progress is not None:
+            progress(done)
+        number += 1
+    if not number:
+        raise InputError("there is no text to embed.")
+
+
 def _claim(folder: Path, job: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     """Return the manifest to continue, or a new one."""
-    if not (folder / MANIFEST).exists():
-        if any(TEMPORARY not in item.name for item in folder.iterdir()):
-            raise InputError(f"{folder} is not empty, and has no embeddings. Name a new folder.")
+    is_there = (folder / MANIFEST).exists()
+    if not is_there and any(TEMPORARY not in item.name for item in folder.iterdir()):
+        raise InputError(f"{folder} is not empty, and has no embeddings. Name a new folder.")
+    manifest = read_manifest(folder) if is_there else {"shards": []}
+    if not manifest["shards"]:  # nor those of a command that was killed in its first shard
         manifest = {**job, "complete": False, "shards": []}
         atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))  # before a shard, so that a kill leaves both
         return manifest
-    manifest = read_manifest(folder)
     if not resume:
         raise InputError(f"{folder} has embeddings. Add --resume to complete them, or name another folder.")
     if other := [name for name, value in job.items() if manifest.get(name, value) != value]:
         found, wanted = manifest.get(other[0]), job[other[0]]
         raise InputError(f"{folder} was begun with {other[0]} {found!r}, not {wanted!r}. Name another folder.")
-    pairs = takewhile(lambda pair: _is_whole(folder, *pair), enumerate(manifest["shards"]))
+    pairs = takewhile(lambda pair: _is_whole(folder, *pair, manifest), enumerate(manifest["shards"]))
     return manifest | {"shards": [shard for _, shard in pairs]}
 
 
-def _is_whole(folder: Path, number: int, shard: Mapping[str, Any]) -> bool:
+def _is_whole(folder: Path, number: int, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     path = shard_file(folder, number, "npy")
-    return path.is_file() and file_sha256(path) == shard["sha256"]
+    if not path.is_file() or file_sha256(path) != shard["sha256"]:
+        return False
+    try:
+        _map_scales(folder, number, shard, manifest)
+    except InputError:
+        return False
+    return True
 
 
-def _write_shard(folder: Path, number: int, ids: list[str], vectors: NDArray[np.float32], kind: str) -> dict[str, Any]:
+def _write_shard(folder: Path, number: int, vectors: NDArray[np.float32], kind: str) -> dict[str, Any]:
     values, scales = quantized(vectors, kind)
     if scales is not None:
         atomic_write(shard_file(folder, number, "scales.npy"), _npy(scales))
-    atomic_write(shard_file(folder, number, "ids"), "".join(f"{name}\n" for name in ids))
     content = _npy(values)
     atomic_write(shard_file(folder, number, "npy"), content)
-    return {"rows": len(ids), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"rows": len(vectors), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _npy(array: NDArray[Any]) -> bytes:

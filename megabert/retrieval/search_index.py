@@ -65,7 +65,7 @@ class SearchIndex:
             self.document = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
             self.ids = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
             parts = self.document["parts"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{folder} is no complete index. Make it by megabert index build.") from None
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{folder} is damaged. Build the index again.") from None

@@ -21,8 +21,8 @@ def tune(
     best, best_score = {"k1": K1_VALUES[0], "b": B_VALUES[0]}, -1.0
     judged = {name: text for name, text in queries.items() if name in qrels}
     for number, (k1, b) in enumerate(grid, 1):
-        run = {
-            name: {ids[row]: score for row, score in index.search(text, DEPTH, k1=k1, b=b)}
+        run = {  # by ranks, which decide equal scores as a search does
+            name: {ids[row]: -rank for rank, (row, _) in enumerate(index.search(text, DEPTH, k1=k1, b=b))}
             for name, text in judged.items()
         }
         score = average(score_run(qrels, run))["ndcg_cut_10"]

@@ -20,7 +20,7 @@ from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names
 from ..formats.json_lines import is_json_lines, read_json_lines
 from ..formats.passages import iterate_texts, read_candidates, read_texts
-from ..formats.relevance import check_documents, read_qrels, read_run
+from ..formats.relevance import check_documents, check_judged, read_qrels, read_run
 from ..formats.rows import Row
 from ..metrics.retrieval import average, mrr_at_10, ranked, score_run
 from .task import ExampleType, Logits, Task
@@ -255,6 +255,7 @@ def read_judged(data: RetrievalData) -> tuple[list[RetrievalExample], dict[str, 
         raise ConfigError("Scores need judgements: model.validation_ds.qrels=FILE, or query_to_passages=FILE.")
     if unknown := sorted(set(qrels) - set(queries)):
         raise InputError(f"{data.qrels}: the query {unknown[0]!r} is not in {data.queries}.")
+    check_judged(qrels, queries, passages, Path(data.qrels or data.query_to_passages))
     examples = []
     for query, grades in qrels.items():
         names = tuple(candidates.get(query, ()))

@@ -9,6 +9,7 @@ from megabert.cli import main
 PASSAGES = "p1\tMarie Curie found radium.\np2\tThe Seine is a river in Paris.\np3\tWarsaw is a city.\n"
 QUERIES = "q1\twho found radium\nq2\trivers of paris\n"
 QRELS = "q1 0 p1 1\nq2 0 p2 2\n"
+TUNE = ["index", "build", "c.tsv", "-o", "X", "--tune", "q.tsv", "qrels.txt"]
 
 
 @pytest.fixture
@@ -75,9 +76,30 @@ def test_passages_with_answers_are_counted(folder, capsys):
          "document 'p9' of query 'q1' is not in the collection"),
         ("qrels.txt", "q1 p1\n", ["score", "retrieval", "qrels.txt", "q.tsv"], "qrels.txt:1: 2 fields"),
         ("x", "", ["search", "nowhere", "q.tsv"], "nowhere is no complete index"),
+        ("x", "", ["search", "q.tsv", "q.tsv"], "q.tsv is no complete index"),
+        ("x", "", ["embed", "RUN", "none.tsv", "-o", "X"], "none.tsv cannot be read"),
+        ("x", "\n \n", ["embed", "RUN", "x", "-o", "X"], "x has no text"),
+        ("c.tsv", "p1\ta\np1\tb\n", ["embed", "megabert-mini-uncased", "c.tsv", "-o", "X"], "c.tsv:2: the id"),
+        ("qrels.txt", "q1 0 p7 1\n", [*TUNE], "qrels.txt: no judged passage is known, such as 'p7'"),
+        ("qrels.txt", "q7 0 p1 1\n", [*TUNE], "qrels.txt: no judged query is known, such as 'q7'"),
+        ("qrels.txt", "q1 0 p1\n", [*TUNE, "--run", "none"], "qrels.txt:1: the grade is 'p1'"),
     ],
 )  # fmt: skip
 def test_bad_input_has_one_message_with_place_and_remedy(folder, file, content, words, expected, capsys):
     (folder / file).write_text(content)
     error = message(words, 65, capsys)
     assert expected in error and error.count("\n") == 1
+    assert not (folder / "X").exists()
+
+
+def test_a_query_is_given_itself(folder, capsys):
+    assert main(["index", "build", "c.tsv", "-o", "INDEX"]) == 0
+    capsys.readouterr()
+    assert main(["search", "INDEX", "radium " * 50, "-k", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["passages"][0]["id"] == "p1"
+    assert "the query is blank" in message(["search", "INDEX", " "], 64, capsys)
+    assert "--batch_size 0" in message(
+        ["embed", "megabert-mini-uncased", "c.tsv", "-o", "X", "--batch_size", "0"], 64, capsys
+    )
+    (folder / "qrels.txt").write_text(QRELS + "q1 0 p9 1\n")
+    assert "1 of 3 judged passage ids are unknown, such as 'p9'" in message(TUNE, 0, capsys)

@@ -43,7 +43,7 @@ def test_search_finds_the_rows_of_the_largest_products(tmp_path, kind, tolerance
 def test_equal_scores_come_in_the_order_of_rows(tmp_path):
     made = write_store(
         tmp_path / "emb", TEXTS, lambda texts: np.ones((len(texts), 2), np.float32), about={"run": ""},
-        options=StoreOptions("float32", shard_size=3),
+        options=StoreOptions("float32", shard_size=90),
     )  # fmt: skip
     assert search(made, np.ones((1, 2), np.float32), 5)[1].tolist() == [[0, 1, 2, 3, 4]]
 
@@ -99,7 +99,7 @@ def test_an_interrupted_embedding_resumes_with_the_same_bytes(tmp_path):
 
 
 def test_an_embedding_killed_in_its_first_shard_resumes(tmp_path):
-    whole = store(tmp_path / "whole")
+    whole = store(tmp_path / "whole", "int8")
     folder = tmp_path / "emb"
     folder.mkdir()
     (folder / ".manifest.json.tmp-0").write_text("{")
@@ -107,19 +107,23 @@ def test_an_embedding_killed_in_its_first_shard_resumes(tmp_path):
     def kill(texts):
         raise KeyboardInterrupt
 
-    arguments = {"about": {"run": "abc"}, "options": StoreOptions("float32", shard_size=256)}
+    arguments = {"about": {"run": "abc"}, "options": StoreOptions("int8", shard_size=256)}
     with pytest.raises(KeyboardInterrupt):
         write_store(folder, TEXTS, kill, **arguments)
     (folder / "shard-00000.ids").write_text("")
-    write_store(folder, TEXTS, embed, **arguments, resume=True)
-    (folder / "shard-00001.npy").unlink()  # what is missing is made again, as the message about it says
-    write_store(folder, TEXTS, embed, **arguments, resume=True)
+    write_store(folder, TEXTS, embed, **arguments)  # nothing is there that other settings could spoil
+    for name in ("shard-00001.npy", "shard-00002.ids", "shard-00002.scales.npy"):
+        for content in (b"", (folder / name).read_bytes()[:-3]):
+            (folder / name).write_bytes(content)
+            with pytest.raises(InputError, match="with --resume"):
+                EmbeddingStore(folder).ids()
+            write_store(folder, TEXTS, embed, **arguments, resume=True)  # as the message says
     assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
     for file in whole.folder.iterdir():
         assert file.read_bytes() == (folder / file.name).read_bytes()
 
 
-def test_a_shard_cut_short_and_duplicate_ids_are_named(tmp_path):
+def test_a_shard_cut_short_is_named(tmp_path):
     made = store(tmp_path / "emb")
     path = tmp_path / "emb" / "shard-00001.npy"
     path.write_bytes(path.read_bytes()[:500])
@@ -131,8 +135,26 @@ def test_a_shard_cut_short_and_duplicate_ids_are_named(tmp_path):
     (made.folder / "manifest.json").write_text(json.dumps({"shards": 3}))
     with pytest.raises(InputError, match="no manifest"):
         EmbeddingStore(made.folder)
-    with pytest.raises(InputError, match="'d1' is that of several texts"):
-        store(tmp_path / "twice", texts=[("d1", "1"), ("d1", "2")])
+
+
+def test_nothing_stays_where_nothing_is_embedded(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(ConfigError, match="8 dimensions; 9 of them cannot be kept"):
+            store(tmp_path / name, dimensions=9)
+        with pytest.raises(InputError, match="no text to embed"):
+            store(tmp_path / name, texts=[])
+    with pytest.raises(ConfigError, match="give 1 or more"):
+        store(tmp_path / "new", dimensions=0)
+    assert [file.name for file in tmp_path.rglob("*")] == ["there"]
+
+    def texts():
+        yield from TEXTS[:300]
+        raise InputError("bad line")
+
+    with pytest.raises(InputError, match="bad line"):
+        store(tmp_path / "part", texts=texts())
+    assert len(json.loads((tmp_path / "part" / "manifest.json").read_text())["shards"]) == 1
 
 
 def test_reduced_vectors_keep_their_norm():
