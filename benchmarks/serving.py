@@ -251,15 +251,14 @@ def processor_seconds(process: subprocess.Popen[str]) -> float:
 
 def by_turns(
     servers: Mapping[str, tuple[subprocess.Popen[str], int]], groups: list[list[str]], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Let servers answer the same requests by turns; rates of each, their spread over the slices, and the ratio."""
+) -> Iterator[dict[str, Any]]:
+    """Let servers answer the same requests by turns; yields after each turn of all the rates of each so far."""
     requests = [request("/embed", {"inputs": group}) for group in groups]
     sent = [index % len(requests) for index in range(arguments.slice_requests)]
-    num_texts = sum(len(groups[index]) for index in sent)
+    counts = {"requests": len(sent), "texts": sum(len(groups[index]) for index in sent), "tokens": 0}
     seconds: dict[str, list[float]] = {name: [] for name in servers}
     waits: dict[str, list[float]] = {name: [] for name in servers}
     used = dict.fromkeys(servers, 0.0)
-    tokens = 0
     for number in range(-1, arguments.slices):  # the first, a short one, is warm-up
         for name, (process, port) in list(servers.items())[:: -1 if number % 2 else 1]:
             own = iter([requests[index] for index in (sent if number >= 0 else sent[:32])])
@@ -271,25 +270,32 @@ def by_turns(
                 seconds[name].append(time.monotonic() - began)
                 used[name] += processor_seconds(process) - before
                 waits[name] += [1000 * row[1] for row in rows]
-                tokens = max(tokens, sum(row[3] for row in rows))  # the rival does not count them
+                counts["tokens"] = max(counts["tokens"], sum(row[3] for row in rows))  # the rival does not count them
+        if number >= 0:
+            yield {**counts, "slices": number + 1, **compared(counts, seconds, waits, used)}
 
-    def rates(count: float, times: list[float]) -> list[float]:
-        """Return the rate over all slices, the lowest and the highest of one."""
-        return [round(count * len(times) / sum(times), 2), round(count / max(times), 2), round(count / min(times), 2)]
 
-    found: dict[str, Any] = {"requests": len(sent), "texts": num_texts, "tokens": tokens, "slices": arguments.slices}
+def compared(
+    counts: Mapping[str, int],
+    seconds: Mapping[str, list[float]],
+    waits: Mapping[str, list[float]],
+    used: Mapping[str, float],
+) -> dict[str, Any]:
+    """Compute rates over all slices, with the lowest and the highest of one, and how often they are the rival's."""
+    found: dict[str, Any] = {}
     for name, times in seconds.items():
         found[name] = {
-            "requests_per_second": rates(len(sent), times),
-            "texts_per_second": rates(num_texts, times),
-            "tokens_per_second": rates(tokens, times),
-            "p50_ms": round(float(np.percentile(waits[name], 50)), 1),
-            "p99_ms": round(float(np.percentile(waits[name], 99)), 1),
-            "processor_ms_per_request": round(1000 * used[name] / len(times) / len(sent), 1),
+            f"{kind}_per_second": [
+                round(count * factor, 2) for factor in (len(times) / sum(times), 1 / max(times), 1 / min(times))
+            ]
+            for kind, count in counts.items()
         }
+        for percent in (50, 99):
+            found[name][f"p{percent}_ms"] = round(float(np.percentile(waits[name], percent)), 1)
+        found[name]["processor_ms_per_request"] = round(1000 * used[name] / len(times) / counts["requests"], 1)
         pairs = [theirs / ours for ours, theirs in zip(times, seconds["rival"], strict=True)]
-        ratio = sum(seconds["rival"]) / sum(times)
-        found[name]["times_the_rival"] = [round(value, 2) for value in (ratio, min(pairs), max(pairs))]
+        ratios = (sum(seconds["rival"]) / sum(times), min(pairs), max(pairs))
+        found[name]["times_the_rival"] = [round(value, 2) for value in ratios]
     return found
 
 
@@ -343,7 +349,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.rival:
             servers["rival"] = start("rival", arguments, keep)
         if arguments.rival:
-            keep("by turns", by_turns(servers, groups, arguments))
+            for rates in by_turns(servers, groups, arguments):
+                keep("by turns", rates)
         else:
             port = servers["server"][1]
             keep("throughput", measure(port, requests, arguments.clients, arguments.seconds, arguments.generators))
