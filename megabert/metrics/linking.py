@@ -31,7 +31,7 @@ def accuracy_scores(mentions: Sequence[RankedMention], ranks: Sequence[int] = RA
     """Score rankings in per cent: over all mentions, and as SUBSET/... over each subset.
 
     acc@k is BioSyn's: each part has a candidate with any of the gold identifiers among the first k names.
-    concept_acc@k counts distinct concepts instead of names; all_acc@k asks for each gold identifier.
+    concept_acc@k counts distinct concepts instead of names; all_acc@k requires each gold identifier.
     """
     if not mentions:
         raise InputError("There is nothing to score.")

@@ -23,7 +23,7 @@ def dialogue_scores(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Return metrics in per cent with counts, and the official scorer's of all its groups, from 0 to 1.
 
-    `training` says of services how the training data has them; others are unseen. Raises InputError without states.
+    `training` maps services to how the training data has them; others are unseen. Raises InputError without states.
     """
     require_states(list(gold.values()))
     kinds = {kind: frozenset(name for name, own in training.items() if own == kind) for kind in (TRAINED, ONLY_SCHEMA)}
