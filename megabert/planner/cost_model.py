@@ -314,7 +314,9 @@ class Estimate:
         head = 0.0
         if num_targets:
             head = group.all_reduce_seconds(num_targets * hidden * workload.width, gpu, implementation)
-        return (1 - implementation.tensor_overlap) * (per_layer * workload.shape.num_layers + 1) * one + head
+        is_chunked = layout.sequence and group.size <= group.per_node
+        overlap = implementation.sequence_overlap if is_chunked else implementation.tensor_overlap
+        return (1 - overlap) * (per_layer * workload.shape.num_layers + 1) * one + head
 
     def _data_communication(self, compute: float, backward: float) -> float:
         """Time the exposed communication of gradients and, with fsdp, of weights."""

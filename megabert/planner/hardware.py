@@ -93,10 +93,10 @@ class Implementation:
 
     Fitted to sixteen measured steps of megabert on one and two H100s (docs/scaling.md), together with the GPU's
     matmul_rate: exposed_matmul_traffic, matmul_overhead, attention_efficiency, elementwise_efficiency, norm_bytes,
-    fixed_seconds, tensor_overlap, fsdp_copy_bytes. host_seconds is from a compiled step of 24 layers that took 55 ms,
-    twice the time of its kernels, fsdp_host_seconds from one with FSDP that took 117 ms, its kernels 28,
-    uncaptured_idle_seconds and fsdp_tensor_idle_seconds from steps of two and four GPUs. fsdp_overlap
-    and both latencies are assumed. The rest follows from the code.
+    fixed_seconds, tensor_overlap, fsdp_copy_bytes; sequence_overlap to four steps on two and four H200s. host_seconds
+    is from a compiled step of 24 layers that took 55 ms, twice the time of its kernels, fsdp_host_seconds from one with
+    FSDP that took 117 ms, its kernels 28, uncaptured_idle_seconds and fsdp_tensor_idle_seconds from steps of two and
+    four GPUs. fsdp_overlap and both latencies are assumed. The rest follows from the code.
     """
 
     exposed_matmul_traffic: float = 0.32
@@ -150,6 +150,8 @@ class Implementation:
     """Share of the gradient all-reduce that may overlap with the backward pass."""
     tensor_overlap: float = 0.15
     """Share of tensor-axis communication that overlaps with matmuls."""
+    sequence_overlap: float = 0.4
+    """The same with sequence parallelism inside a node, where copies of chunks do so (parallel/sequence_shards.py)."""
     fsdp_overlap: float = 0.75
     """Share of FSDP's all-gathers and reduce-scatters that overlaps with compute."""
     fsdp_copy_bytes: float = 45.0

@@ -91,8 +91,8 @@ def test_fsdp_shards_sixteen_bytes_of_each_weight():
     assert one.activations == shared.activations
 
 
-# The rows of H100s were measured before layers were fused.
-COMPILED = replace(MEGABERT, fused_norm_bytes=0.0)
+# The rows of H100s were measured before layers were fused, and copies between GPUs overlapped with matmuls of chunks.
+COMPILED = replace(MEGABERT, fused_norm_bytes=0.0, sequence_overlap=MEGABERT.tensor_overlap)
 # Measured on one H100 (docs/performance.md): the lengths are those of benchmarks/common.py's squad_like_lengths.
 MEASURED = {
     "fine-tuning, 32 sequences": (MicroBatch(32, 5186, 1_345_536, 984_799), False, 27.59e-3, 9.0e9),
@@ -134,6 +134,28 @@ def test_measured_steps_on_two_gpus_are_predicted(name, layout, num_sequences, m
     actual = estimate(NETWORKS[name], MicroBatch.uniform(num_sequences, 512), implementation=COMPILED, **layout)
     assert 1000 * actual.time.total == pytest.approx(milliseconds, rel=0.08)
     assert actual.memory.total / 1e9 == pytest.approx(gigabytes, rel=0.13)
+
+
+# Measured on four H200s of one machine, likewise, with the implementation of today; fsdp has whole weights.
+ON_H200 = [
+    ("345m", {}, 64, 140.4),
+    ("345m", {"gpus": 4}, 64, 151.6),
+    ("345m", {"gpus": 4, "fsdp": 4}, 64, 148.0),
+    ("345m", {"gpus": 2, "tensor": 2, "sequence": True}, 128, 186.5),
+    ("345m", {"gpus": 4, "tensor": 4, "sequence": True}, 256, 256.0),
+    ("1.3b", {}, 32, 230.5),
+    ("1.3b", {"gpus": 4}, 32, 253.0),
+    ("1.3b", {"gpus": 4, "fsdp": 4}, 32, 247.5),
+    ("1.3b", {"gpus": 2, "tensor": 2, "sequence": True}, 64, 277.5),
+    ("1.3b", {"gpus": 4, "tensor": 4, "sequence": True}, 128, 307.7),
+]
+
+
+@pytest.mark.parametrize(("name", "layout", "num_sequences", "milliseconds"), ON_H200)
+def test_measured_steps_on_h200s_are_predicted(name, layout, num_sequences, milliseconds):
+    batch = MicroBatch.uniform(num_sequences, 512)
+    actual = estimate(NETWORKS[name], batch, gpu=GPUS["h200"], **layout).with_kept_weights()
+    assert 1000 * actual.time.total == pytest.approx(milliseconds, rel=0.08)
 
 
 # Measured on four H100s of one machine, likewise.
