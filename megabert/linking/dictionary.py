@@ -1,8 +1,8 @@
 """Dictionary: concepts with identifiers and names in a folder of memory-mapped files, opened in milliseconds.
 
 dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bin (UTF-8, one after the other) with
-their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and of their numbers, and
-the n-gram index.
+their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and of their numbers,
+the n-gram index, and words that stand for each other.
 """
 
 from collections import Counter
@@ -20,10 +20,10 @@ from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
 from .candidates import NameCandidate
 from .gram_index import GramIndex
-from .name_keys import has_key, key_hashes, normalized, series, series_keys
+from .name_keys import has_key, key_hashes, normalized, series, series_keys, words_key
 
 VERSION = 5
-META = "dictionary.json"
+META, SYNONYMS = "dictionary.json", "synonyms.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
 CACHED_CANDIDATES = 100_000
@@ -146,6 +146,21 @@ class Dictionary:
              if has_key(normalized(self.name(name)), key)] if first < last else []
             for key, first, last in zip(keys, *(places.tolist() for places in ends), strict=True)
         ]  # fmt: skip
+
+    def synonym_keys(self, key: str) -> dict[str, float]:
+        """Return the keys of a normalized name's words with one replaced by a synonym, with its share."""
+        found: dict[str, float] = {}
+        words = set(key.split())
+        for word in sorted(words) if len(words) > 1 else ():
+            for other, share in self._synonyms.get(word, {}).items():
+                changed = words_key(words - {word} | {other})
+                found[changed] = max(found.get(changed, 0.0), share)
+        return found
+
+    @cached_property
+    def _synonyms(self) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = parse_sealed((self.folder / SYNONYMS).read_bytes(), SYNONYMS)["synonyms"]
+        return found
 
     def in_series(self, key: str) -> list[int]:
         """Return the names with the number of a normalized name in the same series or in one that runs parallel to it.
