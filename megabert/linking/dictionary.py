@@ -43,6 +43,8 @@ class Dictionary:
     arrays: dict[str, NDArray[Any]]
     name_bytes: NDArray[np.uint8]
     id_bytes: NDArray[np.uint8]
+    synonyms: dict[str, dict[str, float]]
+    """Words that may take a word's place, with the share of pairs of names that are of one concept then."""
 
     @classmethod
     def open(cls, folder: str | Path) -> "Dictionary":
@@ -53,13 +55,14 @@ class Dictionary:
             arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
             blobs = [np.asarray(np.memmap(folder / f"{name}.bin", np.uint8, "r")) for name in ("names", "ids")]
             grams = GramIndex.open(folder)
+            synonyms = parse_sealed((folder / SYNONYMS).read_bytes(), str(folder / SYNONYMS))["synonyms"]
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None
         found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.name_vectors))
         expected = (meta["names"], meta["concepts"], int(arrays["name_ends"][-1]), meta["names"])
         if found != expected:
             raise CheckpointError(f"{folder} is damaged: sizes {found} for {expected}. Build the dictionary again.")
-        return cls(folder, meta, grams, arrays, *blobs)
+        return cls(folder, meta, grams, arrays, *blobs, synonyms)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder's name: each process maps the files itself."""
@@ -152,14 +155,9 @@ class Dictionary:
         found: dict[str, float] = {}
         words = set(key.split())
         for word in sorted(words) if len(words) > 1 else ():
-            for other, share in self._synonyms.get(word, {}).items():
+            for other, share in self.synonyms.get(word, {}).items():
                 changed = words_key(words - {word} | {other})
                 found[changed] = max(found.get(changed, 0.0), share)
-        return found
-
-    @cached_property
-    def _synonyms(self) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = parse_sealed((self.folder / SYNONYMS).read_bytes(), SYNONYMS)["synonyms"]
         return found
 
     def in_series(self, key: str) -> list[int]:
