@@ -2,9 +2,10 @@
 
 A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
 first; one whose initials it is, or that has a synonym of one of its words, comes before those that are only similar;
-other names are ranked by the weighted sum of both similarities. A composite mention is split where its parts are found better than the whole. A CandidateRanker,
-where one was learned, orders the first candidates anew and decides on splits. The score of a link is the probability
-that it is right; below a threshold it is NIL. Same dictionary, run and mention, same result.
+other names are ranked by the weighted sum of both similarities. A composite mention is split where its parts are found
+better than the whole. A CandidateRanker, where one was learned, orders the first candidates anew and decides on splits.
+The score of a link is the probability that it is right; below a threshold it is NIL. Same dictionary, run and mention,
+same result.
 """
 
 import math
