@@ -5,6 +5,7 @@ their ends, the ends of each concept's names, species, the hashes of the names' 
 the n-gram index, and words that stand for each other.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Dictionary:
             arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
             blobs = [np.asarray(np.memmap(folder / f"{name}.bin", np.uint8, "r")) for name in ("names", "ids")]
             grams = GramIndex.open(folder)
-            synonyms = parse_sealed((folder / SYNONYMS).read_bytes(), str(folder / SYNONYMS))["synonyms"]
+            synonyms = json.loads((folder / SYNONYMS).read_bytes())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None
         found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.name_vectors))

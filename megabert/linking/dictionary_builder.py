@@ -307,4 +307,4 @@ def _write_synonyms(folder: Path, keys: Callable[[int, int], Sequence[str]]) -> 
     concepts = np.searchsorted(ends, np.arange(len(is_listed)), side="right").tolist()
     names = zip(keys(0, len(is_listed)), concepts, is_listed.tolist(), strict=True)
     found = word_synonyms((name, concept) for name, concept, is_one in names if is_one)
-    atomic_write(folder / SYNONYMS, sealed({"synonyms": found}))
+    atomic_write(folder / SYNONYMS, json.dumps(found, ensure_ascii=False).encode())
