@@ -1,10 +1,11 @@
 """Dictionary: concepts with identifiers and names in a folder of memory-mapped files, opened in milliseconds.
 
 dictionary.json (sealed: version, counts, sources, digest), names.bin and ids.bin (UTF-8, one after the other) with
-their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and of their numbers, and
-the n-gram index.
+their ends, the ends of each concept's names, species, the hashes of the names' keys, sorted, and of their numbers,
+the n-gram index, and words that stand for each other.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from ..errors import CheckpointError, InputError
 from ..json_documents import parse_sealed
 from .candidates import NameCandidate
 from .gram_index import GramIndex
-from .name_keys import has_key, key_hashes, normalized, series, series_keys
+from .name_keys import has_key, key_hashes, normalized, series, series_keys, words_key
 
 VERSION = 5
-META = "dictionary.json"
+META, SYNONYMS = "dictionary.json", "synonyms.json"
 CACHED_SPECIES = 16
 """Sets of taxa whose names are remembered."""
 CACHED_CANDIDATES = 100_000
@@ -43,6 +44,8 @@ class Dictionary:
     arrays: dict[str, NDArray[Any]]
     name_bytes: NDArray[np.uint8]
     id_bytes: NDArray[np.uint8]
+    synonyms: dict[str, dict[str, float]]
+    """Words that may take a word's place, with the share of pairs of names that are of one concept then."""
 
     @classmethod
     def open(cls, folder: str | Path) -> "Dictionary":
@@ -53,13 +56,14 @@ class Dictionary:
             arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
             blobs = [np.asarray(np.memmap(folder / f"{name}.bin", np.uint8, "r")) for name in ("names", "ids")]
             grams = GramIndex.open(folder)
+            synonyms = json.loads((folder / SYNONYMS).read_bytes())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}. Build the dictionary again.") from None
         found = (len(arrays["name_ends"]), len(arrays["concept_ends"]), len(blobs[0]), len(grams.name_vectors))
         expected = (meta["names"], meta["concepts"], int(arrays["name_ends"][-1]), meta["names"])
         if found != expected:
             raise CheckpointError(f"{folder} is damaged: sizes {found} for {expected}. Build the dictionary again.")
-        return cls(folder, meta, grams, arrays, *blobs)
+        return cls(folder, meta, grams, arrays, *blobs, synonyms)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder's name: each process maps the files itself."""
@@ -146,6 +150,16 @@ class Dictionary:
              if has_key(normalized(self.name(name)), key)] if first < last else []
             for key, first, last in zip(keys, *(places.tolist() for places in ends), strict=True)
         ]  # fmt: skip
+
+    def synonym_keys(self, key: str) -> dict[str, float]:
+        """Return the keys of a normalized name's words with one replaced by a synonym, with its share."""
+        found: dict[str, float] = {}
+        words = set(key.split())
+        for word in sorted(words) if len(words) > 1 else ():
+            for other, share in self.synonyms.get(word, {}).items():
+                changed = words_key(words - {word} | {other})
+                found[changed] = max(found.get(changed, 0.0), share)
+        return found
 
     def in_series(self, key: str) -> list[int]:
         """Return the names with the number of a normalized name in the same series or in one that runs parallel to it.

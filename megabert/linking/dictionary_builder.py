@@ -20,9 +20,10 @@ from ..formats.dictionaries.concept import Concept, DictionaryOptions
 from ..formats.dictionaries.dictionary_formats import MENTIONS, ONE_RECORD_EACH, detect, read_concepts
 from ..json_documents import sealed
 from ..storage import atomic_folder, atomic_write, file_sha256, save_array
-from .dictionary import META, VERSION, names_between
+from .dictionary import META, SYNONYMS, VERSION, names_between
 from .gram_index import BATCH_NAMES, write_gram_index
-from .name_keys import key_hashes, lookup_keys, normalized, number_hashes
+from .name_keys import key_hashes, lookup_keys, normalized, number_hashes, words_key
+from .word_synonyms import MOST_NAMES, word_synonyms
 
 MAX_NAME_BYTES = 1_000
 Progress = Callable[[int, int], None]
@@ -99,6 +100,7 @@ def build_dictionary(
 
         name_vectors = _write_hashes(folder, len(ends), keys)
         write_gram_index(folder, name_vectors, keys, progress)
+        _write_synonyms(folder, keys)
         meta["files"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         atomic_write(folder / META, sealed(meta))
     shutil.rmtree(parts_folder)
@@ -289,7 +291,7 @@ def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Seque
         hashes.append(key_hashes([key for key, _ in rows]))
         owners.append(np.array([number for _, number in rows], np.uint32))
         numbers.append(number_hashes(names))
-        word_sets.append(key_hashes([" ".join(sorted(set(name.split()))) for name in names]))
+        word_sets.append(key_hashes([words_key(name.split()) for name in names]))
     save_array(folder / "name_numbers.npy", np.concatenate(numbers))
     all_hashes = np.concatenate(hashes)
     order = np.argsort(all_hashes, kind="stable")
@@ -297,3 +299,12 @@ def _write_hashes(folder: Path, num_names: int, keys: Callable[[int, int], Seque
     save_array(folder / "key_names.npy", np.concatenate(owners)[order])
     _, firsts, numbers_of = np.unique(np.concatenate(word_sets), return_index=True, return_inverse=True)
     return np.argsort(np.argsort(firsts)).astype(np.uint32)[numbers_of]
+
+
+def _write_synonyms(folder: Path, keys: Callable[[int, int], Sequence[str]]) -> None:
+    """Write which words may take the place of which, from names that are not mentions alone."""
+    ends, is_listed = np.load(folder / "concept_ends.npy"), np.load(folder / "name_is_listed.npy")[:MOST_NAMES]
+    concepts = np.searchsorted(ends, np.arange(len(is_listed)), side="right").tolist()
+    names = zip(keys(0, len(is_listed)), concepts, is_listed.tolist(), strict=True)
+    found = word_synonyms((name, concept) for name, concept, is_one in names if is_one)
+    atomic_write(folder / SYNONYMS, json.dumps(found, ensure_ascii=False).encode())

@@ -1,10 +1,11 @@
 """Linker: mentions in, concepts of a dictionary out, by character n-grams and, with a run, by embeddings.
 
 A mention's abbreviations are written out first. A name that is the mention, its case and punctuation aside, comes
-first, and one whose initials it is comes before those that are only similar; other names are ranked by the weighted sum
-of both similarities. A composite mention is split where its parts are found better than the whole. A CandidateRanker,
-where one was learned, orders the first candidates anew and decides on splits. The score of a link is the probability
-that it is right; below a threshold it is NIL. Same dictionary, run and mention, same result.
+first; one whose initials it is, or that has a synonym of one of its words, comes before those that are only similar;
+other names are ranked by the weighted sum of both similarities. A composite mention is split where its parts are found
+better than the whole. A CandidateRanker, where one was learned, orders the first candidates anew and decides on splits.
+The score of a link is the probability that it is right; below a threshold it is NIL. Same dictionary, run and mention,
+same result.
 """
 
 import math
@@ -38,6 +39,9 @@ Disease Ontology lists among its names, 93 % are those of another name of the sa
 OTHER_NUMBER, NO_NUMBER = 0.8, 0.95
 """Factors of the similarity of names with another number in their series than the text's, and where one has none. From
 NCBI-disease's training mentions and held-out names of the Disease Ontology."""
+SYNONYM = 0.9
+"""Similarity of a name with another word in the place of one of the text's, times the share of such names that are of
+the same concept."""
 FIRST = 2.0
 """Score of names that are a text, above any similarity; 1 is shown."""
 CACHED_NAMES = 100_000
@@ -276,18 +280,21 @@ class Linker:
         return np.repeat(places, counts), names, np.minimum(scores * factors, 1.0)
 
     def _spelled(self, wanted: Sequence[SearchedText], exact: Sequence[list[int]]) -> ScoredNames:
-        """Return the names that are the texts, and of other texts the names that have these initials."""
+        """Return the names that are the texts, of other texts those of these initials, or with a synonym of a word."""
         initials = {
             place: key for place, names in enumerate(exact) if not names and (key := initialism(wanted[place][0]))
         }
         spelled = dict(zip(initials, self.dictionary.exact_names(list(initials.values())), strict=True))
         rows = []
-        for place, (names, (_, species)) in enumerate(zip(exact, wanted, strict=True)):
+        for place, (names, (text, species)) in enumerate(zip(exact, wanted, strict=True)):
             share = FIRST
             if place in spelled:
                 names = self._allowed(spelled[place], species)
                 share = INITIALS / max(len(set(self.dictionary.concepts_of(np.array(names, np.int64)).tolist())), 1)
             rows += [(place, name, share) for name in names]
+            if not names and (keys := self.dictionary.synonym_keys(normalized(text))):
+                for own, sure in zip(self.dictionary.exact_names(list(keys)), keys.values(), strict=True):
+                    rows += [(place, name, SYNONYM * sure) for name in self._allowed(own, species)]
         owners, numbers, scores = zip(*rows, strict=True) if rows else ((), (), ())
         return np.array(owners, np.int64), np.array(numbers, np.int64), np.array(scores, np.float64)
 

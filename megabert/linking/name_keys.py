@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -27,8 +27,8 @@ _THREE_LETTERS = re.compile("[a-z]{3}")
 _INITIALISM = re.compile(r"(?=(?:.*[A-Z]){2})[A-Z0-9][A-Za-z0-9-]{1,8}[A-Za-z0-9]")
 _COMMON = ("", "of the and with due to in or by a an for from", "type", "syndrome disease disorder deficiency")
 """Words that initials leave out: none, and of each group besides those before it."""
-MARK, SERIES = "\n", "\t"
-"""Begin the keys of initials and of series, which no normalized name does."""
+MARK, SERIES, WORDS = "\n", "\t", "\r"
+"""Begin the keys of initials, of series and of sets of words, which no normalized name does."""
 _PARTS = re.compile(r"\d+[a-z]?\d*(?![a-z])|\d+|[^\W\d_]+")
 _ROMAN_LETTER = re.compile(r"(i{1,3}|iv|vi{0,3}|ix|xi{0,3}|xiv|xv)([a-z]?)")
 _GREEK_NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau
@@ -75,14 +75,24 @@ def _common_form(word: str) -> str:
 
 
 def lookup_keys(key: str) -> set[str]:
-    """Return the keys by which a normalized name is found: itself, without blanks (IL-2 is IL2), initials, series."""
-    return {key, key.replace(" ", ""), *initials(key), *series_keys(*(series(key) or ()))}
+    """Return the keys by which a normalized name is found.
+
+    Itself, without blanks (IL-2 is IL2), initials, series, and its words in any order.
+    """
+    return {key, key.replace(" ", ""), *initials(key), *series_keys(*(series(key) or ())), words_key(key.split())}
+
+
+def words_key(words: Iterable[str]) -> str:
+    """Return the key of a set of words."""
+    return WORDS + " ".join(sorted(set(words)))
 
 
 def has_key(name: str, key: str) -> bool:
     """Whether a key is one of a normalized name's."""
     if key[:1] == MARK:
         return key in initials(name)
+    if key[:1] == WORDS:
+        return key == words_key(name.split())
     return key in (series_keys(*(series(name) or ())) if key[:1] == SERIES else (name, name.replace(" ", "")))
 
 

@@ -11,9 +11,10 @@ from megabert.cli import main
 from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
-from megabert.linking.linker import INITIALS, Calibration, Linker, LinkQuery
+from megabert.linking.linker import INITIALS, SYNONYM, Calibration, Linker, LinkQuery
 from megabert.linking.linker_tuning import tune
 from megabert.linking.open_linker import read_calibration
+from megabert.linking.word_synonyms import word_synonyms
 from tests.linking.conftest import build
 
 GOLD = """1|t|Duchenne muscular dystrophy (DMD) and breast and ovarian cancer.
@@ -139,6 +140,20 @@ def test_a_name_with_another_number_comes_behind_one_without(tmp_path):
     links = Linker(build(tmp_path, table)).link(["cone dystrophy 3", "cone dystrophy 8"], k=3)
     best = [link.parts[0].candidates[0].name for link in links]
     assert best == ["Cone dystrophy so", "LCDX 8"]
+
+
+def test_a_synonym_of_a_word_is_what_names_of_the_same_concepts_differ_in(tmp_path):
+    table = "".join(
+        f"LAB:{n}||{organ} neoplasm|tumor of {organ}|{organ} tumor\n" for n, organ in enumerate(["skin", "bone"])
+    )
+    opened = build(tmp_path, table + "LAB:5||Jaw neoplasm\nLAB:6||Jaw tumorlet\nLAB:7||skin lesion 1|skin lesion 2\n")
+    assert opened.synonym_keys("tumor jaw") == {"\rjaw neoplasm": 1.0}
+    assert opened.synonym_keys("tumor") == opened.synonym_keys("1 lesion") == {}
+    link = Linker(opened).link(["jaw tumors"])[0]
+    assert (link.name, link.parts[0].similarity) == ("Jaw neoplasm", SYNONYM)
+    pairs = [("big toe", 1), ("large toe", 1), ("big ear", 2), ("large ear", 2)]
+    assert word_synonyms(pairs) == {"big": {"large": 1.0}, "large": {"big": 1.0}}
+    assert word_synonyms([*pairs, ("big eye", 3), ("large eye", 4)]) == {}  # of two pairs in three
 
 
 def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):

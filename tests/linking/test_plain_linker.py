@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from megabert.linking import gram_index
-from megabert.linking.linker import INITIALS, NO_NUMBER, OTHER_NUMBER, Linker
-from megabert.linking.name_keys import gram_hashes, initialism, initials, normalized, series
+from megabert.linking.linker import INITIALS, NO_NUMBER, OTHER_NUMBER, SYNONYM, Linker
+from megabert.linking.name_keys import gram_hashes, initialism, initials, normalized, series, words_key
 from tests.linking.conftest import build
 
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "ru"]
@@ -56,6 +56,7 @@ class PlainLinker:
         find = self.dictionary.exact
         exact = find(key) or find(key.replace(" ", "")) or self.dictionary.in_series(key)
         spelled = [place for place, name in enumerate(self.keys) if own in initials(name)] if not exact else []
+        changed = {} if exact or spelled else self.dictionary.synonym_keys(key)
         rows = []
         for place, name in enumerate(self.keys):
             score = self.similarity(place, wanted, rarest)
@@ -63,6 +64,7 @@ class PlainLinker:
             score *= 1 if mine == other else OTHER_NUMBER if mine and other else NO_NUMBER
             if place in spelled:
                 score = max(score, INITIALS / len({self.concepts[item] for item in spelled}))
+            score = max(score, SYNONYM * changed.get(words_key(name.split()), 0))
             score = min(max(score, float(place in exact)), 1.0)
             concept = self.concepts[place]
             order = place != self.concepts.index(concept), -self.concepts.count(concept), place
@@ -74,12 +76,16 @@ class PlainLinker:
 @pytest.mark.parametrize("most_entries", [30, 300, 100_000])
 def test_names_are_those_of_plain_arithmetic(tmp_path, monkeypatch, most_entries):
     rng = np.random.default_rng(most_entries)
-    table = "".join(f"LAB:{n}||{'|'.join(random_name(rng) for _ in range(rng.integers(1, 4)))}\n" for n in range(80))
+    names = [[random_name(rng) for _ in range(rng.integers(1, 4))] for _ in range(80)]
+    for number, own in enumerate(names):  # bafo and digu stand for each other
+        own += [f"bafo {own[0]}", f"digu {own[0]}"] * (number % 9 == 0)
+    table = "".join(f"LAB:{number}||{'|'.join(own)}\n" for number, own in enumerate(names))
     dictionary = build(tmp_path, table)
     monkeypatch.setattr(gram_index, "MAX_POSTINGS", most_entries)
     names = dictionary.names(0, len(dictionary))
     texts = [random_name(rng) for _ in range(15)] + names[:3] + [name[1:] for name in names[:10]]
     texts += [" ".join(reversed(name.split())) for name in names[10:20]] + ["BFL", "CBF"]
+    texts += [f"digu {name}" for name in names[:8]]
     links = {k: Linker(dictionary).link(texts, k=k) for k in (1, 6)}
     plain = PlainLinker(dictionary, most_entries)
     for place, text in enumerate(texts):
