@@ -74,7 +74,11 @@ def choose(predictor: Predictor, lower: Predictor, folder: Path | None) -> Preci
     places = (folder, folder.parent.parent) if folder else ()
     files = [place / VALIDATION for place in places if (place / VALIDATION).is_file()]
     if predictor.task.is_embedding:
-        return _compare_embeddings(predictor, lower, files[0] if files else SAMPLE)
+        file = files[0] if files else SAMPLE
+        try:
+            return _compare_embeddings(predictor, lower, file)
+        except MegabertError as error:
+            return PrecisionChoice("32", f"bfloat16 cannot be compared on {file.name} ({error}); {hint}.")
     if not files or predictor.session.needs_targets or not predictor.task.input_fields:
         return PrecisionChoice("32", f"the run has no {VALIDATION} on which bfloat16 can be compared; {hint}.")
     try:

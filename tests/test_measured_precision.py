@@ -160,12 +160,15 @@ def test_equal_embeddings_take_bfloat16(embedder):
     assert measured_precision.MIN_COSINE < cosines.min() < cosines.max() < 1.0001
 
 
-def test_other_embeddings_keep_float32(embedder, monkeypatch):
+def test_other_embeddings_keep_float32(embedder, monkeypatch, run):
+    (run / "validation" / "predictions.jsonl").write_text("{")
+
     def cast_badly(model, name):
         precision.cast_model(model, name)
         with torch.no_grad():
             model.encoder.layers[-1].mlp.down.weight.neg_()
 
+    assert measured_precision.choose(*[embedder(for_many=False)] * 2, run).reason.startswith("bfloat16 cannot be")
     monkeypatch.setattr(measured_precision, "cast_model", cast_badly)
     found, note = choice_of(embedder())
     assert found == "32"

@@ -26,6 +26,7 @@ NO_TARGET = -100
 # Targets that a teacher made: its logits, its hidden states, and the weight of each of these.
 TEACHER, STATES, STATE_WEIGHT = "teacher", "teacher_states", "teacher_state_weight"
 TAUGHT = frozenset({TEACHER, STATES, STATE_WEIGHT})
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class LazyFeatures(Sequence[Features], ABC):
         """Count the sequences of each of the features."""
         return np.ones(len(self), dtype=np.int64)
 
-    def take(self, indices: NDArray[np.int64]) -> Sequence[Features]:
+    def take(self, indices: Integers) -> Sequence[Features]:
         """Return the sequences of some indices."""
         return [self.sequence(index) for index in indices.tolist()]
 
@@ -103,26 +104,14 @@ class PlainSequences(LazyFeatures):
     `notes` and `num_cut` are as in `Features`, a number for each sequence.
     """
 
-    def __init__(
-        self,
-        token_ids: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        *,
-        notes: NDArray[np.int64],
-        num_cut: NDArray[np.int64],
-    ) -> None:
+    def __init__(self, token_ids: Integers, lengths: Integers, *, notes: Integers, num_cut: Integers) -> None:
         self.token_ids, self.notes, self.num_cut = token_ids, notes, num_cut
         self._lengths = lengths
         self._starts = np.cumsum(lengths) - lengths
 
     @classmethod
     def between(
-        cls,
-        edges: tuple[Sequence[int], Sequence[int]],
-        token_ids: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        **columns: NDArray[np.int64],
+        cls, edges: tuple[list[int], list[int]], ids: Integers, starts: Integers, lengths: Integers, **columns: Integers
     ) -> PlainSequences:
         """Make a sequence of each slice of the tokens: those of `edges` are added before and behind."""
         first, last = (np.array(edge, dtype=np.int64) for edge in edges)
@@ -131,14 +120,14 @@ class PlainSequences(LazyFeatures):
         padded = np.empty(int(sizes.sum()), dtype=np.int64)
         padded[(ends - sizes)[:, None] + np.arange(len(first))] = first
         padded[ends[:, None] - np.arange(len(last), 0, -1)] = last
-        padded[_places(ends - sizes + len(first), lengths)] = token_ids[_places(starts, lengths)]
+        padded[_places(ends - sizes + len(first), lengths)] = ids[_places(starts, lengths)]
         return cls(padded, sizes, **columns)
 
     def __len__(self) -> int:
         """Count the sequences."""
         return len(self._lengths)
 
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Integers:
         """Count the tokens of each sequence."""
         return self._lengths
 
@@ -148,14 +137,14 @@ class PlainSequences(LazyFeatures):
         ids = self.token_ids[start : start + int(self._lengths[index])]
         return Features(ids, np.zeros_like(ids), notes=int(self.notes[index]), num_cut=int(self.num_cut[index]))
 
-    def take(self, indices: NDArray[np.int64]) -> PlainSequences:
+    def take(self, indices: Integers) -> PlainSequences:
         """Return the sequences of some indices."""
         lengths = self._lengths[indices]
         ids = self.token_ids[_places(self._starts[indices], lengths)]
         return PlainSequences(ids, lengths, notes=self.notes[indices], num_cut=self.num_cut[indices])
 
 
-def _places(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def _places(starts: Integers, lengths: Integers) -> Integers:
     """Concatenate the indices of slices."""
     before = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)

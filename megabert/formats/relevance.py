@@ -59,7 +59,7 @@ def _number(text: str, place: str, what: str, kind: type) -> Any:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{place}: the {what} is {text!r}; expected a number.")
+        raise InputError(f"{place}: the {what} is {text!r}; expected a {'whole ' * (kind is int)}number.")
     return value
 
 

@@ -255,7 +255,7 @@ def read_judged(data: RetrievalData) -> tuple[list[RetrievalExample], dict[str, 
         raise ConfigError("Scores need judgements: model.validation_ds.qrels=FILE, or query_to_passages=FILE.")
     if unknown := sorted(set(qrels) - set(queries)):
         raise InputError(f"{data.qrels}: the query {unknown[0]!r} is not in {data.queries}.")
-    check_judged(qrels, queries, passages, Path(data.qrels or data.query_to_passages))
+    check_judged(qrels, queries, passages, Path(data.qrels or data.query_to_passages or ""))
     examples = []
     for query, grades in qrels.items():
         names = tuple(candidates.get(query, ()))

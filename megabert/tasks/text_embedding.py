@@ -291,7 +291,10 @@ class TextEmbedding(EmbeddingTask[RetrievalExample]):
         queries = [number for number, item in enumerate(examples) if item.grades is not None]
         places = [number for number, item in enumerate(examples) if not item.query]
         if not queries or not places:
-            raise InputError("There is nothing to score: no query has judgements, or there is no passage.")
+            raise InputError(
+                "There is nothing to score: no query has judgements, or there is no passage. Give JSON lines of query, "
+                "positive and negatives; rankings of a collection are scored by megabert score retrieval."
+            )
         names = [examples[place].id for place in places]
         passages = np.stack([predictions[place].embedding for place in places])
         run: dict[str, dict[str, float]] = {}

@@ -82,7 +82,7 @@ def test_passages_with_answers_are_counted(folder, capsys):
         ("c.tsv", "p1\ta\np1\tb\n", ["embed", "megabert-mini-uncased", "c.tsv", "-o", "X"], "c.tsv:2: the id"),
         ("qrels.txt", "q1 0 p7 1\n", [*TUNE], "qrels.txt: no judged passage is known, such as 'p7'"),
         ("qrels.txt", "q7 0 p1 1\n", [*TUNE], "qrels.txt: no judged query is known, such as 'q7'"),
-        ("qrels.txt", "q1 0 p1\n", [*TUNE, "--run", "none"], "qrels.txt:1: the grade is 'p1'"),
+        ("qrels.txt", "q1 0 p1\n", [*TUNE, "--run", "none"], "qrels.txt:1: the grade is 'p1'; expected a whole"),
     ],
 )  # fmt: skip
 def test_bad_input_has_one_message_with_place_and_remedy(folder, file, content, words, expected, capsys):

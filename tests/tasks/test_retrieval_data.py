@@ -97,3 +97,13 @@ def test_unknown_passages_and_queries_of_judgements_are_named(folder):
     made = task("text_embedding", folder, f"model.validation_ds.qrels={folder / 'qrels.txt'}")
     with pytest.raises(InputError, match="the query 'q9' is not in"):
         made.read_data(made.settings.model.validation_ds)
+
+
+def test_judgements_of_other_passages_are_refused(folder):
+    (folder / "other.txt").write_text("q1 0 x7 1\nq2 0 x8 1\n")
+    words = [f"model.{ds}.qrels={folder / 'other.txt'}" for ds in ("train_ds", "validation_ds")]
+    made = task("text_embedding", folder, *words, f"model.train_ds.run={folder / 'r.trec'}")
+    with pytest.raises(InputError, match=r"other.txt: no judged passage is known, such as 'x7'"):
+        made.read_data(made.settings.model.validation_ds)
+    with pytest.raises(InputError, match="no query has a relevant passage"):
+        made.read_data(made.settings.model.train_ds)
