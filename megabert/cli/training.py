@@ -71,7 +71,7 @@ def train_once(
     task_type = registry.find(task_name)
     base, overrides = None, list(words)
     if resume is not None:
-        base = _settings_of_run(resume)
+        base = _facts_of_run(resume)["settings"]
         overrides += [f"exp_manager.explicit_log_dir={quote(str(resume))}", "exp_manager.resume_if_exists=true"]
     settings, notices = compose(task_type.settings_type, overrides, owner=task_name, file=file, base=base)
     if os.environ.get("RANK", "0") == "0":
@@ -98,10 +98,6 @@ def train_once(
     if outcome is not None:
         _report(outcome)
     return outcome
-
-
-def _settings_of_run(folder: Path) -> dict[str, Any]:
-    return dict(_facts_of_run(folder)["settings"])
 
 
 def _facts_of_run(folder: Path) -> dict[str, Any]:

@@ -17,9 +17,12 @@ import torch
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
+from megabert import evaluation
 from megabert.checkpoints.native import run_checkpoints as run
 from megabert.cli import main as megabert
+from megabert.config.parser import compose
 from megabert.parallel import execution
+from megabert.tasks import registry
 from megabert.training import run as training_run
 from megabert.training import saver
 from tests.parallel.processes import check_alone, find_port
@@ -98,10 +101,13 @@ def wait_for_steps(folder, count):
 def main():
     folder, squad, vocabulary = (Path(word) for word in sys.argv[1:4])
     torch.set_num_threads(1)
-    check_alone()
     os.environ.update(MEGABERT_HOME=str(folder / "home"), TORCH_CPP_LOG_LEVEL="ERROR")
     saver.prune = lambda *arguments: None  # keep every checkpoint, to resume from one in the middle
-    training_run.plot_curves = lambda *arguments: True  # takes longer than the training
+    # Pictures take longer than the training, and each process would import what settings are parsed with.
+    training_run.plot_curves = lambda *arguments: True
+    evaluation.plot_confusion, evaluation.plot_judged = (lambda *arguments: False), (lambda *arguments: [])
+    compose(registry.find("question_answering").settings_type, ["seed=1"], owner="train")
+    check_alone()
     results = {}
 
     def train(name, size, *more, source=None):
