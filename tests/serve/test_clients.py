@@ -16,6 +16,8 @@ def test_openai(server):
         client.embeddings.create(model="ner", input="a", dimensions=10**6)
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="nobody", input="a")
+    with pytest.raises(openai.NotFoundError, match="no such route"):
+        client.chat.completions.create(model="ner", messages=[{"role": "user", "content": "a"}])
 
 
 def test_triton(server):
