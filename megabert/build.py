@@ -95,8 +95,8 @@ def load_language_model(
     checkpoint, tokenizer = opened.checkpoint, opened.tokenizer
     if tokenizer is None:
         raise ConfigError(
-            f"{source.weights} comes without a vocabulary. Give the vocab.txt (of GPT-2: vocab.json, merges.txt beside "
-            "it) that it was trained with: model.tokenizer.vocab_file=FILE."
+            f"{source.weights} comes without a vocabulary. Put the vocab.txt (of GPT-2: vocab.json, merges.txt) beside "
+            "it that it was trained with; in training model.tokenizer.vocab_file=FILE gives it, too."
         )
     warning = _case_warning(tokenizer)
     tensors = fit_vocabulary(checkpoint, len(tokenizer), tokenizer.source)

@@ -15,6 +15,8 @@ DIGEST_DIGITS = 16
 # Files of a Hugging Face folder on which answers depend
 _MODEL_FILES = (".json", ".txt", ".safetensors", ".bin")
 
+_MEGATRON_FILES = ("latest_checkpointed_iteration.txt", "mp_rank_*", "release", "iter_*", "model_optim_rng.pt")
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -62,6 +64,8 @@ def _refuse_untrained(path: Path) -> None:
     """Raise CheckpointError that names what stands at a path instead of a trained model, where that is known."""
     from .other_formats import refuse_other_format
 
+    if not path.exists():
+        return
     refuse_other_format(path)
     if path.is_file():
         raise CheckpointError(
@@ -71,6 +75,11 @@ def _refuse_untrained(path: Path) -> None:
     steps = sorted(folder for folder in path.glob("checkpoint-*") if (folder / "config.json").is_file())
     if steps:
         raise CheckpointError(f"{path} holds the checkpoints of a training by transformers. Give one: {steps[-1]}.")
+    if any(True for name in _MEGATRON_FILES for _ in path.glob(name)):
+        raise CheckpointError(
+            f"{path} is a checkpoint of Megatron-LM, which has no head of a task. Train one from it: megabert train "
+            f"TASK model.language_model.pretrained_model_name={path}. `megabert inspect` shows what it holds."
+        )
 
 
 def _digest(checkpoint: Path) -> str:

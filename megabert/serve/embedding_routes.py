@@ -1,6 +1,6 @@
-"""Routes of other servers for embeddings and ranking: Text Embeddings Inference (TEI), OpenAI, Cohere and Jina.
+"""Routes of other servers for embeddings and classes: Text Embeddings Inference (TEI) and OpenAI.
 
-Sources: huggingface/text-embeddings-inference, router/src/http/types.rs; OpenAI's and Cohere's API references. A
+Sources: huggingface/text-embeddings-inference, router/src/http/types.rs; OpenAI's API reference. A
 client whose base URL is /models/NAME reaches TEI's routes of that model.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from .hosted_models import HostedModel, logit
+from .hosted_models import HostedModel
 from .http_application import Call, Endpoint, Reply, json_rows
 from .model_queue import Work
 from .refusals import Refusal, invalid
@@ -30,18 +30,19 @@ CUT = (
 INPUTS = RequestField("inputs", "any", "A string, a list of strings, token ids, or a list of token ids.")
 DIMENSIONS = RequestField("dimensions", "integer", "Keep the first so many dimensions.", None)
 NORMALIZE = RequestField("normalize", "boolean", "Vectors of length 1.", True)
+PROMPT = RequestField("prompt_name", "string", "The texts' role.", None, ("query", "passage", "document"))
+EMBED = (INPUTS, MODEL, NORMALIZE, DIMENSIONS, PROMPT, *CUT)
 RAW = RequestField("raw_scores", "boolean", "Logits instead of probabilities.", False)
 
 
 def embedding_endpoints() -> list[Endpoint]:
     """Return the routes, TEI's also below /models/NAME."""
     tei = [
-        ("POST", "/embed", _embed, "Embed texts.", "embed", (INPUTS, MODEL, NORMALIZE, DIMENSIONS, *CUT), "[[number]]"),
+        ("POST", "/embed", embed_texts, "Embed texts.", "embed", EMBED, "[[number]]"),
         ("POST", "/embed_all", _embed_all, "Embed each token.", "embed", (INPUTS, MODEL, *CUT), "[[[number]]]"),
-        ("POST", "/rerank", _rerank, "Rank texts for a query.", "rank", TEI_RERANK, "[{index, score, text}]"),
         ("POST", "/predict", _predict, "Classify texts; [a, b] is a pair.", "predict", (INPUTS, MODEL, RAW, *CUT),
          "[{score, label}], of a list of lists a list of these"),
-        ("POST", "/similarity", _similarity, "Compare a sentence with others.", "embed", SIMILARITY, "[number]"),
+        ("POST", "/similarity", compare_texts, "Compare a sentence with others.", "embed", SIMILARITY, "[number]"),
         ("POST", "/tokenize", _tokenize, "Tokenize texts.", "tokenize", TOKENIZE, "[[{id, text, start, stop}]]"),
         ("POST", "/decode", _decode, "Join tokens.", "tokenize", DECODE, "[string]"),
         ("GET", "/info", _info, "Describe a model.", "other", (), "model_id, model_type, limits"),
@@ -55,20 +56,12 @@ def embedding_endpoints() -> list[Endpoint]:
         Endpoint("POST", path, _openai, "Embed texts, with OpenAI's JSON.", "embed", OPENAI, answer="OpenAI's")
         for path in ("/v1/embeddings", "/models/{model}/v1/embeddings")
     ]
-    routes += [
-        Endpoint("POST", path, _cohere, "Rank documents, with Cohere's and Jina's JSON.", "rank", COHERE,
-                 answer="results: [{index, relevance_score, document}]")
-        for path in ("/v1/rerank", "/v2/rerank", "/models/{model}/v1/rerank")
-    ]  # fmt: skip
     return routes
 
 
-def _model(call: Call, suits: Any = None) -> HostedModel:
+def model_of(call: Call, suits: Any = None) -> HostedModel:
+    """Return the model that a call names, or the only one that suits."""
     return call.catalog.find(call.path.get("model") or call.fields.get("model"), (), suits)
-
-
-def _scores_pairs(model: HostedModel) -> bool:
-    return model.ranking is not None
 
 
 def _texts(value: Any, model: HostedModel, call: Call, field: str = "inputs") -> list[str]:
@@ -102,7 +95,7 @@ def _special_ids(model: HostedModel) -> set[int]:
     return {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
 
 
-def _cut(texts: list[str], model: HostedModel, call: Call) -> list[str]:
+def cut_texts(texts: list[str], model: HostedModel, call: Call) -> list[str]:
     """Cut texts if the client wants it; the header x-truncated-tokens counts what was cut."""
     if not call.fields.get("truncate"):
         return texts
@@ -126,56 +119,32 @@ def _check_blank(texts: Sequence[str], field: str) -> None:
         raise Refusal(400 if field == "inputs" else 422, f"{field} has an empty text.", kind="Empty", field=field)
 
 
-async def _embed(call: Call) -> Reply:
-    model = _model(call)
-    texts = _cut(_texts(call.fields["inputs"], model, call), model, call)
+async def embed_texts(call: Call) -> Reply:
+    """Embed the inputs of a call that has the fields of EMBED."""
+    model = model_of(call)
+    role = "query" if call.fields["prompt_name"] == "query" else "passage"
+    texts = cut_texts(_texts(call.fields["inputs"], model, call), model, call)
     _check_blank(texts, "inputs")
     dimensions, is_normalized = call.fields["dimensions"], call.fields["normalize"]
-    return Reply(
-        await call.compute(
-            lambda work: json_rows(_shaped(model.embed(texts, work), dimensions, is_normalized=is_normalized))
-        )
-    )
+
+    def work_on(work: Work) -> bytes:
+        return json_rows(_shaped(model.embed(texts, work, role), dimensions, is_normalized=is_normalized))
+
+    return Reply(await call.compute(work_on))
 
 
 async def _embed_all(call: Call) -> Reply:
-    model = _model(call)
-    texts = _cut(_texts(call.fields["inputs"], model, call), model, call)
+    model = model_of(call)
+    texts = cut_texts(_texts(call.fields["inputs"], model, call), model, call)
     _check_blank(texts, "inputs")
     return Reply(await call.compute(lambda work: json_rows(model.token_states(texts, work))))
 
 
-TEI_RERANK = (
-    RequestField("query", "string", "The query."),
-    RequestField("texts", "list of strings", "The texts."),
-    MODEL,
-    RAW,
-    RequestField("return_text", "boolean", "Whether the answer repeats the texts.", False),
-    *CUT,
-)
-
-
-async def _rerank(call: Call) -> Reply:
-    fields, model = call.fields, _model(call, _scores_pairs)
-    check_number(fields["texts"], call, "texts")
-    texts = _cut(fields["texts"], model, call)
-    scores = await call.compute(lambda work: model.score_pairs(fields["query"], texts, work))
-    scores = [logit(score) if fields["raw_scores"] else score for score in scores]
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-    text = fields["texts"]
-    return Reply(
-        [
-            {"index": index, "score": scores[index], **({"text": text[index]} if fields["return_text"] else {})}
-            for index in order
-        ]
-    )
-
-
 async def _predict(call: Call) -> Reply:
-    model = _model(call, lambda item: "text" in item.fields and "tokens" not in item.fields)
+    model = model_of(call, lambda item: "text" in item.fields and "tokens" not in item.fields)
     inputs, is_batch = _predict_inputs(call.fields["inputs"])
     check_number(inputs, call)
-    texts = _cut([item["text"] for item in inputs], model, call)
+    texts = cut_texts([item["text"] for item in inputs], model, call)
     inputs = [{**item, "text": text} for item, text in zip(inputs, texts, strict=True)]
     predictions = await call.compute(lambda work: model.predictions(inputs, work))
     rows = [_class_scores(prediction, model, is_raw=call.fields["raw_scores"]) for _, prediction in predictions]
@@ -212,13 +181,14 @@ SIMILARITY = (
 )
 
 
-async def _similarity(call: Call) -> Reply:
+async def compare_texts(call: Call) -> Reply:
+    """Compare the source_sentence with the sentences of a call's inputs."""
+    model = model_of(call)
     given = call.fields["inputs"]
     source = RequestField("source_sentence", "string", "").read(given)
     sentences = RequestField("sentences", "list of strings", "").read(given)
     check_number(sentences, call, "sentences")
     _check_blank([source, *sentences], "inputs")
-    model = _model(call)
     vectors = await call.compute(lambda work: model.embed([source, *sentences], work))
     unit = _shaped(vectors, None, is_normalized=True)
     return Reply((unit[1:] @ unit[0]).tolist())
@@ -233,7 +203,7 @@ DECODE = (
 
 
 async def _tokenize(call: Call) -> Reply:
-    model = _model(call)
+    model = model_of(call)
     texts = _texts(call.fields["inputs"], model, call)
     is_special = call.fields["add_special_tokens"]
 
@@ -256,7 +226,7 @@ async def _tokenize(call: Call) -> Reply:
 
 
 async def _decode(call: Call) -> Reply:
-    model, ids = _model(call), call.fields["ids"]
+    model, ids = model_of(call), call.fields["ids"]
     if not isinstance(ids, list) or not ids:
         raise invalid("ids is no list of token ids.", "ids")
     lists = ids if isinstance(ids[0], list) else [ids]
@@ -268,16 +238,22 @@ async def _decode(call: Call) -> Reply:
 
 async def _info(call: Call) -> Reply:
     models = list(call.catalog.models.values())
-    model = _model(call) if "model" in call.path else models[0]
+    model = model_of(call) if "model" in call.path else models[0]
     limits = call.app.admission.limits
     labels = {str(index): label for index, label in enumerate(next(iter(model.predictor.labels.values()), []))}
+    own = getattr(model.task, "embedding", model.task.settings.model.dataset)
+    pooling = getattr(own, "pooling", "mean")
     kind = {"classifier": {"id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}}
     return Reply(
         {
             "model_id": model.name,
             "model_sha": model.predictor.digest,
             "model_dtype": "float32" if getattr(model.predictor.session, "precision", "32") == "32" else "bfloat16",
-            "model_type": kind if labels else {"embedding": {"pooling": "mean"}},
+            "model_type": kind
+            if labels
+            else {"reranker": {}}
+            if model.ranking
+            else {"embedding": {"pooling": pooling}},
             "max_concurrent_requests": limits.max_concurrent_requests,
             "max_input_length": model.task.row_length,
             "max_batch_tokens": model.part_tokens,
@@ -301,7 +277,7 @@ OPENAI = (
 
 
 async def _openai(call: Call) -> Reply:
-    model = _model(call)
+    model = model_of(call)
     texts = _texts(call.fields["input"], model, call, "input")
     _check_blank(texts, "input")
     vectors = await call.compute(lambda work: model.embed(texts, work))
@@ -317,34 +293,3 @@ async def _openai(call: Call) -> Reply:
 
 def _encoded(vector: NDArray[np.float32], encoding: str) -> Any:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()
-
-
-COHERE = (
-    MODEL,
-    RequestField("query", "string", "The query."),
-    RequestField("documents", "list", "The documents: strings, or objects with text."),
-    RequestField("top_n", "integer", "How many of the best are returned; default: all.", None),
-    RequestField("return_documents", "boolean", "Whether the answer repeats the documents.", False),
-)
-
-
-async def _cohere(call: Call) -> Reply:
-    fields, model = call.fields, _model(call, _scores_pairs)
-    check_number(fields["documents"], call, "documents")
-    texts: list[Any] = [item.get("text") if isinstance(item, dict) else item for item in fields["documents"]]
-    if not all(isinstance(text, str) for text in texts):
-        raise invalid("documents has items that are neither strings nor objects with text.", "documents")
-    if fields["top_n"] is not None and fields["top_n"] < 1:
-        raise invalid("top_n is less than 1.", "top_n")
-    scores = await call.compute(lambda work: model.score_pairs(fields["query"], texts, work))
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: fields["top_n"]]
-    results = [
-        {
-            "index": index,
-            "relevance_score": scores[index],
-            **({"document": {"text": texts[index]}} if fields["return_documents"] else {}),
-        }
-        for index in order
-    ]
-    assert call.work is not None
-    return Reply({"model": model.name, "results": results, "usage": {"total_tokens": call.work.tokens}})

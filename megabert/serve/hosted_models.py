@@ -31,6 +31,7 @@ from .hosted_linkers import HostedLinker
 from .model_queue import ComputeQueue, Work
 from .queued_session import STATES, QueuedSession
 from .refusals import Refusal, invalid, too_large
+from .request_fields import json_name
 
 RELEVANT = ("relevant", "entailment", "equivalent", "duplicate", "yes", "true", "1")
 """Labels whose probability ranks pairs, in this order; else the second of two."""
@@ -166,7 +167,7 @@ class HostedModel:
             if self.fields and kind is None:
                 raise invalid(f"{place}.{name} is no field of {self.task.name()}: {', '.join(self.fields)}.", name)
             if kind is str and not isinstance(value, str):
-                raise invalid(f"{place}.{name} is a {type(value).__name__}; expected a string.", name)
+                raise invalid(f"{place}.{name} is a {json_name(value)}; expected a string.", name)
             if kind is list and not isinstance(value, list):
                 raise invalid(f"{place}.{name} is no list.", name)
         try:
@@ -175,10 +176,10 @@ class HostedModel:
             missing = next((name for name in self.fields if f"{name} is" in str(error)), None)
             raise invalid(f"{place}: {error}", missing) from None
 
-    def embed(self, texts: Sequence[str], work: Work) -> NDArray[np.float32]:
-        """Compute a vector of each text: [N, D]."""
+    def embed(self, texts: Sequence[str], work: Work, role: str = "passage") -> NDArray[np.float32]:
+        """Compute a vector of each text, in a role (query, passage) that may have a prompt: [N, D]."""
         try:
-            return self.queued(work).embed(texts)
+            return self.queued(work).embed(texts, role=role)
         except InputError as error:
             raise invalid(str(error), "inputs") from None
 
@@ -195,13 +196,13 @@ class HostedModel:
         session = self.queued(work, kind=STATES).session
         return session.run(features, batch_size=1, max_length=self.task.row_length, pad_id=tokenizer.pad_id).logits
 
-    def score_pairs(self, query: str, texts: Sequence[str], work: Work) -> list[float]:
-        """Compute the probability, or the value, by which texts are ranked for a query."""
+    def score_pairs(self, query: str, texts: Sequence[str], work: Work, *, is_raw: bool = False) -> list[float]:
+        """Compute the probability, or its logit, by which texts are ranked for a query; of a regression the value."""
         ranking = self.ranking
         if ranking is None:
             raise invalid(f"{self.name} ({self.task.name()}) does not score pairs of texts.", "model")
         inputs = [{ranking.first: query, ranking.second: text} for text in texts]
-        return [_relevance(prediction, ranking.by) for _, prediction in self.predictions(inputs, work)]
+        return [_relevance(prediction, ranking.by, is_raw=is_raw) for _, prediction in self.predictions(inputs, work)]
 
     def annotator(self, work: Work, pairs: PairOptions) -> Annotator:
         """Return the model's part of annotating documents."""
@@ -223,10 +224,14 @@ class HostedModel:
         return text[: int(encoded.offsets[room - 1][1])], count - room
 
 
-def _relevance(prediction: Any, by: str) -> float:
-    if by == "score":
-        return float(next(iter(prediction.scores.values())))
-    return float(prediction.value if by == "value" else prediction.probabilities[by])
+def _relevance(prediction: Any, by: str, *, is_raw: bool) -> float:
+    if by == "value":
+        return float(prediction.value)
+    if by == "score":  # a logit
+        score = float(next(iter(prediction.scores.values())))
+        return score if is_raw else (1 + math.tanh(score / 2)) / 2
+    probability = float(prediction.probabilities[by])
+    return logit(probability) if is_raw else probability
 
 
 def logit(probability: float) -> float:

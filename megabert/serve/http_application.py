@@ -259,7 +259,7 @@ class HttpApplication:
                     return endpoint, parts
                 allowed.append(endpoint.method)
         if allowed:
-            raise Refusal(405, f"this route takes {' and '.join(allowed)}.")
+            raise Refusal(405, f"this route takes {' and '.join(allowed)}.", allowed=allowed)
         raise Refusal(404, "there is no such route; /docs lists them.")
 
     def _account(self, call: Call, line: dict[str, Any]) -> None:

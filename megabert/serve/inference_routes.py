@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from .embedding_routes import EMBED, compare_texts, embed_texts
 from .hosted_models import ANSWERS, CLASSES, ENTITIES, HostedModel
 from .http_application import Call, Endpoint, Reply
-from .refusals import Refusal, invalid
+from .refusals import invalid
 from .request_fields import RequestField, parse_body
 from .task_routes import check_number
 
@@ -43,9 +44,19 @@ def inference_endpoints() -> list[Endpoint]:
 
 
 INFER = ()
+# Of the parameters of Hugging Face's client those that a task's route or a task takes; others are refused
+_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    ENTITIES: ("aggregation_strategy",),
+    CLASSES: ("top_k",),
+    ANSWERS: ("top_k",),
+    "zero-shot": ("candidate_labels", "hypothesis_template", "multi_label"),
+    "masked_language_model": ("top_k",),
+}
+_STRATEGIES = ("simple", "first", "average", "max")
 HUB = (
     RequestField("inputs", "any", "What the task takes."),
-    RequestField("parameters", "object", "candidate_labels, hypothesis_template; others are ignored.", None),
+    RequestField("parameters", "object", "top_k, candidate_labels, hypothesis_template, as the task has them.", None),
+    *EMBED[1:],
 )
 
 
@@ -184,10 +195,12 @@ def _typed(row: Mapping[str, str], model: HostedModel) -> dict[str, Any]:
 
 async def _hub(call: Call) -> Reply:
     """Answer as Hugging Face's inference endpoints do for the task of the model."""
-    inputs, parameters = call.fields["inputs"], call.fields["parameters"] or {}
-    model = _find(call)
+    inputs, model = call.fields["inputs"], call.catalog.find(call.path.get("model") or call.fields["model"])
+    parameters = _parameters(call.fields["parameters"] or {}, model)
     if isinstance(inputs, dict) and "source_sentence" in inputs:
-        raise Refusal(404, "sentence similarity is at /similarity.", field="inputs")
+        return await compare_texts(call)
+    if model.task.is_embedding:
+        return await embed_texts(call)
     rows: Sequence[Any] = inputs if isinstance(inputs, list) else [inputs]
     check_number(rows, call)
     first = next(iter(model.fields), "text")
@@ -197,22 +210,64 @@ async def _hub(call: Call) -> Reply:
         more = {"labels": parameters["candidate_labels"], **({"template": template} if template else {})}
         items = [{**item, **more} for item in items]
     predictions = await call.compute(lambda work: model.predictions(items, work))
-    answers = [_hub_answer(model.route, prediction, row) for row, prediction in predictions]
+    answers = [_hub_answer(model, prediction, row, parameters.get("top_k")) for row, prediction in predictions]
     is_nested = isinstance(inputs, list) or model.route == CLASSES  # the client takes the first of a list
     return Reply(answers if is_nested else answers[0])
 
 
-def _hub_answer(route: str, prediction: Any, row: dict[str, Any]) -> Any:
-    if route == ENTITIES:
+def _parameters(given: Mapping[str, Any], model: HostedModel) -> dict[str, Any]:
+    """Return the parameters that are not null; raises Refusal for one that would not count."""
+    name = model.task.name()
+    if name == "causal_language_model":
+        raise invalid(f"{model.name} generates no text here (`megabert generate` does); /v1/predict has next tokens.")
+    known = _PARAMETERS.get(model.route, _PARAMETERS.get(name, ()))
+    parameters = {key: value for key, value in given.items() if value is not None}
+    if unknown := next((key for key in parameters if key not in known), None):
+        raise invalid(f"{unknown[:40]} is no parameter of {name}; it has {', '.join(known) or 'none'}.", "parameters")
+    top_k = parameters.get("top_k", 1)
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise invalid("top_k is a number from 1.", "parameters")
+    if parameters.get("aggregation_strategy", "simple") not in _STRATEGIES:
+        raise invalid(f"entities are whole: aggregation_strategy is one of {', '.join(_STRATEGIES)}.", "parameters")
+    own = getattr(model.task.settings.model.dataset, "multi_label", None)
+    if parameters.get("multi_label", own) is not own:
+        raise invalid(f"multi_label is {str(own).lower()} in {model.name}: its run sets it.", "parameters")
+    return parameters
+
+
+def _hub_answer(model: HostedModel, prediction: Any, row: dict[str, Any], top_k: int | None) -> Any:
+    if model.route == ENTITIES:
         return [
             {"entity_group": span.type, "score": span.score, "word": span.text, "start": span.start, "end": span.end}
             for span in prediction.spans
         ]
-    if route == ANSWERS:
-        score, text = prediction.probability, prediction.text
-        return {"answer": text, "score": score, "start": prediction.start, "end": prediction.end}
+    if model.route == ANSWERS:
+        best = prediction.n_best[: top_k or 1] if (top_k or 1) > 1 else [prediction]
+        answers = [
+            {"answer": item.text, "score": item.probability, "start": item.start, "end": item.end} for item in best
+        ]
+        return answers if (top_k or 1) > 1 else answers[0]
+    if model.task.name() == "masked_language_model":
+        masks = [_fillings(model, row["text"], place, top_k) for place in row["places"]]
+        return masks[0] if len(masks) == 1 else masks
     probabilities = getattr(prediction, "probabilities", None)
     if probabilities:
         ordered = sorted(probabilities.items(), key=lambda item: -item[1])
-        return [{"label": label, "score": score} for label, score in ordered]
+        return [{"label": label, "score": score} for label, score in ordered[:top_k]]
     return row
+
+
+def _fillings(model: HostedModel, text: str, place: Mapping[str, Any], top_k: int | None) -> list[dict[str, Any]]:
+    """Return a mask's tokens, best first, each with the text that has it in the mask's place."""
+    if (top_k or 1) > len(place["guesses"]):
+        raise invalid(f"top_k is at most {len(place['guesses'])}.", "parameters")
+    before, after, tokens = text[: place["start"]], text[place["end"] :], model.predictor.tokenizer.tokens
+    return [
+        {
+            "score": item["probability"],
+            "token": tokens.index(item["token"]),
+            "token_str": item["token"],
+            "sequence": before + item["token"] + after,
+        }
+        for item in place["guesses"][:top_k]
+    ]

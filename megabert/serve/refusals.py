@@ -1,6 +1,6 @@
 """Refused requests: status, kind and message, and their JSON in the protocol of the route."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import MegabertError
@@ -9,14 +9,27 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Refusal(MegabertError):  # noqa: N818  (an answer, not a failure of the server)
-    """A request that gets no result. `kind` is TEI's error_type; `field` is the field of the request at fault."""
+    """A request that gets no result. `kind` is TEI's error_type; `field` is the field of the request at fault.
 
-    def __init__(self, status: int, message: str, *, kind: str = "Validation", field: str | None = None) -> None:
+    `allowed` are the methods that the route takes instead.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "Validation",
+        field: str | None = None,
+        allowed: Sequence[str] = (),
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.kind, self.field = status, message, kind, field
+        self.status, self.message, self.kind, self.field, self.allowed = status, message, kind, field, allowed
 
     def headers(self) -> dict[str, str]:
-        """Return when to try again, where that makes sense."""
+        """Return when to try again, and which methods there are, where that makes sense."""
+        if self.allowed:
+            return {"allow": ", ".join(self.allowed)}
         return {"retry-after": str(RETRY_AFTER_SECONDS)} if self.status in (429, 503) else {}
 
 
@@ -62,6 +75,8 @@ def _kserve(refusal: Refusal, request_id: str) -> dict[str, Any]:
 # A part of a path -> the shape of its errors
 SHAPES: tuple[tuple[str, Callable[[Refusal, str], dict[str, Any]]], ...] = (
     ("/v1/embeddings", _openai),
+    ("/v1/chat/", _openai),
+    ("/v1/completions", _openai),
     ("/v2/models", _kserve),
     ("", _plain),
 )

@@ -60,7 +60,7 @@ class RequestField:
                 raise invalid(f"{self.name} is missing: a {self.kind}.", self.name)
             return self.default
         if not KINDS[self.kind][0](value):
-            raise invalid(f"{self.name} is a {_json_name(value)}; expected a {self.kind}.", self.name)
+            raise invalid(f"{self.name} is a {json_name(value)}; expected a {self.kind}.", self.name)
         if self.choices and value not in self.choices:
             raise invalid(f"{self.name} is none of {', '.join(self.choices)}.", self.name)
         return value
@@ -72,7 +72,8 @@ class RequestField:
         return {**KINDS[self.kind][1], "description": self.help, **default, **choices}
 
 
-def _json_name(value: Any) -> str:
+def json_name(value: Any) -> str:
+    """Return what JSON calls the type of a value."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "value")
 

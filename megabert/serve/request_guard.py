@@ -12,6 +12,7 @@ from typing import Any
 from .admission import Admission, ServerLimits
 from .refusals import ClientGone, Refusal, overloaded, too_large
 
+METHODS = ("GET", "HEAD", "POST")
 MAX_HEADERS = 100
 BYTES_PER_SECOND = 1024
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
@@ -54,8 +55,8 @@ class RequestGuard:
         """Raise Refusal for a request that is not to be looked at."""
         if len(scope["headers"]) > MAX_HEADERS:
             raise Refusal(431, f"more than {MAX_HEADERS} headers.")
-        if scope["method"] not in ("GET", "HEAD", "POST"):
-            raise Refusal(405, "the methods are GET, HEAD and POST.")
+        if scope["method"] not in METHODS:
+            raise Refusal(405, "the methods are GET, HEAD and POST.", allowed=METHODS)
         host = headers.get("host", "")
         if self.hosts is not None and host_name(host) not in self.hosts:
             raise Refusal(421, "the Host header names another server.")

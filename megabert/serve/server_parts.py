@@ -15,6 +15,7 @@ from .inference_routes import inference_endpoints
 from .model_queue import DEFAULT_BATCH_TOKENS, ComputeQueue, Lane, Mix, ModelQueue
 from .page_routes import page_endpoints
 from .queued_session import MEAN, STATES, WITH_HEAD, lane_name
+from .ranking_routes import ranking_endpoints
 from .request_guard import LOOPBACK, RequestGuard
 from .server_metrics import ServerMetrics
 from .task_routes import task_endpoints
@@ -126,8 +127,8 @@ def make_application(
     catalog = ModelCatalog(models, linkers, host_threads=settings.host_threads)
     admission = Admission(settings.limits, catalog, metrics)
     guard = RequestGuard(settings.hosts, settings.key_digest)
-    endpoints = page_endpoints([*task_endpoints(), *embedding_endpoints(), *inference_endpoints()])
-    return HttpApplication(endpoints, admission, guard, compute_type=kind, access_log=settings.access_log)
+    routes = [*task_endpoints(), *embedding_endpoints(), *ranking_endpoints(), *inference_endpoints()]
+    return HttpApplication(page_endpoints(routes), admission, guard, compute_type=kind, access_log=settings.access_log)
 
 
 def warm_up(application: HttpApplication) -> None:

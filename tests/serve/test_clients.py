@@ -16,6 +16,8 @@ def test_openai(server):
         client.embeddings.create(model="ner", input="a", dimensions=10**6)
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="nobody", input="a")
+    with pytest.raises(openai.NotFoundError, match="no such route"):
+        client.chat.completions.create(model="ner", messages=[{"role": "user", "content": "a"}])
 
 
 def test_triton(server):
@@ -39,6 +41,7 @@ def test_triton(server):
 
 def test_hugging_face(server):
     from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HfHubHTTPError
 
     def client(name):
         return InferenceClient(base_url=f"{server.url}/models/{name}")
@@ -56,3 +59,16 @@ def test_hugging_face(server):
     assert sorted(labels) == ["x", "y"]
     vector = InferenceClient(base_url=f"{server.url}/models/ner/embed").feature_extraction(text)
     assert np.shape(vector) == (1, 16)
+    # Parameters count, or are refused
+    assert len(client("classes").text_classification("good", top_k=2)) == 2
+    found = client("qa").question_answering(question="Where?", context=text, top_k=2)
+    best = server.runs["qa"].predict(question="Where?", context=text).n_best[:2]
+    assert [item.answer for item in found] == [item.text for item in best]
+    for call in (
+        lambda: client("zero").zero_shot_classification("a b", candidate_labels=["x", "y"], multi_label=True),
+        lambda: client("ner").token_classification(text, aggregation_strategy="none"),
+        lambda: client("qa").question_answering(question="Where?", context=text, max_answer_len=3),
+        lambda: client("classes").text_classification("good", top_k=0),
+    ):
+        with pytest.raises(HfHubHTTPError, match="422"):
+            call()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import megabert
 from megabert.build import load_language_model, new_task_model
 from megabert.config.parser import compose
 from megabert.inference import Predictor
@@ -13,7 +14,7 @@ from megabert.serve.server_parts import LoadedRun
 from megabert.tasks import registry
 from megabert.tasks.text_classification import TextClassification
 from megabert.torch_session import TorchSession
-from tests.serve.running_server import load_runs, running
+from tests.serve.running_server import RUNS, load_runs, running
 from tests.tasks.test_dialogue_state_tracking import SCHEMA, TURNS
 from tests.training.test_loop import TINY
 
@@ -48,11 +49,13 @@ def tasks(vocab_file):
     from megabert.tasks.dialogue_state_tracking import schema_of
 
     kinds = {"ranker": "text_ranking", "embedder": "text_embedding", "linker": "entity_linking",
-             "choices": "multiple_choice", "bioasq": "bioasq"}  # fmt: skip
+             "choices": "multiple_choice", "bioasq": "bioasq", "masks": "masked_language_model"}  # fmt: skip
     predictors = {name: new_predictor(registry.find(task), vocab_file) for name, task in kinds.items()}
+    predictors["embedder"].task.settings.model.dataset.query_prompt = "who is "
     predictors["spam"] = new_predictor(Spam, vocab_file, labels=["no", "spam", "unclear"], weights=[1.0] * 3)
     predictors["states"] = new_predictor(registry.find("dialogue_state_tracking"), vocab_file)
     predictors["states"].task.schema = schema_of(SCHEMA, "the schema")
+    predictors["next"] = megabert.load(RUNS / "causal_language_model" / "run", accelerator="cpu")
     with running([LoadedRun(*item) for item in predictors.items()] + load_runs("pairs")) as found:
         yield found
 
@@ -62,12 +65,51 @@ def test_a_cross_encoder_ranks(tasks):
     scores = [next(iter(tasks.runs["ranker"].predict(query="who", passage=text).scores.values())) for text in texts]
     answer = tasks.post("/models/ranker/rerank", query="who", texts=texts)
     assert [item["index"] for item in answer] == np.argsort(-np.array(scores), kind="stable").tolist()
-    assert {item["index"]: item["score"] for item in answer} == pytest.approx(dict(enumerate(scores)), abs=1e-5)
+    probabilities = 1 / (1 + np.exp(-np.array(scores)))
+    assert {item["index"]: item["score"] for item in answer} == pytest.approx(dict(enumerate(probabilities)), abs=1e-5)
+    raw = tasks.post("/models/ranker/rerank", query="who", texts=texts, raw_scores=True)
+    assert {item["index"]: item["score"] for item in raw} == pytest.approx(dict(enumerate(scores)), abs=1e-5)
+    assert "reranker" in tasks.call("GET", "/models/ranker/info")[2]["model_type"]
     ranked_by = {item["id"]: item["ranked_by"] for item in tasks.call("GET", "/v1/models")[2]["data"]}
     labels = tasks.runs["pairs"].task.labels
     assert ranked_by == {"ranker": "score", "embedder": None, "linker": None, "spam": None, "states": None,
-                         "choices": None, "bioasq": None, "pairs": "1" if "1" in labels else labels[1]}  # fmt: skip
+                         "choices": None, "bioasq": None, "masks": None, "next": None,
+                         "pairs": "1" if "1" in labels else labels[1]}  # fmt: skip
     assert tasks.call("POST", "/models/spam/rerank", {"query": "a", "texts": ["b"]})[0] == 422
+
+
+def test_a_text_s_role_chooses_its_prompt(tasks):
+    run = tasks.runs["embedder"]
+    for more, role in (({}, "passage"), ({"prompt_name": "query"}, "query"), ({"prompt_name": "document"}, "passage")):
+        vectors = tasks.post("/models/embedder/embed", inputs=["marie"], **more)
+        np.testing.assert_allclose(vectors, run.embed(["marie"], role=role), atol=1e-5)
+    assert not np.allclose(run.embed(["marie"], role="query"), run.embed(["marie"]), atol=1e-3)
+    status, _, error = tasks.call("POST", "/models/embedder/embed", {"inputs": "a", "prompt_name": "s2p"})
+    assert (status, error["field"]) == (422, "prompt_name")
+
+
+def test_hugging_face_s_client_embeds_compares_and_fills(tasks):
+    hub = pytest.importorskip("huggingface_hub")
+    client = hub.InferenceClient(base_url=f"{tasks.url}/models/embedder")
+    vectors = tasks.runs["embedder"].embed(["marie", "paris"])
+    np.testing.assert_allclose(client.feature_extraction("marie")[0], vectors[0], atol=1e-5)
+    (similarity,) = client.sentence_similarity("marie", other_sentences=["paris"])
+    assert similarity == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-5)
+    found = hub.InferenceClient(base_url=f"{tasks.url}/models/masks").fill_mask("marie [MASK] radium", top_k=2)
+    (place,) = tasks.post("/v1/predict", model="masks", text="marie [MASK] radium")["results"][0]["places"]
+    assert [(item.token_str, item.score) for item in found] == [
+        (item["token"], pytest.approx(item["probability"])) for item in place["guesses"][:2]
+    ]
+    assert found[0].sequence == f"marie {found[0].token_str} radium"
+    assert tasks.runs["masks"].tokenizer.tokens[found[0].token] == found[0].token_str
+    with pytest.raises(hub.errors.TextGenerationError, match="generates no text"):
+        hub.InferenceClient(base_url=f"{tasks.url}/models/next").text_generation("marie", max_new_tokens=2)
+
+
+def test_a_wrong_method_is_told_which_there_are(tasks):
+    for method, path, allowed in (("GET", "/embed", "POST"), ("OPTIONS", "/embed", "GET, HEAD, POST")):
+        status, headers, _ = tasks.call(method, path)
+        assert (status, headers["allow"]) == (405, allowed)
 
 
 def test_a_task_of_one_s_own_has_the_route_of_its_parent(tasks):

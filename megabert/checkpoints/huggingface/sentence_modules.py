@@ -35,6 +35,7 @@ def read_embedding(folder: Path, length: int, *, lowers: bool) -> tuple[dict[str
     """
     modules = parse_json((folder / MODULES).read_bytes(), str(folder / MODULES))
     entries = [item if isinstance(item, dict) else {} for item in (modules if isinstance(modules, list) else [])]
+    entries = [item for item in entries if not str(item.get("type")).endswith(".Dropout")]
     names = [str(item.get("type", "")).rpartition(".")[2] for item in entries]
     if names == ["Transformer"]:  # a cross-encoder
         return None
@@ -53,7 +54,10 @@ def read_embedding(folder: Path, length: int, *, lowers: bool) -> tuple[dict[str
     length = min(longest, length) if type(longest) is int and longest >= 8 else length
     is_normalized = names[-1] == "Normalize"
     prompts, notes = _prompts(folder, is_normalized=is_normalized)
-    pooling = _read_pooling(folder / str(entries[1].get("path") or "") / "config.json", has_prompts=any(prompts))
+    place = str(entries[1].get("path"))
+    if Path(place).name != place:
+        raise CheckpointError(f"{folder / MODULES}: the path {place!r:.60} is no folder beside it.")
+    pooling = _read_pooling(folder / place / "config.json", has_prompts=any(prompts))
     dataset: dict[str, Any] = {"max_seq_length": length, "max_query_length": length}
     dataset |= dict(zip(("query_prompt", "passage_prompt"), prompts, strict=True))
     settings = {"dataset": dataset, "embedding": {"pooling": pooling, "normalize": is_normalized}}
@@ -65,14 +69,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_pooling(path: Path, *, has_prompts: bool) -> str:
-    if path.resolve().parent.parent != path.parents[1].resolve():
-        raise CheckpointError(f"{path} is not in a folder beside {MODULES}.")
     stated = read_json_object(path)
     switches = [key for key, value in stated.items() if key.startswith("pooling_mode_") and value]
     modes = stated.get("pooling_mode", switches)
     modes = [modes] if isinstance(modes, str) else modes
     known = {theirs: ours for ours, theirs in [*_POOLINGS.items(), *_SWITCHES.items()]}
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in known:
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in known:
         raise CheckpointError(f"{path}: pooling by {modes!r:.80} is not computed; one of {', '.join(_POOLINGS)} is.")
     if has_prompts and not stated.get("include_prompt", True):
         raise CheckpointError(f"{path}: include_prompt is false: pooling without the prompt's tokens is not computed.")

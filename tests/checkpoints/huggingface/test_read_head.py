@@ -92,6 +92,9 @@ def test_folders_that_are_no_trained_model_are_named(changed, tmp_path, capsys):
     assert "training/checkpoint-500" in refusal(capsys, tmp_path / "training")
     (tmp_path / "model.nemo").write_bytes(b"")
     assert "megabert inspect" in refusal(capsys, tmp_path / "model.nemo")
+    (tmp_path / "megatron" / "mp_rank_00").mkdir(parents=True)
+    assert "is a checkpoint of Megatron-LM, which has no head" in refusal(capsys, tmp_path / "megatron")
+    assert "does not exist" in refusal(capsys, adapter / "nothing")
     assert main(["convert", str(hub), str(tmp_path / "encoder"), "--to", "megabert"]) == 0
     assert "holds an encoder without the head of a task" in refusal(capsys, tmp_path / "encoder")
 
