@@ -1,10 +1,13 @@
 """Annotated documents as training data of tasks: the settings of what is read from them, and the reading."""
 
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.schema import choice
+from ..errors import ConfigError, InputError, InputWarning
 from ..formats.documents.convert_documents import read_documents
 from ..formats.documents.training_examples import (
     ExampleCounts,
@@ -12,6 +15,7 @@ from ..formats.documents.training_examples import (
     TaggedText,
     TypeRule,
     entity_pairs,
+    related_types,
     tagged_sentences,
 )
 from ..formats.rows import Row
@@ -35,26 +39,51 @@ class RelationTypeSettings(EntityTypeSettings):
     """Of documents: pairs of mentions of a sentence, or of identifiers of a document, at their nearest mentions."""
 
 
-def read_tagged_sentences(path: Path, types: Mapping[str, str], notes: list[str]) -> list[TaggedText]:
-    """Read documents as sentences of tagged words, without empty ones; what was left out is noted."""
+def read_tagged_sentences(path: Path, types: Mapping[str, str]) -> list[TaggedText]:
+    """Read documents as sentences of tagged words, without empty ones; warns of what was left out."""
     counts = ExampleCounts()
     sentences = tagged_sentences(read_documents([path]), TypeRule(types), counts)
     found = [sentence for sentence in sentences if sentence.words]
-    _note(path, counts, notes)
+    _warn(path, counts)
     return found
 
 
-def read_pair_rows(path: Path, settings: RelationTypeSettings, negative_label: str, notes: list[str]) -> list[Row]:
-    """Read documents as rows of a text, its head and tail, and the label."""
+def related_entity_types(paths: Iterable[Path], settings: RelationTypeSettings) -> list[list[str]]:
+    """List the types of head and tail that some relation of documents has."""
+    rule = TypeRule(settings.entity_types)
+    documents = (rule.chosen(document, Counter()) for document in read_documents(paths))
+    return sorted(map(list, related_types(documents)))
+
+
+def read_pair_rows(
+    path: Path, settings: RelationTypeSettings, negative_label: str | None, pair_types: Iterable[Iterable[str]]
+) -> list[Row]:
+    """Read documents as rows of a text, its head and tail, and the label; warns of what was left out.
+
+    `pair_types` are those of the training data; pairs of types that the documents relate are read, too. Documents
+    without any relation are unlabelled.
+    """
+    if negative_label is None:
+        raise ConfigError("Pairs without a relation need a label of their own: model.dataset.negative_label=false.")
     counts = ExampleCounts()
-    options = PairOptions(settings.scope, negative_label, TypeRule(settings.relation_types))
     documents = [TypeRule(settings.entity_types).chosen(document, counts) for document in read_documents([path])]
+    types = frozenset((head, tail) for head, tail in pair_types) | related_types(documents)
+    if not types:
+        raise InputError(
+            f"{path}: which types of entities make pairs is learnt from relations, and neither these documents nor the "
+            "training data have any. `megabert annotate --pairs HEAD:TAIL` names the types."
+        )
+    options = PairOptions(settings.scope, negative_label, TypeRule(settings.relation_types), types)
     rows = [Row(pair.values(), pair.location) for pair in entity_pairs(documents, options, counts)]
-    _note(path, counts, notes)
+    if not any(document.relations for document in documents):
+        rows = [Row(row.others("label"), row.location) for row in rows]
+    _warn(path, counts)
+    if not rows:
+        warnings.warn(f"{path}: no pair of entities is read.", InputWarning, stacklevel=2)
     return rows
 
 
-def _note(path: Path, counts: ExampleCounts, notes: list[str]) -> None:
+def _warn(path: Path, counts: ExampleCounts) -> None:
     note = counts.note(path)
     if note:
-        notes.append(note)
+        warnings.warn(note, InputWarning, stacklevel=3)

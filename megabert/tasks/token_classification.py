@@ -165,7 +165,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
         if is_document_path(path):
-            sentences = read_tagged_sentences(path, self.dataset.entity_types, self.notes)
+            sentences = read_tagged_sentences(path, self.dataset.entity_types)
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
         if kind == "json" or (kind is None and is_json_lines(path)):
