@@ -14,7 +14,16 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerS
 from ..data.packing import Batch, Features
 from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
-from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, find_columns, sentence_of
+from ..formats.columns import (
+    TAG_KEYS,
+    WORD_KEYS,
+    ColumnLayout,
+    Sentence,
+    are_columns,
+    column_sentences,
+    find_columns,
+    sentence_of,
+)
 from ..formats.documents.document_formats import is_document_path
 from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
 from ..formats.record_streams import derived
@@ -184,7 +193,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def _of_row(self, row: Row, scheme: TagScheme | None, number: int) -> Example:
         if has_words(row):
-            return self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
+            example = self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
+            return replace(example, given=row.others("id", "text", *WORD_KEYS, *TAG_KEYS))
         return self.unlabelled_row(row, number)
 
     def unlabelled(self, text: str, name: str, location: str) -> Example:
@@ -223,10 +233,11 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the tags, and learn how raw text is cut into words."""
         if all(example.tags is None for example in examples):
-            raise InputError(
-                f"{examples[0].location}: the training data have no tags: they are read as raw text, or as words "
-                "alone. Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
-            )
+            remedy = "Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
+            if fields := ", ".join(examples[0].given)[:100]:
+                remedy = f"Of the fields {fields} none is `tags`, one for each of `tokens` (doccano: .doccano.jsonl)."
+            place = examples[0].location
+            raise InputError(f"{place}: the training data have no tags: they are raw text, or words alone. {remedy}")
         super().learn_labels(examples)
         self.learn_word_cuts(examples)
 
