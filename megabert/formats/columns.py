@@ -89,7 +89,8 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
     if data_suffix(path) in TABLE_ENDINGS:
         raise InputError(
             f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {data_suffix(path)} is no ending of raw text. Give "
-            "JSON lines with text, or with tokens and tags. model.dataset.format=text reads each line as a text, "
+            "JSON lines with text, or with tokens and tags; annotated documents end in .pubtator, .bioc.xml and the "
+            "like. model.dataset.format=text reads each line as a text, "
             "format=columns any last column as tags."
         )
     return False

@@ -24,7 +24,7 @@ from ..formats.columns import (
     find_columns,
     sentence_of,
 )
-from ..formats.documents.document_formats import is_document_path
+from ..formats.documents.document_formats import is_document_path, is_pubtator
 from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
 from ..formats.record_streams import derived
 from ..formats.rows import Row
@@ -180,6 +180,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         if kind == "json" or (kind is None and is_json_lines(path)):
             return self._read_rows(json_line_rows(path))
         lines = data_lines(path)
+        if kind is None and is_pubtator(next(filter(None, lines), "").encode()):
+            raise InputError(f"{path} has PubTator's documents. Give it that ending, .pubtator.")
         if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)

@@ -50,6 +50,16 @@ def test_tags_are_read_from_every_format(corpus):
     ]
 
 
+def test_documents_of_other_endings_are_no_raw_text(corpus, tmp_path):
+    """NCBI's files have the ending .txt, PubTator's service writes .biocxml."""
+    task = TokenClassification(TokenClassificationSettings())
+    with pytest.raises(InputError, match=r"has PubTator's documents. Give it that ending, .pubtator"):
+        task.read(corpus[0].rename(tmp_path / "NCBItrainset_corpus.txt"))
+    assert len(task.read(corpus[1].rename(tmp_path / "export.biocxml"))) == 3
+    with pytest.raises(InputError, match=r"annotated documents end in .pubtator, .bioc.xml"):
+        task.read((tmp_path / "export.biocxml").rename(tmp_path / "export.xml"))
+
+
 def test_a_folder_of_brat_s_is_a_data_file_and_other_folders_are_not(corpus, tmp_path):
     settings = TokenClassificationSettings()
     settings.model.train_ds.file = settings.model.validation_ds.file = str(corpus[-1])
