@@ -61,8 +61,8 @@ def test_real_pubmed_files_give_every_citation(dataset, read_all):
     folder = dataset("pubmed_xml")
     documents, faults = read_all(folder)
     xml = [document for document in documents if document.passages[0].infons]
-    assert faults == []
-    assert len(xml) == 82
+    assert ["is PubMed's own text format" in fault for fault in faults] == [True, True]
+    assert len(xml) == len(documents) == 82
     assert len({document.id for document in xml}) == 82
     assert sum(len(document.passages) > 1 for document in xml) >= 43
 
