@@ -244,6 +244,13 @@ def test_five_thousand_documents_are_streamed(tmp_path):
     assert reads[0] < 2 * sources.PEEK_BYTES
 
 
+def test_rows_of_texts_alone_are_named_by_file_and_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n', encoding="utf-8")
+    (tmp_path / "x.csv").write_text("text\na\nb\n", encoding="utf-8")
+    for name, ids in (("x.jsonl", ["x.jsonl:1", "x.jsonl:3"]), ("x.csv", ["x.csv:2", "x.csv:3"])):
+        assert [document.id for document in read_documents([tmp_path / name])] == ids
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
