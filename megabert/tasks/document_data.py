@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def read_tagged_sentences(path: Path, types: Mapping[str, str]) -> list[TaggedTe
     return found
 
 
-def related_entity_types(paths: Iterable[Path], settings: RelationTypeSettings) -> list[list[str]]:
+def related_entity_types(paths: Sequence[Path], settings: RelationTypeSettings) -> list[list[str]]:
     """List the types of head and tail that some relation of documents has."""
     rule = TypeRule(settings.entity_types)
     documents = (rule.chosen(document, Counter()) for document in read_documents(paths))
