@@ -123,7 +123,7 @@ def _read(predictor: "Predictor", file: str | None) -> Sequence[Any]:
 
 
 def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
-    from ..formats.json_lines import to_json_lines
+    from ..formats.json_lines import is_json_lines, to_json_lines
     from ..formats.record_streams import RecordStream, large_files_streamed
 
     test_data = predictor.task.settings.model.test_ds
@@ -147,7 +147,8 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
         log(f"Wrote {', '.join(contents)} in {folder}.")
     if settings.output is not None:
         atomic_write(Path(settings.output), lines)
-        log(f"Wrote {len(predictions)} predictions to {settings.output}.")
+        how = "" if is_json_lines(Path(settings.output)) else ", as JSON lines"
+        log(f"Wrote {len(predictions)} predictions to {settings.output}{how}.")
     elif settings.output_dir is None:
         show(lines, end="")
 

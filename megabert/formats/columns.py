@@ -24,6 +24,7 @@ COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
     *(".bilou", ".bmes"),
 )
+WORD_KEYS, TAG_KEYS = ("tokens", "words"), ("tags", "ner_tags")
 # Endings of tables and markup: never raw text, unless a setting makes them so.
 TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
 MAX_WIDTH, MAX_TAGS, MAX_DIGITS = 20, 2**12, 10
@@ -56,8 +57,9 @@ class ColumnLayout:
 
 def sentence_of(row: Row, name: str = "") -> Sentence:
     """Convert a JSON object with words (and tags) to a sentence; `name` is its id."""
-    words = row.strings("tokens" if "tokens" in row.values else "words")
-    tags = row.strings("tags") if "tags" in row.values else None
+    words = row.strings(next((key for key in WORD_KEYS if key in row.values), WORD_KEYS[-1]))
+    key = next((key for key in TAG_KEYS if key in row.values), None)
+    tags = None if key is None else row.strings(key)
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
     return Sentence(words, tags, row.location, name)
@@ -87,7 +89,8 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
     if data_suffix(path) in TABLE_ENDINGS:
         raise InputError(
             f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {data_suffix(path)} is no ending of raw text. Give "
-            "JSON lines with text, or with tokens and tags. model.dataset.format=text reads each line as a text, "
+            "JSON lines with text, or with tokens and tags; annotated documents end in .pubtator, .bioc.xml and the "
+            "like. model.dataset.format=text reads each line as a text, "
             "format=columns any last column as tags."
         )
     return False

@@ -5,12 +5,15 @@ The formats are imported where documents are read: a command that reads none sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.schema import choice
+from ..errors import ConfigError, InputError, InputWarning
 from ..formats.rows import Row
 
 if TYPE_CHECKING:
@@ -42,32 +45,67 @@ def are_documents(path: Path) -> bool:
     return is_document_path(path)
 
 
-def read_tagged_sentences(path: Path, types: Mapping[str, str], notes: list[str]) -> list[TaggedText]:
-    """Read documents as sentences of tagged words, without empty ones; what was left out is noted."""
+def starts_as_pubtator(lines: Iterable[str]) -> bool:
+    """Whether the first line with text is that of a document in PubTator's format."""
+    from ..formats.documents.document_formats import is_pubtator
+
+    return is_pubtator(next(filter(None, lines), "").encode())
+
+
+def read_tagged_sentences(path: Path, types: Mapping[str, str]) -> list[TaggedText]:
+    """Read documents as sentences of tagged words, without empty ones; warns of what was left out."""
     from ..formats.documents.convert_documents import read_documents
     from ..formats.documents.training_examples import ExampleCounts, TypeRule, tagged_sentences
 
     counts = ExampleCounts()
     sentences = tagged_sentences(read_documents([path]), TypeRule(types), counts)
     found = [sentence for sentence in sentences if sentence.words]
-    _note(path, counts, notes)
+    _warn(path, counts)
     return found
 
 
-def read_pair_rows(path: Path, settings: RelationTypeSettings, negative_label: str, notes: list[str]) -> list[Row]:
-    """Read documents as rows of a text, its head and tail, and the label."""
+def related_entity_types(paths: Sequence[Path], settings: RelationTypeSettings) -> list[list[str]]:
+    """List the types of head and tail that some relation of documents has."""
     from ..formats.documents.convert_documents import read_documents
-    from ..formats.documents.training_examples import ExampleCounts, PairOptions, TypeRule, entity_pairs
+    from ..formats.documents.training_examples import TypeRule, related_types
 
+    rule = TypeRule(settings.entity_types)
+    documents = (rule.chosen(document, Counter()) for document in read_documents(paths))
+    return sorted(map(list, related_types(documents)))
+
+
+def read_pair_rows(
+    path: Path, settings: RelationTypeSettings, negative_label: str | None, pair_types: Iterable[Iterable[str]]
+) -> list[Row]:
+    """Read documents as rows of a text, its head and tail, and the label; warns of what was left out.
+
+    `pair_types` are those of the training data; pairs of types that the documents relate are read, too. Documents
+    without any relation are unlabelled.
+    """
+    from ..formats.documents.convert_documents import read_documents
+    from ..formats.documents.training_examples import ExampleCounts, PairOptions, TypeRule, entity_pairs, related_types
+
+    if negative_label is None:
+        raise ConfigError("Pairs without a relation need a label of their own: model.dataset.negative_label=false.")
     counts = ExampleCounts()
-    options = PairOptions(settings.scope, negative_label, TypeRule(settings.relation_types))
     documents = [TypeRule(settings.entity_types).chosen(document, counts) for document in read_documents([path])]
+    types = frozenset((head, tail) for head, tail in pair_types) | related_types(documents)
+    if not types:
+        raise InputError(
+            f"{path}: which types of entities make pairs is learnt from relations, and neither these documents nor the "
+            "training data have any. `megabert annotate --pairs HEAD:TAIL` names the types."
+        )
+    options = PairOptions(settings.scope, negative_label, TypeRule(settings.relation_types), types)
     rows = [Row(pair.values(), pair.location) for pair in entity_pairs(documents, options, counts)]
-    _note(path, counts, notes)
+    if not any(document.relations for document in documents):
+        rows = [Row(row.others("label"), row.location) for row in rows]
+    _warn(path, counts)
+    if not rows:
+        warnings.warn(f"{path}: no pair of entities is read.", InputWarning, stacklevel=2)
     return rows
 
 
-def _note(path: Path, counts: ExampleCounts, notes: list[str]) -> None:
+def _warn(path: Path, counts: ExampleCounts) -> None:
     note = counts.note(path)
     if note:
-        notes.append(note)
+        warnings.warn(note, InputWarning, stacklevel=3)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..config.schema import Settings, choice
+from ..config.schema import DataSettings, Settings, choice
 from ..data.packing import Features
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
 from ..formats.rows import Row
 from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
-from .document_data import RelationTypeSettings, are_documents, read_pair_rows
+from .document_data import RelationTypeSettings, are_documents, read_pair_rows, related_entity_types
 from .labels import require_labels
 from .sequence_classification import Example, Prediction, SequenceClassificationTask
 from .sequence_settings import SequenceClassifierModel, SequenceSettings
@@ -82,7 +82,7 @@ class RelationExtraction(SequenceClassificationTask):
     `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them, `typed_markers` writes `@ * type * head @`
     and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one, `@CHEMICAL-GENE$`. Annotated
     documents (PubTator, BioC) give the pairs of entities of their sentences, or with `model.dataset.scope=document` of
-    their identifiers: all pairs whose types some relation of the file has.
+    their identifiers: all pairs whose types some relation of the training data has, or of the file.
 
     Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together (null: over all
     labels), the published measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each
@@ -92,7 +92,7 @@ class RelationExtraction(SequenceClassificationTask):
     settings_type = RelationExtractionSettings
     main_score = "f1"
     can_distil = True
-    state_names = (*SequenceClassificationTask.state_names, "marks")
+    state_names = (*SequenceClassificationTask.state_names, "marks", "pair_types")
     input_fields: ClassVar[Mapping[str, type]] = {
         **SequenceClassificationTask.input_fields,
         **dict.fromkeys(("head", "tail", "head_type", "tail_type"), str),
@@ -101,17 +101,35 @@ class RelationExtraction(SequenceClassificationTask):
     def __init__(self, settings: RelationExtractionSettings) -> None:
         super().__init__(settings)
         self.marks: list[str] = []
+        self.pair_types: list[list[str]] = []
+        """Of documents: the types of head and tail that make pairs."""
 
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the labels, check the negative one, and find how most texts mark their entities."""
+        if not examples:
+            raise InputError(
+                "the training data have no pair of entities. model.dataset.scope=document pairs identifiers, "
+                "scope=sentence pairs mentions of a sentence, and entity_types may leave all out."
+            )
         super().learn_labels(examples)
         self._check_negative_label(self.labels)
         shares = {name: sum(bool(mark.search(item.text)) for item in examples) for name, mark in MARKS.items()}
         self.marks = [name for name, count in shares.items() if 2 * count > len(examples)]
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned; runs of the first version do not have the marks."""
-        super().restore_state({"marks": [], **state})
+        """Restore what `state` returned; runs of the first version do not have the marks and the types of pairs."""
+        super().restore_state({"marks": [], "pair_types": [], **state})
+
+    def read_data(self, data: DataSettings) -> Sequence[Example]:
+        """Read a set of data; all documents of the first one, the training data, show which types make pairs."""
+        documents = [Path(name) for name in self.files(data) if are_documents(Path(name))]
+        if not self.pair_types and documents:
+            self.pair_types = related_entity_types(documents, self.dataset)
+        examples = super().read_data(data)
+        if documents and any(item.labels for item in examples):  # a file of a labelled set may have no relation
+            outside = (str(self.dataset.negative_label),)
+            examples = [item if item.labels is not None else replace(item, labels=outside) for item in examples]
+        return examples
 
     def _check_negative_label(self, labels: Collection[str]) -> None:
         negative = self.dataset.negative_label
@@ -131,7 +149,7 @@ class RelationExtraction(SequenceClassificationTask):
     def read(self, path: Path) -> Sequence[Example]:
         """Read what text classification reads, or documents; positions that cut words are reported."""
         if are_documents(path):
-            rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.notes)
+            rows = read_pair_rows(path, self.dataset, self.dataset.negative_label, self.pair_types)
             return [self.example_of(row, number) for number, row in enumerate(rows, start=1)]
         examples = super().read(path)
         spans = [

@@ -14,7 +14,16 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, TrainerS
 from ..data.packing import Batch, Features
 from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
-from ..formats.columns import ColumnLayout, Sentence, are_columns, column_sentences, find_columns, sentence_of
+from ..formats.columns import (
+    TAG_KEYS,
+    WORD_KEYS,
+    ColumnLayout,
+    Sentence,
+    are_columns,
+    column_sentences,
+    find_columns,
+    sentence_of,
+)
 from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
 from ..formats.record_streams import derived
 from ..formats.rows import Row
@@ -31,7 +40,7 @@ from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
-from .document_data import EntityTypeSettings, are_documents, read_tagged_sentences
+from .document_data import EntityTypeSettings, are_documents, read_tagged_sentences, starts_as_pubtator
 from .head_settings import TagHeadSettings, head_options
 from .iob_tags import Span, decode_tags, find_spans
 from .labels import LabelKind, class_probabilities, require_labels
@@ -164,12 +173,14 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read columns, JSON lines or raw text: by `format`, else by the file's ending, else by what is in it."""
         if are_documents(path):
-            sentences = read_tagged_sentences(path, self.dataset.entity_types, self.notes)
+            sentences = read_tagged_sentences(path, self.dataset.entity_types)
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
         if kind == "json" or (kind is None and is_json_lines(path)):
             return self._read_rows(json_line_rows(path))
         lines = data_lines(path)
+        if kind is None and starts_as_pubtator(lines):
+            raise InputError(f"{path} has PubTator's documents. Give it that ending, .pubtator.")
         if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
@@ -183,7 +194,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
 
     def _of_row(self, row: Row, scheme: TagScheme | None, number: int) -> Example:
         if has_words(row):
-            return self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
+            example = self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
+            return replace(example, given=row.others("id", "text", *WORD_KEYS, *TAG_KEYS))
         return self.unlabelled_row(row, number)
 
     def examples_of_texts(self, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[Example], Sequence[Features]]:
@@ -214,10 +226,11 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
     def learn_labels(self, examples: Sequence[Example]) -> None:
         """List the tags, and learn how raw text is cut into words."""
         if all(example.tags is None for example in examples):
-            raise InputError(
-                f"{examples[0].location}: the training data have no tags: they are read as raw text, or as words "
-                "alone. Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
-            )
+            remedy = "Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
+            if fields := ", ".join(examples[0].given)[:100]:
+                remedy = f"Of the fields {fields} none is `tags`, one for each of `tokens` (doccano: .doccano.jsonl)."
+            place = examples[0].location
+            raise InputError(f"{place}: the training data have no tags: they are raw text, or words alone. {remedy}")
         super().learn_labels(examples)
         self.learn_word_cuts(examples)
 

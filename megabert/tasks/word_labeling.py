@@ -16,7 +16,7 @@ from ..config.schema import DataSettings, TrainDataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.word_windows import WordWindow, WordWindows, as_windows, token_windows, word_logits, word_windows
 from ..errors import ConfigError, InputError
-from ..formats.columns import Sentence, read_parallel, sentence_of
+from ..formats.columns import WORD_KEYS, Sentence, read_parallel, sentence_of
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
@@ -191,7 +191,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
             example = self.tokenized(sentence_of(row).words, name, row.location)
         else:
             example = self.unlabelled(row.string("text"), name, row.location)
-        return replace(example, given=row.others("id", "text", "tokens"))  # type: ignore[type-var]
+        return replace(example, given=row.others("id", "text", *WORD_KEYS))  # type: ignore[type-var]
 
     def unlabelled_lines(self, path: Path, lines: Sequence[str]) -> Sequence[ExampleType]:
         """Make examples from lines of raw text."""

@@ -3,7 +3,7 @@
 import pytest
 
 from megabert.config.parser import compose
-from megabert.errors import InputError
+from megabert.errors import InputError, InputWarning
 from megabert.formats.documents.convert_documents import read_documents, write_documents
 from megabert.formats.documents.losses import Losses
 from megabert.tasks.relation_extraction import RelationExtraction, RelationExtractionSettings
@@ -50,6 +50,16 @@ def test_tags_are_read_from_every_format(corpus):
     ]
 
 
+def test_documents_of_other_endings_are_no_raw_text(corpus, tmp_path):
+    """NCBI's files have the ending .txt, PubTator's service writes .biocxml."""
+    task = TokenClassification(TokenClassificationSettings())
+    with pytest.raises(InputError, match=r"has PubTator's documents. Give it that ending, .pubtator"):
+        task.read(corpus[0].rename(tmp_path / "NCBItrainset_corpus.txt"))
+    assert len(task.read(corpus[1].rename(tmp_path / "export.biocxml"))) == 3
+    with pytest.raises(InputError, match=r"annotated documents end in .pubtator, .bioc.xml"):
+        task.read((tmp_path / "export.biocxml").rename(tmp_path / "export.xml"))
+
+
 def test_a_folder_of_brat_s_is_a_data_file_and_other_folders_are_not(corpus, tmp_path):
     settings = TokenClassificationSettings()
     settings.model.train_ds.file = settings.model.validation_ds.file = str(corpus[-1])
@@ -73,8 +83,8 @@ def test_types_that_are_not_chosen_are_noted(corpus):
     settings = TokenClassificationSettings()
     settings.model.dataset.entity_types = {"Chemical": "Chemical"}
     task = TokenClassification(settings)
-    task.read(corpus[0])
-    assert task.notes == [f"{corpus[0]}: 3 entities of other types left out."]
+    with pytest.warns(InputWarning, match=r"a.pubtator: 3 entities of other types left out\."):
+        task.read(corpus[0])
 
 
 def test_pairs_are_read_from_documents(corpus):
@@ -89,3 +99,26 @@ def test_pairs_are_read_from_documents(corpus):
         assert {example.id: example.labels[0] for example in examples} == expected
         assert "@CHEMICAL$" in examples[-1].text
         assert "@DISEASE$" in examples[-1].text
+
+
+def test_pairs_do_not_depend_on_the_relations_of_the_file_that_is_predicted(corpus, tmp_path):
+    """Pairs of types that the training data relate are predicted where no relation is known."""
+    settings, plain = RelationExtractionSettings(), tmp_path / "plain.pubtator"
+    settings.model.train_ds.file = [str(plain), str(corpus[0])]
+    plain.write_text(CORPUS.replace("7\tCID\tC1\tD2\n", ""), encoding="utf-8")
+    task = RelationExtraction(settings)
+    with pytest.raises(InputError, match=r"plain.pubtator: which types of entities make pairs is learnt"):
+        task.read(plain)
+    with pytest.warns(InputWarning, match="1 related pairs of mentions in different sentences, left out"):
+        examples = task.read_data(settings.model.train_ds)
+    ids = ["7.T5.T7", "7.T6.T7"]
+    assert [item.id for item in examples] == [*ids, *ids]
+    assert [item.labels for item in examples] == [("false",)] * 3 + [("CID",)]
+    restored = RelationExtraction(settings)
+    restored.restore_state({"labels": [], "weights": [], "problem": "single_label", **task.state()})
+    assert [(item.id, item.labels) for item in restored.read(plain)] == [(name, None) for name in ids]
+    plain.write_text("9|t|Nothing.\n\n", encoding="utf-8")
+    with pytest.warns(InputWarning, match="plain.pubtator: no pair of entities is read"):
+        assert restored.read(plain) == []
+    with pytest.raises(InputError, match="the training data have no pair of entities"):
+        task.learn_labels([])

@@ -48,6 +48,18 @@ def test_columns_may_have_more_than_two_and_documents(tmp_path):
     assert (second.text, second.tags) == ("Bonn", ("B-LOC",))
 
 
+def test_json_rows_of_words_keep_their_other_fields(tmp_path):
+    file = write(tmp_path / "x.jsonl", '{"id": 3, "tokens": ["a", "b"], "ner_tags": ["B-X", "O"], "pmid": 7}\n')
+    (example,) = task().read(file)
+    assert (example.id, example.tags, example.given) == ("3", ("B-X", "O"), {"pmid": 7})
+    for row in ('{"tokens": ["a"], "labels": ["B-X"]}', '{"text": "a", "labels": [[0, 1, "X"]]}'):
+        examples = task().read(write(file, row))
+        with pytest.raises(
+            InputError, match=r"x.jsonl:1: the training data have no tags.*Of the fields labels none is"
+        ):
+            task().learn_labels(examples)
+
+
 def test_a_folder_alone_has_nemo_s_names_of_files():
     tagger = task("model.dataset.data_dir=D")
     assert tagger.files(tagger.settings.model.train_ds) == ["D/text_train.txt", "D/labels_train.txt"]

@@ -48,7 +48,8 @@ def read_documents(
         for file in dict.fromkeys(files)
         if not (file.suffix in ANNOTATION_ENDINGS and file.with_suffix(".txt") in texts)
     ]
-    formats = {file: given or _detected(file) for file in files}
+    found = {file: given or _detected(file, options) for file in files}
+    formats = {file: item for file, item in found.items() if item is not None}
     versions = _versions([file for file, item in formats.items() if item.name == "pubmed"], log)
     for name in dict.fromkeys(item.name for item in formats.values()):
         own = [file for file, item in formats.items() if item.name == name]
@@ -57,9 +58,14 @@ def read_documents(
         yield from _checked(_read(file, item, options, versions), options, unit)
 
 
-def _detected(path: Path) -> DocumentFormat:
+def _detected(path: Path, options: ReadOptions) -> DocumentFormat | None:
+    """Detect a file's format; a file of none is a fault, None."""
     with open_binary(path) as file:
-        return detect_format(path, file)
+        try:
+            return detect_format(path, file)
+        except InputError as error:
+            options.faults(str(error))
+            return None
 
 
 def _versions(files: Sequence[Path], log: Callable[[str], None]) -> Versions | None:

@@ -53,11 +53,16 @@ FORMATS = {
     for item in (
         DocumentFormat("pubtator", (".pubtator", ".pubtator.txt"), pubtator.read, pubtator.render),
         DocumentFormat(
-            "bioc", (".bioc.xml", ".bioc"), bioc_xml.read, bioc_xml.render, head=bioc_xml.head, tail=bioc_xml.TAIL
+            "bioc",
+            (".bioc.xml", ".bioc", ".biocxml"),
+            bioc_xml.read,
+            bioc_xml.render,
+            head=bioc_xml.head,
+            tail=bioc_xml.TAIL,
         ),
         DocumentFormat(
             "bioc-json",
-            (".bioc.json",),
+            (".bioc.json", ".biocjson"),
             bioc_json.read,
             bioc_json.render,
             head=bioc_json.head,
@@ -93,8 +98,8 @@ INPUT_ENDINGS = (
     ".json",
 )
 # Endings of documents alone, for settings that take other data, too.
-_DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".bioc.json", ".doccano.jsonl",
-                     ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
+_DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".biocxml", ".bioc.json", ".biocjson",
+                     ".doccano.jsonl", ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
 
 _OTHER_TEXT = {
     rb"\s*PMID- *\d": "is PubMed's own text format, which is not read. Save the records as XML (efetch -format xml).",
@@ -109,6 +114,11 @@ def is_document_path(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.ann")) or any(path.glob("*.a1"))
     return has_ending(path, _DOCUMENT_ENDINGS)
+
+
+def is_pubtator(start: bytes) -> bool:
+    """Whether a file that starts so has documents in PubTator's format."""
+    return re.match(rb"[^|\t\r\n]+\|(t|title)\|", start) is not None
 
 
 def find_format(name: str) -> DocumentFormat:
@@ -159,7 +169,7 @@ def _by_content(start: bytes) -> str | None:
         }.get(_root_name(content) or "")
     if content[:1] in (b"{", b"["):
         return _json_format(content)
-    if re.match(rb"[^|\t\r\n]+\|(t|title)\|", content):
+    if is_pubtator(content):
         return "pubtator"
     return None
 

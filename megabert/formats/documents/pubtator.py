@@ -9,6 +9,7 @@ byte for byte.
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,8 +62,10 @@ def _document(path: Path, first: int, lines: list[str], options: ReadOptions) ->
         kept.append(line)
         items.append(item)
     passages = passages_of(iter(parts))
-    original = Original(FORMAT, tuple(kept), tuple(items), passages, {}, places=places)
     entities = tuple(item for item in items if isinstance(item, Entity))
+    by_place = {_identifier(item, int): item.id for item in reversed(entities) if not item.identifiers}
+    items = [_with_mentions(item, by_place) if isinstance(item, Relation) else item for item in items]
+    original = Original(FORMAT, tuple(kept), tuple(items), passages, {}, places=places)
     relations = tuple(item for item in items if isinstance(item, Relation))
     return Document(name, passages, entities, relations, {}, f"{path}:{start}", original)
 
@@ -81,6 +84,15 @@ def _annotation(fields: list[str], name: str, number: int) -> Entity | Relation 
     infons, score = _more(fields[4:], "novel")
     arguments = tuple(Argument(f"entity{index}", identifier=fields[index + 1]) for index in (1, 2))
     return Relation(f"R{number}", fields[1], arguments, score, None, infons)
+
+
+def _with_mentions(relation: Relation, by_place: Mapping[str, str]) -> Relation:
+    """Let arguments that are written as places refer to the mentions there, which have no identifier."""
+    if by_place.keys().isdisjoint(str(item.identifier) for item in relation.arguments):
+        return relation
+    found = ((item, by_place.get(str(item.identifier))) for item in relation.arguments)
+    arguments = (item if name is None else replace(item, entity=name, identifier=None) for item, name in found)
+    return replace(relation, arguments=tuple(arguments))
 
 
 def _more(fields: list[str], name: str) -> tuple[dict[str, str], float | None]:
@@ -112,7 +124,7 @@ def render(document: Document, losses: Losses) -> bytes:
 
     def line_of(item: Entity | Relation) -> str:
         if isinstance(item, Relation):
-            return _relation_line(name, item, named, losses)
+            return _relation_line(name, item, named, losses, int)
         start, end = losses.fragments(item)
         return _mention(name, item, start, end, text[start:end])
 
@@ -148,7 +160,7 @@ def _rendered(document: Document, losses: Losses) -> str:
         start, end = losses.fragments(entity)
         lines.append(_mention(name, entity, shift(start), shift(end), text[start:end]))
     named = {entity.id: entity for entity in document.entities}
-    lines += [_relation_line(name, relation, named, losses) for relation in document.relations]
+    lines += [_relation_line(name, relation, named, losses, shift) for relation in document.relations]
     return "\n".join([*lines, "", ""])
 
 
@@ -184,17 +196,19 @@ def _two_texts(document: Document, losses: Losses) -> tuple[str, str, Any]:
     return title, " ".join(body), shift
 
 
-def _relation_line(name: str, item: Relation, named: Mapping[str, Entity], losses: Losses) -> str:
+def _relation_line(name: str, item: Relation, named: Mapping[str, Entity], losses: Losses, shift: Any) -> str:
     """Write a relation; a mention stands for its identifier, or its place without one."""
-    ends = [argument.identifier or _identifier(named.get(argument.entity or "")) for argument in item.arguments]
+    ends = [argument.identifier or _identifier(named.get(argument.entity or ""), shift) for argument in item.arguments]
     if len(ends) != 2:
         losses["relations of other than two arguments (the first two are written)"] += 1
-    columns = [name, item.type, *[*ends, "-", "-"][:2], str(item.infons.get("novel") or _score(item) or "")]
+    columns = [name, item.type or "-", *[*ends, "-", "-"][:2], str(item.infons.get("novel") or _score(item) or "")]
     return "\t".join(_flat(column) for column in columns if column)
 
 
-def _identifier(entity: Entity | None) -> str:
-    return "-" if entity is None else entity.identifier or f"{entity.start}:{entity.end}"
+def _identifier(entity: Entity | None, shift: Any) -> str:
+    if entity is None or entity.identifiers:
+        return "-" if entity is None else entity.identifier
+    return f"{shift(entity.start)}:{shift(entity.end)}"
 
 
 def _mention(name: str, entity: Entity, start: int, end: int, text: str) -> str:

@@ -49,12 +49,13 @@ def _decoded(path: Path, file: IO[bytes]) -> Iterator[str]:
 
 def row_document(row: Mapping[str, Any], location: str, options: ReadOptions) -> Document:
     """Make a document of a row."""
+    if options.id_column is None and len(row) == 1:  # texts alone are named by their rows
+        row = {**row, ID_COLUMN: Path(location).name}
     names = {"--id-column": options.id_column or ID_COLUMN, "--text-column": options.text_column or TEXT_COLUMN}
     for option, name in names.items():
         if name not in row:
-            raise InputError(
-                f"{location}: there is no column {name!r}; there are {', '.join(map(str, row))}. Name one: {option}."
-            )
+            found = ", ".join(map(str, row))[:200]
+            raise InputError(f"{location}: there is no column {name!r}; there are {found}. Name one: {option}.")
     id_column, text_column = names.values()
     text, name = row[text_column], row[id_column]
     if not isinstance(text, str):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.formats.documents.convert_documents import read_documents, write_documents
-from megabert.formats.documents.document import Argument, Document, Entity, Relation, passages_of
+from megabert.formats.documents.document import Argument, Document, Entity, Passage, Relation, passages_of
 from megabert.formats.documents.losses import Losses
 
 PUBTATOR = (
@@ -121,6 +121,22 @@ def test_doccano_relations_are_read_and_written(dataset, read_all, written):
     assert [relation.type for relation in document.relations] == ["foundedAt", "foundedBy", "foundedBy"]
     (again,), _ = read_all(written([document], "doccano", ".jsonl")[0])
     assert [item.arguments for item in again.relations] == [item.arguments for item in document.relations]
+
+
+def test_relations_of_mentions_without_identifiers_survive_pubtator(read_all, written):
+    texts = ((0, "A title"), (9, "p53 binds MDM2"))  # two characters between them: places move by one
+    spans = {"a": (9, 12), "b": (19, 23)}
+    entities = tuple(
+        Entity(name, (span,), texts[1][1][span[0] - 9 : span[1] - 9], "Gene") for name, span in spans.items()
+    )
+    relation = Relation("R", "", (Argument("1", entity="a"), Argument("2", entity="b")))
+    passages = (Passage(0, texts[0][1], {"type": "title"}), Passage(9, texts[1][1]))
+    path = written([Document("d", passages, entities, (relation,))], "pubtator")[0]
+    (again,), faults = read_all(path)
+    assert faults == []
+    assert [item.entity for item in again.relations[0].arguments] == [item.id for item in again.entities]
+    assert [item.text for item in again.entities] == ["p53", "MDM2"]
+    assert written([again], "pubtator")[0].read_bytes() == path.read_bytes()
 
 
 def test_pubtator_bioc_xml_and_json_of_biored_mean_the_same(dataset, read_all):
