@@ -101,7 +101,7 @@ def _document_by_document(qkv_TH3K: Tensor, documents: PackedSequences, dropout:
     # Views are made once for all documents: one of 10 tokens takes less time than ten views.
     parts = (item[None].split(lengths, dim=2) for item in qkv_TH3K.permute(2, 1, 0, 3).unbind(0))
     contexts_1HLK = [
-        F.scaled_dot_product_attention(*query_key_value, dropout_p=dropout, is_causal=is_causal)
-        for query_key_value in zip(*parts, strict=True)
+        F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=is_causal)
+        for query, key, value in zip(*parts, strict=True)
     ]
     return torch.cat([context.transpose(1, 2) for context in contexts_1HLK], dim=1)[0]

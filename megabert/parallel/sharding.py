@@ -148,12 +148,13 @@ def _apply_tensor_parallelism(
 ) -> dict[str, tuple[int, torch.Size]]:
     """Replace modules by tensor-parallel ones with this process' shard; returns the dims and shapes of the sharded."""
     from . import tensor_parallel
+    from .sequence_shards import SequenceShards
 
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
     _check_divides(encoder, world)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tokens = tensor_parallel.SequenceShards(world) if is_sequence_parallel else None
+    tokens = SequenceShards(world) if is_sequence_parallel else None
     shards: dict[nn.Parameter, nn.Parameter] = {}
     tensor_sharded: dict[str, tuple[int, torch.Size]] = {}
 
