@@ -63,7 +63,7 @@ class Dictionary:
         expected = (meta["names"], meta["concepts"], int(arrays["name_ends"][-1]), meta["names"])
         if found != expected:
             raise CheckpointError(f"{folder} is damaged: sizes {found} for {expected}. Build the dictionary again.")
-        return cls(folder, meta, grams, arrays, *blobs, synonyms)
+        return cls(folder, meta, grams, arrays, blobs[0], blobs[1], synonyms)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder's name: each process maps the files itself."""
