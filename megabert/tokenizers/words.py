@@ -20,9 +20,10 @@ SENTENCE_PUNCTUATION = ".,:;!?"
 MIN_COUNT, MAX_INSIDE = 3, 0.05
 MAX_WHOLE = 500
 MAX_RUNS_KEPT = 1 << 16
-CHINESE = ("\u3400\u4dbf", "\u4e00\u9fff", "\uf900\ufaff", "\U00020000\U0002a6df", "\U0002a700\U0002ceaf",
-           "\U0002f800\U0002fa1f")  # fmt: skip
-"""First and last characters of the blocks that BERT cuts into single characters."""
+CHINESE = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
+"""Characters that BERT makes words of their own."""
 RUN = re.compile(r"\S+")
 """What stands between white space; the same as str.split() returns."""
 
@@ -178,7 +179,7 @@ def _is_basic_word(letter: str) -> bool:
     """Return whether BERT's basic tokenizer makes a character a word (google-research/bert, tokenization.py)."""
     if letter < "\x80":
         return _is_punctuation(letter)
-    return _is_split_off(letter) or any(first <= letter <= last for first, last in CHINESE)
+    return _is_split_off(letter) or CHINESE.fullmatch(letter) is not None
 
 
 def _is_split_off(letter: str) -> bool:
