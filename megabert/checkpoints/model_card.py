@@ -133,7 +133,8 @@ def _plain(scores: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _usage(task: str, library: str) -> Iterator[str]:
     pipeline = _PIPELINES.get(task)
-    example = 'question="...", context="..."' if task == "question_answering" else 'text="..."'
+    fields = {"question_answering": ("question", "context"), "text_ranking": ("query", "passage")}.get(task, ("text",))
+    example = ", ".join(f'{name}="..."' for name in fields)
     lines = []
     if library == "transformers" and pipeline is not None:
         lines = [

@@ -60,7 +60,8 @@ def _compare_with_transformers(predictor: Predictor, folder: Path) -> str:
     import transformers
 
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
+    more = {"add_pooling_layer": False} if predictor.task.is_embedding else {}
+    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, **more).eval()
     length = predictor.session.model.encoder.config.max_positions  # type: ignore[attr-defined]
     shapes = [(1,), (length,), (7 % length + 1, 2, length)]
     largest = max(_difference(predictor, model, lengths) for lengths in shapes)
