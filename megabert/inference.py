@@ -174,7 +174,7 @@ class Predictor:
             firsts = np.flatnonzero(np.diff(owners, prepend=-1))
             if len(firsts) < len(owners):
                 counts = np.diff(firsts, append=len(owners))
-                vectors = np.add.reduceat(vectors, firsts) / counts[:, None].astype(np.float32)
+                vectors = (np.add.reduceat(vectors, firsts) / counts[:, None]).astype(np.float32)
             parts.append(vectors)
         return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
