@@ -260,7 +260,7 @@ class Linker:
         dense: Sequence[DenseResult | None] = [None] * len(texts)
         if self.dense is not None:
             dense = self.dense.search([text for text, _ in texts])
-        rows = [(np.empty(0, np.int64), np.empty(0))]
+        rows: list[tuple[NDArray[Any], NDArray[Any]]] = [(np.empty(0, np.int64), np.empty(0))]
         for (_, species), query, near, number in zip(texts, grams.queries(keys), dense, numbers.tolist(), strict=True):
             is_allowed = self.dictionary.allowed(species)
             # A name that is less similar by more than the factor of another number cannot come first.
