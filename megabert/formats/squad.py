@@ -109,7 +109,7 @@ def _example(question: Any, context: str, location: str) -> Example:
         return Example(str(name), text, context, None)
     answers = _get(question, "answers", list, location) if "answers" in question else []
     if is_impossible and answers:  # trained on without an answer, scored by the official script with one
-        raise InputError(f"{location}: is_impossible is true, but there are answers. Correct one of them.")
+        raise InputError(f"{location}: is_impossible is true; expected no answers. Correct one of them.")
     return Example(str(name), text, context, tuple(_answer(item, context, location) for item in answers))
 
 

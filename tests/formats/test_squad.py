@@ -106,5 +106,5 @@ def test_what_is_impossible_is_true_or_false(tmp_path):
             read_squad(tmp_path / "x.json")
     question["is_impossible"] = True  # with answers
     (tmp_path / "x.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"id '0.0'.: is_impossible is true, but there are answers"):
+    with pytest.raises(InputError, match=r"id '0.0'.: is_impossible is true; expected no answers"):
         read_squad(tmp_path / "x.json")
