@@ -73,6 +73,7 @@ def search(words: Sequence[str]) -> None:
     parser.add_argument("-k", type=int, default=100, help="passages for each query; default: 100")
     _add_device_options(parser)
     arguments = parser.parse_args(list(words))
+    from ..formats.passages import read_queries
     from ..retrieval.search_index import SearchIndex
 
     if arguments.k < 1:
@@ -80,29 +81,13 @@ def search(words: Sequence[str]) -> None:
     require_not_input(arguments.output, [arguments.queries])
     opened = SearchIndex(arguments.index)
     method = opened.method(arguments.method)
-    queries = _queries(arguments.queries)
+    queries = read_queries(arguments.queries)
     embedder = None if method == "bm25" else _query_embedder(opened, arguments)
     searcher = None if method == "bm25" else _searcher(opened, embedder, is_approximate=arguments.approximate)
     start = time.monotonic()
     found = opened.search(queries, arguments.k, method=method, embedder=embedder, searcher=searcher)
     _write_rankings(found, len(queries), arguments.output, method)
     log(f"{len(queries):,} queries by {method} in {time.monotonic() - start:.1f} s.")
-
-
-def _queries(given: str) -> dict[str, str]:
-    """Read a file of queries; what is no file is a query itself."""
-    from ..formats.passages import read_texts
-
-    if not given.strip():
-        raise ConfigError("the query is blank. Give a query in quotes, or a file of queries.")
-    path = Path(given)
-    try:
-        is_there = path.exists()
-    except (OSError, ValueError):  # too long for a name
-        is_there = False
-    if not is_there and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
-        raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
-    return read_texts(path) if is_there else {"query": given}
 
 
 def rerank(words: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ JSON lines have `_id` or `id`, `text`, and of passages perhaps `title`, which co
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from .data_files import open_data
 from .json_lines import is_json_lines, json_row
 from .text_lines import read_lines
@@ -78,3 +78,17 @@ def read_candidates(path: Path) -> dict[str, list[str]]:
             raise InputError(f"{path}:{number}: {problem}; expected `query<TAB>positive<TAB>negative...`.")
         candidates[query] = passages
     return candidates
+
+
+def read_queries(given: str) -> dict[str, str]:
+    """Read a file of queries; what is no file is a query itself, named `query`."""
+    if not given.strip():
+        raise ConfigError("the query is blank. Give a query in quotes, or a file of queries.")
+    path = Path(given)
+    try:
+        is_there = path.exists()
+    except (OSError, ValueError):  # too long for a name
+        is_there = False
+    if not is_there and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
+        raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
+    return read_texts(path) if is_there else {"query": given}
