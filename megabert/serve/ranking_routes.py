@@ -3,6 +3,7 @@
 Sources: huggingface/text-embeddings-inference, router/src/http/types.rs; Cohere's API reference.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from .embedding_routes import CUT, RAW, cut_texts, model_of
@@ -30,6 +31,11 @@ def _scores_pairs(model: HostedModel) -> bool:
     return model.ranking is not None
 
 
+def _order(scores: Sequence[float]) -> list[int]:
+    """Return the places of the texts, the best score first, equal ones in their order."""
+    return sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+
+
 TEI_RERANK = (
     RequestField("query", "string", "The query."),
     RequestField("texts", "list of strings", "The texts."),
@@ -46,8 +52,7 @@ async def _rerank(call: Call) -> Reply:
     texts = cut_texts(fields["texts"], model, call)
     is_raw = fields["raw_scores"]
     scores = await call.compute(lambda work: model.score_pairs(fields["query"], texts, work, is_raw=is_raw))
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-    text = fields["texts"]
+    order, text = _order(scores), fields["texts"]
     return Reply(
         [
             {"index": index, "score": scores[index], **({"text": text[index]} if fields["return_text"] else {})}
@@ -74,7 +79,7 @@ async def _cohere(call: Call) -> Reply:
     if fields["top_n"] is not None and fields["top_n"] < 1:
         raise invalid("top_n is less than 1.", "top_n")
     scores = await call.compute(lambda work: model.score_pairs(fields["query"], texts, work))
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: fields["top_n"]]
+    order = _order(scores)[: fields["top_n"]]
     results = [
         {
             "index": index,
