@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .process_group import World
 
-# Functional collectives: operators that autograd, the compiler and CUDA graphs support.
-_collectives = torch.ops._c10d_functional
+# Functional collectives, which autograd, the compiler and CUDA graphs support.
+collectives = torch.ops._c10d_functional
 
 
 class SequenceShards:
@@ -56,13 +56,13 @@ def _maps_memory(world: World) -> bool:
 
 def all_reduce(tensor: Tensor, group: str) -> Tensor:
     """Sum a tensor over the processes of a group."""
-    return _collectives.wait_tensor(_collectives.all_reduce(tensor.contiguous(), "sum", group))
+    return collectives.wait_tensor(collectives.all_reduce(tensor.contiguous(), "sum", group))
 
 
 def reduce_scatter_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:
     """Sum all tokens over the processes, each of which keeps its shard: [S, D]."""
     padded = pad_tokens(hidden_TD, tokens).contiguous()
-    return _collectives.wait_tensor(_collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
+    return collectives.wait_tensor(collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group))
 
 
 def all_gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
@@ -72,7 +72,7 @@ def all_gather_tokens(hidden_SD: Tensor, tokens: SequenceShards) -> Tensor:
 
 def all_gather_rows(rows: Tensor, size: int, group: str) -> Tensor:
     """Concatenate the rows of the `size` processes of a group."""
-    return _collectives.wait_tensor(_collectives.all_gather_into_tensor(rows.contiguous(), size, group))
+    return collectives.wait_tensor(collectives.all_gather_into_tensor(rows.contiguous(), size, group))
 
 
 def local_tokens(hidden_TD: Tensor, tokens: SequenceShards) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed  # registers the operators below
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from .sequence_shards import (
     all_gather_rows,
     all_gather_tokens,
     all_reduce,
+    collectives,
     gather_linear,
     linear_scatter,
     local_tokens,
@@ -33,8 +33,6 @@ from .sequence_shards import (
     reduce_scatter_tokens,
 )
 
-# Functional collectives: operators that autograd, the compiler and CUDA graphs support.
-_collectives = torch.ops._c10d_functional
 ExchangeMap = Callable[[Tensor, Any], Tensor]
 
 
@@ -53,9 +51,9 @@ class _ColumnLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight = ctx.saved_tensors
-        pending = _collectives.all_reduce((gradient_TO @ weight).contiguous(), "sum", ctx.group)
+        pending = collectives.all_reduce((gradient_TO @ weight).contiguous(), "sum", ctx.group)
         weight_gradients = _weight_gradients(ctx, gradient_TO, hidden_TD)
-        return _collectives.wait_tensor(pending), *weight_gradients, None
+        return collectives.wait_tensor(pending), *weight_gradients, None
 
 
 class _GatherColumnLinear(torch.autograd.Function):
@@ -76,9 +74,9 @@ class _GatherColumnLinear(torch.autograd.Function):
             gradient_SD = linear_scatter(gradient_TO, weight.T, tokens)
             return gradient_SD, *_weight_gradients(ctx, gradient_TO, hidden_TD), None
         padded = pad_tokens(gradient_TO @ weight, tokens).contiguous()
-        pending = _collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
+        pending = collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
         weight_gradients = _weight_gradients(ctx, gradient_TO, hidden_TD)
-        return _collectives.wait_tensor(pending), *weight_gradients, None
+        return collectives.wait_tensor(pending), *weight_gradients, None
 
 
 class _LinearScatter(torch.autograd.Function):
