@@ -40,10 +40,10 @@ PATIENCE = 60
 
 
 def make_predictor(arguments: argparse.Namespace) -> Any:
-    """Build a token classification network of random weights, or with the encoder of a folder."""
+    """Load the encoder of a folder as `megabert serve` does, or build a tagger of random weights."""
     import torch
 
-    from megabert.build import load_language_model, new_task_model
+    from megabert.build import load_embedder, load_language_model, new_task_model
     from megabert.config.parser import compose
     from megabert.inference import Predictor
     from megabert.model.precision import cast_model, freeze, resolve_precision
@@ -51,10 +51,11 @@ def make_predictor(arguments: argparse.Namespace) -> Any:
     from megabert.torch_session import TorchSession
 
     if arguments.encoder:
-        words = [f"model.language_model.pretrained_model_name={arguments.encoder}"]
-    else:
-        words = ["model.language_model.pretrained_model_name=null", f"model.tokenizer.vocab_file={arguments.vocabulary}",  # noqa: E501
-                 f"model.language_model.config={NETWORKS[arguments.network]}"]  # fmt: skip
+        predictor = load_embedder(arguments.encoder, home=Path("none"), precision=arguments.precision)
+        print(*predictor.notes, f"precision {predictor.session.precision}", sep="\n", file=sys.stderr, flush=True)
+        return predictor
+    words = ["model.language_model.pretrained_model_name=null", f"model.tokenizer.vocab_file={arguments.vocabulary}",
+             f"model.language_model.config={NETWORKS[arguments.network]}"]  # fmt: skip
     settings = compose(TokenClassification.settings_type, words, owner="token_classification")[0]
     settings.model.dataset.max_seq_length = 512
     task = TokenClassification(settings)
