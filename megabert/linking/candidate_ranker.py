@@ -23,7 +23,6 @@ Features = dict[str, float]
 VALUES = ("similarity", "behind", "name mentioned", "is first", "same last", "same first", "part of mention",
           "has mention", "exact mentioned", "more words", "fewer words")  # fmt: skip
 """Features that every pair of a mention and a candidate has."""
-CACHED_IDENTIFIERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,12 @@ class CandidateRanker:
 
     def _identifier_scores(self, identifier: str) -> tuple[float, float]:
         """Add up the weights of an identifier's features, and of those of an exact name besides."""
-        found = self._known_scores.get(identifier)
+        key = identifier if identifier in self.mentions else kind_of(identifier)  # the others of a kind are equal
+        found = self._known_scores.get(key)
         if found is None:
-            features = identifier_features(identifier, self.mentions), exact_features(identifier)
-            always, if_exact = (
-                sum(value * self.weights.get(name, 0.0) for name, value in row.items()) for row in features
-            )
-            if len(self._known_scores) >= CACHED_IDENTIFIERS:
-                self._known_scores.clear()
-            found = self._known_scores[identifier] = always, if_exact
+            rows = identifier_features(identifier, self.mentions), exact_features(identifier)
+            always, if_exact = (sum(value * self.weights.get(name, 0.0) for name, value in row.items()) for row in rows)
+            found = self._known_scores[key] = always, if_exact
         return found
 
     @cached_property
@@ -180,6 +176,7 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
     return row | word_features(more, fewer)
 
 
+@lru_cache(maxsize=1 << 16)
 def kind_of(identifier: str) -> str:
     """Return the vocabulary of an identifier with its local part's first letter: "mesh D", "omim"."""
     prefix, _, local = identifier.partition(":")
