@@ -15,16 +15,28 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..retrieval.search_index import SearchIndex
 
-_TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not"
+_TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not; or a BEIR folder"
 _RUN = "run of text_embedding, folder of sentence-transformers, or other encoder, whose hidden states are averaged"
 RERANK_BATCH, EMBED_BATCH = 64, 128
+
+
+def _corpus(name: str) -> Path:
+    from ..formats.passages import beir_file
+
+    return beir_file(Path(name), "corpus")
+
+
+def _queries(name: str | Path) -> Path:
+    from ..formats.passages import beir_file
+
+    return beir_file(Path(name), "queries")
 
 
 def embed(words: Sequence[str]) -> None:
     """Embed texts to a folder of memory-mapped shards: megabert embed RUN FILE -o EMB."""
     parser = new_parser("embed", embed, "An interrupted command is resumed by --resume and ends with the same bytes.")
     parser.add_argument("model", metavar="RUN", help=_RUN)
-    parser.add_argument("file", type=Path, help=_TEXTS)
+    parser.add_argument("file", type=_corpus, help=_TEXTS)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="EMB", help="new folder")
     _add_store_options(parser)
     _add_device_options(parser, batch_size=EMBED_BATCH)
@@ -43,7 +55,7 @@ def index(words: Sequence[str]) -> None:
     parser = new_parser("index", index, "`megabert index VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     build = add_subcommand(verbs, "build", _build, "Index passages by words (BM25), and with --run by embeddings")
-    build.add_argument("collection", type=Path, help=_TEXTS)
+    build.add_argument("collection", type=_corpus, help=_TEXTS)
     build.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="new folder")
     build.add_argument("--run", dest="model", metavar="RUN", help=_RUN)
     build.add_argument("--approximate", action="store_true", help="add a graph for approximate search (usearch)")
@@ -95,8 +107,8 @@ def rerank(words: Sequence[str]) -> None:
     parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
     parser.add_argument("runfile", type=Path, metavar="RUNFILE")
-    parser.add_argument("--queries", type=Path, required=True, help=_TEXTS)
-    parser.add_argument("--collection", type=Path, required=True, help=_TEXTS)
+    parser.add_argument("--queries", type=_queries, required=True, help=_TEXTS)
+    parser.add_argument("--collection", type=_corpus, required=True, help=_TEXTS)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
     parser.add_argument(
         "-k", type=int, default=100, help="first passages that are ranked again, before the others; default: 100"
@@ -251,7 +263,7 @@ def _build(arguments: argparse.Namespace) -> None:
     if arguments.tune:
         from ..formats.relevance import check_judged, read_qrels
 
-        queries, qrels = read_texts(arguments.tune[0]), read_qrels(arguments.tune[1])
+        queries, qrels = read_texts(_queries(arguments.tune[0])), read_qrels(arguments.tune[1])
         if note := check_judged(qrels, queries, passages, arguments.tune[1]):
             log(f"note: {note}")
     predictor = load_embedder(arguments.model, arguments) if arguments.model else None
