@@ -50,7 +50,16 @@ class EntityLinker:
                 link = next(links)
                 name = {NAME: link.name} if link.name else {}
                 infons = {**entity.infons, **name, SCORE: round(link.score, SCORE_DIGITS)}
-                entity = replace(entity, identifier=link.identifier, infons=infons)
+                entity = Entity(  # replace() takes three times as long
+                    entity.id,
+                    entity.fragments,
+                    entity.text,
+                    entity.type,
+                    link.identifier,
+                    entity.score,
+                    entity.source,
+                    infons,
+                )
             entities.append(entity)
         return replace(document, entities=tuple(entities))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -235,6 +236,10 @@ def link(words: Sequence[str]) -> None:
     arguments = parser.parse_args(list(words))
     if bool(arguments.names) == bool(arguments.mentions) or arguments.k < 1:
         raise ConfigError("Give either names or --mentions FILE, and -k of at least 1.")
+    if file := next(filter(os.path.isfile, arguments.names), None):
+        raise ConfigError(
+            f"{file!r} is a file, no name. Give its lines: megabert link - < {file} (or --mentions {file})."
+        )
     require_not_input(arguments.output, arguments.mentions)
     linker = _load(arguments, arguments.dictionary)
     lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in _rows(linker, arguments))

@@ -15,16 +15,28 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..retrieval.search_index import SearchIndex
 
-_TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not"
+_TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not; or a BEIR folder"
 _RUN = "run of text_embedding, folder of sentence-transformers, or other encoder, whose hidden states are averaged"
 RERANK_BATCH, EMBED_BATCH = 64, 128
+
+
+def _corpus(name: str) -> Path:
+    from ..formats.passages import beir_file
+
+    return beir_file(Path(name), "corpus")
+
+
+def _queries(name: str | Path) -> Path:
+    from ..formats.passages import beir_file
+
+    return beir_file(Path(name), "queries")
 
 
 def embed(words: Sequence[str]) -> None:
     """Embed texts to a folder of memory-mapped shards: megabert embed RUN FILE -o EMB."""
     parser = new_parser("embed", embed, "An interrupted command is resumed by --resume and ends with the same bytes.")
     parser.add_argument("model", metavar="RUN", help=_RUN)
-    parser.add_argument("file", type=Path, help=_TEXTS)
+    parser.add_argument("file", type=_corpus, help=_TEXTS)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="EMB", help="new folder")
     _add_store_options(parser)
     _add_device_options(parser, batch_size=EMBED_BATCH)
@@ -43,7 +55,7 @@ def index(words: Sequence[str]) -> None:
     parser = new_parser("index", index, "`megabert index VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     build = add_subcommand(verbs, "build", _build, "Index passages by words (BM25), and with --run by embeddings")
-    build.add_argument("collection", type=Path, help=_TEXTS)
+    build.add_argument("collection", type=_corpus, help=_TEXTS)
     build.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="new folder")
     build.add_argument("--run", dest="model", metavar="RUN", help=_RUN)
     build.add_argument("--approximate", action="store_true", help="add a graph for approximate search (usearch)")
@@ -95,8 +107,8 @@ def rerank(words: Sequence[str]) -> None:
     parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
     parser.add_argument("runfile", type=Path, metavar="RUNFILE")
-    parser.add_argument("--queries", type=Path, required=True, help=_TEXTS)
-    parser.add_argument("--collection", type=Path, required=True, help=_TEXTS)
+    parser.add_argument("--queries", type=_queries, required=True, help=_TEXTS)
+    parser.add_argument("--collection", type=_corpus, required=True, help=_TEXTS)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
     parser.add_argument(
         "-k", type=int, default=100, help="first passages that are ranked again, before the others; default: 100"
@@ -105,24 +117,30 @@ def rerank(words: Sequence[str]) -> None:
         "--fuse",
         type=float,
         nargs="?",
-        const=0.5,
+        const=0.3,
         metavar="WEIGHT",
-        help="fuse both rankings by their ranks; weight of the new one, 0 to 1; default: 0.5",
+        help="fuse both by their scores; weight of the new ones, 0 to 1; default: 0.3",
     )
+    tune = "only choose -k and --fuse, on judged queries that RUN has not seen"
+    parser.add_argument("--tune", type=Path, metavar="QRELS", help=tune)
     _add_device_options(parser)
     arguments = parser.parse_args(list(words))
     from ..formats.passages import read_texts
-    from ..formats.relevance import check_documents, read_run
-    from ..metrics.retrieval import ranked
+    from ..formats.relevance import check_documents, check_judged, read_qrels, read_run
 
     if arguments.k < 1:
         raise ConfigError(f"-k {arguments.k}: give 1 or more.")
+    if arguments.tune and (arguments.output or arguments.fuse is not None):
+        raise ConfigError("--tune only chooses -k and --fuse. Give it without --fuse and -o.")
     if not 0 <= (arguments.fuse or 0) <= 1:
         raise ConfigError(f"--fuse {arguments.fuse}: give a number from 0 to 1.")
     require_not_input(arguments.output, [arguments.runfile, arguments.queries, arguments.collection])
-    rankings = {query: ranked(scores) for query, scores in read_run(arguments.runfile).items()}
+    rankings = read_run(arguments.runfile)
     queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
-    check_documents({query: dict.fromkeys(names) for query, names in rankings.items()}, passages, arguments.runfile)
+    check_documents(rankings, passages, arguments.runfile)
+    qrels = read_qrels(arguments.tune) if arguments.tune else {}
+    if qrels and (note := check_judged(qrels, rankings, passages, arguments.tune)):
+        log(f"note: {note}")
     if unknown := sorted(rankings.keys() - queries.keys()):
         raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
     predictor = _load_run(arguments.model, arguments)
@@ -131,7 +149,15 @@ def rerank(words: Sequence[str]) -> None:
             f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking. A cross-encoder "
             'of one label from elsewhere is marked by "sentence_transformers": {} in its config.json.'
         )
-    found = _reranked(predictor, rankings, queries, passages, depth=arguments.k, weight=arguments.fuse)
+    new = _rescored(predictor, rankings, queries, passages, arguments.k)
+    if qrels:
+        from ..retrieval.fusion import choose_fusion
+
+        chosen = choose_fusion(qrels, rankings, dict(new))
+        show(to_json(chosen))
+        log(f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}.")
+        return
+    found = ((query, _reordered(rankings[query], scores, arguments.k, arguments.fuse)) for query, scores in new)
     _write_rankings(found, len(rankings), arguments.output, "rerank")
 
 
@@ -237,7 +263,7 @@ def _build(arguments: argparse.Namespace) -> None:
     if arguments.tune:
         from ..formats.relevance import check_judged, read_qrels
 
-        queries, qrels = read_texts(arguments.tune[0]), read_qrels(arguments.tune[1])
+        queries, qrels = read_texts(_queries(arguments.tune[0])), read_qrels(arguments.tune[1])
         if note := check_judged(qrels, queries, passages, arguments.tune[1]):
             log(f"note: {note}")
     predictor = load_embedder(arguments.model, arguments) if arguments.model else None
@@ -293,31 +319,41 @@ def _searcher(opened: "SearchIndex", embedder: "Predictor | None", *, is_approxi
     return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), device)
 
 
-def _reranked(
+def _rescored(
     predictor: "Predictor",
-    rankings: Mapping[str, Sequence[str]],
+    rankings: Mapping[str, Mapping[str, float]],
     queries: Mapping[str, str],
     passages: Mapping[str, str],
-    *,
     depth: int,
-    weight: float | None,
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    from ..retrieval.bm25 import fuse
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each query with the network's scores of its first passages."""
+    from ..metrics.retrieval import ranked
     from ..tasks.retrieval_data import RetrievalExample
 
     names = list(rankings)
     for start in range(0, len(names), RERANK_BATCH):
-        chunk = names[start : start + RERANK_BATCH]
         examples = []
-        for name in chunk:
-            first = tuple(rankings[name][:depth])
+        for name in names[start : start + RERANK_BATCH]:
+            first = tuple(ranked(rankings[name])[:depth])
             examples.append(RetrievalExample(name, queries[name], tuple(passages[own] for own in first), first))
         for item, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
-            best = sorted(prediction.scores.items(), key=lambda pair: (-pair[1], pair[0]))
-            if weight is not None:
-                best = fuse([[own for own, _ in best], item.passage_ids], weights=[weight, 1 - weight])
-            lowest = min((score for _, score in best), default=0.0)  # the others follow, in their order
-            yield item.id, [*best, *((own, lowest - n) for n, own in enumerate(rankings[item.id][depth:], 1))]
+            yield item.id, prediction.scores
+
+
+def _reordered(
+    first: Mapping[str, float], new: Mapping[str, float], depth: int, weight: float | None
+) -> list[tuple[str, float]]:
+    """Order the first passages by their new scores, or fused with those that they had; the others follow."""
+    from ..metrics.retrieval import ranked
+    from ..retrieval.fusion import fuse_scores
+
+    names = ranked(first)
+    top = {name: first[name] for name in names[:depth]}
+    best = (
+        sorted(new.items(), key=lambda pair: (-pair[1], pair[0])) if weight is None else fuse_scores(top, new, weight)
+    )
+    lowest = min((score for _, score in best), default=0.0)
+    return [*best, *((name, lowest - n) for n, name in enumerate(names[depth:], 1))]
 
 
 def _write_rankings(

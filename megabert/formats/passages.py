@@ -12,6 +12,12 @@ from .json_lines import is_json_lines, json_row
 from .text_lines import read_lines
 
 
+def beir_file(path: Path, kind: str) -> Path:
+    """Return the file of `kind`, corpus or queries, in a BEIR folder; any other path as it is."""
+    files = (path / f"{kind}.jsonl{ending}" for ending in ("", ".gz"))
+    return next((file for file in files if file.is_file()), path)
+
+
 def iterate_texts(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (id, text, location) of each line, one at a time. Raises InputError for a line without an id or a text."""
     is_json, number, name = is_json_lines(path), 0, ""
@@ -81,7 +87,7 @@ def read_candidates(path: Path) -> dict[str, list[str]]:
 
 
 def read_queries(given: str) -> dict[str, str]:
-    """Read a file of queries; what is no file is a query itself, named `query`."""
+    """Read a file of queries, or a BEIR folder's; what is neither is a query itself, named `query`."""
     if not given.strip():
         raise ConfigError("the query is blank. Give a query in quotes, or a file of queries.")
     path = Path(given)
@@ -91,4 +97,4 @@ def read_queries(given: str) -> dict[str, str]:
         is_there = False
     if not is_there and path.suffix in (".tsv", ".jsonl", ".txt", ".gz"):
         raise InputError(f"{path} does not exist. Give a file of queries, or a query in quotes.")
-    return read_texts(path) if is_there else {"query": given}
+    return read_texts(beir_file(path, "queries")) if is_there else {"query": given}

@@ -8,21 +8,21 @@ normalized names. `ranker_fitting` learns the weights.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import mul
 from typing import NamedTuple
 
-from .candidates import LinkedPart
+from .candidates import LinkedPart, NameCandidate
 from .name_keys import normalized
 
 RANKED = 20
 """Candidates that are ordered anew."""
 Features = dict[str, float]
-VALUES = ("similarity", "behind", "mentioned", "is mentioned", "name mentioned", "is first", "same last", "same first",
-          "part of mention", "has mention", "exact mentioned", "more words", "fewer words")  # fmt: skip
-"""Features that every candidate has."""
+VALUES = ("similarity", "behind", "name mentioned", "is first", "same last", "same first", "part of mention",
+          "has mention", "exact mentioned", "more words", "fewer words")  # fmt: skip
+"""Features that every pair of a mention and a candidate has."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,39 @@ class CandidateRanker:
 
     def ordered(self, part: LinkedPart) -> LinkedPart:
         """Order the candidates of a part by score, equal ones as they are."""
-        get, values = self.weights.get, self._value_weights
-        scores = [
-            round(sum(map(mul, row, values)) + sum([get(name, 0.0) for name in names]), 6)
-            for row, names in _rows(part, self.mentions)
-        ]
+        values, more_weights, fewer_weights = self._pair_weights
+        scores = []
+        for item, row, is_exact, more, fewer in _pairs(part):
+            always, if_exact = self._identifier_scores(item.identifiers[0])
+            score = always + if_exact if is_exact else always
+            for word in more:
+                score += more_weights.get(word, 0.0)
+            for word in fewer:
+                score += fewer_weights.get(word, 0.0)
+            scores.append(round(score + sum(map(mul, row, values)), 6))
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         candidates = tuple(part.candidates[place] for place in order)
         return LinkedPart(part.text, candidates, tuple(scores[place] for place in order))
 
     @cached_property
-    def _value_weights(self) -> list[float]:
-        return [self.weights.get(name, 0.0) for name in VALUES]
+    def _pair_weights(self) -> tuple[list[float], dict[str, float], dict[str, float]]:
+        """The weights of VALUES, and of words that only the candidate, and only the mention has."""
+        words = ({name[1:]: weight for name, weight in self.weights.items() if name[0] == sign} for sign in "+-")
+        return [self.weights.get(name, 0.0) for name in VALUES], *words
+
+    def _identifier_scores(self, identifier: str) -> tuple[float, float]:
+        """Add up the weights of an identifier's features, and of those of an exact name besides."""
+        key = identifier if identifier in self.mentions else kind_of(identifier)  # the others of a kind are equal
+        found = self._known_scores.get(key)
+        if found is None:
+            rows = identifier_features(identifier, self.mentions), exact_features(identifier)
+            always, if_exact = (sum(value * self.weights.get(name, 0.0) for name, value in row.items()) for row in rows)
+            found = self._known_scores[key] = always, if_exact
+        return found
+
+    @cached_property
+    def _known_scores(self) -> dict[str, tuple[float, float]]:
+        return {}
 
     def score(self, row: Features) -> float:
         """Add up the weights of features."""
@@ -72,40 +93,56 @@ class CandidateRanker:
 
 def part_features(part: LinkedPart, mentions: Mapping[str, int]) -> list[Features]:
     """Return the features of each candidate of a part, in the order of their similarity."""
-    rows = _rows(part, mentions)
-    return [dict(zip(VALUES, values, strict=True)) | dict.fromkeys(names, 1.0) for values, names in rows]
+    return [
+        dict(zip(VALUES, values, strict=True))
+        | identifier_features(item.identifiers[0], mentions)
+        | (exact_features(item.identifiers[0]) if is_exact else {})
+        | word_features(more, fewer)
+        for item, values, is_exact, more, fewer in _pairs(part)
+    ]
+
+
+def identifier_features(identifier: str, mentions: Mapping[str, int]) -> Features:
+    """Return the kind of an identifier, and how often its concept was mentioned."""
+    count = mentions.get(identifier, 0)
+    return {f"kind {kind_of(identifier)}": 1.0, "mentioned": math.log1p(count) / 3, "is mentioned": float(count > 0)}
+
+
+def exact_features(identifier: str) -> Features:
+    """Return the features of a name that is the mention."""
+    return {"exact": 1.0, f"exact {kind_of(identifier)}": 1.0}
+
+
+def word_features(more: Iterable[str], fewer: Iterable[str]) -> Features:
+    """Return the words that only the candidate, and only the mention has."""
+    return dict.fromkeys((*("+" + word for word in more), *("-" + word for word in fewer)), 1.0)
 
 
 class NameWords(NamedTuple):
-    """The words of a normalized name, and the names of the features that they are where the other side lacks them."""
+    """The words of a normalized name, in their order, without blanks, and each once."""
 
-    words: tuple[str, ...]
+    words: list[str]
     joined: str
-    more: frozenset[str]
-    """Those of words that only the candidate has, +word."""
-    fewer: frozenset[str]
-    """Those of words that only the mention has, -word."""
+    distinct: frozenset[str]
 
 
 @lru_cache(maxsize=1 << 16)
 def _words(name: str) -> NameWords:
-    words = tuple(normalized(name).split())
-    return NameWords(words, "".join(words), frozenset(map("+".__add__, words)), frozenset(map("-".__add__, words)))
+    words = normalized(name).split()
+    return NameWords(words, "".join(words), frozenset(words))
 
 
-def _rows(part: LinkedPart, mentions: Mapping[str, int]) -> Iterator[tuple[tuple[float, ...], list[str]]]:
-    """Yield the values of VALUES for each candidate of a part, and the names of features that are 1, others being 0."""
-    (words, joined, mine, mine_alone), most = _words(part.text), part.similarity
+def _pairs(
+    part: LinkedPart,
+) -> Iterator[tuple[NameCandidate, tuple[float, ...], bool, frozenset[str], frozenset[str]]]:
+    """Yield each candidate of a part, the values of VALUES, whether it is exact, and the words of one side only."""
+    (words, joined, mine), most = _words(part.text), part.similarity
     for place, item in enumerate(part.candidates):
-        own, own_joined, others, others_alone = _words(item.name)
-        more, fewer, identifier = others - mine, mine_alone - others_alone, item.identifiers[0]
-        kind, exact_kind = _kind_features(identifier)
-        is_exact, count = joined == own_joined, mentions.get(identifier, 0)
+        own, own_joined, others = _words(item.name)
+        more, fewer, is_exact = others - mine, mine - others, joined == own_joined
         values = (
             item.similarity,
             most - item.similarity,
-            math.log1p(count) / 3,
-            count > 0,
             math.log1p(item.mentions) / 3,
             place == 0,
             words[-1:] == own[-1:],
@@ -116,7 +153,7 @@ def _rows(part: LinkedPart, mentions: Mapping[str, int]) -> Iterator[tuple[tuple
             len(more) / 3,
             len(fewer) / 3,
         )
-        yield values, [kind, "exact", exact_kind, *more, *fewer] if is_exact else [kind, *more, *fewer]
+        yield item, values, is_exact, more, fewer
 
 
 def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
@@ -125,8 +162,8 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
     if len({item.identifiers for item in best}) < len(parts):
         return None
     own, mine = [_words(item.name) for item in best], _words(text)
-    more = frozenset[str]().union(*(item.more for item in own)) - mine.more
-    fewer = mine.fewer.difference(*(item.fewer for item in own))
+    more = frozenset[str]().union(*(item.distinct for item in own)) - mine.distinct
+    fewer = mine.distinct.difference(*(item.distinct for item in own))
     is_exact = all(item.words == _words(part.text).words for item, part in zip(own, parts, strict=True))
     row = {
         "similarity": min(item.similarity for item in best),
@@ -136,15 +173,10 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
         "more words": len(more) / 3,
         "fewer words": len(fewer) / 3,
     }
-    return row | dict.fromkeys((*more, *fewer), 1.0)
+    return row | word_features(more, fewer)
 
 
 @lru_cache(maxsize=1 << 16)
-def _kind_features(identifier: str) -> tuple[str, str]:
-    kind = kind_of(identifier)
-    return f"kind {kind}", f"exact {kind}"
-
-
 def kind_of(identifier: str) -> str:
     """Return the vocabulary of an identifier with its local part's first letter: "mesh D", "omim"."""
     prefix, _, local = identifier.partition(":")

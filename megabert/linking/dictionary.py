@@ -102,17 +102,26 @@ class Dictionary:
         start = int(ends[concept - 1]) if concept else 0
         return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
 
-    def candidate(self, name: int, concept: int, similarity: float) -> NameCandidate:
-        """Return a name of a concept as a candidate."""
-        found = self._candidates.get(name)
-        if found is None:
-            mentions, is_listed = int(self.arrays["name_mentions"][name]), bool(self.arrays["name_is_listed"][name])
-            found = self.name(name), self.identifiers(concept), mentions, is_listed
-            if len(self._candidates) >= CACHED_CANDIDATES:
-                self._candidates.clear()
-            self._candidates[name] = found
-        text, identifiers, mentions, is_listed = found
-        return NameCandidate(text, identifiers, similarity, mentions, is_listed, concept)
+    def candidates(
+        self, names: NDArray[np.int64], concepts: NDArray[np.int64], similarities: NDArray[np.float64]
+    ) -> list[NameCandidate]:
+        """Return names of concepts as candidates."""
+        numbers, known = names.tolist(), self._candidates
+        if len(known) >= CACHED_CANDIDATES:
+            known.clear()
+        if any(is_new := [number not in known for number in numbers]):
+            new, places = np.unique(names[is_new], return_index=True)
+            columns = self.arrays["name_mentions"][new], self.arrays["name_is_listed"][new]
+            texts = _pieces(self.arrays["name_ends"], self.name_bytes, new)
+            ids = _pieces(self.arrays["id_ends"], self.id_bytes, concepts[is_new][places])
+            for number, text, own, mentions, is_listed in zip(
+                new.tolist(), texts, ids, *(column.tolist() for column in columns), strict=True
+            ):
+                known[number] = text, tuple(own.split("|")), int(mentions), bool(is_listed)
+        return [
+            NameCandidate(*known[number][:2], similarity, *known[number][2:], concept)
+            for number, concept, similarity in zip(numbers, concepts.tolist(), similarities.tolist(), strict=True)
+        ]
 
     @cached_property
     def _candidates(self) -> dict[int, tuple[str, tuple[str, ...], int, bool]]:
@@ -248,6 +257,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{folder} is a dictionary of version {meta.get('version')}; {VERSION} is read. Build it again."
         )
     return meta
+
+
+def _pieces(ends: NDArray[np.int64], blob: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[str]:
+    """Read texts of any numbers, of the ends and bytes of all."""
+    starts = np.where(numbers > 0, ends[numbers - 1], 0).tolist()
+    view = memoryview(blob)
+    return [view[start:end].tobytes().decode() for start, end in zip(starts, ends[numbers].tolist(), strict=True)]
 
 
 def names_between(ends: NDArray[np.int64], blob: NDArray[np.uint8], start: int, end: int) -> list[str]:

@@ -78,7 +78,7 @@ class GramIndex:
         Exact up to MAX_POSTINGS entries of lists; beyond, names that share only the frequent grams are not found.
         Names below a share of the best similarity may be left out, which is faster.
         """
-        num_added = max(int(np.searchsorted(np.cumsum(self.counts[query.grams]), MAX_POSTINGS, side="right")), 1)
+        num_added = max(int(self.counts[query.grams].cumsum().searchsorted(MAX_POSTINGS, side="right")), 1)
         lists = [self._vectors_of(gram) for gram in query.grams[:num_added].tolist()]
         if not lists:
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -90,7 +90,7 @@ class GramIndex:
         if num_added < len(query.grams):
             best = _best(scores, max(NUM_RESCORED, k))
             sizes = self._sizes[vectors[best]]
-            best = np.sort(best[np.cumsum(sizes) - sizes < max(NUM_RESCORED, k)])
+            best = np.sort(best[sizes.cumsum() - sizes < max(NUM_RESCORED, k)])
             rest = GramQuery(query.grams[num_added:], query.weights[num_added:], query.length)
             if share and len(best):
                 best = best[self._can_be_best(rest, vectors[best], scores[best], share)]
@@ -110,18 +110,18 @@ class GramIndex:
         self, lists: Sequence[NDArray[np.uint32]], weights: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Add up the weights of each vector, over its length: vectors in their order, and their sums."""
-        found, added = np.concatenate(lists), np.repeat(weights, list(map(len, lists)))
+        found, added = np.concatenate(lists), weights.repeat(list(map(len, lists)))
         if len(found) * 8 <= len(self.norms):
             own, inverse = np.unique(found, return_inverse=True)
             return own.astype(np.int64), np.bincount(inverse, added) / self.norms[own]
         sums = np.bincount(found, added, minlength=len(self.norms))
-        vectors = np.flatnonzero(sums > 0)  # much faster than of the numbers
+        vectors = (sums > 0).nonzero()[0]  # much faster than of the numbers
         return vectors, sums[vectors] / self.norms[vectors]
 
     def _names_of(self, vectors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """List the names of vectors, and the place of the vector of each."""
         sizes = self._sizes[vectors]
-        owners, shifts = np.repeat(np.arange(len(vectors)), sizes), self.vector_ends[vectors] - np.cumsum(sizes)
+        owners, shifts = np.arange(len(vectors)).repeat(sizes), self.vector_ends[vectors] - sizes.cumsum()
         return self.names[np.arange(len(owners)) + shifts[owners]].astype(np.int64), owners
 
     @cached_property
@@ -150,12 +150,12 @@ class GramIndex:
 
     def _similarities(self, query: GramQuery, vectors: NDArray[np.int64]) -> NDArray[np.float32]:
         rows = self._bitmap_rows[query.grams]
-        places = np.flatnonzero(rows >= 0)
+        places = (rows >= 0).nonzero()[0]
         octets = self._bitmaps.ravel().take((rows[places] * self._bitmaps.shape[1])[:, None] + (vectors >> 3))
         sums = query.weights[places] @ (octets >> (7 - (vectors & 7)).astype(np.uint8) & 1)
-        for place in np.flatnonzero(rows < 0):
+        for place in (rows < 0).nonzero()[0]:
             owners = self._vectors_of(int(query.grams[place]))
-            has_gram = owners[np.minimum(np.searchsorted(owners, vectors), len(owners) - 1)] == vectors
+            has_gram = owners[np.minimum(owners.searchsorted(vectors), len(owners) - 1)] == vectors
             sums += query.weights[place] * has_gram
         return np.asarray((sums / self.norms[vectors]).round(6).astype(np.float32))
 
@@ -190,7 +190,7 @@ def _query(
 ) -> GramQuery:
     known, counts = squares[is_known], counts[is_known]
     length = np.sqrt(known.sum() + squares[~is_known].sum()) or 1.0
-    order = np.argsort(counts, kind="stable")
+    order = counts.argsort(kind="stable")
     return GramQuery(grams[is_known][order], known[order] / length, float(length))
 
 
@@ -202,10 +202,10 @@ def _best(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Return the places of the k largest scores, the largest first, equal ones in their order."""
     if k < len(scores):
         limit = np.partition(scores, len(scores) - k)[len(scores) - k]
-        places = np.flatnonzero(scores >= limit)
+        places = (scores >= limit).nonzero()[0]
     else:
         places = np.arange(len(scores))
-    return places[np.argsort(-scores[places], kind="stable")][:k]
+    return places[(-scores[places]).argsort(kind="stable")][:k]
 
 
 def write_gram_index(

@@ -231,9 +231,9 @@ class Linker:
         order = np.lexsort((names, starts - ends[concepts], names != starts, mentions, -scores, owners))
         order = order[np.arange(len(order)) - np.searchsorted(owners, owners) < k]  # owners keep their places
         ranked: list[list[NameCandidate]] = [[] for _ in distinct]
-        columns = (column[order].tolist() for column in (owners, names, concepts, np.minimum(scores, 1.0)))
-        for owner, name, concept, score in zip(*columns, strict=True):
-            ranked[owner].append(self.dictionary.candidate(name, concept, score))
+        candidates = self.dictionary.candidates(names[order], concepts[order], np.minimum(scores[order], 1.0))
+        for owner, candidate in zip(owners[order].tolist(), candidates, strict=True):
+            ranked[owner].append(candidate)
         parts = {item: LinkedPart(item[0], tuple(own)) for item, own in zip(distinct, ranked, strict=True)}
         return [parts[item] for item in wanted]
 
@@ -300,4 +300,4 @@ class Linker:
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
-    return tuple(replace(part, candidates=part.candidates[:k]) for part in parts)
+    return tuple(LinkedPart(part.text, part.candidates[:k], part.scores) for part in parts)

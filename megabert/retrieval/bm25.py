@@ -7,7 +7,7 @@ Words are runs of letters and digits in lower case, without stop words, stemmed 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,3 @@ class Bm25:
             candidates = np.arange(len(scores))
         order = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
         return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
-
-
-def fuse(rankings: Sequence[Sequence[str]], *, weights: Sequence[float] | None = None) -> list[tuple[str, float]]:
-    """Fuse rankings by reciprocal ranks, each with a weight, 1 by default: (id, score), best first, equal ones by id.
-
-    Source: Cormack, Clarke and Büttcher 2009, doi:10.1145/1571941.1572114.
-    """
-    scores: dict[str, float] = {}
-    for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
-        for rank, name in enumerate(ranking, 1):
-            scores[name] = scores.get(name, 0.0) + weight / (60.0 + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))

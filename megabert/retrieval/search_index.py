@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..storage import atomic_write
-from .bm25 import Bm25, fuse
+from .bm25 import Bm25
 from .embedding_store import EmbeddingStore
+from .fusion import fuse
 
 INDEX_FILE, IDS_FILE, WORDS, DENSE = "index.json", "ids.json", "bm25", "dense"
 METHODS = ("bm25", "dense", "hybrid")

@@ -49,6 +49,21 @@ def test_a_collection_is_indexed_searched_and_scored(folder, capsys):
     assert "shard-00000.npy is cut short" in message(["index", "info", "INDEX"], 65, capsys)
 
 
+def test_a_folder_of_beir_is_read(folder, capsys):
+    (folder / "BEIR" / "qrels").mkdir(parents=True)
+    for name, lines in (("corpus", PASSAGES), ("queries", QUERIES)):
+        rows = (dict(zip(("_id", "text"), line.split("\t"), strict=True)) for line in lines.splitlines())
+        (folder / "BEIR" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "BEIR" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tp1\t1\nq2\tp2\t2\n")
+    assert main(["index", "build", "BEIR", "-o", "INDEX", "--tune", "BEIR", "BEIR/qrels/test.tsv"]) == 0
+    assert main(["search", "INDEX", "BEIR", "-o", "r.trec"]) == 0
+    capsys.readouterr()
+    assert main(["score", "retrieval", "BEIR/qrels/test.tsv", "r.trec"]) == 0
+    assert json.loads(capsys.readouterr().out)["mrr@10"] == 1
+    (folder / "BEIR" / "queries.jsonl").unlink()
+    assert "it is a folder" in message(["search", "INDEX", "BEIR"], 65, capsys)
+
+
 def test_passages_with_answers_are_counted(folder, capsys):
     (folder / "r.trec").write_text("q1 Q0 p2 1 3 a\nq1 Q0 p1 2 2 a\nq2 Q0 p3 1 1 a\n")
     rows = [{"id": "q1", "answers": ["Maria", "marie curie"]}, {"id": "q2", "answers": ["Seine"]}]

@@ -197,6 +197,7 @@ def test_link_and_score_the_mentions_of_documents(tmp_path, diseases, capsys):
     [
         (["link", "asthma"], 64, "--dict"),
         (["link", "--dict", "DICT"], 64, "Give either names"),
+        (["link", "GOLD", "--dict", "DICT"], 64, "megabert link - < GOLD"),
         (["link", "asthma", "--dict", "missing"], 65, "is no dictionary"),
         (["dictionary", "build", "missing.obo", "-o", "x"], 65, "missing.obo"),
         (["dictionary", "tune", "DICT", "--mentions", "GOLD"], 65, "too few"),

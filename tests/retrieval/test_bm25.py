@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from megabert.errors import InputError
 from megabert.formats.passages import read_texts
 from megabert.formats.relevance import read_qrels
 from megabert.metrics.retrieval import mrr_at_10
-from megabert.retrieval.bm25 import Bm25, WordSplitter, build_bm25, fuse
+from megabert.retrieval.bm25 import Bm25, WordSplitter, build_bm25
+from megabert.retrieval.fusion import choose_fusion, fuse, fuse_scores
 from megabert.retrieval.stemmer import stem
 
 TEXTS = ["aspirin aspirin pain", "aspirin fever", "The fever of dogs and cats"]
@@ -50,6 +52,32 @@ def test_fusion_adds_reciprocal_ranks():
     assert fused[0][1] == pytest.approx(1 / 62 + 1 / 61)
     first = fuse([["a", "b"], ["b", "a"]], weights=[0.9, 0.1])
     assert first == [("a", pytest.approx(0.9 / 61 + 0.1 / 62)), ("b", pytest.approx(0.9 / 62 + 0.1 / 61))]
+
+
+def test_scores_are_fused_by_their_standard_scores():
+    first, new = {"a": 3.0, "b": 2.0, "c": 1.0}, {"a": -1.0, "b": 0.0, "c": 100.0}
+    fused = dict(fuse_scores(first, new, 0.75))
+    values, others = np.array(list(first.values())), np.array(list(new.values()))
+    assert next(iter(fused)) == "c"
+    expected = (values - 2) / values.std() / 4 + (others - others.mean()) / others.std() * 0.75
+    assert [fused[name] for name in "abc"] == pytest.approx(expected.tolist())
+    assert [name for name, _ in fuse_scores(first, dict.fromkeys("abc", 5.0), 0.9)] == ["a", "b", "c"]
+    assert [name for name, _ in fuse_scores({"b": 1.0, "a": 1.0}, {"a": 0.0, "b": 0.0}, 1.0)] == ["b", "a"]
+
+
+def test_depth_and_weight_are_chosen_on_judged_queries():
+    names = [f"d{n:02}" for n in range(30)]
+    first = {query: {name: -float(n) for n, name in enumerate(names)} for query in ("q1", "q2", "unjudged")}
+    right = {name: float(name == "d12") for name in names}  # found by the network alone, not among the first 10
+    chosen = choose_fusion(
+        {"q1": {"d12": 1}, "q2": {"d12": 2}, "other": {"d01": 1}}, first, dict.fromkeys(first, right)
+    )
+    assert chosen["queries"] == 2 and chosen["k"] == 30 and chosen["ndcg@10"] == 1 and chosen["first_stage"] == 0
+    assert [*chosen["ndcg@10_by_k_and_weight"]] == ["10", "20", "30"]
+    harmful = choose_fusion(
+        {"q1": {"d00": 1}}, first, {query: {name: float(n) for n, name in enumerate(names)} for query in first}
+    )
+    assert (harmful["k"], harmful["weight"], harmful["ndcg@10"]) == (10, 0.0, 1)
 
 
 def test_the_published_mrr_is_reached(datasets, tmp_path):

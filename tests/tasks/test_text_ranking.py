@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from megabert.cli import main
-from megabert.cli.retrieval import _reranked
+from megabert.cli.retrieval import _reordered
 from megabert.config.parser import compose
 from megabert.data.packing import fingerprint
 from megabert.data.sampler import sequence_counts, sequence_lengths
 from megabert.errors import ConfigError, InputError
 from megabert.tasks import registry
-from megabert.tasks.text_ranking import Prediction
 from megabert.tokenizers.wordpiece import Tokenizer
 from tests.conftest import WORDS
 
@@ -113,14 +112,12 @@ def test_a_handful_of_queries_is_learnt(folder, tmp_path, vocab_file):
 
 
 def test_what_is_not_ranked_again_follows_also_where_rankings_are_fused():
-    class Reversing:
-        def predict_examples(self, examples):
-            return [Prediction(item.id, "", {name: k for k, name in enumerate(item.passage_ids)}) for item in examples]
-
-    names = ["a", "b", "c", "d"]
-    found = dict(_reranked(Reversing(), {"q": names}, {"q": ""}, dict.fromkeys(names, ""), depth=3, weight=0.5))
-    order, scores = zip(*found["q"], strict=True)
-    assert order[3] == "d" and scores[0] == pytest.approx((1 / 61 + 1 / 63) / 2) and scores[3] < min(scores[:3])
+    first, new = {"a": 9.0, "b": 7.0, "c": 5.0, "d": 1.0}, {"a": 0.0, "b": 1.0, "c": 2.0}
+    order, scores = zip(*_reordered(first, new, 3, 0.25), strict=True)
+    assert order == ("a", "b", "c", "d") and scores[3] < scores[2]
+    assert scores[:3] == pytest.approx((0.5 * 1.5**0.5, 0, -0.5 * 1.5**0.5))
+    assert [name for name, _ in _reordered(first, new, 3, 0.75)] == ["c", "b", "a", "d"]
+    assert [name for name, _ in _reordered(first, new, 3, None)] == ["c", "b", "a", "d"]
 
 
 def test_validation_without_judgements_is_refused(folder, tmp_path):

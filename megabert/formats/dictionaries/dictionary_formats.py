@@ -53,6 +53,8 @@ def detect(path: Path) -> str:
         raise InputError(f"{path} is empty: it has no concept. Give a dictionary ({', '.join(NAMES)}).")
     if re.match(rb"[^|\n]+\|t\|", start):
         return MENTIONS
+    if re.match(rb"\s*[{\[]", start) or re.search(rb"<rdf:RDF|<Ontology|@prefix |^Prefix\(", start):
+        raise InputError(f"{path} is an ontology in OWL or JSON, or no dictionary. Give an ontology as OBO (.obo).")
     return next((name for name, pattern in _STARTS.items() if pattern.match(start)), "table")
 
 

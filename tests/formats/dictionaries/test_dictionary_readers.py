@@ -114,6 +114,14 @@ def test_a_format_is_recognized_and_read(tmp_path, name, is_compressed):
     assert sum(options.dropped.values()) == num_dropped
 
 
+def test_the_header_of_a_table_says_what_its_columns_are(tmp_path):
+    (tmp_path / "own.csv").write_text("name,definition,DO id,species,synonyms\nAsthma,A disease,DOID:1,9606,a|b\n")
+    (found,) = read_concepts(tmp_path / "own.csv", "table", DictionaryOptions())
+    assert (found.id, found.names, found.species) == ("doid:1", ("Asthma", "a", "b"), 9606)
+    (tmp_path / "own.tsv").write_text("LAB:1\tfat id\nLAB:2\tx\n")  # no header: it has an identifier
+    assert [item.id for item in read_concepts(tmp_path / "own.tsv", "table", DictionaryOptions())] == ["LAB:1", "LAB:2"]
+
+
 def test_sources_and_languages_of_the_umls_are_chosen(tmp_path):
     (tmp_path / "MRCONSO.RRF").write_text(RRF)
     options = DictionaryOptions(sources=frozenset(["MSH", "MSHGER"]), languages=frozenset())
@@ -139,6 +147,9 @@ def test_sources_and_languages_of_the_umls_are_chosen(tmp_path):
         ("desc.xml", MESH_XML.replace("D001249", ""), "has no DescriptorUI"),
         ("d.bin", MESH_ASCII.replace("UI = C000001\n", ""), ":8: the record has no line UI"),
         ("empty.tsv", "\n", "is empty"),
+        ("own.tsv", "name\tid\nasthma\n", ":2: one column"),
+        ("a.owl", '<?xml version="1.0"?>\n<rdf:RDF xmlns="x"/>\n', "OWL or JSON"),
+        ("a.json", '{"graphs": []}', "OWL or JSON"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, message):
