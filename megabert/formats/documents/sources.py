@@ -119,7 +119,7 @@ def text_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
         if len(line) > MAX_RECORD_BYTES:
             raise InputError(f"{path}:{number}: a line of more than {MAX_RECORD_BYTES >> 20} MiB.")
         if b"\0" in line:
-            raise InputError(f"{path}:{number}: a NUL character. Is this a text file?")
+            raise InputError(f"{path}:{number}: {not_text(line)}")
         yield number, text_of(path, line, number)
 
 

@@ -223,10 +223,30 @@ def test_text_that_is_no_text_is_named(tmp_path, read_all):
     (tmp_path / "a.pubtator").write_bytes("1|t|é\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"a\.pubtator:1: not UTF-8 text: byte 0xe9"):
         list(read_documents([tmp_path / "a.pubtator"]))
+    (tmp_path / "c.pubtator").write_text("1|t|a\n", encoding="utf-16")
+    with pytest.raises(InputError, match=r"c\.pubtator:1: a NUL character. It is UTF-16 text"):
+        list(read_documents([tmp_path / "c.pubtator"]))
     (tmp_path / "b.jsonl").write_text('{"id": "1", "text": "\\ud800"}\n{"id": "2", "text": "b"}\n', encoding="utf-8")
     documents, faults = read_all(tmp_path / "b.jsonl")
     assert [item.id for item in documents] == ["2"]
     assert "b.jsonl:1" in faults[0]
+
+
+@pytest.mark.parametrize("places", ["0;4\t1;5", "-1\t3", "0.0\t1.0"])
+def test_places_that_no_mention_has_make_no_relation(places, tmp_path, read_all):
+    content = f"1|t|a b c\n1\t{places}\ta b\tT\tD1\n1\tCID\t4\t5\n"
+    (tmp_path / "a.pubtator").write_text(content, encoding="utf-8")
+    (document,), (fault,) = read_all(tmp_path / "a.pubtator")
+    assert [relation.type for relation in document.relations] == ["CID"]
+    assert f"a.pubtator:2: {content.splitlines()[1]!r} is no line of document 1" in fault
+
+
+def test_a_byte_order_mark_before_annotations_of_brat_is_none_of_them(tmp_path, read_all):
+    (tmp_path / "a.txt").write_text("a b", encoding="utf-8")
+    (tmp_path / "a.ann").write_text("\ufeffT1\tT 0 1\ta\n", encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "a.ann")
+    assert [entity.id for entity in document.entities] == ["T1"]
+    assert faults == []
 
 
 def test_five_thousand_documents_are_streamed(tmp_path):
