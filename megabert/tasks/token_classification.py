@@ -228,7 +228,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         if all(example.tags is None for example in examples):
             remedy = "Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
             if fields := ", ".join(examples[0].given)[:100]:
-                remedy = f"Of the fields {fields} none is `tags`, one for each of `tokens` (doccano: .doccano.jsonl)."
+                remedy = f"Of the fields {fields} none is `tags`, one for each of `tokens` (spans: *.documents.jsonl)."
             place = examples[0].location
             raise InputError(f"{place}: the training data have no tags: they are raw text, or words alone. {remedy}")
         super().learn_labels(examples)

@@ -71,7 +71,7 @@ FORMATS = {
         ),
         DocumentFormat("brat", brat.ANNOTATION_ENDINGS, brat.read, files=brat.files),
         DocumentFormat("jsonl", (".jsonl", ".ndjson"), document_lines.read, document_lines.render),
-        DocumentFormat("doccano", (".doccano.jsonl",), doccano.read, doccano.render),
+        DocumentFormat("doccano", (".doccano.jsonl",), document_lines.read, doccano.render),
         DocumentFormat(
             "label-studio",
             (".label-studio.json",),
@@ -106,7 +106,7 @@ _OTHER_TEXT = {
     rb"[^|\s]+\t\d+\t\d+\t[^\t\n]+\t\w": "has mentions in PubTator's lines without their texts (ID|t|TITLE).",
 }
 # What a file of these formats' endings may have instead.
-_ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json", "doccano")}
+_ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json",)}
 
 
 def is_document_path(path: Path) -> bool:
@@ -186,10 +186,11 @@ def _root_name(content: bytes) -> str | None:
 
 def _json_format(content: bytes) -> str:
     keys = set(re.findall(rb'"(\w+)"\s*:', content))
+    if b"passages" in keys and b"offsets" in keys:  # BigBio
+        return "jsonl"
     if b"passages" in keys or b"documents" in keys or b"PubTator3" in keys:
         has_annotations = b"annotations" in keys or b"sentences" in keys or b"documents" in keys
         return "bioc-json" if has_annotations or content.startswith(b"[") else "jsonl"
     if b"data" in keys and keys & {b"annotations", b"predictions", b"result"}:
         return "label-studio"
-    is_one_line = content.startswith(b"{") and not content[1:].lstrip(b" ").startswith((b"\n", b"\r"))
-    return "jsonl" if is_one_line else "doccano"
+    return "jsonl"
