@@ -249,6 +249,24 @@ def test_a_byte_order_mark_before_annotations_of_brat_is_none_of_them(tmp_path, 
     assert faults == []
 
 
+def label_studio_results(names, places):
+    spans = [{"id": name, "type": "labels", "value": {"start": start, "end": start + 1, "labels": ["T"]}}
+             for name, start in zip(names, places, strict=True)]  # fmt: skip
+    return [{"type": "relation", "from_id": names[0], "to_id": names[1], "labels": ["r"]}, *spans]
+
+
+@pytest.mark.parametrize("key", ["annotations", "completions"])
+def test_what_two_annotators_agree_on_is_read_once(key, tmp_path, read_all, written):
+    parts = [label_studio_results("ab", (0, 2)), label_studio_results("cd", (0, 2)), label_studio_results("ef", (2, 4))]
+    task = {"id": 1, "data": {"text": "a b c"}, key: [{"result": part} for part in parts]}
+    (tmp_path / "a.json").write_text(json.dumps([task]), encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "a.json")
+    assert faults == []
+    assert [(item.id, item.start) for item in document.entities] == [("a", 0), ("b", 2), ("f", 4)]
+    assert [[end.entity for end in item.arguments] for item in document.relations] == [["a", "b"], ["b", "f"]]
+    assert json.loads(written([document], "label-studio")[0].read_bytes()) == [task]
+
+
 def test_five_thousand_documents_are_streamed(tmp_path):
     """No more than one document is held: the reader gives the first before the file's end is reached."""
     line = json.dumps({"id": "1", "passages": [{"offset": 0, "text": "word " * 200}]}) + "\n"
