@@ -55,14 +55,32 @@ class ColumnLayout:
     """The tag of words outside of all entities."""
 
 
-def sentence_of(row: Row, name: str = "") -> Sentence:
-    """Convert a JSON object with words (and tags) to a sentence; `name` is its id."""
+def sentence_of(row: Row, name: str = "", tag_names: Sequence[str] | None = None) -> Sentence:
+    """Convert a JSON object with words (and tags) to a sentence; `name` is its id.
+
+    Tags that are numbers count `tag_names`, None where a task has no such setting.
+    """
     words = row.strings(next((key for key in WORD_KEYS if key in row.values), WORD_KEYS[-1]))
     key = next((key for key in TAG_KEYS if key in row.values), None)
-    tags = None if key is None else row.strings(key)
+    tags = None if key is None else _named_tags(row, key, tag_names)
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
     return Sentence(words, tags, row.location, name)
+
+
+def _named_tags(row: Row, key: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    numbers = row.get(key)
+    if not isinstance(numbers, list) or not numbers or any(type(item) is not int for item in numbers):
+        return row.strings(key)
+    if not names:
+        remedy = "Write" if names is None else "Set model.dataset.tag_names=[O,B-TYPE,I-TYPE,...],"
+        raise InputError(
+            f"{row.location}: the tags are numbers, {str(numbers)[:40]}, whose names the file does not have. {remedy} "
+            'their names in order (those of datasets are features["ner_tags"].feature.names).'
+        )
+    if wrong := [item for item in numbers if not 0 <= item < len(names)]:
+        raise InputError(f"{row.location}: the tag {wrong[0]} is none of the {len(names)} model.dataset.tag_names.")
+    return tuple(names[item] for item in numbers)
 
 
 def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, InputWarning
-from .json_lines import is_json_lines, json_line_rows
+from .json_lines import has_objects, object_rows
 from .pubmedqa import is_pubmedqa, read_pubmedqa
 from .record_streams import derived, find_repeated
 from .rows import Row
@@ -45,8 +45,8 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
     """
     if is_pubmedqa(path):
         return read_pubmedqa(path)
-    if is_json_lines(path):
-        return _without_gold(path, _by_role(json_line_rows(path), columns))
+    if has_objects(path):
+        return _without_gold(path, _by_role(object_rows(path), columns))
     lines = data_lines(path)
     if not is_table(path, lines):
         return _rows_of_blanks(path, lines, labels)
@@ -60,7 +60,7 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
 
 def check_ids(path: Path, rows: Sequence[Row]) -> None:
     """Raise InputError if two rows have the same id."""
-    if not is_json_lines(path) and "id" not in rows[0].values:  # a pass over a large file takes long
+    if not has_objects(path) and "id" not in rows[0].values:  # a pass over a large file takes long
         return
     named = derived(rows, lambda rows: (row for row in rows if isinstance(row.values.get("id"), str | int)))
     if repeated := find_repeated(derived(named, lambda rows: (str(row.values["id"]) for row in rows))):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .columns import sentence_of
-from .json_lines import is_json_lines, json_line_rows
+from .json_lines import has_objects, object_rows
 from .record_streams import derived
 from .rows import Row
 from .tables import split_rows
@@ -55,8 +55,8 @@ def read_utterances(paths: Sequence[Path]) -> Sequence[Utterance]:
 
 
 def _read_file(path: Path) -> Sequence[Utterance]:
-    if is_json_lines(path):
-        return derived(json_line_rows(path), lambda rows: map(_from_json, rows))
+    if has_objects(path):
+        return derived(object_rows(path), lambda rows: map(_from_json, rows))
     return derived(
         data_lines(path),
         lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()),

@@ -13,7 +13,7 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_d
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence
-from ..formats.json_lines import is_json_lines, json_line_rows
+from ..formats.json_lines import has_objects, object_rows
 from ..formats.punctuation import NONE, Word, find_words, restore
 from ..formats.record_streams import derived
 from ..formats.rows import Row
@@ -153,8 +153,8 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read plain text, a paragraph a line, or JSON lines with `text`."""
-        if is_json_lines(path):
-            rows = json_line_rows(path)
+        if has_objects(path):
+            rows = object_rows(path)
             return derived(rows, lambda rows: (self.unlabelled_row(row, n) for n, row in enumerate(rows, start=1)))
         return self.unlabelled_lines(path, data_lines(path))
 
