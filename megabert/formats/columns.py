@@ -6,6 +6,7 @@ their tags, line by line.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from .data_files import data_suffix
 from .record_streams import derived
 from .rows import Row
@@ -161,6 +162,10 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
     if not widths:
         raise InputError(f"{path} holds no sentences.")
     width = widths.most_common(1)[0][0]
+    if any(fields[0].startswith("#") for _, fields in rows if fields):
+        are_tags = last is None or layout.outside in last
+        rows = _without_comments(path, rows, width, layout.outside if are_tags else None)
+        widths, last = _survey(rows)
     if len(widths) > 1:
         number, fields = next(row for row in rows if row[1] and len(row[1]) != width)
         raise InputError(
@@ -168,14 +173,49 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
             "by a tab or blanks."
         )
     word = _column(path, "word_column", layout.word or (2 if is_numbered else 1), width)
-    if layout.word is None and width > 2 and all(map(str.isdecimal, _values(rows, word))):
-        number = next(number for number, fields in rows if fields)
-        raise InputError(
-            f"{path}:{number}: column {word + 1} has nothing but numbers. Name the column of words: "
-            "model.dataset.word_column=N."
-        )
+    if layout.word is None and width > 2:
+        _require_words(path, rows, word)
     tag = _tag_column(path, rows, word, width, layout, last, is_numbered=is_numbered)
     return Columns(path, rows, word, tag, last if tag == width - 1 else None)
+
+
+def _without_comments(path: Path, rows: Sequence[_Fields], width: int, outside: str | None) -> Sequence[_Fields]:
+    """Leave out comments: lines with # before a sentence's words that have other columns, or no tag where words do."""
+
+    def kept(rows: Iterable[_Fields]) -> Iterator[_Fields]:
+        is_start = True
+        for row in rows:
+            is_start = not row[1] or (is_start and is_comment(row[1]))
+            if not row[1] or not is_start:
+                yield row
+
+    def is_comment(fields: list[str]) -> bool:
+        is_other = len(fields) != width or (outside not in (None, fields[-1]) and not _is_tag(fields[-1]))
+        return fields[0].startswith("#") and is_other
+
+    left = derived(rows, kept)
+    if num_comments := len(rows) - len(left):
+        text = f"{path}: {num_comments} lines that begin with # before sentences are left out as comments."
+        warnings.warn(text, InputWarning, stacklevel=2)
+    return left
+
+
+def _require_words(path: Path, rows: Sequence[_Fields], word: int) -> None:
+    """Raise InputError where a column has numbers only, or one value in all lines of each sentence."""
+    are_numbers, are_same, longest = True, True, 0
+    for block in _blocks(rows):
+        values = {fields[word] for _, fields in block}
+        are_numbers = are_numbers and all(map(str.isdecimal, values))
+        are_same, longest = are_same and len(values) == 1, max(longest, len(block))
+        if not (are_numbers or are_same):
+            return
+    are_same = are_same and longest > 1
+    if are_numbers or are_same:
+        number = next(number for number, fields in rows if fields)
+        what = "nothing but numbers" if are_numbers else "the same in all lines of a sentence"
+        raise InputError(
+            f"{path}:{number}: column {word + 1} has {what}. Name the column of words: model.dataset.word_column=N."
+        )
 
 
 def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:
