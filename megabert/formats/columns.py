@@ -19,15 +19,13 @@ from .data_files import data_suffix
 from .record_streams import derived
 from .rows import Row
 from .tag_schemes import SCHEMES, TagScheme, are_tags, find_scheme, standard_tags
-from .text_lines import blank_split, data_lines, read_lines
+from .text_lines import NO_TEXT_ENDINGS, blank_split, data_lines, read_lines
 
 COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
     *(".bilou", ".bmes"),
 )
 WORD_KEYS, TAG_KEYS = ("tokens", "words"), ("tags", "ner_tags")
-# Endings of tables and markup: never raw text, unless a setting makes them so.
-TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
 MAX_WIDTH, MAX_TAGS, MAX_DIGITS = 20, 2**12, 10
 # First fields that number no word: comments, ranges of contracted words, empty nodes.
 _NO_WORD = re.compile(r"#|\d+[-.]\d+$")
@@ -105,7 +103,7 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
             # Raw text hardly has an O and a word like B-12 in one column, and not in most lines.
             if 2 * tags.total() >= num_filled and tags[outside] and (len(tags) > 1 or tags.total() == num_filled):
                 return True
-    if data_suffix(path) in TABLE_ENDINGS:
+    if data_suffix(path) in NO_TEXT_ENDINGS:
         raise InputError(
             f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {data_suffix(path)} is no ending of raw text. Give "
             "JSON lines with text, or with tokens and tags; annotated documents end in .pubtator, .bioc.xml and the "

@@ -22,7 +22,7 @@ from .pubmedqa import is_pubmedqa, read_pubmedqa
 from .record_streams import derived, find_repeated
 from .rows import Row
 from .tables import is_table, name_columns, table_records
-from .text_lines import data_lines
+from .text_lines import data_lines, require_raw_text
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "text_a", "premise", "text_1")
 PAIR_COLUMNS = ("text_b", "sentence2", "hypothesis", "text2", "text_2")
@@ -56,6 +56,7 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
         return _without_gold(path, _by_role(rows, columns))
     lines = data_lines(path)
     if not is_table(path, lines):
+        require_raw_text(path)
         return _rows_of_blanks(path, lines, labels)
     table = name_columns(path, table_records(path, lines, COLUMNS), ("text", "label"), COLUMNS, columns)
     if not table.has_header and not columns and "label" in table.rows[0].values:
