@@ -4,6 +4,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from .analysis.judgments import PREDICTIONS
 from .analysis.plots import plot_confusion, plot_judged
 from .config.schema import Settings
-from .errors import ConfigError
+from .errors import ConfigError, InputWarning
 from .formats.json_lines import to_json_lines
 from .inference import Evaluation, Predictor
 from .metrics.classification import Confusion, confusion, label_report
@@ -26,7 +27,14 @@ def evaluate_examples(
     folder: Path | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Evaluation, list[str]]:
-    """Predict and score examples, and write the evaluation into a folder if one is given; also returns file names."""
+    """Predict and score examples, and write the evaluation into a folder if one is given; also returns file names.
+
+    Warns of labels that the run does not have, since no prediction of it can be right there.
+    """
+    if unseen := predictor.task.unseen_labels(examples):
+        shown, (first, place) = ", ".join(unseen)[:200], next(iter(unseen.items()))
+        text = f"{place}: {first!r} is no label that the run was trained on. They count as errors: {shown}."
+        warnings.warn(text, InputWarning, stacklevel=2)
     result = predictor.evaluate(examples, progress=progress)
     return result, [] if folder is None else write_evaluation(folder, predictor.task, result)
 

@@ -121,8 +121,12 @@ def _from_one(value: Any, location: str) -> int:
 def _choices(value: Any, location: str) -> tuple[list[str], tuple[str, ...]]:
     """Return the keys of choices (letters where they have none) and their texts."""
     if isinstance(value, dict) and "text" in value and isinstance(value["text"], list):  # datasets' ARC
-        pairs = zip(value["text"], value.get("label", ()), strict=False)
-        value = [{"text": text, "label": label} for text, label in pairs]
+        labels = value.get("label", LETTERS[: len(value["text"])])
+        if len(labels) != len(value["text"]):
+            raise InputError(f"{location}: {len(value['text'])} choices with {len(labels)} labels. Give each one.")
+        value = [{"text": text, "label": label} for text, label in zip(value["text"], labels, strict=True)]
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "value" in item for item in value):
+        value = [{"text": item["value"], "label": item.get("key", "")} for item in value]  # MedQA in BigBio's source
     if isinstance(value, dict):
         keys, texts = list(map(str, value)), list(value.values())
     elif isinstance(value, list) and value and all(isinstance(item, dict) and "text" in item for item in value):

@@ -6,6 +6,7 @@ their tags, line by line.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,20 +14,18 @@ from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from .data_files import data_suffix
 from .record_streams import derived
 from .rows import Row
 from .tag_schemes import SCHEMES, TagScheme, are_tags, find_scheme, standard_tags
-from .text_lines import blank_split, data_lines, read_lines
+from .text_lines import NO_TEXT_ENDINGS, blank_split, data_lines, read_lines
 
 COLUMN_ENDINGS = (
     *(".conll", ".conllu", ".conllx", ".conll2003", ".col", ".iob", ".iob1", ".iob2", ".bio", ".bioes", ".iobes"),
     *(".bilou", ".bmes"),
 )
 WORD_KEYS, TAG_KEYS = ("tokens", "words"), ("tags", "ner_tags")
-# Endings of tables and markup: never raw text, unless a setting makes them so.
-TABLE_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".html", ".pubtator")
 MAX_WIDTH, MAX_TAGS, MAX_DIGITS = 20, 2**12, 10
 # First fields that number no word: comments, ranges of contracted words, empty nodes.
 _NO_WORD = re.compile(r"#|\d+[-.]\d+$")
@@ -55,14 +54,32 @@ class ColumnLayout:
     """The tag of words outside of all entities."""
 
 
-def sentence_of(row: Row, name: str = "") -> Sentence:
-    """Convert a JSON object with words (and tags) to a sentence; `name` is its id."""
+def sentence_of(row: Row, name: str = "", tag_names: Sequence[str] | None = None) -> Sentence:
+    """Convert a JSON object with words (and tags) to a sentence; `name` is its id.
+
+    Tags that are numbers count `tag_names`, None where a task has no such setting.
+    """
     words = row.strings(next((key for key in WORD_KEYS if key in row.values), WORD_KEYS[-1]))
     key = next((key for key in TAG_KEYS if key in row.values), None)
-    tags = None if key is None else row.strings(key)
+    tags = None if key is None else _named_tags(row, key, tag_names)
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
     return Sentence(words, tags, row.location, name)
+
+
+def _named_tags(row: Row, key: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    numbers = row.get(key)
+    if not isinstance(numbers, list) or not numbers or any(type(item) is not int for item in numbers):
+        return row.strings(key)
+    if not names:
+        remedy = "Write" if names is None else "Set model.dataset.tag_names=[O,B-TYPE,I-TYPE,...],"
+        raise InputError(
+            f"{row.location}: the tags are numbers, {str(numbers)[:40]}, whose names the file does not have. {remedy} "
+            'their names in order (those of datasets are features["ner_tags"].feature.names).'
+        )
+    if wrong := [item for item in numbers if not 0 <= item < len(names)]:
+        raise InputError(f"{row.location}: the tag {wrong[0]} is none of the {len(names)} model.dataset.tag_names.")
+    return tuple(names[item] for item in numbers)
 
 
 def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
@@ -86,7 +103,7 @@ def are_columns(path: Path, lines: Sequence[str], outside: str = "O") -> bool:
             # Raw text hardly has an O and a word like B-12 in one column, and not in most lines.
             if 2 * tags.total() >= num_filled and tags[outside] and (len(tags) > 1 or tags.total() == num_filled):
                 return True
-    if data_suffix(path) in TABLE_ENDINGS:
+    if data_suffix(path) in NO_TEXT_ENDINGS:
         raise InputError(
             f"{path}: no column has tags (O, B-TYPE, I-TYPE), and {data_suffix(path)} is no ending of raw text. Give "
             "JSON lines with text, or with tokens and tags; annotated documents end in .pubtator, .bioc.xml and the "
@@ -143,6 +160,10 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
     if not widths:
         raise InputError(f"{path} holds no sentences.")
     width = widths.most_common(1)[0][0]
+    if any(fields[0].startswith("#") for _, fields in rows if fields):
+        are_tags = last is None or layout.outside in last
+        rows = _without_comments(path, rows, width, layout.outside if are_tags else None)
+        widths, last = _survey(rows)
     if len(widths) > 1:
         number, fields = next(row for row in rows if row[1] and len(row[1]) != width)
         raise InputError(
@@ -150,14 +171,49 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
             "by a tab or blanks."
         )
     word = _column(path, "word_column", layout.word or (2 if is_numbered else 1), width)
-    if layout.word is None and width > 2 and all(map(str.isdecimal, _values(rows, word))):
-        number = next(number for number, fields in rows if fields)
-        raise InputError(
-            f"{path}:{number}: column {word + 1} has nothing but numbers. Name the column of words: "
-            "model.dataset.word_column=N."
-        )
+    if layout.word is None and width > 2:
+        _require_words(path, rows, word)
     tag = _tag_column(path, rows, word, width, layout, last, is_numbered=is_numbered)
     return Columns(path, rows, word, tag, last if tag == width - 1 else None)
+
+
+def _without_comments(path: Path, rows: Sequence[_Fields], width: int, outside: str | None) -> Sequence[_Fields]:
+    """Leave out comments: lines with # before a sentence's words that have other columns, or no tag where words do."""
+
+    def kept(rows: Iterable[_Fields]) -> Iterator[_Fields]:
+        is_start = True
+        for row in rows:
+            is_start = not row[1] or (is_start and is_comment(row[1]))
+            if not row[1] or not is_start:
+                yield row
+
+    def is_comment(fields: list[str]) -> bool:
+        is_other = len(fields) != width or (outside not in (None, fields[-1]) and not _is_tag(fields[-1]))
+        return fields[0].startswith("#") and is_other
+
+    left = derived(rows, kept)
+    if num_comments := len(rows) - len(left):
+        text = f"{path}: {num_comments} lines that begin with # before sentences are left out as comments."
+        warnings.warn(text, InputWarning, stacklevel=2)
+    return left
+
+
+def _require_words(path: Path, rows: Sequence[_Fields], word: int) -> None:
+    """Raise InputError where a column has numbers only, or one value in all lines of each sentence."""
+    are_numbers, are_same, longest = True, True, 0
+    for block in _blocks(rows):
+        values = {fields[word] for _, fields in block}
+        are_numbers = are_numbers and all(map(str.isdecimal, values))
+        are_same, longest = are_same and len(values) == 1, max(longest, len(block))
+        if not (are_numbers or are_same):
+            return
+    are_same = are_same and longest > 1
+    if are_numbers or are_same:
+        number = next(number for number, fields in rows if fields)
+        what = "nothing but numbers" if are_numbers else "the same in all lines of a sentence"
+        raise InputError(
+            f"{path}:{number}: column {word + 1} has {what}. Name the column of words: model.dataset.word_column=N."
+        )
 
 
 def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:

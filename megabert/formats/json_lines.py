@@ -1,4 +1,7 @@
-"""JSON lines, one object a line, recognized by the suffix .jsonl, .json or .ndjson; files that are one JSON value."""
+"""JSON lines, one object a line, recognized by the suffix .jsonl, .json or .ndjson; files that are one JSON value.
+
+A .json file may be a list of objects. Rows of Parquet and Arrow are read as objects, too.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,8 +10,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..tokenizers.characters import require_characters
-from .data_files import data_suffix
-from .record_streams import derived
+from .data_files import data_suffix, largest_expansion, open_data
+from .json_reader import JsonReader
+from .parquet_rows import TABLE_SUFFIXES, parquet_rows
+from .record_streams import RecordStream, derived, is_held
 from .rows import Row
 from .text_lines import data_lines, read_lines
 
@@ -20,14 +25,44 @@ def is_json_lines(path: Path) -> bool:
     return data_suffix(path) in JSON_SUFFIXES
 
 
+def has_objects(path: Path) -> bool:
+    """Return whether a file's name is that of objects which `object_rows` reads."""
+    return is_json_lines(path) or data_suffix(path) in TABLE_SUFFIXES
+
+
 def read_json_lines(path: Path) -> list[Row]:
     """Read a row from each line; empty lines are left out."""
     return list(_rows(path, read_lines(path)))
 
 
-def json_line_rows(path: Path) -> Sequence[Row]:
-    """Read a row from each line as `read_json_lines` does, of a large file as a stream."""
+def object_rows(path: Path) -> Sequence[Row]:
+    """Read a row from each line, object of a list, or row of Parquet or Arrow; of a large file as a stream."""
+    if data_suffix(path) in TABLE_SUFFIXES:
+        return parquet_rows(path)
+    if data_suffix(path) == ".json" and _is_list(path):
+        expansion = largest_expansion()
+        rows: Sequence[Row] = RecordStream(lambda: _items(path, expansion))
+        rows = list(rows) if is_held(path) else rows
+        if not rows:
+            raise InputError(f"{path} holds no objects.")
+        return rows
     return derived(data_lines(path), lambda lines: _rows(path, lines))
+
+
+def _is_list(path: Path) -> bool:
+    with open_data(path) as file:
+        return file.read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def _items(path: Path, max_expansion: int) -> Iterator[Row]:
+    with open_data(path, max_expansion) as file:
+        reader = JsonReader(path, file)
+        for number in reader.items():
+            values, location = reader.value(), f"{path}, object {number + 1}"
+            if not isinstance(values, dict):
+                raise InputError(f"{location}: a JSON {type(values).__name__}; expected an object.")
+            yield Row(values, location)
+        reader.end()
 
 
 def _rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:

@@ -42,5 +42,7 @@ class Row:
         """Return a required list of strings that is not empty."""
         value = self.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-            raise InputError(f"{self.location}: {name!r} is {str(value)[:60]!r}; expected a list of strings.")
+            raise InputError(
+                f"{self.location}: {name!r} is {str(value)[:60]!r}; expected a list of strings, none empty."
+            )
         return tuple(value)

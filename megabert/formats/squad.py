@@ -1,18 +1,25 @@
-"""SQuAD's JSON files, versions 1.1 and 2.0, flattened to one example per question.
+"""SQuAD's JSON files, versions 1.1 and 2.0, flattened to one example per question; rows of questions of datasets, MRQA.
 
 Format: {"version", "data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers",
 "is_impossible"}]}]}]}; an answer is {"text", "answer_start"}. Source: https://rajpurkar.github.io/SQuAD-explorer/.
+A row (JSON lines, Parquet) has `context` and a question, whose answers may be an object of lists, {"text": [], ...}, or
+`qas` with `detected_answers` whose `char_spans` have inclusive ends (MRQA 2019).
 """
 
+import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .data_files import largest_expansion, open_data
+from .data_files import data_suffix, largest_expansion, open_data
+from .json_lines import has_objects, is_json_lines, object_rows
 from .json_reader import JsonReader
 from .record_streams import RecordStream, derived, find_repeated, is_held
+from .rows import Row
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,68 @@ def read_squad(path: Path) -> Sequence[Example]:
     Raises InputError with the location in it if it is not SQuAD JSON or inconsistent.
     """
     expansion = largest_expansion()
-    examples: Sequence[Example] = RecordStream(lambda: _examples(path, expansion))
-    examples = list(examples) if is_held(path) else examples
+    if _has_rows(path):
+        examples: Sequence[Example] = derived(object_rows(path), lambda rows: chain.from_iterable(map(_of_row, rows)))
+    else:
+        examples = RecordStream(lambda: _examples(path, expansion))
+        examples = list(examples) if is_held(path) else examples
     if not examples:
         raise InputError(f"{path} holds no questions.")
     require_unique_ids(examples, str(path))
     return examples
+
+
+def _has_rows(path: Path) -> bool:
+    """Return whether a file has rows of questions: by its ending, or by its first line."""
+    if not is_json_lines(path) or not path.is_file():
+        return has_objects(path) and not is_json_lines(path)
+    with open_data(path) as file:
+        line = next((line for line in iter(lambda: file.readline(2**20), b"") if line.strip()), b"")
+    start = line.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] == b"[":
+        return data_suffix(path) == ".json" and start[1:].lstrip()[:1] in (b"", b"{")
+    try:
+        values = json.loads(start)
+    except (ValueError, RecursionError):
+        return False  # an object on several lines
+    return isinstance(values, dict) and "data" not in values and not {"question", "qas", "header"}.isdisjoint(values)
+
+
+def _of_row(row: Row) -> Iterator[Example]:
+    """Return the questions of a row; the first one of MRQA's has none."""
+    if "header" in row.values and "context" not in row.values:
+        return
+    context = _get(row.values, "context", str, row.location)
+    if "qas" not in row.values:
+        yield _example(row.values, context, row.location)
+        return
+    for number, question in enumerate(_get(row.values, "qas", list, row.location)):
+        location = f"{row.location}: qas[{number}]"
+        if isinstance(question, dict) and "detected_answers" in question:
+            found = _detected(question["detected_answers"], context, f"{location}.detected_answers")
+            question = {**question, "id": question.get("qid", question.get("id")), "answers": found}
+        yield _example(question, context, location)
+
+
+def _detected(answers: Any, context: str, location: str) -> list[dict[str, Any]]:
+    """Return MRQA's detected answers as those of SQuAD; their texts may have other case, accents and blanks."""
+    found: list[dict[str, Any]] = []
+    for item in _get({"answers": answers}, "answers", list, location):
+        for span in _get(item, "char_spans", list, location):
+            is_span = isinstance(span, list) and len(span) == 2 and all(type(end) is int and end >= 0 for end in span)
+            text = context[span[0] : span[1] + 1] if is_span else ""
+            if not text or _letters(str(item.get("text", text))) != _letters(text):
+                raise InputError(
+                    f"{location}: the answer {str(item.get('text'))[:60]!r} is not at the characters {span}, the end "
+                    f"inclusive, where {text[:60]!r} stands. Correct char_spans."
+                )
+            found.append({"text": text, "answer_start": span[0]})
+    return found
+
+
+def _letters(text: str) -> str:
+    letters = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(letter for letter in letters if not (letter.isspace() or unicodedata.combining(letter)))
 
 
 def require_unique_ids(examples: Sequence[Example], source: str) -> None:
@@ -93,7 +156,10 @@ def _article(reader: JsonReader, location: str) -> Iterator[tuple[str, Any]]:
                 others[name] = []
             else:
                 others[name] = reader.value()
-    _get(others, "paragraphs", list, location)
+    if isinstance(others, dict) and "paragraphs" not in others and {"context", "question"} <= others.keys():
+        yield location, {"context": others["context"], "qas": [others]}  # so does run_qa.py of transformers
+    else:
+        _get(others, "paragraphs", list, location)
 
 
 def _example(question: Any, context: str, location: str) -> Example:
@@ -107,10 +173,24 @@ def _example(question: Any, context: str, location: str) -> Example:
         raise InputError(f"{location}: is_impossible is {is_impossible!r:.40}; expected true or false, without quotes.")
     if "answers" not in question and not is_impossible:
         return Example(str(name), text, context, None)
-    answers = _get(question, "answers", list, location) if "answers" in question else []
+    answers = _listed(question["answers"], location) if "answers" in question else []
     if is_impossible and answers:  # trained on without an answer, scored by the official script with one
         raise InputError(f"{location}: is_impossible is true; expected no answers. Correct one of them.")
     return Example(str(name), text, context, tuple(_answer(item, context, location) for item in answers))
+
+
+def _listed(answers: Any, location: str) -> list[Any]:
+    """Return answers as a list; datasets has an object of two lists."""
+    lists = [answers[name] for name in ("text", "answer_start")] if _are_columns(answers) else []
+    if len({len(item) for item in lists}) > 1:
+        raise InputError(f"{location}: {len(lists[0])} texts of answers and {len(lists[1])} of their answer_start.")
+    if lists:
+        return [{"text": text, "answer_start": start} for text, start in zip(*lists, strict=True)]
+    return list(_get({"answers": answers}, "answers", list, location))
+
+
+def _are_columns(answers: Any) -> bool:
+    return isinstance(answers, dict) and all(isinstance(answers.get(name), list) for name in ("text", "answer_start"))
 
 
 def _answer(item: Any, context: str, location: str) -> Answer:

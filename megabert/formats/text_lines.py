@@ -4,8 +4,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .data_files import largest_expansion, not_text, open_data
+from .data_files import data_suffix, largest_expansion, not_text, open_data
 from .record_streams import RecordStream, is_held
+
+# Endings of tables, documents and markup, whose lines are no texts.
+NO_TEXT_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".nxml", ".xmi", ".html", ".pubtator", ".yml",
+                   ".yaml")  # fmt: skip
+
+
+def require_raw_text(path: Path) -> None:
+    """Raise InputError if the ending of a file that would be read as lines of text is one of tables or markup."""
+    if data_suffix(path) in NO_TEXT_ENDINGS:
+        raise InputError(
+            f"{path}: {data_suffix(path)} is no ending of raw text, a text a line. Give the texts alone in a "
+            '.txt file, or JSON lines with {"text": ...}.'
+        )
 
 
 def read_text(path: Path) -> str:

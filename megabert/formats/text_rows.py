@@ -17,19 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, InputWarning
-from .json_lines import is_json_lines, json_line_rows
+from .json_lines import has_objects, object_rows
 from .pubmedqa import is_pubmedqa, read_pubmedqa
 from .record_streams import derived, find_repeated
 from .rows import Row
 from .tables import is_table, name_columns, table_records
-from .text_lines import data_lines
+from .text_lines import data_lines, require_raw_text
 
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "text_a", "premise")
-PAIR_COLUMNS = ("text_b", "sentence2", "hypothesis", "text2")
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "text_a", "premise", "text_1")
+PAIR_COLUMNS = ("text_b", "sentence2", "hypothesis", "text2", "text_2")
 LABEL_COLUMNS = ("label", "labels", "gold_label", "class", "score")
 ROLES: Mapping[str, Sequence[str]] = {
     "text": TEXT_COLUMNS, "text_b": PAIR_COLUMNS, "label": LABEL_COLUMNS, "id": ("id",)}  # fmt: skip
 COLUMNS = (*TEXT_COLUMNS, *PAIR_COLUMNS, *LABEL_COLUMNS, "id", "index", "idx")
+# Usual names of texts that are read only where model.dataset.columns names them.
+OTHER_TEXTS = frozenset(("question", "question1", "question2", "query", "context", "passage", "answer", "title",
+                         "abstract", "body", "document", "content"))  # fmt: skip
+# What separates several labels of a string, the first one that a file has.
+LABEL_SEPARATORS = (",", ";", "|")
 MAX_LABEL_KEPT = 64
 _MARKED = re.compile("(.+)_([01])")
 NO_GOLD_LABEL = ()
@@ -45,22 +50,42 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
     """
     if is_pubmedqa(path):
         return read_pubmedqa(path)
-    if is_json_lines(path):
-        return _without_gold(path, _by_role(json_line_rows(path), columns))
+    if has_objects(path):
+        rows = object_rows(path)
+        _warn_of_texts(rows[0], columns)
+        return _without_gold(path, _by_role(rows, columns))
     lines = data_lines(path)
     if not is_table(path, lines):
+        require_raw_text(path)
         return _rows_of_blanks(path, lines, labels)
     table = name_columns(path, table_records(path, lines, COLUMNS), ("text", "label"), COLUMNS, columns)
     if not table.has_header and not columns and "label" in table.rows[0].values:
         _check_unnamed(table.rows)
+    _warn_of_texts(table.rows[0], columns)
     names = {role: role if isinstance(name, int) else str(name).lower() for role, name in columns.items()}
     rows = _by_role(table.rows, names)
     return _without_gold(path, rows) if "text_b" in rows[0].values else rows
 
 
+def _warn_of_texts(row: Row, columns: Mapping[str, Any]) -> None:
+    """Report columns whose names are those of texts, and which are not read."""
+    unread = [name for name in row.values if name.lower() in OTHER_TEXTS]
+    text = next((name for name in TEXT_COLUMNS if name in row.values), None)
+    if columns or not unread or text is None:
+        return
+    roles = {
+        "text": unread[0],
+        "text_b": text,
+        "label": next((key for key in LABEL_COLUMNS if key in row.values), None),
+    }
+    words = " ".join(f"model.dataset.columns.{role}={name}" for role, name in roles.items() if name)
+    note = f"{row.location}: of the texts {text} is read, {', '.join(unread)} not. To read pairs: {words}."
+    warnings.warn(note, InputWarning, stacklevel=3)
+
+
 def check_ids(path: Path, rows: Sequence[Row]) -> None:
     """Raise InputError if two rows have the same id."""
-    if not is_json_lines(path) and "id" not in rows[0].values:  # a pass over a large file takes long
+    if not has_objects(path) and "id" not in rows[0].values:  # a pass over a large file takes long
         return
     named = derived(rows, lambda rows: (row for row in rows if isinstance(row.values.get("id"), str | int)))
     if repeated := find_repeated(derived(named, lambda rows: (str(row.values["id"]) for row in rows))):
@@ -88,6 +113,33 @@ def marked_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
             for row in rows
         ),
     )
+
+
+def separated_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
+    """Split labels at the separator that the file has, where it is no comma: Treatment;Mechanism, as in LitCovid."""
+    strings = derived(rows, lambda rows: (label for row in rows if (label := _joined_labels(row))))
+    found = {sign for label in strings for sign in LABEL_SEPARATORS if sign in label}
+    separator = next((sign for sign in LABEL_SEPARATORS if sign in found), ",")
+    if separator == ",":
+        return rows
+    shown = next(label for label in strings if separator in label)
+    text = f"{path}: labels are separated at {separator!r}, {shown[:60]!r}. To keep them whole give lists in JSON."
+    warnings.warn(text, InputWarning, stacklevel=2)
+    return derived(
+        rows,
+        lambda rows: (
+            Row(row.values | {"label": label.replace(separator, ",")}, row.location)
+            if (label := _joined_labels(row))
+            else row
+            for row in rows
+        ),
+    )
+
+
+def _joined_labels(row: Row) -> str:
+    """Return a label that is a string and no list in JSON, else an empty string."""
+    label = row.values.get("label")
+    return label if isinstance(label, str) and not label.lstrip().startswith("[") else ""
 
 
 def _marks(row: Row) -> dict[str, str]:

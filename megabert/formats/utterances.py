@@ -1,21 +1,24 @@
 """Utterances with an intent and a slot tag for each word.
 
 Formats: a folder with the seq.in, seq.out and label of ATIS and SNIPS; NeMo's PREFIX.tsv and PREFIX_slots.tsv with
-the dictionaries of intents and slots beside them; JSON lines; lines of plain text. Recognized by `utterance_files`.
+the dictionaries of intents and slots beside them; JSON lines, also MASSIVE's; lines of plain text. Recognized by
+`utterance_files`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from .columns import sentence_of
-from .json_lines import is_json_lines, json_line_rows
+from .json_lines import has_objects, object_rows
 from .record_streams import derived
 from .rows import Row
 from .tables import split_rows
-from .text_lines import blank_split, data_lines, read_lines
+from .text_lines import blank_split, data_lines, read_lines, require_raw_text
 
+_SLOT = re.compile(r"([^\[\]]+)|\[\s*([^:\]]+?)\s*:\s*([^\]]*)\]")
 SEQUENCE_FILES = ("seq.in", "seq.out", "label")
 DICTIONARIES = ("dict.intents.csv", "dict.slots.csv")
 
@@ -55,8 +58,9 @@ def read_utterances(paths: Sequence[Path]) -> Sequence[Utterance]:
 
 
 def _read_file(path: Path) -> Sequence[Utterance]:
-    if is_json_lines(path):
-        return derived(json_line_rows(path), lambda rows: map(_from_json, rows))
+    if has_objects(path):
+        return derived(object_rows(path), lambda rows: map(_from_json, rows))
+    require_raw_text(path)
     return derived(
         data_lines(path),
         lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()),
@@ -65,6 +69,8 @@ def _read_file(path: Path) -> Sequence[Utterance]:
 
 def _from_json(row: Row) -> Utterance:
     name = str(row.values.get("id", ""))
+    if "annot_utt" in row.values:
+        return _massive(row, name)
     if "tokens" not in row.values and "words" not in row.values:
         return Utterance(row.string("text"), None, None, row.location, name)
     sentence = sentence_of(row)
@@ -74,6 +80,19 @@ def _from_json(row: Row) -> Utterance:
     elif "intent" in row.values:
         intents = row.string("intent")
     return Utterance(sentence.words, sentence.tags, intents, row.location, name)
+
+
+def _massive(row: Row, name: str) -> Utterance:
+    """Read a line of MASSIVE, whose slots are marked: wake me at [time : five am]."""
+    words: list[str] = []
+    tags: list[str] = []
+    for plain, slot, filler in _SLOT.findall(row.string("annot_utt")):
+        own = blank_split(filler if slot else plain)
+        words += own
+        tags += [f"{'I' if index else 'B'}-{slot}" if slot else "O" for index in range(len(own))]
+    if "".join(words) != "".join(blank_split(str(row.values.get("utt", " ".join(words))))):
+        raise InputError(f"{row.location}: annot_utt without its slots is {' '.join(words)[:80]!r}, which utt is not.")
+    return Utterance(tuple(words), tuple(tags), row.string("intent"), row.location, name)
 
 
 def _read_folder(paths: Sequence[Path]) -> Sequence[Utterance]:

@@ -13,11 +13,11 @@ from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_d
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
 from ..formats.columns import Sentence
-from ..formats.json_lines import is_json_lines, json_line_rows
-from ..formats.punctuation import NONE, Word, find_words, restore
+from ..formats.json_lines import has_objects, object_rows
+from ..formats.punctuation import ALL_CAPITALS, CAPITALIZED, NONE, Word, find_words, restore
 from ..formats.record_streams import derived
 from ..formats.rows import Row
-from ..formats.text_lines import data_lines
+from ..formats.text_lines import data_lines, require_raw_text
 from ..metrics import classification
 from ..model.config import EncoderConfig
 from ..tokenizers.words import joined_words
@@ -153,9 +153,10 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read plain text, a paragraph a line, or JSON lines with `text`."""
-        if is_json_lines(path):
-            rows = json_line_rows(path)
+        if has_objects(path):
+            rows = object_rows(path)
             return derived(rows, lambda rows: (self.unlabelled_row(row, n) for n, row in enumerate(rows, start=1)))
+        require_raw_text(path)
         return self.unlabelled_lines(path, data_lines(path))
 
     def labelled(self, sentences: Sequence[Sentence]) -> Sequence[Example]:
@@ -247,7 +248,9 @@ def _labelled(sentence: Sentence, number: int) -> Example:
 
 def _require_two_letters(labels: Sequence[str], location: str) -> None:
     for label in labels:
-        if len(label) != 2:
+        is_mark = label[:1] == NONE or not label[:1].isalnum()
+        if len(label) != 2 or not is_mark or label[1] not in (NONE, CAPITALIZED, ALL_CAPITALS):
             raise InputError(
-                f"{location}: the label {label!r}; expected two letters for each word, its mark and its case: .U."
+                f"{location}: the label {label!r}; expected two letters for each word, its mark ({NONE} for none) and "
+                f"its case ({NONE}, {CAPITALIZED} or {ALL_CAPITALS}): .U."
             )

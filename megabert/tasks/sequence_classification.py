@@ -31,6 +31,7 @@ from ..formats.text_rows import (
     parse_label,
     parse_labels,
     read_text_rows,
+    separated_labels,
     text_value,
 )
 from ..metrics import classification
@@ -109,7 +110,8 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.dataset.columns, self.labels)
-        rows = marked_labels(path, rows) if self.problem == "multi_label" else rows
+        if self.problem == "multi_label":
+            rows = separated_labels(path, marked_labels(path, rows))
         check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
 

@@ -24,7 +24,7 @@ from ..formats.columns import (
     find_columns,
     sentence_of,
 )
-from ..formats.json_lines import is_json_lines, json_line_rows, read_json_lines
+from ..formats.json_lines import has_objects, is_json_lines, object_rows, read_json_lines
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import (
@@ -79,6 +79,8 @@ class TaggedWordSettings(WordTargetSettings, RawTextSettings, EntityTypeSettings
     """Column of the words, counted from 1; null: the first, or the second where the first numbers the words."""
     tag_column: int | None = None
     """Column of the tags, counted from 1, from the last if negative; null: the last."""
+    tag_names: list[str] = field(default_factory=list)
+    """Names of tags that are numbers in JSON lines, in order: [O,B-Disease,I-Disease]."""
     class_balancing: str | None = choice(None, "weighted_loss")
     """weighted_loss: weight a tag in the loss in inverse proportion to its number of words."""
     constrained_decoding: bool = False
@@ -176,8 +178,8 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             sentences = read_tagged_sentences(path, self.dataset.entity_types)
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
-        if kind == "json" or (kind is None and is_json_lines(path)):
-            return self._read_rows(json_line_rows(path))
+        if kind == "json" or (kind is None and has_objects(path)):
+            return self._read_rows(object_rows(path))
         lines = data_lines(path)
         if kind is None and starts_as_pubtator(lines):
             raise InputError(f"{path} has PubTator's documents. Give it that ending, .pubtator.")
@@ -188,13 +190,16 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         return self._labelled(columns.sentences(), columns.tags)
 
     def _read_rows(self, rows: Sequence[Row]) -> Sequence[Example]:
-        tags = (tag for row in rows if has_words(row) for tag in sentence_of(row).tags or ())
+        tags = (tag for row in rows if has_words(row) for tag in self._sentence(row).tags or ())
         scheme = find_scheme(tags, self.dataset.pad_label)
         return derived(rows, lambda rows: (self._of_row(row, scheme, number) for number, row in enumerate(rows, 1)))
 
+    def _sentence(self, row: Row, name: str = "") -> Sentence:
+        return sentence_of(row, name, self.dataset.tag_names)
+
     def _of_row(self, row: Row, scheme: TagScheme | None, number: int) -> Example:
         if has_words(row):
-            example = self._tagged(sentence_of(row, row.identifier(number)), scheme, number)
+            example = self._tagged(self._sentence(row, row.identifier(number)), scheme, number)
             return replace(example, given=row.others("id", "text", *WORD_KEYS, *TAG_KEYS))
         return self.unlabelled_row(row, number)
 
@@ -228,7 +233,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         if all(example.tags is None for example in examples):
             remedy = "Where columns have other tags than O, B-TYPE and I-TYPE, set model.dataset.format=columns."
             if fields := ", ".join(examples[0].given)[:100]:
-                remedy = f"Of the fields {fields} none is `tags`, one for each of `tokens` (doccano: .doccano.jsonl)."
+                remedy = f"Of the fields {fields} none is `tags`, one for each of `tokens` (spans: *.documents.jsonl)."
             place = examples[0].location
             raise InputError(f"{place}: the training data have no tags: they are raw text, or words alone. {remedy}")
         super().learn_labels(examples)

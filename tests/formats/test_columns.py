@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megabert.errors import InputError
+from megabert.errors import InputError, InputWarning
 from megabert.formats.columns import ColumnLayout, are_columns, column_sentences
 from megabert.formats.tag_schemes import chosen_tags, find_scheme, single_word_tags, to_iob2
 from megabert.metrics.tagging import entity_scores
@@ -87,12 +87,32 @@ def test_conll_u_has_comments_contracted_words_and_empty_nodes():
         (TAGGED * 3 + "ibuprofen\n", ":13: 1 columns where other lines have 2"),
         ("word tag\n" + TAGGED, ":1: 'tag' is no tag.*If the line is a header, remove it"),
         ("acute B-Disease\nafter NONE\n", ":2: the tag 'NONE' .*model.dataset.pad_label=NONE"),
+        ("bc/x 0 In O\nbc/x 1 Paris B-GPE\n\nbc/x 0 on O\n", ":1: column 1 has the same in all .*word_column=N"),
         ("acute B-Disease\nafter NULL\n", ":2: the tag 'NULL' .*model.dataset.pad_label=\"'NULL'\""),
     ],
 )
 def test_other_layouts_are_refused_with_the_setting_that_reads_them(content, message):
     with pytest.raises(InputError, match=message):
         sentences(content)
+
+
+@pytest.mark.parametrize(
+    ("separator", "comment"),
+    [(" ", "# id 1"), ("\t", "# id 1\n#\tdomain=a b"), ("\t", "###MEDLINE:95369245\n"), (" ", "# id domain=train")],
+)
+def test_comments_before_sentences_are_left_out_and_counted(separator, comment):
+    words = ["EU _ B-ORG", "# _ O", "", comment, "# _ O", "#tag _ B-ORG", "won _ O", ""]
+    content = "\n".join([comment, *words]).replace(" _ ", f"{separator}_{separator}")
+    num_lines = 2 * len(comment.splitlines())
+    with pytest.warns(InputWarning, match=f": {num_lines} lines that begin with # .* left out as comments"):
+        found = sentences(content)
+    assert [item.words for item in found] == [("EU", "#"), ("#", "#tag", "won")]
+    assert [item.tags for item in found] == [("B-ORG", "O"), ("O", "B-ORG", "O")]
+
+
+def test_words_with_a_number_sign_are_no_comments():
+    content = "#\tSYM\n1\tNUM\n\n#x\tNOUN\n"
+    assert [item.words for item in sentences(content)] == [("#", "1"), ("#x",)]
 
 
 def test_swapped_columns_are_read_by_settings():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megabert.errors import InputError
-from megabert.formats.squad import read_squad
+from megabert.formats.squad import Answer, read_squad
 from tests.conftest import squad_document
 
 
@@ -108,3 +108,49 @@ def test_what_is_impossible_is_true_or_false(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"id '0.0'.: is_impossible is true; expected no answers"):
         read_squad(tmp_path / "x.json")
+
+
+FLAT = {"id": "1", "title": "t", "context": "The quick fox.", "question": "Who?"}
+LISTS = FLAT | {"answers": {"text": ["fox", "quick fox"], "answer_start": [10, 4]}}
+NONE = FLAT | {"id": "2", "answers": {"text": [], "answer_start": []}}
+MRQA = [{"header": {"dataset": "X"}}, {"id": "", "context": "The quick fox.", "qas": [
+    {"question": "Who?", "id": "0", "qid": "1", "answers": ["Fox"], "detected_answers": [
+        {"text": "Fox", "char_spans": [[10, 12]]}, {"text": "quick  fox", "char_spans": [[4, 12]]}]},
+    {"question": "Why?", "id": "0", "qid": "2", "answers": [], "detected_answers": []}]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", f"{json.dumps(LISTS)}\n{json.dumps(NONE)}\n"),
+        ("a.json", f"\n{json.dumps(LISTS)}\n{json.dumps(NONE)}\n"),
+        ("b.json", json.dumps([LISTS, NONE], indent=1)),
+        ("c.json", json.dumps({"version": "1", "data": [LISTS, NONE]})),
+        ("d.json", json.dumps({"data": [{"paragraphs": [{"context": LISTS["context"], "qas": [LISTS, NONE]}]}]})),
+        ("mrqa.jsonl", "\n".join(map(json.dumps, MRQA))),
+    ],
+)
+def test_questions_of_datasets_and_mrqa(name, content, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    first, second = read_squad(tmp_path / name)
+    assert (first.id, first.question, first.context) == ("1", "Who?", "The quick fox.")
+    assert first.answers == (Answer("fox", 10), Answer("quick fox", 4))
+    assert (second.id, second.answers) == ("2", ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": {"text": ["fox"], "answer_start": []}}, r"a\.jsonl:1.*1 texts of answers and 0 of their"),
+        ({"answers": {"text": ["fox"], "answer_start": [9]}}, "not at character 9 of its context; it starts at 10"),
+        ({"answers": "fox"}, "answers is a str; expected list"),
+        ({"qas": 1}, "qas is a int; expected list"),
+        ({"qas": [{"question": "q", "qid": "1", "detected_answers": [{"text": "fox", "char_spans": [[10, 13]]}]}]},
+         r"qas\[0\].detected_answers: the answer 'fox' is not at the characters \[10, 13\].*where 'fox.' stands"),
+        ({"qas": [{"question": "q", "detected_answers": [{"text": "fox", "char_spans": [10]}]}]}, "Correct char_spans"),
+    ],
+)  # fmt: skip
+def test_rows_with_wrong_answers_are_named(change, message, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(FLAT | change), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_squad(tmp_path / "a.jsonl")

@@ -132,6 +132,30 @@ def test_several_labels_in_a_cell(cell, expected, tmp_path):
     assert rows[0].labels == expected
 
 
+@pytest.mark.parametrize("sign", [";", "|"])
+def test_labels_are_separated_at_the_sign_that_the_file_has(sign, tmp_path):
+    content = f'text\tlabel\na\tTreatment{sign} Mechanism\nb\tTreatment\nc\t\nd\t["x{sign}y"]\n'
+    with pytest.warns(InputWarning, match=rf"labels are separated at '\{sign}', 'Treatment\{sign} Mechanism'"):
+        examples = read(tmp_path, "a.tsv", content, "model.dataset.problem=multi_label")
+    assert [item.labels for item in examples] == [("Treatment", "Mechanism"), ("Treatment",), (), (f"x{sign}y",)]
+    (comma,) = read(tmp_path, "b.tsv", f"text\tlabel\na\tp{sign}q,r\n", "model.dataset.problem=multi_label")
+    assert comma.labels == (f"p{sign}q", "r")
+
+
+def test_texts_that_are_not_read_are_named(tmp_path):
+    content = "index\tquestion\tsentence\tlabel\n0\tWho?\tHe is.\tyes\n"
+    with pytest.warns(InputWarning, match="of the texts sentence is read, question not") as caught:
+        read(tmp_path, "a.tsv", content)
+    words = str(caught[0].message).partition("pairs: ")[2].rstrip(".").split()
+    (example,) = read(tmp_path, "a.tsv", content, *words)
+    assert (example.text, example.pair, example.labels) == ("Who?", "He is.", ("yes",))
+
+
+def test_pairs_of_bigbio(tmp_path):
+    (example,) = read(tmp_path, "a.jsonl", '{"id": "1", "text_1": "a", "text_2": "b", "label": "1"}')
+    assert (example.text, example.pair) == ("a", "b")
+
+
 @pytest.mark.parametrize("cell", ["['good', 'short']", '["good", null]', "[[1]]"])
 def test_lists_that_hold_no_labels_are_errors(cell, tmp_path):
     with pytest.raises(InputError, match=r":2: the label"):

@@ -137,6 +137,14 @@ def test_an_evaluation_writes_scores_predictions_report_and_confusion(runs, tmp_
     assert place["text"] == first["entities"][1]["text"] == "warsaw"
 
 
+def test_an_evaluation_names_labels_that_the_run_lacks(runs, tmp_path, capsys):
+    run, _ = runs("text_classification")
+    (tmp_path / "x.tsv").write_text("the river in paris\tyess\nradium in france\tno\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), f"file={tmp_path / 'x.tsv'}", "accelerator=cpu"]) == 0
+    assert "x.tsv:1: 'yess' is no label that the run was trained on" in capsys.readouterr().err
+
+
 def test_the_two_files_of_nemo_are_evaluated_in_data_dir(runs, tmp_path, capsys):
     run, file = runs("token_classification")
     (tmp_path / "text_dev.txt").write_text("marie curie was born in warsaw\nthe seine is in paris\n")

@@ -1,5 +1,7 @@
 """Multiple choice: sequences as Megatron-LM cuts them, the loss over choices, windows, scores, transformers' class."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,22 @@ def test_transformers_computes_the_same_probabilities(tmp_path, vocab_file, caps
         logits = model(input_ids=ids, token_type_ids=segments, attention_mask=mask).logits
     found = predictor.predict(**fields).probabilities
     assert found == pytest.approx(torch.softmax(logits[0], 0).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([{"key": "A", "value": "x"}, {"key": "B", "value": "y"}], 1),  # MedQA as first released
+        ({"text": ["x", "y"], "label": ["A", "B"]}, 1),
+        ({"text": ["x", "y"]}, 1),
+        ({"text": ["x", "y"], "label": ["A"]}, "2 choices with 1 labels"),
+    ],
+)
+def test_no_choice_is_lost_whatever_its_form(options, expected, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "q", "choices": options, "answerKey": "B"}))
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            task_of().read(tmp_path / "a.jsonl")
+    else:
+        (example,) = task_of().read(tmp_path / "a.jsonl")
+        assert (example.choices, example.label) == (("x", "y"), expected)

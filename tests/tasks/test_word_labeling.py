@@ -152,6 +152,41 @@ def test_bilou_slots_are_converted_and_names_in_lists_are_whole(tmp_path):
     assert intents(file, "model.dataset.multi_label=true")[0].intents == ("a", "b", "c")
 
 
+def test_utterances_of_massive(tmp_path):
+    row = {"id": "3", "locale": "en-US", "intent": "alarm_set", "utt": "wake me at five am [now]"}
+    marked = "wake me [timeofday : at] [time : five am] now"
+    (tmp_path / "x.jsonl").write_text(json.dumps(row | {"utt": "wake me at five am now", "annot_utt": marked}))
+    (example,) = intents(tmp_path / "x.jsonl")
+    assert example.text == "wake me at five am now"
+    assert example.tags == ("O", "O", "B-timeofday", "B-time", "I-time", "O")
+    assert (example.id, example.intents) == ("3", ("alarm_set",))
+    (tmp_path / "x.jsonl").write_text(json.dumps(row | {"annot_utt": marked}))
+    with pytest.raises(InputError, match=r"x\.jsonl:1: annot_utt without its slots is .*which utt is not"):
+        intents(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("labels", ["OX", "ZU", "UO", ",", ",UU"])
+def test_what_is_no_mark_or_no_case_is_no_label_of_punctuation(labels, tmp_path):
+    (tmp_path / "text.txt").write_text("hello\n")
+    (tmp_path / "labels.txt").write_text(f"{labels}\n")
+    kind = registry.find("punctuation_capitalization")
+    task = kind(compose(kind.settings_type, [], owner="punctuation_capitalization")[0])
+    with pytest.raises(InputError, match=rf"text\.txt:1: the label '{labels}'; expected two letters"):
+        task.read_files([str(tmp_path / "text.txt"), str(tmp_path / "labels.txt")])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("x.csv", "intent_slot"), ("x.yml", "intent_slot"), ("x.tsv", "punctuation_capitalization"),
+     ("x.html", "punctuation_capitalization"), ("x.xml", "text_classification"), ("x.ann", "text_classification")],
+)  # fmt: skip
+def test_tables_and_markup_are_not_read_as_lines_of_text(name, kind, tmp_path):
+    (tmp_path / name).write_text("<a>some words</a>\nmore\n")
+    with pytest.raises(InputError, match=r"is no ending of raw text"):
+        task = registry.find(kind)
+        task(compose(task.settings_type, [], owner=kind)[0]).read(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("tags", "expected"), [("NULL B-city I-city", "NULL B-city I-city"), ("NULL city city", "NULL B-city I-city")]
 )

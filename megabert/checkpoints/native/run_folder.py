@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,13 @@ def run_folder_path(settings: ExperimentSettings, task_name: str, started: str) 
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock. Raises ConfigError if another process trains in it."""
+    """Make the folder and hold its lock; one without results, after an error, is removed.
+
+    Raises ConfigError if another process trains in it.
+    """
     import fcntl
 
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
@@ -53,6 +57,13 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
                 f"Another process is training in {folder}. Wait for it, or choose another folder."
             ) from None
         yield
+    except BaseException:
+        if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            with suppress(OSError):  # others may use a parent by now
+                for path in made:
+                    path.rmdir()
+        raise
     finally:
         os.close(descriptor)
 

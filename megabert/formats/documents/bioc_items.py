@@ -34,11 +34,11 @@ def relation_of(
 ) -> Relation:
     """Make a relation; without nodes that are annotations, its infons name the identifiers of its arguments.
 
-    `entities` are the identifiers of the document's annotations, by their names in the file.
+    `entities` are the identifiers of the document's annotations and relations, by their names in the file.
     """
     key = next((key for key in RELATION_TYPE_KEYS if isinstance(infons.get(key), str)), "")
     by_infons = _infon_arguments(infons)
-    arguments = by_infons or tuple(Argument(role, entity=entities[ref]) for ref, role in nodes if ref in entities)
+    arguments = by_infons or tuple(Argument(role, entity=entities.get(ref, ref)) for ref, role in nodes)
     roles = {argument.role for argument in by_infons}
     rest = {name: value for name, value in infons.items() if name not in (key, "score") and name not in roles}
     source = rest.pop("source", None) if isinstance(rest.get("source"), str) else None

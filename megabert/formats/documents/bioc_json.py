@@ -58,9 +58,11 @@ def _document(values: dict[str, Any], location: str, head: Any) -> Document:
     names: dict[str, str] = {}
     passages = [_passage(part) for part in values["passages"]]
     items: list[Entity | Relation | None] = [_annotation(item, names) for item in annotations_of(values)]
-    for item in relations_of(values):
+    related = [(f"{item.get('id', '')}#{number}", item) for number, item in enumerate(relations_of(values), len(items))]
+    names = {str(item.get("id", "")): own for own, item in reversed(related)} | names
+    for own, item in related:
         nodes = [(str(node["refid"]), str(node["role"])) for node in item.get("nodes", [])]
-        items.append(relation_of(f"{item.get('id', '')}#{len(items)}", nodes, item.get("infons") or {}, names))
+        items.append(relation_of(own, nodes, item.get("infons") or {}, names))
     infons = values.get("infons") or {}
     original = Original(FORMAT, values, tuple(items), tuple(passages), infons, head)
     entities = tuple(item for item in items if isinstance(item, Entity))

@@ -77,7 +77,7 @@ def _joined(lines: list[str]) -> list[str]:
 
 
 def _item(line: str, number: int) -> Entity | Relation | None:
-    content = line.rstrip("\r\n")
+    content = line.removeprefix("\ufeff").rstrip("\r\n")
     if match := _TEXT_BOUND.fullmatch(content):
         spans = tuple((int(start), int(end)) for start, end in re.findall(r"(\d+) (\d+)", match[3]))
         return Entity(match[1], spans, match[4], match[2])

@@ -39,7 +39,7 @@ def read_documents(
     """
     options = options or ReadOptions()
     given = find_format(format_name) if format_name else None
-    files = find_inputs(paths, INPUT_ENDINGS)
+    files = find_inputs(paths, INPUT_ENDINGS, log)
     texts = {file for file in files if file.suffix == ".txt"}  # annotations of brat come with their text
     if len(set(files)) < len(files):
         log(f"{len(files) - len(set(files)):,} files are given twice. Each is read once.")

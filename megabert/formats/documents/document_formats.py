@@ -19,6 +19,7 @@ from . import (
     jats,
     label_studio,
     mention_table,
+    pair_xml,
     plain_text,
     pubmed_xml,
     pubtator,
@@ -71,7 +72,7 @@ FORMATS = {
         ),
         DocumentFormat("brat", brat.ANNOTATION_ENDINGS, brat.read, files=brat.files),
         DocumentFormat("jsonl", (".jsonl", ".ndjson"), document_lines.read, document_lines.render),
-        DocumentFormat("doccano", (".doccano.jsonl",), doccano.read, doccano.render),
+        DocumentFormat("doccano", (".doccano.jsonl",), document_lines.read, doccano.render),
         DocumentFormat(
             "label-studio",
             (".label-studio.json",),
@@ -83,6 +84,7 @@ FORMATS = {
         ),
         DocumentFormat("pubmed", (".pubmed.xml",), pubmed_xml.read),
         DocumentFormat("jats", (".nxml", ".jats.xml"), jats.read),
+        DocumentFormat("pair-xml", (".pairs.xml",), pair_xml.read),
         DocumentFormat("text", (".txt",), plain_text.read, files=plain_text.files),
         DocumentFormat("csv", (".csv",), row_documents.read_csv, mention_table.render, head=mention_table.head),
         DocumentFormat("tsv", (".tsv",), row_documents.read_tsv),
@@ -102,11 +104,19 @@ _DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".biocx
                      ".doccano.jsonl", ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
 
 _OTHER_TEXT = {
+    rb"#FORMAT=WebAnno": "is WebAnno's and INCEpTION's TSV, which is not read. Export brat, BioC or CoNLL 2003.",
     rb"\s*PMID- *\d": "is PubMed's own text format, which is not read. Save the records as XML (efetch -format xml).",
     rb"[^|\s]+\t\d+\t\d+\t[^\t\n]+\t\w": "has mentions in PubTator's lines without their texts (ID|t|TITLE).",
 }
+_EXPORTS = "Export BioC, brat, PubTator, or JSON lines with text and spans"
+_OTHER_FILES = {
+    ".spacy": "is spaCy's DocBin, which is not read", ".xmi": "is a UIMA CAS, which is not read",
+    "xmi:XMI": "is a UIMA CAS, which is not read", "GateDocument": "is GATE's XML, which is not read",
+    "annotations": "is Knowtator's XML, which is not read",
+}  # fmt: skip
+"""By ending or by root element."""
 # What a file of these formats' endings may have instead.
-_ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json", "doccano")}
+_ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json",)}
 
 
 def is_document_path(path: Path) -> bool:
@@ -137,6 +147,8 @@ def format_by_ending(path: Path) -> DocumentFormat | None:
 def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
     """Find out which format an opened file has; the ending decides, and the content where several have it."""
     by_ending = format_by_ending(path)
+    if by_ending is not None and by_ending.name == "tsv":
+        _refuse_other_text(path, peek(file))
     if by_ending is not None and by_ending.name not in _ALSO:
         return by_ending
     if by_ending is not None and any(path.with_suffix(end).is_file() for end in brat.ANNOTATION_ENDINGS):
@@ -148,12 +160,14 @@ def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
     if by_ending is not None and found not in _ALSO[by_ending.name]:
         found = by_ending.name
     if found is None:
-        raise InputError(f"{path}: neither its name nor its content shows its format. Name it: --format.")
+        root = _root_name(start) if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else None
+        what = _OTHER_FILES.get(root or path.suffix.lower(), "shows its format neither by name nor by content")
+        raise InputError(f"{path} {what}{f' (<{root}>)' if root else ''}. {_EXPORTS}, or name it: --input-format.")
     return FORMATS[found]
 
 
 def _refuse_other_text(path: Path, start: bytes) -> None:
-    """Raise InputError where a .txt file is neither text nor read: it would be one document of field names."""
+    """Raise InputError where a .txt or .tsv file is neither what its ending says nor read."""
     for pattern, reason in _OTHER_TEXT.items():
         if re.match(pattern, start):
             raise InputError(f"{path} {reason} As plain text all the same: --input-format text.")
@@ -166,6 +180,7 @@ def _by_content(start: bytes) -> str | None:
             "collection": "bioc",
             **dict.fromkeys(pubmed_xml.ROOTS, "pubmed"),
             **dict.fromkeys(jats.ROOTS, "jats"),
+            **dict.fromkeys(pair_xml.ROOTS, "pair-xml"),
         }.get(_root_name(content) or "")
     if content[:1] in (b"{", b"["):
         return _json_format(content)
@@ -186,10 +201,11 @@ def _root_name(content: bytes) -> str | None:
 
 def _json_format(content: bytes) -> str:
     keys = set(re.findall(rb'"(\w+)"\s*:', content))
+    if b"passages" in keys and b"offsets" in keys:  # BigBio
+        return "jsonl"
     if b"passages" in keys or b"documents" in keys or b"PubTator3" in keys:
         has_annotations = b"annotations" in keys or b"sentences" in keys or b"documents" in keys
         return "bioc-json" if has_annotations or content.startswith(b"[") else "jsonl"
     if b"data" in keys and keys & {b"annotations", b"predictions", b"result"}:
         return "label-studio"
-    is_one_line = content.startswith(b"{") and not content[1:].lstrip(b" ").startswith((b"\n", b"\r"))
-    return "jsonl" if is_one_line else "doccano"
+    return "jsonl"

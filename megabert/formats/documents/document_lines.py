@@ -1,11 +1,11 @@
-"""Documents as JSON lines, the format of our own: everything that a Document holds, one a line.
+"""Documents as JSON objects, above all JSON lines of our own: everything that a Document holds, one a line.
 
     {"id", "passages": [{"offset", "text", "infons"}], "entities": [{"id", "fragments": [[start, end]], "text", "type",
     "identifier", "score", "source", "infons"}], "relations": [{"id", "type", "arguments": [{"role", "entity" or
     "identifier"}], "score", ...}], "infons"}
 
-Keys without a value are left out. An object without passages is a row with a column of texts (row_documents), or of
-doccano.
+Keys without a value are left out. An object without such passages has spans of other programs (span_objects), or is a
+row with a column of texts (row_documents). Objects may stand on several lines, or in a list.
 """
 
 import json
@@ -14,32 +14,71 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import InputError
+from ...tokenizers.characters import require_characters
 from ..json_lines import json_row
-from . import doccano
+from . import span_objects
 from .document import Argument, Document, Entity, Passage, Relation
 from .losses import Losses
 from .row_documents import row_document
-from .sources import ReadOptions, text_lines
+from .sources import ReadOptions, peek, read_whole, text_lines, text_of
 
 FORMAT = "jsonl"
 
 
 def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
-    """Stream the documents of a file, a JSON object a line."""
-    for number, line in text_lines(path, file):
-        if not line.strip("\ufeff \t\r\n"):
-            continue
-        location = f"{path}:{number}"
+    """Stream the documents of a file, a JSON object a line; or read it whole if an object is on several."""
+    start, _, rest = peek(file).removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
+    is_lines = start.startswith(b"{") and not (rest and start.rstrip().endswith((b"{", b"[", b",")))
+    objects = _lines(path, file) if is_lines else _objects(path, text_of(path, read_whole(path, file)))
+    for number, (content, location) in enumerate(objects, start=1):
         try:
-            values = json_row(line.removeprefix("\ufeff"), location).values
-            if "passages" in values:
-                yield document_of(values, location)
-            elif options.text_column is None and doccano.is_doccano(values):
-                yield doccano.document_of(values, location, number)
-            else:
-                yield row_document(values, location, options)
+            values = json_row(content, location).values if isinstance(content, str) else _values(content, location)
+            yield _document(values, location, number, options)
         except InputError as error:
             options.faults(str(error))
+
+
+def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[str, str]]:
+    for number, line in text_lines(path, file):
+        content = line.removeprefix("\ufeff") if number == 1 else line
+        if content.strip():
+            yield content, f"{path}:{number}"
+
+
+def _objects(path: Path, content: str) -> Iterator[tuple[Any, str]]:
+    """Return the objects of a file, also those of lists, with the locations where they start."""
+    decoder, position = json.JSONDecoder(), 0
+    content = content.removeprefix("\ufeff").rstrip()
+    while position < len(content):
+        position += len(content[position:]) - len(content[position:].lstrip())
+        line = content.count("\n", 0, position) + 1
+        try:
+            values, position = decoder.raw_decode(content, position)
+        except (ValueError, RecursionError) as error:
+            line = getattr(error, "lineno", line)
+            raise InputError(f"{path}:{line}: not JSON: {getattr(error, 'msg', 'nested too deeply')}.") from None
+        is_list = isinstance(values, list)
+        for number, item in enumerate(values if is_list else [values], start=1):
+            yield item, f"{path}, object {number}" if is_list else f"{path}:{line}"
+
+
+def _values(item: Any, location: str) -> dict[str, Any]:
+    if isinstance(item, list) and len(item) == 2 and isinstance(item[1], dict):  # spaCy 2: [text, {"entities"}]
+        item = {"text": item[0], **item[1]}
+    if not isinstance(item, dict):
+        raise InputError(f"{location}: {str(item)[:40]!r}; expected an object with a text.")
+    require_characters(item, location)
+    return item
+
+
+def _document(values: dict[str, Any], location: str, number: int, options: ReadOptions) -> Document:
+    if span_objects.is_bigbio(values) or (options.text_column is None and span_objects.has_spans(values)):
+        return span_objects.document_of(values, location, number)
+    if "passages" in values:
+        return document_of(values, location)
+    if options.text_column is None:
+        span_objects.require_no_annotations(values, location)
+    return row_document(values, location, options)
 
 
 def document_of(values: Mapping[str, Any], location: str) -> Document:

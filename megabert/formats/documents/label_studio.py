@@ -6,6 +6,7 @@ mentions recognizes that (`--offsets utf-16`). Source: Label Studio's JSON forma
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from .sources import ReadOptions, read_whole, text_of
 FORMAT = "label-studio"
 SEPARATOR = b",\n"
 TAIL = b"\n]\n"
+_ANNOTATIONS = ("annotations", "completions")  # before version 1 the latter
 
 
 def read(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
@@ -60,7 +62,7 @@ def _text_key(task: dict[str, Any], data: dict[str, Any]) -> str:
 
 def _results(task: dict[str, Any]) -> list[dict[str, Any]]:
     """List the results of annotations that were not cancelled, or else those of predictions."""
-    kept = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
+    kept = [item for key in _ANNOTATIONS for item in task.get(key) or [] if not item.get("was_cancelled")]
     return [result for part in kept or task.get("predictions") or [] for result in part.get("result") or []]
 
 
@@ -85,12 +87,20 @@ def _direction(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _distinct(items: list[Entity | Relation | None]) -> list[Entity | Relation | None]:
-    """Leave out what a second annotator or a choice at the same span repeats under the same identifier."""
-    seen: set[str] = set()
-    kept: list[Entity | Relation | None] = []
-    for item in items:
-        kept.append(None if isinstance(item, Entity) and item.id in seen else item)
-        seen.add(item.id if item else "")
+    """Leave out what a second annotator or a choice at the same span repeats: its identifier, or type and place."""
+    names: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    kept: list[Entity | Relation | None] = [None] * len(items)
+    for index in sorted(range(len(items)), key=lambda index: isinstance(items[index], Relation)):
+        item = items[index]
+        if isinstance(item, Relation):
+            ends = tuple(replace(end, entity=names.get(str(end.entity), end.entity)) for end in item.arguments)
+            item = replace(item, arguments=ends)
+        if item is None:
+            continue
+        key = (item.type, item.fragments if isinstance(item, Entity) else item.arguments)
+        kept[index] = None if key in seen or item.id in names else item
+        names.setdefault(item.id, seen.setdefault(key, item.id))
     return kept
 
 
@@ -122,7 +132,7 @@ def render(document: Document, losses: Losses) -> bytes:
             id(result): state
             for result, state in zip(_results(task), zip(original.items, kept, strict=True), strict=True)
         }
-        for part in [*(task.get("annotations") or []), *(task.get("predictions") or [])]:
+        for part in [part for key in (*_ANNOTATIONS, "predictions") for part in task.get(key) or []]:
             # A result that has changed is removed, and written anew among the predictions.
             part["result"] = [item for item in part.get("result") or [] if _stands(states.get(id(item)))]
         changed = [new for old, new in zip(original.items, kept, strict=True) if new is not None and new != old]

@@ -8,9 +8,10 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import IO, Any
 
+from ..parquet_rows import import_pyarrow
 from .document import Document
 from .losses import Losses
-from .row_documents import import_pyarrow_parquet, render_csv
+from .row_documents import render_csv
 
 CSV_FORMAT, PARQUET_FORMAT = "csv", "parquet"
 LINKED = ("name", "link_score")  # infons of entities that have been linked
@@ -61,7 +62,7 @@ class ParquetRows:
     """Writer of the rows of documents to an opened Parquet file, in row groups."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.parquet = import_pyarrow_parquet()
+        self.parquet = import_pyarrow().parquet
         import pyarrow
 
         self.arrow = pyarrow

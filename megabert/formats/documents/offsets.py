@@ -7,10 +7,10 @@ import dataclasses
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...errors import ConfigError, InputError
-from .document import Document, Entity, Passage, check_structure, is_text_at, text_at
+from .document import Document, Entity, Passage, Relation, check_structure, is_text_at, text_at
 
 CODE_POINTS = "code-points"
 # What a character counts, given the character and the one before.
@@ -32,39 +32,60 @@ UNITS = {
 def check_offsets(document: Document, fault: Callable[[str], None], unit: str = CODE_POINTS) -> Document:
     """Return the document with offsets in code points, without the entities whose text stands elsewhere.
 
-    `fault` takes a message for each of these and may raise; relations that refer to one are left out with it.
+    `fault` takes a message for each of these and may raise; relations that refer to one, or to nothing, are left out.
     """
     if unit != CODE_POINTS:
         document = convert_offsets(document, unit)
     check_structure(document)
     text = document.text()
     wrong = [entity for entity in document.entities if not is_text_at(text, entity)]
-    if not wrong:
-        return document
-    remedy = _remedy(document)
+    remedy = _remedy(document) if wrong else ""
     for entity in wrong:
         fault(f"{_place(document, entity, text)}{remedy or _nearest(text, entity)}")
     names = {entity.id for entity in wrong}
-    relations = []
-    for relation in document.relations:
-        missing = [argument.entity for argument in relation.arguments if argument.entity in names]
-        if missing:
-            fault(f"{document.location}: document {document.id}: relation {relation.id} refers to {missing[0]}.")
-        else:
-            relations.append(relation)
     entities = tuple(entity for entity in document.entities if entity.id not in names)
-    return dataclasses.replace(document, entities=entities, relations=tuple(relations))
+    relations = _complete_relations(document, entities, fault)
+    if not wrong and len(relations) == len(document.relations):
+        return document
+    return dataclasses.replace(document, entities=entities, relations=relations)
+
+
+def _complete_relations(
+    document: Document, entities: Sequence[Entity], fault: Callable[[str], None]
+) -> tuple[Relation, ...]:
+    """Leave out relations with an argument that is none of the annotations, and those that refer to them."""
+    relations = list(document.relations)
+    while relations:
+        names = {entity.id for entity in entities} | {relation.id for relation in relations}
+        kept = []
+        for relation in relations:
+            missing = [item.entity for item in relation.arguments if item.entity not in names and item.entity]
+            if missing:
+                fault(
+                    f"{_location(document, relation)}: document {document.id}: relation {relation.id} refers to "
+                    f"{missing[0]}, which is no annotation that is read. Correct it, or leave it out: --on-error skip."
+                )
+            else:
+                kept.append(relation)
+        if len(kept) == len(relations):
+            break
+        relations = kept
+    return tuple(relations)
+
+
+def _location(document: Document, item: Entity | Relation) -> str:
+    """Return the file and line of an annotation, or of its document."""
+    original = document.original
+    return original.places.get(item.id, document.location) if original is not None else document.location
 
 
 def _place(document: Document, entity: Entity, text: str) -> str:
     where = ", ".join(f"{start} to {end}" for start, end in entity.fragments)
     found = text_at(text, entity.fragments)
     stands = repr(found) if found else f"nothing (the text has {len(text)} characters)"
-    original = document.original
-    place = original.places.get(entity.id, document.location) if original is not None else document.location
     return (
-        f"{place}: document {document.id}, {entity.type} {entity.id}: {entity.text!r} is expected at "
-        f"{where}, where {stands} stands."
+        f"{_location(document, entity)}: document {document.id}, {entity.type} {entity.id}: {entity.text!r} is "
+        f"expected at {where}, where {stands} stands."
     )
 
 

@@ -19,6 +19,7 @@ from .sources import ReadOptions, text_lines
 
 FORMAT = "pubtator"
 _TEXT = re.compile(r"([^|\t\r\n]+)\|([A-Za-z]\w*)\|([^\r\n]*)(\r?\n)?\Z", re.DOTALL)
+_PLACE = re.compile(r"[-+]?\d[\d.,;:| ]*")
 _KINDS = {"t": "title", "a": "abstract"}
 _TITLES = ("t", "title")
 
@@ -74,6 +75,8 @@ def _annotation(fields: list[str], name: str, number: int) -> Entity | Relation 
     """Parse a mention or a relation; None for anything else."""
     if fields[0] != name or len(fields) < 4:
         return None
+    if all(map(_PLACE.fullmatch, fields[1:3])) and not (fields[1].isdecimal() and fields[2].isdecimal()):
+        return None  # places, but none that a mention has: 0;19 of two fragments, -1, 2.0
     if fields[1].isdecimal() and fields[2].isdecimal():
         if len(fields) < 5:
             return None

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import ConfigError, InputError
+from ...errors import InputError
+from ..parquet_rows import parquet_rows
 from .document import Document, Passage
 from .sources import MAX_RECORD_BYTES, STANDARD_INPUT, ReadOptions, text_lines
 
@@ -70,26 +71,8 @@ def read_parquet(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[
     """Stream the rows of a Parquet file."""
     if path == STANDARD_INPUT:
         raise InputError("Parquet is not read from standard input, since its index stands at the end. Give a file.")
-    number = 0
-    for batch in import_pyarrow_parquet().ParquetFile(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            values = {key: _plain(value) for key, value in row.items()}
-            yield row_document(values, f"{path}, row {number}", options)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; dates and the like as strings."""
-    return value if isinstance(value, str | int | float | bool | None | list | dict) else str(value)
-
-
-def import_pyarrow_parquet() -> Any:
-    """Import pyarrow's Parquet, or explain how to install it."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow: pip install 'megabert[documents]'.") from None
-    return pyarrow.parquet
+    for row in parquet_rows(path):
+        yield row_document(row.values, row.location, options)
 
 
 def render_csv(rows: Iterator[Mapping[str, Any]], columns: tuple[str, ...]) -> bytes:

@@ -8,6 +8,7 @@ import io
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,19 +50,29 @@ class ReadOptions:
     """Plain text: a document a line, instead of one a file."""
 
 
-def find_inputs(paths: Sequence[str | Path], endings: Sequence[str]) -> list[Path]:
-    """List the files of paths, globs and folders, sorted within each; in folders those of supported endings."""
+def find_inputs(
+    paths: Sequence[str | Path], endings: Sequence[str], log: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """List the files of paths, globs and folders, sorted within each; in folders those of supported endings.
+
+    `log` takes a note of what else folders have.
+    """
     files: list[Path] = []
     for given in paths:
         path = Path(given)
         if path == STANDARD_INPUT or path.is_file():
             files.append(path)
         elif path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and has_ending(file, endings))
+            inside = sorted(file for file in path.rglob("*") if file.is_file())
             inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-            if not inside:
+            read = [file for file in inside if has_ending(file, endings)]
+            if not read:
                 raise InputError(f"{path} holds no files of documents ({', '.join(endings)}, compressed or not).")
-            files += inside
+            others = Counter(file.suffix or file.name for file in inside if not has_ending(file, endings))
+            if others:
+                kinds = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
+                log(f"Files of {path} with other endings are not read: {kinds}.")
+            files += read
         else:
             matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207  (a whole pattern)
             if not matches:
@@ -119,7 +130,7 @@ def text_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
         if len(line) > MAX_RECORD_BYTES:
             raise InputError(f"{path}:{number}: a line of more than {MAX_RECORD_BYTES >> 20} MiB.")
         if b"\0" in line:
-            raise InputError(f"{path}:{number}: a NUL character. Is this a text file?")
+            raise InputError(f"{path}:{number}: {not_text(line)}")
         yield number, text_of(path, line, number)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megabert.checkpoints.native import run_checkpoints
+from megabert.checkpoints.native.run_folder import lock_run_folder
 from megabert.errors import CheckpointError, CheckpointWarning, MegabertError
 from megabert.json_documents import sealed
 
@@ -255,3 +256,20 @@ def test_a_run_of_damaged_checkpoints_only_is_an_error(tmp_path):
     damage(write(tmp_path, 10), "manifest.json")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         run_checkpoints.read_best(tmp_path, groups=("model",))
+
+
+def test_a_run_folder_that_an_error_leaves_empty_is_removed(tmp_path):
+    def fail(folder, name=None):
+        with pytest.raises(ValueError, match="x"), lock_run_folder(folder):
+            if name:
+                (folder / name).write_text("kept")
+            raise ValueError("x")
+
+    fail(tmp_path / "exp" / "name" / "run")
+    assert list(tmp_path.iterdir()) == []
+    fail(tmp_path / "exp" / "run", "metrics.jsonl")
+    fail(tmp_path / "exp" / "run")
+    assert (tmp_path / "exp" / "run" / "metrics.jsonl").read_text() == "kept"
+    (tmp_path / "own").mkdir()
+    fail(tmp_path / "own")
+    assert (tmp_path / "own").is_dir()

@@ -223,10 +223,99 @@ def test_text_that_is_no_text_is_named(tmp_path, read_all):
     (tmp_path / "a.pubtator").write_bytes("1|t|é\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"a\.pubtator:1: not UTF-8 text: byte 0xe9"):
         list(read_documents([tmp_path / "a.pubtator"]))
+    (tmp_path / "c.pubtator").write_text("1|t|a\n", encoding="utf-16")
+    with pytest.raises(InputError, match=r"c\.pubtator:1: a NUL character. It is UTF-16 text"):
+        list(read_documents([tmp_path / "c.pubtator"]))
     (tmp_path / "b.jsonl").write_text('{"id": "1", "text": "\\ud800"}\n{"id": "2", "text": "b"}\n', encoding="utf-8")
     documents, faults = read_all(tmp_path / "b.jsonl")
     assert [item.id for item in documents] == ["2"]
     assert "b.jsonl:1" in faults[0]
+
+
+@pytest.mark.parametrize("places", ["0;4\t1;5", "-1\t3", "0.0\t1.0"])
+def test_places_that_no_mention_has_make_no_relation(places, tmp_path, read_all):
+    content = f"1|t|a b c\n1\t{places}\ta b\tT\tD1\n1\tCID\t4\t5\n"
+    (tmp_path / "a.pubtator").write_text(content, encoding="utf-8")
+    (document,), (fault,) = read_all(tmp_path / "a.pubtator")
+    assert [relation.type for relation in document.relations] == ["CID"]
+    assert f"a.pubtator:2: {content.splitlines()[1]!r} is no line of document 1" in fault
+
+
+def test_a_byte_order_mark_before_annotations_of_brat_is_none_of_them(tmp_path, read_all):
+    (tmp_path / "a.txt").write_text("a b", encoding="utf-8")
+    (tmp_path / "a.ann").write_text("\ufeffT1\tT 0 1\ta\n", encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "a.ann")
+    assert [entity.id for entity in document.entities] == ["T1"]
+    assert faults == []
+
+
+def label_studio_results(names, places):
+    spans = [{"id": name, "type": "labels", "value": {"start": start, "end": start + 1, "labels": ["T"]}}
+             for name, start in zip(names, places, strict=True)]  # fmt: skip
+    return [{"type": "relation", "from_id": names[0], "to_id": names[1], "labels": ["r"]}, *spans]
+
+
+@pytest.mark.parametrize("key", ["annotations", "completions"])
+def test_what_two_annotators_agree_on_is_read_once(key, tmp_path, read_all, written):
+    parts = [label_studio_results("ab", (0, 2)), label_studio_results("cd", (0, 2)), label_studio_results("ef", (2, 4))]
+    task = {"id": 1, "data": {"text": "a b c"}, key: [{"result": part} for part in parts]}
+    (tmp_path / "a.json").write_text(json.dumps([task]), encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "a.json")
+    assert faults == []
+    assert [(item.id, item.start) for item in document.entities] == [("a", 0), ("b", 2), ("f", 4)]
+    assert [[end.entity for end in item.arguments] for item in document.relations] == [["a", "b"], ["b", "f"]]
+    assert json.loads(written([document], "label-studio")[0].read_bytes()) == [task]
+
+
+PAIRS = """<?xml version="1.0"?><{root}><document id="D1">
+<sentence id="s0" text="aspirin and beta or gamma blockers">
+<entity id="e0" charOffset="0-{ends[0]}" type="drug" text="aspirin"/>
+<entity id="e1" charOffset="12-{ends[1]};26-{ends[2]}" type="group" text="beta blockers"/>
+<pair id="p0" e1="e0" e2="e1" ddi="true" type="effect"/></sentence>
+<sentence id="s1" text="A &lt; B"><entity id="e2" charOffset="0-{ends[3]}" text="A"/>
+<entity id="e3" charOffset="4-{ends[4]}" text="B"/><pair id="p1" e1="e2" e2="e3" interaction="False"/></sentence>
+</document></{root}>"""
+
+
+@pytest.mark.parametrize("ends", [(6, 15, 33, 0, 4), (7, 16, 34, 1, 5)])  # inclusive, as in DDI, and exclusive
+def test_sentences_with_pairs_in_xml(ends, tmp_path, read_all):
+    (tmp_path / "a.xml").write_text(PAIRS.format(root="corpus", ends=ends), encoding="utf-8")
+    (document,), faults = read_all(tmp_path / "a.xml")
+    assert faults == []
+    assert (document.id, document.text()) == ("D1", "aspirin and beta or gamma blockers\nA < B")
+    assert [(item.text, item.type, item.fragments) for item in document.entities] == [
+        ("aspirin", "drug", ((0, 7),)), ("beta blockers", "group", ((12, 16), (26, 34))),
+        ("A", "entity", ((35, 36),)), ("B", "entity", ((39, 40),))]  # fmt: skip
+    (relation,) = document.relations
+    assert (relation.type, [item.entity for item in relation.arguments]) == ("effect", ["e0", "e1"])
+    (tmp_path / "b.xml").write_text("<document id='x'><p/></document>", encoding="utf-8")
+    assert (
+        "no document of sentences with entities and pairs: it has no <sentence>" in read_all(tmp_path / "b.xml")[1][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.xml", "<GateDocument/>", r"a\.xml is GATE's XML, which is not read .*Export BioC"),
+        ("a.xmi", "<xmi:XMI xmlns:xmi='x'/>", "is a UIMA CAS, which is not read"),
+        ("a.xml", "<b/>", r"shows its format neither by name nor by content \(<b>\).*--input-format"),
+        ("a.spacy", "x", "is spaCy's DocBin, which is not read"),
+        ("a.tsv", "#FORMAT=WebAnno TSV 3.3\n", "is WebAnno's and INCEpTION's TSV, which is not read"),
+    ],
+)
+def test_documents_of_other_tools_are_named(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        list(read_documents([tmp_path / name]))
+
+
+def test_what_a_folder_has_besides_documents_is_named(tmp_path):
+    for name in ("a.txt", "a.con", "b.con", ".hidden.con", "LICENSE"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    notes = []
+    assert len(list(read_documents([tmp_path], log=notes.append))) == 1
+    assert notes[0] == f"Files of {tmp_path} with other endings are not read: 2 .con, 1 LICENSE."
 
 
 def test_five_thousand_documents_are_streamed(tmp_path):

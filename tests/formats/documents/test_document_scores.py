@@ -6,6 +6,7 @@ import re
 import pytest
 
 from megabert.cli import main
+from megabert.formats.documents.convert_documents import read_documents
 from megabert.formats.documents.document_scores import document_scores
 
 CORPUS = """1|t|Aspirin and codeine caused nausea.
@@ -30,6 +31,20 @@ def test_mentions_identifiers_and_relations_are_sets(tmp_path, capsys):
         "mention/Chemical": [2, 0, 0], "id/Chemical": [2, 0, 0], "id/Disease": [1, 0, 1], "relation/CID": [0, 1, 1],
     }  # fmt: skip
     assert main(["score", "documents", str(gold), str(found), "type=x"]) == 64
+
+
+def test_relations_of_mentions_without_identifiers_are_not_one(tmp_path):
+    """Two of three relations are right; by identifiers alone all would be the same."""
+    marks = "T1\tDrug 0 1\ta\nT2\tDose 2 3\tb\nT3\tDose 4 5\tc\n"
+    relations = ["R1\thas Arg1:T1 Arg2:T2\n", "R2\thas Arg1:T1 Arg2:T3\n", "R3\thas Arg1:T2 Arg2:T3\n"]
+    documents = []
+    for name, kept in (("gold", relations), ("found", [*relations[:2], "R3\thas Arg1:T3 Arg2:T2\n"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("a b c", encoding="utf-8")
+        (tmp_path / name / "a.ann").write_text(marks + "".join(kept), encoding="utf-8")
+        documents.append(list(read_documents([tmp_path / name])))
+    scores = document_scores(*documents)
+    assert [scores[f"relation/has_{what}"] for what in ("tp", "fp", "fn")] == [2, 1, 1]
 
 
 def printed(path):

@@ -122,6 +122,37 @@ def test_relations_of_a_skipped_mention_are_reported_with_it(tmp_path, read_all)
     assert "relation R refers to b" in faults[1]
 
 
+BIOC_JSON = """{"documents": [{"id": "d", "passages": [{"offset": 0, "text": "a b", "annotations": [
+{"id": "T1", "text": "a", "infons": {"type": "T"}, "locations": [{"offset": 0, "length": 1}]}]}], "relations": [
+{"id": "E1", "infons": {"type": "r"}, "nodes": [{"refid": "T1", "role": "1"}]},
+{"id": "E2", "infons": {"type": "r"}, "nodes": [{"refid": "T1", "role": "1"}, {"refid": "E1", "role": "2"}]},
+{"id": "E3", "infons": {"type": "r"}, "nodes": [{"refid": "T1", "role": "1"}, {"refid": "T9", "role": "2"}]}]}]}"""
+BIOC_XML = """<collection><document><id>d</id><passage><offset>0</offset><text>a b</text><annotation id="T1"><infon
+key="type">T</infon><location offset="0" length="1"/><text>a</text></annotation></passage><relation id="E1"><infon
+key="type">r</infon><node refid="T1" role="1"/></relation><relation id="E2"><infon key="type">r</infon><node refid="T1"
+role="1"/><node refid="E1" role="2"/></relation><relation id="E3"><infon key="type">r</infon><node refid="T1" role="1"
+/><node refid="T9" role="2"/></relation></document></collection>"""
+DOCCANO = """{"text": "a b", "entities": [{"id": "T1", "label": "T", "start_offset": 0, "end_offset": 1}],
+"relations": [{"id": "E3", "type": "r", "from_id": "T1", "to_id": "T9"}]}"""
+BRAT = "T1\tT 0 1\ta\nE1\tr:T1\nE2\tr:T1 x:E1\nE3\tr:T1 x:T9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "num_relations"),
+    [("a.bioc.json", BIOC_JSON, 2), ("a.bioc.xml", BIOC_XML, 2), ("a.doccano.jsonl", DOCCANO, 0), ("a.ann", BRAT, 2)],
+)
+def test_relations_to_nothing_are_faults_and_those_to_relations_are_none(
+    name, content, num_relations, tmp_path, read_all
+):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "a.txt").write_text("a b", encoding="utf-8")
+    (document,), faults = read_all(tmp_path / name)
+    assert len(document.relations) == num_relations
+    assert all(len(item.arguments) == number for number, item in enumerate(document.relations, 1))
+    (fault,) = faults
+    assert "refers to T9, which is no annotation that is read" in fault
+
+
 @pytest.mark.parametrize(
     ("identifier", "parts"),
     [
