@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from .data_files import data_suffix
-from .record_streams import derived
+from .parallel_passes import by_parts
+from .record_streams import derived, numbered
 from .rows import Row
 from .tag_schemes import SCHEMES, TagScheme, are_tags, find_scheme, standard_tags
 from .text_lines import blank_split, data_lines, read_lines
@@ -119,7 +120,7 @@ class Columns:
 
     def sentences(self) -> Sequence[Sentence]:
         """Make sentences of the lines."""
-        return derived(self.rows, lambda rows: _sentences(self.path, rows, self.word, self.tag))
+        return derived(self.rows, lambda rows: _sentences(self.path, rows, self.word, self.tag), "sentence")
 
 
 def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = ColumnLayout()) -> Sequence[Sentence]:
@@ -160,8 +161,18 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
     return Columns(path, rows, word, tag, last if tag == width - 1 else None)
 
 
-def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:
+def _survey(rows: Sequence[_Fields]) -> tuple[Counter[int], set[str] | None]:
     """Count the lines of each number of columns, and list the values of the last one unless they are many."""
+    widths: Counter[int] = Counter()
+    last: set[str] | None = set()
+    for more, values in by_parts(rows, _survey_part):
+        widths.update(more)
+        last = None if last is None or values is None else last | values
+        last = last if last is not None and len(last) <= MAX_TAGS else None
+    return widths, last
+
+
+def _survey_part(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:
     widths: Counter[int] = Counter()
     last: set[str] | None = set()
     for _, fields in rows:
@@ -186,15 +197,21 @@ def _sentences(path: Path, rows: Iterable[_Fields], word: int, tag: int | None) 
 
 def _split(lines: Sequence[str]) -> Sequence[_Fields]:
     """Split lines at tabs if most have one, else at blanks; an empty line has no fields."""
+    num_filled, num_tabs = map(sum, zip(*by_parts(lines, _count_tabs), strict=True))
+    return derived(lines, lambda lines: _fields(lines, has_tabs=2 * num_tabs > num_filled))
+
+
+def _count_tabs(lines: Iterable[str]) -> tuple[int, int]:
+    """Count the lines that are not empty, and those of them with a tab."""
     num_filled = num_tabs = 0
     for line in lines:
         if line.strip():
             num_filled, num_tabs = num_filled + 1, num_tabs + ("\t" in line)
-    return derived(lines, lambda lines: _fields(lines, has_tabs=2 * num_tabs > num_filled))
+    return num_filled, num_tabs
 
 
 def _fields(lines: Iterable[str], *, has_tabs: bool) -> Iterator[_Fields]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered(lines):
         if not has_tabs:
             fields = blank_split(line)
         else:
@@ -318,7 +335,7 @@ def read_parallel(text: Path, labels: Path | None) -> Sequence[Sentence]:
         raise InputError(
             f"{text} has {len(lines)} lines, {labels} has {len(tag_lines)}. Each sentence needs its line of tags."
         )
-    return derived(lines, lambda lines: _parallel(text, lines, labels, tag_lines))
+    return derived(lines, lambda lines: _parallel(text, lines, labels, tag_lines), "file")
 
 
 def _parallel(

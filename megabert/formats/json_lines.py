@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InputError
 from ..tokenizers.characters import require_characters
 from .data_files import data_suffix
-from .record_streams import derived
+from .record_streams import derived, numbered
 from .rows import Row
 from .text_lines import data_lines, read_lines
 
@@ -31,7 +31,7 @@ def json_line_rows(path: Path) -> Sequence[Row]:
 
 
 def _rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
-    return (json_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip())
+    return (json_row(line, f"{path}:{number}") for number, line in numbered(lines) if line.strip())
 
 
 def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import InputError
 from .data_files import largest_expansion, open_data
 from .json_reader import JsonReader
-from .record_streams import RecordStream, derived, find_repeated, is_held
+from .parallel_passes import find_repeated
+from .record_streams import RecordStream, derived, is_held
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from .columns import sentence_of
 from .json_lines import is_json_lines, json_line_rows
-from .record_streams import derived
+from .record_streams import derived, numbered
 from .rows import Row
 from .tables import split_rows
 from .text_lines import blank_split, data_lines, read_lines
@@ -59,7 +59,7 @@ def _read_file(path: Path) -> Sequence[Utterance]:
         return derived(json_line_rows(path), lambda rows: map(_from_json, rows))
     return derived(
         data_lines(path),
-        lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()),
+        lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in numbered(lines) if line.strip()),
     )
 
 
@@ -83,7 +83,7 @@ def _read_folder(paths: Sequence[Path]) -> Sequence[Utterance]:
             f"{paths[0].parent}: seq.in has {len(sentences)} lines, seq.out {len(slots)}, label {len(labels)}. Each "
             "utterance needs its line in all three."
         )
-    return derived(sentences, lambda sentences: _utterances(paths, sentences, slots, labels))
+    return derived(sentences, lambda sentences: _utterances(paths, sentences, slots, labels), "file")
 
 
 def _utterances(
