@@ -5,6 +5,7 @@ them, and run neither torch nor other threads. Each reads parts of the files, wh
 sentences. Where a file cannot be divided, such as a compressed one or JSON's single value, there is one part.
 """
 
+import codecs
 import contextvars
 import gc
 import multiprocessing
@@ -92,13 +93,17 @@ def _parts(records: RecordStream[Any]) -> Iterator[Part]:
         with path.open("rb") as file:
             while (block := file.read(PART_SIZE) + file.readline()) or start == 0:
                 size, num_lines = len(block), block.count(b"\n") + (not block.endswith(b"\n"))
-                line, is_filled = block.removesuffix(b"\n").rpartition(b"\n")[2], is_filled or bool(block.strip())
+                line, is_filled = block.removesuffix(b"\n").rpartition(b"\n")[2], is_filled or not _is_blank(block)
                 while not is_filled or (records.unit == "sentence" and not _is_empty(line)):
                     if not (line := file.readline()):
                         break
                     size, num_lines, is_filled = size + len(line), num_lines + 1, is_filled or bool(line.strip())
                 yield Part(number, path, start, first_line, num_lines)
                 start, first_line = start + max(size, 1), first_line + num_lines
+
+
+def _is_blank(start: bytes) -> bool:
+    return not start.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def _is_empty(line: bytes) -> bool:
