@@ -5,8 +5,8 @@
 Generates a file of that size (columns, tab-separated texts, or SQuAD's JSON; texts and columns come again after the
 first 100 MB), reads it in a process of its own from an empty cache and again from the full one, and prints a JSON
 object for each. `resident` counts mapped pages of the cache, which the system takes back when it needs memory;
-`anonymous` leaves them out. Both without those of imports. With `--limit_mb` the process may have so much memory of its
-own in all (RLIMIT_DATA), imports included, and fails where it needs more.
+`anonymous` leaves them out. Both without those of imports, of all processes. With `--limit_mb` each process may
+have so much memory of its own in all (RLIMIT_DATA), imports included, and fails where it needs more.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import megabert
 SEED, WORDS, BLOCK = 1, 200_000, 5_000
 STEPS = 300
 DISTINCT = 100 * 10**6
+PSS = ("Pss", "Pss_Anon")
 
 
 def sentences(random: np.random.Generator, tokens: Sequence[str]) -> Iterator[list[str]]:
@@ -90,7 +92,10 @@ def generate(task: str, path: Path, size: int, encoder: str) -> None:
 
 
 class MemoryPeak(threading.Thread):
-    """The most resident and anonymous bytes of this process beyond those at the start, sampled."""
+    """The most resident and anonymous bytes of this process and its children beyond those at the start, sampled.
+
+    Pages that processes share count once.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -101,17 +106,24 @@ class MemoryPeak(threading.Thread):
     @staticmethod
     def values() -> tuple[int, int]:
         """Read both from /proc."""
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return 1024 * int(lines["VmRSS"].split()[0]), 1024 * int(lines["RssAnon"].split()[0])
+        threads = Path("/proc/self/task").iterdir()
+        children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+        sums = [0, 0]
+        for pid in ("self", *children):
+            with suppress(OSError):  # it has ended
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                lines = dict(line.split(":", 1) for line in text.splitlines()[1:])
+                sums = [total + 1024 * int(lines[name].split()[0]) for total, name in zip(sums, PSS, strict=True)]
+        return sums[0], sums[1]
 
     def run(self) -> None:
         """Sample, and print the peaks each minute."""
         for number in count(1):
-            if number % 3000 == 0:
-                print(json.dumps({"minutes": number // 3000, **self.megabytes()}), flush=True)
+            if number % 240 == 0:
+                print(json.dumps({"minutes": number // 240, **self.megabytes()}), flush=True)
             values = self.values()
             self.most = max(self.most[0], values[0]), max(self.most[1], values[1])
-            time.sleep(0.02)
+            time.sleep(0.25)
 
     def megabytes(self) -> dict[str, int]:
         """Return both peaks."""

@@ -5,10 +5,12 @@ sysexits.h (64 usage, 65 data, 70 internal, 75 temporary failure); 66 stands for
 Any other exception is a bug and keeps its traceback.
 """
 
+import copyreg
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 # Characters that move the cursor, change colours or reorder text: a name in a file must not do that to a terminal.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,6 +49,10 @@ class ExamplesWarning(InputWarning):
     def __init__(self, text: str, first: str, total: int, **counts: int) -> None:
         super().__init__(text.format(first=first, total=total, **counts))
         self.text, self.first, self.counts = text, first, counts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the message as it is; another process may send it."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
     def with_later(self, others: "Sequence[ExamplesWarning]", total: int) -> "ExamplesWarning":
         """Add the counts of later blocks; `total` is the number of all examples."""

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from megabert.analysis import plots
+from megabert.storage import atomic_write
+
 # A busy machine is no failure: neither examples nor their generation have a time limit.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -130,25 +133,24 @@ def squad_file(tmp_path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def rasterizer():
-    """Let every picture have one pixel, since to rasterize one takes half a second; returns what draws them whole."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ImportError:
-        yield None
-        return
-    whole = FigureCanvasAgg.print_png
+def draw_whole():
+    """Let every picture have one pixel, since to draw one takes half a second; returns what draws them whole."""
+
+    def one_pixel(destination: Path, size: tuple[float, float], draw: object) -> bool:
+        atomic_write(destination, ONE_PIXEL)
+        return True
+
+    whole = plots._picture
     patch = pytest.MonkeyPatch()
-    patch.setattr(FigureCanvasAgg, "print_png", lambda canvas, file: file.write(ONE_PIXEL))
+    patch.setattr(plots, "_picture", one_pixel)
     yield whole
     patch.undo()
 
 
 @pytest.fixture
-def whole_pictures(rasterizer, monkeypatch):
+def whole_pictures(draw_whole, monkeypatch):
     """Draw pictures whole in this test."""
-    if rasterizer is not None:
-        monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", rasterizer)
+    monkeypatch.setattr(plots, "_picture", draw_whole)
 
 
 @pytest.fixture(scope="session")

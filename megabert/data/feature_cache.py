@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, CheckpointWarning
 from ..json_documents import parse_sealed, sealed
 from ..storage import TEMPORARY, GrowingArray, atomic_folder, file_sha256, remove_leftovers
-from .packing import Features, LazyFeatures, update_fingerprint
+from .packing import Features, LazyFeatures, hashed_bytes
 
 # The least recently used entries beyond these are deleted.
 MAX_ENTRIES = 20
@@ -104,6 +105,19 @@ def _span(ends: NDArray[np.int64], index: int) -> slice:
     return slice(int(ends[index - 1]) if index else 0, int(ends[index]))
 
 
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Some features as the arrays of an entry, and what they add to their fingerprint."""
+
+    arrays: dict[str, NDArray[Any]]
+    hashed: bytes
+
+    @classmethod
+    def of(cls, features: Sequence[Features], *, with_parts: bool) -> "FeatureBlock":
+        """Convert features."""
+        return cls(_arrays(features, with_parts=with_parts), b"".join(chain.from_iterable(map(hashed_bytes, features))))
+
+
 def digest(*parts: bytes) -> str:
     """Hash everything that the features depend on; the digest is the name of their cache entry."""
     sha256 = hashlib.sha256()
@@ -126,21 +140,21 @@ def load(cache: Path, name: str) -> CachedFeatures | None:
     return features
 
 
-def save(cache: Path, name: str, features: Iterable[Features], meta: Callable[[], Mapping[str, Any]]) -> None:
+def save(cache: Path, name: str, blocks: Iterable[FeatureBlock], meta: Callable[[], Mapping[str, Any]]) -> None:
     """Write a cache entry, replacing a damaged one; `meta` is called at the end and returns plain values.
 
-    Features are taken one by one and not kept; without any there is no entry. A full or read-only disk is no error:
+    Blocks are taken one by one and not kept; without any there is no entry. A full or read-only disk is no error:
     then there is no entry, either.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_leftovers(cache, f"*{TEMPORARY}*")
         digest = hashlib.sha256()
-        blocks = _blocks(features, digest)
-        if not (first := next(blocks, [])):
+        remaining = iter(blocks)
+        if (first := next(remaining, None)) is None:
             return
         with atomic_folder(cache / name) as folder:
-            sums = _write(folder, chain([first], blocks), with_parts=any(item.parts for item in first))
+            sums = _write(folder, chain([first], remaining), digest)
             facts = {"meta": dict(meta()), "fingerprint": digest.hexdigest(), "arrays": sums}
             (folder / META).write_bytes(sealed(facts))
         entries = sorted(cache.glob("*/" + META), key=lambda path: path.parent.stat().st_mtime)
@@ -150,28 +164,29 @@ def save(cache: Path, name: str, features: Iterable[Features], meta: Callable[[]
         return
 
 
-def _blocks(features: Iterable[Features], digest: "hashlib._Hash") -> Iterator[list[Features]]:
-    """Group features into blocks of about `BLOCK_TOKENS` tokens, and add them to their fingerprint."""
+def feature_blocks(features: Iterable[Features]) -> Iterator[FeatureBlock]:
+    """Make blocks of about `BLOCK_TOKENS` tokens of features."""
     block: list[Features] = []
-    num_tokens = 0
+    num_tokens, with_parts = 0, False
     for item in features:
-        update_fingerprint(digest, item)
         block.append(item)
         num_tokens += len(item)
+        with_parts = with_parts or bool(item.parts)
         if num_tokens >= BLOCK_TOKENS:
-            yield block
+            yield FeatureBlock.of(block, with_parts=with_parts)
             block, num_tokens = [], 0
     if block:
-        yield block
+        yield FeatureBlock.of(block, with_parts=with_parts)
 
 
-def _write(folder: Path, blocks: Iterable[Sequence[Features]], *, with_parts: bool) -> dict[str, str]:
-    """Append the arrays of blocks to files; returns the SHA-256 of each."""
+def _write(folder: Path, blocks: Iterable[FeatureBlock], digest: "hashlib._Hash") -> dict[str, str]:
+    """Append the arrays of blocks to files, and add the blocks to the fingerprint; returns the files' SHA-256."""
     files: dict[str, GrowingArray] = {}
     ends = {"ends": 0, "part_ends": 0}
     with ExitStack() as opened:
         for block in blocks:
-            arrays = _arrays(block, with_parts=with_parts)
+            arrays = block.arrays
+            digest.update(block.hashed)
             if not files:
                 for number, (name, array) in enumerate(arrays.items()):
                     file = GrowingArray(folder / f"{number}.npy", array.dtype, array.shape[1:])

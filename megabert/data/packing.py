@@ -8,7 +8,7 @@ from __future__ import annotations  # the types of torch are named without impor
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -173,16 +173,17 @@ def fingerprint(features: Sequence[Features], teacher: str = "") -> str:
         return features.kept_fingerprint
     digest = hashlib.sha256(teacher.encode())
     for item in features:
-        update_fingerprint(digest, item)
+        for data in hashed_bytes(item):
+            digest.update(data)
     return digest.hexdigest()
 
 
-def update_fingerprint(digest: hashlib._Hash, item: Features) -> None:
-    """Add a sequence to the hash of those before it."""
-    digest.update(np.asarray(item.token_ids, dtype=np.int64).tobytes())
+def hashed_bytes(item: Features) -> Iterator[bytes]:
+    """Return what a sequence adds to the hash of those before it."""
+    yield np.asarray(item.token_ids, dtype=np.int64).tobytes()
     for targets in (item.targets, item.token_targets):
         for name in sorted(targets.keys() - TAUGHT):
-            digest.update(np.asarray(targets[name]).tobytes())
+            yield np.asarray(targets[name]).tobytes()
 
 
 @dataclass(frozen=True)

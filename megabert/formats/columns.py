@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..errors import InputError, InputWarning
 from .data_files import data_suffix
-from .record_streams import derived
+from .parallel_passes import by_parts
+from .record_streams import derived, numbered
 from .rows import Row
 from .tag_schemes import SCHEMES, TagScheme, are_tags, find_scheme, standard_tags
 from .text_lines import NO_TEXT_ENDINGS, blank_split, data_lines, read_lines
@@ -136,7 +137,7 @@ class Columns:
 
     def sentences(self) -> Sequence[Sentence]:
         """Make sentences of the lines."""
-        return derived(self.rows, lambda rows: _sentences(self.path, rows, self.word, self.tag))
+        return derived(self.rows, lambda rows: _sentences(self.path, rows, self.word, self.tag), "sentence")
 
 
 def column_sentences(path: Path, lines: Sequence[str], layout: ColumnLayout = ColumnLayout()) -> Sequence[Sentence]:
@@ -156,14 +157,14 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
         raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
     if is_numbered:
         rows = derived(rows, lambda rows: (row for row in rows if not row[1] or row[1][0].isdecimal()))
-    widths, last = _survey(rows)
+    widths, last, has_marks = _survey(rows)
     if not widths:
         raise InputError(f"{path} holds no sentences.")
     width = widths.most_common(1)[0][0]
-    if any(fields[0].startswith("#") for _, fields in rows if fields):
+    if has_marks:
         are_tags = last is None or layout.outside in last
         rows = _without_comments(path, rows, width, layout.outside if are_tags else None)
-        widths, last = _survey(rows)
+        widths, last, _ = _survey(rows)
     if len(widths) > 1:
         number, fields = next(row for row in rows if row[1] and len(row[1]) != width)
         raise InputError(
@@ -191,7 +192,7 @@ def _without_comments(path: Path, rows: Sequence[_Fields], width: int, outside: 
         is_other = len(fields) != width or (outside not in (None, fields[-1]) and not _is_tag(fields[-1]))
         return fields[0].startswith("#") and is_other
 
-    left = derived(rows, kept)
+    left = derived(rows, kept, "sentence")
     if num_comments := len(rows) - len(left):
         text = f"{path}: {num_comments} lines that begin with # before sentences are left out as comments."
         warnings.warn(text, InputWarning, stacklevel=2)
@@ -216,17 +217,34 @@ def _require_words(path: Path, rows: Sequence[_Fields], word: int) -> None:
         )
 
 
-def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:
-    """Count the lines of each number of columns, and list the values of the last one unless they are many."""
+def _survey(rows: Sequence[_Fields]) -> tuple[Counter[int], set[str] | None, bool]:
+    """Count the lines of each number of columns, and list the values of the last one unless they are many.
+
+    Also returns whether a line begins with #.
+    """
     widths: Counter[int] = Counter()
     last: set[str] | None = set()
+    has_marks = False
+    for more, values, is_marked in by_parts(rows, _survey_part):
+        widths.update(more)
+        last = None if last is None or values is None else last | values
+        last = last if last is not None and len(last) <= MAX_TAGS else None
+        has_marks = has_marks or is_marked
+    return widths, last, has_marks
+
+
+def _survey_part(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None, bool]:
+    widths: Counter[int] = Counter()
+    last: set[str] | None = set()
+    has_marks = False
     for _, fields in rows:
         if fields:
             widths[len(fields)] += 1
+            has_marks = has_marks or fields[0].startswith("#")
             if last is not None:
                 last.add(fields[-1].strip())
                 last = last if len(last) <= MAX_TAGS else None
-    return widths, last
+    return widths, last, has_marks
 
 
 def _sentences(path: Path, rows: Iterable[_Fields], word: int, tag: int | None) -> Iterator[Sentence]:
@@ -242,15 +260,21 @@ def _sentences(path: Path, rows: Iterable[_Fields], word: int, tag: int | None) 
 
 def _split(lines: Sequence[str]) -> Sequence[_Fields]:
     """Split lines at tabs if most have one, else at blanks; an empty line has no fields."""
+    num_filled, num_tabs = map(sum, zip(*by_parts(lines, _count_tabs), strict=True))
+    return derived(lines, lambda lines: _fields(lines, has_tabs=2 * num_tabs > num_filled))
+
+
+def _count_tabs(lines: Iterable[str]) -> tuple[int, int]:
+    """Count the lines that are not empty, and those of them with a tab."""
     num_filled = num_tabs = 0
     for line in lines:
         if line.strip():
             num_filled, num_tabs = num_filled + 1, num_tabs + ("\t" in line)
-    return derived(lines, lambda lines: _fields(lines, has_tabs=2 * num_tabs > num_filled))
+    return num_filled, num_tabs
 
 
 def _fields(lines: Iterable[str], *, has_tabs: bool) -> Iterator[_Fields]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered(lines):
         if not has_tabs:
             fields = blank_split(line)
         else:
@@ -374,7 +398,7 @@ def read_parallel(text: Path, labels: Path | None) -> Sequence[Sentence]:
         raise InputError(
             f"{text} has {len(lines)} lines, {labels} has {len(tag_lines)}. Each sentence needs its line of tags."
         )
-    return derived(lines, lambda lines: _parallel(text, lines, labels, tag_lines))
+    return derived(lines, lambda lines: _parallel(text, lines, labels, tag_lines), "file")
 
 
 def _parallel(

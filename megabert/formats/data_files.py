@@ -136,6 +136,12 @@ def _decompressor(path: Path, suffix: str) -> tuple[Callable[[Any], Any], tuple[
     return zstd.ZstdFile, (zstd.ZstdError, EOFError)
 
 
+def is_compressed(path: Path) -> bool:
+    """Return whether a file is compressed, by its first bytes."""
+    with path.open("rb") as file:
+        return decompressed(path, file, FREE_SIZE) is not file
+
+
 def import_zstd(path: Path) -> Any:
     """Import the module for a file of Zstandard. Raises InputError where it is missing."""
     try:

@@ -13,7 +13,7 @@ from ..tokenizers.characters import require_characters
 from .data_files import data_suffix, largest_expansion, open_data
 from .json_reader import JsonReader
 from .parquet_rows import TABLE_SUFFIXES, parquet_rows
-from .record_streams import RecordStream, derived, is_held
+from .record_streams import RecordStream, derived, is_held, numbered
 from .rows import Row
 from .text_lines import data_lines, read_lines
 
@@ -66,7 +66,7 @@ def _items(path: Path, max_expansion: int) -> Iterator[Row]:
 
 
 def _rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
-    return (json_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip())
+    return (json_row(line, f"{path}:{number}") for number, line in numbered(lines) if line.strip())
 
 
 def to_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -18,7 +18,8 @@ from ..errors import InputError
 from .data_files import data_suffix, largest_expansion, open_data
 from .json_lines import has_objects, is_json_lines, object_rows
 from .json_reader import JsonReader
-from .record_streams import RecordStream, derived, find_repeated, is_held
+from .parallel_passes import find_repeated
+from .record_streams import RecordStream, derived, is_held
 from .rows import Row
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from .data_files import data_suffix
-from .record_streams import derived
+from .record_streams import derived, numbered
 from .rows import Row
 from .text_lines import read_lines
 
@@ -37,7 +37,7 @@ def split_rows(path: Path) -> list[Record]:
 
 
 def _split(path: Path, lines: Iterable[str]) -> Iterator[Record]:
-    return ((line.split("\t"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip())
+    return ((line.split("\t"), f"{path}:{number}") for number, line in numbered(lines) if line.strip())
 
 
 def is_table(path: Path, lines: Sequence[str]) -> bool:
@@ -49,10 +49,10 @@ def table_records(path: Path, lines: Sequence[str], known: Collection[str]) -> S
     """Split the lines of a table into rows, by tabs or as CSV; `known` are names that a header may have."""
     if data_suffix(path) == ".csv":
         best = max(SEPARATORS, key=lambda item: _fit(lines, item, known))
-        return derived(lines, lambda lines: quoted_records(path, lines, best))
+        return derived(lines, lambda lines: quoted_records(path, lines, best), "file")
     first = next(line for line in lines if line.strip()).split("\t")
     if len(first) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in map(str.strip, first)):
-        return derived(lines, lambda lines: quoted_records(path, lines, "\t"))
+        return derived(lines, lambda lines: quoted_records(path, lines, "\t"), "file")
     return derived(lines, lambda lines: _split(path, lines))
 
 

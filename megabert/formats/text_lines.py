@@ -1,11 +1,12 @@
 """UTF-8 text files as lines, compressed or not; every error names file, line and remedy."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..errors import InputError
 from .data_files import data_suffix, largest_expansion, not_text, open_data
-from .record_streams import RecordStream, is_held
+from .record_streams import Part, RecordStream, is_held, reading_part
 
 # Endings of tables, documents and markup, whose lines are no texts.
 NO_TEXT_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".nxml", ".xmi", ".html", ".pubtator", ".yml",
@@ -43,13 +44,19 @@ def read_lines(path: Path) -> list[str]:
 def data_lines(path: Path) -> Sequence[str]:
     """Return a text file's lines as `read_lines` does, of a large file as a stream."""
     expansion = largest_expansion()
-    return read_lines(path) if is_held(path) else RecordStream(lambda: _lines(path, expansion))
+    return read_lines(path) if is_held(path) else RecordStream(lambda: _lines(path, expansion), (path,), "line")
 
 
 def _lines(path: Path, max_expansion: int) -> Iterator[str]:
+    part = reading_part.get()
+    if part is None or part.path != path:
+        part = Part(0, path, 0, 1, None)
     is_blank, start = True, b""
     with open_data(path, max_expansion) as file:
-        for number, data in enumerate(file, start=1):
+        if part.start:
+            is_blank, start = False, file.readline()[:4]
+            file.seek(part.start)
+        for number, data in enumerate(islice(file, part.num_lines), start=part.first_line):
             try:
                 text = data.decode("utf-8-sig" if number == 1 else "utf-8")
                 problem = not_text(start or data) if "\0" in text else ""

@@ -16,10 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError, InputWarning
 from .json_lines import has_objects, object_rows
+from .parallel_passes import by_parts, find_repeated
 from .pubmedqa import is_pubmedqa, read_pubmedqa
-from .record_streams import derived, find_repeated
+from .record_streams import derived, numbered
 from .rows import Row
 from .tables import is_table, name_columns, table_records
 from .text_lines import data_lines, require_raw_text
@@ -182,7 +185,9 @@ def _renamed(names: Sequence[str], columns: Sequence[tuple[str, Any]]) -> tuple[
 
 def _without_gold(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     """Mark pairs on which annotators did not agree, with the label - or -1 as in SNLI; report how many."""
-    labels = Counter(map(_label_of_pair, rows))
+    labels: Counter[str | None] = Counter()
+    for counts in by_parts(rows, lambda rows: Counter(map(_label_of_pair, rows))):
+        labels.update(counts)
     others = set(labels) - {"-", "-1", None}
     missing = ("-", "-1") if others in ({"0", "1", "2"}, set()) else ("-",)
     num_missing = sum(labels[label] for label in missing)
@@ -213,13 +218,12 @@ def _check_unnamed(rows: Sequence[Row]) -> None:
     """Raise InputError where the first row looks like a header of unknown names, or the label stands first."""
     first_text, first = (rows[0].values[name].strip() for name in ("text", "label"))
     labels: Counter[int] = Counter()  # by their hashes: what stands for a label may be a text
-    are_numbers = True
-    num_rows = num_words = num_label_words = 0
-    for num_rows, row in enumerate(rows, start=1):
-        text, label = row.values["text"].strip(), row.values["label"].strip()
-        labels[hash(label)] += 1
-        are_numbers = are_numbers and (num_rows == 1 or _is_number(label))
-        num_words, num_label_words = num_words + len(text.split()), num_label_words + len(label.split())
+    counts = np.zeros(4, dtype=np.int64)
+    for own, sums in by_parts(rows, _survey):
+        labels.update(own)
+        counts += sums
+    num_rows, num_numbers, num_words, num_label_words = counts.tolist()
+    are_numbers = num_numbers == num_rows - (not _is_number(first))
     num_others, num_kinds = num_rows - 1, len(labels) - 1
     is_rare = num_others > 2 and labels[hash(first)] == 1 and 2 * num_kinds <= num_others
     is_no_number = num_others > 1 and not _is_number(first) and are_numbers
@@ -241,6 +245,19 @@ def _check_unnamed(rows: Sequence[Row]) -> None:
         )
 
 
+def _survey(rows: Iterable[Row]) -> tuple[Counter[int], list[int]]:
+    """Count the labels by their hashes; the rows, the labels that are numbers, the words of texts, those of labels."""
+    labels: Counter[int] = Counter()
+    num_rows = num_numbers = num_words = num_label_words = 0
+    for num_rows, row in enumerate(rows, start=1):  # noqa: B007  (used behind the loop)
+        text, label = row.values["text"].strip(), row.values["label"].strip()
+        labels[hash(label)] += 1
+        num_numbers += _is_number(label)
+        num_words, num_label_words = num_words + len(text.split()), num_label_words + len(label.split())
+    return labels, [num_rows, num_numbers, num_words, num_label_words]
+
+
+@lru_cache(maxsize=2**10)
 def _is_number(label: str) -> bool:
     return re.fullmatch(r"[-+]?\d+(\.\d+)?", label) is not None
 
@@ -265,7 +282,7 @@ def _rows_of_blanks(path: Path, lines: Sequence[str], labels: Collection[str]) -
 def _filled(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
     """Return the lines that are not empty, without blanks at their ends, with number and location."""
     stripped = (line.strip(" ") for line in lines)
-    return ((line, number, f"{path}:{number}") for number, line in enumerate(stripped, start=1) if line)
+    return ((line, number, f"{path}:{number}") for number, line in numbered(stripped) if line)
 
 
 def _split_labels(path: Path, lines: Iterable[str]) -> Iterator[Row]:

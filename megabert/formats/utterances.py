@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import InputError
 from .columns import sentence_of
 from .json_lines import has_objects, object_rows
-from .record_streams import derived
+from .record_streams import derived, numbered
 from .rows import Row
 from .tables import split_rows
 from .text_lines import blank_split, data_lines, read_lines, require_raw_text
@@ -63,7 +63,7 @@ def _read_file(path: Path) -> Sequence[Utterance]:
     require_raw_text(path)
     return derived(
         data_lines(path),
-        lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()),
+        lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in numbered(lines) if line.strip()),
     )
 
 
@@ -102,7 +102,7 @@ def _read_folder(paths: Sequence[Path]) -> Sequence[Utterance]:
             f"{paths[0].parent}: seq.in has {len(sentences)} lines, seq.out {len(slots)}, label {len(labels)}. Each "
             "utterance needs its line in all three."
         )
-    return derived(sentences, lambda sentences: _utterances(paths, sentences, slots, labels))
+    return derived(sentences, lambda sentences: _utterances(paths, sentences, slots, labels), "file")
 
 
 def _utterances(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..data.packing import NO_TARGET
 from ..errors import InputError
+from ..formats.parallel_passes import by_parts
 from ..formats.record_streams import RecordStream
 from .label_report import LabelReport, label_warnings
 from .task import ExampleType, PredictionType, Task
@@ -74,7 +75,11 @@ class LabelledTask(Task[ExampleType, PredictionType]):
         if not isinstance(examples, RecordStream):
             return count_labels(self.label_kinds, examples)
         if self._counted is None or self._counted[0] is not examples:
-            self._counted = examples, count_labels(self.label_kinds, examples)
+            counts = count_labels(self.label_kinds, ())
+            for part in by_parts(examples, lambda examples: count_labels(self.label_kinds, examples)):
+                for name, own in part.items():
+                    counts[name].update(own)
+            self._counted = examples, counts
         return self._counted[1]
 
     def ordered(self, kind: LabelKind, labels: Collection[str]) -> list[str]:

@@ -6,18 +6,21 @@ import inspect
 import json
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import __version__
 from ..config.schema import DataSettings, ModelSettings
 from ..data import feature_cache
+from ..data.feature_cache import FeatureBlock, feature_blocks
 from ..data.packing import Features
 from ..data.prefetch import prefetch
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
+from ..formats.parallel_passes import are_several_processes, by_parts, forked_map, is_divided, several_processes
 from ..formats.record_streams import RecordStream, large_files_streamed
 from ..storage import file_sha256, folder_sha256
 from ..tokenizers.wordpiece import Tokenizer
@@ -93,10 +96,12 @@ def load_training_data(
     cached = feature_cache.load(cache_folder, key) if uses_cache else None
     if cached is not None:
         return _restored(task, cached, teacher)
-    with recorded_warnings() as caught:
+    with recorded_warnings() as caught, ExitStack() as reading:
         is_streamed = uses_cache and teaching is None and data.held_out_fold is None
-        with large_files_streamed(task.files(data)) if is_streamed else nullcontext():
-            examples = without_fold(task.read_data(data), data.held_out_fold)
+        if is_streamed:
+            reading.enter_context(large_files_streamed(task.files(data)))
+            reading.enter_context(several_processes(task.files(data)))
+        examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)
         if teaching is not None:
@@ -116,7 +121,8 @@ def load_training_data(
         features: Sequence[Features] | None = None
         if uses_cache and teaching is None:
             num_before = len(caught)
-            feature_cache.save(cache_folder, key, _features(task, tokenizer, examples), meta)
+            with closing(_feature_blocks(task, tokenizer, examples)) as blocks:
+                feature_cache.save(cache_folder, key, blocks, meta)
             if (features := feature_cache.load(cache_folder, key)) is None:  # the disk is full
                 _check_held(examples, cache_folder)
                 del caught[num_before:]
@@ -125,7 +131,7 @@ def load_training_data(
         if teaching is not None:
             features = teaching.teach(task, tokenizer, examples, features)
             if uses_cache:
-                feature_cache.save(cache_folder, key, features, meta)
+                feature_cache.save(cache_folder, key, feature_blocks(features), meta)
         caught[:] = merged_warnings(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
 
@@ -169,15 +175,25 @@ def _content_sha256(path: Path) -> str:
     return folder_sha256(path) if path.is_dir() else file_sha256(path)
 
 
-def _features(task: Task[Any, Any], tokenizer: Tokenizer, examples: Iterable[Any]) -> Iterator[Features]:
+def _feature_blocks(
+    task: Task[Any, Any], tokenizer: Tokenizer, examples: Sequence[Any]
+) -> Generator[FeatureBlock, None, None]:
     """Tokenize examples in blocks, each while the next one is read and that before is written."""
 
-    def tokenized(block: Sequence[Any]) -> Sequence[Features]:
-        return task.features(block, tokenizer, with_targets=True)
+    def tokenized(block: Sequence[Any]) -> list[FeatureBlock]:
+        return list(feature_blocks(task.features(block, tokenizer, with_targets=True)))
 
-    with closing(prefetch(tokenized, example_blocks(examples), depth=1)) as blocks:
-        for block in blocks:
-            yield from block
+    def of_part(examples: Iterable[Any]) -> list[FeatureBlock]:
+        return [made for block in example_blocks(examples) for made in tokenized(block)]
+
+    if is_divided(examples):
+        made = by_parts(examples, of_part)
+    elif are_several_processes():
+        made = forked_map(tokenized, example_blocks(examples))
+    else:
+        made = prefetch(tokenized, example_blocks(examples), depth=1)
+    with closing(made) as blocks:
+        yield from chain.from_iterable(blocks)
 
 
 def example_blocks(examples: Iterable[Any]) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,8 @@ from ..data.packing import NO_TARGET, Batch, Features
 from ..data.word_windows import WordWindow, WordWindows, as_windows, token_windows, word_logits, word_windows
 from ..errors import ConfigError, InputError
 from ..formats.columns import WORD_KEYS, Sentence, read_parallel, sentence_of
-from ..formats.record_streams import derived
+from ..formats.parallel_passes import by_parts
+from ..formats.record_streams import derived, numbered
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
 from ..formats.text_lines import blank_split
@@ -169,7 +170,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
     def learn_word_cuts(self, examples: Sequence[ExampleType]) -> None:
         """Learn from the words of the training data how raw text is cut."""
         words = derived(examples, lambda examples: map(self.words, examples))
-        self.cuts = learn_cuts(words).to_document()
+        self.cuts = learn_cuts(words, by_parts).to_document()
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; older runs cut raw text at blanks and punctuation on the ends of words."""
@@ -199,7 +200,7 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
             lines,
             lambda lines: (
                 self.unlabelled(line, str(number), f"{path}:{number}")
-                for number, line in enumerate(lines, start=1)
+                for number, line in numbered(lines)
                 if line.strip()
             ),
         )
@@ -219,7 +220,11 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
         self, kind: LabelKind, counts: Mapping[str, int], examples: Sequence[ExampleType]
     ) -> Sequence[str]:
         """Compare the labels with the words, too."""
-        words = {word for item in examples for word in self.words(item) if word in counts}
+
+        def labels_of(examples: Iterable[Any]) -> set[str]:
+            return {word for item in examples for word in self.words(item) if word in counts}
+
+        words = set[str]().union(*by_parts(examples, labels_of))
         return label_warnings(kind.name, counts, kind.first, words)
 
     def features(

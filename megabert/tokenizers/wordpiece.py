@@ -5,6 +5,7 @@ Offsets count characters of the original string, never of a normalized copy, so 
 
 import os
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,6 +31,8 @@ MAX_WORD_KEPT = 64
 """Characters of a word that is kept: longer ones, such as sentences without blanks, hardly come again."""
 MANY_CORES, MANY_TEXTS = 8, 256
 """So many strings are faster tokenized by all of so many cores than looked up word by word on one."""
+runs_on_one_core: ContextVar[bool] = ContextVar("runs_on_one_core", default=False)
+"""Whether other processes use the other cores."""
 _WordIds = tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
 """The tokens of words that were seen, lately and before."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -131,7 +134,7 @@ class Tokenizer:
 
     def encode_joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokenize strings to the ids of `encode`, of one string after the other; and the number of tokens of each."""
-        are_many = len(texts) >= MANY_TEXTS and (os.cpu_count() or 1) >= MANY_CORES
+        are_many = len(texts) >= MANY_TEXTS and (os.cpu_count() or 1) >= MANY_CORES and not runs_on_one_core.get()
         if are_many or not self._are_words_apart or isinstance(texts, str):
             rows = [encoding.ids for encoding in encode_batch(self._rust.encode_batch_fast, texts)]
             return _joined(rows)

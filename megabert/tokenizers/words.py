@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -66,11 +66,45 @@ class WordCuts:
         return letter in self.apart or (self.others_apart and letter not in self.joined and _is_punctuation(letter))
 
 
-def learn_cuts(sentences: Sequence[Sequence[str]]) -> WordCuts:
-    """Learn from the words of a corpus how it cuts text: compare punctuation inside words and as words of its own."""
-    inside: Counter[str] = Counter()
-    alone: Counter[str] = Counter()
-    clitics, ends = 0, Counter[str]()
+Passes = Callable[[Sequence[Sequence[str]], Callable[[Iterable[Sequence[str]]], Any]], Iterable[Any]]
+
+
+def _one_pass(sentences: Sequence[Sequence[str]], function: Callable[[Iterable[Sequence[str]]], Any]) -> Iterable[Any]:
+    return [function(sentences)]
+
+
+def learn_cuts(sentences: Sequence[Sequence[str]], by_parts: Passes = _one_pass) -> WordCuts:
+    """Learn from the words of a corpus how it cuts text: compare punctuation inside words and as words of its own.
+
+    `by_parts` goes through the sentences and yields a function's results for parts of them.
+    """
+    inside, alone, ends, clitics = Counter[str](), Counter[str](), Counter[str](), 0
+    for part in by_parts(sentences, _count_cuts):
+        for counts, more in zip((inside, alone, ends), part, strict=False):
+            counts.update(more)
+        clitics += part[3]
+    seen = {*alone, *inside}
+    apart = {c for c in seen if alone[c] >= MIN_COUNT and inside[c] <= MAX_INSIDE * alone[c]}
+    joiners = sum(count for c, count in alone.items() if c not in SENTENCE_PUNCTUATION and c in apart)
+    others_apart = joiners >= MIN_COUNT and inside.total() <= MAX_INSIDE * joiners
+    joined = {c for c in seen - apart if inside[c]}
+    apostrophes = sum(inside[c] for c in APOSTROPHES)
+    # Words such as U.S. and Dr., unless they are more often without their end: "I."
+    stems = {word[:-1] for word, count in ends.items() if count > 1}
+    num_stems = Counter[str]()
+    if stems:
+        for own in by_parts(sentences, lambda part: Counter(word for words in part for word in words if word in stems)):
+            num_stems.update(own)
+    frequent = ((word, count) for word, count in ends.most_common() if count > 1)
+    whole = tuple(word for word, count in frequent if count > num_stems[word[:-1]])[:MAX_WHOLE]
+    return WordCuts(
+        "".join(sorted(apart)), "".join(sorted(joined)), others_apart, clitics > max(apostrophes, MIN_COUNT - 1), whole
+    )
+
+
+def _count_cuts(sentences: Iterable[Sequence[str]]) -> tuple[Counter[str], Counter[str], Counter[str], int]:
+    """Count punctuation inside words and as words of its own, words with punctuation at their ends, and clitics."""
+    inside, alone, ends, clitics = Counter[str](), Counter[str](), Counter[str](), 0
     for words in sentences:
         for number, word in enumerate(words):
             if word.isalnum():
@@ -82,20 +116,7 @@ def learn_cuts(sentences: Sequence[Sequence[str]]) -> WordCuts:
                 alone[word] += 1
             inside.update(b for a, b, c in zip(word, word[1:], word[2:], strict=False) if _joins(a, b, c))
             clitics += word[0] in APOSTROPHES and word[1:].isalpha() and before[-1:].isalpha()
-    seen = {*alone, *inside}
-    apart = {c for c in seen if alone[c] >= MIN_COUNT and inside[c] <= MAX_INSIDE * alone[c]}
-    joiners = sum(count for c, count in alone.items() if c not in SENTENCE_PUNCTUATION and c in apart)
-    others_apart = joiners >= MIN_COUNT and inside.total() <= MAX_INSIDE * joiners
-    joined = {c for c in seen - apart if inside[c]}
-    apostrophes = sum(inside[c] for c in APOSTROPHES)
-    # Words such as U.S. and Dr., unless they are more often without their end: "I."
-    stems = {word[:-1] for word, count in ends.items() if count > 1}
-    num_stems = Counter(word for words in (sentences if stems else ()) for word in words if word in stems)
-    frequent = ((word, count) for word, count in ends.most_common() if count > 1)
-    whole = tuple(word for word, count in frequent if count > num_stems[word[:-1]])[:MAX_WHOLE]
-    return WordCuts(
-        "".join(sorted(apart)), "".join(sorted(joined)), others_apart, clitics > max(apostrophes, MIN_COUNT - 1), whole
-    )
+    return inside, alone, ends, clitics
 
 
 def _joins(before: str, letter: str, after: str) -> bool:

@@ -294,8 +294,8 @@ def test_a_truncated_chunked_body_is_detected(server: Server, client: Client) ->
 
 
 def test_a_silent_server_times_out_and_is_retried(server: Server, client: Client) -> None:
-    server.script = [lambda handler: time.sleep(0.5)]
-    assert client.get(server, timeout=0.1).sha256 == SHA256
+    server.script = [lambda handler: time.sleep(1.5)]
+    assert client.get(server, timeout=1.0).sha256 == SHA256
     assert client.waits == [1.0]
 
 
@@ -643,7 +643,7 @@ def test_two_processes_fetch_the_file_once(server: Server, client: Client) -> No
     both_run = threading.Event()
 
     def slowly(handler: Handler) -> None:
-        both_run.wait(10)
+        both_run.wait(120)
         honest(handler)
 
     server.script = [slowly]
@@ -654,9 +654,9 @@ def test_two_processes_fetch_the_file_once(server: Server, client: Client) -> No
         process.start()
     time.sleep(1.0)  # the second waits for the lock by now; if it is late, the test is only weaker
     both_run.set()
-    assert [results.get(timeout=20) for _ in processes] == [SHA256, SHA256]
+    assert [results.get(timeout=120) for _ in processes] == [SHA256, SHA256]
     for process in processes:
-        process.join(10)
+        process.join(120)
         assert process.exitcode == 0
     assert len(server.seen) == 1
     assert server.num_bytes_sent == len(CONTENT)
@@ -673,11 +673,13 @@ def test_a_lock_excludes_and_ends_with_its_block(tmp_path: Path, capsys: pytest.
     with locked(tmp_path / "file.bin"):
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.3)
+        printed = ""
+        while not printed:
+            printed = capsys.readouterr().err
         order.append("first")
-    thread.join(10)
+    thread.join(120)
     assert order == ["first", "second"]
-    assert capsys.readouterr().err.count("Waiting for another process") == 1
+    assert (printed + capsys.readouterr().err).count("Waiting for another process") == 1
 
 
 # --- Output ---

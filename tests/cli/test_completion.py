@@ -73,10 +73,10 @@ def test_bash_completes_in_a_terminal(scripts):
     pexpect = pytest.importorskip("pexpect")
     shell = pexpect.spawn("bash", ["--norc", "-i"], cwd=scripts, encoding="utf-8", env={**os.environ, "TERM": "dumb"})
     shell.sendline("megabert() { printf '<%s>' \"$@\"; }; source megabert.bash; echo rea''dy")
-    shell.expect_exact("ready\r\n", timeout=20)
+    shell.expect_exact("ready\r\n", timeout=120)
     shell.send("megabert tra\ttoken_cl\ttrainer.accel\tg\tmodel.train_ds.file=oth\t\n")
     shell.expect_exact(
-        "<train><token_classification><trainer.accelerator=gpu><model.train_ds.file=other file.txt>", timeout=20
+        "<train><token_classification><trainer.accelerator=gpu><model.train_ds.file=other file.txt>", timeout=120
     )
     shell.close(force=True)
 
@@ -87,12 +87,12 @@ def test_zsh_completes_in_a_terminal(scripts):
     pexpect = pytest.importorskip("pexpect")
     shell = pexpect.spawn("zsh", ["-f"], cwd=scripts, encoding="utf-8", env={**os.environ, "TERM": "dumb"})
     shell.sendline("autoload -Uz compinit; compinit -u -D; source megabert.zsh; unsetopt beep; echo rea''dy")
-    shell.expect_exact("ready\r\n", timeout=20)
+    shell.expect_exact("ready\r\n", timeout=120)
     shell.sendline("megabert() { printf '<%s>' \"$@\"; }; echo fun''ction")
-    shell.expect_exact("function\r\n", timeout=20)
+    shell.expect_exact("function\r\n", timeout=120)
     shell.send("megabert tra\ttoken_cl\ttrainer.accel\tg\tmodel.train_ds.file=oth\t\n")
     shell.expect_exact(
-        "<train><token_classification><trainer.accelerator=gpu><model.train_ds.file=other file.txt>", timeout=20
+        "<train><token_classification><trainer.accelerator=gpu><model.train_ds.file=other file.txt>", timeout=120
     )
     shell.close(force=True)
 

@@ -65,12 +65,12 @@ def test_a_pipe_is_read_and_written_and_a_device_is_not_replaced(tmp_path):
     reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
     reader.start()
     atomic_write(pipe, "written")
-    reader.join(10)
+    reader.join(120)
     assert found == [b"written"] and pipe.is_fifo()
     writer = threading.Thread(target=lambda: pipe.write_text("some text"))
     writer.start()
     assert read_text(pipe) == "some text"
-    writer.join(10)
+    writer.join(120)
     with pytest.raises(InputError, match="/dev/zero is a device"):
         read_text(Path("/dev/zero"))
 

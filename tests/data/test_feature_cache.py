@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from megabert.data import feature_cache
+from megabert.data.feature_cache import feature_blocks
 from megabert.data.packing import Features, fingerprint, pack
 from megabert.data.sampler import BatchSampler
 from megabert.errors import CheckpointWarning
@@ -33,7 +34,7 @@ def assert_equal(left, right):
 
 
 def test_cached_features_equal_the_originals(tmp_path):
-    feature_cache.save(tmp_path, "name", features(), lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()), lambda: {"num_examples": 2})
     cached = feature_cache.load(tmp_path, "name")
     assert (len(cached), cached.meta) == (3, {"num_examples": 2})
     assert cached.lengths().tolist() == [3, 1, 7]
@@ -48,7 +49,7 @@ def test_cached_features_equal_the_originals(tmp_path):
 
 
 def test_steps_of_cached_features_equal_those_of_the_originals(tmp_path):
-    feature_cache.save(tmp_path, "name", features(), lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()), lambda: {"num_examples": 2})
     for step in range(2):
         batches = [
             BatchSampler(items, 2, 9, 0, seed=1).step(step)[0]
@@ -62,19 +63,19 @@ def test_steps_of_cached_features_equal_those_of_the_originals(tmp_path):
 
 def test_missing_and_damaged_entries_are_not_loaded(tmp_path):
     assert feature_cache.load(tmp_path, "name") is None
-    feature_cache.save(tmp_path, "name", features(), lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()), lambda: {"num_examples": 2})
     (tmp_path / "name" / "0.npy").write_bytes(b"")
     with pytest.warns(CheckpointWarning, match=r"tokenizing again.*0\.npy does not match its SHA-256"):
         assert feature_cache.load(tmp_path, "name") is None
     (tmp_path / "name" / "meta.json").write_text("{")
     with pytest.warns(CheckpointWarning, match=r"meta\.json cannot be read as JSON"):
         assert feature_cache.load(tmp_path, "name") is None
-    feature_cache.save(tmp_path, "name", features(), lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()), lambda: {"num_examples": 2})
     assert len(feature_cache.load(tmp_path, "name")) == 3
 
 
 def test_any_changed_bit_of_an_entry_is_detected(tmp_path):
-    feature_cache.save(tmp_path, "name", features()[:1], lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()[:1]), lambda: {"num_examples": 2})
     for file in (tmp_path / "name").iterdir():
         original = file.read_bytes()
         for offset in range(0, len(original), 3):
@@ -91,7 +92,7 @@ def test_any_changed_bit_of_an_entry_is_detected(tmp_path):
     "text", ["[]", "null", '{"meta": 1}', "[" * 10_000, '{"arrays": ["ends"], "meta": {}}', "1" * 9999]
 )
 def test_another_document_than_ours_is_not_loaded(tmp_path, text):
-    feature_cache.save(tmp_path, "name", features(), lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()), lambda: {"num_examples": 2})
     (tmp_path / "name" / "meta.json").write_text(text)
     with pytest.warns(CheckpointWarning, match="tokenizing again"):
         assert feature_cache.load(tmp_path, "name") is None
@@ -102,7 +103,7 @@ def test_a_full_disk_is_no_error_and_leaves_no_partial_entry(tmp_path, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr(feature_cache.GrowingArray, "append", full)
-    feature_cache.save(tmp_path, "name", features(), lambda: {"num_examples": 2})
+    feature_cache.save(tmp_path, "name", feature_blocks(features()), lambda: {"num_examples": 2})
     assert not list(tmp_path.iterdir())
 
 
@@ -114,9 +115,9 @@ def test_the_digest_depends_on_every_part():
 
 def test_the_least_recently_used_entries_are_deleted(tmp_path):
     for number in range(feature_cache.MAX_ENTRIES + 2):
-        feature_cache.save(tmp_path, f"name{number}", features()[:1], dict)
+        feature_cache.save(tmp_path, f"name{number}", feature_blocks(features()[:1]), dict)
         os.utime(tmp_path / f"name{number}", (number, number))
-    feature_cache.save(tmp_path, "last", features()[:1], dict)
+    feature_cache.save(tmp_path, "last", feature_blocks(features()[:1]), dict)
     names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == feature_cache.MAX_ENTRIES
     assert {"last", f"name{feature_cache.MAX_ENTRIES + 1}"} <= names
@@ -125,5 +126,5 @@ def test_the_least_recently_used_entries_are_deleted(tmp_path):
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path):
     (tmp_path / "other.tmp-dead").mkdir()
-    feature_cache.save(tmp_path, "a", [Features(np.arange(3), np.zeros(3, dtype=np.int64))], dict)
+    feature_cache.save(tmp_path, "a", feature_blocks([Features(np.arange(3), np.zeros(3, dtype=np.int64))]), dict)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -77,10 +77,10 @@ def test_the_wheel_answers_as_the_run_does(wheel, exported, tmp_path):
     found = re.search(r"at (http://127.0.0.1:\d+)", process.stderr.readline())
     body = json.dumps({"text": expected[0]["text"]}).encode()
     request = urllib.request.Request(f"{found[1]}/v1/entities", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         assert json.load(answer)["results"][0]["tagged"] == expected[0]["tagged"]
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     for words in (["predict", RUNS / NAME / "run", "text"], ["inspect", RUNS / NAME / "run"]):
         refused = command(*words)
         assert refused.returncode == 64 and "PyTorch" in refused.stderr and "Traceback" not in refused.stderr

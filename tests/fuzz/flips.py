@@ -31,7 +31,7 @@ def prepare(folder):
     shutil.copytree(RUN, folder / "run")
     (step,) = (folder / "run" / "checkpoints").iterdir()
     features = [Features(np.arange(9), np.zeros(9, dtype=np.int64), {"label": np.array(1)}) for _ in range(20)]
-    feature_cache.save(folder, "entry", features, lambda: {"num_examples": 20})
+    feature_cache.save(folder, "entry", feature_cache.feature_blocks(features), lambda: {"num_examples": 20})
     corpus_builder._write_unit(folder / "0.unit", {"tokens": np.arange(300), "lengths": np.array([100, 200])})
     readers = {
         "model": (files_of(folder / "model"), lambda: read_all(folder / "model")),

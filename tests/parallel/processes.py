@@ -245,7 +245,7 @@ def run(size, rank, port, folder):
     """Run the checks of one size in one process."""
     worlds = {(1, 1, 1): World(torch.device("cpu"))}
     launch = LaunchEnvironment(rank, size, rank, "127.0.0.1", port, has_store=False)
-    device = init_process_group(launch, "cpu", timeout=60) if size > 1 else None
+    device = init_process_group(launch, "cpu", timeout=300) if size > 1 else None
     for name, (number, settings, check, arguments) in CHECKS.items():
         if number != size:
             continue

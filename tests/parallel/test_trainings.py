@@ -142,7 +142,7 @@ def test_accumulation_keeps_the_global_batch(runs):
 def test_a_killed_process_stops_the_others(runs):
     folder, results = runs
     assert results["killed"] == [76, -signal.SIGKILL]
-    assert results["killed.seconds"] < 30
+    assert results["killed.seconds"] < 60
     assert f"process 2 of 2 is gone, so the others stop. Saved checkpoints are complete; resume with: megabert train "\
            f"question_answering --resume {folder}/killed" in log_of(folder, "killed", 0)  # fmt: skip
     assert results["killed_again"] == [0, 0]
@@ -168,7 +168,7 @@ def test_the_command_launches_its_processes_and_stops_them(runs):
         wait_for_steps(mine, 3)
     finally:
         process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=300)[1]
     assert process.returncode == 75, error
     assert error.count("Stopped after step") == 1
     assert "2 x cpu (data 2)" in error

@@ -91,7 +91,7 @@ def copy_interrupted(folder, to):
 
 
 def wait_for_steps(folder, count):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     metrics = folder / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
         assert time.monotonic() < deadline

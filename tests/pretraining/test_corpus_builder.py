@@ -163,4 +163,4 @@ def test_workers_end_with_a_killed_build(tmp_path, vocab_file):
         time.sleep(0.02)
     process.kill()
     # The workers hold the pipe, too: it ends when the last one has ended.
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)

@@ -43,7 +43,7 @@ class Running:
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], Any]:
         """Send a request; returns status, headers and the parsed JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         given = {"content-type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
         connection.request(method, path, data, given)
@@ -79,11 +79,11 @@ def running(runs: list[LoadedRun], wrap=lambda session: session, **options: Any)
     started = threading.Event()
     thread = threading.Thread(target=server.serve_socket, args=(listener, started.set))
     thread.start()
-    started.wait(10)
+    started.wait(120)
     try:
         yield Running(listener.getsockname()[1], server, queue, {run.name: run.predictor for run in runs})
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(120)
         queue.close()
         listener.close()

@@ -34,7 +34,7 @@ class GatedSession:
 
     def run(self, features, **options):
         GatedSession.is_waiting = True
-        assert GatedSession.gate.wait(30)
+        assert GatedSession.gate.wait(120)
         GatedSession.is_waiting = False
         if GatedSession.failure is not None:
             raise GatedSession.failure
@@ -76,7 +76,7 @@ def test_answers_do_not_depend_on_who_else_asks(server):
 
 
 def wait_until(condition):
-    for _ in range(2000):
+    for _ in range(20_000):
         if condition():
             return
         time.sleep(0.005)
@@ -96,7 +96,7 @@ def test_every_client_gets_one_answer_and_the_counts_agree(gated):
         futures = [threads.submit(gated.call, "POST", "/v1/entities", shapes[number % 2]) for number in range(40)]
         wait_until(lambda: sum(future.done() for future in futures) == 32)
         GatedSession.gate.set()
-        answers = [future.result(20) for future in futures]
+        answers = [future.result(120) for future in futures]
     assert sorted(status for status, _, _ in answers) == [200] * 8 + [429] * 32
     for status, headers, answer in answers:
         if status == 429:
@@ -115,7 +115,7 @@ def test_a_deadline_ends_a_request_and_its_place_is_free(gated):
     assert (status, "retry-after" in headers) == (503, True)
     wait_until(lambda: active(gated) == 1)
     GatedSession.gate.set()
-    blocker.join(10)
+    blocker.join(120)
 
 
 def test_a_client_that_goes_away_is_not_computed(gated):
@@ -135,7 +135,7 @@ def test_a_client_that_goes_away_is_not_computed(gated):
         client.close()
     wait_until(lambda: active(gated) == 1)
     GatedSession.gate.set()
-    blocker.join(10)
+    blocker.join(120)
     assert gated.metric("megabert_batches_total") == batches + 1
     assert gated.metric("megabert_requests_cancelled_total") == 5
 
@@ -154,7 +154,7 @@ def test_a_failure_of_the_network_is_500_with_an_id_and_the_server_lives(gated, 
 
 def test_stopping_answers_what_was_admitted_and_refuses_what_is_new():
     with running(load_runs("ner"), GatedSession) as server:
-        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
         kept.request("GET", "/ready")
         assert kept.getresponse().read()
         GatedSession.gate.clear()
@@ -171,7 +171,7 @@ def test_stopping_answers_what_was_admitted_and_refuses_what_is_new():
                     refused.append(None)
             assert all(status in (None, 503) for status in refused)
             GatedSession.gate.set()
-            assert [future.result(10)[0] for future in futures] == [200] * 5
+            assert [future.result(120)[0] for future in futures] == [200] * 5
 
 
 def test_the_bound_of_requests_is_that_of_all_front_ends_together():
@@ -195,6 +195,6 @@ def test_what_is_not_answered_in_the_time_to_stop_is_503_in_the_protocol():
             future = threads.submit(server.call, "POST", "/v1/entities", {"text": "Peter"})
             wait_until(lambda: active(server) == 1)
             server.server.stop()
-            status, headers, answer = future.result(20)
+            status, headers, answer = future.result(120)
             GatedSession.gate.set()
     assert (status, headers["retry-after"], answer["error_type"]) == (503, "1", "Unhealthy")

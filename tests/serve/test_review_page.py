@@ -42,12 +42,12 @@ def review(tmp_path_factory):
     started = threading.Event()
     thread = threading.Thread(target=server.serve_socket, args=(listener, started.set))
     thread.start()
-    started.wait(10)
+    started.wait(120)
     running = Running(listener.getsockname()[1], server, None, {})
     running.store = store
     yield running
     server.stop()
-    thread.join(20)
+    thread.join(120)
     listener.close()
     store.close()
 

@@ -1,18 +1,19 @@
 """Readers of malformed files raise errors with location and remedy, or return all rows."""
 
+import contextvars
 import copy
 import functools
 import gzip
 import json
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import pytest
 
 from megabert.cli.text_generation import GenerateSettings, read_prompts
 from megabert.config.parser import compose
 from megabert.errors import InputError
-from megabert.formats import record_streams
+from megabert.formats import parallel_passes, record_streams
 from megabert.formats.chemprot import read_chemprot
 from megabert.tasks import registry
 
@@ -20,6 +21,25 @@ from megabert.tasks import registry
 @pytest.fixture(autouse=True)
 def all_files_are_large(monkeypatch):
     monkeypatch.setattr(record_streams, "MAX_HELD", -1)
+    monkeypatch.setattr(parallel_passes, "MIN_SIZE", 0)
+    monkeypatch.setattr(parallel_passes, "PART_SIZE", 1)
+    monkeypatch.setattr(parallel_passes, "forked_map", each_in_its_context)
+
+
+def each_in_its_context(function, items):
+    """What forked processes compute, without them."""
+    return (contextvars.copy_context().run(function, item) for item in items)
+
+
+@contextmanager
+def divided():
+    """Let large files be read by parts."""
+    with record_streams.large_files_streamed([]), parallel_passes.several_processes([]):
+        yield
+
+
+def without_id(item):
+    return item if isinstance(item, str) else replace(item, id="")
 
 
 @functools.cache
@@ -58,14 +78,17 @@ class Reader:
         task = registry.find(self.task)(filled(composed(self.task, self.words), str(folder)))
         files = task.files(task.settings.model.test_ds) if "model.test_ds" in " ".join(self.words) else []
         outcomes = []
-        for streams in (record_streams.large_files_streamed([]), nullcontext()):  # large files give the same
+        # Large files give the same, also by parts; numbers that stand for ids begin in each part.
+        for streams in (record_streams.large_files_streamed([]), divided(), nullcontext()):
             try:
                 with streams:
-                    outcomes.append(list(task.read_files(files) if files else task.read(file)))
+                    examples = task.read_files(files) if files else task.read(file)
+                    outcomes.append([item for part in parallel_passes.by_parts(examples, list) for item in part])
             except InputError as error:
                 outcomes.append(str(error))
-        streamed, held = outcomes
+        streamed, by_parts, held = outcomes
         assert streamed == held
+        assert list(map(without_id, by_parts)) == list(map(without_id, held))
         if isinstance(held, str):
             raise InputError(held)
         return held

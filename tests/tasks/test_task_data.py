@@ -10,7 +10,7 @@ from megabert.config.parser import compose
 from megabert.data import feature_cache
 from megabert.data.packing import fingerprint
 from megabert.errors import ConfigError, InputWarning
-from megabert.formats import json_reader, record_streams
+from megabert.formats import json_reader, parallel_passes, record_streams
 from megabert.tasks import registry, task_data
 from megabert.tasks.task_data import load_training_data
 from megabert.tokenizers.wordpiece import Tokenizer
@@ -46,7 +46,13 @@ def test_features_of_streams_in_blocks_equal_those_of_all_examples_at_once(name,
     monkeypatch.setattr(task_data, "BLOCK_SIZE", 1)
     monkeypatch.setattr(record_streams, "MAX_HELD", -1)
     made, cached = (load(name, tmp_path, *lengths) for _ in range(2))
-    for data, own in (made, cached):
+    for limit in ("MIN_SIZE", "PART_SIZE"):
+        monkeypatch.setattr(parallel_passes, limit, 1)
+    (tmp_path / "cache").rename(tmp_path / "serial")
+    by_processes = load(name, tmp_path, *lengths)
+    entries = [[file.read_bytes() for file in sorted((tmp_path / kind).glob("*/*"))] for kind in ("serial", "cache")]
+    assert entries[0] == entries[1]
+    for data, own in (made, cached, by_processes):
         assert own == messages
         assert (data.num_examples, data.labels) == (whole.num_examples, whole.labels)
         assert fingerprint(data.features) == fingerprint(whole.features)

@@ -342,7 +342,7 @@ def test_the_curves_of_every_run_are_plotted(tmp_path, lines, whole_pictures):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
-def test_without_matplotlib_no_plot_is_written(tmp_path, monkeypatch):
+def test_without_matplotlib_no_plot_is_written(tmp_path, monkeypatch, whole_pictures):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     file = write_steps(tmp_path, (1, 2))
     assert plot_curves(read_metrics(file), "run", tmp_path / "curves.png") is False

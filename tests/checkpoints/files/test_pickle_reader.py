@@ -274,7 +274,7 @@ samples = [opcode.code.encode("latin1") for opcode in pickletools.opcodes] + [
 ]
 
 
-@settings(max_examples=400, deadline=2000)
+@settings(max_examples=400, deadline=60_000)
 @given(st.lists(st.sampled_from(samples) | st.binary(max_size=3), max_size=40).map(b"".join))
 def test_any_bytes_load_or_raise_a_checkpoint_error(data):
     try:
@@ -284,7 +284,7 @@ def test_any_bytes_load_or_raise_a_checkpoint_error(data):
     repr(result)
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200, deadline=60_000)
 @given(st.data())
 def test_any_mutation_of_a_pickle_loads_or_raises_a_checkpoint_error(data):
     value = {

@@ -318,7 +318,7 @@ def small_files(tmp_path_factory):
     return [path.read_bytes() for path in files]
 
 
-@settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, deadline=60_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mutation_opens_or_raises_a_checkpoint_error(tmp_path, small_files, data):
     changed = bytearray(data.draw(st.sampled_from(small_files)))

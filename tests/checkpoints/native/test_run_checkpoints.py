@@ -157,9 +157,9 @@ def together(folder, parts, *, step=5, spoil=None):
     def write_part(part):
         def exchange(text):
             texts[part] = text
-            barrier.wait(timeout=10)
+            barrier.wait(timeout=120)
             answers = list(texts)
-            barrier.wait(timeout=10)
+            barrier.wait(timeout=120)
             return answers
 
         tensors = {"model": parts[part], "optimizer": {}}
