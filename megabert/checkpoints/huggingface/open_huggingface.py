@@ -14,12 +14,16 @@ from ...json_documents import read_json_object
 from ..files.lazy_tensor import Readable
 from ..files.weight_files import LazyTensor, looks_like_weights, open_file, open_files
 from ..network_arguments import check_arguments, unread_keys
+from ..other_formats import name_other_folder, refuse_other_content
 from ..tensor_names import rename, without_wrappers
 from .huggingface_names import ARCHITECTURES, HEAD_ACTIVATION, NUM_SEGMENTS, HuggingFaceArchitecture, find_gelu
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _FIRST_TENSOR = re.compile(r"((?:.*\.)?)(?:embeddings\.word_embeddings|wte)\.weight")
+_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+# Files that trainers write beside the weights
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|openvino_model)")
 _STATES = ("state_dict", "model_state_dict", "model")
 
 
@@ -101,7 +105,7 @@ def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFil
     """
     if not looks_like_weights(file) or len(opened := open_files(file)) > 1:
         return None
-    content = _state_of(opened.popitem()[1].content)
+    content = _state_of(opened.popitem()[1].content, file)
     architecture = _architecture_of(content) if isinstance(content, dict) else None
     if architecture is None:
         return None
@@ -199,7 +203,16 @@ def _open_weights(folder: Path) -> _NamedWeights:
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _open_shards(index)
-    raise CheckpointError(f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin beside it.")
+    files = [
+        file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and _NO_WEIGHTS.match(file.name) is None
+    ]
+    if len(files) == 1:  # of another name, such as model.fp16.safetensors or last.ckpt
+        return _tensors_of(files[0])
+    several = f" Of {', '.join(file.name for file in files[:6])} give one that name." if files else ""
+    raise CheckpointError(
+        name_other_folder(folder)
+        or f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin beside it.{several}"
+    )
 
 
 def _open_shards(index: Path) -> _NamedWeights:
@@ -226,16 +239,17 @@ def _open_shards(index: Path) -> _NamedWeights:
 
 def _tensors_of(file: Path) -> _NamedWeights:
     opened = open_file(file)
-    content = _state_of(opened.content)
+    content = _state_of(opened.content, file)
     if not isinstance(content, dict) or not all(isinstance(item, LazyTensor) for item in content.values()):
         raise CheckpointError(f"{file} is not a flat dictionary of tensors, as Hugging Face's weights are.")
     return _NamedWeights(content, opened.kind, opened.unknown_globals)
 
 
-def _state_of(content: object) -> object:
+def _state_of(content: object, file: Path) -> object:
     """Return the tensors that a trainer (such as Lightning) saved beside its own state; else the content itself."""
     if not isinstance(content, dict):
         return content
+    refuse_other_content(content, str(file))
     return next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
 
 

@@ -14,7 +14,7 @@ from ...errors import CheckpointError
 from ..files.lazy_tensor import LazyTensor, Readable
 from ..files.pickle_reader import Record
 from ..files.torch_dist import is_torch_dist, open_torch_dist
-from ..other_formats import DEEPSPEED_REMEDY
+from ..other_formats import refuse_other_content
 from ..tensor_names import rename, without_wrappers
 from .megatron_arguments import Arguments, read_arguments, to_number
 from .megatron_names import CORE_GPT, ERAS, FINE_TUNED, Era
@@ -152,8 +152,7 @@ def _chunks_of(file: RankFile) -> list[dict[str, LazyTensor]]:
             trees.append(content[f"model{len(trees)}"])
     else:
         trees = [content.get("model", content.get("state_dict", content))]
-    if "ds_config" in content or "ds_version" in content:
-        raise CheckpointError(f"{file.label} is a rank's file of DeepSpeed. {DEEPSPEED_REMEDY}")
+    refuse_other_content(content, file.label)
     chunks = [flatten(tree, file.label) for tree in trees]
     if not all(chunks):
         raise CheckpointError(f"{file.label} holds no tensors under 'model'. Is it a model's checkpoint?")
