@@ -76,7 +76,8 @@ class JoinedTensor:
             if not torch.equal(replace(self, sources=(copy,), copies=()).read(), tensor):
                 raise CheckpointError(
                     f"{self.file}: {copy} is not the copy of {_list(self.sources)} that it should be. A network "
-                    "whose output has weights of its own (untied embeddings) is not read."
+                    "whose output has weights of its own (untied embeddings) is not read. Save the encoder alone, "
+                    "without the output, and give that."
                 )
         return tensor
 

@@ -123,6 +123,7 @@ files and programs: _name_or_path _target_ _call_ adlr_autoresume architectures 
     run_workload save strict_fsdp_dtensor_load target timers transformers_version use_checkpoint_args use_dist_ckpt
     use_mp_args_from_checkpoint_args use_persistent_ckpt_worker use_tokenizer_model_from_checkpoint_args yaml_cfg
     exit_on_missing_checkpoint restore_from_path verify_integrity sentence_transformers
+    sbert_ce_default_activation_function _attn_implementation_autoset
 reports: apex_transformer_log_level check empty_unused_memory_level enable_megatron_timers gc_interval log logging
     manual_gc megatron_timer_kwargs memory_snapshot_path disable_straggler_on_startup profile record_memory_history
     straggler tensorboard timing_log wandb use_pytorch_profiler timing
@@ -179,6 +180,29 @@ def check_arguments(
     return [f"WARNING: ignored as requested: {name} is {_shown(value)}" for name, value in refused]
 
 
+# Parts of names by which a key of config.json may mean another network
+_NETWORK_PARTS = re.compile(
+    "norm|rope|rotary|alibi|posi|attention|attn|window|layer|head|block|expert|moe|glu|elu|gate|activ|(^|_)act(_|$)|bias"
+    "|emb|pool|residual|skip|scal|softmax|logit|conv|sparse|shar|tie|adapter|lora|prun|quant|mlp|ffn|feed|hidden|depth"
+    "|width|causal|decoder|encoder|cross|latent|clamp|weights|segment|token_type|swish|auto_map|unpad|architecture"
+)
+
+
+def unread_keys(config: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Return the keys of a Hugging Face config.json that are beside the network, by their names.
+
+    transformers' classes ignore keys that they do not know, so that trainers and people add their own. None is ignored
+    where `auto_map` names classes of the folder's own, and none whose name sounds like a part of a network.
+    """
+    if config.get("auto_map"):
+        return []
+    return [
+        name
+        for name, value in config.items()
+        if name not in known and not _is_ours(name, _plain(value), config) and not _NETWORK_PARTS.search(name)
+    ]
+
+
 def _refusal(refused: Sequence[tuple[str, Any]]) -> str:
     shown = ", ".join(f"{name} is {_shown(value)}{_expected(name, value)}" for name, value in refused[:16])
     names = [name for name, _ in refused]
@@ -194,8 +218,13 @@ def _is_ours(name: str, value: Any, arguments: Mapping[str, Any]) -> bool:
         return _contains(NEUTRAL[name], value)
     if name in HARMLESS or _FAMILY.fullmatch(name):
         return True
-    is_off = value is None or value is False or _contains((0, "", "none", (), [], {}), value)
-    return is_off or (name in _EQUAL_TO and value == arguments.get(_EQUAL_TO[name]))
+    return _is_off(value) or (name in _EQUAL_TO and value == arguments.get(_EQUAL_TO[name]))
+
+
+def _is_off(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_off(item) for item in value.values())
+    return value is None or value is False or _contains((0, "", "none", (), []), value)
 
 
 def _contains(allowed: tuple[Any, ...], value: Any) -> bool:

@@ -174,7 +174,10 @@ def _open_native(path: Path) -> Checkpoint:
 
 
 def _open_huggingface(file: HuggingFaceFile, folder: Path) -> Checkpoint:
-    EncoderConfig.from_dict(dict(file.shape))  # checks types and ranges before they are used in computations
+    try:
+        EncoderConfig.from_dict(dict(file.shape))  # checks types and ranges before they are used in computations
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.source}{'/config.json' if file.config else ''}: {error}") from None
     head_dim = _head_dim(file.shape["hidden_size"], file.shape["num_heads"], file.source)
     tensors, dropped = read_tensors([file.weights], file.architecture.rules, head_dim, file.source)
     if not file.shape["num_segments"]:

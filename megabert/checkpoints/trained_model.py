@@ -37,9 +37,12 @@ def trained_documents(path: Path) -> tuple[Mapping[str, Any], str]:
     return opened.documents, _digest(folder)
 
 
+def _is_native(path: Path) -> bool:
+    return any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
+
+
 def _huggingface_folder(path: Path) -> Path | None:
-    is_native = any((path / name).exists() for name in (run_checkpoints.MANIFEST, run_checkpoints.CHECKPOINTS))
-    if not path.exists() or is_native:
+    if not path.exists() or _is_native(path):
         return None
     from .huggingface.open_huggingface import find_folder
 
@@ -62,7 +65,7 @@ def read_trained(path: Path) -> TrainedModel:
 
 def _refuse_untrained(path: Path) -> None:
     """Raise CheckpointError that names what stands at a path instead of a trained model, where that is known."""
-    from .other_formats import refuse_other_format
+    from .other_formats import name_other_folder, refuse_other_format
 
     if not path.exists():
         return
@@ -72,9 +75,8 @@ def _refuse_untrained(path: Path) -> None:
             f"{path} is a file; a trained model is a folder: of `megabert train`, of `megabert export`, or of "
             "transformers. `megabert inspect` shows what a checkpoint's file holds; an encoder is trained first."
         )
-    steps = sorted(folder for folder in path.glob("checkpoint-*") if (folder / "config.json").is_file())
-    if steps:
-        raise CheckpointError(f"{path} holds the checkpoints of a training by transformers. Give one: {steps[-1]}.")
+    if not _is_native(path) and (other := name_other_folder(path)) is not None:
+        raise CheckpointError(other)
     if any(True for name in _MEGATRON_FILES for _ in path.glob(name)):
         raise CheckpointError(
             f"{path} is a checkpoint of Megatron-LM, which has no head of a task. Train one from it: megabert train "

@@ -145,7 +145,8 @@ class HostedModel:
         rows = []
         for number, prediction in enumerate(predictions):
             cut = sum(item.num_cut for item in own[number])
-            row = {**self.task.to_json(prediction), "windows": len(own[number])}
+            # A task that makes several sequences of a window, one for each label or choice, counts windows itself.
+            row = {"windows": len(own[number]), **self.task.to_json(prediction)}
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
 

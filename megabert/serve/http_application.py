@@ -18,7 +18,7 @@ from .hosted_models import ModelCatalog
 from .model_queue import ModelFailure, Work
 from .refusals import ClientGone, Refusal, refusal_json, unavailable
 from .request_fields import RequestField, parse_body, read_fields
-from .request_guard import RequestGuard, headers_of, read_body, request_id_of
+from .request_guard import RequestGuard, headers_of, plain_target, read_body, request_id_of
 from .server_metrics import LOST_LINES
 
 SEND_SECONDS = 5.0
@@ -163,6 +163,8 @@ class HttpApplication:
         """Answer a request."""
         if scope["type"] != "http":
             return
+        target_host, path = plain_target(scope["path"])
+        scope = {**scope, "path": path, "target_host": target_host}
         state = scope.get("state", {})
         start = state.get("arrived") or time.monotonic()
         headers = headers_of(scope)
@@ -201,6 +203,7 @@ class HttpApplication:
 
     def refuse_unparsed(self, refusal: Refusal, path: str, request_id: str) -> bytes:
         """Return the refusal of a whole request as bytes, counted and logged. Raises Refusal for no route."""
+        path = plain_target(path)[1]
         key = refusal.status, refusal.message, path, len(request_id)
         if key not in self._refusals:
             if len(self._refusals) >= MAX_KEPT_REFUSALS:

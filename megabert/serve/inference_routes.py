@@ -7,15 +7,14 @@ huggingface_hub's InferenceClient, which posts {inputs, parameters} to a model's
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
-
-import numpy as np
 
 from .. import __version__
 from .embedding_routes import EMBED, compare_texts, embed_texts
 from .hosted_models import ANSWERS, CLASSES, ENTITIES, HostedModel
 from .http_application import Call, Endpoint, Reply
-from .refusals import invalid
+from .refusals import Refusal, invalid
 from .request_fields import RequestField, parse_body
 from .task_routes import check_number
 
@@ -61,7 +60,11 @@ HUB = (
 
 
 def _find(call: Call) -> HostedModel:
-    return call.catalog.find(call.path.get("model"))
+    model: HostedModel = call.catalog.find(call.path.get("model"))
+    version = model.predictor.digest
+    if call.path.get("version", version) != version:
+        raise Refusal(404, f"{model.name} has no such version; it has {version}.", field="version")
+    return model
 
 
 async def _server_metadata(call: Call) -> Reply:
@@ -101,9 +104,10 @@ async def _model_metadata(call: Call) -> Reply:
 
 async def _infer(call: Call) -> Reply:
     model = _find(call)
-    given = call.headers.get(BINARY_LENGTH, "")
-    size = int(given) if given.isdecimal() and len(given) < 10 else len(call.body)
+    size = _json_size(call)
     body = parse_body(call.body[:size])
+    if not isinstance(body.get("id", ""), str):
+        raise invalid("id is no string.", "id")
     tensors = _tensors(body.get("inputs"), call.body[size:])
     wanted = _outputs(body.get("outputs"))
     rows = [dict(zip(tensors, values, strict=True)) for values in zip(*tensors.values(), strict=True)]
@@ -119,15 +123,25 @@ async def _infer(call: Call) -> Reply:
         vectors = await call.compute(lambda work: model.embed(texts, work))
         shape, data = list(vectors.shape), vectors.ravel().tolist()
         outputs.append({"name": "embedding", "datatype": "FP32", "shape": shape, "data": data})
-    name = {"id": body["id"]} if isinstance(body.get("id"), str) else {}
+    name = {"id": body["id"]} if "id" in body else {}
     return Reply({"model_name": model.name, "model_version": model.predictor.digest, **name, "outputs": outputs})
 
 
+def _json_size(call: Call) -> int:
+    """Return the number of bytes before binary tensors."""
+    given = call.headers.get(BINARY_LENGTH)
+    if given is None:
+        return len(call.body)
+    if not given.isdecimal() or len(given) > 9 or int(given) > len(call.body):
+        raise invalid(f"{BINARY_LENGTH} is {given:.20}; the body has {len(call.body)} bytes.", BINARY_LENGTH)
+    return int(given)
+
+
 def _outputs(value: Any) -> list[str]:
-    names = [item.get("name") if isinstance(item, dict) else None for item in value or [{"name": "predictions"}]]
-    wrong = [name for name in names if name not in ("predictions", "embedding")]
-    if wrong:
-        raise invalid("the outputs are predictions and embedding.", "outputs")
+    items = value or [{"name": "predictions"}]
+    names = [item.get("name") if isinstance(item, dict) else None for item in items] if isinstance(items, list) else []
+    if not names or any(names.count(name) > 1 or name not in ("predictions", "embedding") for name in names):
+        raise invalid("the outputs are a list of predictions and embedding, each once.", "outputs")
     return [str(name) for name in names]
 
 
@@ -140,6 +154,8 @@ def _tensors(inputs: Any, binary: bytes) -> dict[str, list[str]]:
         name, shape = item.get("name"), item.get("shape")
         if not isinstance(name, str) or item.get("datatype") != "BYTES":
             raise invalid("an input has a name and the datatype BYTES.", "inputs")
+        if name in tensors:
+            raise invalid(f"the input {name[:40]} is there twice.", "inputs")
         parameters = item.get("parameters") if isinstance(item.get("parameters"), dict) else {}
         size = parameters.get("binary_data_size")
         if size is None:
@@ -148,10 +164,12 @@ def _tensors(inputs: Any, binary: bytes) -> dict[str, list[str]]:
             if not isinstance(size, int) or not 0 <= size <= len(binary):
                 raise invalid(f"binary_data_size of {name[:40]} is not that of the body.", "inputs")
             values, binary = _unpacked(binary[:size], name), binary[size:]
-        is_shape = isinstance(shape, list) and all(isinstance(length, int) for length in shape)
-        if not is_shape or int(np.prod([float(length) for length in shape])) != len(values):
+        is_shape = isinstance(shape, list) and all(type(length) is int and length >= 0 for length in shape)
+        if not is_shape or prod(shape) != len(values):
             raise invalid(f"the shape of {name[:40]} is not that of its {len(values)} values.", "inputs")
         tensors[name] = values
+    if binary:
+        raise invalid(f"{len(binary)} bytes of the body belong to no input.", "inputs")
     if len({len(values) for values in tensors.values()}) > 1:
         raise invalid("the inputs have different lengths.", "inputs")
     return tensors

@@ -41,6 +41,7 @@ def page_endpoints(others: Sequence[Endpoint], file: Path = PAGE) -> list[Endpoi
         Endpoint("GET", "/docs", show_docs, "This list."),
         Endpoint("GET", "/openapi.json", show_openapi, "It as OpenAPI 3.1."),
         Endpoint("GET", "/v1/models", _models, "List the models.", answer="data: [{id, task, fields, labels}]"),
+        Endpoint("GET", "/v1/models/{model}", _model, "Describe a model.", answer="id, task, fields, labels"),
         *(Endpoint("GET", path, _ready, "200 if it takes requests.") for path in ("/health", "/ping", "/ready")),
         Endpoint("GET", "/live", _live, "200 while the process runs."),
         Endpoint("GET", "/metrics", _metrics, "Prometheus' metrics."),
@@ -71,6 +72,11 @@ async def _models(call: Call) -> Reply:
     models = [model.description() for model in call.catalog.models.values()]
     linkers = [linker.description() for linker in call.catalog.linkers.values()]
     return Reply({"object": "list", "data": [*models, *linkers]})
+
+
+async def _model(call: Call) -> Reply:
+    linker = call.catalog.linkers.get(call.path["model"])
+    return Reply((linker or call.catalog.find(call.path["model"])).description())
 
 
 async def _ready(call: Call) -> Reply:

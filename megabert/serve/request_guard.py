@@ -57,8 +57,11 @@ class RequestGuard:
             raise Refusal(431, f"more than {MAX_HEADERS} headers.")
         if scope["method"] not in METHODS:
             raise Refusal(405, "the methods are GET, HEAD and POST.", allowed=METHODS)
-        host = headers.get("host", "")
-        if self.hosts is not None and host_name(host) not in self.hosts:
+        host, target = headers.get("host", ""), scope.get("target_host")
+        # HTTP/1.0 has no Host; browsers, against which this stands, send one.
+        is_old = scope.get("http_version") == "1.0" and "host" not in headers
+        given = [*([] if is_old else [host]), *([] if target is None else [target])]
+        if self.hosts is not None and any(host_name(name) not in self.hosts for name in given):
             raise Refusal(421, "the Host header names another server.")
         self._check_origin(scope["method"], host, headers)
         if scope["method"] == "POST":
@@ -85,7 +88,17 @@ class RequestGuard:
         if kind != "application/json" and not is_triton:
             raise Refusal(415, "the body must be JSON: Content-Type: application/json.")
         if headers.get("content-encoding", "identity") != "identity":
-            raise Refusal(415, "compressed bodies are not read.")
+            raise Refusal(415, "compressed bodies are not read. Send it without Content-Encoding.")
+
+
+def plain_target(target: str) -> tuple[str | None, str]:
+    """Split what a request asks for: the host that a client of a proxy writes before the path, and the path.
+
+    A slash at the end of a path means nothing here.
+    """
+    match = re.match(r"https?://([^/?#]*)", target)
+    path = target[match.end() :] or "/" if match else target
+    return match and match[1], path[:-1] if re.search(r"[^/]/$", path) else path
 
 
 def host_name(host: str) -> str:

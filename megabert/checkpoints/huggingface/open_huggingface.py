@@ -13,12 +13,18 @@ from ...errors import CheckpointError, ConfigError
 from ...json_documents import read_json_object
 from ..files.lazy_tensor import Readable
 from ..files.weight_files import LazyTensor, looks_like_weights, open_file, open_files
-from ..network_arguments import check_arguments
+from ..network_arguments import check_arguments, unread_keys
+from ..other_formats import name_other_folder, refuse_other_content
 from ..tensor_names import rename, without_wrappers
 from .huggingface_names import ARCHITECTURES, HEAD_ACTIVATION, NUM_SEGMENTS, HuggingFaceArchitecture, find_gelu
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_FIRST_TENSOR = re.compile(r"((?:.*\.)?)(?:embeddings\.word_embeddings|wte)\.weight")
+_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+# Files that trainers write beside the weights
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|openvino_model)")
+_STATES = ("state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -62,26 +68,33 @@ def open_huggingface(folder: Path, ignored: Collection[str] = ()) -> HuggingFace
     file = folder / "config.json"
     config = read_json_object(file)
     name = config.get("model_type")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{file}: model_type is {name!r}; folders of {', '.join(ARCHITECTURES)} architecture can be read."
-        )
-    architecture = ARCHITECTURES[name]
+    if name is not None and name not in ARCHITECTURES:
+        raise _no_architecture(file, name)
     if config.get("quantization_config"):
         raise CheckpointError(
             f"{file} has a quantization_config: the weights are no floating-point numbers. Save them as such (in "
             "transformers: model.dequantize().save_pretrained(FOLDER)), and give that folder."
         )
     weights = _open_weights(folder)
+    architecture = ARCHITECTURES[name] if name is not None else _architecture_of(weights.tensors)
+    if architecture is None:
+        raise _no_architecture(file, name)
     tensors = _without_prefix(weights.tensors, folder)
     # An output of its own is compared with the embedding; without a language-model head there is none.
     has_head = any(item.startswith("cls.predictions.") for item in tensors) or architecture.is_causal
     needs_tie = has_head and not {"cls.predictions.decoder.weight", "lm_head.weight"} & tensors.keys()
     stated = {key: value for key, value in config.items() if needs_tie or key != "tie_word_embeddings"}
     shape, notes = _shape_of(stated, architecture, file, ignored)
+    if name is None:
+        notes.append(f"model_type is not stated: {architecture.name}, by the names of the tensors")
     return HuggingFaceFile(
         str(folder), architecture, shape, tensors, weights.kind, notes, weights.unknown_globals, config
     )
+
+
+def _no_architecture(file: Path, name: object) -> CheckpointError:
+    known = ", ".join(ARCHITECTURES)
+    return CheckpointError(f"{file}: model_type is {name!r:.60}; folders of {known} architecture can be read.")
 
 
 def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFile | None:
@@ -92,7 +105,7 @@ def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFil
     """
     if not looks_like_weights(file) or len(opened := open_files(file)) > 1:
         return None
-    content = opened.popitem()[1].content
+    content = _state_of(opened.popitem()[1].content, file)
     architecture = _architecture_of(content) if isinstance(content, dict) else None
     if architecture is None:
         return None
@@ -120,7 +133,7 @@ def open_lone_file(file: Path, user_config: Mapping[str, Any]) -> HuggingFaceFil
 
 def _architecture_of(names: Iterable[str]) -> HuggingFaceArchitecture | None:
     """Detect an architecture by a name that only it has."""
-    plain = {_plain_name(str(name)) for name in names}
+    plain = set(_plain_names([str(name) for name in names]).values())
     for architecture, evidence in (
         ("megatron-bert", "encoder.layer.0.attention.ln.weight"),
         ("bert", "encoder.layer.0.attention.output.LayerNorm.weight"),
@@ -163,7 +176,10 @@ def _shape_of(
     if missing:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}.")
     read = {*keys, architecture.activation_key, HEAD_ACTIVATION, NUM_SEGMENTS}
-    notes = check_arguments(config, str(file), read=read, ignored=ignored)
+    unread = unread_keys(config, {*read, *ignored})
+    stated = {key: value for key, value in config.items() if key not in unread}
+    notes = check_arguments(stated, str(file), read=read, ignored=ignored)
+    notes += [f"not read, as by transformers: {', '.join(unread)} of config.json"] if unread else []
     gelu = find_gelu(config[architecture.activation_key], architecture.activation_key, str(file))
     shape = {name: config[key] for key, name in keys.items() if key in config}
     if shape["ffn_size"] is None:  # GPT-2's default
@@ -187,7 +203,16 @@ def _open_weights(folder: Path) -> _NamedWeights:
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _open_shards(index)
-    raise CheckpointError(f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin beside it.")
+    files = [
+        file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and _NO_WEIGHTS.match(file.name) is None
+    ]
+    if len(files) == 1:  # of another name, such as model.fp16.safetensors or last.ckpt
+        return _tensors_of(files[0])
+    several = f" Of {', '.join(file.name for file in files[:6])} give one that name." if files else ""
+    raise CheckpointError(
+        name_other_folder(folder)
+        or f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin beside it.{several}"
+    )
 
 
 def _open_shards(index: Path) -> _NamedWeights:
@@ -214,15 +239,32 @@ def _open_shards(index: Path) -> _NamedWeights:
 
 def _tensors_of(file: Path) -> _NamedWeights:
     opened = open_file(file)
-    content = opened.content
+    content = _state_of(opened.content, file)
     if not isinstance(content, dict) or not all(isinstance(item, LazyTensor) for item in content.values()):
         raise CheckpointError(f"{file} is not a flat dictionary of tensors, as Hugging Face's weights are.")
     return _NamedWeights(content, opened.kind, opened.unknown_globals)
 
 
-def _plain_name(name: str) -> str:
-    return without_wrappers(name).removeprefix("bert.").removeprefix("transformer.")
+def _state_of(content: object, file: Path) -> object:
+    """Return the tensors that a trainer (such as Lightning) saved beside its own state; else the content itself."""
+    if not isinstance(content, dict):
+        return content
+    refuse_other_content(content, str(file))
+    return next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
+
+
+def _plain_names(names: Sequence[str]) -> dict[str, str]:
+    """Map names to those without what comes before the network's own, where one network is among them."""
+    inside = {name: without_wrappers(name) for name in names}
+    starts = {match[1] for name in inside.values() if (match := _FIRST_TENSOR.fullmatch(name)) is not None}
+    start = starts.pop() if len(starts) == 1 else ""
+    outer = re.sub(r"(bert|transformer)\.$", "", start)  # heads stand beside the encoder, in `outer`
+    return {
+        name: plain.removeprefix(outer).removeprefix("bert.").removeprefix("transformer.")
+        for name, plain in inside.items()
+    }
 
 
 def _without_prefix(tensors: Mapping[str, LazyTensor], source: Path) -> dict[str, LazyTensor]:
-    return rename(tensors, _plain_name, str(source))
+    plain = _plain_names(list(tensors))
+    return rename(tensors, plain.__getitem__, str(source))

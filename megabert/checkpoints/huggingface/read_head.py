@@ -15,7 +15,16 @@ from ..files.lazy_tensor import Readable, in_memory
 from ..mapping import read_tensors
 from .open_huggingface import HuggingFaceFile
 from .sentence_modules import EMBEDDING_TASKS, MODULES, pooling_of, read_embedding
-from .task_heads import BY_CLASS, CROSS_ENCODER, DESCRIPTION, PRETRAINING, TASK_HEADS, TaskHead, head_config, split_head
+from .task_heads import (
+    BY_CLASS,
+    CROSS_ENCODERS,
+    DESCRIPTION,
+    PRETRAINING,
+    TASK_HEADS,
+    TaskHead,
+    head_config,
+    split_head,
+)
 
 _TOKENIZER_LIMIT = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 # Largest windows of transformers' run_qa.py, and their stride
@@ -185,7 +194,7 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
         if num_outputs != 1:
             raise CheckpointError(f"{file.source}: classifier has {num_outputs} outputs; the score of a choice is 1.")
         dataset["max_qa_length"] = min(_CHOICE_LENGTH, length // 2)
-    elif row.task == "text_classification" and num_outputs == 1 and CROSS_ENCODER in file.config:
+    elif row.task == "text_classification" and num_outputs == 1 and any(key in file.config for key in CROSS_ENCODERS):
         notes.append("scores are logits; sentence-transformers' predict gives those of its activation, in equal order")
         settings = {"model": {"dataset": {"max_seq_length": length}}}
         return FineTuned(head, {"run": {"task": "text_ranking"}, "settings": settings}, tuple(notes))

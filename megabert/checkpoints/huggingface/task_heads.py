@@ -47,6 +47,7 @@ _SPANS = TaskHead(
 _CHOICES = TaskHead("ForMultipleChoice", _SEQUENCE.rules, "multiple_choice", "multiple-choice")
 CROSS_ENCODER = "sentence_transformers"
 """The key of config.json by which sentence-transformers marks a cross-encoder."""
+CROSS_ENCODERS = (CROSS_ENCODER, "sbert_ce_default_activation_function")  # the second before version 4
 # By task name
 TASK_HEADS = {
     "question_answering": _SPANS,

@@ -14,7 +14,7 @@ from ...errors import CheckpointError
 from ..files.lazy_tensor import LazyTensor, Readable
 from ..files.pickle_reader import Record
 from ..files.torch_dist import is_torch_dist, open_torch_dist
-from ..other_formats import DEEPSPEED_REMEDY
+from ..other_formats import refuse_other_content
 from ..tensor_names import rename, without_wrappers
 from .megatron_arguments import Arguments, read_arguments, to_number
 from .megatron_names import CORE_GPT, ERAS, FINE_TUNED, Era
@@ -56,6 +56,7 @@ def open_megatron(path: Path) -> MegatronFile:
     first = ranks[0, 0].content
     arguments = _arguments(first.get("args"))
     _check_rank_count(path, arguments, len(shards), len(stages))
+    _check_order(ranks, len(shards))
     chunks = {rank: _chunks_of(file) for rank, file in ranks.items()}
     num_chunks = len(chunks[0, 0])
     if any(len(chunks_of_rank) != num_chunks for chunks_of_rank in chunks.values()):
@@ -122,6 +123,21 @@ def _check_rank_count(path: Path, arguments: dict[str, Any], num_shards: int, nu
             )
 
 
+def _check_order(ranks: Mapping[tuple[int, int], RankFile], num_shards: int) -> None:
+    """Compare the shards' places with the ranks that wrote them: consecutive ranks hold consecutive shards.
+
+    Tools that write the same arguments into every file leave nothing to compare.
+    """
+    wrote = [_arguments(ranks[shard, 0].content.get("args")).get("rank") for shard in range(num_shards)]
+    shards = [rank % num_shards for rank in wrote if type(rank) is int]
+    for place, shard in enumerate(shards):
+        if sorted(shards) == list(range(num_shards)) and shard != place:
+            raise CheckpointError(
+                f"{ranks[place, 0].label} was written by rank {wrote[place]}, so it holds shard {shard} of "
+                f"{num_shards}, not {place}. Put each file back into its mp_rank folder."
+            )
+
+
 def _arguments(stored: Any) -> dict[str, Any]:
     state = stored.state if isinstance(stored, Record) else stored
     return {str(name): value for name, value in state.items()} if isinstance(state, dict) else {}
@@ -136,8 +152,7 @@ def _chunks_of(file: RankFile) -> list[dict[str, LazyTensor]]:
             trees.append(content[f"model{len(trees)}"])
     else:
         trees = [content.get("model", content.get("state_dict", content))]
-    if "ds_config" in content or "ds_version" in content:
-        raise CheckpointError(f"{file.label} is a rank's file of DeepSpeed. {DEEPSPEED_REMEDY}")
+    refuse_other_content(content, file.label)
     chunks = [flatten(tree, file.label) for tree in trees]
     if not all(chunks):
         raise CheckpointError(f"{file.label} holds no tensors under 'model'. Is it a model's checkpoint?")
@@ -182,6 +197,8 @@ def _plain_names(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
 _FLAT_EMBEDDING = re.compile(r"^((word|position|tokentype)_embeddings\.)")
 _TOP = ("language_model.", "lm_head.", "binary_head.", "word_embeddings_for_head.")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+# What the first pipeline stage holds, and the last
+_FIRST, _LAST = re.compile(r"\bposition_embeddings\."), re.compile(r"\bfinal_(layer)?norm\.")
 
 
 def join_stages(stages: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
@@ -192,7 +209,8 @@ def join_stages(stages: Sequence[Mapping[str, Any]], path: Path) -> dict[str, An
     """
     joined: dict[str, Any] = {}
     offset = 0
-    for stage in stages:
+    for place, stage in enumerate(stages):
+        _check_place(stage, place, len(stages), path)
         numbers = {int(match[1]) for name in stage if (match := _LAYER.search(name))}
         if numbers != set(range(len(numbers))):
             raise CheckpointError(f"{path}: a pipeline stage holds layers {sorted(numbers)}; expected 0, 1, 2, ...")
@@ -200,6 +218,17 @@ def join_stages(stages: Sequence[Mapping[str, Any]], path: Path) -> dict[str, An
             joined[_LAYER.sub(lambda match: f".layers.{int(match[1]) + offset}.", name)] = tensor  # noqa: B023
         offset += len(numbers)
     return joined
+
+
+def _check_place(stage: Mapping[str, Any], place: int, count: int, path: Path) -> None:
+    """Raise CheckpointError if a stage but the first holds the embeddings, or one but the last the last norm."""
+    for pattern, expected in ((_FIRST, 0), (_LAST, count - 1)):
+        wrong = next((name for name in stage if place != expected and pattern.search(name)), None)
+        if wrong is not None:
+            raise CheckpointError(
+                f"{path}: part {place + 1} of {count} holds {wrong}, which belongs to part {expected + 1}: the files "
+                "of the ranks stand in another order. Put each back into its folder."
+            )
 
 
 def find_era(weights: Mapping[str, Any], source: str) -> Era:

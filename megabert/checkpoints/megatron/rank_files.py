@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..files.weight_files import WeightFile, looks_like_weights, open_files
+from ..other_formats import name_other_folder
 
 Rank = tuple[int, int]  # in the tensor-parallel and in the pipeline-parallel group
 
@@ -85,7 +86,8 @@ def _list_files(path: Path) -> list[Path]:
     files = [file for folder in ranks or [path] if (file := _weights_in(folder)) is not None]
     if not files:
         raise CheckpointError(
-            f"{path} holds no checkpoint: expected model_optim_rng.pt, MegatronBERT.pt, mp_rank_* folders, "
+            name_other_folder(path)
+            or f"{path} holds no checkpoint: expected model_optim_rng.pt, MegatronBERT.pt, mp_rank_* folders, "
             "latest_checkpointed_iteration.txt, config.json, or any single weight file."
         )
     return files

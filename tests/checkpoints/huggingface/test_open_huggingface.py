@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megabert.checkpoints.files.lazy_tensor import in_memory
 from megabert.checkpoints.open import WORD, Checkpoint, open_checkpoint
@@ -137,6 +138,84 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message
     rewrite(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": "4"}, r"config\.json: encoder field num_heads is '4'"),
+        ({"layers_to_keep": [0]}, "layers_to_keep is"),
+        ({"custom": 1, "auto_map": {"AutoModel": "own.Model"}}, "custom is 1, auto_map is"),
+        ({"adapters": {"adapters": {"ner": "pfeiffer"}}}, "adapters is"),
+        ({"model_type": ..., "num_hidden_layers": 3}, "has num_layers 3"),
+    ],
+)
+def test_a_refused_key_is_named_with_its_file(tmp_path, changes, message):
+    make("bert", tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_keys_that_transformers_does_not_read_are_noted(tmp_path):
+    make("bert", tmp_path)
+    harmless = {"adapters": {"adapters": {}, "config_map": {}}, "sbert_ce_default_activation_function": "torch.nn.Tanh"}
+    rewrite(
+        tmp_path, output_past=True, language="english", name="Bert", ner_labels=["a"], model_max_length=512, **harmless
+    )
+    notes = open_checkpoint(tmp_path).notes
+    assert any("output_past, language, name, ner_labels, model_max_length" in note for note in notes)
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_a_missing_model_type_is_detected(tmp_path, architecture):
+    make(architecture, tmp_path)
+    rewrite(tmp_path, model_type=...)
+    opened = open_checkpoint(tmp_path)
+    assert opened.format == f"Hugging Face, {architecture}"
+    assert any(f"model_type is not stated: {architecture}" in note for note in opened.notes)
+
+
+def wrapped(folder, prefix, key=None):
+    """Write the weights as the state of a module that holds the network, in a file of torch.save."""
+    state = {prefix + name: item for name, item in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    torch.save(state if key is None else {key: state, "epoch": 3}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key"), [("model.", "state_dict"), ("module.bert.", None), ("0.auto_model.", "model_state_dict")]
+)
+def test_a_module_around_the_network_is_no_matter(tmp_path, prefix, key):
+    make("bert", tmp_path)
+    expected = {name: item.read() for name, item in open_checkpoint(tmp_path).tensors.items()}
+    wrapped(tmp_path, prefix, key)
+    opened = open_checkpoint(tmp_path).tensors
+    assert opened.keys() == expected.keys()
+    assert all(torch.equal(opened[name].read(), item) for name, item in expected.items())
+
+
+def test_a_lone_file_of_a_wrapped_network_opens(tmp_path):
+    make("bert", tmp_path)
+    wrapped(tmp_path, "model.", "state_dict")
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "last.ckpt")
+    opened = open_checkpoint(tmp_path / "last.ckpt", config={"num_attention_heads": 4})
+    assert opened.config.num_layers == 2
+
+
+def test_of_two_networks_in_a_file_none_is_taken(tmp_path):
+    make("bert", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    both = {f"{part}.{name}": item.clone() for name, item in state.items() for part in "qp"}
+    save_file(both, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="unknown tensors"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_output_of_its_own_has_a_remedy(tmp_path):
+    make("bert", tmp_path, tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match="Save the encoder alone"):
+        open_checkpoint(tmp_path).tensors[WORD].read()
 
 
 def test_an_index_that_points_outside_its_folder_is_refused(tmp_path):

@@ -124,8 +124,14 @@ def test_a_changed_module_is_not_taken_for_the_run(tmp_path, vocab_file, capsys)
     assert megabert.load(tmp_path / "again", accelerator="cpu").digest != digest
 
 
-def test_a_cross_encoder_scores_pairs_as_transformers_does(tmp_path, vocab_file):
-    marked = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.1.0"}}
+@pytest.mark.parametrize(
+    "marked",
+    [
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.1.0"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    ],
+)
+def test_a_cross_encoder_scores_pairs_as_transformers_does(tmp_path, vocab_file, marked):
     model = foreign(tmp_path / "hub", vocab_file, "bert", "ForSequenceClassification", num_labels=1, **marked)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
     ours = megabert.load(tmp_path / "hub", accelerator="cpu", precision="32")

@@ -42,6 +42,38 @@ def test_interleaved_pipeline_stages_are_put_in_order(tmp_path, name):
     assert (facts["pipeline_parallel"], facts["interleaved"], facts["iteration"]) == (2, 2, 3)
 
 
+def swap(first, second):
+    aside = first.with_name("aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+@pytest.mark.parametrize("name", ["megatron", "megatron-core"])
+def test_stages_in_another_order_are_refused(tmp_path, name):
+    write(tmp_path / "ours", "megatron-bert")
+    folder = to(tmp_path / "ours", tmp_path / "theirs", name, ModelParallelLayout(1, 2), num_tokens=50) / "release"
+    swap(folder / "mp_rank_00_000", folder / "mp_rank_00_001")
+    with pytest.raises(CheckpointError, match=r"part 1 of 2 holds .*final_layernorm.* another order"):
+        open_checkpoint(folder)
+
+
+def test_shards_in_another_order_are_refused_where_their_arguments_have_ranks(tmp_path):
+    tensors = write(tmp_path / "ours", "megatron-bert")
+    folder = (
+        to(tmp_path / "ours", tmp_path / "theirs", "megatron", ModelParallelLayout(2, 1), num_tokens=50) / "release"
+    )
+    for number, rank in enumerate((4, 5)):  # of the second replica
+        file = folder / f"mp_rank_0{number}" / "model_optim_rng.pt"
+        content = torch.load(file, weights_only=False)
+        content["args"].rank = rank
+        torch.save(content, file)
+    assert_same(folder, tensors, num_tokens=50)
+    swap(folder / "mp_rank_00", folder / "mp_rank_01")
+    with pytest.raises(CheckpointError, match=r"mp_rank_00.*was written by rank 5"):
+        open_checkpoint(folder)
+
+
 def test_gpt_2_of_2019_has_flat_names_and_no_arguments(tmp_path):
     tensors = write(tmp_path / "ours", "gpt")
     opened = Megatron(to(tmp_path / "ours", tmp_path / "theirs", "megatron", num_tokens=50))
