@@ -63,7 +63,7 @@ def _forward_kernel(
     base = qkv + start * token_stride + head * 3 * DIM
     is_row = rows < length
     query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
-    row_hashes = row_hash(tl.load(seeds), (start + rows) * HEADS + head)
+    row_hashes = row_hash(tl.load(seeds), (start + rows) * HEADS + head) | 1
     highest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     context = tl.zeros([TILE, DIM], tl.float32)
@@ -164,7 +164,7 @@ def _backward_queries_kernel(
     context = tl.load(out + d_context_at, mask=is_own[:, None], other=0.0)
     own_delta = tl.sum(context.to(tl.float32) * d_context.to(tl.float32), 1) * keep
     tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
-    own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head)
+    own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head) | 1
     if HAS_DROPOUT:
         tl.store(hashes + head * num_tokens + start + own, own_hashes.to(tl.int32), mask=is_own)
     d_query = tl.zeros([TILE, DIM], tl.float32)

@@ -26,7 +26,8 @@ def normal_cdf(hidden):
     Source: Abramowitz and Stegun 1964, 7.1.26.
     """
     decay = tl.exp2(hidden * hidden * -0.7213475204444817)
-    near = 1.0 / (1.0 + 0.23164188 * tl.abs(hidden))  # 0.3275911 / sqrt(2)
+    root = tl.rsqrt(1.0 + 0.23164188 * tl.abs(hidden))  # 0.3275911 / sqrt(2); a division takes four times as long
+    near = root * root
     tail = near * (-0.142248368 + near * (0.710706871 + near * (-0.7265760135 + near * 0.5307027145)))
     tail = near * (0.127414796 + tail) * decay
     return tl.where(hidden < 0.0, tail, 1.0 - tail), decay

