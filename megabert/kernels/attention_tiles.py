@@ -7,31 +7,7 @@ from a tile of keys. Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
 import triton
 import triton.language as tl
 
-from .hashes import is_weight_kept
-
-
-@triton.jit
-def _drop_and_round(weights, row_hashes, column_hashes, threshold):
-    """Drop and round to bfloat16: `is_weight_kept` in PTX, two elements at once.
-
-    The compiler would select rounded numbers, for which it unpacks and packs them, or compare too early and pack masks.
-    """
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .pred first, second;
-        .reg .b32 hash;
-        .reg .f32 low, high;
-        mul.lo.u32 hash, $3, $5;
-        setp.ge.u32 first, hash, $7;
-        selp.f32 low, $1, 0f00000000, first;
-        mul.lo.u32 hash, $4, $6;
-        setp.ge.u32 second, hash, $8;
-        selp.f32 high, $2, 0f00000000, second;
-        cvt.rn.bf16x2.f32 $0, high, low;
-        }""",
-        "=r,r,r,r,r,r,r,r,r", args=[weights, row_hashes, column_hashes, threshold],
-        dtype=tl.bfloat16, is_pure=True, pack=2,
-    )  # fmt: skip
+from .hashes import drop_weights
 
 
 @triton.jit
@@ -62,10 +38,7 @@ def attend_tile(
     total = total * rescale + tl.sum(weights, 1)
     if HAS_DROPOUT:
         column_hashes = tl.load(table + columns).to(tl.uint32)
-        if value.dtype == tl.bfloat16:
-            weights = _drop_and_round(weights, row_hashes[:, None], column_hashes[None, :], threshold.to(tl.uint32))
-        else:
-            weights = tl.where(is_weight_kept(row_hashes[:, None], column_hashes[None, :], threshold), weights, 0.0)
+        weights = drop_weights(weights, row_hashes[:, None], column_hashes[None, :], threshold)
     context = tl.dot(weights.to(value.dtype), value, context * rescale[:, None], input_precision=PRECISION)
     return higher, total, context
 
@@ -104,8 +77,7 @@ def add_query_tile(
     kept = weights
     if HAS_DROPOUT:
         row_hashes = tl.load(hashes_base + rows, mask=(rows < length) if IS_MASKED else None).to(tl.uint32)
-        mask = is_weight_kept(row_hashes[None, :], own_hashes[:, None], threshold)
-        kept = tl.where(mask, weights, 0.0)
+        kept = drop_weights(weights, row_hashes[None, :], own_hashes[:, None], threshold)
     d_value = tl.dot(kept.to(value.dtype), d_context, d_value, input_precision=PRECISION)
     d_scores = kept * d_weights - weights * delta[None, :]
     return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
@@ -137,6 +109,6 @@ def add_key_tile(
     kept = weights
     if HAS_DROPOUT:
         column_hashes = tl.load(table + columns).to(tl.uint32)
-        kept = tl.where(is_weight_kept(own_hashes[:, None], column_hashes[None, :], threshold), weights, 0.0)
+        kept = drop_weights(weights, own_hashes[:, None], column_hashes[None, :], threshold)
     d_scores = kept * d_weights - weights * own_delta[:, None]
     return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)

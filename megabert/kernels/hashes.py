@@ -3,8 +3,12 @@
 The same functions as in `model/dropout.py`, but for attention's mask.
 """
 
+import os
+
 import triton
 import triton.language as tl
+
+IS_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # on a CPU, for tests
 
 
 @triton.jit
@@ -34,12 +38,20 @@ def is_kept(row_hashes, column_hashes, threshold):
 
 
 @triton.jit
-def is_weight_kept(row_hashes, column_hashes, threshold):
-    """Compute a tile of attention's dropout mask from odd hashes, whose products lose no bits.
+def drop_weights(weights, row_hashes, column_hashes, threshold):
+    """Drop attention's weights (float32) by odd hashes, whose products lose no bits.
 
-    Without the exclusive or it has as independent rows and columns, and a twelfth fewer instructions.
+    Without the exclusive or of `is_kept` rows and columns are as independent, and a twelfth of the instructions is
+    saved. In PTX: the compiler would compare before it has the weights and pack the masks, or select rounded numbers.
     """
-    return (row_hashes * column_hashes) >= threshold
+    if IS_INTERPRETED:
+        return tl.where((row_hashes * column_hashes) >= threshold, weights, 0.0)
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred kept; .reg .b32 hash; mul.lo.u32 hash, $2, $3; setp.ge.u32 kept, hash, $4; "
+        "selp.f32 $0, $1, 0f00000000, kept; }",
+        "=f,f,r,r,r", args=[weights, row_hashes, column_hashes, threshold.to(tl.uint32)], dtype=tl.float32,
+        is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 def drop_options(dropout: float) -> tuple[int, float]:
