@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .attention_tiles import add_key_tile, add_query_tile, attend_tile
 from .hashes import column_hash, drop_options, row_hash
+from .products import is_hopper
 
 LOG2_E = math.log2(math.e)
 
@@ -28,6 +29,7 @@ FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_war
 BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
 BACKWARD_32 = FORWARD_32
+FOUR_PROGRAMS = {"maxnreg": 128}  # on a processor at once; no register is spilled
 TABLE_BLOCK = 128  # a multiple of all tiles and steps, which are read whole
 
 
@@ -38,23 +40,28 @@ def _column_table_kernel(table, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _program(num_tiles, HEADS: tl.constexpr):
-    """Return tile, head and document of this program, from `_grid`."""
+def _program(tiles, cu_seqlens, num_tiles, HEADS: tl.constexpr, HAS_TABLE: tl.constexpr, TILE: tl.constexpr):
+    """Return first row, head, document, its start and its length of this program, from a tile table or `_grid`."""
     program = tl.program_id(0)
-    return program % num_tiles, program // num_tiles % HEADS, program // num_tiles // HEADS
+    if HAS_TABLE:
+        slot, head = program // HEADS, program % HEADS
+        first_row, start = tl.load(tiles + slot), tl.load(tiles + num_tiles + slot)
+        return first_row, head, tl.load(tiles + 3 * num_tiles + slot), start, tl.load(tiles + 2 * num_tiles + slot)
+    document = program // num_tiles // HEADS
+    start = tl.load(cu_seqlens + document)
+    length = tl.load(cu_seqlens + document + 1) - start
+    return program % num_tiles * TILE, program // num_tiles % HEADS, document, start, length
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _forward_kernel(
-    qkv, out, lse, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, lse, cu_seqlens, tiles, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the attention output of one tile of queries of one head of one document."""
-    tile, head, document = _program(num_tiles, HEADS)
-    start = tl.load(cu_seqlens + document)
-    length = tl.load(cu_seqlens + document + 1) - start
-    first_row = tile * TILE
+    first_row, head, _, start, length = _program(tiles, cu_seqlens, num_tiles, HEADS, HAS_TABLE, TILE)
     if first_row >= length:
         return
     rows = first_row + tl.arange(0, TILE)
@@ -63,7 +70,7 @@ def _forward_kernel(
     base = qkv + start * token_stride + head * 3 * DIM
     is_row = rows < length
     query = tl.load(base + rows[:, None] * token_stride + dims[None, :], mask=is_row[:, None], other=0.0)
-    row_hashes = row_hash(tl.load(seeds), (start + rows) * HEADS + head)
+    row_hashes = row_hash(tl.load(seeds), (start + rows) * HEADS + head) | 1
     highest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     context = tl.zeros([TILE, DIM], tl.float32)
@@ -88,30 +95,33 @@ def _forward_kernel(
     tl.store(lse + head * num_tokens + start + rows, highest + tl.log2(total), mask=is_row)
 
 
+@triton.jit
+def _first_row(rows_of_head, head, start, document):
+    """Return where a document's rows begin in the tensors of the backward pass: at multiples of 4, to load several."""
+    return tl.multiple_of(head * rows_of_head + (start + 3 * document + 3) // 4 * 4, 4)
+
+
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_keys_kernel(
-    qkv, out, d_out, lse, delta, hashes, d_qkv, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, row_lse, delta, hashes, d_qkv, cu_seqlens, tiles, seeds, table, scale, threshold, keep,
+    num_tokens, rows_of_head, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of keys and values of one head of one document.
 
     The dropout scale, 1 / (1 - dropout), is applied to gradients at the end only. Keys outside of the document are 0;
     their gradients are not stored.
     """
-    tile, head, document = _program(num_tiles, HEADS)
-    start = tl.load(cu_seqlens + document)
-    length = tl.load(cu_seqlens + document + 1) - start
-    first_own = tile * TILE
+    first_own, head, document, start, length = _program(tiles, cu_seqlens, num_tiles, HEADS, HAS_TABLE, TILE)
     if first_own >= length:
         return
     own = first_own + tl.arange(0, TILE)
     is_own = own < length
     qkv_base = qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM
     d_out_base = d_out + start * (HEADS * DIM) + head * DIM
-    lse_base = lse + head * num_tokens + start
-    delta_base = delta + head * num_tokens + start
-    hashes_base = hashes + head * num_tokens + start
+    first_row = _first_row(rows_of_head, head, start, document)
     own_at = own[:, None] * (HEADS * 3 * DIM) + tl.arange(0, DIM)[None, :]
     key = tl.load(qkv_base + own_at + DIM, mask=is_own[:, None], other=0.0)
     value = tl.load(qkv_base + own_at + 2 * DIM, mask=is_own[:, None], other=0.0)
@@ -120,13 +130,13 @@ def _backward_keys_kernel(
     full = length // STEP * STEP
     for first in range(first_own // STEP * STEP if IS_CAUSAL else 0, full, STEP):
         state = add_query_tile(
-            state, first, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
-            scale, threshold, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, first, key, value, own, own_hashes, qkv_base, d_out_base, row_lse + first_row, delta + first_row,
+            hashes + first_row, length, scale, threshold, HEADS, DIM, STEP, False, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     if full < length:
         state = add_query_tile(
-            state, full, key, value, own, own_hashes, qkv_base, d_out_base, lse_base, delta_base, hashes_base, length,
-            scale, threshold, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
+            state, full, key, value, own, own_hashes, qkv_base, d_out_base, row_lse + first_row, delta + first_row,
+            hashes + first_row, length, scale, threshold, HEADS, DIM, STEP, True, IS_CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     d_key, d_value = state
     d_own_at = d_qkv + start * (HEADS * 3 * DIM) + head * 3 * DIM + own_at
@@ -137,19 +147,18 @@ def _backward_keys_kernel(
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _backward_queries_kernel(
-    qkv, out, d_out, lse, delta, hashes, d_qkv, cu_seqlens, seeds, table, scale, threshold, keep, num_tokens, num_tiles,
+    qkv, out, d_out, lse, row_lse, delta, hashes, d_qkv, cu_seqlens, tiles, seeds, table, scale, threshold, keep,
+    num_tokens, rows_of_head, num_tiles,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one tile of queries of one head of one document.
 
-    Also fills `delta`, the sum of out * d_out over the head dim, which the softmax gradient subtracts, and `hashes`,
-    those of the rows of the dropout mask.
+    Also fills, for the kernel of keys, `delta`, the sum of out * d_out over the head dim, which the softmax gradient
+    subtracts, `row_lse`, a copy of `lse`, and `hashes`, those of the rows of the dropout mask.
     """
-    tile, head, document = _program(num_tiles, HEADS)
-    start = tl.load(cu_seqlens + document)
-    length = tl.load(cu_seqlens + document + 1) - start
-    first_own = tile * TILE
+    first_own, head, document, start, length = _program(tiles, cu_seqlens, num_tiles, HEADS, HAS_TABLE, TILE)
     if first_own >= length:
         return
     own = first_own + tl.arange(0, TILE)
@@ -163,10 +172,12 @@ def _backward_queries_kernel(
     own_lse = tl.load(lse + head * num_tokens + start + own, mask=is_own, other=float("inf"))
     context = tl.load(out + d_context_at, mask=is_own[:, None], other=0.0)
     own_delta = tl.sum(context.to(tl.float32) * d_context.to(tl.float32), 1) * keep
-    tl.store(delta + head * num_tokens + start + own, own_delta, mask=is_own)
-    own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head)
+    rows = _first_row(rows_of_head, head, start, document) + own
+    tl.store(row_lse + rows, own_lse, mask=is_own)
+    tl.store(delta + rows, own_delta, mask=is_own)
+    own_hashes = row_hash(tl.load(seeds), (start + own) * HEADS + head) | 1
     if HAS_DROPOUT:
-        tl.store(hashes + head * num_tokens + start + own, own_hashes.to(tl.int32), mask=is_own)
+        tl.store(hashes + rows, own_hashes.to(tl.int32), mask=is_own)
     d_query = tl.zeros([TILE, DIM], tl.float32)
     end = tl.minimum(length, first_own + TILE) if IS_CAUSAL else length
     full = end // STEP * STEP
@@ -186,23 +197,28 @@ def _backward_queries_kernel(
 
 
 def varlen_attention_forward(
-    qkv_TH3K: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor, max_seqlen: int, dropout: float, is_causal: bool
-) -> tuple[Tensor, Tensor]:
+    qkv_TH3K: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor, max_seqlen: int, dropout: float, is_causal: bool,
+    tiles_4S: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute self-attention within each document, without gradient: returns (context_THK, log2_sum_exp_HT).
 
     cu_seqlens_N1 is int32, from 0 to T; documents may be empty. `max_seqlen` is an upper bound of their lengths.
-    seed_1 is one int64 on the device, used if dropout is not 0.
+    seed_1 is one int64 on the device, used if dropout is not 0. tiles_4S is `tile_table`'s.
     """
     num_tokens, heads, _, dim = qkv_TH3K.shape
     assert qkv_TH3K.is_contiguous() and qkv_TH3K.numel() < 2**31, "the kernel indexes in 32 bits"
     context_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
     lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
     options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
-    num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
+    if options is FORWARD and dim <= 64 and is_hopper(qkv_TH3K.device):
+        options = FORWARD | FOUR_PROGRAMS
+    num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"], tiles_4S)
+    tiles = cu_seqlens_N1 if tiles_4S is None else tiles_4S
     _forward_kernel[grid](
-        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seed_1, _column_table(max_seqlen, seed_1, dropout),
+        qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, tiles, seed_1, _column_table(max_seqlen, seed_1, dropout),
         LOG2_E / math.sqrt(dim), *drop_options(dropout), num_tokens, num_tiles,
-        HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
+        HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0,
+        HAS_TABLE=tiles_4S is not None, **options,
     )  # fmt: skip
     return context_THK, lse_HT
 
@@ -213,8 +229,9 @@ varlen_attention = torch.library.custom_op("megabert::varlen_attention", varlen_
 
 @varlen_attention.register_fake
 def _(
-    qkv_TH3K: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor, max_seqlen: int, dropout: float, is_causal: bool
-) -> tuple[Tensor, Tensor]:
+    qkv_TH3K: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor, max_seqlen: int, dropout: float, is_causal: bool,
+    tiles_4S: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_tokens, heads, _, dim = qkv_TH3K.shape
     return (
         qkv_TH3K.new_empty(num_tokens, heads, dim),
@@ -224,23 +241,27 @@ def _(
 
 def varlen_attention_backward(
     d_context_THK: Tensor, qkv_TH3K: Tensor, context_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
-    max_seqlen: int, dropout: float, is_causal: bool,
+    max_seqlen: int, dropout: float, is_causal: bool, tiles_4S: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of qkv_TH3K."""
     num_tokens, heads, _, dim = qkv_TH3K.shape
     d_context_THK = d_context_THK.contiguous()
     d_qkv_TH3K = torch.empty_like(qkv_TH3K)
-    delta_HT, hashes_HT = torch.empty_like(lse_HT), torch.empty_like(lse_HT, dtype=torch.int32)
+    rows_of_head = triton.cdiv(num_tokens + 3 * len(cu_seqlens_N1), 16) * 16
+    rows_3HR = lse_HT.new_empty(3, heads, rows_of_head)
+    row_lse_HR, delta_HR, hashes_HR = rows_3HR[0], rows_3HR[1], rows_3HR[2].view(torch.int32)
     threshold, keep = drop_options(dropout)
     options = BACKWARD if qkv_TH3K.dtype != torch.float32 else BACKWARD_32
-    num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"])
+    num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"], tiles_4S)
+    tiles = cu_seqlens_N1 if tiles_4S is None else tiles_4S
     table = _column_table(max_seqlen, seed_1, dropout)
     # Two passes over the tokens avoid atomic additions. Queries first: they compute `delta`.
     for kernel in (_backward_queries_kernel, _backward_keys_kernel):
         kernel[grid](
-            qkv_TH3K, context_THK, d_context_THK, lse_HT, delta_HT, hashes_HT, d_qkv_TH3K, cu_seqlens_N1, seed_1, table,
-            LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, num_tiles,
-            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0, **options,
+            qkv_TH3K, context_THK, d_context_THK, lse_HT, row_lse_HR, delta_HR, hashes_HR, d_qkv_TH3K, cu_seqlens_N1,
+            tiles, seed_1, table, LOG2_E / math.sqrt(dim), threshold, keep, num_tokens, rows_of_head, num_tiles,
+            HEADS=heads, DIM=dim, IS_CAUSAL=is_causal, HAS_DROPOUT=dropout > 0,
+        HAS_TABLE=tiles_4S is not None, **options,
         )  # fmt: skip
     return d_qkv_TH3K
 
@@ -253,7 +274,7 @@ _backward_operator = torch.library.custom_op(
 @_backward_operator.register_fake
 def _(
     d_context_THK: Tensor, qkv_TH3K: Tensor, context_THK: Tensor, lse_HT: Tensor, cu_seqlens_N1: Tensor, seed_1: Tensor,
-    max_seqlen: int, dropout: float, is_causal: bool,
+    max_seqlen: int, dropout: float, is_causal: bool, tiles_4S: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(qkv_TH3K)
 
@@ -268,22 +289,45 @@ def _column_table(max_seqlen: int, seed_1: Tensor, dropout: float) -> Tensor:
     return table
 
 
-def _grid(max_seqlen: int, heads: int, cu_seqlens_N1: Tensor, tile: int) -> tuple[int, tuple[int]]:
-    """Return the tiles of a document and the grid: one axis, as the others end at 65,535 and documents may be more."""
-    num_tiles = max(triton.cdiv(max_seqlen, tile), 1)
-    size = num_tiles * heads * (len(cu_seqlens_N1) - 1)
+def tile_table(cu_seqlens_N1: Tensor, num_tokens: int, max_seqlen: int, dtype: torch.dtype) -> Tensor | None:
+    """List the tiles of documents of several lengths, once for all layers, so that no program is launched for nothing.
+
+    Returns int32 [4, S] on the device: first row in its document, the document's start, length and number; or None
+    where all tiles of all documents may exist.
+    """
+    tile = (FORWARD if dtype != torch.float32 else FORWARD_32)["TILE"]  # also that of the backward pass
+    num_documents = len(cu_seqlens_N1) - 1
+    num_slots = num_tokens // tile + num_documents
+    if num_slots >= num_documents * triton.cdiv(max_seqlen, tile):
+        return None
+    starts_N, lengths_N = cu_seqlens_N1[:-1], cu_seqlens_N1.diff()
+    counts_N = (lengths_N + tile - 1) // tile
+    ends_N = counts_N.cumsum(0)
+    slots_S = torch.arange(num_slots, device=cu_seqlens_N1.device)
+    document_S = torch.searchsorted(ends_N, slots_S, right=True).clamp(max=num_documents - 1)
+    # Slots behind the last tile begin behind the last document.
+    first_S = (slots_S - (ends_N - counts_N)[document_S]) * tile
+    return torch.stack([first_S, starts_N[document_S], lengths_N[document_S], document_S]).int()
+
+
+def _grid(
+    max_seqlen: int, heads: int, cu_seqlens_N1: Tensor, tile: int, tiles_4S: Tensor | None
+) -> tuple[int, tuple[int]]:
+    """Return the tiles of a document or of all, and the grid: one axis, as the others end at 65,535."""
+    num_tiles = max(triton.cdiv(max_seqlen, tile), 1) if tiles_4S is None else tiles_4S.shape[1]
+    size = num_tiles * heads * (len(cu_seqlens_N1) - 1 if tiles_4S is None else 1)
     assert size < 2**31, "the grid is indexed in 32 bits"
     return num_tiles, (size,)
 
 
 def _setup_context(ctx, inputs, output):
-    qkv_TH3K, cu_seqlens_N1, seed_1, ctx.max_seqlen, ctx.dropout, ctx.is_causal = inputs
+    qkv_TH3K, cu_seqlens_N1, seed_1, ctx.max_seqlen, ctx.dropout, ctx.is_causal, _ = inputs
     ctx.save_for_backward(qkv_TH3K, *output, cu_seqlens_N1, seed_1)
 
 
 def _backward(ctx, d_context_THK, d_lse_HT):
     d_qkv_TH3K = _backward_operator(d_context_THK, *ctx.saved_tensors, ctx.max_seqlen, ctx.dropout, ctx.is_causal)
-    return d_qkv_TH3K, None, None, None, None, None
+    return d_qkv_TH3K, None, None, None, None, None, None
 
 
 varlen_attention.register_autograd(_backward, setup_context=_setup_context)

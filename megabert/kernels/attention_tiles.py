@@ -7,7 +7,7 @@ from a tile of keys. Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
 import triton
 import triton.language as tl
 
-from .hashes import is_kept
+from .hashes import drop_weights
 
 
 @triton.jit
@@ -38,8 +38,7 @@ def attend_tile(
     total = total * rescale + tl.sum(weights, 1)
     if HAS_DROPOUT:
         column_hashes = tl.load(table + columns).to(tl.uint32)
-        kept = is_kept(row_hashes[:, None], column_hashes[None, :], threshold)
-        weights = tl.where(kept, weights, 0.0)
+        weights = drop_weights(weights, row_hashes[:, None], column_hashes[None, :], threshold)
     context = tl.dot(weights.to(value.dtype), value, context * rescale[:, None], input_precision=PRECISION)
     return higher, total, context
 
@@ -78,11 +77,9 @@ def add_query_tile(
     kept = weights
     if HAS_DROPOUT:
         row_hashes = tl.load(hashes_base + rows, mask=(rows < length) if IS_MASKED else None).to(tl.uint32)
-        mask = is_kept(row_hashes[None, :], own_hashes[:, None], threshold)
-        kept = tl.where(mask, weights, 0.0)
-        d_weights = tl.where(mask, d_weights, 0.0)
+        kept = drop_weights(weights, row_hashes[None, :], own_hashes[:, None], threshold)
     d_value = tl.dot(kept.to(value.dtype), d_context, d_value, input_precision=PRECISION)
-    d_scores = weights * (d_weights - delta[None, :])
+    d_scores = kept * d_weights - weights * delta[None, :]
     return tl.dot(d_scores.to(key.dtype), query, d_key, input_precision=PRECISION), d_value
 
 
@@ -109,9 +106,9 @@ def add_key_tile(
     if IS_CAUSAL:
         weights = tl.where(columns[None, :] <= own[:, None], weights, 0.0)
     d_weights = tl.dot(d_context, tl.trans(value), input_precision=PRECISION)
+    kept = weights
     if HAS_DROPOUT:
         column_hashes = tl.load(table + columns).to(tl.uint32)
-        mask = is_kept(own_hashes[:, None], column_hashes[None, :], threshold)
-        d_weights = tl.where(mask, d_weights, 0.0)
-    d_scores = weights * (d_weights - own_delta[:, None])
+        kept = drop_weights(weights, own_hashes[:, None], column_hashes[None, :], threshold)
+    d_scores = kept * d_weights - weights * own_delta[:, None]
     return tl.dot(d_scores.to(query.dtype), key, d_query, input_precision=PRECISION)

@@ -7,7 +7,7 @@ Numbers agree with `layers.Layer` to rounding; dropout has other masks of the sa
 Shape legend: T tokens, D hidden, F width of the MLP, H heads, K head dim.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from .key_value_cache import KeyValueCache
 from .layers import MLP, Attention, Layer
 
 if HAS_TRITON:
-    from ..kernels import attention, gelu
+    from ..kernels import attention, gelu, linear_gelu, products
     from ..kernels import residual_norm as norms
     from ..kernels.column_sums import column_sums
 
@@ -66,7 +66,8 @@ def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -
     dropouts = (config.attention_dropout, config.hidden_dropout) if encoder.training else (0.0, 0.0)
     # All seeds at once, on the device, so that each replay of a captured CUDA graph has new ones.
     seeds = torch.randint(2**31, (len(layers), 3), device=hidden_TD.device)
-    settings = _Settings(*dropouts, config, documents.max_seqlen)
+    tiles_4S = attention.tile_table(*documents[:1], len(hidden_TD), documents.max_seqlen, hidden_TD.dtype)
+    settings = _Settings(*dropouts, config, documents.max_seqlen, tiles_4S, torch.is_grad_enabled())
     residual_TD: Tensor | None = None
     if config.is_post_norm:
         normed_TD = hidden_TD.contiguous()
@@ -96,11 +97,19 @@ class _Settings(NamedTuple):
     hidden_dropout: float
     config: EncoderConfig
     max_seqlen: int
+    tiles_4S: Tensor | None
+    is_trained: bool
+    """Whether there is a gradient, and therefore mostly one size of all batches, for which products are chosen."""
 
     @property
-    def attention(self) -> tuple[int, float, bool]:
+    def multiply(self) -> Callable[..., Tensor]:
+        """Return the function for products over the width."""
+        return products.product if self.is_trained else products.plain
+
+    @property
+    def attention(self) -> tuple[int, float, bool, Tensor | None]:
         """Return the last arguments of the attention kernels."""
-        return self.max_seqlen, self.attention_dropout, self.config.is_causal
+        return self.max_seqlen, self.attention_dropout, self.config.is_causal, self.tiles_4S
 
 
 def _run_layer(
@@ -110,16 +119,15 @@ def _run_layer(
     """Compute a layer's outputs, and what its gradient needs besides the inputs."""
     qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
     config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
-    qkv_TH3K = torch.addmm(qkv_b, normed_TD, qkv_w.t()).unflatten(-1, (-1, 3, config.head_dim))
+    qkv_TH3K = settings.multiply(normed_TD, qkv_w.t(), qkv_b).unflatten(-1, (-1, 3, config.head_dim))
     context_THK, lse_HT = attention.varlen_attention_forward(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
-    branch_TD = context_THK.flatten(1) @ out_w.t()
+    branch_TD = settings.multiply(context_THK.flatten(1), out_w.t())
     middle = norms.residual_norm(
         normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
         config.norm_epsilon, seeds[1], dropout,
     )  # fmt: skip
-    inner_TF = torch.addmm(up_b, middle.normed_TD, up_w.t())
-    active_TF = gelu.gelu(inner_TF, config.gelu)
-    branch_TD = active_TF @ down_w.t()
+    inner_TF, active_TF = _map_and_activate(settings, middle.normed_TD, up_w, up_b)
+    branch_TD = settings.multiply(active_TF, down_w.t())
     end = norms.residual_norm(
         middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
         config.norm_epsilon, seeds[2], dropout,
@@ -127,6 +135,19 @@ def _run_layer(
     outputs = end.normed_TD if residual_TD is None else (end.total_TD, end.normed_TD)
     kept = (qkv_TH3K, context_THK, lse_HT, *middle, inner_TF, active_TF, end.total_TD, end.statistics_2T)
     return outputs, kept
+
+
+def _map_and_activate(settings: _Settings, hidden_TD: Tensor, up_w: Tensor, up_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the MLP's inner tensor, without its bias and only where there is a gradient, and its activation."""
+    variant = settings.config.gelu
+    if settings.is_trained:  # with a bias there are no faster products to choose from
+        inner_TF = products.product(hidden_TD, up_w.t())
+        return inner_TF, gelu.gelu(inner_TF, up_b, variant)
+    if linear_gelu.has_linear_gelu(hidden_TD, up_w):
+        active_TF = linear_gelu.linear_gelu(hidden_TD, up_w, up_b, variant)
+    else:
+        active_TF = gelu.gelu(products.plain(hidden_TD, up_w.t(), up_b), None, variant)
+    return active_TF, active_TF
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -152,7 +173,7 @@ class _FusedLayer(torch.autograd.Function):
         (
             seeds_3, cu_seqlens_N1, normed_TD, qkv_TH3K, context_THK, lse_HT, total_TD, middle_TD, statistics_2T,
             inner_TF, active_TF, end_TD, end_2T,
-            qkv_w, _, out_w, _, middle_w, _, up_w, _, down_w, _, end_w, _,
+            qkv_w, _, out_w, _, middle_w, _, up_w, up_b, down_w, _, end_w, _,
         ) = ctx.saved_tensors  # fmt: skip
         settings, dropout, seeds = ctx.settings, ctx.settings.hidden_dropout, seeds_3.split(1)
         needs_qkv, needs_out, _, needs_up, needs_down, _ = ctx.needs_input_grad[NUM_INPUTS::2]
@@ -160,15 +181,15 @@ class _FusedLayer(torch.autograd.Function):
             gradients[0] if ctx.has_residual else None, gradients[-1], end_TD, end_2T, end_w, seeds[2], dropout
         )
         d_down_w = end.branch_TD.t() @ active_TF if needs_down else None
-        d_inner_TF = end.branch_TD @ down_w
-        d_up_b = gelu.gelu_backward(d_inner_TF, inner_TF, settings.config.gelu)
+        d_inner_TF = products.product(end.branch_TD, down_w)
+        d_up_b = gelu.gelu_backward(d_inner_TF, inner_TF, up_b, settings.config.gelu)
         d_up_w = d_inner_TF.t() @ middle_TD if needs_up else None
         middle = norms.residual_norm_backward(
             end.residual_TD if ctx.has_residual else None, _through(d_inner_TF, up_w, ctx, end), total_TD,
             statistics_2T, middle_w, seeds[1], dropout,
         )  # fmt: skip
         d_out_w = middle.branch_TD.t() @ context_THK.flatten(1) if needs_out else None
-        d_context_THK = (middle.branch_TD @ out_w).view_as(context_THK)
+        d_context_THK = products.product(middle.branch_TD, out_w).view_as(context_THK)
         d_qkv_TO = attention.varlen_attention_backward(
             d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
         ).flatten(1)
@@ -186,5 +207,5 @@ class _FusedLayer(torch.autograd.Function):
 def _through(gradient_TO: Tensor, weight_OD: Tensor, ctx: Any, later: Any) -> Tensor:
     """Differentiate a linear map's input, which in a post-norm layer is also the residual of the `later` sum."""
     if ctx.has_residual:
-        return gradient_TO @ weight_OD
+        return products.product(gradient_TO, weight_OD)
     return later.residual_TD.addmm_(gradient_TO, weight_OD)  # last use of this tensor

@@ -96,3 +96,21 @@ def test_more_documents_than_an_axis_of_a_grid_has_programs(max_seqlen):
     output.square().sum().backward()
     expected.square().sum().backward()
     assert relative_error(qkv.grad, rows.grad.permute(1, 3, 2, 0, 4).reshape(qkv.shape)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tile_table_changes_no_number(dtype):
+    from megabert.kernels.attention import tile_table, varlen_attention_backward, varlen_attention_forward
+
+    qkv, (cu_seqlens, max_seqlen) = inputs(dtype)
+    seed_1 = torch.tensor([3], device="cuda")
+    tiles = tile_table(cu_seqlens, len(qkv), max_seqlen, dtype)
+    assert tiles is not None
+    results = []
+    for options in ((), (tiles,)):
+        output, lse = varlen_attention_forward(qkv, cu_seqlens, seed_1, max_seqlen, 0.1, False, *options)
+        gradient = varlen_attention_backward(
+            torch.ones_like(output), qkv, output, lse, cu_seqlens, seed_1, max_seqlen, 0.1, False, *options
+        )
+        results.append((output, lse, gradient))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))

@@ -72,13 +72,40 @@ def test_gelu_and_its_gradient_match_pytorch(dtype, tolerance, rows, width, vari
 
     torch.manual_seed(0)
     hidden, gradient = random(rows, width, dtype=dtype) * 3, random(rows, width, dtype=dtype)
-    exact = hidden.double().requires_grad_()
+    bias = random(width, dtype=dtype) if variant == "erf" else None
+    exact = (hidden.double() if bias is None else hidden.double() + bias.double()).requires_grad_()
     expected = F.gelu(exact, approximate="tanh" if variant == "tanh" else "none")
-    assert relative_error(gelu(hidden, variant), expected) < tolerance
+    assert relative_error(gelu(hidden, bias, variant), expected) < tolerance
     (exact_gradient,) = torch.autograd.grad(expected, exact, gradient.double())
-    sums = gelu_backward(gradient, hidden, variant)
+    sums = gelu_backward(gradient, hidden, bias, variant)
     assert relative_error(gradient, exact_gradient) < tolerance
     assert relative_error(sums, exact_gradient.sum(0)) < tolerance
+
+
+@pytest.mark.parametrize("variant", ["erf", "tanh"])
+@pytest.mark.parametrize(("rows", "width", "columns"), [(300, 96, 328), (130, 64, 512)])
+def test_a_linear_map_with_gelu_matches_pytorch(rows, width, columns, variant):
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("bulk copies need compute capability 9.0")
+    from megabert.kernels.linear_gelu import linear_gelu
+
+    torch.manual_seed(0)
+    hidden, weight, bias = (
+        random(*shape, dtype=torch.float16) for shape in ((rows, width), (columns, width), (columns,))
+    )
+    weight /= width**0.5
+    expected = F.gelu(
+        F.linear(hidden.double(), weight.double(), bias.double()), approximate="tanh" if variant == "tanh" else "none"
+    )
+    assert relative_error(linear_gelu(hidden, weight, bias, variant), expected) < 2e-3
+
+
+@pytest.mark.parametrize("num_parts", [2, 4])
+def test_sums_of_parts(num_parts):
+    from megabert.kernels.column_sums import sum_parts
+
+    parts = random(num_parts, 37, 50)
+    torch.testing.assert_close(sum_parts(parts[0], num_parts), parts.sum(0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (200, 70), (300, 3, 24), (1100, 70)])
