@@ -273,6 +273,8 @@ def resolve_device(
     accelerator: str, local_rank: int | None = None, device_ids: list[int] | None = None
 ) -> torch.device:
     """Resolve the device to compute on; auto is a GPU if PyTorch finds one. `device_ids` are those of the ranks."""
+    if accelerator not in ("auto", "gpu", "cpu"):
+        raise ConfigError(f"accelerator is {accelerator!r:.40}; choose one of auto, gpu, cpu.")
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
         raise ConfigError("trainer.accelerator=gpu, but PyTorch finds no GPU. Use auto or cpu.")
