@@ -123,7 +123,7 @@ def _read_huggingface(folder: Path) -> TrainedModel:
         casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
         notes.append(f"casing is not stated: text {casing}")
     files = [file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES]
-    files = sorted([*files, *folder.glob(MODULE_FILES[-1])])
+    files = sorted([*files, *(file for pattern in MODULE_FILES[3:] for file in folder.glob(pattern))])
     sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
     contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
     return TrainedModel(folder, contents, hashlib.sha256(sums.encode()).hexdigest()[:DIGEST_DIGITS], tuple(notes))
