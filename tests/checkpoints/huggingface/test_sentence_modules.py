@@ -172,6 +172,8 @@ def test_what_is_not_computed_is_refused_and_the_encoder_loads(
     [
         ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, "is not computed"),
         ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../1_Pooling"}], "no folder"),
+        ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": ".."}], "no folder"),
+        ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling"}], "no folder"),
         ("modules.json", {}, "lists no modules"),
         ("config_sentence_transformers.json", {"prompts": {"query": 5}}, "no table of names and texts"),
     ],
