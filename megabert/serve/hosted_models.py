@@ -146,7 +146,8 @@ class HostedModel:
         for number, prediction in enumerate(predictions):
             cut = sum(item.num_cut for item in own[number])
             # A task that makes several sequences of a window, one for each label or choice, counts windows itself.
-            row = {"windows": len(own[number]), **self.task.to_json(prediction)}
+            row = self.task.to_json(prediction)
+            row.setdefault("windows", len(own[number]))
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
 
