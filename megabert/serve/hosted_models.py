@@ -320,5 +320,7 @@ class ModelCatalog:
 
 
 def _no_model(routes: Collection[str]) -> str:
-    tasks = [kind.name() for kind, route in ROUTES.items() if route in routes]  # type: ignore[attr-defined]
+    kinds = [kind for kind, route in ROUTES.items() if route in routes]
+    # The class that several tasks share is no task by itself.
+    tasks = ["text_classification" if kind is SequenceClassificationTask else kind.name() for kind in kinds]  # type: ignore[attr-defined]
     return f"This needs a run of {' or '.join(tasks)}." if tasks else "No model of this server can do this."

@@ -68,7 +68,7 @@ def open_huggingface(folder: Path, ignored: Collection[str] = ()) -> HuggingFace
     file = folder / "config.json"
     config = read_json_object(file)
     name = config.get("model_type")
-    if name is not None and name not in ARCHITECTURES:
+    if "model_type" in config and (not isinstance(name, str) or name not in ARCHITECTURES):
         raise _no_architecture(file, name)
     if config.get("quantization_config"):
         raise CheckpointError(

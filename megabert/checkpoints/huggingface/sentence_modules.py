@@ -70,10 +70,11 @@ def read_embedding(
     length = min(longest, length) if type(longest) is int and longest >= 8 else length
     is_normalized = names[-1] == "Normalize"
     prompts, notes = _prompts(folder, is_normalized=is_normalized)
-    places = [entry.get("path") for entry in entries[1:3]]
-    for place in places:
+    places = []
+    for place in (entry.get("path") for entry in entries[1:3]):
         if not isinstance(place, str) or Path(place).name != place or place in ("", ".."):
             raise CheckpointError(f"{folder / MODULES}: the path {place!r:.60} is no folder beside it.")
+        places.append(place)
     pooling = _read_pooling(folder / places[0] / "config.json", has_prompts=any(prompts))
     projection, head = _read_dense(folder / places[1]) if "Dense" in others else ({}, {})
     dataset: dict[str, Any] = {"max_seq_length": length, "max_query_length": length}
