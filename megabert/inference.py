@@ -4,7 +4,7 @@ Training validates with it; `evaluate`, `predict` and `megabert.load` use the sa
 a `Session`, so that this module imports no torch: `torch_session.py` has the one for PyTorch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NotRequired, Protocol, TypedDict, Unpack
@@ -129,7 +129,7 @@ class Predictor:
         fields = {name: listed(value) for name, value in fields.items()}
         lists = {name: value for name, value in fields.items() if self._are_many(name, value)}
         if not lists:
-            return self.predict_examples([self.task.example(**fields)])[0]
+            return self.predict_examples([self._example(fields)])[0]
         lengths = {name: len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -138,10 +138,20 @@ class Predictor:
         for number in range(next(iter(lengths.values()))):
             own = {name: value[number] for name, value in lists.items()}
             try:
-                examples.append(self.task.example(**{"id": str(number + 1), **fields, **own}))
+                examples.append(self._example({"id": str(number + 1), **fields, **own}))
             except InputError as error:
                 raise InputError(f"example {number + 1}: {error}") from None
         return self.predict_examples(examples)
+
+    def _example(self, fields: Mapping[str, Any]) -> Any:
+        """Make an example; where a field is none of the task's, the error names those that there are."""
+        known = self.task.input_fields
+        try:
+            return self.task.example(**fields)
+        except InputError as error:
+            if known and any(name not in known and name != "id" for name in fields):
+                raise InputError(f"{error} {self.task.name()} takes {', '.join(known)}.") from None
+            raise
 
     def _are_many(self, name: str, value: Any) -> bool:
         """Whether the value of a field is a list of values, one for each of several examples."""

@@ -263,6 +263,13 @@ def test_what_is_no_text_is_named_with_its_place(predictor, value):
         predictor.predict("a", "b")
 
 
+def test_fields_that_there_are_not_are_named_beside_those_of_the_task(predictor):
+    with pytest.raises(InputError, match=r"unexpected field text\. .* question_answering takes question, context\.$"):
+        predictor.predict(question="a", text="b")
+    with pytest.raises(InputError, match=r"^example 1: .*passage\. .* question_answering takes"):
+        predictor.predict(question=["a"], passage="b")
+
+
 @pytest.mark.parametrize(("option", "value"), [("accelerator", "cuda"), ("precision", "float32"), ("precision", 32)])
 def test_an_unknown_option_is_refused_with_those_that_there_are(option, value):
     run = next(RUN.iterdir())
