@@ -4,7 +4,7 @@ Training validates with it; `evaluate`, `predict` and `megabert.load` use the sa
 a `Session`, so that this module imports no torch: `torch_session.py` has the one for PyTorch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NotRequired, Protocol, TypedDict, Unpack
@@ -117,15 +117,19 @@ class Predictor:
         """The labels that the network can predict, by kind, such as {"tag": ["O", "B-Disease", ...]}."""
         return self.task.label_sets()
 
-    def predict(self, **fields: Any) -> Any:
+    def predict(self, *unnamed: Any, **fields: Any) -> Any:
         """Predict one example given by its fields, for example question=... and context=....
 
-        Where a field is a list of values (text=["...", "..."]) returns a list with a prediction for each; fields with
-        one value count for all. Raises InputError for lists of different lengths.
+        Where a field is a list of values (text=["...", "..."]), an array, a column or an iterator, returns a list with
+        a prediction for each; fields with one value count for all. Raises InputError for lists of different lengths.
         """
+        if unnamed:
+            names = ", ".join(f"{name}=..." for name in self.task.input_fields) or "text=..."
+            raise InputError(f"predict takes fields by name: {names}")
+        fields = {name: listed(value) for name, value in fields.items()}
         lists = {name: value for name, value in fields.items() if self._are_many(name, value)}
         if not lists:
-            return self.predict_examples([self.task.example(**fields)])[0]
+            return self.predict_examples([self._example(fields)])[0]
         lengths = {name: len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -133,8 +137,21 @@ class Predictor:
         examples = []
         for number in range(next(iter(lengths.values()))):
             own = {name: value[number] for name, value in lists.items()}
-            examples.append(self.task.example(**{"id": str(number + 1), **fields, **own}))
+            try:
+                examples.append(self._example({"id": str(number + 1), **fields, **own}))
+            except InputError as error:
+                raise InputError(f"example {number + 1}: {error}") from None
         return self.predict_examples(examples)
+
+    def _example(self, fields: Mapping[str, Any]) -> Any:
+        """Make an example; where a field is none of the task's, the error names those that there are."""
+        known = self.task.input_fields
+        try:
+            return self.task.example(**fields)
+        except InputError as error:
+            if known and any(name not in known and name != "id" for name in fields):
+                raise InputError(f"{error} {self.task.name()} takes {', '.join(known)}.") from None
+            raise
 
     def _are_many(self, name: str, value: Any) -> bool:
         """Whether the value of a field is a list of values, one for each of several examples."""
@@ -150,8 +167,7 @@ class Predictor:
         task of embeddings has its own pooling, reads the first tokens only, and has a prompt for each role (query,
         passage).
         """
-        if isinstance(texts, str):
-            raise InputError("embed takes a list of texts, and one text is given. Give [text].")
+        texts = list_of_texts(texts, "embed")
         is_embedding = self.task.is_embedding
         session = self.session if is_embedding else self.session.without_head()
         options: RunOptions = {
@@ -160,6 +176,10 @@ class Predictor:
 
         def features_of(start: int) -> tuple[Sequence[Features], NDArray[np.int64]]:
             own = texts[start : start + TEXTS_AHEAD]
+            wrong = next((number for number, text in enumerate(own) if not isinstance(text, str)), None)
+            if wrong is not None:
+                kind = type(own[wrong]).__name__
+                raise InputError(f"text {start + wrong + 1} is a {kind}; expected a string.")
             if is_embedding:
                 return self.task.text_features(own, self.tokenizer, role), np.arange(len(own))
             windows = self._text_windows(own, start)
@@ -230,6 +250,29 @@ class Predictor:
         output = self.session.run(features, batch_size=self.batch_size, max_length=max_length, pad_id=pad_id, **options)
         _require_finite(output.logits)
         return output
+
+
+def listed(values: Any) -> Any:
+    """Return an array, a column of a table or an iterator as a list, and tuples in it as lists; all else as it is."""
+    if isinstance(values, str):
+        return values
+    if getattr(values, "ndim", 0) == 1 and hasattr(values, "tolist"):
+        values = values.tolist()
+    elif isinstance(values, Iterator):
+        values = list(values)
+    elif isinstance(values, list | tuple) and values and not isinstance(values[0], str):
+        return [listed(item) for item in values]
+    return list(values) if isinstance(values, tuple) else values
+
+
+def list_of_texts(texts: Any, taker: str) -> Sequence[Any]:
+    """Return the argument of a function that takes several texts as a sequence. Raises InputError for one text."""
+    if isinstance(texts, str):
+        raise InputError(f"{taker} takes a list of texts, and one text is given. Give [text].")
+    texts = listed(texts)
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise InputError(f"{taker} takes a list of texts, not a {type(texts).__name__}.")
+    return texts
 
 
 def _require_finite(arrays: Sequence[NDArray[np.float32]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from .config.schema import check_accelerator
 from .data.packing import Features
 from .errors import CheckpointError, ConfigError, InputError
 from .inference import EvaluationStopped, RunOptions, SessionOutput, by_feature
@@ -107,6 +108,7 @@ def open_network(file: Path, *, accelerator: str = "auto", threads: int | None =
         import onnxruntime
     except ModuleNotFoundError:
         raise ConfigError(f"{file} needs onnxruntime, which is not installed: {EXTRA}.") from None
+    check_accelerator(accelerator)
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"][accelerator != "gpu" :]
     missing = set(providers) - set(onnxruntime.get_available_providers())
     if missing:

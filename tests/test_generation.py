@@ -95,6 +95,9 @@ def test_the_end_of_text_and_the_last_position_end_a_text(generator):
         generator.generate(["Marie", ""])
     with pytest.raises(InputError, match=r"prompt 1 has .* 64 positions"):
         generator.generate(["Marie " * 64])
+    for prompts, message in (("Marie", "takes a list of texts"), (["Marie", None], "prompt 2 is a NoneType")):
+        with pytest.raises(InputError, match=message):
+            generator.generate(prompts)
 
 
 def test_samples_depend_on_the_seed_alone_and_not_on_the_batch(generator):

@@ -1,9 +1,11 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import megabert
 from megabert import inference
 from megabert.build import load_embedder, load_language_model, new_task_model
 from megabert.captured_batches import SmallBatches
@@ -208,3 +210,78 @@ def test_small_batches_of_a_static_size_have_the_logits_of_packed_ones(predictor
                 np.testing.assert_allclose(first, second, atol=1e-5)
     assert small.size_of(features * 1000) is None
     assert session.with_small_batches(64, 0).small is None or device == "cuda"
+
+
+RUN = Path(__file__).parent / "runs_v1" / "text_classification" / "run" / "checkpoints"
+QUESTIONS, CONTEXTS = ["Where is it?", "Who found it?"], ["It is in Paris.", "Marie found it."]
+
+
+class Column:
+    """A column of a table, as pandas' Series has it: compared element by element, one dim, a tolist."""
+
+    ndim = 1
+
+    def __init__(self, values):
+        self.values = values
+
+    def tolist(self):
+        return list(self.values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __eq__(self, other):
+        return np.array(self.values) == other
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, Column, iter, lambda values: (item for item in values)])
+def test_arrays_columns_and_iterators_are_lists(predictor, kind):
+    expected = predictor.predict(question=QUESTIONS, context=CONTEXTS)
+    assert predictor.predict(question=kind(QUESTIONS), context=kind(CONTEXTS)) == expected
+    assert np.array_equal(predictor.embed(kind(CONTEXTS)), predictor.embed(CONTEXTS))
+
+
+class Table(Column):
+    ndim = 2
+
+
+@pytest.mark.parametrize("texts", ["one text", None, 5, {"a"}, {"a": 1}, b"ab", Table(CONTEXTS)])
+def test_what_is_no_list_of_texts_is_named(predictor, texts):
+    with pytest.raises(InputError, match="takes a list of texts"):
+        predictor.embed(texts)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 5, Table(CONTEXTS)])
+def test_what_is_no_text_is_named_with_its_place(predictor, value):
+    with pytest.raises(InputError, match=r"^text 2 is a \w+; expected a string"):
+        predictor.embed(["a", value])
+    with pytest.raises(InputError, match=r"^example 2: context is "):
+        predictor.predict(question=QUESTIONS, context=["a", value])
+    with pytest.raises(InputError, match=r"takes fields by name: question=..., context=..."):
+        predictor.predict("a", "b")
+
+
+def test_fields_that_there_are_not_are_named_beside_those_of_the_task(predictor):
+    with pytest.raises(InputError, match=r"unexpected field text\. .* question_answering takes question, context\.$"):
+        predictor.predict(question="a", text="b")
+    with pytest.raises(InputError, match=r"^example 1: .*passage\. .* question_answering takes"):
+        predictor.predict(question=["a"], passage="b")
+
+
+@pytest.mark.parametrize(("option", "value"), [("accelerator", "cuda"), ("precision", "float32"), ("precision", 32)])
+def test_an_unknown_option_is_refused_with_those_that_there_are(option, value):
+    run = next(RUN.iterdir())
+    with pytest.raises(ConfigError, match=rf"{option} is '?{value}'?; choose one of auto"):
+        megabert.load(run, **{"accelerator": "cpu", option: value})
+
+
+def test_another_default_dtype_changes_nothing():
+    run = next(RUN.iterdir())
+    expected = megabert.load(run, accelerator="cpu", precision="32").predict(text="a good day")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert megabert.load(run, accelerator="cpu", precision="32").predict(text="a good day") == expected
+    finally:
+        torch.set_default_dtype(torch.float32)

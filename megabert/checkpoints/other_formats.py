@@ -17,6 +17,8 @@ _AGAIN = "Give a folder with model.safetensors or pytorch_model.bin"
 _LOAD = "In transformers before version 5: AutoModel.from_pretrained(FOLDER, {}=True).save_pretrained(NEW)"
 # What a folder without weights that are read may hold: what it is, what helps, by its files
 _FOREIGN = (
+    ("a model of sentence-transformers before version 2", "Save it again: SentenceTransformer(FOLDER).save(NEW)",
+     ("0_*/config.json",)),
     ("a pipeline of spaCy", "Its network is in spaCy's own format; fine-tune the encoder that it began with",
      ("config.cfg", "transformer/model")),
     ("weights for ONNX", f"{_AGAIN}: the export's source", ("*.onnx", "onnx/*.onnx")),

@@ -90,6 +90,7 @@ def _digest(checkpoint: Path) -> str:
 
 def _read_huggingface(folder: Path) -> TrainedModel:
     """Read a Hugging Face folder as a run. Raises CheckpointError if it has no head or no vocabulary."""
+    from .huggingface.open_huggingface import NO_WEIGHTS, SUFFIXES
     from .huggingface.sentence_modules import MODULE_FILES
     from .model_source import ModelSource, open_source
     from .vocabulary_rows import fit_vocabulary
@@ -122,8 +123,11 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     if checkpoint.lower_case is None:
         casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
         notes.append(f"casing is not stated: text {casing}")
-    files = [file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES]
-    files = sorted([*files, *folder.glob(MODULE_FILES[-1])])
+    # Weights may have other names, beside which a trainer's optimizer counts for nothing.
+    others = [file for file in folder.iterdir() if file.suffix in SUFFIXES and NO_WEIGHTS.match(file.name) is None]
+    named = [file for file in folder.iterdir() if file.suffix in _MODEL_FILES]
+    files = [file for file in {*named, *others} if file.is_file()]
+    files = sorted([*files, *(file for pattern in MODULE_FILES[3:] for file in folder.glob(pattern))])
     sums = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
     contents = run_checkpoints.Contents({"model": weights}, documents, tokenizer.files())
     return TrainedModel(folder, contents, hashlib.sha256(sums.encode()).hexdigest()[:DIGEST_DIGITS], tuple(notes))

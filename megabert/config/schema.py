@@ -9,10 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import ConfigError
+
 
 def choice(default: str | None, *options: str) -> Any:
     """Declare a field whose value is one of `options`, or None if that is the default."""
     return field(default=default, metadata={"choices": options})
+
+
+ACCELERATORS = ("auto", "gpu", "cpu")
+
+
+def check_accelerator(name: object) -> None:
+    """Raise ConfigError for a device type that is none of ACCELERATORS."""
+    if name not in ACCELERATORS:
+        raise ConfigError(f"accelerator is {name!r:.40}; choose one of {', '.join(ACCELERATORS)}.")
 
 
 @dataclass
@@ -23,7 +34,7 @@ class TrainerSettings:
     """Number of epochs (passes over the training data); -1: no limit, max_steps decides."""
     max_steps: int = -1
     """Stop after this many optimizer steps, whatever max_epochs is; -1: no limit."""
-    accelerator: str = choice("auto", "auto", "gpu", "cpu")
+    accelerator: str = choice("auto", *ACCELERATORS)
     """Device type; auto: a GPU if there is one, else the CPU."""
     devices: int = 1
     """Processes per machine, one per device; -1: one per GPU. The command starts them, unless torchrun or SLURM did."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, InputError
+from ..inference import list_of_texts
 from ..kernels.cuda_graph import CapturedGraph, side_stream
 from ..model.attention import PackedSequences
 from ..model.encoder import Encoder
@@ -112,14 +113,16 @@ class Generator:
 
         Raises InputError for a prompt without a token, or one that leaves no position for a new one.
         """
+        prompts = list_of_texts(prompts, "generate")
         sampling, limits = sampling or Sampling(), limits or GenerationLimits()
         if sampling.is_greedy and limits.num_samples > 1:
             raise ConfigError(
                 f"num_samples={limits.num_samples}, but without temperature all are the same. Set temperature=0.8."
             )
-        if isinstance(prompts, str):
-            raise InputError("prompts is one string. Give a list: [prompt].")
         rows = []
+        for number, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise InputError(f"prompt {number + 1} is a {type(prompt).__name__}; expected a string.")
         for number, ids in enumerate(self.tokenizer.encode_ids(list(prompts))):
             max_new = min(limits.max_new_tokens, self._room(ids, prompts[number], number))
             before = self.tokenizer.decode(ids.tolist())

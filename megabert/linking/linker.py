@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..formats.documents.abbreviations import written_out
 from ..formats.documents.composites import composite_splits
-from ..inference import Session
+from ..inference import Session, list_of_texts
 from .candidate_ranker import RANKED, CandidateRanker
 from .candidates import LinkedPart, NameCandidate
 from .dictionary import Dictionary
@@ -149,7 +150,11 @@ class Linker:
 
         `species` holds for mentions that name none themselves. Raises InputError for one that the dictionary lacks.
         """
+        mentions = list_of_texts(mentions, "link")
         queries = [LinkQuery(item) if isinstance(item, str) else item for item in mentions]
+        if wrong := [number for number, item in enumerate(queries) if not isinstance(item, LinkQuery)]:
+            kind = type(queries[wrong[0]]).__name__
+            raise InputError(f"mention {wrong[0] + 1} is a {kind}; expected a string or a LinkQuery.")
         wanted = [(written_out(item.text, item.definitions), item.species or tuple(species)) for item in queries]
         depth = k if self.reader is None else max(k, RANKED)
         if new := [item for item in dict.fromkeys(wanted) if (item, depth) not in self._known]:

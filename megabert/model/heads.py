@@ -80,22 +80,37 @@ class SequenceHead(TokenHead):
             copy_into(self.hidden[0], pooler)
 
 
+class Projection(nn.Linear):
+    """A linear layer and an activation. Source: Dense of sentence-transformers."""
+
+    def __init__(self, hidden_size: int, num_outputs: int, activation: str) -> None:
+        super().__init__(hidden_size, num_outputs)
+        self.activation = nn.Identity() if activation == "identity" else _ACTIVATIONS[activation]()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [N, D] to [N, C]."""
+        return self.activation(super().forward(input))
+
+
 class EmbeddingHead(Head):
     """An embedding of each sequence instead of logits: its hidden states' mean, or that of the first or last token.
 
-    With `normalize` embeddings have the 2-norm 1.
+    A layer `project` may follow. With `normalize` embeddings have the 2-norm 1.
     """
 
     is_per_sequence = True
 
-    def __init__(self, pooling: str = "mean", *, normalize: bool = False) -> None:
+    def __init__(self, pooling: str = "mean", *, normalize: bool = False, project: nn.Linear | None = None) -> None:
         super().__init__()
         self.pooling = pooling
         self.normalize = normalize
+        self.project = project
 
     def forward(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:
         """Map [T, D] and the indices of first tokens [N] to embeddings [N, D]."""
         pooled_ND = self._pool(hidden_TD, starts_N)
+        if self.project is not None:
+            pooled_ND = self.project(pooled_ND)
         return torch.nn.functional.normalize(pooled_ND, dim=-1) if self.normalize else pooled_ND
 
     def _pool(self, hidden_TD: Tensor, starts_N: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import os
 import torch
 from torch import nn
 
+from ..errors import ConfigError
 from .attention import has_kernel
 from .config import EncoderConfig
 from .fp8 import Fp8Linear, check_hardware, use_fp8
@@ -19,6 +20,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "fp8":
         check_hardware(device)
     if precision != "auto":
+        if precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision is {precision!r:.40}; choose one of auto, {', '.join(PRECISIONS)}, as a string."
+            )
         return PRECISIONS[precision]
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
 
@@ -44,8 +49,9 @@ def cast_model(model: nn.Module, precision: str) -> None:
     --bf16; fp8 is bfloat16 with the layers' matmuls in 8 bits.
     """
     for name, child in model.named_children():
-        if name != "head" or child.uses_encoder_precision:
-            child.to(DTYPES[precision])
+        is_cast = name != "head" or child.uses_encoder_precision
+        # A head is float32 also where the program around has another default dtype.
+        child.to(DTYPES[precision] if is_cast else torch.float32)
     if precision == "fp8":
         use_fp8(model.get_submodule("encoder"))  # type: ignore[arg-type]
 

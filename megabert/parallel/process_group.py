@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from ..config.schema import ParallelSettings, TrainerSettings
+from ..config.schema import ParallelSettings, TrainerSettings, check_accelerator
 from ..errors import ConfigError
 from .rendezvous import LaunchEnvironment, open_store, read_launch_environment
 
@@ -273,6 +273,7 @@ def resolve_device(
     accelerator: str, local_rank: int | None = None, device_ids: list[int] | None = None
 ) -> torch.device:
     """Resolve the device to compute on; auto is a GPU if PyTorch finds one. `device_ids` are those of the ranks."""
+    check_accelerator(accelerator)
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
         raise ConfigError("trainer.accelerator=gpu, but PyTorch finds no GPU. Use auto or cpu.")

@@ -146,7 +146,8 @@ class HostedModel:
         for number, prediction in enumerate(predictions):
             cut = sum(item.num_cut for item in own[number])
             # A task that makes several sequences of a window, one for each label or choice, counts windows itself.
-            row = {"windows": len(own[number]), **self.task.to_json(prediction)}
+            row = self.task.to_json(prediction)
+            row.setdefault("windows", len(own[number]))
             rows.append({**row, "truncated": cut} if cut else row)
         return list(zip(rows, predictions, strict=True))
 
@@ -319,5 +320,7 @@ class ModelCatalog:
 
 
 def _no_model(routes: Collection[str]) -> str:
-    tasks = [kind.name() for kind, route in ROUTES.items() if route in routes]  # type: ignore[attr-defined]
+    kinds = [kind for kind, route in ROUTES.items() if route in routes]
+    # The class that several tasks share is no task by itself.
+    tasks = ["text_classification" if kind is SequenceClassificationTask else kind.name() for kind in kinds]  # type: ignore[attr-defined]
     return f"This needs a run of {' or '.join(tasks)}." if tasks else "No model of this server can do this."

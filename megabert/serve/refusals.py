@@ -75,6 +75,7 @@ def _kserve(refusal: Refusal, request_id: str) -> dict[str, Any]:
 # A part of a path -> the shape of its errors
 SHAPES: tuple[tuple[str, Callable[[Refusal, str], dict[str, Any]]], ...] = (
     ("/v1/embeddings", _openai),
+    ("/v1/models", _openai),
     ("/v1/chat/", _openai),
     ("/v1/completions", _openai),
     ("/v2/models", _kserve),

@@ -60,8 +60,8 @@ class RequestGuard:
         host, target = headers.get("host", ""), scope.get("target_host")
         # HTTP/1.0 has no Host; browsers, against which this stands, send one.
         is_old = scope.get("http_version") == "1.0" and "host" not in headers
-        given = [*([] if is_old else [host]), *([] if target is None else [target])]
-        if self.hosts is not None and any(host_name(name) not in self.hosts for name in given):
+        names = [*([] if is_old else [host]), *([] if target is None else [target])]
+        if self.hosts is not None and any(host_name(name) not in self.hosts for name in names):
             raise Refusal(421, "the Host header names another server.")
         self._check_origin(scope["method"], host, headers)
         if scope["method"] == "POST":

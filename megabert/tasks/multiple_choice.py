@@ -137,6 +137,8 @@ class MultipleChoice(Task[Example, Prediction]):
         choices = fields.pop("choices", None)
         names = ("question", "passage") if fields.get("passage") else ("question",)
         require_texts(fields, *names, optional=("passage",))
+        if choices is None:
+            raise InputError("choices is missing. Give question=... and choices=[...], perhaps passage=...")
         if isinstance(choices, str):
             choices = parse_json_field("choices", choices)
         values = {"question": fields["question"], "passage": fields.get("passage") or "", "choices": choices}

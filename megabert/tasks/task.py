@@ -313,7 +313,9 @@ def require_texts(fields: Mapping[str, Any], *names: str, optional: Collection[s
     `optional`.
     """
     unexpected = [name for name in fields if name not in (*names, "id", *optional)]
-    missing = [name for name in names if fields.get(name) is None or fields[name] == ""]
+    missing = [
+        name for name in names if fields.get(name) is None or (isinstance(fields[name], str) and not fields[name])
+    ]
     problems = [f"{name} is missing" for name in missing] + [f"unexpected field {name}" for name in unexpected]
     problems += [problem for name in names if name not in missing and (problem := _problem_of_text(name, fields[name]))]
     if problems:

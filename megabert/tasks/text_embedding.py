@@ -14,7 +14,7 @@ from ..config.schema import DataSettings, ModelSettings, OptimizerSettings, Sett
 from ..data.packing import NO_TARGET, Batch, Features, PlainSequences
 from ..errors import ConfigError, InputError
 from ..formats.rows import Row
-from ..model.config import EncoderConfig
+from ..model.config import ACTIVATIONS, EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
 from .retrieval_data import (
     EmbeddingTask,
@@ -64,6 +64,10 @@ class EmbeddingSettings:
     """Which hidden states: the mean of all, that of the first, or of the last token."""
     normalize: bool = True
     """Embeddings have the length 1: similarity is the cosine. false: the inner product, as DPR."""
+    projection: int = 0
+    """Size of embeddings that a linear layer makes of the pooled hidden states; 0: no such layer."""
+    projection_activation: str = choice("identity", "identity", *ACTIVATIONS)
+    """What follows that layer."""
     num_encoders: int = 1
     """1: one encoder for queries and passages; 2: one each (DPR), both of which start from the same weights."""
     loss: str = choice("in_batch", "in_batch", "margin_mse")
@@ -226,12 +230,16 @@ class TextEmbedding(EmbeddingTask[RetrievalExample]):
 
     def head(self, config: EncoderConfig) -> Head:
         """Pool the hidden states of a text; with two encoders the head has that of passages."""
-        from ..model.heads import DualEmbeddingHead, EmbeddingHead
+        from ..model.heads import DualEmbeddingHead, EmbeddingHead, Projection
 
         settings = self.embedding
         if self._has_two():
+            if settings.projection:
+                raise ConfigError("model.embedding.projection needs num_encoders=1. Leave one of both out.")
             return DualEmbeddingHead(config, settings.pooling, normalize=settings.normalize)
-        return EmbeddingHead(settings.pooling, normalize=settings.normalize)
+        width, activation = settings.projection, settings.projection_activation
+        project = Projection(config.hidden_size, width, activation) if width else None
+        return EmbeddingHead(settings.pooling, normalize=settings.normalize, project=project)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the queries' losses, the mean over all Matryoshka dimensions; 0 where there are no pairs."""

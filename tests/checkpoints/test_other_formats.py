@@ -13,6 +13,7 @@ from megabert.errors import CheckpointError
 
 CONFIG = json.dumps({"model_type": "bert"})
 OTHERS = {
+    "sentence-transformers": {"modules.json": "[]", "0_Transformer/config.json": CONFIG},
     "spaCy": {"meta.json": "{}", "config.cfg": "[nlp]", "transformer/model": "x"},
     "ONNX": {"config.json": CONFIG, "onnx/model.onnx": "x"},
     "OpenVINO": {"config.json": CONFIG, "openvino_model.xml": "<net/>", "openvino_model.bin": "x"},

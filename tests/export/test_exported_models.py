@@ -188,6 +188,8 @@ def test_a_file_of_another_export_is_refused(exported, tmp_path, name, capsys):
 def test_options_of_a_run_and_losses_are_refused(exported):
     with pytest.raises(ConfigError, match="as it was exported"):
         megabert.load(exported("glue"), precision="bf16")
+    with pytest.raises(ConfigError, match=r"accelerator is 'tpu'; choose one of auto, gpu, cpu"):
+        megabert.load(exported("glue"), accelerator="tpu")
     predictor = megabert.load(exported("masked_language_model"))
     with pytest.raises(ConfigError, match="no loss"):
         predictor.evaluate(predictor.task.read(input_of("masked_language_model")))

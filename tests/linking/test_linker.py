@@ -46,6 +46,12 @@ def test_names_link_whatever_their_case_order_and_punctuation(linker):
     ]
 
 
+def test_one_string_is_no_list_of_mentions(linker):
+    for mentions, message in (("asthma", "takes a list of texts"), (["asthma", None], "mention 2 is a NoneType")):
+        with pytest.raises(InputError, match=message):
+            linker.link(mentions)
+
+
 def test_abbreviations_are_what_the_document_defines(linker):
     assert linked(linker, "DM") == [("mesh:D009223", "DM")]
     assert linked(linker, LinkQuery("DM", {"DM": "diabetes mellitus"})) == [("mesh:D003920", "Diabetes Mellitus")]

@@ -308,7 +308,9 @@ def test_addresses_may_end_with_a_slash(server):
         assert server.call("GET", path)[0] == server.call("GET", f"{path}/")[0] == 200, path
     assert server.post("/v1/entities/", model="ner", text="Anna")["model"] == "ner"
     assert server.call("GET", "/v1/models/ner")[2]["id"] == "ner"
-    assert server.call("GET", "/v1/models/nobody")[0] == server.call("GET", "/health//")[0] == 404
+    assert server.call("GET", "/health//")[0] == 404
+    status, _, error = server.call("GET", "/v1/models/nobody")
+    assert status == 404 and "there are ner" in error["error"]["message"]
 
 
 @pytest.mark.parametrize(

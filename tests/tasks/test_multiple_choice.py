@@ -126,6 +126,8 @@ def test_refusals():
         task.example(question="who", choices="[1")
     with pytest.raises(InputError, match="expected two or more strings"):
         task.example(question="who", choices=["x"])
+    with pytest.raises(InputError, match="choices is missing"):
+        task.example(question="a")
     with pytest.raises(InputError, match="unexpected field text"):
         task.example(question="who", choices=["x", "y"], text="a")
     with pytest.raises(InputError, match="the question has no answer to train on"):

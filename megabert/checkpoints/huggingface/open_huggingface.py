@@ -21,9 +21,9 @@ from .huggingface_names import ARCHITECTURES, HEAD_ACTIVATION, NUM_SEGMENTS, Hug
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _FIRST_TENSOR = re.compile(r"((?:.*\.)?)(?:embeddings\.word_embeddings|wte)\.weight")
-_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 # Files that trainers write beside the weights
-_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|openvino_model)")
+NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|openvino_model)")
 _STATES = ("state_dict", "model_state_dict", "model")
 
 
@@ -68,7 +68,7 @@ def open_huggingface(folder: Path, ignored: Collection[str] = ()) -> HuggingFace
     file = folder / "config.json"
     config = read_json_object(file)
     name = config.get("model_type")
-    if name is not None and name not in ARCHITECTURES:
+    if "model_type" in config and (not isinstance(name, str) or name not in ARCHITECTURES):
         raise _no_architecture(file, name)
     if config.get("quantization_config"):
         raise CheckpointError(
@@ -204,7 +204,7 @@ def _open_weights(folder: Path) -> _NamedWeights:
         if index.is_file():
             return _open_shards(index)
     files = [
-        file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and _NO_WEIGHTS.match(file.name) is None
+        file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and NO_WEIGHTS.match(file.name) is None
     ]
     if len(files) == 1:  # of another name, such as model.fp16.safetensors or last.ckpt
         return _tensors_of(files[0])

@@ -77,9 +77,9 @@ def _embedding(file: HuggingFaceFile, folder: Path, description: Mapping[str, An
     read = read_embedding(folder, length, lowers=bool(lowers))
     if read is None:
         return None
-    model, notes = read
+    model, notes, head = read
     if description is None:
-        return FineTuned({}, {"run": {"task": "text_embedding"}, "settings": {"model": model}}, tuple(notes))
+        return FineTuned(head, {"run": {"task": "text_embedding"}, "settings": {"model": model}}, tuple(notes))
     task, own = description["task"], description["settings"]["model"]
     if task not in EMBEDDING_TASKS or pooling_of(task, own) != pooling_of("text_embedding", model):
         raise CheckpointError(

@@ -70,7 +70,7 @@ PRETRAINING = {
 _REASONS = {
     "intent_slot": "its intents are read at the first token and its slots at each word, which no class of "
     "transformers does together",
-    "text_embedding": "it has an encoder each for queries and passages",
+    "text_embedding": "it has an encoder each for queries and passages, or a linear layer behind the pooling",
 }
 
 

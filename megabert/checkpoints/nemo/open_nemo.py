@@ -85,7 +85,11 @@ def open_nemo(path: Path) -> NemoFile:
 
 def _members(path: Path) -> dict[str, Region]:
     if path.is_file():
-        return read_tar(open_regular(path))
+        members = read_tar(open_regular(path))
+        # An unpacked archive that was packed again as a folder
+        folders = {name.partition("/")[0] for name in members}
+        is_folder = len(folders) == 1 and CONFIG not in members
+        return {name.partition("/")[2]: item for name, item in members.items()} if is_folder else members
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {str(file.relative_to(path)): open_regular(file) for file in files}
 

@@ -39,6 +39,18 @@ def test_labels_are_those_of_label2id_where_it_stands_alone(changed):
     assert ours.labels == {"tag": LABELS}
 
 
+def test_each_file_of_the_weights_counts_in_the_digest(changed):
+    folder = changed()
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    digests = set()
+    for number in range(4):
+        torch.save({"state_dict": {name: item + number // 2 for name, item in state.items()}}, folder / "last.ckpt")
+        (folder / "optimizer.pt").write_bytes(b"x" * number)
+        digests.add(megabert.load(folder, accelerator="cpu").digest)
+    assert len(digests) == 2
+
+
 def test_labels_may_be_numbers(changed):
     numbers = {"id2label": {str(n): n for n in range(5)}, "label2id": {str(n): n for n in range(5)}}
     assert megabert.load(changed(**numbers), accelerator="cpu").labels == {"tag": list("01234")}

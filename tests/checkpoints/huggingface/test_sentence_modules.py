@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import megabert
 from megabert.build import load_embedder
 from megabert.cli import main
+from megabert.errors import CheckpointError
 from tests.export.test_huggingface_export import foreign, read_json
 
 transformers = pytest.importorskip("transformers")
@@ -69,6 +71,73 @@ def test_pooling_normalization_and_length_are_those_of_the_modules(tmp_path, voc
         assert names == [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")]
 
 
+def dense(folder, number, *, has_bias=True, file="model.safetensors", **changes):
+    """Write the module Dense; returns what it computes."""
+    torch.manual_seed(2)
+    layer = torch.nn.Linear(16, 6, bias=has_bias)
+    stated = {
+        "in_features": 16,
+        "out_features": 6,
+        "bias": has_bias,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    (folder / f"{number}_Dense").mkdir()
+    (folder / f"{number}_Dense" / "config.json").write_text(json.dumps(stated | changes))
+    state = {f"linear.{name}": item for name, item in layer.state_dict().items()}
+    save = save_file if file.endswith("safetensors") else torch.save
+    save(state, folder / f"{number}_Dense" / file)
+    return lambda vectors: torch.tanh(layer(torch.from_numpy(vectors).float())).detach().numpy()
+
+
+@pytest.mark.parametrize(("has_bias", "file"), [(True, "model.safetensors"), (False, "pytorch_model.bin")])
+@pytest.mark.parametrize("others", [["Dense"], ["Dense", "Normalize"]])
+def test_a_linear_layer_follows_the_pooling(tmp_path, vocab_file, others, has_bias, file):
+    model = sentence_model(tmp_path / "hub", vocab_file, "cls", *others)
+    project = dense(tmp_path / "hub", 2, has_bias=has_bias, file=file)
+    vectors = project(expected(model, tmp_path / "hub", TEXTS, "cls", normalize=False))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) if len(others) == 2 else 1
+    ours = megabert.load(tmp_path / "hub", accelerator="cpu", precision="32")
+    assert np.allclose(ours.embed(TEXTS), vectors, atol=1e-5)
+    assert main(["export", str(tmp_path / "hub"), "-o", str(tmp_path / "hf"), "--to", "huggingface"]) != 0
+    if len(others) == 1 and has_bias:
+        assert main(["export", str(tmp_path / "hub"), "-o", str(tmp_path / "onnx"), "--to", "onnx"]) == 0
+        assert np.allclose(megabert.load(tmp_path / "onnx", accelerator="cpu").embed(TEXTS), vectors, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation_function": "torch.nn.modules.activation.Softplus"}, "the activation Softplus"),
+        ({"use_residual": True}, "a residual connection"),
+        ({"module_input_name": "token_embeddings"}, "something else than sentence_embedding"),
+        ({"module_input_name": "a", "module_output_name": "a"}, "something else than sentence_embedding"),
+    ],
+)
+def test_another_linear_layer_is_refused(tmp_path, vocab_file, changes, message):
+    sentence_model(tmp_path / "hub", vocab_file, "mean", "Dense")
+    dense(tmp_path / "hub", 2, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        megabert.load(tmp_path / "hub", accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(torch.zeros(6, 15), "15"), (torch.full((6, 16), torch.nan), "NaN"), (torch.zeros(6), "matrix")],
+)
+def test_weights_of_another_linear_layer_are_refused(tmp_path, vocab_file, weight, message):
+    sentence_model(tmp_path / "hub", vocab_file, "mean", "Dense")
+    dense(tmp_path / "hub", 2)
+    save_file({"linear.weight": weight, "linear.bias": torch.zeros(6)}, tmp_path / "hub/2_Dense/model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        megabert.load(tmp_path / "hub", accelerator="cpu")
+
+
+def test_a_classifier_of_setfit_is_named(tmp_path, vocab_file):
+    sentence_model(tmp_path / "hub", vocab_file, "mean")
+    (tmp_path / "hub" / "model_head.pkl").write_bytes(b"x")
+    assert any("SetFit" in note for note in megabert.load(tmp_path / "hub", accelerator="cpu").notes)
+
+
 def test_each_role_has_its_prompt(tmp_path, vocab_file):
     prompts = {"query": "who was ", "document": "the city of "}
     model = sentence_model(tmp_path, vocab_file, "mean", "Normalize", prompts=prompts)
@@ -81,7 +150,8 @@ def test_each_role_has_its_prompt(tmp_path, vocab_file):
 @pytest.mark.parametrize(
     ("pooling", "others", "settings", "message"),
     [
-        ("mean", ["Dense", "Normalize"], {}, "lists Transformer, Pooling, Dense, Normalize"),
+        ("mean", ["LayerNorm", "Normalize"], {}, "lists Transformer, Pooling, LayerNorm, Normalize"),
+        ("mean", ["Normalize", "Dense"], {}, "lists Transformer, Pooling, Normalize, Dense"),
         ("max", [], {}, "pooling_mode_max_tokens"),
         ("mean", [], {"include_prompt": False}, "include_prompt is false"),
     ],
@@ -102,6 +172,8 @@ def test_what_is_not_computed_is_refused_and_the_encoder_loads(
     [
         ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, "is not computed"),
         ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../1_Pooling"}], "no folder"),
+        ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": ".."}], "no folder"),
+        ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling"}], "no folder"),
         ("modules.json", {}, "lists no modules"),
         ("config_sentence_transformers.json", {"prompts": {"query": 5}}, "no table of names and texts"),
     ],

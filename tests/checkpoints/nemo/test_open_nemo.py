@@ -98,6 +98,18 @@ def test_an_unpacked_archive_is_read(tmp_path):
     assert_same(tmp_path / "unpacked", ours, num_tokens=50)
 
 
+def test_a_folder_that_was_packed_as_such_is_read(tmp_path):
+    (state,), ours = weights_of(tmp_path)
+    members = {
+        "my model/model_config.yaml": yaml.dump(CONFIG),
+        "my model/model_weights.ckpt": prefixed(state, "model."),
+    }
+    assert_same(pack(tmp_path / "again.nemo", members), ours, num_tokens=50)
+    members["README"] = "x"
+    with pytest.raises(CheckpointError, match=r"without model_config\.yaml"):
+        open_checkpoint(pack(tmp_path / "other.nemo", members))
+
+
 def test_a_converted_old_file_keeps_its_layout_with_a_note(tmp_path):
     # NeMo's converter renames; with megatron_legacy the attention reads rows as [3, heads, dim].
     (state,), ours = weights_of(tmp_path)
