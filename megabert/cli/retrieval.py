@@ -117,9 +117,9 @@ def rerank(words: Sequence[str]) -> None:
         "--fuse",
         type=float,
         nargs="?",
-        const=0.3,
+        const=0.2,
         metavar="WEIGHT",
-        help="fuse both by their scores; weight of the new ones, 0 to 1; default: 0.3",
+        help="fuse both by their scores; weight of the new ones, 0 to 1; default: 0.2",
     )
     tune = "only choose -k and --fuse, on judged queries that RUN has not seen"
     parser.add_argument("--tune", type=Path, metavar="QRELS", help=tune)

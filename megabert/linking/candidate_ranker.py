@@ -69,8 +69,8 @@ class CandidateRanker:
     @cached_property
     def _pair_weights(self) -> tuple[list[float], dict[str, float], dict[str, float]]:
         """The weights of VALUES, and of words that only the candidate, and only the mention has."""
-        words = ({name[1:]: weight for name, weight in self.weights.items() if name[0] == sign} for sign in "+-")
-        return [self.weights.get(name, 0.0) for name in VALUES], *words
+        more, fewer = ({name[1:]: own for name, own in self.weights.items() if name[0] == sign} for sign in "+-")
+        return [self.weights.get(name, 0.0) for name in VALUES], more, fewer
 
     def _identifier_scores(self, identifier: str) -> tuple[float, float]:
         """Add up the weights of an identifier's features, and of those of an exact name besides."""

@@ -262,7 +262,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def _pieces(ends: NDArray[np.int64], blob: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[str]:
     """Read texts of any numbers, of the ends and bytes of all."""
     starts = np.where(numbers > 0, ends[numbers - 1], 0).tolist()
-    view = memoryview(blob)
+    view = blob.data
     return [view[start:end].tobytes().decode() for start, end in zip(starts, ends[numbers].tolist(), strict=True)]
 
 
