@@ -100,6 +100,12 @@ def test_a_torch_program_has_the_logits_of_the_run(tmp_path, capsys):
         megabert.load(tmp_path / "out")
 
 
+def test_an_output_below_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export", str(RUN), "-o", str(tmp_path / "file" / "model"), "--to", "onnx"]) == 73
+    assert capsys.readouterr().err == f"megabert: a file is where a folder must be: {tmp_path / 'file'}\n"
+
+
 @pytest.mark.parametrize("words", [["--to", "onnx", "--calibration", "a"], ["--to", "torch-export", "--int8"]])
 def test_options_that_have_no_effect_are_refused(words, tmp_path, capsys):
     assert main(["export", str(RUN), "-o", str(tmp_path / "out"), *words]) == 64
