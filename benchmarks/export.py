@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead
 from megabert.model.precision import cast_model
-from megabert.onnx_session import CPU_TOKENS, OnnxSession, open_network
+from megabert.onnx_session import OnnxSession, open_network
 from megabert.torch_session import TorchSession
 
 SIZES = {
@@ -72,9 +73,8 @@ def measure(config: EncoderConfig, threads: int, seconds: float) -> dict[str, ob
             file = Path(name) / f"{kind}.onnx"
             file.write_bytes(onnx_model(model, linears).SerializeToString())
             sizes[kind] = round(file.stat().st_size / 1e6, 1)
-            sessions[kind] = OnnxSession(
-                open_network(file, threads=threads), False, config.max_positions, max_batch_tokens=CPU_TOKENS * threads
-            )
+            network, pool = open_network(file, threads=threads), ThreadPoolExecutor(threads)
+            sessions[kind] = OnnxSession(network, False, config.max_positions, threads=pool)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         fast = TaskModel(Encoder(config), head).eval()
         fast.encoder.load_state_dict(encoder.state_dict())

@@ -6,6 +6,7 @@ SHA-256 of every file.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,12 @@ def open_session(
     if not isinstance(head, dict):
         raise CheckpointError(f"{folder / DOCUMENTS} lacks head. Export the run again.")
     config = EncoderConfig.from_dict(documents.get("encoder") or {})
+    count = 1 if accelerator == "gpu" else num_threads(threads)
     return OnnxSession(
         open_network(folder / NETWORK, accelerator=accelerator, threads=threads),
         is_per_sequence=bool(head.get("is_per_sequence")),
         max_positions=config.max_positions,
         needs_targets=bool(head.get("takes_targets")),
-        max_batch_tokens=GPU_TOKENS if accelerator == "gpu" else CPU_TOKENS * num_threads(threads),
+        max_batch_tokens=GPU_TOKENS if accelerator == "gpu" else CPU_TOKENS,
+        threads=ThreadPoolExecutor(count, thread_name_prefix="onnx") if count > 1 else None,
     )

@@ -1,10 +1,12 @@
 """Run an exported network over features by onnxruntime: rows of similar length, without torch.
 
-Each batch holds sequences of nearly one length, so that little is padded; padding never changes a logit.
+Each batch holds sequences of nearly one length, so that little is padded; padding never changes a logit. On a CPU each
+thread computes a batch of its own: within a small network threads would wait for each other at every operator.
 """
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -19,7 +21,7 @@ from .inference import EvaluationStopped, RunOptions, SessionOutput, by_feature
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
 CPU_TOKENS, GPU_TOKENS = 256, 16384
-"""Tokens of a batch, on a CPU for each thread: activations then stay in its cache; 4,096 take twice as long."""
+"""Tokens of a batch: on a CPU activations then stay in the cache of its thread; 4,096 take twice as long."""
 EXTRA = "pip install 'megabert[onnx]'"
 
 
@@ -36,6 +38,8 @@ class OnnxSession:
     """Whether the run's network computes losses instead of logits: an exported one does not."""
     max_batch_tokens: int = CPU_TOKENS
     output: str = LOGITS
+    threads: ThreadPoolExecutor | None = None
+    """Threads that compute batches side by side; None: one batch after the other."""
 
     def without_head(self) -> "OnnxSession":
         """Return the network without its head, as `Session.without_head` describes."""
@@ -57,7 +61,8 @@ class OnnxSession:
         segment_ids = np.concatenate([item.segment_ids for item in features]) if len(features) else ends
         rows: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(lengths)
         batches = list(_batches(lengths, min(options["batch_size"] * options["max_length"], self.max_batch_tokens)))
-        for number, indices in enumerate(batches, start=1):
+
+        def compute(indices: NDArray[np.int64]) -> list[NDArray[np.float32]]:
             # The tokens of each row; behind its end those of others, which are replaced by padding
             places = (ends - lengths)[indices, None] + np.arange(lengths[indices[0]])
             mask = np.arange(lengths[indices[0]]) < lengths[indices, None]
@@ -65,8 +70,12 @@ class OnnxSession:
             padded_ids = np.where(mask, token_ids[places], options["pad_id"])
             values = padded_ids, mask.astype(np.int64), segment_ids[places] * mask
             (logits,) = self.network.run([self.output], dict(zip(INPUTS, values, strict=True)))
-            for row, index in zip(logits, indices.tolist(), strict=True):
-                rows[index] = self._own(row, int(lengths[index]))
+            return [self._own(row, int(length)) for row, length in zip(logits, lengths[indices], strict=True)]
+
+        outputs = (self.threads.map if self.threads and len(batches) > 1 else map)(compute, batches)
+        for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
+            for row, index in zip(own_rows, indices.tolist(), strict=True):
+                rows[index] = row
             if progress is not None:
                 progress(number, len(batches))
             if should_stop is not None and should_stop():
@@ -113,6 +122,8 @@ def open_network(file: Path, *, accelerator: str = "auto", threads: int | None =
         raise ConfigError(f"this onnxruntime has no {', '.join(missing)}. Install onnxruntime-gpu, or use the CPU.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads(threads)
+    # Threads that wait would spin, and take the cores from those that compute another batch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The arena would keep the peak of memory for ever, and memory patterns are kept for each shape.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 3
