@@ -19,7 +19,7 @@ from megabert.cli import main
 from megabert.data.packing import Features
 from megabert.errors import CheckpointError, ConfigError
 from megabert.inference import EvaluationStopped
-from megabert.onnx_session import OnnxSession
+from megabert.onnx_session import Lanes, OnnxSession
 
 from ..test_first_round_runs import FIELDS, assert_same, input_of
 from ..test_without_torch import NoTorch
@@ -136,18 +136,20 @@ def test_threads_compute_batches_side_by_side_and_progress_is_in_order():
             return [inputs["input_ids"][:, :, None].astype(np.float32)]
 
     with ThreadPoolExecutor(2) as threads:
-        session = OnnxSession(Network(2), False, 64, max_batch_tokens=64, threads=threads)
-        features = random_features([64, 33, 20, 20, 20, 60])
+        session = OnnxSession(None, False, 512, lanes=Lanes(Network(2), threads, 2))
+        features = random_features([256, 132, 80, 80, 80, 240])
         output = session.run(
-            features, batch_size=32, max_length=64, pad_id=0, progress=lambda *counts: done.append(counts)
+            features, batch_size=32, max_length=512, pad_id=0, progress=lambda *counts: done.append(counts)
         )
         with pytest.raises(EvaluationStopped):
-            replace(session, network=Network(1)).run(
-                features, batch_size=32, max_length=64, pad_id=0, should_stop=lambda: True
+            replace(session, lanes=Lanes(Network(1), threads, 2)).run(
+                features, batch_size=32, max_length=512, pad_id=0, should_stop=lambda: True
             )
     for own, feature in zip(output.logits, features, strict=True):
         np.testing.assert_array_equal(own[:, 0], feature.token_ids)
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    one = OnnxSession(Network(1), False, 512, lanes=Lanes(None, threads, 2))
+    assert len(logits_of(one, features[3:5])) == 2  # a single batch is not for the threads
 
 
 def test_vectors_are_those_of_the_run(exported):
