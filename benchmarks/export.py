@@ -23,7 +23,7 @@ from megabert.model.config import EncoderConfig
 from megabert.model.encoder import Encoder, initialize
 from megabert.model.heads import TaskModel, TokenHead
 from megabert.model.precision import cast_model
-from megabert.onnx_session import CPU_TOKENS, OnnxSession, open_network
+from megabert.onnx_session import CPU_TOKENS, OnnxSession, open_lanes, open_network
 from megabert.torch_session import TorchSession
 
 SIZES = {
@@ -73,7 +73,11 @@ def measure(config: EncoderConfig, threads: int, seconds: float) -> dict[str, ob
             file.write_bytes(onnx_model(model, linears).SerializeToString())
             sizes[kind] = round(file.stat().st_size / 1e6, 1)
             sessions[kind] = OnnxSession(
-                open_network(file, threads=threads), False, config.max_positions, max_batch_tokens=CPU_TOKENS * threads
+                open_network(file, threads=threads),
+                False,
+                config.max_positions,
+                max_batch_tokens=CPU_TOKENS * threads,
+                lanes=open_lanes(file, threads),
             )
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         fast = TaskModel(Encoder(config), head).eval()

@@ -14,7 +14,7 @@ from .errors import CheckpointError, ConfigError
 from .inference import Predictor
 from .json_documents import parse_json_object, read_json_object
 from .model.config import EncoderConfig
-from .onnx_session import CPU_TOKENS, GPU_TOKENS, OnnxSession, num_threads, open_network
+from .onnx_session import CPU_TOKENS, GPU_TOKENS, OnnxSession, num_threads, open_lanes, open_network
 from .tasks.restore_task import restore_task
 from .tokenizers.load import stored_tokenizer
 
@@ -42,7 +42,7 @@ def load_exported(
     overrides: Sequence[str] = (),
     for_many: bool = True,
 ) -> Predictor:
-    """Load an exported folder for inference; `for_many` does not matter, since it has one precision.
+    """Load an exported folder for inference: `for_many` texts, so that each thread can compute a batch, or for one.
 
     Raises CheckpointError where a file is missing, damaged, or not the one that was exported; ConfigError for options
     that an exported model does not have.
@@ -67,23 +67,30 @@ def load_exported(
         verify_file(folder / name, files[name])
     task = restore_task(documents, folder, task_name, overrides=overrides)
     tokenizer = stored_tokenizer(documents, texts, str(folder))
-    session = open_session(folder, documents, accelerator=accelerator, threads=threads)
+    session = open_session(folder, documents, accelerator=accelerator, threads=threads, for_many=for_many)
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:DIGEST_DIGITS]
     return Predictor(task, tokenizer, session, batch_size, digest)
 
 
 def open_session(
-    folder: Path, documents: Mapping[str, Any], *, accelerator: str = "auto", threads: int | None = None
+    folder: Path,
+    documents: Mapping[str, Any],
+    *,
+    accelerator: str = "auto",
+    threads: int | None = None,
+    for_many: bool = True,
 ) -> OnnxSession:
-    """Open the network of an exported folder; its files are not verified."""
+    """Open the network of an exported folder, `for_many` texts or for one; its files are not verified."""
     head = documents.get("head")
     if not isinstance(head, dict):
         raise CheckpointError(f"{folder / DOCUMENTS} lacks head. Export the run again.")
     config = EncoderConfig.from_dict(documents.get("encoder") or {})
+    count = 1 if accelerator == "gpu" else num_threads(threads)
     return OnnxSession(
         open_network(folder / NETWORK, accelerator=accelerator, threads=threads),
         is_per_sequence=bool(head.get("is_per_sequence")),
         max_positions=config.max_positions,
         needs_targets=bool(head.get("takes_targets")),
-        max_batch_tokens=GPU_TOKENS if accelerator == "gpu" else CPU_TOKENS * num_threads(threads),
+        max_batch_tokens=GPU_TOKENS if accelerator == "gpu" else CPU_TOKENS * count,
+        lanes=open_lanes(folder / NETWORK, count) if for_many else None,
     )

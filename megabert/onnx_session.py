@@ -1,10 +1,12 @@
 """Run an exported network over features by onnxruntime: rows of similar length, without torch.
 
-Each batch holds sequences of nearly one length, so that little is padded; padding never changes a logit.
+Each batch holds sequences of nearly one length, so that little is padded; padding never changes a logit. On a CPU each
+thread computes batches of its own where there are enough: within one, threads wait for each other at every operator.
 """
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -21,7 +23,18 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS, HIDDEN = "logits", "last_hidden_state"
 CPU_TOKENS, GPU_TOKENS = 256, 16384
 """Tokens of a batch, on a CPU for each thread: activations then stay in its cache; 4,096 take twice as long."""
+LARGEST_TWICE = 128 * 10**6
+"""Bytes of a network that is opened twice, for one batch at a time and for a batch in each thread."""
 EXTRA = "pip install 'megabert[onnx]'"
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """A network with one thread, and the threads that compute a batch each with it."""
+
+    network: Any
+    threads: ThreadPoolExecutor
+    count: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class OnnxSession:
     """Whether the run's network computes losses instead of logits: an exported one does not."""
     max_batch_tokens: int = CPU_TOKENS
     output: str = LOGITS
+    lanes: Lanes | None = None
 
     def without_head(self) -> "OnnxSession":
         """Return the network without its head, as `Session.without_head` describes."""
@@ -57,17 +71,28 @@ class OnnxSession:
         token_ids = np.concatenate([item.token_ids for item in features]) if len(features) else ends
         segment_ids = np.concatenate([item.segment_ids for item in features]) if len(features) else ends
         rows: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(lengths)
-        batches = list(_batches(lengths, min(options["batch_size"] * options["max_length"], self.max_batch_tokens)))
-        for number, indices in enumerate(batches, start=1):
+        budget = options["batch_size"] * options["max_length"]
+        batches = list(_batches(lengths, min(budget, self.max_batch_tokens)))
+        network, compute_all = self.network, map
+        if self.lanes is not None:
+            for_each = list(_batches(lengths, min(budget, CPU_TOKENS)))
+            if len(for_each) >= self.lanes.count:
+                batches, network, compute_all = for_each, self.lanes.network, self.lanes.threads.map
+
+        def compute(indices: NDArray[np.int64]) -> list[NDArray[np.float32]]:
             # The tokens of each row; behind its end those of others, which are replaced by padding
             places = (ends - lengths)[indices, None] + np.arange(lengths[indices[0]])
             mask = np.arange(lengths[indices[0]]) < lengths[indices, None]
             places = np.minimum(places, len(token_ids) - 1)
             padded_ids = np.where(mask, token_ids[places], options["pad_id"])
             values = padded_ids, mask.astype(np.int64), segment_ids[places] * mask
-            (logits,) = self.network.run([self.output], dict(zip(INPUTS, values, strict=True)))
-            for row, index in zip(logits, indices.tolist(), strict=True):
-                rows[index] = self._own(row, int(lengths[index]))
+            (logits,) = network.run([self.output], dict(zip(INPUTS, values, strict=True)))
+            return [self._own(row, int(length)) for row, length in zip(logits, lengths[indices], strict=True)]
+
+        outputs = compute_all(compute, batches)
+        for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
+            for row, index in zip(own_rows, indices.tolist(), strict=True):
+                rows[index] = row
             if progress is not None:
                 progress(number, len(batches))
             if should_stop is not None and should_stop():
@@ -97,6 +122,13 @@ def _batches(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[NDArray[np
 def num_threads(threads: int | None) -> int:
     """Return the number of threads; None: as many as this process may use cores."""
     return threads or len(os.sched_getaffinity(0))
+
+
+def open_lanes(file: Path, count: int) -> Lanes | None:
+    """Open a network for a batch in each of `count` threads; None for one thread, and where it is large."""
+    if count == 1 or sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) > LARGEST_TWICE:
+        return None
+    return Lanes(open_network(file, threads=1), ThreadPoolExecutor(count, thread_name_prefix="onnx"), count)
 
 
 def open_network(file: Path, *, accelerator: str = "auto", threads: int | None = None) -> Any:

@@ -108,7 +108,10 @@ def main(words: Sequence[str] | None = None) -> int:
         abandon(sys.stdout)
         code = 0
     except OSError as error:
-        log(f"megabert: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        # `mkdir` of a folder, or below one, where a file stands
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is where a folder must be" if is_file else error.strerror or error
+        log(f"megabert: {reason}: {error.filename or ''}".rstrip(": "))
         if error.filename == STDOUT:
             abandon(sys.stdout)
         code = 74 if error.errno == errno.ENOSPC else 73

@@ -59,6 +59,7 @@ def _compare_with_transformers(predictor: Predictor, folder: Path) -> str:
         return "transformers is not installed: the logits are not compared with its own."
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     more = {"add_pooling_layer": False} if predictor.task.is_embedding else {}
     model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, **more).eval()

@@ -55,8 +55,8 @@ class Linears(Protocol):
     def prepare(self, graph: Graph, name: str, hidden: str) -> Any:
         """Add what the matmuls of one input share."""
 
-    def matmul(self, graph: Graph, name: str, prepared: Any, weight: Array) -> str:
-        """Multiply [T, K] with a weight [K, N]."""
+    def matmul(self, graph: Graph, name: str, prepared: Any, weight: Array, bias: Array | None = None) -> str:
+        """Multiply [T, K] with a weight [K, N], and add a bias."""
 
     def embed(self, graph: Graph, name: str, table: Array, ids: str) -> str:
         """Look up rows of a table."""
@@ -69,9 +69,10 @@ class FloatLinears:
         """Return the input as it is."""
         return hidden
 
-    def matmul(self, graph: Graph, name: str, prepared: str, weight: Array) -> str:
+    def matmul(self, graph: Graph, name: str, prepared: str, weight: Array, bias: Array | None = None) -> str:
         """Multiply in float32."""
-        return graph.add("MatMul", prepared, graph.constant(weight, f"{name}.weight"))
+        product = graph.add("MatMul", prepared, graph.constant(weight, f"{name}.weight"))
+        return product if bias is None else graph.add("Add", product, graph.constant(bias, f"{name}.bias"))
 
     def embed(self, graph: Graph, name: str, table: Array, ids: str) -> str:
         """Look up rows in float32."""
@@ -82,17 +83,19 @@ class FloatLinears:
 class Int8Linears:
     """Linear layers in 8 bits, accumulated in 32; embeddings are stored in 8 bits.
 
-    `scales` are the static scales of the layers' inputs, by name; without them each token has its own.
+    `ranges` are the static ranges of the layers' inputs, by name; without them each token has its own.
     """
 
-    scales: Mapping[str, float] | None = None
+    ranges: Mapping[str, tuple[float, float]] | None = None
 
-    def prepare(self, graph: Graph, name: str, hidden: str) -> tuple[str, str | None, float]:
-        """Quantize the input to unsigned bytes; returns them, the scale of each token, and the scale of all."""
-        if self.scales is not None:
-            scale = np.float32(self.scales[name])
-            zero = graph.constant(np.uint8(ZERO_POINT))
-            return graph.add("QuantizeLinear", hidden, graph.constant(scale), zero), None, float(scale)
+    def prepare(self, graph: Graph, name: str, hidden: str) -> tuple[str, str | None, float, int]:
+        """Quantize the input to unsigned bytes; returns them, the scale of each token, that of all, and the zero."""
+        if self.ranges is not None:
+            low, high = self.ranges[name]
+            scale = (high - low) / 255
+            zero = round(-low / scale)
+            values = graph.constant(np.float32(scale)), graph.constant(np.uint8(zero))
+            return graph.add("QuantizeLinear", hidden, *values), None, scale, zero
         axis = graph.constant([1])
         largest = graph.add("ReduceMax", hidden, axis, keepdims=0)
         smallest = graph.add("Neg", graph.add("ReduceMin", hidden, axis, keepdims=0))
@@ -100,23 +103,35 @@ class Int8Linears:
         scale_t = graph.add("Mul", largest, graph.constant(np.float32(1 / ACTIVATION_LIMIT)))
         zeros = graph.add("Expand", graph.constant(np.array([ZERO_POINT], np.uint8)), graph.add("Shape", scale_t))
         quantized = graph.add("QuantizeLinear", hidden, scale_t, zeros, axis=0)
-        return quantized, graph.add("Unsqueeze", scale_t, axis), 1.0
+        return quantized, graph.add("Unsqueeze", scale_t, axis), 1.0, ZERO_POINT
 
-    def matmul(self, graph: Graph, name: str, prepared: tuple[str, str | None, float], weight: Array) -> str:
+    def matmul(
+        self,
+        graph: Graph,
+        name: str,
+        prepared: tuple[str, str | None, float, int],
+        weight: Array,
+        bias: Array | None = None,
+    ) -> str:
         """Multiply in 8 bits, and scale the sums."""
-        quantized, scale_t, scale = prepared
+        quantized, scale_t, scale, zero = prepared
         values, scales = quantize(weight, axis=0, limit=WEIGHT_LIMIT)
+        added = [] if bias is None else [graph.constant(bias, f"{name}.bias")]
         product = graph.add(
             "MatMulIntegerToFloat",
             quantized,
             graph.constant(values, f"{name}.weight"),
             graph.constant(np.float32(scale)),
             graph.constant(scales[0], f"{name}.scale"),
-            graph.constant(np.uint8(ZERO_POINT)),
+            graph.constant(np.uint8(zero)),
             graph.constant(np.int8(0)),
+            *(added if scale_t is None else []),
             domain="com.microsoft",
         )
-        return product if scale_t is None else graph.add("Mul", product, scale_t)
+        if scale_t is None:
+            return product
+        product = graph.add("Mul", product, scale_t)
+        return graph.add("Add", product, *added) if added else product
 
     def embed(self, graph: Graph, name: str, table: Array, ids: str) -> str:
         """Look up rows in 8 bits, each with its own scale."""

@@ -30,7 +30,7 @@ WEIGHTS = "model.onnx.data"
 LARGEST_MESSAGE = 2**31 - 2**24
 """A protobuf message has less than 2 GiB; the weights of a larger network are in a file of their own."""
 CALIBRATION_QUANTILE = 0.999
-"""Of the tokens' largest values: rare outliers are clipped, so that the others keep their digits."""
+"""Of the tokens' smallest and largest values: rare outliers are clipped, so that the others keep their digits."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,14 @@ def _write_network(folder: Path, proto: onnx.ModelProto, largest: int = LARGEST_
     return entries | {NETWORK: write_file(folder / NETWORK, [proto.SerializeToString(deterministic=True)])}
 
 
-def _calibrate(predictor: Predictor, file: Path) -> Mapping[str, float]:
-    """Measure the static scale of each linear layer's input, on a data file."""
+def _calibrate(predictor: Predictor, file: Path) -> Mapping[str, tuple[float, float]]:
+    """Measure the static range of each linear layer's input, on a data file."""
     assert isinstance(predictor.session, TorchSession)
     model = predictor.session.model
     features = predictor.task.features(predictor.task.read(file), predictor.tokenizer, with_targets=False)
-    largest: dict[str, list[Tensor]] = {}
+    extremes: dict[str, list[Tensor]] = {}
     hooks = [
-        module.register_forward_pre_hook(_recorder(largest.setdefault(name, [])))
+        module.register_forward_pre_hook(_recorder(extremes.setdefault(name, [])))
         for name, module in _linear_layers(model)
     ]
     try:
@@ -160,11 +160,13 @@ def _calibrate(predictor: Predictor, file: Path) -> Mapping[str, float]:
     finally:
         for hook in hooks:
             hook.remove()
-    limit = 127
-    return {
-        name: max(float(np.quantile(torch.cat(parts).numpy(), CALIBRATION_QUANTILE)), 1e-6) / limit
-        for name, parts in largest.items()
-    }
+    ranges = {}
+    for name, parts in extremes.items():
+        lows, highs = torch.cat(parts, dim=1).numpy()
+        low, high = -np.quantile(-lows, CALIBRATION_QUANTILE), np.quantile(highs, CALIBRATION_QUANTILE)
+        # Zero is in the range, so that it is exact
+        ranges[name] = min(float(low), -1e-6), max(float(high), 1e-6)
+    return ranges
 
 
 def _linear_layers(model: TaskModel) -> Sequence[tuple[str, nn.Linear]]:
@@ -175,6 +177,6 @@ def _linear_layers(model: TaskModel) -> Sequence[tuple[str, nn.Linear]]:
 
 def _recorder(parts: list[Tensor]) -> Any:
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        parts.append(inputs[0].abs().amax(-1).flatten())
+        parts.append(torch.stack(torch.aminmax(inputs[0], dim=-1)).flatten(1))
 
     return record

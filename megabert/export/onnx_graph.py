@@ -155,10 +155,8 @@ class _EncoderGraph:
         return self._linear(f"{name}.down", up, mlp.down)
 
     def _linear(self, name: str, hidden: str, linear: nn.Linear) -> str:
-        graph = self.graph
-        prepared = self.linears.prepare(graph, name, hidden)
-        product = self.linears.matmul(graph, name, prepared, array_of(linear.weight).T)
-        return graph.add("Add", product, graph.constant(array_of(linear.bias), f"{name}.bias"))
+        prepared = self.linears.prepare(self.graph, name, hidden)
+        return self.linears.matmul(self.graph, name, prepared, array_of(linear.weight).T, array_of(linear.bias))
 
 
 def _add_head(graph: Graph, model: TaskModel, hidden: str, shape: str) -> int:

@@ -40,7 +40,7 @@ def stored_tokenizer(documents: Mapping[str, Any], texts: Mapping[str, str], sou
     files = {name: content.encode() for name, content in texts.items()}
     tokenizer = load_tokenizer(files, lower_case=lower_case, rules=rules, source=source)
     if tokenizer is None:
-        raise CheckpointError(f"{source} lacks a vocabulary. Is it a checkpoint of a training run?")
+        raise CheckpointError(f"{source} lacks a vocabulary: vocab.txt, or vocab.json and merges.txt.")
     return tokenizer
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ import megabert
 from megabert.cli import main
 from megabert.data.packing import Features
 from megabert.errors import CheckpointError, ConfigError
+from megabert.inference import EvaluationStopped
+from megabert.onnx_session import Lanes, OnnxSession
 
 from ..test_first_round_runs import FIELDS, assert_same, input_of
 from ..test_without_torch import NoTorch
@@ -114,11 +117,39 @@ def test_the_number_of_threads_does_not_change_answers(exported, threads):
     from megabert.exported_folder import load_exported
 
     session = load_exported(exported("token_classification"), threads=threads).session
-    features = random_features([5, 40, 33])
+    features = random_features([5, 40, 33] * 9)  # three batches
     for one, other in zip(
         logits_of(session, features), logits_of(run("token_classification").session, features), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_threads_compute_batches_side_by_side_and_progress_is_in_order():
+    done = []
+
+    class Network:
+        def __init__(self, count):
+            self.all = threading.Barrier(count, timeout=20)
+
+        def run(self, names, inputs):
+            self.all.wait()  # until so many batches are computed
+            return [inputs["input_ids"][:, :, None].astype(np.float32)]
+
+    with ThreadPoolExecutor(2) as threads:
+        session = OnnxSession(None, False, 512, lanes=Lanes(Network(2), threads, 2))
+        features = random_features([256, 132, 80, 80, 80, 240])
+        output = session.run(
+            features, batch_size=32, max_length=512, pad_id=0, progress=lambda *counts: done.append(counts)
+        )
+        with pytest.raises(EvaluationStopped):
+            replace(session, lanes=Lanes(Network(1), threads, 2)).run(
+                features, batch_size=32, max_length=512, pad_id=0, should_stop=lambda: True
+            )
+    for own, feature in zip(output.logits, features, strict=True):
+        np.testing.assert_array_equal(own[:, 0], feature.token_ids)
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    one = OnnxSession(Network(1), False, 512, lanes=Lanes(None, threads, 2))
+    assert len(logits_of(one, features[3:5])) == 2  # a single batch is not for the threads
 
 
 def test_vectors_are_those_of_the_run(exported):

@@ -100,6 +100,33 @@ def test_a_torch_program_has_the_logits_of_the_run(tmp_path, capsys):
         megabert.load(tmp_path / "out")
 
 
+def test_a_static_range_uses_all_bytes_and_keeps_zero_exact():
+    from megabert.export.int8_linear import Graph, Int8Linears
+
+    hidden = np.array([[-0.17, 0, 5.1], [0.02, 3, -0.01], [0, 0, 0]], np.float32)
+    weight, bias = np.array([[63], [-63], [21]], np.float32), np.array([0.25], np.float32)
+    graph, linears = Graph(), Int8Linears({"layer": (-0.17, 5.1)})
+    output = linears.matmul(graph, "layer", linears.prepare(graph, "layer", "hidden"), weight, bias)
+    value = onnx.helper.make_tensor_value_info
+    ends = [value("hidden", 1, [3, 3])], [value(output, 1, [3, 1])]
+    proto = onnx.helper.make_graph(graph.nodes, "layer", *ends, graph.initializers)
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=10)
+    (actual,) = (
+        pytest.importorskip("onnxruntime").InferenceSession(model.SerializeToString()).run(None, {"hidden": hidden})
+    )
+    step = 5.27 / 255
+    rounded = np.round(hidden / step) * step  # all in the range: -0.17 is 8 steps below zero
+    np.testing.assert_allclose(actual, rounded @ weight + bias, atol=1e-4)
+    assert actual[2, 0] == 0.25
+
+
+def test_an_output_below_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export", str(RUN), "-o", str(tmp_path / "file" / "model"), "--to", "onnx"]) == 73
+    assert capsys.readouterr().err == f"megabert: a file is where a folder must be: {tmp_path / 'file'}\n"
+
+
 @pytest.mark.parametrize("words", [["--to", "onnx", "--calibration", "a"], ["--to", "torch-export", "--int8"]])
 def test_options_that_have_no_effect_are_refused(words, tmp_path, capsys):
     assert main(["export", str(RUN), "-o", str(tmp_path / "out"), *words]) == 64
