@@ -227,8 +227,7 @@ def _survey(rows: Sequence[_Fields]) -> tuple[Counter[int], set[str] | None, boo
     has_marks = False
     for more, values, is_marked in by_parts(rows, _survey_part):
         widths.update(more)
-        last = None if last is None or values is None else last | values
-        last = last if last is not None and len(last) <= MAX_TAGS else None
+        last = None if last is None or values is None or len(last | values) > MAX_TAGS else last | values
         has_marks = has_marks or is_marked
     return widths, last, has_marks
 
@@ -265,12 +264,8 @@ def _split(lines: Sequence[str]) -> Sequence[_Fields]:
 
 
 def _count_tabs(lines: Iterable[str]) -> tuple[int, int]:
-    """Count the lines that are not empty, and those of them with a tab."""
-    num_filled = num_tabs = 0
-    for line in lines:
-        if line.strip():
-            num_filled, num_tabs = num_filled + 1, num_tabs + ("\t" in line)
-    return num_filled, num_tabs
+    counts = Counter("\t" in line for line in lines if line.strip())
+    return counts.total(), counts[True]
 
 
 def _fields(lines: Iterable[str], *, has_tabs: bool) -> Iterator[_Fields]:

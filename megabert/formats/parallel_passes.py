@@ -82,8 +82,9 @@ def by_parts(
 
 def is_divided(records: Sequence[Any]) -> bool:
     """Return whether several processes read parts of the records."""
-    is_stream = are_several_processes() and isinstance(records, RecordStream)
-    return is_stream and bool(records.files) and not any(map(is_compressed, records.files))
+    if not (are_several_processes() and isinstance(records, RecordStream)):
+        return False
+    return bool(records.files) and not any(map(is_compressed, records.files))
 
 
 def _parts(records: RecordStream[Any]) -> Iterator[Part]:

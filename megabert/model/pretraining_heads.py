@@ -12,7 +12,7 @@ from .attention import PackedSequences
 from .config import NUM_PREDICTIONS, EncoderConfig
 from .encoder import Encoder
 from .heads import Head, copy_into
-from .layers import gelu
+from .layers import Embedding, gelu
 from .vocabulary_loss import NO_TARGET, vocabulary_losses
 
 
@@ -74,7 +74,7 @@ class PretrainingHead(Head):
     def __init__(self, config: EncoderConfig, *, target_share: float, sentence_order: bool) -> None:
         super().__init__()
         self.target_share = target_share
-        self.language_model = LanguageModelHead(config, nn.Embedding(config.vocabulary_size, config.hidden_size))
+        self.language_model = LanguageModelHead(config, Embedding(config.vocabulary_size, config.hidden_size))
         self.sentence_order = SentenceOrderHead(config.hidden_size) if sentence_order else None
 
     def tie(self, word: nn.Embedding) -> None:

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
+from megabert.config import parser
 from megabert.config.listing import list_settings
 from megabert.config.parser import _parse_words, _plain_override, compose, expand_sweep
 from megabert.errors import ConfigError
@@ -236,3 +239,28 @@ def test_interpolations_of_a_file_take_the_values_of_the_command_line(tmp_path, 
     file.write_text("seed: 3\ntrainer: {max_epochs: '${seed}'}\nexp_manager: {exp_dir: '${oc.env:PLACE}/${seed}'}\n")
     settings = qa("seed=4", file=file)
     assert (settings.trainer.max_epochs, settings.exp_manager.exp_dir) == (4, "here/4")
+
+
+WORDS = ["accelerator=cpu", "seed=7", 'model.train_ds.file="a b.tsv"', "trainer.devices=2", "trainer.max_epochs=0.5",
+         "trainer.precision=32", "trainer.precision=bf16", "model.optim.lr=1", "model.optim.sched.name=null",
+         "model.train_ds.file=dev", "trainer.compile=true", "trainer.val_check_interval=7", "trainer.max_epochz=1",
+         "model.optim.betas=x", "trainer.accelerator=tpu", "exp_manager.exp_dir=x", "model=x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", registry.NAMES)
+def test_plain_settings_are_composed_as_omegaconf_does(name, monkeypatch):
+    schema = registry.find(name).settings_type
+    stored = sorted((Path(__file__).parents[1] / "runs_v1" / name).glob("run/checkpoints/*/settings.json"))[:1]
+    given = [([], json.loads(path.read_text())) for path in stored] or [([], dataclasses.asdict(schema()))]
+    given += [([word], None) for word in WORDS if name == "text_classification"]
+
+    def outcome(words, base):
+        try:
+            return repr(compose(schema, words, owner=name, base=base))
+        except ConfigError as error:
+            return str(error)
+
+    quick = [outcome(*item) for item in given]
+    assert isinstance(parser._plain_instance(schema, {}, {}, []), schema)
+    monkeypatch.setattr(parser, "_plain_instance", lambda *_: None)
+    assert quick == [outcome(*item) for item in given]
