@@ -17,6 +17,7 @@ from ..config.schema import DataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import pool_windows, sequence_windows
 from ..errors import ConfigError, ExamplesWarning, InputError
+from ..formats.class_labels import marked_labels, parse_label, parse_labels, separated_labels
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.text_rows import (
@@ -27,11 +28,7 @@ from ..formats.text_rows import (
     TEXT_COLUMNS,
     check_ids,
     first_name,
-    marked_labels,
-    parse_label,
-    parse_labels,
     read_text_rows,
-    separated_labels,
     text_value,
 )
 from ..metrics import classification
