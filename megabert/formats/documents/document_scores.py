@@ -62,7 +62,8 @@ def _items(documents: Iterable[Document], prefix: str, seen: dict[str, str]) -> 
                 "each its own identifier."
             )
         seen[document.id] = document.location
-        named: dict[str, Entity | Relation] = {item.id: item for item in (*document.relations, *document.entities)}
+        named: dict[str, Entity | Relation] = {relation.id: relation for relation in document.relations}
+        named |= {entity.id: entity for entity in document.entities}
         for entity in document.entities:
             items[f"mention/{entity.type}"].add((document.id, entity.start, entity.end))
             items[f"id/{entity.type}"].update((document.id, name.removeprefix(prefix)) for name in entity.identifiers)
