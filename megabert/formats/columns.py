@@ -114,14 +114,14 @@ def find_columns(path: Path, lines: Sequence[str], layout: ColumnLayout) -> Colu
         raise InputError(f"{path} is not CoNLL-U: its first column does not number the words of each sentence from 1.")
     if is_numbered:
         rows = derived(rows, lambda rows: (row for row in rows if not row[1] or row[1][0].isdecimal()))
-    widths, last = _survey(rows)
+    widths, last, has_number_signs = _survey(rows)
     if not widths:
         raise InputError(f"{path} holds no sentences.")
     width = widths.most_common(1)[0][0]
-    if any(fields[0].startswith("#") for _, fields in rows if fields):
+    if has_number_signs:
         are_tags = last is None or layout.outside in last
         rows = _without_comments(path, rows, width, layout.outside if are_tags else None)
-        widths, last = _survey(rows)
+        widths, last, _ = _survey(rows)
     if len(widths) > 1:
         number, fields = next(row for row in rows if row[1] and len(row[1]) != width)
         raise InputError(
@@ -174,17 +174,22 @@ def _require_words(path: Path, rows: Sequence[_Fields], word: int) -> None:
         )
 
 
-def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None]:
-    """Count the lines of each number of columns, and list the values of the last one unless they are many."""
+def _survey(rows: Iterable[_Fields]) -> tuple[Counter[int], set[str] | None, bool]:
+    """Count the lines of each number of columns, and list the values of the last one unless they are many.
+
+    Also returns whether a line begins with #.
+    """
+    has_number_signs = False
     widths: Counter[int] = Counter()
     last: set[str] | None = set()
     for _, fields in rows:
         if fields:
             widths[len(fields)] += 1
+            has_number_signs = has_number_signs or fields[0].startswith("#")
             if last is not None:
                 last.add(fields[-1].strip())
                 last = last if len(last) <= MAX_TAGS else None
-    return widths, last
+    return widths, last, has_number_signs
 
 
 def _sentences(path: Path, rows: Iterable[_Fields], word: int, tag: int | None) -> Iterator[Sentence]:
