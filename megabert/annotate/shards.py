@@ -191,6 +191,8 @@ class ShardWriter:
 
 
 def shard_lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the ledger's lines of shards."""
+    """Return the ledger's lines of shards, none where the input had no documents."""
+    if not (folder / LEDGER).exists():
+        return []
     with (folder / LEDGER).open("rb") as file:
         return [line for line in map(json.loads, file) if "shard" in line]

@@ -43,6 +43,7 @@ OTHER_FILES = {
 COMPRESSED = tuple(suffix for _, suffix, _ in SIGNATURES)
 # A context variable, not an argument of every reader: no reader has anything else to do with compression.
 _max_expansion: ContextVar[int] = ContextVar("max_expansion", default=MAX_EXPANSION)
+_opened: ContextVar[set[Path] | None] = ContextVar("opened", default=None)
 
 
 def expand_names(given: str | Sequence[str] | None) -> list[str]:
@@ -83,6 +84,17 @@ def expansion_limit(multiple: int) -> Iterator[None]:
         _max_expansion.reset(token)
 
 
+@contextmanager
+def opened_files() -> Iterator[set[Path]]:
+    """Collect the files that are opened within, by this thread: also those that no setting names."""
+    files: set[Path] = set()
+    token = _opened.set(files)
+    try:
+        yield files
+    finally:
+        _opened.reset(token)
+
+
 def largest_expansion() -> int:
     """Return how many times its size a file may expand to that is opened here, by `expansion_limit`."""
     return _max_expansion.get()
@@ -95,6 +107,8 @@ def open_data(path: Path, max_expansion: int | None = None) -> Iterator[IO[bytes
     `max_expansion` is a limit that was found before, None that of here.
     What is no regular file, such as a pipe, may have FREE_SIZE bytes.
     """
+    if (files := _opened.get()) is not None:
+        files.add(path)
     if path.is_char_device():  # /dev/zero never ends
         raise InputError(f"{path} is a device. Give the path of a data file, or file=- for standard input.")
     try:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from .columns import sentence_of
 from .json_lines import has_objects, object_rows
 from .record_streams import derived, numbered
 from .rows import Row
 from .tables import split_rows
+from .tagged_words import sentence_of
 from .text_lines import blank_split, data_lines, read_lines, require_raw_text
 
 _SLOT = re.compile(r"([^\[\]]+)|\[\s*([^:\]]+?)\s*:\s*([^\]]*)\]")

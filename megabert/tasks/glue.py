@@ -10,7 +10,7 @@ from typing import Any
 from ..config.parser import compose
 from ..config.schema import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
 from ..errors import ConfigError, InputError
-from ..formats.json_lines import is_json_lines
+from ..formats.json_lines import has_objects, object_rows
 from ..formats.rows import Row
 from ..formats.tables import split_rows
 from .labels import LabelKind
@@ -150,8 +150,8 @@ class Glue(SequenceClassificationTask):
         return [[str(Path(self.dataset.data_dir) / item)] for item in ([items] if isinstance(items, str) else items)]
 
     def read(self, path: Path) -> Sequence[Example]:
-        """Read a file of GLUE, or JSON lines with text, text_b and label."""
-        if is_json_lines(path):
+        """Read a file of GLUE, or JSON lines with text, text_b and label, or with the names of GLUE's columns."""
+        if has_objects(path):
             return super().read(path)
         rows = split_rows(path)
         header = [name.strip().lower() for name in rows[0][0]]
@@ -174,6 +174,15 @@ class Glue(SequenceClassificationTask):
             self._glue_example(dict(zip(header, values, strict=True)), location, number)
             for number, (values, location) in enumerate(complete)
         ]
+
+    def columns_of(self, path: Path) -> Mapping[str, Any]:
+        """Return GLUE's own names of columns if JSON lines have these: question and sentence of QNLI."""
+        names, own = object_rows(path)[0].values, self.row.columns
+        if self.dataset.columns or not set(own) <= names.keys():
+            return super().columns_of(path)
+        labels = [name for name in (self.row.label_column, "label") if name in names]
+        more = {role: name for role, name in (("label", "".join(labels[:1])), ("id", "id")) if name in names}
+        return dict(zip(("text", "text_b"), own, strict=False)) | more
 
     def _glue_example(self, values: Mapping[str, str], location: str, number: int) -> Example:
         texts = [values[name] for name in self.row.columns]

@@ -12,11 +12,11 @@ import numpy as np
 from ..config.schema import ModelSettings, OptimizerSettings, Settings, linear_decay
 from ..data.packing import Batch, Features
 from ..errors import ConfigError, InputError
-from ..formats.columns import Sentence
 from ..formats.json_lines import has_objects, object_rows
 from ..formats.punctuation import ALL_CAPITALS, CAPITALIZED, NONE, Word, find_words, restore
 from ..formats.record_streams import derived
 from ..formats.rows import Row
+from ..formats.tagged_words import Sentence
 from ..formats.text_lines import data_lines, require_raw_text
 from ..metrics import classification
 from ..model.config import EncoderConfig

@@ -6,6 +6,7 @@ Also what tasks share whose predictions are embeddings.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..config.schema import DataSettings, TrainDataSettings
 from ..data.packing import Features
 from ..errors import ConfigError, InputError
 from ..formats.data_files import expand_names
-from ..formats.json_lines import is_json_lines, read_json_lines
+from ..formats.json_lines import has_objects, object_rows
 from ..formats.passages import iterate_texts, read_candidates, read_texts
 from ..formats.relevance import check_documents, check_judged, read_qrels, read_run
 from ..formats.rows import Row
@@ -114,7 +115,7 @@ def read_training(
     not among them are left out.
     """
     if data.file:
-        rows = (row for file in expand_names(data.file) for row in read_json_lines(Path(file)))
+        rows = (row for file in expand_names(data.file) for row in object_rows(Path(file)))
         examples = [example for row in rows for example in _row_examples(row, data.num_negatives)]
     else:
         examples = _joined_examples(data, notes, depth)
@@ -133,9 +134,9 @@ def read_training(
 
 def read_pairs(path: Path) -> list[RetrievalExample]:
     """Read JSON lines of queries with passages, all in one example each; or texts with ids."""
-    if is_json_lines(path):
-        rows = read_json_lines(path)
-        if any("query" in row.values for row in rows):
+    if has_objects(path):
+        rows = object_rows(path)
+        if any(name in row.values for row in rows for name in QUERY):
             return [_judged_row(row, number) for number, row in enumerate(rows, 1)]
     return [
         RetrievalExample(name, passages=(text,), passage_ids=(name,), text=text)
@@ -143,14 +144,33 @@ def read_pairs(path: Path) -> list[RetrievalExample]:
     ]
 
 
-def _texts(row: Row, name: str) -> tuple[str, ...]:
-    value = row.values.get(name, [])
-    return (row.string(name),) if isinstance(value, str) else row.strings(name) if value else ()
+# Names in the files of sentence-transformers, FlagEmbedding and DPR, ours first.
+QUERY = ("query", "anchor", "question")
+POSITIVE = ("positive", "positives", "pos", "positive_ctxs")
+NEGATIVES = ("negatives", "negative", "neg", "hard_negatives", "hard_negative_ctxs", "negative_ctxs")
+
+
+def _query(row: Row) -> str:
+    return row.string(next((name for name in QUERY if name in row.values), QUERY[0]))
+
+
+def _texts(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts under all names that a row has, and under numbered ones, negative_1; [] where it has none."""
+    found: list[str] = []
+    for key in row.values:
+        if key not in names and not (re.fullmatch(r"(.+)_\d+", key) and key.rpartition("_")[0] in names):
+            continue
+        value = row.values[key]
+        items = [value] if isinstance(value, str) else [] if value is None else value
+        if isinstance(items, list) and all(isinstance(item, dict) for item in items):  # DPR's passages
+            items = [" ".join(filter(None, (item.get("title"), item.get("text")))) for item in items]
+        found += Row({key: items}, row.location).strings(key) if items else []
+    return tuple(found)
 
 
 def _row_examples(row: Row, num_negatives: int) -> list[RetrievalExample]:
     """Make an example of each positive of a JSON object with query, positive, negatives and perhaps scores."""
-    query, positives, negatives = row.string("query"), _texts(row, "positive"), _texts(row, "negatives")
+    query, positives, negatives = _query(row), _texts(row, POSITIVE), _texts(row, NEGATIVES)
     if not positives:
         raise InputError(f"{row.location}: there is no 'positive', the text of a relevant passage.")
     scores = row.values.get("scores")
@@ -165,10 +185,11 @@ def _row_examples(row: Row, num_negatives: int) -> list[RetrievalExample]:
 
 
 def _judged_row(row: Row, number: int) -> RetrievalExample:
-    positives, negatives = _texts(row, "positive"), _texts(row, "negatives")
+    positives, negatives = _texts(row, POSITIVE), _texts(row, NEGATIVES)
     texts = tuple(dict.fromkeys((*positives, *negatives)))
     grades = {text: int(text in positives) for text in texts} if positives else None
-    query, given = row.string("query"), row.others("query", "positive", "negatives", "scores", "id")
+    query = _query(row)
+    given = row.others("scores", "id", *QUERY, *POSITIVE, *NEGATIVES)
     return RetrievalExample(row.identifier(number), query, texts, texts, None, grades, query, given)
 
 

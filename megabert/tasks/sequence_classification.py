@@ -17,6 +17,7 @@ from ..config.schema import DataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import pool_windows, sequence_windows
 from ..errors import ConfigError, ExamplesWarning, InputError
+from ..formats.class_labels import marked_labels, parse_label, parse_labels, separated_labels
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.text_rows import (
@@ -27,11 +28,7 @@ from ..formats.text_rows import (
     TEXT_COLUMNS,
     check_ids,
     first_name,
-    marked_labels,
-    parse_label,
-    parse_labels,
     read_text_rows,
-    separated_labels,
     text_value,
 )
 from ..metrics import classification
@@ -109,11 +106,16 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
-        rows = read_text_rows(path, self.dataset.columns, self.labels)
+        rows = read_text_rows(path, self.columns_of(path), self.labels)
         if self.problem == "multi_label":
             rows = separated_labels(path, marked_labels(path, rows))
         check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
+
+    def columns_of(self, path: Path) -> Mapping[str, Any]:
+        """Return the file's names of text, text_b, label and id, none where they are found by their usual names."""
+        columns: Mapping[str, Any] = self.dataset.columns
+        return columns
 
     def read_data(self, data: DataSettings) -> Sequence[Example]:
         """Read the examples of a set of data, without those that have no gold label."""

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import inspect
 import json
+import os
 import platform
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from ..data.feature_cache import FeatureBlock, feature_blocks
 from ..data.packing import Features
 from ..data.prefetch import prefetch
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
+from ..formats.data_files import opened_files
 from ..formats.parallel_passes import are_several_processes, by_parts, forked_map, is_divided, several_processes
 from ..formats.record_streams import RecordStream, large_files_streamed
 from ..storage import file_sha256, folder_sha256
@@ -94,14 +96,16 @@ def load_training_data(
     teacher = "" if teaching is None else teaching.digest
     key = _cache_key(task, tokenizer, settings, teaching, learn_labels=learn_labels) if uses_cache else ""
     cached = feature_cache.load(cache_folder, key) if uses_cache else None
-    if cached is not None:
+    files = task.files(data)
+    if cached is not None and _stands(cached, files):
         return _restored(task, cached, teacher)
     with recorded_warnings() as caught, ExitStack() as reading:
         is_streamed = uses_cache and teaching is None and data.held_out_fold is None
         if is_streamed:
-            reading.enter_context(large_files_streamed(task.files(data)))
-            reading.enter_context(several_processes(task.files(data)))
-        examples = without_fold(task.read_data(data), data.held_out_fold)
+            reading.enter_context(large_files_streamed(files))
+            reading.enter_context(several_processes(files))
+        with opened_files() as opened:
+            examples = without_fold(task.read_data(data), data.held_out_fold)
         if learn_labels:
             task.learn_labels(examples)
         if teaching is not None:
@@ -116,7 +120,7 @@ def load_training_data(
         def meta() -> dict[str, Any]:
             messages = [str(item.message) for item in merged_warnings(caught, len(examples))]
             facts = {"num_examples": len(examples), "state": task.state(), "labels": labels.to_document()}
-            return facts | {"warnings": messages}
+            return facts | {"warnings": messages, "beside": _files_beside(files, opened)}
 
         features: Sequence[Features] | None = None
         if uses_cache and teaching is None:
@@ -134,6 +138,21 @@ def load_training_data(
                 feature_cache.save(cache_folder, key, feature_blocks(features), meta)
         caught[:] = merged_warnings(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
+
+
+def _stands(cached: feature_cache.CachedFeatures, files: Sequence[str]) -> bool:
+    """Return whether what was read beside the files is there as it was."""
+    beside = cached.meta.get("beside", {})
+    paths = [Path(files[0]).parent / name for name in beside]
+    return all(path.is_file() for path in paths) and _files_beside(files, paths) == beside
+
+
+def _files_beside(files: Sequence[str], opened: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files that are read with the named ones, such as a text of annotations, by their paths."""
+    named = [Path(file).absolute() for file in files]
+    others = sorted({path.absolute() for path in opened if path.is_file()})
+    others = [path for path in others if not any(path == name or name in path.parents for name in named)]
+    return {os.path.relpath(path, named[0].parent): file_sha256(path) for path in others}
 
 
 def _restored(task: Task[Any, Any], cached: feature_cache.CachedFeatures, teacher: str) -> TrainingData:

@@ -107,7 +107,8 @@ class TextEmbedding(EmbeddingTask[RetrievalExample]):
     Data: passages and queries, `id<TAB>text` or BEIR's JSON lines, with judgements (`qrels`), or NeMo's
     `query_to_passages`. Hard negatives are those of `query_to_passages`, or the first passages of `run`, a ranking in
     TREC's format, that are not relevant; `negative_margin` leaves out those that probably are. Or `file`: JSON lines
-    with `query`, `positive` (a text or several), `negatives`, and perhaps a teacher's `scores` of all of them.
+    with `query`, `positive` (a text or several), `negatives`, and perhaps a teacher's `scores` of all of them; names of
+    sentence-transformers, FlagEmbedding and DPR are read, too.
 
     The other passages of a step are negatives, too, those of all micro-batches and processes: with
     `trainer.accumulate_grad_batches` the batch can be as large as one likes, since gradients are cached (exactly, with

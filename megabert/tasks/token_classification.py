@@ -15,14 +15,10 @@ from ..data.packing import Batch, Features
 from ..data.windows import POOLED_LOGITS
 from ..errors import InputError
 from ..formats.columns import (
-    TAG_KEYS,
-    WORD_KEYS,
     ColumnLayout,
-    Sentence,
     are_columns,
     column_sentences,
     find_columns,
-    sentence_of,
 )
 from ..formats.json_lines import has_objects, is_json_lines, object_rows, read_json_lines
 from ..formats.record_streams import derived
@@ -36,6 +32,7 @@ from ..formats.tag_schemes import (
     single_word_tags,
     to_iob2,
 )
+from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, sentence_of
 from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig

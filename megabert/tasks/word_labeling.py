@@ -16,11 +16,11 @@ from ..config.schema import DataSettings, TrainDataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.word_windows import WordWindow, WordWindows, as_windows, token_windows, word_logits, word_windows
 from ..errors import ConfigError, InputError
-from ..formats.columns import WORD_KEYS, Sentence, read_parallel, sentence_of
 from ..formats.parallel_passes import by_parts
 from ..formats.record_streams import derived, numbered
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
+from ..formats.tagged_words import WORD_KEYS, Sentence, read_parallel, sentence_of
 from ..formats.text_lines import blank_split
 from ..tokenizers.text_runs import KnownRuns, WordBounds
 from ..tokenizers.wordpiece import Tokenizer

@@ -192,6 +192,13 @@ def test_one_file_has_the_documents_of_all_shards(runs, corpus, annotated, tmp_p
         assert len(whole) == NUM_DOCUMENTS
 
 
+def test_an_input_without_documents_makes_an_output_without_documents(runs, tmp_path):
+    (tmp_path / "empty.pubtator").write_bytes(b"")
+    for name in ("out.jsonl", "out.bioc.xml"):
+        assert run(tmp_path / "empty.pubtator", tmp_path / name, "--entities", str(runs["entities"])) == 0
+        assert list(read_documents([tmp_path / name])) == []
+
+
 def test_the_parts_of_several_machines_are_the_whole(runs, corpus, annotated, tmp_path):
     for part in ("1/2", "2/2"):
         assert run(corpus, tmp_path / "out", "--entities", str(runs["entities"]), "--shard", part) == 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megabert.config.parser import compose
 from megabert.errors import ConfigError, InputError, InputWarning
-from megabert.formats.text_rows import parse_label, trimmed
+from megabert.formats.class_labels import parse_label, trimmed
 from megabert.tasks import registry
 
 SENTENCES = ["the drug helped a lot", "pain is gone", "she feels much better", "full recovery seen"]

@@ -111,6 +111,23 @@ def test_mnli_s_two_files_are_scored_separately(tmp_path):
     assert set(glue.write_predictions(examples, predictions)) == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("qnli", {"question": "a", "sentence": "b", "label": "entailment", "idx": 7}, ("a", "b", ("entailment",))),
+        ("qqp", {"id": 3, "question1": "a", "question2": "b", "is_duplicate": 1}, ("a", "b", ("1",))),
+        ("sst-2", {"sentence": "a", "label": 1}, ("a", None, ("1",))),
+        ("rte", {"text": "a", "text_b": "b", "label": "entailment"}, ("a", "b", ("entailment",))),
+    ],
+)
+def test_json_lines_may_have_the_names_of_glue_s_columns(name, row, expected, tmp_path, recwarn):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (example,) = task(name).read(tmp_path / "a.jsonl")
+    assert (example.text, example.pair, example.labels) == expected
+    assert example.id == str(row.get("id", 1))
+    assert not recwarn.list
+
+
 def test_files_lie_in_the_data_folder(tmp_path):
     words = ["model.task_name=mnli", f"model.dataset.data_dir={tmp_path}", "model.test_ds.ds_item=[a.tsv,b.tsv]"]
     glue = Glue(compose(GlueSettings, words, owner="glue")[0])

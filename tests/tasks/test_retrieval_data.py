@@ -8,6 +8,7 @@ import pytest
 from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.tasks import registry
+from megabert.tasks.retrieval_data import read_pairs
 from megabert.tokenizers.wordpiece import Tokenizer
 from tests.conftest import WORDS
 
@@ -90,6 +91,27 @@ def test_a_row_without_a_positive_or_with_too_few_scores_is_refused(folder):
         made = task("text_embedding", folder, f"model.train_ds.file={file}")
         with pytest.raises(InputError, match=f"x.jsonl:1: {text}"):
             made.read_data(made.settings.model.train_ds)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "q", "positive": "p", "negatives": ["a", "b"]},
+        {"anchor": "q", "positive": "p", "negative_1": "a", "negative_2": "b", "negative_3": None},
+        {"query": "q", "positive": "p", "negative": ["a", "b"]},
+        {"query": "q", "pos": ["p"], "neg": ["a", "b"]},
+        {"question": "q", "answers": ["x"], "positive_ctxs": [{"title": "", "text": "p"}],
+         "hard_negative_ctxs": [{"title": "a", "text": ""}], "negative_ctxs": [{"text": "b"}]},
+    ],
+)  # fmt: skip
+def test_no_negative_is_lost_whatever_its_name(row, folder):
+    for name, content in (("rows.jsonl", json.dumps(row)), ("rows.json", json.dumps([row]))):
+        (folder / name).write_text(content)
+        made = task("text_embedding", folder, f"model.train_ds.file={folder / name}")
+        (example,) = made.read_data(made.settings.model.train_ds)
+        assert (example.query, example.passages) == ("q", ("p", "a", "b"))
+        (judged,) = read_pairs(folder / name)
+        assert (judged.passages, judged.grades) == (("p", "a", "b"), {"p": 1, "a": 0, "b": 0})
 
 
 def test_unknown_passages_and_queries_of_judgements_are_named(folder):

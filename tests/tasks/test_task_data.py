@@ -61,6 +61,28 @@ def test_features_of_streams_in_blocks_equal_those_of_all_examples_at_once(name,
             assert np.array_equal(left.segment_ids, right.segment_ids)
 
 
+@pytest.mark.parametrize("ending", [".ann", ".con"])
+def test_features_are_made_anew_if_a_file_beside_the_named_one_changes(ending, tmp_path):
+    def num_tokens(folder):
+        kind = registry.find("token_classification")
+        words = [f"model.train_ds.file={folder / 'x'}{ending}"]
+        task = kind(compose(kind.settings_type, words, owner="token_classification")[0])
+        data = load_training_data(task, TOKENIZER, task.settings.model, tmp_path / "cache", learn_labels=True)
+        return sum(map(len, data.features))
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "x.ann").write_text("T1\tT 0 1\ta\n")
+        (folder / "x.con").write_text('c="a" 1:0 1:0||t="T"\n')
+        (folder / "x.txt").write_text("a b")
+    assert num_tokens(folders[0]) == num_tokens(folders[1]) == 4
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (folders[1] / "x.txt").write_text("a b c d")
+    assert num_tokens(folders[1]) == 6
+    assert num_tokens(folders[0]) == 4
+
+
 def test_warnings_about_blocks_become_one_about_all_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(task_data, "BLOCK_SIZE", 1)
     _, messages = load(

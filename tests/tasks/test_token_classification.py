@@ -89,7 +89,7 @@ def test_nemo_s_two_files(tmp_path):
 def test_each_word_has_one_target_and_one_prediction(words):
     tagger = task("model.dataset.max_seq_length=12")
     tags = tuple("B-X" if place % 3 == 0 else "O" for place in range(len(words)))
-    from megabert.formats.columns import Sentence
+    from megabert.formats.tagged_words import Sentence
 
     (example,) = tagger.labelled([Sentence(tuple(words), tags, "here")])
     tagger.learn_labels([example])

@@ -12,6 +12,7 @@ from typing import IO, Any
 from ...errors import ConfigError, InputError
 from ...storage import atomic_file, atomic_folder
 from ..data_files import COMPRESSED, import_zstd
+from . import i2b2
 from .brat import ANNOTATION_ENDINGS
 from .document import Document
 from .document_formats import INPUT_ENDINGS, DocumentFormat, detect_format, find_format
@@ -43,10 +44,11 @@ def read_documents(
     texts = {file for file in files if file.suffix == ".txt"}  # annotations of brat come with their text
     if len(set(files)) < len(files):
         log(f"{len(files) - len(set(files)):,} files are given twice. Each is read once.")
+    notes = {i2b2.companion(file, ".txt") for file in files if file.suffix == i2b2.ENDING}
     files = [
         file
         for file in dict.fromkeys(files)
-        if not (file.suffix in ANNOTATION_ENDINGS and file.with_suffix(".txt") in texts)
+        if not (file.suffix in ANNOTATION_ENDINGS and file.with_suffix(".txt") in texts) and file not in notes
     ]
     found = {file: given or _detected(file, options) for file in files}
     formats = {file: item for file, item in found.items() if item is not None}

@@ -16,6 +16,7 @@ from . import (
     conll_columns,
     doccano,
     document_lines,
+    i2b2,
     jats,
     label_studio,
     mention_table,
@@ -84,6 +85,7 @@ FORMATS = {
         ),
         DocumentFormat("pubmed", (".pubmed.xml",), pubmed_xml.read),
         DocumentFormat("jats", (".nxml", ".jats.xml"), jats.read),
+        DocumentFormat("i2b2", (i2b2.ENDING,), i2b2.read),
         DocumentFormat("pair-xml", (".pairs.xml",), pair_xml.read),
         DocumentFormat("text", (".txt",), plain_text.read, files=plain_text.files),
         DocumentFormat("csv", (".csv",), row_documents.read_csv, mention_table.render, head=mention_table.head),
@@ -101,7 +103,8 @@ INPUT_ENDINGS = (
 )
 # Endings of documents alone, for settings that take other data, too.
 _DOCUMENT_ENDINGS = (".pubtator", ".pubtator.txt", ".bioc.xml", ".bioc", ".biocxml", ".bioc.json", ".biocjson",
-                     ".doccano.jsonl", ".label-studio.json", ".documents.jsonl", ".ann", ".a1", ".a2")  # fmt: skip
+                     ".doccano.jsonl", ".label-studio.json", ".documents.jsonl", ".pairs.xml",
+                     ".ann", ".a1", ".a2", ".con")  # fmt: skip
 
 _OTHER_TEXT = {
     rb"#FORMAT=WebAnno": "is WebAnno's and INCEpTION's TSV, which is not read. Export brat, BioC or CoNLL 2003.",
@@ -120,9 +123,9 @@ _ALSO = {"text": ("pubtator",), "jsonl": ("bioc-json",)}
 
 
 def is_document_path(path: Path) -> bool:
-    """Whether a path is one of annotated documents: an ending that only these have, or a folder of brat's."""
+    """Whether a path is one of annotated documents: an ending that only these have, or a folder of brat's or i2b2's."""
     if path.is_dir():
-        return any(path.glob("*.ann")) or any(path.glob("*.a1"))
+        return any(any(path.glob(pattern)) for pattern in ("*.ann", "*.a1", "*.con", "*/*.con"))
     return has_ending(path, _DOCUMENT_ENDINGS)
 
 
@@ -153,6 +156,8 @@ def detect_format(path: Path, file: IO[bytes]) -> DocumentFormat:
         return by_ending
     if by_ending is not None and any(path.with_suffix(end).is_file() for end in brat.ANNOTATION_ENDINGS):
         return FORMATS["brat"]
+    if by_ending is not None and by_ending.name == "text" and path.with_suffix(i2b2.ENDING).is_file():
+        return FORMATS["i2b2"]
     start = peek(file)
     found = _by_content(start)
     if by_ending is not None and by_ending.name == "text":

@@ -72,10 +72,10 @@ def _values(item: Any, location: str) -> dict[str, Any]:
 
 
 def _document(values: dict[str, Any], location: str, number: int, options: ReadOptions) -> Document:
-    if span_objects.is_bigbio(values) or (options.text_column is None and span_objects.has_spans(values)):
-        return span_objects.document_of(values, location, number)
-    if "passages" in values:
+    if "passages" in values and not span_objects.is_bigbio(values):
         return document_of(values, location)
+    if "passages" in values or (options.text_column is None and span_objects.has_spans(values)):
+        return span_objects.document_of(values, location, number)
     if options.text_column is None:
         span_objects.require_no_annotations(values, location)
     return row_document(values, location, options)

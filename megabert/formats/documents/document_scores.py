@@ -5,10 +5,12 @@ and (document, arguments) of the relations of a type between identifiers, or men
 bc5cdr_eval.jar 0.0.3.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
+from ...errors import InputError, InputWarning
 from ...metrics.counts import MatchCounts
 from .document import NO_IDENTIFIERS, Argument, Document, Entity, Relation
 
@@ -18,9 +20,14 @@ Items = dict[str, set[Hashable]]
 def document_scores(gold: Iterable[Document], predicted: Iterable[Document], prefix: str = "") -> dict[str, Any]:
     """Score documents, in per cent, with counts: mention/TYPE_, id/TYPE_ and relation/TYPE_ of what either side has.
 
-    A `prefix` of identifiers, such as MESH, is left out on both sides.
+    A `prefix` of identifiers, such as MESH, is left out on both sides. Documents are those of the same identifier;
+    raises InputError where two of a side have one, or where the sides share none. Warns of predicted ones without gold.
     """
-    golds, found = (_items(documents, f"{prefix}:") for documents in (gold, predicted))
+    places: list[dict[str, str]] = [{}, {}]
+    golds, found = (
+        _items(documents, f"{prefix}:", seen) for documents, seen in zip((gold, predicted), places, strict=True)
+    )
+    _check_documents(*places)
     scores: dict[str, Any] = {}
     for name in sorted(golds.keys() | found.keys()):
         counts = MatchCounts.of_sets([golds[name]], [found[name]])
@@ -31,10 +38,32 @@ def document_scores(gold: Iterable[Document], predicted: Iterable[Document], pre
     return scores
 
 
-def _items(documents: Iterable[Document], prefix: str) -> Items:
+def _check_documents(gold: Mapping[str, str], predicted: Mapping[str, str]) -> None:
+    if not gold:
+        raise InputError("There are no gold documents to score against.")
+    others = predicted.keys() - gold.keys()
+    if predicted and len(others) == len(predicted):
+        raise InputError(
+            f"None of the {len(predicted)} predicted documents has the identifier of a gold one: {min(others)} and "
+            f"{min(gold)}. Predict the documents that are scored against."
+        )
+    if others:
+        text = f"{len(others)} predicted documents, such as {min(others)}, are no gold documents. All in them is wrong."
+        warnings.warn(text, InputWarning, stacklevel=3)
+
+
+def _items(documents: Iterable[Document], prefix: str, seen: dict[str, str]) -> Items:
+    """Collect the items of documents, and where each document is. Raises InputError if two have one identifier."""
     items: Items = defaultdict(set)
     for document in documents:
-        named: dict[str, Entity | Relation] = {item.id: item for item in (*document.relations, *document.entities)}
+        if document.id in seen:
+            raise InputError(
+                f"{document.location}: document {document.id} is at {seen[document.id]}, too. Leave one out, or give "
+                "each its own identifier."
+            )
+        seen[document.id] = document.location
+        named: dict[str, Entity | Relation] = {relation.id: relation for relation in document.relations}
+        named |= {entity.id: entity for entity in document.entities}
         for entity in document.entities:
             items[f"mention/{entity.type}"].add((document.id, entity.start, entity.end))
             items[f"id/{entity.type}"].update((document.id, name.removeprefix(prefix)) for name in entity.identifiers)

@@ -22,6 +22,8 @@ STANDARD_INPUT = Path("-")
 # A record (document, line, table row) is held in memory; one above this is a bomb or not of the format.
 MAX_RECORD_BYTES = 256 * 2**20
 PEEK_BYTES = 2**16
+# Files that come with others, and are read with these: i2b2's, settings of brat.
+_COMPANIONS = (".ast", ".rel", ".conf")
 
 
 @dataclass
@@ -68,7 +70,9 @@ def find_inputs(
             read = [file for file in inside if has_ending(file, endings)]
             if not read:
                 raise InputError(f"{path} holds no files of documents ({', '.join(endings)}, compressed or not).")
-            others = Counter(file.suffix or file.name for file in inside if not has_ending(file, endings))
+            others = Counter(
+                file.suffix or file.name for file in inside if not has_ending(file, (*endings, *_COMPANIONS))
+            )
             if others:
                 kinds = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
                 log(f"Files of {path} with other endings are not read: {kinds}.")

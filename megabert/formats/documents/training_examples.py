@@ -103,7 +103,9 @@ def tagged_sentences(
     for document in documents:
         document = _without_blanks(document, counts)
         chosen = [(entity, kind) for entity in document.entities if (kind := types(entity.type))]
-        counts["entities of other types left out"] += len(document.entities) - len(chosen)
+        num_untyped = sum(not entity.type for entity in document.entities) if not types.names else 0
+        counts["entities without a type left out"] += num_untyped
+        counts["entities of other types left out"] += len(document.entities) - len(chosen) - num_untyped
         kept = _without_overlaps(chosen, counts)
         text, starts = document.text(), [entity.start for entity, _ in kept]
         for number, (start, end) in enumerate(sentences_of(document, [entity for entity, _ in kept]), start=1):

@@ -294,6 +294,42 @@ def test_sentences_with_pairs_in_xml(ends, tmp_path, read_all):
     )
 
 
+I2B2 = {
+    "txt": "Admission Date :\nThe patient has  Chest pain\nand aspirin for it .\n",
+    "con": 'c="chest pain" 2:3 2:4||t="problem"\nc="aspirin" 3:1 3:1||t="treatment"\nc="pain and" 2:4 3:0||t="x"\n',
+    "ast": 'c="chest pain" 2:3 2:4||t="problem"||a="present"\n',
+    "rel": 'c="aspirin" 3:1 3:1||r="TrAP"||c="chest pain" 2:3 2:4\n',
+}
+
+
+@pytest.mark.parametrize("layout", ["{0}/r1.{0}", "r1.{0}"])
+def test_i2b2_s_files_in_one_folder_or_in_one_each(layout, tmp_path, read_all):
+    for ending, content in I2B2.items():
+        path = tmp_path / layout.format(ending)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    notes = []
+    (document,) = read_documents([tmp_path], log=notes.append)
+    assert [note.split(":")[0] for note in notes] == ["Reading 1 file as i2b2"]
+    assert (document.id, document.text()) == ("r1", I2B2["txt"])
+    assert [(item.text, item.type, item.infons) for item in document.entities] == [
+        ("Chest pain", "problem", {"assertion": "present"}), ("aspirin", "treatment", {}),
+        ("pain\nand", "x", {})]  # fmt: skip
+    (relation,) = document.relations
+    assert (relation.type, [item.entity for item in relation.arguments]) == ("TrAP", ["T2", "T1"])
+    concepts = tmp_path / layout.format("con")
+    concepts.write_text(I2B2["con"].replace("2:3 2:4", "2:2 2:4") + 'c="x" 9:0 9:0||t="y"\nc="x"\n', encoding="utf-8")
+    (document,), faults = read_all(concepts)
+    assert [item.text for item in document.entities] == ["aspirin", "pain\nand"]
+    assert [fault.partition(": ")[0] for fault in faults] == [f"{concepts}:{n}" for n in (1, 4, 5)] + [
+        str(tmp_path / layout.format("txt"))
+    ]
+    assert "has words that do not stand at their lines and tokens" in faults[0]
+    (tmp_path / layout.format("txt")).unlink()
+    with pytest.raises(InputError, match=r"r1\.con: there is no r1\.txt, its text"):
+        list(read_documents([concepts]))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -311,11 +347,11 @@ def test_documents_of_other_tools_are_named(name, content, message, tmp_path):
 
 
 def test_what_a_folder_has_besides_documents_is_named(tmp_path):
-    for name in ("a.txt", "a.con", "b.con", ".hidden.con", "LICENSE"):
+    for name in ("a.txt", "a.xlsx", "b.xlsx", ".hidden.xlsx", "LICENSE", "visual.conf"):
         (tmp_path / name).write_text("x", encoding="utf-8")
     notes = []
     assert len(list(read_documents([tmp_path], log=notes.append))) == 1
-    assert notes[0] == f"Files of {tmp_path} with other endings are not read: 2 .con, 1 LICENSE."
+    assert notes[0] == f"Files of {tmp_path} with other endings are not read: 2 .xlsx, 1 LICENSE."
 
 
 def test_five_thousand_documents_are_streamed(tmp_path):

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from megabert.cli import main
+from megabert.errors import InputError, InputWarning
 from megabert.formats.documents.convert_documents import read_documents
 from megabert.formats.documents.document_scores import document_scores
 
@@ -31,6 +32,26 @@ def test_mentions_identifiers_and_relations_are_sets(tmp_path, capsys):
         "mention/Chemical": [2, 0, 0], "id/Chemical": [2, 0, 0], "id/Disease": [1, 0, 1], "relation/CID": [0, 1, 1],
     }  # fmt: skip
     assert main(["score", "documents", str(gold), str(found), "type=x"]) == 64
+
+
+def test_documents_are_matched_by_their_identifiers(tmp_path):
+    def written(name, *ids):
+        text = "".join(f"{item}|t|A flu\n{item}\t2\t5\tflu\tDisease\tD1\n\n" for item in ids)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return read_documents([tmp_path / name])
+
+    for golds, found, message in (
+        (("1", "1"), ("1",), r"a.pubtator:4: document 1 is at .*a.pubtator:1, too"),
+        (("1",), ("2", "2"), r"b.pubtator:4: document 2 is at .*b.pubtator:1, too"),
+        (("1",), ("2", "3"), "None of the 2 predicted documents has the identifier of a gold one: 2 and 1"),
+        ((), ("2",), "There are no gold documents"),
+    ):
+        with pytest.raises(InputError, match=message):
+            document_scores(written("a.pubtator", *golds), written("b.pubtator", *found))
+    with pytest.warns(InputWarning, match="1 predicted documents, such as 3, are no gold documents"):
+        scores = document_scores(written("a.pubtator", "1", "2"), written("b.pubtator", "1", "3"))
+    assert [scores[f"mention/Disease_{what}"] for what in ("tp", "fp", "fn")] == [1, 1, 1]
+    assert document_scores(written("a.pubtator", "1"), written("b.pubtator"))["mention/Disease_fn"] == 1
 
 
 def test_relations_of_mentions_without_identifiers_are_not_one(tmp_path):

@@ -85,6 +85,13 @@ def test_documents_of_bigbio(name, tmp_path):
     assert ends == {"R1": ["4", "3"], "E1": ["E1.trigger", "4"], "C1": ["3", "4"]}
 
 
+def test_our_own_documents_may_have_empty_lists(tmp_path):
+    passages = [{"offset": 0, "text": TEXT}]
+    path = write(tmp_path, "a.jsonl", {"id": "d", "passages": passages, "entities": [], "relations": []})
+    (document,) = read_documents([path])
+    assert (document.id, document.text(), document.entities) == ("d", TEXT, ())
+
+
 @pytest.mark.parametrize(
     ("item", "message"),
     [

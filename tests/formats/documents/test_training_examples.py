@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from megabert.formats.documents.document import Argument, Document, Entity, Passage, Relation
 from megabert.formats.documents.training_examples import (
+    ExampleCounts,
     PairOptions,
     TypeRule,
     entity_pairs,
@@ -30,6 +31,14 @@ def test_tags_words_and_sentences():
     assert [first.text[start:end] for start, end in first.words] == ["IL", "-", "2", "binds", "TNF", "-", "α", "."]
     assert first.tags == ("B-Gene", "I-Gene", "I-Gene", "O", "B-Gene", "I-Gene", "I-Gene", "O")
     assert (second.text, set(second.tags), second.start) == ("It is (new).", {"O"}, 18)
+
+
+def test_entities_without_a_type_are_counted_as_such():
+    counts = ExampleCounts()
+    document = Document("1", (Passage(0, "a b"),), (entity("T1", "a b", "a", kind=""), entity("T2", "a b", "b")))
+    (sentence,) = tagged_sentences([document], counts=counts)
+    assert sentence.tags == ("O", "B-Gene")
+    assert counts.note("x") == "x: 1 entities without a type left out."
 
 
 def test_a_sentence_never_ends_within_an_entity():

@@ -1,0 +1,82 @@
+"""Sentences of tagged words: the type, JSON objects of words and tags, and NeMo's parallel files.
+
+JSON: `tokens` (or `words`) and `tags`. NeMo: a file of sentences and a file of their tags, line by line.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+from ..errors import InputError
+from .record_streams import derived, numbered
+from .rows import Row
+from .text_lines import blank_split, data_lines
+
+WORD_KEYS, TAG_KEYS = ("tokens", "words"), ("tags", "ner_tags")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Words, their tags if the data have any, and file and first line."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None
+    location: str
+    id: str = ""
+
+
+def sentence_of(row: Row, name: str = "", tag_names: Sequence[str] | None = None) -> Sentence:
+    """Convert a JSON object with words (and tags) to a sentence; `name` is its id.
+
+    Tags that are numbers count `tag_names`, None where a task has no such setting.
+    """
+    words = row.strings(next((key for key in WORD_KEYS if key in row.values), WORD_KEYS[-1]))
+    key = next((key for key in TAG_KEYS if key in row.values), None)
+    tags = None if key is None else _named_tags(row, key, tag_names)
+    if tags is not None and len(tags) != len(words):
+        raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
+    return Sentence(words, tags, row.location, name)
+
+
+def _named_tags(row: Row, key: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    numbers = row.get(key)
+    if not isinstance(numbers, list) or not numbers or any(type(item) is not int for item in numbers):
+        return row.strings(key)
+    if not names:
+        remedy = "Write" if names is None else "Set model.dataset.tag_names=[O,B-TYPE,I-TYPE,...],"
+        raise InputError(
+            f"{row.location}: the tags are numbers, {str(numbers)[:40]}, whose names the file does not have. {remedy} "
+            'their names in order (those of datasets are features["ner_tags"].feature.names).'
+        )
+    if wrong := [item for item in numbers if not 0 <= item < len(names)]:
+        raise InputError(f"{row.location}: the tag {wrong[0]} is none of the {len(names)} model.dataset.tag_names.")
+    return tuple(names[item] for item in numbers)
+
+
+def read_parallel(text: Path, labels: Path | None) -> Sequence[Sentence]:
+    """Read NeMo's parallel files, sentences and their tags; empty lines are left out."""
+    lines = data_lines(text)
+    if labels is None:
+        return derived(lines, lambda lines: _parallel(text, lines, labels, None))
+    tag_lines = data_lines(labels)
+    if len(tag_lines) != len(lines):
+        raise InputError(
+            f"{text} has {len(lines)} lines, {labels} has {len(tag_lines)}. Each sentence needs its line of tags."
+        )
+    return derived(lines, lambda lines: _parallel(text, lines, labels, tag_lines), "file")
+
+
+def _parallel(
+    text: Path, lines: Iterable[str], labels: Path | None, tag_lines: Iterable[str] | None
+) -> Iterator[Sentence]:
+    for number, (line, tag_line) in numbered(zip(lines, tag_lines or repeat(""))):  # noqa: B905
+        words = tuple(blank_split(line))
+        tags = None if tag_lines is None else tuple(blank_split(tag_line))
+        if tags is not None and len(tags) != len(words):
+            raise InputError(
+                f"{labels}:{number}: {len(tags)} tags for the {len(words)} words of {text}:{number}. Give each word "
+                "one."
+            )
+        if words:
+            yield Sentence(words, tags, f"{text}:{number}")
