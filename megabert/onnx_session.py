@@ -73,11 +73,11 @@ class OnnxSession:
         rows: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(lengths)
         budget = options["batch_size"] * options["max_length"]
         batches = list(_batches(lengths, min(budget, self.max_batch_tokens)))
-        network, compute_all = self.network, map
+        network, threads = self.network, None
         if self.lanes is not None:
             for_each = list(_batches(lengths, min(budget, CPU_TOKENS)))
             if len(for_each) >= self.lanes.count:
-                batches, network, compute_all = for_each, self.lanes.network, self.lanes.threads.map
+                batches, network, threads = for_each, self.lanes.network, self.lanes.threads
 
         def compute(indices: NDArray[np.int64]) -> list[NDArray[np.float32]]:
             # The tokens of each row; behind its end those of others, which are replaced by padding
@@ -89,7 +89,7 @@ class OnnxSession:
             (logits,) = network.run([self.output], dict(zip(INPUTS, values, strict=True)))
             return [self._own(row, int(length)) for row, length in zip(logits, lengths[indices], strict=True)]
 
-        outputs = compute_all(compute, batches)
+        outputs = map(compute, batches) if threads is None else threads.map(compute, batches)
         for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
             for row, index in zip(own_rows, indices.tolist(), strict=True):
                 rows[index] = row
