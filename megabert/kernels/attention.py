@@ -279,13 +279,23 @@ def _(
     return torch.empty_like(qkv_TH3K)
 
 
+_column_tables: dict[tuple[torch.device, int], Tensor] = {}
+
+
 def _column_table(max_seqlen: int, seed_1: Tensor, dropout: float) -> Tensor:
-    """Hash the columns of a dropout mask once: in each tile, all threads would do so for the same few columns."""
+    """Hash the columns of dropout masks once: in each tile, all threads would do so for the same few columns."""
     if not dropout:
         return seed_1
-    blocks = triton.cdiv(max_seqlen, TABLE_BLOCK)
-    table = torch.empty(blocks * TABLE_BLOCK, device=seed_1.device, dtype=torch.int32)
-    _column_table_kernel[(blocks,)](table, BLOCK=TABLE_BLOCK)
+    key = seed_1.device, triton.cdiv(max_seqlen, TABLE_BLOCK)
+    table = _column_tables.get(key)
+    if table is None:
+        table = torch.empty(key[1] * TABLE_BLOCK, device=seed_1.device, dtype=torch.int32)
+        _column_table_kernel[(key[1],)](table, BLOCK=TABLE_BLOCK)
+        if seed_1.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return table  # which is filled by each replay only
+            torch.cuda.current_stream().synchronize()  # other streams may read it
+        _column_tables[key] = table
     return table
 
 
