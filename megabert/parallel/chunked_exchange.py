@@ -9,6 +9,7 @@ Source: Wang et al. 2023, doi:10.1145/3567955.3567959.
 """
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 import torch.distributed._symmetric_memory as symmetric
@@ -26,8 +27,9 @@ class _Buffers:
     def __init__(self, group: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self._shape, self._dtype = shape, dtype
         self._slot = shape[0] * shape[1] * dtype.itemsize
-        handle = symmetric.get_symm_mem_workspace(group, 2 * _size(group) * self._slot + 32)
-        workspace = symmetric._group_name_to_workspace_tensor[group]
+        name: Any = group  # text, for later versions of PyTorch a subtype
+        handle = symmetric.get_symm_mem_workspace(name, 2 * _size(group) * self._slot + 32)
+        workspace = symmetric._group_name_to_workspace_tensor[name]
         assert workspace is not None
         if not any(workspace is item for item in _workspaces):
             _workspaces.append(workspace)  # kept when it is replaced: captured graphs and other GPUs may still use it
@@ -117,7 +119,8 @@ def _(inputs_TK: Tensor, weight_DK: Tensor, other_TO: Tensor | None, group: str)
 
 
 def _size(group: str) -> int:
-    return distributed_c10d._get_group_size_by_name(group)
+    name: Any = group
+    return distributed_c10d._get_group_size_by_name(name)
 
 
 def _product(rows: Tensor, weight_OD: Tensor, bias_O: Tensor | None, out: Tensor) -> None:
