@@ -187,7 +187,7 @@ def product(first: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor
     return plain(first, second, bias)
 
 
-def plain(first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:
+def plain(first: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute first @ second + bias by cuBLAS."""
     return first @ second if bias is None else torch.addmm(bias, first, second)
 
