@@ -114,14 +114,6 @@ def test_norms_of_offset_rows_match_pytorch(dtype, tolerance):
     assert relative_error(offset_norm(total, offset, weight, shift, 1e-5), expected) < tolerance
 
 
-@pytest.mark.parametrize("num_parts", [2, 4])
-def test_sums_of_parts(num_parts):
-    from megabert.kernels.column_sums import sum_parts
-
-    parts = random(num_parts, 37, 50)
-    torch.testing.assert_close(sum_parts(parts[0], num_parts), parts.sum(0), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(1, 3), (200, 70), (300, 3, 24), (1100, 70)])
 def test_column_sums(shape):
     from megabert.kernels.column_sums import column_sums
