@@ -29,7 +29,9 @@ FORWARD: dict[str, Any] = {"TILE": 64, "STEP": 64, "PRECISION": "tf32", "num_war
 BACKWARD: dict[str, Any] = {"TILE": 64, "STEP": 32, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 FORWARD_32: dict[str, Any] = {"TILE": 32, "STEP": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
 BACKWARD_32 = FORWARD_32
-FOUR_PROGRAMS = {"maxnreg": 128}  # on a processor at once; no register is spilled
+# On a processor at once, which short documents with dropout need; no register is spilled.
+FOUR_PROGRAMS = {"maxnreg": 128}
+FEWEST_SAVED = 64  # tiles that do not exist, for which a table is worth its time
 TABLE_BLOCK = 128  # a multiple of all tiles and steps, which are read whole
 
 
@@ -210,7 +212,7 @@ def varlen_attention_forward(
     context_THK = qkv_TH3K.new_empty(num_tokens, heads, dim)
     lse_HT = qkv_TH3K.new_empty(heads, num_tokens, dtype=torch.float32)
     options = FORWARD if qkv_TH3K.dtype != torch.float32 else FORWARD_32
-    if options is FORWARD and dim <= 64 and is_hopper(qkv_TH3K.device):
+    if options is FORWARD and dim <= 64 and dropout and tiles_4S is not None and is_hopper(qkv_TH3K.device):
         options = FORWARD | FOUR_PROGRAMS
     num_tiles, grid = _grid(max_seqlen, heads, cu_seqlens_N1, options["TILE"], tiles_4S)
     tiles = cu_seqlens_N1 if tiles_4S is None else tiles_4S
@@ -279,13 +281,23 @@ def _(
     return torch.empty_like(qkv_TH3K)
 
 
+_column_tables: dict[tuple[torch.device, int], Tensor] = {}
+
+
 def _column_table(max_seqlen: int, seed_1: Tensor, dropout: float) -> Tensor:
-    """Hash the columns of a dropout mask once: in each tile, all threads would do so for the same few columns."""
+    """Hash the columns of dropout masks once: in each tile, all threads would do so for the same few columns."""
     if not dropout:
         return seed_1
-    blocks = triton.cdiv(max_seqlen, TABLE_BLOCK)
-    table = torch.empty(blocks * TABLE_BLOCK, device=seed_1.device, dtype=torch.int32)
-    _column_table_kernel[(blocks,)](table, BLOCK=TABLE_BLOCK)
+    key = seed_1.device, triton.cdiv(max_seqlen, TABLE_BLOCK)
+    table = _column_tables.get(key)
+    if table is None:
+        table = torch.empty(key[1] * TABLE_BLOCK, device=seed_1.device, dtype=torch.int32)
+        _column_table_kernel[(key[1],)](table, BLOCK=TABLE_BLOCK)
+        if seed_1.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return table  # which is filled by each replay only
+            torch.cuda.current_stream().synchronize()  # other streams may read it
+        _column_tables[key] = table
     return table
 
 
@@ -293,12 +305,12 @@ def tile_table(cu_seqlens_N1: Tensor, num_tokens: int, max_seqlen: int, dtype: t
     """List the tiles of documents of several lengths, once for all layers, so that no program is launched for nothing.
 
     Returns int32 [4, S] on the device: first row in its document, the document's start, length and number; or None
-    where all tiles of all documents may exist.
+    where most tiles of all documents may exist.
     """
     tile = (FORWARD if dtype != torch.float32 else FORWARD_32)["TILE"]  # also that of the backward pass
     num_documents = len(cu_seqlens_N1) - 1
     num_slots = num_tokens // tile + num_documents
-    if num_slots >= num_documents * triton.cdiv(max_seqlen, tile):
+    if num_slots + FEWEST_SAVED > num_documents * triton.cdiv(max_seqlen, tile):
         return None
     starts_N, lengths_N = cu_seqlens_N1[:-1], cu_seqlens_N1.diff()
     counts_N = (lengths_N + tile - 1) // tile

@@ -1,4 +1,4 @@
-"""Sums over the rows of a tall matrix in Triton: gradients of biases, of norms from partial sums; sums of few parts.
+"""Sums over the rows of a tall matrix in Triton: gradients of biases, and of norms from partial sums.
 
 Deterministic: first chunks of rows are summed, then their sums, each by one program in a fixed order.
 """
@@ -9,7 +9,6 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS = 64, 32
-PARTS_BLOCK = 1024
 # Of the first pass over a tall matrix: rows of an iteration, of a program, and columns of a program.
 TALL_ROWS, TALL_CHUNK, TALL_COLUMNS, TALL_STAGES = 4, 128, 1024, 3
 
@@ -43,24 +42,6 @@ def _chunks_kernel(
         is_there = (rows < num_rows)[:, None] & is_column[None, :]
         total += tl.sum(tl.load(source + at, mask=is_there, other=0.0).to(tl.float32), 0)
     tl.store(sums + chunk.to(tl.int64) * num_columns + columns, total, mask=is_column)
-
-
-@triton.jit
-def _parts_kernel(parts, result, count, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    for part in tl.static_range(PARTS):
-        total += tl.load(parts + part * count.to(tl.int64) + at, mask=at < count, other=0.0).to(tl.float32)
-    tl.store(result + at, total.to(result.dtype.element_ty), mask=at < count)
-
-
-def sum_parts(first: Tensor, num_parts: int) -> Tensor:
-    """Sum contiguous tensors that follow each other in memory, in float32; returns the dtype and shape of the first."""
-    result = torch.empty_like(first)
-    grid = (triton.cdiv(first.numel(), PARTS_BLOCK),)
-    if first.numel():
-        _parts_kernel[grid](first, result, first.numel(), PARTS=num_parts, BLOCK=PARTS_BLOCK, num_warps=4)
-    return result
 
 
 def column_sums(source: Tensor, dtype: torch.dtype) -> Tensor:

@@ -143,8 +143,9 @@ class _Products:
             milliseconds = _milliseconds(partial(product.run, suggestion, first, second, bias, out))
             if milliseconds < best:
                 best, algorithm = milliseconds, suggestion
-        # Measured again: the first time the GPU may have been slower.
-        return (product, algorithm) if best < CLEARLY * _milliseconds(usual) else None
+        if algorithm is None or best > CLEARLY * _milliseconds(usual):  # again: the GPU may have been slower before
+            return None
+        return product, algorithm
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
@@ -187,7 +188,7 @@ def product(first: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor
     return plain(first, second, bias)
 
 
-def plain(first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:
+def plain(first: Tensor, second: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute first @ second + bias by cuBLAS."""
     return first @ second if bias is None else torch.addmm(bias, first, second)
 

@@ -76,6 +76,26 @@ def _forward_kernel(
 
 
 @triton.jit
+def _norm_kernel(
+    total, offset, weight, shift, normed, epsilon, num_rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, WIDTH)
+    is_column = columns < width
+    at = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    is_there = (rows < num_rows)[:, None] & is_column[None, :]
+    values = tl.load(total + at, mask=is_there, other=0.0).to(tl.float32)
+    values += tl.load(offset + columns, mask=is_column, other=0.0)[None, :]
+    mean = tl.sum(tl.where(is_there, values, 0.0), 1) / width
+    centred = tl.where(is_there, values - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + epsilon)
+    weights = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
+    shifts = tl.load(shift + columns, mask=is_column, other=0.0).to(tl.float32)
+    result = centred * scale[:, None] * weights[None, :] + shifts[None, :]
+    tl.store(normed + at, result.to(normed.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
 def _backward_kernel(
     d_total, d_normed, total, statistics, weight, d_residual, d_branch, sums, seed, threshold, keep, num_rows, width,
     HAS_TOTAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -138,6 +158,18 @@ def residual_norm(
             **_widths(width, FORWARD_COLUMNS), **FORWARD,
         )  # fmt: skip
     return ResidualNorm(total_TD, normed_TD, statistics_2T)
+
+
+def offset_norm(total_TD: Tensor, offset_D: Tensor, weight_D: Tensor, shift_D: Tensor, epsilon: float) -> Tensor:
+    """Compute the layer norm of total + offset, which is float32; for inference."""
+    num_tokens, width = total_TD.shape
+    normed_TD = torch.empty_like(total_TD)
+    if num_tokens:
+        _norm_kernel[(triton.cdiv(num_tokens, FORWARD["ROWS"]),)](
+            total_TD, offset_D, weight_D, shift_D, normed_TD, epsilon, num_tokens, width,
+            **_widths(width, FORWARD_COLUMNS), **FORWARD,
+        )  # fmt: skip
+    return normed_TD
 
 
 def residual_norm_backward(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -78,8 +79,12 @@ def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -
         residual_TD = hidden_TD.contiguous() if config.norm_place == "pre" else None
         ends = [*(layer.attention_norm for layer in layers[1:]), encoder.final_norm]
         middles = [layer.mlp_norm for layer in layers]
+    assert all(_is_plain(layer) for layer in layers), "a layer was changed after it had been fused"
+    if residual_TD is not None and not settings.is_trained and dropouts == (0.0, 0.0):
+        return _infer(
+            settings, documents, residual_TD.clone(), normed_TD, list(zip(layers, middles, ends, strict=True))
+        )
     for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds, strict=True):
-        assert _is_plain(layer), "a layer was changed after it had been fused"
         inputs = settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
         outputs = _FusedLayer.apply(*inputs) if torch.is_grad_enabled() else _run_layer(*inputs)[0]
         residual_TD, normed_TD = outputs if residual_TD is not None else (None, outputs)
@@ -126,7 +131,9 @@ def _run_layer(
         normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
         config.norm_epsilon, seeds[1], dropout,
     )  # fmt: skip
-    inner_TF, active_TF = _map_and_activate(settings, middle.normed_TD, up_w, up_b)
+    # With the bias in GELU's kernel there are faster products to choose from.
+    inner_TF = settings.multiply(middle.normed_TD, up_w.t())
+    active_TF = gelu.gelu(inner_TF, up_b, config.gelu)
     branch_TD = settings.multiply(active_TF, down_w.t())
     end = norms.residual_norm(
         middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
@@ -137,17 +144,34 @@ def _run_layer(
     return outputs, kept
 
 
-def _map_and_activate(settings: _Settings, hidden_TD: Tensor, up_w: Tensor, up_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the MLP's inner tensor, without its bias and only where there is a gradient, and its activation."""
-    variant = settings.config.gelu
-    if settings.is_trained:  # with a bias there are no faster products to choose from
-        inner_TF = products.product(hidden_TD, up_w.t())
-        return inner_TF, gelu.gelu(inner_TF, up_b, variant)
-    if linear_gelu.has_linear_gelu(hidden_TD, up_w):
-        active_TF = linear_gelu.linear_gelu(hidden_TD, up_w, up_b, variant)
-    else:
-        active_TF = gelu.gelu(products.plain(hidden_TD, up_w.t(), up_b), None, variant)
-    return active_TF, active_TF
+def _infer(
+    settings: _Settings, documents: PackedSequences, total_TD: Tensor, normed_TD: Tensor,
+    layers: list[tuple[Layer, nn.LayerNorm, nn.LayerNorm]],
+) -> Tensor:  # fmt: skip
+    """Compute what `_run_layer` computes in all layers, pre-norm without dropout; overwrites the residual stream.
+
+    Matmuls add to the stream, in which the biases are left out: norms add their sum so far, and need not write.
+    """
+    config, seed_1 = settings.config, documents.cu_seqlens_N1[:1]
+    biases = torch.stack([linear.bias for layer, _, _ in layers for linear in (layer.attention.out, layer.mlp.down)])
+    offsets = iter(biases.float().cumsum(0))
+    for layer, middle, end in layers:
+        qkv_TH3K = F.linear(normed_TD, layer.attention.qkv.weight, layer.attention.qkv.bias)
+        context_THK, _ = attention.varlen_attention_forward(
+            qkv_TH3K.unflatten(-1, (-1, 3, config.head_dim)), documents.cu_seqlens_N1, seed_1, *settings.attention
+        )
+        total_TD.addmm_(context_THK.flatten(1), layer.attention.out.weight.t())
+        normed_TD = norms.offset_norm(total_TD, next(offsets), middle.weight, middle.bias, config.norm_epsilon)
+        total_TD.addmm_(_activate(normed_TD, layer.mlp.up, config.gelu), layer.mlp.down.weight.t())
+        normed_TD = norms.offset_norm(total_TD, next(offsets), end.weight, end.bias, config.norm_epsilon)
+    return normed_TD
+
+
+def _activate(hidden_TD: Tensor, up: nn.Linear, variant: str) -> Tensor:
+    """Apply the linear map of an MLP and GELU, without gradient."""
+    if linear_gelu.has_linear_gelu(hidden_TD, up.weight):
+        return linear_gelu.linear_gelu(hidden_TD, up.weight, up.bias, variant)
+    return gelu.gelu(F.linear(hidden_TD, up.weight, up.bias), None, variant)
 
 
 class _FusedLayer(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """Tokens sharded over the tensor axis (sequence parallelism): exchanges of hidden states, alone and beside matmuls.
 
 Where GPUs map each other's memory, copies of chunks between them overlap with the matmuls of other chunks (asynchronous
-tensor parallelism, `chunked_exchange.py`); elsewhere NCCL's or gloo's collectives stand before or behind a matmul.
+tensor parallelism, PyTorch's symmetric memory); elsewhere NCCL's or gloo's collectives stand before or behind a matmul.
 
 Shape legend: T tokens, S tokens of one process, D hidden, O outputs and K inputs of one process.
 Source: Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
@@ -10,11 +10,10 @@ Source: Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
 import socket
 
 import torch
-import torch.distributed._functional_collectives  # registers their operators
+import torch.distributed._symmetric_memory  # registers its operators and those of collectives
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunked_exchange import gather_product, product_scatter
 from .process_group import World
 
 # Functional collectives, which autograd, the compiler and CUDA graphs support.
@@ -92,14 +91,17 @@ def gather_linear(
     shard_SD: Tensor, weight_OD: Tensor, bias_O: Tensor | None, tokens: SequenceShards
 ) -> tuple[Tensor, Tensor]:
     """All-gather the tokens and map them: all tokens [T, D] and their outputs [T, O]."""
-    if tokens.is_overlapped:
-        return gather_product(shard_SD.contiguous(), weight_OD, bias_O, tokens.group)
-    hidden_TD = all_gather_tokens(shard_SD, tokens)
-    return hidden_TD, F.linear(hidden_TD, weight_OD, bias_O)
+    if not tokens.is_overlapped:
+        hidden_TD = all_gather_tokens(shard_SD, tokens)
+        return hidden_TD, F.linear(hidden_TD, weight_OD, bias_O)
+    operator = torch.ops.symm_mem.fused_all_gather_matmul
+    hidden_TD, (outputs_TO,) = operator(shard_SD.contiguous(), [weight_OD.T], 0, tokens.group)
+    return hidden_TD, outputs_TO if bias_O is None else outputs_TO + bias_O
 
 
 def linear_scatter(hidden_TK: Tensor, weight_DK: Tensor, tokens: SequenceShards) -> Tensor:
     """Map this process' inputs of all tokens, and reduce-scatter the partial outputs: [S, D]."""
-    if tokens.is_overlapped:
-        return product_scatter(hidden_TK.contiguous(), weight_DK, None, tokens.group)[0]
-    return reduce_scatter_tokens(F.linear(hidden_TK, weight_DK), tokens)
+    if not tokens.is_overlapped:
+        return reduce_scatter_tokens(F.linear(hidden_TK, weight_DK), tokens)
+    operator = torch.ops.symm_mem.fused_matmul_reduce_scatter
+    return operator(hidden_TK.contiguous(), weight_DK.T, "sum", 0, tokens.group)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..model.dropout import Dropout
 from ..model.lora import LoraConfig
 from ..model.vocabulary_loss import NO_TARGET, chunked_statistics, local_targets, loss_gradients
-from .chunked_exchange import product_scatter
 from .process_group import World
 from .sequence_shards import (
     SequenceShards,
@@ -72,12 +71,8 @@ class _GatherColumnLinear(torch.autograd.Function):
         hidden_TD, weight = ctx.saved_tensors
         tokens = ctx.tokens
         if tokens.is_overlapped:
-            _, needs_weight, needs_bias, _ = ctx.needs_input_grad
-            gradient_TO = gradient_TO.contiguous()
-            gradient_SD, d_weight = product_scatter(
-                gradient_TO, weight.T, hidden_TD if needs_weight else None, tokens.group
-            )
-            return gradient_SD, d_weight if needs_weight else None, gradient_TO.sum(0) if needs_bias else None, None
+            gradient_SD = linear_scatter(gradient_TO, weight.T, tokens)
+            return gradient_SD, *_weight_gradients(ctx, gradient_TO, hidden_TD), None
         padded = pad_tokens(gradient_TO @ weight, tokens).contiguous()
         pending = collectives.reduce_scatter_tensor(padded, "sum", tokens.size, tokens.group)
         weight_gradients = _weight_gradients(ctx, gradient_TO, hidden_TD)

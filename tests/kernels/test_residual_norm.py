@@ -100,12 +100,18 @@ def test_a_linear_map_with_gelu_matches_pytorch(rows, width, columns, variant):
     assert relative_error(linear_gelu(hidden, weight, bias, variant), expected) < 2e-3
 
 
-@pytest.mark.parametrize("num_parts", [2, 4])
-def test_sums_of_parts(num_parts):
-    from megabert.kernels.column_sums import sum_parts
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_norms_of_offset_rows_match_pytorch(dtype, tolerance):
+    from megabert.kernels.residual_norm import offset_norm
 
-    parts = random(num_parts, 37, 50)
-    torch.testing.assert_close(sum_parts(parts[0], num_parts), parts.sum(0), rtol=1e-5, atol=1e-5)
+    total, weight, shift, offset = (
+        random(37, 70, dtype=dtype),
+        random(70, dtype=dtype),
+        random(70, dtype=dtype),
+        random(70),
+    )
+    expected = F.layer_norm(total.double() + offset, (70,), weight.double(), shift.double(), 1e-5)
+    assert relative_error(offset_norm(total, offset, weight, shift, 1e-5), expected) < tolerance
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (200, 70), (300, 3, 24), (1100, 70)])

@@ -63,6 +63,19 @@ def test_frozen_parameters_get_no_gradient_and_others_do():
     assert {name for name in missing if not name.startswith("embeddings")} == {"layers.0.attention.qkv.weight"}
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_inference_matches_plain_layers_and_leaves_its_input(dtype, tolerance):
+    encoder, hidden, documents = network(dtype=dtype, norm_place="pre")
+    exact, _, _ = network(dtype=torch.float64, norm_place="pre")
+    exact.load_state_dict(encoder.state_dict())
+    before = hidden.clone()
+    with torch.inference_mode():
+        actual = run_fused(encoder.eval(), hidden, documents)
+        expected = Encoder.run_layers(exact.eval(), hidden.double(), documents)
+    assert relative_error(actual, expected) < 4 * tolerance
+    assert torch.equal(hidden, before)
+
+
 @pytest.mark.parametrize("norm_place", ["pre", "post"])
 def test_gradients_use_the_dropout_masks_of_the_forward_pass(norm_place):
     encoder, hidden, documents = network(dropout=0.3, norm_place=norm_place)
