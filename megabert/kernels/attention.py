@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .attention_tiles import add_key_tile, add_query_tile, attend_tile
 from .hashes import column_hash, drop_options, row_hash
-from .products import is_hopper
+from .hopper import is_hopper
 
 LOG2_E = math.log2(math.e)
 

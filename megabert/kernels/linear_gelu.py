@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .gelu import gelu_of
-from .products import is_hopper
+from .hopper import is_hopper
 
 BM, BN, BK, GROUP = 128, 256, 64, 8
 OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 3}

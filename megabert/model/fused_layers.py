@@ -7,7 +7,7 @@ Numbers agree with `layers.Layer` to rounding; dropout has other masks of the sa
 Shape legend: T tokens, D hidden, F width of the MLP, H heads, K head dim.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from .key_value_cache import KeyValueCache
 from .layers import MLP, Attention, Layer
 
 if HAS_TRITON:
-    from ..kernels import attention, gelu, linear_gelu, products
+    from ..kernels import attention, gelu, linear_gelu
     from ..kernels import residual_norm as norms
     from ..kernels.column_sums import column_sums
 
@@ -68,7 +68,7 @@ def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -
     # All seeds at once, on the device, so that each replay of a captured CUDA graph has new ones.
     seeds = torch.randint(2**31, (len(layers), 3), device=hidden_TD.device)
     tiles_4S = attention.tile_table(*documents[:1], len(hidden_TD), documents.max_seqlen, hidden_TD.dtype)
-    settings = _Settings(*dropouts, config, documents.max_seqlen, tiles_4S, torch.is_grad_enabled())
+    settings = _Settings(*dropouts, config, documents.max_seqlen, tiles_4S)
     residual_TD: Tensor | None = None
     if config.is_post_norm:
         normed_TD = hidden_TD.contiguous()
@@ -80,7 +80,7 @@ def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -
         ends = [*(layer.attention_norm for layer in layers[1:]), encoder.final_norm]
         middles = [layer.mlp_norm for layer in layers]
     assert all(_is_plain(layer) for layer in layers), "a layer was changed after it had been fused"
-    if residual_TD is not None and not settings.is_trained and dropouts == (0.0, 0.0):
+    if residual_TD is not None and not torch.is_grad_enabled() and dropouts == (0.0, 0.0):
         return _infer(
             settings, documents, residual_TD.clone(), normed_TD, list(zip(layers, middles, ends, strict=True))
         )
@@ -103,13 +103,6 @@ class _Settings(NamedTuple):
     config: EncoderConfig
     max_seqlen: int
     tiles_4S: Tensor | None
-    is_trained: bool
-    """Whether there is a gradient, and therefore mostly one size of all batches, for which products are chosen."""
-
-    @property
-    def multiply(self) -> Callable[..., Tensor]:
-        """Return the function for products over the width."""
-        return products.product if self.is_trained else products.plain
 
     @property
     def attention(self) -> tuple[int, float, bool, Tensor | None]:
@@ -124,17 +117,16 @@ def _run_layer(
     """Compute a layer's outputs, and what its gradient needs besides the inputs."""
     qkv_w, qkv_b, out_w, out_b, middle_w, middle_b, up_w, up_b, down_w, down_b, end_w, end_b = parameters
     config, dropout, seeds = settings.config, settings.hidden_dropout, seeds_3.split(1)
-    qkv_TH3K = settings.multiply(normed_TD, qkv_w.t(), qkv_b).unflatten(-1, (-1, 3, config.head_dim))
+    qkv_TH3K = F.linear(normed_TD, qkv_w, qkv_b).unflatten(-1, (-1, 3, config.head_dim))
     context_THK, lse_HT = attention.varlen_attention_forward(qkv_TH3K, cu_seqlens_N1, seeds[0], *settings.attention)
-    branch_TD = settings.multiply(context_THK.flatten(1), out_w.t())
+    branch_TD = F.linear(context_THK.flatten(1), out_w)
     middle = norms.residual_norm(
         normed_TD if residual_TD is None else residual_TD, branch_TD, out_b, middle_w, middle_b,
         config.norm_epsilon, seeds[1], dropout,
     )  # fmt: skip
-    # With the bias in GELU's kernel there are faster products to choose from.
-    inner_TF = settings.multiply(middle.normed_TD, up_w.t())
+    inner_TF = F.linear(middle.normed_TD, up_w)
     active_TF = gelu.gelu(inner_TF, up_b, config.gelu)
-    branch_TD = settings.multiply(active_TF, down_w.t())
+    branch_TD = F.linear(active_TF, down_w)
     end = norms.residual_norm(
         middle.normed_TD if residual_TD is None else middle.total_TD, branch_TD, down_b, end_w, end_b,
         config.norm_epsilon, seeds[2], dropout,
@@ -205,7 +197,7 @@ class _FusedLayer(torch.autograd.Function):
             gradients[0] if ctx.has_residual else None, gradients[-1], end_TD, end_2T, end_w, seeds[2], dropout
         )
         d_down_w = end.branch_TD.t() @ active_TF if needs_down else None
-        d_inner_TF = products.product(end.branch_TD, down_w)
+        d_inner_TF = end.branch_TD @ down_w
         d_up_b = gelu.gelu_backward(d_inner_TF, inner_TF, up_b, settings.config.gelu)
         d_up_w = d_inner_TF.t() @ middle_TD if needs_up else None
         middle = norms.residual_norm_backward(
@@ -213,7 +205,7 @@ class _FusedLayer(torch.autograd.Function):
             statistics_2T, middle_w, seeds[1], dropout,
         )  # fmt: skip
         d_out_w = middle.branch_TD.t() @ context_THK.flatten(1) if needs_out else None
-        d_context_THK = products.product(middle.branch_TD, out_w).view_as(context_THK)
+        d_context_THK = (middle.branch_TD @ out_w).view_as(context_THK)
         d_qkv_TO = attention.varlen_attention_backward(
             d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
         ).flatten(1)
@@ -231,5 +223,5 @@ class _FusedLayer(torch.autograd.Function):
 def _through(gradient_TO: Tensor, weight_OD: Tensor, ctx: Any, later: Any) -> Tensor:
     """Differentiate a linear map's input, which in a post-norm layer is also the residual of the `later` sum."""
     if ctx.has_residual:
-        return products.product(gradient_TO, weight_OD)
+        return gradient_TO @ weight_OD
     return later.residual_TD.addmm_(gradient_TO, weight_OD)  # last use of this tensor
