@@ -30,7 +30,8 @@ from .linking import dictionary, link
 from .merge import merge
 from .plan import plan
 from .predictions import evaluate, predict, score
-from .retrieval import embed, index, rerank, search
+from .reranking import rerank
+from .retrieval import embed, index, search
 from .runs import errors, runs
 from .serving import serve
 from .settings import config

@@ -179,7 +179,7 @@ def score(words: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on which the scores depend")
     arguments = parser.parse_args(list(words))
     if arguments.task == "linking":
-        from .linking import score_linking as score_files
+        from .linking_scores import score_linking as score_files
     elif arguments.task == "documents":
         score_files = _score_documents
     elif arguments.task == "retrieval":

@@ -1,4 +1,4 @@
-"""The commands of retrieval: embed, index build and info, search, and rerank."""
+"""The commands of retrieval: embed, index build and info, and search."""
 
 import argparse
 import json
@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..retrieval.search_index import SearchIndex
 
-_TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not; or a BEIR folder"
+TEXTS = "lines id<TAB>text, or JSON lines with _id, title and text; compressed or not; or a BEIR folder"
 _RUN = "run of text_embedding, folder of sentence-transformers, or other encoder, whose hidden states are averaged"
-RERANK_BATCH, EMBED_BATCH = 64, 128
+EMBED_BATCH = 128
 
 
-def _corpus(name: str) -> Path:
+def corpus_file(name: str) -> Path:
+    """Return the file of a corpus: itself, or that of a BEIR folder."""
     from ..formats.passages import beir_file
 
     return beir_file(Path(name), "corpus")
 
 
-def _queries(name: str | Path) -> Path:
+def queries_file(name: str | Path) -> Path:
+    """Return the file of queries: itself, or that of a BEIR folder."""
     from ..formats.passages import beir_file
 
     return beir_file(Path(name), "queries")
@@ -36,10 +38,10 @@ def embed(words: Sequence[str]) -> None:
     """Embed texts to a folder of memory-mapped shards: megabert embed RUN FILE -o EMB."""
     parser = new_parser("embed", embed, "An interrupted command is resumed by --resume and ends with the same bytes.")
     parser.add_argument("model", metavar="RUN", help=_RUN)
-    parser.add_argument("file", type=_corpus, help=_TEXTS)
+    parser.add_argument("file", type=corpus_file, help=TEXTS)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="EMB", help="new folder")
     _add_store_options(parser)
-    _add_device_options(parser, batch_size=EMBED_BATCH)
+    add_device_options(parser, batch_size=EMBED_BATCH)
     parser.add_argument("--role", choices=("passage", "query"), default="passage", help="what the texts are")
     arguments = parser.parse_args(list(words))
     from ..formats.passages import iterate_texts
@@ -55,7 +57,7 @@ def index(words: Sequence[str]) -> None:
     parser = new_parser("index", index, "`megabert index VERB --help` describes the options.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     build = add_subcommand(verbs, "build", _build, "Index passages by words (BM25), and with --run by embeddings")
-    build.add_argument("collection", type=_corpus, help=_TEXTS)
+    build.add_argument("collection", type=corpus_file, help=TEXTS)
     build.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="new folder")
     build.add_argument("--run", dest="model", metavar="RUN", help=_RUN)
     build.add_argument("--approximate", action="store_true", help="add a graph for approximate search (usearch)")
@@ -64,7 +66,7 @@ def index(words: Sequence[str]) -> None:
         "--tune", nargs=2, type=Path, metavar=("QUERIES", "QRELS"), help="choose k1 and b on a dev split"
     )
     _add_store_options(build)
-    _add_device_options(build, batch_size=EMBED_BATCH)
+    add_device_options(build, batch_size=EMBED_BATCH)
     info = add_subcommand(verbs, "info", _info, "Show what an index or a folder of embeddings holds")
     info.add_argument("index", type=Path, metavar="INDEX")
     arguments = parser.parse_args(list(words))
@@ -75,7 +77,7 @@ def search(words: Sequence[str]) -> None:
     """Search passages for queries: megabert search INDEX QUERIES -o RUN.trec."""
     parser = new_parser("search", search, "Without -o the passages found are printed, a JSON object for each query.")
     parser.add_argument("index", type=Path, metavar="INDEX", help="of megabert index build, or embed")
-    parser.add_argument("queries", help=f"{_TEXTS}; or a query itself")
+    parser.add_argument("queries", help=f"{TEXTS}; or a query itself")
     parser.add_argument("-o", "--output", type=Path, metavar="RUN.trec", help="ranking in TREC's format")
     parser.add_argument("--method", choices=("bm25", "dense", "hybrid"), help="default: all that the index has")
     parser.add_argument(
@@ -83,7 +85,7 @@ def search(words: Sequence[str]) -> None:
     )
     parser.add_argument("--run", metavar="RUN", help="run that embedded the passages; default: where it was then")
     parser.add_argument("-k", type=int, default=100, help="passages for each query; default: 100")
-    _add_device_options(parser)
+    add_device_options(parser)
     arguments = parser.parse_args(list(words))
     from ..formats.passages import read_queries
     from ..retrieval.search_index import SearchIndex
@@ -98,67 +100,8 @@ def search(words: Sequence[str]) -> None:
     searcher = None if method == "bm25" else _searcher(opened, embedder, is_approximate=arguments.approximate)
     start = time.monotonic()
     found = opened.search(queries, arguments.k, method=method, embedder=embedder, searcher=searcher)
-    _write_rankings(found, len(queries), arguments.output, method)
+    write_rankings(found, len(queries), arguments.output, method)
     log(f"{len(queries):,} queries by {method} in {time.monotonic() - start:.1f} s.")
-
-
-def rerank(words: Sequence[str]) -> None:
-    """Rank the first passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
-    parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
-    parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
-    parser.add_argument("runfile", type=Path, metavar="RUNFILE")
-    parser.add_argument("--queries", type=_queries, required=True, help=_TEXTS)
-    parser.add_argument("--collection", type=_corpus, required=True, help=_TEXTS)
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
-    parser.add_argument(
-        "-k", type=int, default=100, help="first passages that are ranked again, before the others; default: 100"
-    )
-    parser.add_argument(
-        "--fuse",
-        type=float,
-        nargs="?",
-        const=0.2,
-        metavar="WEIGHT",
-        help="fuse both by their scores; weight of the new ones, 0 to 1; default: 0.2",
-    )
-    tune = "only choose -k and --fuse, on judged queries that RUN has not seen"
-    parser.add_argument("--tune", type=Path, metavar="QRELS", help=tune)
-    _add_device_options(parser)
-    arguments = parser.parse_args(list(words))
-    from ..formats.passages import read_texts
-    from ..formats.relevance import check_documents, check_judged, read_qrels, read_run
-
-    if arguments.k < 1:
-        raise ConfigError(f"-k {arguments.k}: give 1 or more.")
-    if arguments.tune and (arguments.output or arguments.fuse is not None):
-        raise ConfigError("--tune only chooses -k and --fuse. Give it without --fuse and -o.")
-    if not 0 <= (arguments.fuse or 0) <= 1:
-        raise ConfigError(f"--fuse {arguments.fuse}: give a number from 0 to 1.")
-    require_not_input(arguments.output, [arguments.runfile, arguments.queries, arguments.collection])
-    rankings = read_run(arguments.runfile)
-    queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
-    check_documents(rankings, passages, arguments.runfile)
-    qrels = read_qrels(arguments.tune) if arguments.tune else {}
-    if qrels and (note := check_judged(qrels, rankings, passages, arguments.tune)):
-        log(f"note: {note}")
-    if unknown := sorted(rankings.keys() - queries.keys()):
-        raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
-    predictor = _load_run(arguments.model, arguments)
-    if predictor.task.name() != "text_ranking":
-        raise ConfigError(
-            f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking. A cross-encoder "
-            'of one label from elsewhere is marked by "sentence_transformers": {} in its config.json.'
-        )
-    new = _rescored(predictor, rankings, queries, passages, arguments.k)
-    if qrels:
-        from ..retrieval.fusion import choose_fusion
-
-        chosen = choose_fusion(qrels, rankings, dict(new))
-        show(to_json(chosen))
-        log(f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}.")
-        return
-    found = ((query, _reordered(rankings[query], scores, arguments.k, arguments.fuse)) for query, scores in new)
-    _write_rankings(found, len(rankings), arguments.output, "rerank")
 
 
 def _add_store_options(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +111,8 @@ def _add_store_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an interrupted command")
 
 
-def _add_device_options(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
+def add_device_options(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
+    """Add the options of a network's device, precision and batches."""
     budget = f"token budget of a batch, in sequences; default: {batch_size}"
     parser.add_argument("--batch_size", type=int, default=batch_size, help=budget)
     parser.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
@@ -181,7 +125,8 @@ def _device_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("accelerator", "precision", "batch_size")}
 
 
-def _load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
+def load_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
+    """Load a run or an exported folder with the options of its device."""
     from ..load_predictor import load_predictor
 
     return load_predictor(path, **_device_options(arguments))
@@ -195,7 +140,7 @@ def load_embedder(name: str, arguments: argparse.Namespace, *, for_many: bool = 
     from ..exported_folder import is_exported
 
     if is_exported(Path(name)):
-        return _load_run(Path(name), arguments)
+        return load_run(Path(name), arguments)
     from ..build import load_embedder as load
 
     predictor = load(name, home=cache_home(os.environ), for_many=for_many, **_device_options(arguments))
@@ -263,7 +208,7 @@ def _build(arguments: argparse.Namespace) -> None:
     if arguments.tune:
         from ..formats.relevance import check_judged, read_qrels
 
-        queries, qrels = read_texts(_queries(arguments.tune[0])), read_qrels(arguments.tune[1])
+        queries, qrels = read_texts(queries_file(arguments.tune[0])), read_qrels(arguments.tune[1])
         if note := check_judged(qrels, queries, passages, arguments.tune[1]):
             log(f"note: {note}")
     predictor = load_embedder(arguments.model, arguments) if arguments.model else None
@@ -319,44 +264,7 @@ def _searcher(opened: "SearchIndex", embedder: "Predictor | None", *, is_approxi
     return DeviceSearch(opened.store.blocks(GPU_BLOCK_ROWS), device)
 
 
-def _rescored(
-    predictor: "Predictor",
-    rankings: Mapping[str, Mapping[str, float]],
-    queries: Mapping[str, str],
-    passages: Mapping[str, str],
-    depth: int,
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield each query with the network's scores of its first passages."""
-    from ..metrics.retrieval import ranked
-    from ..tasks.retrieval_data import RetrievalExample
-
-    names = list(rankings)
-    for start in range(0, len(names), RERANK_BATCH):
-        examples = []
-        for name in names[start : start + RERANK_BATCH]:
-            first = tuple(ranked(rankings[name])[:depth])
-            examples.append(RetrievalExample(name, queries[name], tuple(passages[own] for own in first), first))
-        for item, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
-            yield item.id, prediction.scores
-
-
-def _reordered(
-    first: Mapping[str, float], new: Mapping[str, float], depth: int, weight: float | None
-) -> list[tuple[str, float]]:
-    """Order the first passages by their new scores, or fused with those that they had; the others follow."""
-    from ..metrics.retrieval import ranked
-    from ..retrieval.fusion import fuse_scores
-
-    names = ranked(first)
-    top = {name: first[name] for name in names[:depth]}
-    best = (
-        sorted(new.items(), key=lambda pair: (-pair[1], pair[0])) if weight is None else fuse_scores(top, new, weight)
-    )
-    lowest = min((score for _, score in best), default=0.0)
-    return [*best, *((name, lowest - n) for n, name in enumerate(names[depth:], 1))]
-
-
-def _write_rankings(
+def write_rankings(
     found: Iterator[tuple[str, list[tuple[str, float]]]], total: int, output: Path | None, tag: str
 ) -> None:
     """Write rankings as they come: to a file that is complete or not there, or as JSON to stdout."""

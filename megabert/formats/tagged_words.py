@@ -26,6 +26,11 @@ class Sentence:
     id: str = ""
 
 
+def has_words(row: Row) -> bool:
+    """Return whether a JSON object has words, or neither words nor text, which `sentence_of` reports."""
+    return "tokens" in row.values or "words" in row.values or "text" not in row.values
+
+
 def sentence_of(row: Row, name: str = "", tag_names: Sequence[str] | None = None) -> Sentence:
     """Convert a JSON object with words (and tags) to a sentence; `name` is its id.
 

@@ -32,7 +32,7 @@ from ..formats.tag_schemes import (
     single_word_tags,
     to_iob2,
 )
-from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, sentence_of
+from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, has_words, sentence_of
 from ..formats.text_lines import data_lines, read_lines
 from ..metrics import tagging
 from ..model.config import EncoderConfig
@@ -49,7 +49,6 @@ from .word_labeling import (
     WordLabelingTask,
     WordTargetSettings,
     WordTrainSettings,
-    has_words,
     require_word_labels,
     standard_rows,
 )

@@ -20,7 +20,7 @@ from ..formats.parallel_passes import by_parts
 from ..formats.record_streams import derived, numbered
 from ..formats.rows import Row
 from ..formats.tag_schemes import find_scheme, standard_tags
-from ..formats.tagged_words import WORD_KEYS, Sentence, read_parallel, sentence_of
+from ..formats.tagged_words import WORD_KEYS, Sentence, has_words, read_parallel, sentence_of
 from ..formats.text_lines import blank_split
 from ..tokenizers.text_runs import KnownRuns, WordBounds
 from ..tokenizers.wordpiece import Tokenizer
@@ -326,11 +326,6 @@ class WordLabelingTask(LabelledTask[ExampleType, PredictionType]):
             item if item.windows == count else replace(item, windows=count)
             for item, count in zip(predictions, counts, strict=True)
         ]
-
-
-def has_words(row: Row) -> bool:
-    """Return whether a JSON object has words, or neither words nor text, which `sentence_of` reports."""
-    return "tokens" in row.values or "words" in row.values or "text" not in row.values
 
 
 def standard_rows(rows: Sequence[Row]) -> list[Row]:

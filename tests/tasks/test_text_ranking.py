@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megabert.cli import main
-from megabert.cli.retrieval import _reordered
+from megabert.cli.reranking import _reordered
 from megabert.config.parser import compose
 from megabert.data.packing import fingerprint
 from megabert.data.sampler import sequence_counts, sequence_lengths
