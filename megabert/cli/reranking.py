@@ -16,9 +16,9 @@ BATCH = 64  # queries
 
 def rerank(words: Sequence[str]) -> None:
     """Rank the first passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
-    parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
+    parser = new_parser("rerank", rerank, "")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
-    parser.add_argument("runfile", type=Path, metavar="RUNFILE")
+    parser.add_argument("runfile", type=Path, metavar="RUNFILE", help="ranking of megabert search, in TREC's format")
     parser.add_argument("--queries", type=queries_file, required=True, help=TEXTS)
     parser.add_argument("--collection", type=corpus_file, required=True, help=TEXTS)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
