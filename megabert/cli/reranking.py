@@ -67,7 +67,8 @@ def rerank(words: Sequence[str]) -> None:
 
         chosen = choose_fusion(qrels, rankings, dict(new))
         show(to_json(chosen))
-        log(f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}.")
+        best = f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}."
+        log(best if chosen["weight"] else f"{arguments.model} improves nothing here: keep the ranking as it is.")
         return
     found = ((query, _reordered(rankings[query], scores, arguments.k, arguments.fuse)) for query, scores in new)
     write_rankings(found, len(rankings), arguments.output, "rerank")
