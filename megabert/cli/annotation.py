@@ -67,7 +67,11 @@ def annotate(words: Sequence[str]) -> None:
             log(f"Wrote {output}; its ledger is in {folder}.")
         else:
             log(f"Wrote {ledger.shards:,} shards and ledger.jsonl in {folder}.")
-    print(to_json(ledger.summary()))
+    summary = ledger.summary()
+    if missing := {item.type for item in work.linkers} - summary["entities"].keys():
+        there = ", ".join(summary["entities"]) or "none"
+        log(f"note: no entity has the type {' or '.join(sorted(missing))} that --link names. Types: {there}.")
+    print(to_json(summary))
 
 
 def _run(

@@ -37,7 +37,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--to", required=True, choices=tuple(FORMATS), help="format to write")
     add("--file", type=Path, metavar="DEV", help="data file with labels: the score before and after")
     add("--int8", action="store_true", help="onnx: linear layers and embeddings in 8 bits; refused if the score falls")
-    add("--calibration", type=Path, metavar="FILE", help="--int8: data file for static scales of activations")
+    add("--calibration", type=Path, metavar="FILE", help="--int8: data to measure a static range for each layer on")
     add("--force", action="store_true", help="--int8: write it although the score falls by more than 0.5")
     add("--task", metavar="FILE", help="Python file of the task, if the run is of your own task")
     return parser.parse_args(list(words))

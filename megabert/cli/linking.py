@@ -23,6 +23,7 @@ examples:
   megabert link "breast ca" "TNF-alpha" --dict MEDIC.dict -k 5
   megabert link --mentions dev.pubtator --dict MEDIC.dict --run RUN -k 20 -o LINKS.jsonl
 """
+_TYPES = "type of mentions to read, may be repeated; default: all"
 _MENTIONS = "annotated documents with identifiers, or lines id||name"
 
 
@@ -70,7 +71,7 @@ def dictionary(words: Sequence[str]) -> None:
         fitter.add_argument("dictionary", type=Path, metavar="DICT")
         fitter.add_argument("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has")
         fitter.add_argument("--mentions", nargs="+", type=Path, required=True, metavar="FILE", help=_MENTIONS)
-        fitter.add_argument("--type", action="append", default=[], dest="types", help="type of mentions; default: all")
+        fitter.add_argument("--type", action="append", default=[], dest="types", metavar="TYPE", help=_TYPES)
         if name == "pairs":
             fitter.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="new file")
         _add_device(fitter)
@@ -102,10 +103,10 @@ def _add_build(verbs: Any) -> None:
     )
     add("--prefix", help="prefix of identifiers that have none and do not show their vocabulary, such as ncbitaxon")
     add("--prefer", metavar="PREFIX", help="name concepts by their identifier of this prefix, such as mesh")
-    add("--source", action="append", default=[], dest="sources", help="UMLS: read this vocabulary (SAB); default: all")
-    add("--language", action="append", default=[], dest="languages", help="UMLS: read this language; default: ENG")
+    add("--source", action="append", default=[], dest="sources", metavar="SAB", help="UMLS: vocabulary; default: all")
+    add("--language", action="append", default=[], dest="languages", metavar="LAT", help="UMLS: language; default: ENG")
     add("--species", action="append", type=int, default=[], help="read the concepts of this taxon (NCBI); default: all")
-    add("--type", action="append", default=[], dest="types", help="documents: read mentions of this type; default: all")
+    add("--type", action="append", default=[], dest="types", metavar="TYPE", help=f"documents: {_TYPES}")
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -225,7 +226,7 @@ def link(words: Sequence[str]) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="names; - reads standard input, a name a line")
     add("--mentions", nargs="+", type=Path, default=[], metavar="FILE", help=f"link the mentions of {_MENTIONS}")
-    add("--type", action="append", default=[], dest="types", help="type of mentions to link; default: all")
+    add("--type", action="append", default=[], dest="types", metavar="TYPE", help=_TYPES)
     add("--dict", type=Path, required=True, dest="dictionary", metavar="DICT", help="dictionary to link to")
     add("--run", type=Path, dest="network", metavar="RUN", help="run whose embeddings DICT has; default: n-grams alone")
     add("--reader", type=Path, metavar="RUN", help="run of text_ranking that reads mentions in their sentences")

@@ -1,5 +1,6 @@
 """The scores of linking: documents with identifiers, or candidates of mentions."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,16 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
 
 
 def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, Any]:
+    from ..formats.dictionaries.gold_mentions import require_types
     from ..formats.documents.convert_documents import read_documents
     from ..linking.dictionary import Dictionary
     from ..linking.linked_documents import linked_mentions, named_as
     from ..metrics.linking import linked_scores
 
     prefix = given.get("prefix")
-    golds = {item.id: linked_mentions(item, types, prefix) for item in read_documents([gold])}
+    documents = list(read_documents([gold]))
+    require_types(Counter(entity.type for item in documents for entity in item.entities), types, [gold])
+    golds = {item.id: linked_mentions(item, types, prefix) for item in documents}
     found = {item.id: linked_mentions(item, types, prefix) for item in read_documents([predictions])}
     if "dictionary" in given:
         equivalents = Dictionary.open(given["dictionary"]).equivalents()

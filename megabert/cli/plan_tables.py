@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from ..planner.search import PlanRequest, ScalingPoint
 
 CAVEAT = (
-    "Verified on one and two H100s, within 8 %; more GPUs are extrapolated from measured rates of matmuls, copies and "
-    "interconnects (docs/scaling.md)."
+    "Verified on one to four GPUs (H100, H200), within 8 %; more GPUs are extrapolated from measured rates of matmuls, "
+    "copies and interconnects (docs/scaling.md)."
 )
 NUM_ROWS = 12
 

@@ -16,9 +16,9 @@ BATCH = 64  # queries
 
 def rerank(words: Sequence[str]) -> None:
     """Rank the first passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
-    parser = new_parser("rerank", rerank, "RUNFILE is a ranking in TREC's format, as megabert search writes it.")
+    parser = new_parser("rerank", rerank, "")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
-    parser.add_argument("runfile", type=Path, metavar="RUNFILE")
+    parser.add_argument("runfile", type=Path, metavar="RUNFILE", help="ranking of megabert search, in TREC's format")
     parser.add_argument("--queries", type=queries_file, required=True, help=TEXTS)
     parser.add_argument("--collection", type=corpus_file, required=True, help=TEXTS)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.trec", help="default: print JSON")
@@ -67,7 +67,8 @@ def rerank(words: Sequence[str]) -> None:
 
         chosen = choose_fusion(qrels, rankings, dict(new))
         show(to_json(chosen))
-        log(f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}.")
+        best = f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}."
+        log(best if chosen["weight"] else f"{arguments.model} improves nothing here: keep the ranking as it is.")
         return
     found = ((query, _reordered(rankings[query], scores, arguments.k, arguments.fuse)) for query, scores in new)
     write_rankings(found, len(rankings), arguments.output, "rerank")

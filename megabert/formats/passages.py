@@ -13,9 +13,14 @@ from .text_lines import read_lines
 
 
 def beir_file(path: Path, kind: str) -> Path:
-    """Return the file of `kind`, corpus or queries, in a BEIR folder; any other path as it is."""
+    """Return the file of `kind`, corpus or queries, in a BEIR folder; a file as it is. Raises InputError."""
+    if not path.is_dir():
+        return path
     files = (path / f"{kind}.jsonl{ending}" for ending in ("", ".gz"))
-    return next((file for file in files if file.is_file()), path)
+    if found := next((file for file in files if file.is_file()), None):
+        return found
+    there = ", ".join(sorted(file.name for file in path.glob("*.jsonl*"))[:10]) or "no .jsonl file"
+    raise InputError(f"{path} is a folder without BEIR's {kind}.jsonl; it has {there}. Give the path of a data file.")
 
 
 def iterate_texts(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -109,3 +109,9 @@ def test_a_wrong_rule_is_refused(folder, tmp_path, capsys, rule, code):
     words = ["annotate", str(folder / "corpus.pubtator"), "--link", rule, "-o", str(tmp_path / "out")]
     assert main(words) == code
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_type_to_link_that_no_entity_has_is_noted(folder, tmp_path, capsys):
+    command = ["annotate", str(folder / "corpus.pubtator"), "--link", f"GENE={folder / 'genes.dict'}"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--accelerator", "cpu"]) == 0
+    assert "no entity has the type GENE that --link names. Types: Disease, Gene, Species." in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_a_folder_of_beir_is_read(folder, capsys):
     assert main(["score", "retrieval", "BEIR/qrels/test.tsv", "r.trec"]) == 0
     assert json.loads(capsys.readouterr().out)["mrr@10"] == 1
     (folder / "BEIR" / "queries.jsonl").unlink()
-    assert "it is a folder" in message(["search", "INDEX", "BEIR"], 65, capsys)
+    assert "without BEIR's queries.jsonl; it has corpus.jsonl." in message(["search", "INDEX", "BEIR"], 65, capsys)
 
 
 def test_passages_with_answers_are_counted(folder, capsys):

@@ -210,6 +210,8 @@ def test_link_and_score_the_mentions_of_documents(tmp_path, diseases, capsys):
         (["score", "linking", "GOLD", "missing"], 65, "missing does not exist"),
         (["dictionary", "tune", "DICT", "--mentions", "GENES"], 65, "has none of the 60 gold identifiers"),
         (["score", "linking", "GOLD", "GOLD", "k=1"], 64, "'k=1' is no setting"),
+        (["link", "--mentions", "GOLD", "--type", "Gene", "--dict", "DICT"], 65, "There are: Disease ("),
+        (["score", "linking", "GOLD", "GOLD", "type=Gene"], 65, "GOLD: no mention has the type Gene."),
         (["link", "TP53", "--dict", "DICT", "--species", "9606"], 65, "no concept of the species 9606"),
     ],
 )

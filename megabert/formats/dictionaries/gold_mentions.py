@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...errors import InputError
 from ..documents.abbreviations import abbreviations_of
 from ..documents.convert_documents import read_documents
 from ..documents.document import Document
@@ -32,8 +33,12 @@ class GoldMention:
 def read_gold(
     paths: Sequence[Path], types: Sequence[str] = (), prefix: str | None = None, dropped: Counter[str] | None = None
 ) -> Iterator[GoldMention]:
-    """Stream the mentions of files; of documents those of given types, () for all. What is faulty is dropped."""
+    """Stream the mentions of files; of documents those of given types, () for all. What is faulty is dropped.
+
+    Types that no document has raise InputError with those that there are.
+    """
     dropped = Counter() if dropped is None else dropped
+    found = Counter[str]()
     for path in paths:
         name = detect(path)
         if name != MENTIONS:
@@ -44,7 +49,17 @@ def read_gold(
             continue
         faults = Faults(lambda _: dropped.update({"faults in documents": 1}))
         for document in read_documents([path], ReadOptions(faults)):
+            found.update(entity.type for entity in document.entities)
             yield from gold_of(document, types, prefix)
+    require_types(found, types, paths)
+
+
+def require_types(found: Counter[str], types: Sequence[str], paths: Sequence[Path]) -> None:
+    """Raise InputError if documents have mentions, but none of the given types, () for all."""
+    if types and found and not any(map(found.__contains__, types)):
+        there = ", ".join(f"{name} ({count:,})" for name, count in found.most_common(10))
+        files = ", ".join(map(str, paths))
+        raise InputError(f"{files}: no mention has the type {' or '.join(types)}. There are: {there}.")
 
 
 def gold_of(document: Document, types: Sequence[str] = (), prefix: str | None = None) -> Iterator[GoldMention]:
