@@ -5,8 +5,9 @@ thread computes batches of its own where there are enough: within one, threads w
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -89,14 +90,17 @@ class OnnxSession:
             (logits,) = network.run([self.output], dict(zip(INPUTS, values, strict=True)))
             return [self._own(row, int(length)) for row, length in zip(logits, lengths[indices], strict=True)]
 
-        outputs = map(compute, batches) if threads is None else threads.map(compute, batches)
-        for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
-            for row, index in zip(own_rows, indices.tolist(), strict=True):
-                rows[index] = row
-            if progress is not None:
-                progress(number, len(batches))
-            if should_stop is not None and should_stop():
-                raise EvaluationStopped
+        def computed() -> Generator[list[NDArray[np.float32]], None, None]:
+            yield from map(compute, batches) if threads is None else threads.map(compute, batches)
+
+        with closing(computed()) as outputs:  # closed, it cancels the batches that nobody waits for
+            for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
+                for row, index in zip(own_rows, indices.tolist(), strict=True):
+                    rows[index] = row
+                if progress is not None:
+                    progress(number, len(batches))
+                if should_stop is not None and should_stop():
+                    raise EvaluationStopped
         if len(rows) > len(features):
             rows = by_feature(np.stack(rows), [len(own) for own in parts])
         return SessionOutput(rows, None)

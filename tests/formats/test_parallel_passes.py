@@ -66,8 +66,7 @@ def test_a_process_that_is_killed_while_it_waits_is_an_error():
         yield 4
 
     with pytest.raises(MegabertError, match="a process that reads data ended unexpectedly"):
-        for pid in forked_map(lambda _: os.getpid(), items()):
-            pids.append(pid)
+        pids.extend(forked_map(lambda _: os.getpid(), items()))
 
 
 def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
