@@ -131,11 +131,10 @@ def forked_map(
             with _reported("cannot be started"):
                 here, there = context.Pipe()
                 connections.append(here)
-                process = context.Process(target=_work, args=(function, there, list(connections)), daemon=True)
+                processes.append(context.Process(target=_work, args=(function, there, list(connections)), daemon=True))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # that other threads exist
-                    process.start()
-            processes.append(process)
+                    processes[-1].start()
             there.close()  # the process has it: its end is the pipe's end
             with _reported(ENDED):
                 here.send(item)
@@ -157,8 +156,9 @@ def forked_map(
         for connection in connections:
             connection.close()
         for process in processes:
-            process.kill()
-            process.join()
+            if process.pid is not None:  # it was started
+                process.kill()
+                process.join()
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        reason = "" if isinstance(error, EOFError | ConnectionError) else f" ({error.strerror})"
         raise MegabertError(
             f"a process that reads data {what}{reason}; perhaps the system ran out of memory. Try again."
         ) from None
