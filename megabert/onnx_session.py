@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -36,6 +36,8 @@ class Lanes:
     network: Any
     threads: ThreadPoolExecutor
     count: int
+    process: int = field(default_factory=os.getpid)
+    """That has the threads; one that is forked from it has none, and computes by itself."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class OnnxSession:
         network, threads = self.network, None
         if self.lanes is not None:
             for_each = list(_batches(lengths, min(budget, CPU_TOKENS)))
-            if len(for_each) >= self.lanes.count:
-                batches, network, threads = for_each, self.lanes.network, self.lanes.threads
+            is_forked = self.lanes.process != os.getpid()
+            if is_forked or len(for_each) >= self.lanes.count:
+                batches, network, threads = for_each, self.lanes.network, None if is_forked else self.lanes.threads
 
         def compute(indices: NDArray[np.int64]) -> list[NDArray[np.float32]]:
             # The tokens of each row; behind its end those of others, which are replaced by padding

@@ -171,6 +171,18 @@ def test_batches_that_nobody_waits_for_are_not_computed():
     assert len(done) <= 4
 
 
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks(exported, monkeypatch):
+    from megabert.exported_folder import load_exported
+
+    session = load_exported(exported("token_classification"), threads=2).session
+    features = random_features([40] * 27)
+    expected = logits_of(session, features)
+    session.lanes.threads.shutdown()
+    session = replace(session, network=None)  # that has threads, too
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    np.testing.assert_array_equal(logits_of(session, features), expected)
+
+
 def test_vectors_are_those_of_the_run(exported):
     texts = ["marie", "the river " * 100]
     vectors = megabert.load(exported("glue")).embed(texts)
