@@ -5,9 +5,10 @@ thread computes batches of its own where there are enough: within one, threads w
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -35,6 +36,8 @@ class Lanes:
     network: Any
     threads: ThreadPoolExecutor
     count: int
+    process: int = field(default_factory=os.getpid)
+    """That has the threads; one that is forked from it has none, and computes by itself."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ class OnnxSession:
         network, threads = self.network, None
         if self.lanes is not None:
             for_each = list(_batches(lengths, min(budget, CPU_TOKENS)))
-            if len(for_each) >= self.lanes.count:
-                batches, network, threads = for_each, self.lanes.network, self.lanes.threads
+            is_forked = self.lanes.process != os.getpid()
+            if is_forked or len(for_each) >= self.lanes.count:
+                batches, network, threads = for_each, self.lanes.network, None if is_forked else self.lanes.threads
 
         def compute(indices: NDArray[np.int64]) -> list[NDArray[np.float32]]:
             # The tokens of each row; behind its end those of others, which are replaced by padding
@@ -89,14 +93,17 @@ class OnnxSession:
             (logits,) = network.run([self.output], dict(zip(INPUTS, values, strict=True)))
             return [self._own(row, int(length)) for row, length in zip(logits, lengths[indices], strict=True)]
 
-        outputs = map(compute, batches) if threads is None else threads.map(compute, batches)
-        for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
-            for row, index in zip(own_rows, indices.tolist(), strict=True):
-                rows[index] = row
-            if progress is not None:
-                progress(number, len(batches))
-            if should_stop is not None and should_stop():
-                raise EvaluationStopped
+        def computed() -> Generator[list[NDArray[np.float32]], None, None]:
+            yield from map(compute, batches) if threads is None else threads.map(compute, batches)
+
+        with closing(computed()) as outputs:  # closed, it cancels the batches that nobody waits for
+            for number, (indices, own_rows) in enumerate(zip(batches, outputs, strict=True), start=1):
+                for row, index in zip(own_rows, indices.tolist(), strict=True):
+                    rows[index] = row
+                if progress is not None:
+                    progress(number, len(batches))
+                if should_stop is not None and should_stop():
+                    raise EvaluationStopped
         if len(rows) > len(features):
             rows = by_feature(np.stack(rows), [len(own) for own in parts])
         return SessionOutput(rows, None)

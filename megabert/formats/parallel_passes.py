@@ -33,6 +33,7 @@ MAX_PROCESSES = 12
 """Each has some 100 MB of its own."""
 PART_SIZE = 2**20
 """Bytes of a file that are read at once."""
+ENDED = "ended unexpectedly"
 _num_processes: contextvars.ContextVar[int] = contextvars.ContextVar("num_processes", default=1)
 RecordType = TypeVar("RecordType")
 ItemType = TypeVar("ItemType")
@@ -98,13 +99,14 @@ def _parts(records: RecordStream[Any]) -> Iterator[Part]:
                 while not is_filled or (records.unit == "sentence" and not _is_empty(line)):
                     if not (line := file.readline()):
                         break
-                    size, num_lines, is_filled = size + len(line), num_lines + 1, is_filled or bool(line.strip())
+                    size, num_lines, is_filled = size + len(line), num_lines + 1, is_filled or not _is_blank(line)
                 yield Part(number, path, start, first_line, num_lines)
                 start, first_line = start + max(size, 1), first_line + num_lines
 
 
 def _is_blank(start: bytes) -> bool:
-    return not start.removeprefix(codecs.BOM_UTF8).strip()
+    # Of any white space, as readers leave lines out; what is no UTF-8 is an error of theirs.
+    return not start.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
 
 
 def _is_empty(line: bytes) -> bool:
@@ -126,20 +128,24 @@ def forked_map(
     waiting: deque[Connection] = deque()
     try:
         for item in islice(remaining, num_processes):
-            here, there = context.Pipe()
-            connections.append(here)
-            processes.append(context.Process(target=_work, args=(function, there, list(connections)), daemon=True))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # that other threads exist
-                processes[-1].start()
+            with _reported("cannot be started"):
+                here, there = context.Pipe()
+                connections.append(here)
+                processes.append(context.Process(target=_work, args=(function, there, list(connections)), daemon=True))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # that other threads exist
+                    processes[-1].start()
             there.close()  # the process has it: its end is the pipe's end
-            here.send(item)
+            with _reported(ENDED):
+                here.send(item)
             waiting.append(here)
         while waiting:
             connection = waiting.popleft()
-            result, caught, error = _received(connection)
+            with _reported(ENDED):
+                result, caught, error = connection.recv()
             for item in islice(remaining, 1):
-                connection.send(item)
+                with _reported(ENDED):
+                    connection.send(item)
                 waiting.append(connection)
             for message, category, filename, lineno in caught:
                 warnings.warn_explicit(message, category, filename, lineno)
@@ -150,16 +156,20 @@ def forked_map(
         for connection in connections:
             connection.close()
         for process in processes:
-            process.kill()
-            process.join()
+            if process.pid is not None:  # it was started
+                process.kill()
+                process.join()
 
 
-def _received(connection: Connection) -> Any:
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Raise errors of the system here as those of processes: who writes results would take them for a full disk."""
     try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
+        yield
+    except (EOFError, OSError) as error:
+        reason = "" if isinstance(error, EOFError | ConnectionError) else f" ({error.strerror})"
         raise MegabertError(
-            "a process that reads data ended unexpectedly; perhaps the system ran out of memory. Try again."
+            f"a process that reads data {what}{reason}; perhaps the system ran out of memory. Try again."
         ) from None
 
 

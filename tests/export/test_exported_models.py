@@ -152,6 +152,37 @@ def test_threads_compute_batches_side_by_side_and_progress_is_in_order():
     assert len(logits_of(one, features[3:5])) == 2  # a single batch is not for the threads
 
 
+def test_batches_that_nobody_waits_for_are_not_computed():
+    done, go_on = [], threading.Event()
+
+    class Network:
+        def run(self, names, inputs):
+            done.append(names)
+            assert len(done) < 3 or go_on.wait(20)
+            return [inputs["input_ids"][:, :, None].astype(np.float32)]
+
+    with ThreadPoolExecutor(2) as threads:
+        session = OnnxSession(None, False, 512, lanes=Lanes(Network(), threads, 2))
+        options = {"batch_size": 32, "max_length": 512, "pad_id": 0}
+        with pytest.raises(EvaluationStopped) as stopped:
+            session.run(random_features([256] * 9), should_stop=lambda: True, **options)
+        go_on.set()
+    assert stopped.tb  # it keeps the frames
+    assert len(done) <= 4
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks(exported, monkeypatch):
+    from megabert.exported_folder import load_exported
+
+    session = load_exported(exported("token_classification"), threads=2).session
+    features = random_features([40] * 27)
+    expected = logits_of(session, features)
+    session.lanes.threads.shutdown()
+    session = replace(session, network=None)  # that has threads, too
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    np.testing.assert_array_equal(logits_of(session, features), expected)
+
+
 def test_vectors_are_those_of_the_run(exported):
     texts = ["marie", "the river " * 100]
     vectors = megabert.load(exported("glue")).embed(texts)

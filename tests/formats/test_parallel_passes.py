@@ -55,6 +55,29 @@ def test_a_process_that_is_killed_is_an_error():
         list(forked_map(lambda _: os.kill(os.getpid(), signal.SIGKILL), range(3)))
 
 
+def test_a_process_that_is_killed_while_it_waits_is_an_error():
+    pids = []
+
+    def items():
+        yield from range(4)
+        os.kill(pids[0], signal.SIGKILL)
+        while is_running(pids[0]):
+            time.sleep(0.01)
+        yield 4
+
+    with pytest.raises(MegabertError, match="a process that reads data ended unexpectedly"):
+        pids.extend(forked_map(lambda _: os.getpid(), items()))
+
+
+def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
+    def full():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", full)
+    with pytest.raises(MegabertError, match=r"data cannot be started \(Resource temporarily unavailable\)"):
+        list(forked_map(squared, [0, 1]))
+
+
 SLEEPER = """
 import os, signal, sys, time
 from megabert.formats.parallel_passes import _num_processes, forked_map
@@ -110,3 +133,14 @@ def test_parts_together_are_all_lines_with_their_numbers(size, unit, tmp_path, m
     assert not is_divided(stream[2:]) and not is_divided(derived(stream, numbered, "file"))
     first = next(n for n, (_, line) in enumerate(expected) if line in {line for _, line in expected[:n]})
     assert find_repeated(derived(stream, lambda rows: (line for _, line in rows)))[0] == first
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\ufeff\x1c", " "])
+def test_lines_of_any_white_space_before_a_header_are_in_its_part(blank, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel_passes, "PART_SIZE", 1)
+    monkeypatch.setattr(record_streams, "MAX_HELD", -1)
+    (tmp_path / "x.tsv").write_text(f"{blank}\n{blank[-1]}\ntext\na\nb\n")
+    with large_files_streamed([]):
+        lines = data_lines(tmp_path / "x.tsv")
+    records = derived(lines, lambda lines: (line for line in lines if line.strip()))
+    assert [list(part) for part in by_parts(records[1:], list)] == [[], ["a"], ["b"]]
