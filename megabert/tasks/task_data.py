@@ -110,11 +110,7 @@ def load_training_data(
             task.learn_labels(examples)
         if teaching is not None:
             teaching.check_labels(task, is_new=learn_labels)
-        for label, place in task.unseen_labels(examples).items():
-            raise InputError(
-                f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
-                "with model.head.reset=true for another set of labels."
-            )
+        _require_trained_labels(task, examples)
         labels = task.label_report(examples)
 
         def meta() -> dict[str, Any]:
@@ -138,6 +134,14 @@ def load_training_data(
                 feature_cache.save(cache_folder, key, feature_blocks(features), meta)
         caught[:] = merged_warnings(caught, len(examples))
     return TrainingData(task.drawn(features), len(examples), labels, teacher)
+
+
+def _require_trained_labels(task: Task[Any, Any], examples: Sequence[Any]) -> None:
+    for label, place in task.unseen_labels(examples).items():
+        raise InputError(
+            f"{place}: {label!r} is not one of the trained labels ({_first_labels(task)}). Correct it, or train "
+            "with model.head.reset=true for another set of labels."
+        )
 
 
 def _stands(cached: feature_cache.CachedFeatures, files: Sequence[str]) -> bool:
