@@ -44,6 +44,17 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
+def _layer_norm(values, is_there, weight, shift, columns, width, epsilon):
+    """Normalize rows (float32); also returns the mean and 1 / standard deviation of each."""
+    mean = tl.sum(tl.where(is_there, values, 0.0), 1) / width
+    centred = tl.where(is_there, values - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + epsilon)
+    weights = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
+    shifts = tl.load(shift + columns, mask=columns < width, other=0.0).to(tl.float32)
+    return centred * scale[:, None] * weights[None, :] + shifts[None, :], mean, scale
+
+
+@triton.jit
 def _forward_kernel(
     residual, branch, bias, weight, shift, total, normed, statistics, seed, threshold, keep, epsilon, num_rows, width,
     HAS_DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -64,12 +75,7 @@ def _forward_kernel(
     new = (old.to(tl.float32) + values).to(old.dtype)
     tl.store(total + at, new, mask=is_there)
     values = new.to(tl.float32)
-    mean = tl.sum(tl.where(is_there, values, 0.0), 1) / width
-    centred = tl.where(is_there, values - mean[:, None], 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + epsilon)
-    weights = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
-    shifts = tl.load(shift + columns, mask=is_column, other=0.0).to(tl.float32)
-    result = centred * scale[:, None] * weights[None, :] + shifts[None, :]
+    result, mean, scale = _layer_norm(values, is_there, weight, shift, columns, width, epsilon)
     tl.store(normed + at, result.to(old.dtype), mask=is_there)
     tl.store(statistics + rows, mean, mask=is_row)
     tl.store(statistics + num_rows + rows, scale, mask=is_row)
@@ -86,12 +92,7 @@ def _norm_kernel(
     is_there = (rows < num_rows)[:, None] & is_column[None, :]
     values = tl.load(total + at, mask=is_there, other=0.0).to(tl.float32)
     values += tl.load(offset + columns, mask=is_column, other=0.0)[None, :]
-    mean = tl.sum(tl.where(is_there, values, 0.0), 1) / width
-    centred = tl.where(is_there, values - mean[:, None], 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + epsilon)
-    weights = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
-    shifts = tl.load(shift + columns, mask=is_column, other=0.0).to(tl.float32)
-    result = centred * scale[:, None] * weights[None, :] + shifts[None, :]
+    result, _, _ = _layer_norm(values, is_there, weight, shift, columns, width, epsilon)
     tl.store(normed + at, result.to(normed.dtype.element_ty), mask=is_there)
 
 
