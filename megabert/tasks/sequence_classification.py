@@ -305,9 +305,10 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             return classification.multi_label_scores(
                 [set(labels) for labels in gold], [set(item.labels) for item in predictions]
             )
-        labels = self.labels or sorted({labels[0] for labels in gold})
-        predicted = [item.labels[0] for item in predictions]
-        return classification.classification_scores([item[0] for item in gold], predicted, labels)
+        golds, predicted = [item[0] for item in gold], [item.labels[0] for item in predictions]
+        # Macro averages count every class: also one of the data alone, or of predictions of another program alone.
+        labels = list(dict.fromkeys((*self.labels, *sorted({*golds, *predicted}))))
+        return classification.classification_scores(golds, predicted, labels)
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Return the label or labels with all probabilities, or the value."""
