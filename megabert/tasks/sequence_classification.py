@@ -17,7 +17,7 @@ from ..config.schema import DataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import pool_windows, sequence_windows
 from ..errors import ConfigError, ExamplesWarning, InputError
-from ..formats.class_labels import marked_labels, parse_label, parse_labels, separated_labels
+from ..formats.class_labels import marked_labels, parse_label, parse_labels, separated_labels, vector_labels
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.text_rows import (
@@ -108,7 +108,7 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
         rows = read_text_rows(path, self.columns_of(path), self.labels)
         if self.problem == "multi_label":
-            rows = separated_labels(path, marked_labels(path, rows))
+            rows = separated_labels(path, vector_labels(path, marked_labels(path, rows)))
         check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
 

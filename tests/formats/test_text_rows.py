@@ -225,6 +225,16 @@ def test_labels_that_mark_each_class_are_those_that_are_present(tmp_path):
     assert [row.labels for row in rows] == [("grade_0", "stage_1"), ("grade_1",)]
 
 
+@pytest.mark.parametrize("cell", ["[0, 1, 1]", "[0.0, 1.0, 1.0]", "[false, true, true]", '"[0, 1, 1]"'])
+def test_labels_that_are_vectors_are_the_classes_that_have_1(cell, tmp_path):
+    words = "model.dataset.problem=multi_label"
+    content = f'{{"text": "a", "labels": {cell}}}\n{{"text": "b", "labels": [0, 0, 0]}}\n'
+    with pytest.warns(InputWarning, match="each row has 0 or 1 for each of 3 labels"):
+        assert [row.labels for row in read(tmp_path, "x.jsonl", content, words)] == [("1", "2"), ()]
+    sets = '{"text": "a", "labels": [0, 1]}\n{"text": "b", "labels": [1, 0]}\n'
+    assert [row.labels for row in read(tmp_path, "x.jsonl", sets, words)] == [("0", "1"), ("1", "0")]
+
+
 def test_what_a_row_lacks_is_named_with_what_it_has(tmp_path):
     with pytest.raises(InputError, match=r"x.tsv:3: the text is empty. Leave the row out"):
         read(tmp_path, "x.tsv", "text\tlabel\na\tb\n\tc\n")
