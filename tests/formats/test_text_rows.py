@@ -189,6 +189,11 @@ def test_other_uses_of_minus_are_labels(tmp_path):
     assert [item.labels for item in read(tmp_path, "x.tsv", "a b\t+\nc d\t-\n")] == [("+",), ("-",)]
     assert {item.labels for item in read(tmp_path, "x.tsv", snli("1", "-1", "0"))} == {("1",), ("-1",), ("0",)}
     assert {item.labels for item in read(tmp_path, "x.tsv", snli("-1", "-1"))} == {None}  # GLUE's test data
+    assert {item.labels for item in read(tmp_path, "x.tsv", "text\tlabel\na\t-1\nb\t-1\n")} == {None}
+    reader = task("text_classification")
+    reader.labels = ["-1", "0", "1"]  # of the run
+    (tmp_path / "x.tsv").write_text(snli("-1", "-1"))
+    assert {item.labels for item in reader.read(tmp_path / "x.tsv")} == {("-1",)}
 
 
 def test_columns_are_named_in_json_lines_too(tmp_path):
