@@ -41,6 +41,11 @@ def read_lines(path: Path) -> list[str]:
     return list(_lines(path, largest_expansion()))
 
 
+def iterate_lines(path: Path) -> Iterator[str]:
+    """Yield a text file's lines as `read_lines` returns them, one at a time."""
+    return _lines(path, largest_expansion())
+
+
 def data_lines(path: Path) -> Sequence[str]:
     """Return a text file's lines as `read_lines` does, of a large file as a stream."""
     expansion = largest_expansion()
