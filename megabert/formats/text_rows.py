@@ -53,11 +53,12 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
         return _without_gold(path, _by_role(rows, columns), labels)
     lines = data_lines(path)
     if not is_table(path, lines):
-        require_raw_text(path)
+        require_raw_text(path, lines)
         return _rows_of_blanks(path, lines, labels)
     table = name_columns(path, table_records(path, lines, COLUMNS), ("text", "label"), COLUMNS, columns)
     if not table.has_header and not columns and "label" in table.rows[0].values:
         _check_unnamed(table.rows)
+        _check_known(table.rows, labels)
     _warn_of_texts(table.rows[0], columns)
     names = {role: role if isinstance(name, int) else str(name).lower() for role, name in columns.items()}
     return _without_gold(path, _by_role(table.rows, names), labels)
@@ -191,6 +192,18 @@ def _check_unnamed(rows: Sequence[Row]) -> None:
             f"{rows[0].location}: the second column, the label, has {len(labels)} different values in {num_rows} "
             f"rows, the first, the text, {num_texts}. If the label stands first: model.dataset.columns.label=1 "
             f"model.dataset.columns.text=2; if not: {BY_NUMBER}."
+        )
+
+
+def _check_known(rows: Sequence[Row], known: Collection[str]) -> None:
+    """Raise InputError where no label is one of the run's: the columns are others, such as id and text."""
+    labels = (row.values["label"] for row in rows)
+    parts = (part for label in labels for part in (label, *re.split("[,;|]", label)))
+    if known and not any(re.sub(r"\.0+$", "", trimmed(part)) in known for part in parts):
+        raise InputError(
+            f"{rows[0].location}: the second column, {rows[0].values['label']!r:.40}, has none of the labels "
+            f"({', '.join(sorted(known)[:5])}). Columns without a header are text and label. Name others by their "
+            f"numbers, model.dataset.columns.text=2, or give a header."
         )
 
 

@@ -60,9 +60,10 @@ def read_utterances(paths: Sequence[Path]) -> Sequence[Utterance]:
 def _read_file(path: Path) -> Sequence[Utterance]:
     if has_objects(path):
         return derived(object_rows(path), lambda rows: map(_from_json, rows))
-    require_raw_text(path)
+    lines = data_lines(path)
+    require_raw_text(path, lines)
     return derived(
-        data_lines(path),
+        lines,
         lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in numbered(lines) if line.strip()),
     )
 

@@ -33,7 +33,7 @@ from ..formats.tag_schemes import (
     to_iob2,
 )
 from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, has_words, sentence_of
-from ..formats.text_lines import data_lines, read_lines
+from ..formats.text_lines import data_lines, read_lines, require_raw_text
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
@@ -179,7 +179,10 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         lines = data_lines(path)
         if kind is None and starts_as_pubtator(lines):
             raise InputError(f"{path} has PubTator's documents. Give it that ending, .pubtator.")
-        if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
+        if kind is None and not are_columns(path, lines, self.dataset.pad_label):
+            require_raw_text(path, lines)
+            kind = "text"
+        if kind == "text":
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
         columns = find_columns(path, lines, layout)

@@ -221,6 +221,19 @@ def test_numbers_at_the_ends_of_raw_text_stay(tmp_path):
     assert [item.labels for item in reader.read(tmp_path / "x.txt")] == [("1",), ("0",)]
 
 
+def test_columns_without_a_header_that_have_no_label_of_the_run_are_refused(tmp_path):
+    reader = task("text_classification")
+    reader.labels = ["bad", "good"]
+    (tmp_path / "x.tsv").write_text("7\tit was good\n8\tbad\n")
+    assert len(reader.read(tmp_path / "x.tsv")) == 2
+    (tmp_path / "x.tsv").write_text("7\tit was good\n8\tit was so\n")
+    with pytest.raises(InputError, match=r"x.tsv:1: the second column, 'it was good', has none of the labels \(bad, g"):
+        reader.read(tmp_path / "x.tsv")
+    queries = task("zero_shot")
+    queries.labels = ["entailment", "neutral"]
+    assert [item.labels for item in queries.read(tmp_path / "x.tsv")] == [("it was good",), ("it was so",)]
+
+
 def test_labels_that_mark_each_class_are_those_that_are_present(tmp_path):
     words = "model.dataset.problem=multi_label"
     with pytest.warns(InputWarning, match="each row has a mark for all of 3 labels"):

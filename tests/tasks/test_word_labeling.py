@@ -188,6 +188,16 @@ def test_tables_and_markup_are_not_read_as_lines_of_text(name, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "kind", ["intent_slot", "punctuation_capitalization", "text_classification", "token_classification"]
+)
+def test_json_objects_are_not_read_as_lines_of_text(kind, tmp_path):
+    (tmp_path / "x.txt").write_text('\n{"text": "a b"}\n{"text": "c"}\n')
+    with pytest.raises(InputError, match=r"x.txt has JSON objects, no lines of text. Name it x.jsonl"):
+        task = registry.find(kind)
+        task(compose(task.settings_type, [], owner=kind)[0]).read(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
     ("tags", "expected"), [("NULL B-city I-city", "NULL B-city I-city"), ("NULL city city", "NULL B-city I-city")]
 )
 def test_another_outside_tag_than_o(tags, expected, tmp_path):
