@@ -177,7 +177,7 @@ def test_what_is_no_mark_or_no_case_is_no_label_of_punctuation(labels, tmp_path)
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("x.csv", "intent_slot"), ("x.yml", "intent_slot"), ("x.tsv", "punctuation_capitalization"),
+    [("x.csv", "intent_slot"), ("x.yml", "punctuation_capitalization"), ("x.tsv", "punctuation_capitalization"),
      ("x.html", "punctuation_capitalization"), ("x.xml", "text_classification"), ("x.ann", "text_classification")],
 )  # fmt: skip
 def test_tables_and_markup_are_not_read_as_lines_of_text(name, kind, tmp_path):
