@@ -70,6 +70,15 @@ def test_files_of_the_library_datasets_have_the_names_of_their_labels(tmp_path):
         assert [item.labels for item in read("text_classification", path)] == [("pos",), ("-1",)]
 
 
+def test_strings_that_are_not_marked_as_text_are_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"text": ["zu ä".encode(), b"b"], "label": [0, 1], "image": [b"\xff\xd8", b""]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert [item.text for item in read("text_classification", tmp_path / "a.parquet")] == ["zu ä", "b"]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_damaged_tables_are_named(name, tmp_path):
     pytest.importorskip("pyarrow")
