@@ -114,6 +114,16 @@ def test_a_format_is_recognized_and_read(tmp_path, name, is_compressed):
     assert sum(options.dropped.values()) == num_dropped
 
 
+def test_columns_that_are_no_names_are_left_out_and_named(tmp_path):
+    header = "hgnc_id\tsymbol\tname\tlocus_group\tstatus\talias_symbol\tentrez_id"
+    row = 'HGNC:5\tA1BG\talpha-1-B glycoprotein\tprotein-coding gene\tApproved\t"A1B|ABG"\t1'
+    (tmp_path / "hgnc.tsv").write_text(f"{header}\n{row}\n")
+    options = DictionaryOptions()
+    (found,) = read_concepts(tmp_path / "hgnc.tsv", "table", options)
+    assert (found.id, found.names) == ("hgnc:5", ("A1BG", "alpha-1-B glycoprotein", "A1B", "ABG"))
+    assert options.dropped == {"columns that are no names (locus_group, status, entrez_id)": 3}
+
+
 def test_the_header_of_a_table_says_what_its_columns_are(tmp_path):
     (tmp_path / "own.csv").write_text("name,definition,DO id,species,synonyms\nAsthma,A disease,DOID:1,9606,a|b\n")
     (found,) = read_concepts(tmp_path / "own.csv", "table", DictionaryOptions())
