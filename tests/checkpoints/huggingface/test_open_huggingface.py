@@ -130,7 +130,7 @@ def rewrite(folder, **changes):
         ({"max_position_embeddings": 512}, "has max_positions 512, its tensors 20"),
         ({"num_attention_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
         ({"num_attention_heads": ...}, "lacks num_attention_heads"),
-        ({"is_decoder": True}, "is_decoder is True; only False"),
+        ({"is_decoder": True}, "is_decoder is True; only False .* or remove it from config"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message):
