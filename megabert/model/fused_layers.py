@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from .attention import HAS_TRITON, PackedSequences, has_kernel
 from .config import EncoderConfig
 from .encoder import Encoder
+from .fused_embeddings import TokenIds, embed, has_plain_embeddings
 from .key_value_cache import KeyValueCache
 from .layers import MLP, Attention, Layer
 
@@ -36,17 +37,21 @@ def fuse_layers(encoder: Encoder) -> bool:
     config = encoder.config
     is_fusible = (
         HAS_TRITON
+        and _is_plain(encoder)
         and encoder.embeddings.word.weight.is_cuda
         and config.hidden_size <= WIDEST
         and has_kernel(encoder.embeddings.word.weight.dtype, config.head_dim)
-        and all(_is_plain(layer) for layer in encoder.layers)
     )
     if is_fusible:
-        encoder.run_layers = partial(_run_layers, encoder)  # type: ignore[method-assign]
+        encoder.encode = partial(_encode, encoder)  # type: ignore[method-assign]
     return is_fusible
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(encoder: Encoder) -> bool:
+    return has_plain_embeddings(encoder.embeddings) and all(_is_plain_layer(layer) for layer in encoder.layers)
+
+
+def _is_plain_layer(layer: nn.Module) -> bool:
     """Whether nothing has replaced the layer's parts: no sharded, 8-bit or adapted linear map."""
     if type(layer) is not Layer or type(layer.mlp) is not MLP or type(layer.attention) is not Attention:
         return False
@@ -54,37 +59,36 @@ def _is_plain(layer: nn.Module) -> bool:
     return all(type(linear) is nn.Linear for linear in linears) and not layer.dropout.stream
 
 
-def _run_layers(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences | KeyValueCache) -> Tensor:
-    if isinstance(documents, PackedSequences) and hidden_TD.is_cuda:
-        return run_fused(encoder, hidden_TD, documents)
-    return Encoder.run_layers(encoder, hidden_TD, documents)
+def _encode(
+    encoder: Encoder, token_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor,
+    documents: PackedSequences | KeyValueCache,
+) -> Tensor:  # fmt: skip
+    ids = TokenIds(token_ids_T, position_ids_T, segment_ids_T)
+    if isinstance(documents, PackedSequences) and token_ids_T.is_cuda:
+        return encode_fused(encoder, ids, documents)
+    return Encoder.encode(encoder, *ids, documents)
 
 
-def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
-    """Run the layers and the final norm: [T, D]."""
+def encode_fused(encoder: Encoder, ids: TokenIds, documents: PackedSequences) -> Tensor:
+    """Compute the embeddings, the layers and the final norm: [T, D]."""
+    assert _is_plain(encoder), "a layer or an embedding was changed after it had been fused"
     config = encoder.config
     layers: list[Any] = list(encoder.layers)
     dropouts = (config.attention_dropout, config.hidden_dropout) if encoder.training else (0.0, 0.0)
     # All seeds at once, on the device, so that each replay of a captured CUDA graph has new ones.
-    seeds = torch.randint(2**31, (len(layers), 3), device=hidden_TD.device)
-    tiles_4S = attention.tile_table(*documents[:1], len(hidden_TD), documents.max_seqlen, hidden_TD.dtype)
+    seeds = torch.randint(2**31, (len(layers) + 1, 3), device=ids.token_ids_T.device)
+    residual_TD, normed_TD = embed(encoder, ids, seeds[-1, :1], dropouts[1])
+    tiles_4S = attention.tile_table(*documents[:1], len(normed_TD), documents.max_seqlen, normed_TD.dtype)
     settings = _Settings(*dropouts, config, documents.max_seqlen, tiles_4S)
-    residual_TD: Tensor | None = None
     if config.is_post_norm:
-        normed_TD = hidden_TD.contiguous()
         ends = [layer.mlp_norm for layer in layers]
         middles = [layer.attention_norm for layer in layers]
     else:
-        normed_TD = layers[0].attention_norm(hidden_TD)
-        residual_TD = hidden_TD.contiguous() if config.norm_place == "pre" else None
         ends = [*(layer.attention_norm for layer in layers[1:]), encoder.final_norm]
         middles = [layer.mlp_norm for layer in layers]
-    assert all(_is_plain(layer) for layer in layers), "a layer was changed after it had been fused"
     if residual_TD is not None and not torch.is_grad_enabled() and dropouts == (0.0, 0.0):
-        return _infer(
-            settings, documents, residual_TD.clone(), normed_TD, list(zip(layers, middles, ends, strict=True))
-        )
-    for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds, strict=True):
+        return _infer(settings, documents, residual_TD, normed_TD, list(zip(layers, middles, ends, strict=True)))
+    for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds[:-1], strict=True):
         inputs = settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
         outputs = _FusedLayer.apply(*inputs) if torch.is_grad_enabled() else _run_layer(*inputs)[0]
         residual_TD, normed_TD = outputs if residual_TD is not None else (None, outputs)
