@@ -2,7 +2,8 @@
 
 Between two matmuls is one kernel: attention, GELU, or bias, dropout, residual sum and the next norm, which is the next
 layer's. The backward kernels also sum the gradients of the biases and norms, so that no tensor is read for them alone.
-Numbers agree with `layers.Layer` to rounding; dropout has other masks of the same distribution.
+Numbers agree with `layers.Layer` to rounding; dropout has other masks of the same distribution. Biases of keys have a
+gradient of exactly 0 here, in `layers.Layer` of rounding errors alone: they add a constant to a query's scores.
 
 Shape legend: T tokens, D hidden, F width of the MLP, H heads, K head dim.
 """
@@ -26,7 +27,7 @@ from .layers import MLP, Attention, Layer
 if HAS_TRITON:
     from ..kernels import attention, gelu, linear_gelu
     from ..kernels import residual_norm as norms
-    from ..kernels.column_sums import column_sums
+    from ..kernels.column_sums import qkv_column_sums
 
 WIDEST = 8192  # the kernel of the norm holds a row in registers
 NUM_INPUTS = 5  # of a layer, before its parameters
@@ -213,7 +214,7 @@ class _FusedLayer(torch.autograd.Function):
         d_qkv_TO = attention.varlen_attention_backward(
             d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
         ).flatten(1)
-        d_qkv_b = column_sums(d_qkv_TO, qkv_w.dtype)
+        d_qkv_b = qkv_column_sums(d_qkv_TO, settings.config.head_dim, qkv_w.dtype)
         d_qkv_w = d_qkv_TO.t() @ normed_TD if needs_qkv else None
         d_residual_TD = middle.residual_TD if ctx.has_residual else None
         d_normed_TD = _through(d_qkv_TO, qkv_w, ctx, middle)

@@ -61,6 +61,25 @@ def test_outputs_and_gradients_match_plain_layers(settings, dtype, tolerance):
         assert relative_error(actual, expected) < (20 if "bias" in name else 4) * tolerance, name
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_biases_of_keys_have_a_gradient_of_0(is_causal):
+    settings = {"norm_place": "pre", "is_causal": is_causal, "dropout": 0.2}
+    encoder, ids, documents = network(**settings)
+    exact = exact_network(encoder, **settings).train()
+    output = encode_fused(encoder.train(), ids, documents)
+    output.backward(torch.randn_like(output))
+    plain = Encoder.encode(exact, *ids, documents)
+    plain.backward(torch.randn_like(plain))
+    for ours, theirs in zip(encoder.layers, exact.layers, strict=True):
+        query, key, value = ours.attention.qkv.bias.grad.unflatten(0, (2, 3, 16)).unbind(1)
+        assert not key.any()
+        assert query.all()
+        assert value.all()
+        query, key, value = theirs.attention.qkv.bias.grad.unflatten(0, (2, 3, 16)).unbind(1)
+        # Rounding errors of float64, not 0: also of a gradient with dropout, of causal attention.
+        assert key.abs().max() < 1e-13 * query.abs().max()
+
+
 def test_frozen_parameters_get_no_gradient_and_others_do():
     encoder, ids, documents = network()
     frozen = {"layers.0.attention.qkv.weight", "embeddings.word.weight", "embeddings.segment.weight"}
