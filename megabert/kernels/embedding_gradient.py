@@ -1,9 +1,9 @@
 """Gradient of an embedding table in Triton: the gradients of a row's tokens are summed in float32, without atomics.
 
-Tokens are sorted by id, so that those of one row form a run, and cut into chunks. A chunk's matmul with the matrix of
-equal ids, of zeros and ones, sums each run's part: exact products, float32 sums. Runs inside a chunk are written to the
-table; the parts of longer ones are summed by a second kernel, in order. The same inputs give the same numbers, and a
-row of many tokens (a segment, [MASK]) takes no longer than many rows of one.
+Tokens are sorted by id, so that those of one row form a run, and cut into chunks. A program adds up a chunk's tokens,
+one after the other, and writes a run's sum to the table where the run ends; the parts of runs that go on in other
+chunks are summed by a second kernel, in order. The same inputs give the same numbers, and a row of many tokens
+([MASK]) takes no longer than many rows of one.
 
 PyTorch's gradient of an embedding sorts 64-bit ids and adds parts of rows atomically (torch 2.11).
 
@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 64
-SUMS: dict[str, Any] = {"COLUMNS": 128, "num_warps": 8}
-SUMS_32: dict[str, Any] = {"COLUMNS": 32, "num_warps": 4}  # float32, whose matmuls are exact and not in TF32
-JOINS: dict[str, Any] = {"COLUMNS": 128, "CHUNKS": 32, "num_warps": 4}
+CHUNK = 16
+# Programs wait for memory most of the time: small ones, many of which run at once, read STAGES - 1 tokens ahead.
+SUMS: dict[str, Any] = {"COLUMNS": 512, "STAGES": 4, "num_warps": 1}
+JOINS: dict[str, Any] = {"COLUMNS": 256, "CHUNKS": 32, "num_warps": 4}
 
 
 @triton.jit
@@ -32,7 +32,8 @@ def _id_at(ids, place, num_tokens):
 
 @triton.jit
 def _runs_kernel(
-    gradients, ids, order, table, parts, num_tokens, width, CHUNK: tl.constexpr, COLUMNS: tl.constexpr
+    gradients, ids, order, table, parts, num_tokens, width,
+    CHUNK: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradients of equal ids in a chunk: into the table, or into `parts` where the run goes on outside.
 
@@ -41,25 +42,27 @@ def _runs_kernel(
     num_blocks = tl.cdiv(width, COLUMNS)
     chunk = tl.program_id(0) // num_blocks
     columns = tl.program_id(0) % num_blocks * COLUMNS + tl.arange(0, COLUMNS)
+    # As few in a row as float32 has in 16 bytes: the sums have one layout for the table and for the parts.
+    columns = tl.max_contiguous(columns, 4)
+    is_column = columns < width
     first = chunk * CHUNK
-    places = first + tl.arange(0, CHUNK)
-    is_place = places < num_tokens
-    is_column = (columns < width)[None, :]
-    tokens = tl.load(order + places, mask=is_place, other=0)
-    at = tokens[:, None] * width + columns[None, :]
-    rows = tl.load(gradients + at, mask=is_place[:, None] & is_column, other=0.0)
-    own = _id_at(ids, places, num_tokens)
-    is_same = (own[:, None] == own[None, :]).to(rows.dtype)
-    sums = tl.dot(is_same, rows, input_precision="ieee")
+    end = tl.minimum(first + CHUNK, num_tokens)
     id_before = _id_at(ids, first - 1, num_tokens)
-    id_after = _id_at(ids, first + CHUNK, num_tokens)
-    is_first = is_place & ((own != _id_at(ids, places - 1, num_tokens)) | (places == first))
-    is_whole = (own != id_before) & (own != id_after)
-    at = own.to(tl.int64)[:, None] * width + columns[None, :]
-    tl.store(table + at, sums.to(table.dtype.element_ty), mask=(is_first & is_whole)[:, None] & is_column)
-    part = 2 * chunk.to(tl.int64) + tl.where(own == id_before, 0, 1)
-    at = part[:, None] * width + columns[None, :]
-    tl.store(parts + at, sums, mask=(is_first & ~is_whole)[:, None] & is_column)
+    own = _id_at(ids, first, num_tokens)
+    total = tl.zeros([COLUMNS], tl.float32)
+    for place in tl.range(first, end, num_stages=STAGES):
+        token = tl.load(order + place)
+        total += tl.load(gradients + token * width + columns, mask=is_column, other=0.0).to(tl.float32)
+        next_id = _id_at(ids, place + 1, num_tokens)
+        if (own != next_id) | (place == end - 1):
+            if (own != id_before) & (own != next_id):
+                at = own.to(tl.int64) * width + columns
+                tl.store(table + at, total.to(table.dtype.element_ty), mask=is_column)
+            else:
+                at = (2 * chunk.to(tl.int64) + tl.where(own == id_before, 0, 1)) * width + columns
+                tl.store(parts + at, total, mask=is_column)
+            total = tl.zeros([COLUMNS], tl.float32)
+        own = next_id
 
 
 @triton.jit
@@ -89,7 +92,7 @@ def _join_kernel(
 def embedding_gradient(d_embedding_TD: Tensor, ids_T: Tensor, num_rows: int) -> Tensor:
     """Sum the tokens' gradients by id: [R, D], 0 for rows without a token.
 
-    Ids must be in [0, num_rows). A gradient that is not finite may spread to other rows.
+    Ids must be in [0, num_rows).
     """
     num_tokens, width = d_embedding_TD.shape
     table_RD = d_embedding_TD.new_zeros(num_rows, width)
@@ -97,10 +100,9 @@ def embedding_gradient(d_embedding_TD: Tensor, ids_T: Tensor, num_rows: int) -> 
         return table_RD
     sorted_T, order_T = ids_T.to(_key_dtype(num_rows)).sort(stable=True)
     num_chunks = triton.cdiv(num_tokens, CHUNK)
-    options = SUMS_32 if table_RD.dtype == torch.float32 else SUMS
     parts_C2D = torch.empty(num_chunks, 2, width, device=table_RD.device, dtype=torch.float32)
-    _runs_kernel[(num_chunks * triton.cdiv(width, options["COLUMNS"]),)](
-        d_embedding_TD, sorted_T, order_T, table_RD, parts_C2D, num_tokens, width, CHUNK=CHUNK, **options
+    _runs_kernel[(num_chunks * triton.cdiv(width, SUMS["COLUMNS"]),)](
+        d_embedding_TD, sorted_T, order_T, table_RD, parts_C2D, num_tokens, width, CHUNK=CHUNK, **SUMS
     )
     _join_kernel[(num_chunks * triton.cdiv(width, JOINS["COLUMNS"]),)](
         sorted_T, table_RD, parts_C2D, num_tokens, width, CHUNK=CHUNK, **JOINS

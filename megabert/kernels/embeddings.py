@@ -1,7 +1,8 @@
 """Sum of embeddings, dropout and the first layer norm in one Triton kernel, and one for the gradient of the sum.
 
 Forward a row is read from each table and written as sum and as norm. Backward three rows are read and one is written,
-from which `embedding_gradient.py` computes the tables' gradients; the same pass sums the gradients of the norm.
+from which `embedding_gradient.py` computes the gradients of words and positions; the same pass sums those of the norm
+and of the few segments, in registers.
 
 Shape legend: T tokens, D hidden, V vocabulary, P positions, S segments.
 """
@@ -40,10 +41,11 @@ class EmbeddingTables(NamedTuple):
 
 
 class EmbeddingGradients(NamedTuple):
-    """Gradients of the sum of embeddings, before dropout, and of the norm's weight and bias."""
+    """Gradients of the sum of embeddings, before dropout, of the norm's weight and bias, and of the segments' rows."""
 
     embedding_TD: Tensor
-    sums_2D: Tensor
+    norm_2D: Tensor
+    segment_SD: Tensor
 
 
 @triton.jit
@@ -87,17 +89,19 @@ def _embed_kernel(
 
 @triton.jit
 def _embed_backward_kernel(
-    d_total, d_normed, total, statistics, weight, d_embedding, sums, seed, threshold, keep, num_rows, width,
-    HAS_TOTAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, DROPS_NORM: tl.constexpr, ROWS: tl.constexpr,
-    WIDTH: tl.constexpr, STAGES: tl.constexpr,
+    d_total, d_normed, total, statistics, weight, segment_ids, d_embedding, sums, seed, threshold, keep, num_rows,
+    width, NUM_SEGMENTS: tl.constexpr, SEGMENTS: tl.constexpr, HAS_TOTAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    DROPS_NORM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of every num_programs-th block of rows."""
+    """Compute the gradients of every num_programs-th block of rows; SEGMENTS is a power of 2."""
     columns = tl.arange(0, WIDTH)
     is_column = columns < width
     weights = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
     hashes = column_hash(columns)
     d_weight = tl.zeros([WIDTH], tl.float32)
     d_shift = tl.zeros([WIDTH], tl.float32)
+    numbers = tl.arange(0, SEGMENTS)
+    d_segments = tl.zeros([SEGMENTS, WIDTH], tl.float32)
     for block in tl.range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = block * ROWS + tl.arange(0, ROWS)
         is_row = rows < num_rows
@@ -119,9 +123,16 @@ def _embed_backward_kernel(
         tl.store(d_embedding + at, result.to(d_embedding.dtype.element_ty), mask=is_there)
         d_weight += tl.sum(gradients * standard, 0)
         d_shift += tl.sum(gradients, 0)
-    at = sums + tl.program_id(0) * 2 * width + columns
+        if NUM_SEGMENTS:
+            segments = tl.load(segment_ids + rows, mask=is_row, other=-1)
+            for number in tl.static_range(NUM_SEGMENTS):
+                own = tl.sum(tl.where((segments == number)[:, None], result, 0.0), 0)
+                d_segments += tl.where((numbers == number)[:, None], own[None, :], 0.0)
+    at = sums + tl.program_id(0) * (2 + NUM_SEGMENTS) * width + columns
     tl.store(at, d_weight, mask=is_column)
     tl.store(at + width, d_shift, mask=is_column)
+    at = at[None, :] + (2 + numbers)[:, None] * width
+    tl.store(at, d_segments, mask=(numbers < NUM_SEGMENTS)[:, None] & is_column[None, :])
 
 
 def embedding_norm(
@@ -151,18 +162,20 @@ def embedding_norm(
 
 def embedding_norm_backward(
     d_total_TD: Tensor | None, d_normed_TD: Tensor, total_TD: Tensor, statistics_2T: Tensor, weight_D: Tensor,
-    seed_1: Tensor, dropout: float, *, drops_norm: bool,
+    segment_ids_T: Tensor, num_segments: int, seed_1: Tensor, dropout: float, *, drops_norm: bool,
 ) -> EmbeddingGradients:  # fmt: skip
-    """Compute the gradients of the sum of embeddings and of the norm; a `d_total_TD` of None counts as 0."""
+    """Compute the gradients; a `d_total_TD` of None counts as 0."""
     d_normed_TD = d_normed_TD.contiguous()
     num_tokens, width = total_TD.shape
     d_embedding_TD = torch.empty_like(total_TD)
     num_programs = min(PROGRAMS, max(triton.cdiv(num_tokens, 8), 1))
-    sums_P2D = torch.empty(num_programs, 2, width, device=total_TD.device, dtype=torch.float32)
+    sums_PND = torch.empty(num_programs, 2 + num_segments, width, device=total_TD.device, dtype=torch.float32)
     _embed_backward_kernel[(num_programs,)](
         d_normed_TD if d_total_TD is None else d_total_TD.contiguous(), d_normed_TD, total_TD, statistics_2T, weight_D,
-        d_embedding_TD, sums_P2D, seed_1, *drop_options(dropout), num_tokens, width,
+        segment_ids_T.contiguous(), d_embedding_TD, sums_PND, seed_1, *drop_options(dropout), num_tokens, width,
+        NUM_SEGMENTS=num_segments, SEGMENTS=triton.next_power_of_2(max(num_segments, 1)),
         HAS_TOTAL=d_total_TD is not None, HAS_DROPOUT=dropout > 0, DROPS_NORM=drops_norm,
         **widths(width, BACKWARD_COLUMNS), **BACKWARD,
     )  # fmt: skip
-    return EmbeddingGradients(d_embedding_TD, column_sums(sums_P2D, weight_D.dtype))
+    sums_ND = column_sums(sums_PND, weight_D.dtype)
+    return EmbeddingGradients(d_embedding_TD, sums_ND[:2], sums_ND[2:])

@@ -87,14 +87,14 @@ class _FusedEmbeddings(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        *ids, seed_1, total_TD, statistics_2T, weight_D = ctx.saved_tensors
+        token_ids_T, position_ids_T, segment_ids_T, seed_1, total_TD, statistics_2T, weight_D = ctx.saved_tensors
         settings = ctx.settings
-        d_embedding_TD, (d_weight_D, d_shift_D) = kernels.embedding_norm_backward(
+        num_words, num_positions, num_segments = ctx.num_rows
+        d_embedding_TD, d_norm_2D, d_segment_SD = kernels.embedding_norm_backward(
             gradients[0] if settings.has_residual else None, gradients[-1], total_TD, statistics_2T, weight_D,
-            seed_1, settings.dropout, drops_norm=settings.drops_norm,
+            segment_ids_T, num_segments, seed_1, settings.dropout, drops_norm=settings.drops_norm,
         )  # fmt: skip
-        d_tables = [
-            embedding_gradient(d_embedding_TD, ids_T, num_rows) if is_needed else None
-            for ids_T, num_rows, is_needed in zip(ids, ctx.num_rows, ctx.needs_input_grad[3:6], strict=True)
-        ]
-        return None, None, None, *d_tables, d_weight_D, d_shift_D
+        needs_word, needs_position = ctx.needs_input_grad[3:5]
+        d_word_VD = embedding_gradient(d_embedding_TD, token_ids_T, num_words) if needs_word else None
+        d_position_PD = embedding_gradient(d_embedding_TD, position_ids_T, num_positions) if needs_position else None
+        return None, None, None, d_word_VD, d_position_PD, d_segment_SD if num_segments else None, *d_norm_2D

@@ -30,6 +30,7 @@ if HAS_TRITON:
     from ..kernels.column_sums import qkv_column_sums
 
 WIDEST = 8192  # the kernel of the norm holds a row in registers
+MOST_SEGMENTS = 8  # the kernel of the embeddings sums their gradients in registers
 NUM_INPUTS = 5  # of a layer, before its parameters
 
 
@@ -41,6 +42,7 @@ def fuse_layers(encoder: Encoder) -> bool:
         and _is_plain(encoder)
         and encoder.embeddings.word.weight.is_cuda
         and config.hidden_size <= WIDEST
+        and config.num_segments <= MOST_SEGMENTS
         and has_kernel(encoder.embeddings.word.weight.dtype, config.head_dim)
     )
     if is_fusible:

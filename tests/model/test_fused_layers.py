@@ -131,6 +131,7 @@ def test_only_plain_layers_and_embeddings_are_fused():
     encoder, _, _ = network()
     assert not fuse_layers(network()[0].cpu())
     assert fuse_layers(encoder)
+    assert not fuse_layers(network(num_segments=9)[0])
     replaced, _, _ = network()
     replaced.layers[1].mlp.up = nn.Sequential(replaced.layers[1].mlp.up)
     assert not fuse_layers(replaced)
