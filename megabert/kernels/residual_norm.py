@@ -44,7 +44,7 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
-def _layer_norm(values, is_there, weight, shift, columns, width, epsilon):
+def normalize_rows(values, is_there, weight, shift, columns, width, epsilon):
     """Normalize rows (float32); also returns the mean and 1 / standard deviation of each."""
     mean = tl.sum(tl.where(is_there, values, 0.0), 1) / width
     centred = tl.where(is_there, values - mean[:, None], 0.0)
@@ -52,6 +52,16 @@ def _layer_norm(values, is_there, weight, shift, columns, width, epsilon):
     weights = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
     shifts = tl.load(shift + columns, mask=columns < width, other=0.0).to(tl.float32)
     return centred * scale[:, None] * weights[None, :] + shifts[None, :], mean, scale
+
+
+@triton.jit
+def norm_gradient(gradients, values, is_there, weights, mean, scale, width):
+    """Differentiate normalized rows (all float32): the gradient of `values`, and the values less mean, times scale."""
+    standard = tl.where(is_there, (values - mean[:, None]) * scale[:, None], 0.0)
+    weighted = gradients * weights[None, :]
+    along = tl.sum(weighted * standard, 1) / width
+    mean_weighted = tl.sum(weighted, 1) / width
+    return (weighted - mean_weighted[:, None] - standard * along[:, None]) * scale[:, None], standard
 
 
 @triton.jit
@@ -75,7 +85,7 @@ def _forward_kernel(
     new = (old.to(tl.float32) + values).to(old.dtype)
     tl.store(total + at, new, mask=is_there)
     values = new.to(tl.float32)
-    result, mean, scale = _layer_norm(values, is_there, weight, shift, columns, width, epsilon)
+    result, mean, scale = normalize_rows(values, is_there, weight, shift, columns, width, epsilon)
     tl.store(normed + at, result.to(old.dtype), mask=is_there)
     tl.store(statistics + rows, mean, mask=is_row)
     tl.store(statistics + num_rows + rows, scale, mask=is_row)
@@ -92,7 +102,7 @@ def _norm_kernel(
     is_there = (rows < num_rows)[:, None] & is_column[None, :]
     values = tl.load(total + at, mask=is_there, other=0.0).to(tl.float32)
     values += tl.load(offset + columns, mask=is_column, other=0.0)[None, :]
-    result, _, _ = _layer_norm(values, is_there, weight, shift, columns, width, epsilon)
+    result, _, _ = normalize_rows(values, is_there, weight, shift, columns, width, epsilon)
     tl.store(normed + at, result.to(normed.dtype.element_ty), mask=is_there)
 
 
@@ -119,11 +129,7 @@ def _backward_kernel(
         values = tl.load(total + at, mask=is_there, other=0.0).to(tl.float32)
         mean = tl.load(statistics + rows, mask=is_row, other=0.0)
         scale = tl.load(statistics + num_rows + rows, mask=is_row, other=0.0)
-        standard = tl.where(is_there, (values - mean[:, None]) * scale[:, None], 0.0)
-        weighted = gradients.to(tl.float32) * weights[None, :]
-        along = tl.sum(weighted * standard, 1) / width
-        mean_weighted = tl.sum(weighted, 1) / width
-        result = (weighted - mean_weighted[:, None] - standard * along[:, None]) * scale[:, None]
+        result, standard = norm_gradient(gradients.to(tl.float32), values, is_there, weights, mean, scale, width)
         if HAS_TOTAL:
             result += tl.load(d_total + at, mask=is_there, other=0.0).to(tl.float32)
         tl.store(d_residual + at, result.to(gradients.dtype), mask=is_there)
@@ -156,7 +162,7 @@ def residual_norm(
         _forward_kernel[(triton.cdiv(num_tokens, FORWARD["ROWS"]),)](
             residual_TD, branch_TD, bias_D, weight_D, shift_D, total_TD, normed_TD, statistics_2T, seed_1,
             *drop_options(dropout), epsilon, num_tokens, width, HAS_DROPOUT=dropout > 0,
-            **_widths(width, FORWARD_COLUMNS), **FORWARD,
+            **widths(width, FORWARD_COLUMNS), **FORWARD,
         )  # fmt: skip
     return ResidualNorm(total_TD, normed_TD, statistics_2T)
 
@@ -168,7 +174,7 @@ def offset_norm(total_TD: Tensor, offset_D: Tensor, weight_D: Tensor, shift_D: T
     if num_tokens:
         _norm_kernel[(triton.cdiv(num_tokens, FORWARD["ROWS"]),)](
             total_TD, offset_D, weight_D, shift_D, normed_TD, epsilon, num_tokens, width,
-            **_widths(width, FORWARD_COLUMNS), **FORWARD,
+            **widths(width, FORWARD_COLUMNS), **FORWARD,
         )  # fmt: skip
     return normed_TD
 
@@ -187,11 +193,12 @@ def residual_norm_backward(
     _backward_kernel[(num_programs,)](
         d_normed_TD if d_total_TD is None else d_total_TD.contiguous(), d_normed_TD, total_TD, statistics_2T, weight_D,
         d_residual_TD, d_branch_TD, sums_P3D, seed_1, *drop_options(dropout), num_tokens, width,
-        HAS_TOTAL=d_total_TD is not None, HAS_DROPOUT=dropout > 0, **_widths(width, BACKWARD_COLUMNS), **BACKWARD,
+        HAS_TOTAL=d_total_TD is not None, HAS_DROPOUT=dropout > 0, **widths(width, BACKWARD_COLUMNS), **BACKWARD,
     )  # fmt: skip
     return Gradients(d_residual_TD, d_branch_TD, column_sums(sums_P3D, weight_D.dtype))
 
 
-def _widths(width: int, columns: int) -> dict[str, int]:
+def widths(width: int, columns: int) -> dict[str, int]:
+    """Return a kernel's options for rows of `width`, of which each warp has so many `columns`."""
     padded = triton.next_power_of_2(width)
     return {"WIDTH": padded, "num_warps": min(max(padded // columns, 1), 16)}

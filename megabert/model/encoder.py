@@ -51,11 +51,15 @@ class Encoder(nn.Module):
         if documents is None:
             ends = torch.arange(0, token_ids.numel() + 1, length, dtype=torch.int32, device=token_ids.device)
             documents = PackedSequences(ends, length)
-        hidden_TD = self.embeddings(token_ids.flatten(), position_ids.flatten(), segment_ids.flatten())
-        return self.run_layers(hidden_TD, documents).unflatten(0, token_ids.shape)
+        ids = token_ids.flatten(), position_ids.flatten(), segment_ids.flatten()
+        return self.encode(*ids, documents).unflatten(0, token_ids.shape)
 
-    def run_layers(self, hidden_TD: Tensor, documents: PackedSequences | KeyValueCache) -> Tensor:
-        """Run the layers and the final norm on the embeddings: [T, D]."""
+    def encode(
+        self, token_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor,
+        documents: PackedSequences | KeyValueCache,
+    ) -> Tensor:  # fmt: skip
+        """Compute the embeddings, the layers and the final norm: [T, D]."""
+        hidden_TD = self.embeddings(token_ids_T, position_ids_T, segment_ids_T)
         for number, layer in enumerate(self.layers):
             hidden_TD = layer(hidden_TD, documents.of_layer(number))
         return hidden_TD if self.final_norm is None else self.final_norm(hidden_TD)

@@ -2,7 +2,8 @@
 
 Between two matmuls is one kernel: attention, GELU, or bias, dropout, residual sum and the next norm, which is the next
 layer's. The backward kernels also sum the gradients of the biases and norms, so that no tensor is read for them alone.
-Numbers agree with `layers.Layer` to rounding; dropout has other masks of the same distribution.
+Numbers agree with `layers.Layer` to rounding; dropout has other masks of the same distribution. Biases of keys have a
+gradient of exactly 0 here, in `layers.Layer` of rounding errors alone: they add a constant to a query's scores.
 
 Shape legend: T tokens, D hidden, F width of the MLP, H heads, K head dim.
 """
@@ -19,15 +20,17 @@ from torch.autograd.function import once_differentiable
 from .attention import HAS_TRITON, PackedSequences, has_kernel
 from .config import EncoderConfig
 from .encoder import Encoder
+from .fused_embeddings import TokenIds, embed, has_plain_embeddings
 from .key_value_cache import KeyValueCache
 from .layers import MLP, Attention, Layer
 
 if HAS_TRITON:
     from ..kernels import attention, gelu, linear_gelu
     from ..kernels import residual_norm as norms
-    from ..kernels.column_sums import column_sums
+    from ..kernels.column_sums import qkv_column_sums
 
 WIDEST = 8192  # the kernel of the norm holds a row in registers
+MOST_SEGMENTS = 8  # the kernel of the embeddings sums their gradients in registers
 NUM_INPUTS = 5  # of a layer, before its parameters
 
 
@@ -36,17 +39,22 @@ def fuse_layers(encoder: Encoder) -> bool:
     config = encoder.config
     is_fusible = (
         HAS_TRITON
+        and _is_plain(encoder)
         and encoder.embeddings.word.weight.is_cuda
         and config.hidden_size <= WIDEST
+        and config.num_segments <= MOST_SEGMENTS
         and has_kernel(encoder.embeddings.word.weight.dtype, config.head_dim)
-        and all(_is_plain(layer) for layer in encoder.layers)
     )
     if is_fusible:
-        encoder.run_layers = partial(_run_layers, encoder)  # type: ignore[method-assign]
+        encoder.encode = partial(_encode, encoder)  # type: ignore[method-assign]
     return is_fusible
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(encoder: Encoder) -> bool:
+    return has_plain_embeddings(encoder.embeddings) and all(_is_plain_layer(layer) for layer in encoder.layers)
+
+
+def _is_plain_layer(layer: nn.Module) -> bool:
     """Whether nothing has replaced the layer's parts: no sharded, 8-bit or adapted linear map."""
     if type(layer) is not Layer or type(layer.mlp) is not MLP or type(layer.attention) is not Attention:
         return False
@@ -54,37 +62,36 @@ def _is_plain(layer: nn.Module) -> bool:
     return all(type(linear) is nn.Linear for linear in linears) and not layer.dropout.stream
 
 
-def _run_layers(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences | KeyValueCache) -> Tensor:
-    if isinstance(documents, PackedSequences) and hidden_TD.is_cuda:
-        return run_fused(encoder, hidden_TD, documents)
-    return Encoder.run_layers(encoder, hidden_TD, documents)
+def _encode(
+    encoder: Encoder, token_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor,
+    documents: PackedSequences | KeyValueCache,
+) -> Tensor:  # fmt: skip
+    ids = TokenIds(token_ids_T, position_ids_T, segment_ids_T)
+    if isinstance(documents, PackedSequences) and token_ids_T.is_cuda:
+        return encode_fused(encoder, ids, documents)
+    return Encoder.encode(encoder, *ids, documents)
 
 
-def run_fused(encoder: Encoder, hidden_TD: Tensor, documents: PackedSequences) -> Tensor:
-    """Run the layers and the final norm: [T, D]."""
+def encode_fused(encoder: Encoder, ids: TokenIds, documents: PackedSequences) -> Tensor:
+    """Compute the embeddings, the layers and the final norm: [T, D]."""
+    assert _is_plain(encoder), "a layer or an embedding was changed after it had been fused"
     config = encoder.config
     layers: list[Any] = list(encoder.layers)
     dropouts = (config.attention_dropout, config.hidden_dropout) if encoder.training else (0.0, 0.0)
     # All seeds at once, on the device, so that each replay of a captured CUDA graph has new ones.
-    seeds = torch.randint(2**31, (len(layers), 3), device=hidden_TD.device)
-    tiles_4S = attention.tile_table(*documents[:1], len(hidden_TD), documents.max_seqlen, hidden_TD.dtype)
+    seeds = torch.randint(2**31, (len(layers) + 1, 3), device=ids.token_ids_T.device)
+    residual_TD, normed_TD = embed(encoder, ids, seeds[-1, :1], dropouts[1])
+    tiles_4S = attention.tile_table(*documents[:1], len(normed_TD), documents.max_seqlen, normed_TD.dtype)
     settings = _Settings(*dropouts, config, documents.max_seqlen, tiles_4S)
-    residual_TD: Tensor | None = None
     if config.is_post_norm:
-        normed_TD = hidden_TD.contiguous()
         ends = [layer.mlp_norm for layer in layers]
         middles = [layer.attention_norm for layer in layers]
     else:
-        normed_TD = layers[0].attention_norm(hidden_TD)
-        residual_TD = hidden_TD.contiguous() if config.norm_place == "pre" else None
         ends = [*(layer.attention_norm for layer in layers[1:]), encoder.final_norm]
         middles = [layer.mlp_norm for layer in layers]
-    assert all(_is_plain(layer) for layer in layers), "a layer was changed after it had been fused"
     if residual_TD is not None and not torch.is_grad_enabled() and dropouts == (0.0, 0.0):
-        return _infer(
-            settings, documents, residual_TD.clone(), normed_TD, list(zip(layers, middles, ends, strict=True))
-        )
-    for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds, strict=True):
+        return _infer(settings, documents, residual_TD, normed_TD, list(zip(layers, middles, ends, strict=True)))
+    for layer, middle, end, seeds_3 in zip(layers, middles, ends, seeds[:-1], strict=True):
         inputs = settings, seeds_3, documents.cu_seqlens_N1, residual_TD, normed_TD, *_parameters(layer, middle, end)
         outputs = _FusedLayer.apply(*inputs) if torch.is_grad_enabled() else _run_layer(*inputs)[0]
         residual_TD, normed_TD = outputs if residual_TD is not None else (None, outputs)
@@ -209,7 +216,7 @@ class _FusedLayer(torch.autograd.Function):
         d_qkv_TO = attention.varlen_attention_backward(
             d_context_THK, qkv_TH3K, context_THK, lse_HT, cu_seqlens_N1, seeds[0], *settings.attention
         ).flatten(1)
-        d_qkv_b = column_sums(d_qkv_TO, qkv_w.dtype)
+        d_qkv_b = qkv_column_sums(d_qkv_TO, settings.config.head_dim, qkv_w.dtype)
         d_qkv_w = d_qkv_TO.t() @ normed_TD if needs_qkv else None
         d_residual_TD = middle.residual_TD if ctx.has_residual else None
         d_normed_TD = _through(d_qkv_TO, qkv_w, ctx, middle)

@@ -122,3 +122,16 @@ def test_column_sums(shape):
     source = random(*shape)
     torch.testing.assert_close(column_sums(source, torch.float32), source.sum(0), rtol=1e-4, atol=1e-5)
     assert column_sums(source, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [5, 1100])
+def test_sums_of_queries_and_values_leave_keys_out(rows):
+    from megabert.kernels.column_sums import qkv_column_sums
+
+    torch.manual_seed(0)
+    source = random(rows, 5 * 3 * 16)
+    expected = source.unflatten(1, (5, 3, 16)).sum(0)
+    expected[:, 1] = 0
+    actual = qkv_column_sums(source, 16, torch.float32)
+    torch.testing.assert_close(actual, expected.flatten(), rtol=1e-4, atol=1e-5)
+    assert not actual.unflatten(0, (5, 3, 16))[:, 1].any()
