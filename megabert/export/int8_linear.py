@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ..onnx_session import INPUTS
+
 Array = NDArray[Any]
 # Without VNNI, processors add two products of unsigned and signed bytes in 16 bits, which saturate: with weights of 7
 # bits they do not, and every processor computes the same. Source: onnxruntime's documentation of quantization.
@@ -24,11 +26,12 @@ _SMALLEST_SCALE = np.float32(1e-12)
 
 @dataclass
 class Graph:
-    """Nodes and initializers of an ONNX graph; equal initializers are stored once."""
+    """Nodes and initializers of an ONNX graph; equal initializers are stored once, equal nodes computed once."""
 
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
     _names: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _results: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def constant(self, value: Array | np.generic | list[int], name: str | None = None) -> str:
         """Add an initializer, integers as int64; returns its name."""
@@ -43,17 +46,20 @@ class Graph:
     def add(
         self, operator: str, *inputs: str, outputs: list[str] | None = None, domain: str = "", **attributes: Any
     ) -> str:
-        """Add a node; returns the name of its first output."""
+        """Add a node, unless an equal one is there; returns the name of its first output."""
+        key = operator, inputs, domain, *sorted(attributes.items())
+        if outputs is None and key in self._results:
+            return self._results[key]
         names = outputs or [f"{operator}.{len(self.nodes)}"]
         self.nodes.append(helper.make_node(operator, list(inputs), names, domain=domain, **attributes))
-        return names[0]
+        return self._results.setdefault(key, names[0])
 
 
 class Linears(Protocol):
     """How a graph computes its linear layers."""
 
-    def prepare(self, graph: Graph, name: str, hidden: str) -> Any:
-        """Add what the matmuls of one input share."""
+    def prepare(self, graph: Graph, name: str, hidden: str, lowest: float | None = None) -> Any:
+        """Add what the matmuls of one input share; no value of it is below `lowest`, where that is known."""
 
     def matmul(self, graph: Graph, name: str, prepared: Any, weight: Array, bias: Array | None = None) -> str:
         """Multiply [T, K] with a weight [K, N], and add a bias."""
@@ -65,7 +71,7 @@ class Linears(Protocol):
 class FloatLinears:
     """Linear layers in float32."""
 
-    def prepare(self, graph: Graph, name: str, hidden: str) -> str:
+    def prepare(self, graph: Graph, name: str, hidden: str, lowest: float | None = None) -> str:
         """Return the input as it is."""
         return hidden
 
@@ -88,7 +94,9 @@ class Int8Linears:
 
     ranges: Mapping[str, tuple[float, float]] | None = None
 
-    def prepare(self, graph: Graph, name: str, hidden: str) -> tuple[str, str | None, float, int]:
+    def prepare(
+        self, graph: Graph, name: str, hidden: str, lowest: float | None = None
+    ) -> tuple[str, str | None, float, int]:
         """Quantize the input to unsigned bytes; returns them, the scale of each token, that of all, and the zero."""
         if self.ranges is not None:
             low, high = self.ranges[name]
@@ -98,10 +106,14 @@ class Int8Linears:
             return graph.add("QuantizeLinear", hidden, *values), None, scale, zero
         axis = graph.constant([1])
         largest = graph.add("ReduceMax", hidden, axis, keepdims=0)
-        smallest = graph.add("Neg", graph.add("ReduceMin", hidden, axis, keepdims=0))
-        largest = graph.add("Max", largest, smallest, graph.constant(_SMALLEST_SCALE))
+        if lowest is None:
+            smallest = graph.add("Neg", graph.add("ReduceMin", hidden, axis, keepdims=0))
+            largest = graph.add("Max", largest, smallest, graph.constant(_SMALLEST_SCALE))
+        else:  # the bound takes the place of another pass over the input
+            largest = graph.add("Max", largest, graph.constant(np.float32(-lowest)))
         scale_t = graph.add("Mul", largest, graph.constant(np.float32(1 / ACTIVATION_LIMIT)))
-        zeros = graph.add("Expand", graph.constant(np.array([ZERO_POINT], np.uint8)), graph.add("Shape", scale_t))
+        num_tokens = graph.add("ReduceProd", graph.add("Shape", INPUTS[0]), keepdims=1)
+        zeros = graph.add("Expand", graph.constant(np.array([ZERO_POINT], np.uint8)), num_tokens)
         quantized = graph.add("QuantizeLinear", hidden, scale_t, zeros, axis=0)
         return quantized, graph.add("Unsqueeze", scale_t, axis), 1.0, ZERO_POINT
 

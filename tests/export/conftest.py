@@ -5,21 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from ..test_first_round_runs import input_of
+
 RUNS = Path(__file__).parents[1] / "runs_v1"
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, quick_exporter):
-    """A function that exports a run by its name, in float32 or in 8 bits, and returns the folder."""
+    """A function that exports a run by its name and the manifest's word for its precision, and returns the folder."""
     pytest.importorskip("onnxruntime")
     from megabert.export.onnx_export import OnnxOptions, export_onnx
 
     folder = tmp_path_factory.mktemp("exported")
 
     @functools.cache
-    def export(name, is_int8=False):
-        target = folder / f"{name}-{'int8' if is_int8 else 'float'}"
-        assert list(export_onnx(RUNS / name / "run", target, OnnxOptions(is_int8)))
+    def export(name, precision="32"):
+        target = folder / f"{name}-{precision}"
+        calibration = input_of(name) if precision == "int8 static" else None
+        assert list(export_onnx(RUNS / name / "run", target, OnnxOptions(precision != "32", calibration)))
         return target
 
     return export

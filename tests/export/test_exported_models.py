@@ -56,7 +56,7 @@ def logits_of(session, features):
 def test_every_task_predicts_the_same_in_another_process_without_torch(exported):
     folders = [[name, str(exported(name)), str(input_of(name))] for name in NAMES]
     folders += [[name, str(exported(name)), FIELDS.get(name, {"text": "marie"})] for name in LANGUAGE_MODELS]
-    folders += [[f"{name}, int8", str(exported(name, True)), str(input_of(name))] for name in NAMES]
+    folders += [[f"{name}, int8", str(exported(name, "int8 dynamic")), str(input_of(name))] for name in NAMES]
     done = subprocess.run(
         [sys.executable, "-m", "tests.export.test_exported_models", json.dumps(folders)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
@@ -66,7 +66,7 @@ def test_every_task_predicts_the_same_in_another_process_without_torch(exported)
     for name in NAMES:
         expected = json.loads(json.dumps(rows_of(run(name), input_of(name))))
         assert_same(answers[name], expected, tolerance=1e-4)
-        here = replace(megabert.load(exported(name, True)), batch_size=3)
+        here = replace(megabert.load(exported(name, "int8 dynamic")), batch_size=3)
         assert_same(answers[f"{name}, int8"], json.loads(json.dumps(rows_of(here, input_of(name)))))
     for name in LANGUAGE_MODELS:
         predictor = run(name)
@@ -74,54 +74,62 @@ def test_every_task_predicts_the_same_in_another_process_without_torch(exported)
         assert_same(answers[name], json.loads(json.dumps(expected)), tolerance=1e-4)
 
 
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_any_text_has_the_same_entities(exported, is_int8):
-    before, after = run("token_classification"), megabert.load(exported("token_classification", is_int8))
+PRECISIONS = ["32", "int8 dynamic", "int8 static"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_any_text_has_the_same_entities(exported, precision):
+    before, after = run("token_classification"), megabert.load(exported("token_classification", precision))
     texts = [text for text in TEXTS if text.strip()]
     logits = []
     for predictor in (before, after):
         examples = [predictor.task.example(text=text) for text in texts]
         features = predictor.task.features(examples, predictor.tokenizer, with_targets=False)
         logits.append(np.concatenate(logits_of(predictor.session, features)))
-    assert np.abs(logits[0] - logits[1]).max() < (0.5 if is_int8 else 1e-4)
-    if not is_int8:
+    assert np.abs(logits[0] - logits[1]).max() < (1e-4 if precision == "32" else 0.5)
+    if precision == "32":
         assert [item.tags for item in after.predict(text=texts)] == [item.tags for item in before.predict(text=texts)]
 
 
-NETWORKS = [("token_classification", False), ("token_classification", True), ("causal_language_model", False)]
+NETWORKS = [*(("token_classification", precision) for precision in PRECISIONS), ("causal_language_model", "32")]
 
 
-@pytest.mark.parametrize(("name", "is_int8"), NETWORKS)
-def test_padding_and_other_sequences_never_change_a_logit(exported, name, is_int8):
-    session = megabert.load(exported(name, is_int8)).session
+@pytest.mark.parametrize(("name", "precision"), NETWORKS)
+def test_padding_and_other_sequences_never_change_a_logit(exported, name, precision):
+    session = megabert.load(exported(name, precision)).session
     features = random_features([1, 2, 3, 17, 31, 40, 40, 9])
     together = logits_of(session, features)
     for feature, expected in zip(features, together, strict=True):
         (alone,) = logits_of(session, [feature])
         # In 8 bits, the last digit of a float may decide to which of two integers it is rounded.
-        np.testing.assert_allclose(alone, expected, atol=0.05 if is_int8 else 1e-5)
+        np.testing.assert_allclose(alone, expected, atol=1e-5 if precision == "32" else 0.05)
 
 
-def test_8_bits_have_a_quarter_of_the_size_and_keep_the_labels(exported):
-    plain, small = exported("token_classification"), exported("token_classification", True)
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_8_bits_have_a_quarter_of_the_size_and_keep_the_labels(exported, precision):
+    plain, small = exported("token_classification"), exported("token_classification", precision)
     before, after = (
         np.concatenate(logits_of(megabert.load(folder).session, random_features([40] * 20))).argmax(1)
         for folder in (plain, small)
     )
     assert (before == after).mean() > 0.95
-    assert json.loads((small / "manifest.json").read_text())["precision"] == "int8 dynamic"
+    assert json.loads((small / "manifest.json").read_text())["precision"] == precision
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_number_of_threads_does_not_change_answers(exported, threads):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_number_of_threads_does_not_change_answers(exported, precision):
     from megabert.exported_folder import load_exported
 
-    session = load_exported(exported("token_classification"), threads=threads).session
     features = random_features([5, 40, 33] * 9)  # three batches
-    for one, other in zip(
-        logits_of(session, features), logits_of(run("token_classification").session, features), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    by_one, by_two = (
+        np.concatenate(
+            logits_of(load_exported(exported("token_classification", precision), threads=threads).session, features)
+        )
+        for threads in (1, 2)
+    )
+    np.testing.assert_array_equal(by_one, by_two)
+    expected = np.concatenate(logits_of(run("token_classification").session, features))
+    np.testing.assert_allclose(by_two, expected, atol=1e-5 if precision == "32" else 0.5)
 
 
 def test_threads_compute_batches_side_by_side_and_progress_is_in_order():

@@ -100,25 +100,66 @@ def test_a_torch_program_has_the_logits_of_the_run(tmp_path, capsys):
         megabert.load(tmp_path / "out")
 
 
+def layer(linears, hidden, weight, bias, lowest=None):
+    """Compute a linear layer in 8 bits; the tokens of `hidden` are a row."""
+    from megabert.export.int8_linear import Graph
+
+    graph, num_tokens = Graph(), len(hidden)
+    output = linears.matmul(graph, "layer", linears.prepare(graph, "layer", "hidden", lowest), weight, bias)
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("hidden", 1, [num_tokens, weight.shape[0]]), value("input_ids", 7, [1, num_tokens])]
+    proto = onnx.helper.make_graph(
+        graph.nodes, "layer", inputs, [value(output, 1, [num_tokens, weight.shape[1]])], graph.initializers
+    )
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=10).SerializeToString()
+    given = {"hidden": hidden, "input_ids": np.zeros((1, num_tokens), np.int64)}
+    return pytest.importorskip("onnxruntime").InferenceSession(model).run(None, given)[0]
+
+
 def test_a_static_range_uses_all_bytes_and_keeps_zero_exact():
-    from megabert.export.int8_linear import Graph, Int8Linears
+    from megabert.export.int8_linear import Int8Linears
 
     hidden = np.array([[-0.17, 0, 5.1], [0.02, 3, -0.01], [0, 0, 0]], np.float32)
     weight, bias = np.array([[63], [-63], [21]], np.float32), np.array([0.25], np.float32)
-    graph, linears = Graph(), Int8Linears({"layer": (-0.17, 5.1)})
-    output = linears.matmul(graph, "layer", linears.prepare(graph, "layer", "hidden"), weight, bias)
-    value = onnx.helper.make_tensor_value_info
-    ends = [value("hidden", 1, [3, 3])], [value(output, 1, [3, 1])]
-    proto = onnx.helper.make_graph(graph.nodes, "layer", *ends, graph.initializers)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=10)
-    (actual,) = (
-        pytest.importorskip("onnxruntime").InferenceSession(model.SerializeToString()).run(None, {"hidden": hidden})
-    )
+    actual = layer(Int8Linears({"layer": (-0.17, 5.1)}), hidden, weight, bias)
     step = 5.27 / 255
     rounded = np.round(hidden / step) * step  # all in the range: -0.17 is 8 steps below zero
     np.testing.assert_allclose(actual, rounded @ weight + bias, atol=1e-4)
     assert actual[2, 0] == 0.25
+
+
+@pytest.mark.parametrize("lowest", [None, -0.1701])
+def test_each_token_has_a_scale_of_its_own_that_covers_its_values(lowest):
+    from megabert.export.int8_linear import Int8Linears
+
+    hidden = np.array([[-0.17, 0, 5.1], [0.02, 0.1, -0.17], [0, 0, 0], [-0.17, -0.1, -0.01], [90, 3, 1]], np.float32)
+    weight, bias = np.array([[63], [-63], [21]], np.float32), np.array([0.25], np.float32)
+    actual = layer(Int8Linears(), hidden, weight, bias, lowest)
+    steps = np.maximum(np.abs(hidden).max(1, keepdims=True), -lowest if lowest else 1e-12) / 127
+    np.testing.assert_allclose(actual, np.round(hidden / steps) * steps @ weight + bias, atol=1e-3)
+    assert actual[2, 0] == 0.25
+    (alone,) = layer(Int8Linears(), hidden[1:2], weight, bias, lowest)
+    np.testing.assert_array_equal(actual[1], alone)
+
+
+def test_gelu_is_never_below_its_bound():
+    from megabert.export.onnx_graph import GELU_LOWEST
+
+    values = torch.linspace(-2, 0, 200_001, dtype=torch.float64)
+    for approximate in ("none", "tanh"):
+        lowest = torch.nn.functional.gelu(values, approximate=approximate).min().item()
+        assert GELU_LOWEST < lowest < GELU_LOWEST + 2e-4
+
+
+def test_equal_nodes_of_a_graph_are_computed_once():
+    from megabert.export.int8_linear import Graph
+
+    graph = Graph()
+    one = graph.add("Concat", "a", "b", axis=0)
+    assert graph.add("Concat", "a", "b", axis=0) == one and len(graph.nodes) == 1
+    others = [graph.add("Concat", "a", "b", axis=1), graph.add("Concat", "b", "a", axis=0), graph.add("Neg", "a")]
+    assert len({one, *others, graph.add("Neg", "a", domain="other")}) == len(graph.nodes) == 5
 
 
 def test_an_output_below_a_file_is_refused(tmp_path, capsys):
