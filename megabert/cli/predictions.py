@@ -88,10 +88,17 @@ def predict(words: Sequence[str]) -> None:
     has_file = settings.file is not None or given.names_data()
     if has_file == bool(example):
         raise ConfigError('Give either file=FILE or one example, such as "some text" or question=... context=....')
+    named = [name for name in ("output", "output_dir") if getattr(settings, name) is not None]
+    if settings.file == "-" and named:
+        raise ConfigError(f"predictions of standard input are printed as it arrives, without {named[0]}: > FILE.")
     predictor = _load(given, settings, for_many=not example)
     if example:
         item = predictor.task.example(**example)
-        show(to_json(predictor.task.to_row(item, predictor.predict_examples([item])[0])))
+        predictions = predictor.predict_examples([item])
+        if named:
+            _write_predictions(predictor, settings, [item], predictions)
+        else:
+            show(to_json(predictor.task.to_row(item, predictions[0])))
     elif settings.file == "-":
         from .standard_input import predict_standard_input
 
@@ -123,7 +130,6 @@ def _read(predictor: "Predictor", file: str | None) -> Sequence[Any]:
 
 
 def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
-    from ..formats.json_lines import is_json_lines, to_json_lines
     from ..formats.record_streams import RecordStream, large_files_streamed
 
     test_data = predictor.task.settings.model.test_ds
@@ -137,6 +143,15 @@ def _predict_file(predictor: "Predictor", settings: PredictSettings) -> None:
         return
     with progress_bar("predicting") as progress:
         predictions = predictor.predict_examples(examples, progress=progress)
+    _write_predictions(predictor, settings, examples, predictions)
+
+
+def _write_predictions(
+    predictor: "Predictor", settings: PredictSettings, examples: Sequence[Any], predictions: Sequence[Any]
+) -> None:
+    """Write predictions to `output` and `output_dir`, or print them."""
+    from ..formats.json_lines import is_json_lines, to_json_lines
+
     lines = to_json_lines(predictor.task.to_rows(examples, predictions))
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)

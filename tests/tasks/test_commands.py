@@ -44,6 +44,19 @@ def test_standard_input_is_predicted_line_by_line(runs, monkeypatch, capsys):
     assert [item["id"] for item in found] == ["a", "3", "4"]
     assert [item["label"] for item in found[:2]] == ["no", "maybe"]
     assert found[2]["text_b"] == "y"
+    assert main(["predict", str(run), "file=-", "output=x.jsonl", "accelerator=cpu"]) == 64
+    assert "printed as it arrives, without output: > FILE" in capsys.readouterr().err
+
+
+def test_the_prediction_of_one_text_is_written_where_it_is_told(runs, tmp_path, capsys):
+    run, _ = runs("text_classification")
+    words = ["predict", str(run), "text=radium in france", "accelerator=cpu"]
+    assert main(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert main([*words, f"output={tmp_path / 'x.jsonl'}", f"output_dir={tmp_path / 'x'}"]) == 0
+    assert capsys.readouterr().out == ""
+    for file in (tmp_path / "x.jsonl", tmp_path / "x" / "predictions.jsonl"):
+        assert json.loads(file.read_text()) == printed
 
 
 @pytest.mark.parametrize(

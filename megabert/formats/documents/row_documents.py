@@ -1,6 +1,7 @@
 """Tables of documents, one a row: CSV, TSV, JSON lines and Parquet, with a column of identifiers and one of texts.
 
-So do clinical notes come. Other columns become infons of the document. Parquet needs the extra `documents`.
+So do clinical notes come. Other columns become infons of the document; spans, in CSV as JSON (Label Studio), its
+entities. Parquet needs the extra `documents`.
 """
 
 import csv
@@ -14,6 +15,7 @@ from ...errors import InputError
 from ..parquet_rows import parquet_rows
 from .document import Document, Passage
 from .sources import MAX_RECORD_BYTES, STANDARD_INPUT, ReadOptions, text_lines
+from .span_objects import document_of, has_spans, require_no_annotations, with_parsed_spans
 
 ID_COLUMN, TEXT_COLUMN = "id", "text"
 
@@ -33,12 +35,12 @@ def _table(path: Path, file: IO[bytes], options: ReadOptions, delimiter: str) ->
     csv.field_size_limit(MAX_RECORD_BYTES)
     first, reader = 1, csv.DictReader(_decoded(path, file), delimiter=delimiter, strict=True)
     try:
-        for row in reader:
+        for number, row in enumerate(reader, start=1):
             location, first = f"{path}:{first + 1}", reader.line_num
             if None in row or None in row.values():
                 options.faults(f"{location}: not as many columns as the header's {len(reader.fieldnames or ())}.")
                 continue
-            yield row_document(row, location, options)
+            yield _spans_or_row(with_parsed_spans(row), location, number, options)
     except csv.Error as error:
         raise InputError(f"{path}:{first + 1}: not {'CSV' if delimiter == ',' else 'TSV'}: {error}.") from None
 
@@ -67,12 +69,22 @@ def row_document(row: Mapping[str, Any], location: str, options: ReadOptions) ->
     return Document(str(name), (Passage(0, text),), infons=infons, location=location)
 
 
+def _spans_or_row(row: Mapping[str, Any], location: str, number: int, options: ReadOptions) -> Document:
+    """Make a document of a row with its spans, if it has any and no column of texts is named."""
+    if options.text_column is not None:
+        return row_document(row, location, options)
+    if has_spans(row):
+        return document_of(row, location, number)
+    require_no_annotations(row, location)
+    return row_document(row, location, options)
+
+
 def read_parquet(path: Path, file: IO[bytes], options: ReadOptions) -> Iterator[Document]:
     """Stream the rows of a Parquet file."""
     if path == STANDARD_INPUT:
         raise InputError("Parquet is not read from standard input, since its index stands at the end. Give a file.")
-    for row in parquet_rows(path):
-        yield row_document(row.values, row.location, options)
+    for number, row in enumerate(parquet_rows(path), start=1):
+        yield _spans_or_row(row.values, row.location, number, options)
 
 
 def render_csv(rows: Iterator[Mapping[str, Any]], columns: tuple[str, ...]) -> bytes:

@@ -6,6 +6,7 @@ Prodigy's "Annotation interfaces"; pubannotation.org/docs/annotation-format; Big
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from ...errors import InputError
@@ -41,6 +42,18 @@ def _are_spans(items: Any) -> bool:
         else isinstance(item, dict) and (any(key in item for key in _START_KEYS) or "span" in item)
         for item in items
     )
+
+
+def with_parsed_spans(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse the cells of a table that are spans in JSON, as Label Studio's CSV has them."""
+    found: dict[str, Any] = dict(values)
+    for key in _SPAN_KEYS:
+        cell = values.get(key)
+        if isinstance(cell, str) and cell.startswith("["):
+            with suppress(ValueError, RecursionError):
+                items = json.loads(cell)
+                found[key] = items if any(isinstance(item, dict | list) for item in items) else cell
+    return found
 
 
 def require_no_annotations(values: Mapping[str, Any], location: str, but: str = "") -> None:

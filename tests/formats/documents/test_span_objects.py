@@ -111,3 +111,27 @@ def test_annotations_that_cannot_be_read_are_named(item, message, tmp_path):
         with pytest.raises(InputError, match=message) as error:
             list(read_documents([path]))
         assert str(error.value).startswith((f"{path}:1: ", f"{path}, object 1: "))
+
+
+def test_spans_in_a_column_of_a_table_are_entities(tmp_path):
+    spans = json.dumps([{**SPAN, "label": None, "labels": ["Disease"], "text": "breast cancer"}, GENE])
+    cell = f'"{spans.replace(chr(34), chr(34) * 2)}"'
+    (tmp_path / "studio.csv").write_text(f"text,id,label,annotator\n{TEXT},7,{cell},1\n{TEXT},8,,1\n", encoding="utf-8")
+    first, second = read_documents([tmp_path / "studio.csv"])
+    assert [(item.text, item.type) for item in first.entities] == MENTIONS
+    assert (first.id, second.id, second.entities) == ("7", "8", ())
+    (tmp_path / "a.csv").write_text('text,id,label\nx,7,"[1, 2]"\n', encoding="utf-8")
+    (document,) = read_documents([tmp_path / "a.csv"])
+    assert document.infons == {"label": "[1, 2]"}
+    (tmp_path / "a.csv").write_text('text,id,label\nx,7,"[[""0"", 1]]"\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.csv:2: 'label' has annotations that are not read"):
+        list(read_documents([tmp_path / "a.csv"]))
+
+
+def test_spans_in_parquet_are_entities(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"id": ["7"], "text": [TEXT], "spans": [[SPAN, GENE]]}), tmp_path / "a.parquet")
+    (document,) = read_documents([tmp_path / "a.parquet"])
+    assert [(item.text, item.type) for item in document.entities] == MENTIONS
