@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import megabert
+from megabert.checkpoints.open import open_checkpoint
 from megabert.cli import main
+from megabert.errors import CheckpointError
 from tests.export.test_huggingface_export import LABELS, foreign, named, read_json
 
 transformers = pytest.importorskip("transformers")
@@ -121,6 +123,19 @@ def test_folders_that_are_no_trained_model_are_named(changed, tmp_path, capsys):
     assert "does not exist" in refusal(capsys, adapter / "nothing")
     assert main(["convert", str(hub), str(tmp_path / "encoder"), "--to", "megabert"]) == 0
     assert "holds an encoder without the head of a task" in refusal(capsys, tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("end", ["ForSequenceClassification", "ForTokenClassification", "DoubleHeadsModel"])
+def test_a_head_of_gpt_2_leaves_its_network_readable(tmp_path, end):
+    config = transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=20, num_labels=3)
+    theirs = getattr(transformers, f"GPT2{end}")(config)
+    theirs.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    word = checkpoint.tensors["encoder.embeddings.word.weight"].read()
+    assert torch.equal(word, theirs.transformer.wte.weight)
+    if end != "DoubleHeadsModel":
+        with pytest.raises(CheckpointError, match=f"GPT2{end}: heads of gpt2 are not read, but its network is"):
+            megabert.load(tmp_path)
 
 
 def test_an_output_of_its_own_matters_only_where_there_is_one(changed, capsys):
