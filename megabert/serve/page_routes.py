@@ -69,9 +69,10 @@ def content_policy(document: str) -> str:
 
 
 async def _models(call: Call) -> Reply:
-    catalog, created = call.catalog, {"created": call.app.created}
-    found = [*catalog.models.values(), *catalog.linkers.values()]
-    return Reply({"object": "list", "data": [item.description() | created for item in found]})
+    models = [model.description() for model in call.catalog.models.values()]
+    linkers = [linker.description() for linker in call.catalog.linkers.values()]
+    created = {"created": call.app.created}
+    return Reply({"object": "list", "data": [item | created for item in (*models, *linkers)]})
 
 
 async def _model(call: Call) -> Reply:

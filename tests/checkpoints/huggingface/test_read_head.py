@@ -70,6 +70,30 @@ def test_neighbours_of_equal_labels_without_prefixes_are_one_entity(changed):
     assert any("group_equal_tags" in note for note in ours.notes)
 
 
+def test_added_tokens_are_words_of_their_own(changed):
+    """IL-2 is one token of the tokenizer, so that it is one word with one label, as in transformers' pipelines."""
+    folder = changed(**named(["O", "PER", "LOC", "ORG", "MISC"]))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["IL-2", "<x>", "marie curie", transformers.AddedToken("B-7", normalized=False)])
+    tokenizer.save_pretrained(folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[-4:] = torch.randn(
+            4, 16, generator=torch.Generator().manual_seed(1)
+        )
+    model.save_pretrained(folder)
+    text = "marie found il-2, (IL-2). <x>curie in B-7 b-7 city."
+    theirs = transformers.pipeline("token-classification", model=str(folder), aggregation_strategy="first")(text)
+    ours = megabert.load(folder, accelerator="cpu")
+    (example,) = ours.task.examples_of_texts([text], ours.tokenizer)[0]
+    words = [text[start:end] for start, end in example.words]
+    assert words[2:9] == ["il-2", ",", "(", "IL-2", ")", ".", "<x>"] and {"B-7", "b"} <= set(words)
+    found = [(span.type, span.start, span.end) for span in ours.predict(text=text).spans]
+    assert found == [(item["entity_group"], item["start"], item["end"]) for item in theirs]
+    assert any("several words are not found in a text: marie curie" in note for note in ours.notes)
+
+
 def test_contradicting_tables_of_labels_are_noted(changed):
     folder = changed(label2id={label: 4 - number for number, label in enumerate(LABELS)})
     ours = megabert.load(folder, accelerator="cpu")
