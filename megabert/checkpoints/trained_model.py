@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..storage import file_sha256
 from ..tokenizers.load import stored_tokenizer
+from ..tokenizers.wordpiece import Tokenizer
 from .native import run_checkpoints
 
 DIGEST_DIGITS = 16
@@ -84,6 +85,20 @@ def _refuse_untrained(path: Path) -> None:
         )
 
 
+def _with_added_tokens(cuts: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[dict[str, Any], list[str]]:
+    """Add the tokenizer's added tokens to how raw text is cut into words; returns it and what does not count."""
+    rules = tokenizer.rules
+    found: dict[str, list[str]] = {"tokens": [], "uncased_tokens": []}
+    apart = [token for token in rules.added_tokens if len(token.content.split()) == 1]
+    for token in apart:
+        if not (token.special and rules.split_special_tokens):
+            is_uncased = token.normalized and tokenizer.lower_case
+            found["uncased_tokens" if is_uncased else "tokens"].append(token.content)
+    several = [token.content for token in rules.added_tokens if token not in apart]
+    notes = [f"added tokens of several words are not found in a text: {', '.join(several[:6])}"] if several else []
+    return {**cuts, **found}, notes
+
+
 def _digest(checkpoint: Path) -> str:
     return file_sha256(checkpoint / run_checkpoints.MANIFEST)[:DIGEST_DIGITS]
 
@@ -120,6 +135,10 @@ def _read_huggingface(folder: Path) -> TrainedModel:
     documents["encoder"] = {**checkpoint.shape, "vocabulary_size": len(tokenizer)}
     documents["tokenizer"] = tokenizer.to_document()
     notes = list(checkpoint.notes)
+    if "cuts" in documents.get("task", {}) and "tokenizer" not in checkpoint.documents:
+        cuts, note = _with_added_tokens(documents["task"]["cuts"], tokenizer)
+        documents["task"] = documents["task"] | {"cuts": cuts}
+        notes += note
     if checkpoint.lower_case is None:
         casing = "is lower-cased, as the vocabulary is" if tokenizer.lower_case else "keeps its capitals"
         notes.append(f"casing is not stated: text {casing}")

@@ -156,6 +156,8 @@ class HttpApplication:
         self.error_log = LogWriter("-", on_loss)
         self.access_log = self.error_log if access_log == "-" else LogWriter(access_log, on_loss)
         self.is_ready = True
+        self.created = int(time.time())
+        """When the models became available; OpenAI's description of a model has it."""
         self._refusals: dict[tuple[int, str, str, int], tuple[Endpoint, bytes]] = {}
         """Answers with ~ for the request's id, by status, message, path and the id's length."""
 

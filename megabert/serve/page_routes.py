@@ -71,12 +71,14 @@ def content_policy(document: str) -> str:
 async def _models(call: Call) -> Reply:
     models = [model.description() for model in call.catalog.models.values()]
     linkers = [linker.description() for linker in call.catalog.linkers.values()]
-    return Reply({"object": "list", "data": [*models, *linkers]})
+    created = {"created": call.app.created}
+    return Reply({"object": "list", "data": [item | created for item in (*models, *linkers)]})
 
 
 async def _model(call: Call) -> Reply:
     linker = call.catalog.linkers.get(call.path["model"])
-    return Reply((linker or call.catalog.find(call.path["model"])).description())
+    description = (linker or call.catalog.find(call.path["model"])).description()
+    return Reply(description | {"created": call.app.created})
 
 
 async def _ready(call: Call) -> Reply:

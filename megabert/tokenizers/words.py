@@ -24,6 +24,7 @@ CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
 """Characters that BERT makes words of their own."""
+_LISTS = ("whole", "tokens", "uncased_tokens")
 RUN = re.compile(r"\S+")
 """What stands between white space; the same as str.split() returns."""
 
@@ -44,20 +45,32 @@ class WordCuts:
     """Words with punctuation on their ends, such as U.S. and etc., that are not cut."""
     is_basic: bool = False
     """Whether BERT's basic tokenizer cuts: all punctuation, ASCII symbols and Chinese characters are apart."""
+    tokens: tuple[str, ...] = ()
+    """Added tokens of the tokenizer, such as IL-2 and [E1], that are words of their own wherever they stand."""
+    uncased_tokens: tuple[str, ...] = ()
+    """Those that are found in any case."""
 
     @classmethod
     def from_document(cls, values: Mapping[str, Any]) -> "WordCuts":
         """Read what `to_document` returned; without fields text is cut at blanks and punctuation on the ends only."""
-        return cls(**{**values, "whole": tuple(values.get("whole", ()))})
+        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in _LISTS}})
 
     def to_document(self) -> dict[str, Any]:
         """Return the fields as plain values."""
-        return asdict(self) | {"whole": list(self.whole)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
     @cached_property
     def known_runs(self) -> dict[str, tuple[Characters, ...]]:
         """The words of runs without blanks that were split before."""
         return {}
+
+    @cached_property
+    def token_pattern(self) -> re.Pattern[str] | None:
+        """What finds `tokens` and `uncased_tokens`, the longest at a place; None without any."""
+        own = [(token, re.escape(token)) for token in self.tokens]
+        own += [(token, f"(?i:{re.escape(token)})") for token in self.uncased_tokens]
+        patterns = [pattern for _, pattern in sorted(own, key=lambda item: -len(item[0]))]
+        return re.compile("|".join(patterns)) if patterns else None
 
     def is_apart(self, letter: str) -> bool:
         """Return whether a character is a word of its own inside a word, too."""
@@ -144,7 +157,19 @@ def words_of_run(run: str, cuts: WordCuts) -> tuple[Characters, ...]:
     known = cuts.known_runs
     if len(known) > MAX_RUNS_KEPT:
         known.clear()
-    return known.get(run) or known.setdefault(run, tuple(_words_of_run(run, 0, len(run), cuts)))
+    return known.get(run) or known.setdefault(run, tuple(_words_around_tokens(run, cuts)))
+
+
+def _words_around_tokens(run: str, cuts: WordCuts) -> Iterator[Characters]:
+    """Split a run at added tokens, and what is between them into words."""
+    end = 0
+    for match in cuts.token_pattern.finditer(run) if cuts.token_pattern is not None else ():
+        if end < match.start():
+            yield from _words_of_run(run, end, match.start(), cuts)
+        yield match.span()
+        end = match.end()
+    if end < len(run):
+        yield from _words_of_run(run, end, len(run), cuts)
 
 
 def _words_of_run(text: str, start: int, end: int, cuts: WordCuts) -> Iterator[Characters]:

@@ -11,7 +11,9 @@ def test_openai(server):
     vectors = server.runs["ner"].embed(["a b", "c"])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert np.allclose([item.embedding for item in answer.data], unit, atol=1e-5)
-    assert "ner" in [model.id for model in client.models.list()]
+    created = {item.id: item.created for item in client.models.list()}
+    assert isinstance(created["ner"], int)
+    assert isinstance(client.models.retrieve("ner").created, int)
     with pytest.raises(openai.UnprocessableEntityError, match="dimensions"):
         client.embeddings.create(model="ner", input="a", dimensions=10**6)
     with pytest.raises(openai.NotFoundError):

@@ -93,6 +93,8 @@ GPT2_RULES = [
     Rule("h.*.attn.bias", None),  # the causal mask, a buffer of older versions
     Rule("h.*.attn.masked_bias", None),
     Rule("lm_head.weight", None, copy_of=WORD),
+    # Heads of fine-tuned models, which are not read
+    *(Rule(f"{name}.*", None) for name in ("score", "classifier", "qa_outputs", "multiple_choice_head.summary")),
 ]
 
 BERT_KEYS = {

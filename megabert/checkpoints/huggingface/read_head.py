@@ -53,6 +53,11 @@ def read_head(file: HuggingFaceFile, folder: Path) -> FineTuned:
     names = file.config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     row = next((row for end, row in BY_CLASS.items() if name.endswith(end)), None)
+    if row is not None and file.architecture.is_causal:
+        raise CheckpointError(
+            f"{file.source} is a {name}: heads of {file.architecture.name} are not read, but its network is, by "
+            "load_encoder, load_generator and training."
+        )
     has_head = any(tensor.startswith(("classifier.", "qa_outputs.")) for tensor in file.weights)
     if row is None:
         task = next((task for end, task in PRETRAINING.items() if name.endswith(end)), None)

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import megabert
+from megabert.checkpoints.open import open_checkpoint
 from megabert.cli import main
+from megabert.errors import CheckpointError
 from tests.export.test_huggingface_export import LABELS, foreign, named, read_json
 
 transformers = pytest.importorskip("transformers")
@@ -68,6 +70,30 @@ def test_neighbours_of_equal_labels_without_prefixes_are_one_entity(changed):
     assert any("group_equal_tags" in note for note in ours.notes)
 
 
+def test_added_tokens_are_words_of_their_own(changed):
+    """IL-2 is one token of the tokenizer, so that it is one word with one label, as in transformers' pipelines."""
+    folder = changed(**named(["O", "PER", "LOC", "ORG", "MISC"]))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["IL-2", "<x>", "marie curie", transformers.AddedToken("B-7", normalized=False)])
+    tokenizer.save_pretrained(folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[-4:] = torch.randn(
+            4, 16, generator=torch.Generator().manual_seed(1)
+        )
+    model.save_pretrained(folder)
+    text = "marie found il-2, (IL-2). <x>curie in B-7 b-7 city."
+    theirs = transformers.pipeline("token-classification", model=str(folder), aggregation_strategy="first")(text)
+    ours = megabert.load(folder, accelerator="cpu")
+    (example,) = ours.task.examples_of_texts([text], ours.tokenizer)[0]
+    words = [text[start:end] for start, end in example.words]
+    assert words[2:9] == ["il-2", ",", "(", "IL-2", ")", ".", "<x>"] and {"B-7", "b"} <= set(words)
+    found = [(span.type, span.start, span.end) for span in ours.predict(text=text).spans]
+    assert found == [(item["entity_group"], item["start"], item["end"]) for item in theirs]
+    assert any("several words are not found in a text: marie curie" in note for note in ours.notes)
+
+
 def test_contradicting_tables_of_labels_are_noted(changed):
     folder = changed(label2id={label: 4 - number for number, label in enumerate(LABELS)})
     ours = megabert.load(folder, accelerator="cpu")
@@ -121,6 +147,19 @@ def test_folders_that_are_no_trained_model_are_named(changed, tmp_path, capsys):
     assert "does not exist" in refusal(capsys, adapter / "nothing")
     assert main(["convert", str(hub), str(tmp_path / "encoder"), "--to", "megabert"]) == 0
     assert "holds an encoder without the head of a task" in refusal(capsys, tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("end", ["ForSequenceClassification", "ForTokenClassification", "DoubleHeadsModel"])
+def test_a_head_of_gpt_2_leaves_its_network_readable(tmp_path, end):
+    config = transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=20, num_labels=3)
+    theirs = getattr(transformers, f"GPT2{end}")(config)
+    theirs.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    word = checkpoint.tensors["encoder.embeddings.word.weight"].read()
+    assert torch.equal(word, theirs.transformer.wte.weight)
+    if end != "DoubleHeadsModel":
+        with pytest.raises(CheckpointError, match=f"GPT2{end}: heads of gpt2 are not read, but its network is"):
+            megabert.load(tmp_path)
 
 
 def test_an_output_of_its_own_matters_only_where_there_is_one(changed, capsys):
