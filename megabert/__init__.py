@@ -28,7 +28,8 @@ def load(
 
     Needs no network access and no other file; an exported folder needs no torch. `accelerator` is auto, gpu or cpu;
     `precision` auto, 32, bf16, 16 or fp8, of an exported folder auto; `task` is the Python file of your own task.
-    Threads may share what is loaded. Processes are started by spawn: PyTorch's threads do not survive a fork.
+    Threads may share what is loaded. A process that is forked later computes on a CPU, with one thread; one that is
+    spawned loads for itself.
     Raises CheckpointError if the folder is neither, or is damaged.
     """
     from pathlib import Path

@@ -36,7 +36,7 @@ from .tasks.restore_task import restore_task
 from .tasks.task import Task
 from .tokenizers.load import read_tokenizer, stored_tokenizer
 from .tokenizers.wordpiece import Tokenizer
-from .torch_session import TorchSession
+from .torch_session import TorchSession, compute_alone_after_forks
 from .weights import (
     ENCODER_STREAM,
     HEAD_STREAM,
@@ -265,6 +265,7 @@ def _session(
     model: TaskModel, task: Task[Any, Any], device: torch.device, precision: str, *, compiled: bool = False
 ) -> TorchSession:
     """Prepare a model on its device for inference."""
+    compute_alone_after_forks()
     cast_model(model, precision)
     freeze(model)
     if compiled:
@@ -320,6 +321,7 @@ def load_embedder(
 
 def load_encoder(name_or_path: str, *, home: Path) -> tuple[Encoder, Tokenizer]:
     """Load the plain encoder of a published name, a foreign checkpoint or a run, with its tokenizer."""
+    compute_alone_after_forks()
     settings = ModelSettings(language_model=LanguageModelSettings(pretrained_model_name=name_or_path))
     loaded = load_language_model(settings, home=home, seed=0)
     return loaded.encoder.eval(), loaded.tokenizer

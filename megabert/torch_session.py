@@ -1,8 +1,10 @@
 """Run a PyTorch network over features: packed batches, overlapped copies, CUDA graphs, several ranks."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from typing import Unpack
 
@@ -25,6 +27,15 @@ Loss = Callable[[Tensor, Batch], Tensor]
 MIN_BATCHES_TO_CAPTURE = 4
 CPU_TOKENS = 1024
 """Tokens of a batch on a CPU for each thread: activations then stay in its caches."""
+
+
+@cache
+def compute_alone_after_forks() -> None:
+    """Let processes that are forked from this one compute with one thread.
+
+    A fork has none of OpenMP's other threads, for which it would wait forever. PyTorch's DataLoader does the same.
+    """
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +292,34 @@ def test_another_default_dtype_changes_nothing():
         assert megabert.load(run, accelerator="cpu", precision="32").predict(text="a good day") == expected
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+def test_a_forked_process_computes_without_the_threads_that_it_lacks():
+    predictor = megabert.load(RUN.parents[2] / "token_classification" / "run", accelerator="cpu")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.ones(400, 400) @ torch.ones(400, 400) + torch.randn(400, 400)  # starts the threads
+        if (child := os.fork()) == 0:
+            with suppress(BaseException):
+                product = torch.ones(400, 400) @ torch.ones(400, 400) + torch.randn(400, 400)
+                is_right = predictor.predict(text="Marie in Paris").spans[0].text == "Marie"
+                os._exit(0 if is_right and product.mean() > 300 else 1)
+            os._exit(2)
+        ended = wait_for(child)
+    finally:
+        torch.set_num_threads(threads)
+    assert ended == 0, "the forked process failed or waits forever"
+
+
+def wait_for(child):
+    """Return a child's exit status; one that does not end in 20 s is killed."""
+    for _ in range(400):
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return status
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]

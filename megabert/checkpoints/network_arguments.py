@@ -176,7 +176,7 @@ def check_arguments(
     ]
     unexcused = [(name, value) for name, value in refused if name not in ignored]
     if unexcused:
-        raise CheckpointError(f"{source}: {_refusal(unexcused)}")
+        raise CheckpointError(f"{source}: {_refusal(unexcused, source)}")
     return [f"WARNING: ignored as requested: {name} is {_shown(value)}" for name, value in refused]
 
 
@@ -203,13 +203,15 @@ def unread_keys(config: Mapping[str, Any], known: Collection[str]) -> list[str]:
     ]
 
 
-def _refusal(refused: Sequence[tuple[str, Any]]) -> str:
+def _refusal(refused: Sequence[tuple[str, Any]], source: str) -> str:
     shown = ", ".join(f"{name} is {_shown(value)}{_expected(name, value)}" for name, value in refused[:16])
     names = [name for name, _ in refused]
     options = " ".join(f"--ignore-argument {name}" for name in names)
+    # A folder that takes a run's place is loaded without these options.
+    edit = ", or remove it from config.json" if source.endswith("config.json") else ""
     return (
         f"{shown}. This may change what the network computes, and megabert does not compute it. If it has no effect "
-        f"here: {options} (in training model.language_model.ignored_arguments=[{','.join(names)}])."
+        f"here: {options} (in training model.language_model.ignored_arguments=[{','.join(names)}]){edit}."
     )
 
 

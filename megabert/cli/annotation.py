@@ -114,9 +114,8 @@ def _load_work(arguments: argparse.Namespace, form: str) -> "tuple[AnnotateChunk
     from ..annotate.shard_formats import shard_format
     from ..formats.documents.training_examples import PairOptions
 
-    entity_runs, relation_runs = (
-        [load_annotating_run(path, arguments) for path in paths] for paths in (arguments.entities, arguments.relations)
-    )
+    entity_runs = [load_annotating_run(path, arguments) for path in arguments.entities]
+    relation_runs = [load_annotating_run(path, arguments, "relation_extraction") for path in arguments.relations]
     linkers = [load_linker(rule, arguments) for rule in arguments.links]
     pairs = PairOptions(arguments.scope, _negative_label(relation_runs), pair_types=frozenset(arguments.pairs))
     options = arguments.existing, arguments.abbreviations, arguments.on_error == "skip"
@@ -259,13 +258,19 @@ def _part(word: str) -> tuple[int, int]:
     return int(number) - 1, int(total)
 
 
-def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
-    """Load a run, or an exported one, for inference only; windows are as long as its network and the options allow."""
+def load_annotating_run(path: Path, arguments: argparse.Namespace, task: str = "token_classification") -> "Predictor":
+    """Load a run, or an exported one, for inference only; windows are as long as its network and the options allow.
+
+    Raises ConfigError for a run of another task.
+    """
     from dataclasses import replace
 
     from ..load_predictor import load_predictor
+    from ..tasks import registry
 
     predictor = load_predictor(path, accelerator=arguments.accelerator, precision=arguments.precision)
+    if not isinstance(predictor.task, registry.find(task)):
+        raise ConfigError(f"{path} is a run of {predictor.task.name()}. Give one of {task}.")
     for note in predictor.notes:
         log(f"note: {note}")
     positions = predictor.session.max_positions

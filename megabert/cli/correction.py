@@ -36,8 +36,6 @@ def select(words: Sequence[str]) -> None:
     require_not_input(arguments.output, [*arguments.documents, *arguments.exclude])
     excluded = {document.id for document in read_documents(arguments.exclude)} if arguments.exclude else ()
     predictor = load_annotating_run(arguments.run, arguments)
-    if predictor.task.name() != "token_classification":
-        raise ConfigError(f"{arguments.run} is a run of {predictor.task.name()}. Give one of token_classification.")
     documents: Iterable[Document] = read_documents(arguments.documents, log=log)
     if arguments.sentences:
         documents = split_into_sentences(documents)

@@ -118,6 +118,8 @@ def _losses(
         return {}
     try:
         batches = _batches(checkpoint, text)
+        if not batches:
+            raise ConfigError(f"No line of the text has more than {MASK_EVERY} tokens. Give a longer text.")
     except ConfigError as error:  # the biases remain as evidence
         evidence.append(f"loss: not computed. {error}")
         return {}

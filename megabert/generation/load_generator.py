@@ -6,6 +6,7 @@ from ..build import load_language_model
 from ..config.schema import LanguageModelSettings, ModelSettings, TokenizerSettings
 from ..model.precision import DTYPES, resolve_precision
 from ..parallel.process_group import resolve_device
+from ..torch_session import compute_alone_after_forks
 from .generator import Generator
 
 
@@ -28,6 +29,7 @@ def load_generator(
         tokenizer=TokenizerSettings(vocab_file=vocab_file, merges_file=merges_file),
     )
     loaded = load_language_model(settings, home=home, seed=0)
+    compute_alone_after_forks()
     device = resolve_device(accelerator)
     encoder = loaded.encoder.to(device, DTYPES[resolve_precision(precision, device)]).eval()
     return Generator(encoder, loaded.tokenizer)

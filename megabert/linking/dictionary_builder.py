@@ -88,7 +88,6 @@ def build_dictionary(
     if output.exists():
         raise InputError(f"{output} exists. Remove it, or name another folder.")
     parts_folder = output.with_name(f"{output.name}.parts")
-    parts_folder.mkdir(parents=True, exist_ok=True)
     parts = [_part(file, parts_folder, options) for file in files]
     with atomic_folder(output) as folder:
         meta = _merge(parts, folder, options.prefer)
@@ -116,6 +115,7 @@ def _part(file: Path, folder: Path, options: BuildOptions) -> Path:
     if part.exists():
         return part
     rows = _read(file, name, options)
+    folder.mkdir(parents=True, exist_ok=True)  # not before: a file that cannot be read leaves nothing
     with atomic_folder(part) as temporary:
         (temporary / "names.bin").write_bytes(rows.names)
         save_array(temporary / "name_ends.npy", np.array(rows.ends, np.int64))

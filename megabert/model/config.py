@@ -54,6 +54,8 @@ class EncoderConfig:
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise CheckpointError(f"{name} is {getattr(self, name)}; expected a probability from 0 to below 1.")
+        if not 0 <= self.norm_epsilon < 1:
+            raise CheckpointError(f"norm_epsilon is {self.norm_epsilon}; expected a small number such as 1e-12.")
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tag_schemes import (
     TagScheme,
+    add_prefixes,
     chosen_tags,
     find_scheme,
     has_entities,
@@ -32,8 +33,8 @@ from ..formats.tag_schemes import (
     single_word_tags,
     to_iob2,
 )
-from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, has_words, sentence_of
-from ..formats.text_lines import data_lines, read_lines
+from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, has_words, sentence_of, without_empty
+from ..formats.text_lines import data_lines, read_lines, require_raw_text
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
@@ -81,6 +82,8 @@ class TaggedWordSettings(WordTargetSettings, RawTextSettings, EntityTypeSettings
     """weighted_loss: weight a tag in the loss in inverse proportion to its number of words."""
     constrained_decoding: bool = False
     """Predict the most likely valid sequence of tags, in which an I- always continues an entity."""
+    group_equal_tags: bool = False
+    """Of tags without prefixes B- and I-: equal neighbours are one entity, as in transformers' pipelines."""
 
 
 @dataclass
@@ -175,11 +178,14 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
         if kind == "json" or (kind is None and has_objects(path)):
-            return self._read_rows(object_rows(path))
+            return self._read_rows(without_empty(path, object_rows(path)))
         lines = data_lines(path)
         if kind is None and starts_as_pubtator(lines):
             raise InputError(f"{path} has PubTator's documents. Give it that ending, .pubtator.")
-        if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
+        if kind is None and not are_columns(path, lines, self.dataset.pad_label):
+            require_raw_text(path, lines)
+            kind = "text"
+        if kind == "text":
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
         columns = find_columns(path, lines, layout)
@@ -263,9 +269,13 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         for example, (tags, scores) in zip(examples, decoded, strict=True):
             if foreign is not None:
                 tags = to_iob2(tags, foreign, self.dataset.pad_label, example.location)
-            spans = find_spans(example.text, example.words, tags, scores)
+            spans = find_spans(example.text, example.words, self._entity_tags(tags), scores)
             predictions.append(Prediction(example.id, example.text, tags, spans))
         return self.with_windows(predictions, features)
+
+    def _entity_tags(self, tags: Sequence[str]) -> Sequence[str]:
+        is_grouped = self.dataset.group_equal_tags and not has_entities(tags, self.dataset.pad_label)
+        return add_prefixes(tags, self.dataset.pad_label) if is_grouped else tags
 
     def word_probabilities(
         self, examples: Sequence[Example], features: Sequence[Features], logits: Logits
@@ -284,14 +294,12 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         gold = [require_labels(example, "tags") for example in examples]
         predicted = [item.tags for item in predictions]
         outside = self.dataset.pad_label
-        if other_scheme(self.labels, outside) or has_entities(
-            self.labels or {tag for tags in (*gold, *predicted) for tag in tags}, outside
-        ):
-            scores = tagging.entity_scores(gold, predicted)
-        else:
-            scores = tagging.entity_scores(
-                *([single_word_tags(tags, outside) for tags in side] for side in (gold, predicted))
-            )
+        sides: Iterable[Sequence[Sequence[str]]] = (gold, predicted)
+        labels = self.labels or {tag for tags in (*gold, *predicted) for tag in tags}
+        if not (other_scheme(self.labels, outside) or has_entities(labels, outside)):
+            as_entities = add_prefixes if self.dataset.group_equal_tags else single_word_tags
+            sides = ([as_entities(tags, outside) for tags in side] for side in sides)
+        scores = tagging.entity_scores(*sides)
         pairs = self.label_pairs(examples, predictions)["tag"]
         accuracy = 100.0 * sum(a == b for a, b in pairs) / len(pairs)
         return scores | {"word_accuracy": accuracy, "total": len(gold)}
@@ -315,7 +323,7 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
         """Return an example's tags and entities."""
         if example.tags is None:
             return {}
-        spans = find_spans(example.text, example.words, example.tags, np.ones(len(example.tags)))
+        spans = find_spans(example.text, example.words, self._entity_tags(example.tags), np.ones(len(example.tags)))
         return {"entities": [vars(span) for span in spans], "tags": list(example.tags)}
 
     def from_json(self, example: Example, row: Row) -> Prediction:

@@ -235,6 +235,14 @@ def test_faults_stop_or_are_listed(runs, tmp_path, capsys):
     assert "Peter" in faults[0]
 
 
+def test_a_run_of_another_task_is_refused(runs, corpus, tmp_path, capsys):
+    assert run(corpus, tmp_path / "out", "--entities", str(runs["relations"])) == 64
+    assert "is a run of relation_extraction. Give one of token_classification." in capsys.readouterr().err
+    assert run(corpus, tmp_path / "out", "--relations", str(runs["entities"]), "--pairs", "A:B") == 64
+    assert "is a run of token_classification. Give one of relation_extraction." in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_relations_hold_between_the_entities_of_a_sentence(runs, tmp_path):
     corpus = tmp_path / "corpus.pubtator"
     text = "marie was born in paris. Curie left."

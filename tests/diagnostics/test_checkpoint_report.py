@@ -267,6 +267,14 @@ def test_the_command_warns(tmp_path, trained, capsys):
     assert "WARNING: the weights were trained as heads_dim_3 and are read so, but the file claims heads_3_dim" in err
 
 
+def test_a_text_of_short_lines_leaves_the_biases_as_evidence(tmp_path, trained):
+    folder = write_megatron(tmp_path / "x", trained, "heads_dim_3", 1.0)
+    text = "\n".join(TEXT.split())
+    result = check_qkv_layout(open_checkpoint(folder), lambda wanted: open_checkpoint(folder, qkv_layout=wanted), text)
+    assert (result.found, result.losses) == ("heads_dim_3", {})
+    assert any("No line of the text has more than 7 tokens" in line for line in result.evidence)
+
+
 def test_an_untrained_network_is_undecided(tmp_path):
     model = new_pretraining_model(CONFIG, 0, language_model=True)
     tensors = {name: item.detach() for name, item in model.named_parameters()}

@@ -234,3 +234,10 @@ def test_info_shows_what_was_left_out(diseases, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["names"] == len(diseases)
     assert shown["sources"][0]["format"] == "biosyn"
+
+
+def test_a_file_that_cannot_be_read_leaves_nothing(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"D1||\0name\n")
+    with pytest.raises(InputError, match="NUL"):
+        build_dictionary([tmp_path / "names.txt"], tmp_path / "d", BuildOptions())
+    assert [file.name for file in tmp_path.iterdir()] == ["names.txt"]

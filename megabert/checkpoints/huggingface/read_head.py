@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
+from ...formats.tag_schemes import find_scheme
 from ...json_documents import read_json_object
 from ..files.lazy_tensor import Readable, in_memory
 from ..mapping import read_tensors
@@ -208,6 +209,7 @@ def _foreign(head: Mapping[str, Readable], file: HuggingFaceFile, row: TaskHead,
             notes += problem_notes
         else:
             notes += _tag_notes(labels)
+            dataset["group_equal_tags"] = _marks_no_bounds(labels)
             state["cuts"] = {"is_basic": True}
     if row.task != "multiple_choice" and "num_labels" in file.config and file.config["num_labels"] != num_outputs:
         raise CheckpointError(
@@ -272,11 +274,21 @@ def _problem(file: HuggingFaceFile, num_outputs: int) -> tuple[str, list[str]]:
     return problem, []
 
 
+def _marks_no_bounds(labels: list[str]) -> bool:
+    """Whether labels are those of entities but not of their first words: O, PER, LOC. Parts of speech have no O."""
+    return "O" in labels and find_scheme(labels, "O") is None
+
+
 def _tag_notes(labels: list[str]) -> list[str]:
     notes = ["not stated: how the training texts were cut into words; raw text is cut as by the tokenizer, at blanks "
              "and all punctuation (model.dataset.split_at), and a word has the label of its first token"]  # fmt: skip
     if "O" not in labels:
         notes.append("no label is O: each word has one (model.dataset.pad_label names the label of words outside)")
+    if _marks_no_bounds(labels):
+        notes.append(
+            "no label has a prefix, B- or I-: neighbours of equal labels are one entity, as in transformers' pipelines "
+            "(model.dataset.group_equal_tags)"
+        )
     if any(label.startswith("B-") for label in labels) and not any(label.startswith(("E-", "S-")) for label in labels):
         notes.append("not stated: the tag scheme, IOB1 or IOB2; an I- that cannot continue an entity begins one")
     return notes

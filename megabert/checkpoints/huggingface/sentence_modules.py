@@ -137,8 +137,10 @@ def _prompts(folder: Path, *, is_normalized: bool) -> tuple[tuple[str, str], lis
     notes = []
     if stated.get("default_prompt_name"):
         notes.append(f"the default prompt ({stated['default_prompt_name']!r:.40}) is for neither queries nor passages")
-    if not is_normalized and stated.get("similarity_fn_name") in (None, "cosine"):
-        notes.append("similarity is the inner product, in the folder the cosine (model.embedding.normalize=true)")
+    similarity = stated.get("similarity_fn_name") or "cosine"
+    if not is_normalized and similarity != "dot":
+        remedy = " (model.embedding.normalize=true)" if similarity == "cosine" else ""
+        notes.append(f"similarity is the inner product, in the folder {similarity!r:.40}{remedy}")
     given = (prompts.get("query", ""), passage)
     return given, [*notes, *([f"prompts of queries and of passages: {given[0]!r}, {given[1]!r}"] if any(given) else [])]
 

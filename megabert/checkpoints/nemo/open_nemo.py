@@ -57,7 +57,7 @@ def open_nemo(path: Path) -> NemoFile:
             f"{path} holds a distributed checkpoint (model_weights/), which is not read in an archive. Take that "
             "folder out of it and give it."
         )
-    config = read_yaml(members[CONFIG])
+    config = _model_config(read_yaml(members[CONFIG]))
     ranks = {rank: open_region(region) for rank, region in _ranks(path, members).items()}
     stages = sorted({stage for _, stage in ranks})
     declared = config.get("tensor_model_parallel_size")
@@ -81,6 +81,17 @@ def open_nemo(path: Path) -> NemoFile:
         unknown_globals=frozenset().union(*(opened.unknown_globals for opened in ranks.values())),
     )
     return NemoFile(megatron, split[0, stages[-1]][1], _tokenizer_files(config, members))
+
+
+def _model_config(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the model's part of a training's whole configuration, or the document if it is the model's.
+
+    A training's has `model` beside `trainer` and `exp_manager`; Lightning's hparams.yaml has it in `cfg`.
+    """
+    if _SIZES & document.keys():
+        return document
+    inner = (document[name] for name in ("model", "cfg") if isinstance(document.get(name), dict))
+    return next((_model_config(item) for item in inner), document)
 
 
 def _members(path: Path) -> dict[str, Region]:
@@ -207,6 +218,8 @@ def _checkpoint_version(config: Mapping[str, Any], members: Mapping[str, Region]
 
 # The configuration of a task of NeMo 1.0 holds the encoder's in language_model.config; its other keys do not shape it.
 _ENCODER_OF_TASK = "language_model"
+# Of these keys a model's configuration has one.
+_SIZES = {"num_layers", _ENCODER_OF_TASK}
 
 
 def _megatron_arguments(nemo_config: Mapping[str, Any], encoder_config: Mapping[str, Any]) -> dict[str, Any]:

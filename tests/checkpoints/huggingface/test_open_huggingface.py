@@ -129,8 +129,10 @@ def rewrite(folder, **changes):
         ({"vocab_size": 7}, "has vocabulary_size 7"),
         ({"max_position_embeddings": 512}, "has max_positions 512, its tensors 20"),
         ({"num_attention_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
+        ({"layer_norm_eps": -1.0}, r"norm_epsilon is -1\.0; expected a small number"),
+        ({"layer_norm_eps": float("nan")}, "norm_epsilon is nan; expected a small number"),
         ({"num_attention_heads": ...}, "lacks num_attention_heads"),
-        ({"is_decoder": True}, "is_decoder is True; only False"),
+        ({"is_decoder": True}, "is_decoder is True; only False .* or remove it from config"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message):

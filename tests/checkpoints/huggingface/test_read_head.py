@@ -56,6 +56,18 @@ def test_labels_may_be_numbers(changed):
     assert megabert.load(changed(**numbers), accelerator="cpu").labels == {"tag": list("01234")}
 
 
+def test_neighbours_of_equal_labels_without_prefixes_are_one_entity(changed):
+    """O, PER, LOC: the entities are those of transformers' pipelines."""
+    folder = changed(**named(["O", "PER", "LOC", "ORG", "MISC"]))
+    text = "marie curie found radium in paris, the city in france. who was born in warsaw?"
+    theirs = transformers.pipeline("token-classification", model=str(folder), aggregation_strategy="first")(text)
+    ours = megabert.load(folder, accelerator="cpu")
+    assert len(theirs) > 1
+    found = [(span.type, span.start, span.end) for span in ours.predict(text=text).spans]
+    assert found == [(item["entity_group"], item["start"], item["end"]) for item in theirs]
+    assert any("group_equal_tags" in note for note in ours.notes)
+
+
 def test_contradicting_tables_of_labels_are_noted(changed):
     folder = changed(label2id={label: 4 - number for number, label in enumerate(LABELS)})
     ours = megabert.load(folder, accelerator="cpu")

@@ -132,6 +132,14 @@ def test_weights_of_another_linear_layer_are_refused(tmp_path, vocab_file, weigh
         megabert.load(tmp_path / "hub", accelerator="cpu")
 
 
+@pytest.mark.parametrize(("stated", "is_noted"), [("euclidean", True), ("cosine", True), (None, True), ("dot", False)])
+def test_another_similarity_than_the_inner_product_is_noted(tmp_path, vocab_file, stated, is_noted):
+    sentence_model(tmp_path, vocab_file, "mean")
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": stated}))
+    notes = megabert.load(tmp_path, accelerator="cpu").notes
+    assert any("similarity is the inner product" in note for note in notes) == is_noted
+
+
 def test_a_classifier_of_setfit_is_named(tmp_path, vocab_file):
     sentence_model(tmp_path / "hub", vocab_file, "mean")
     (tmp_path / "hub" / "model_head.pkl").write_bytes(b"x")

@@ -98,6 +98,20 @@ def test_an_unpacked_archive_is_read(tmp_path):
     assert_same(tmp_path / "unpacked", ours, num_tokens=50)
 
 
+@pytest.mark.parametrize(
+    "whole",
+    [
+        {"name": "megatron_bert", "trainer": {"devices": 8}, "exp_manager": {"name": "x"}, "model": CONFIG},
+        {"cfg": CONFIG},
+        {"cfg": {"trainer": {"precision": "bf16"}, "model": CONFIG}},
+    ],
+)
+def test_the_model_s_part_of_a_whole_configuration_counts(tmp_path, whole):
+    (state,), ours = weights_of(tmp_path)
+    members = {"model_config.yaml": yaml.dump(whole), "model_weights.ckpt": prefixed(state, "model.")}
+    assert_same(pack(tmp_path / "x.nemo", members), ours, num_tokens=50)
+
+
 def test_a_folder_that_was_packed_as_such_is_read(tmp_path):
     (state,), ours = weights_of(tmp_path)
     members = {
