@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,35 +66,21 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 def _import_documents(arguments: argparse.Namespace) -> None:
     from ..formats.documents.convert_documents import read_documents, write_documents
     from ..formats.documents.losses import Losses
-    from ..formats.documents.offsets import complete_relations
     from ..formats.documents.sources import Faults, ReadOptions
-    from ..formats.documents.training_examples import TypeRule
 
     name = arguments.format or format_of(arguments.output)
     for output in (arguments.output, arguments.report):
         require_not_input(output, arguments.inputs)
-    losses, seen, repeated, left_out = Losses(), set[int](), set[str](), Counter[str]()
+    losses, repeated, left_out = Losses(), set[str](), Counter[str]()
     with ExitStack() as stack:
         faults = Faults(_reporter(arguments.report, stack) if arguments.on_error == "skip" else None)
         options = ReadOptions(faults, arguments.id_column, arguments.text_column, arguments.lines)
         documents = read_documents(
             arguments.inputs, options, format_name=arguments.input_format, unit=arguments.offsets, log=log
         )
-
-        def counted() -> Any:
-            for document in documents:
-                if arguments.entity_types:
-                    document = TypeRule(arguments.entity_types).chosen(document, left_out)
-                    relations = complete_relations(document, document.entities, lambda _: None)
-                    document = dataclasses.replace(document, relations=relations)
-                key = hash(document.id)
-                if key in seen:
-                    repeated.add(document.id)
-                elif len(seen) < TRACKED_DOCUMENTS:
-                    seen.add(key)
-                yield document
-
-        count = write_documents(counted(), arguments.output, name, losses)
+        if arguments.entity_types:
+            documents = _with_types(documents, arguments.entity_types, left_out)
+        count = write_documents(_noting_repeated(documents, repeated), arguments.output, name, losses)
     for line in losses.lines(name):
         log(line)
     for what, number in left_out.items():
@@ -104,6 +91,30 @@ def _import_documents(arguments: argparse.Namespace) -> None:
     if faults.count:
         log(f"{faults.count:,} faults were skipped." + (f" See {arguments.report}." if arguments.report else ""))
     log(f"Wrote {count:,} documents to {arguments.output}.")
+
+
+def _with_types(documents: Iterable[Any], types: Mapping[str, str], left_out: Counter[str]) -> Iterator[Any]:
+    """Yield documents with the entities of some types, renamed, and the relations between these."""
+    from ..formats.documents.offsets import complete_relations
+    from ..formats.documents.training_examples import TypeRule
+
+    rule = TypeRule(types)
+    for document in documents:
+        chosen = rule.chosen(document, left_out)
+        relations = complete_relations(chosen, chosen.entities, lambda _: None)
+        yield dataclasses.replace(chosen, relations=relations)
+
+
+def _noting_repeated(documents: Iterable[Any], repeated: set[str]) -> Iterator[Any]:
+    """Yield documents, and keep the identifiers of those that have the same as an earlier one."""
+    seen = set[int]()
+    for document in documents:
+        key = hash(document.id)
+        if key in seen:
+            repeated.add(document.id)
+        elif len(seen) < TRACKED_DOCUMENTS:
+            seen.add(key)
+        yield document
 
 
 def format_of(output: Path) -> str:

@@ -1,5 +1,6 @@
 """The command of re-ranking: rerank."""
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,27 @@ BATCH = 64  # queries
 
 def rerank(words: Sequence[str]) -> None:
     """Rank the first passages of a ranking again by a cross-encoder: megabert rerank RUN RUNFILE -o OUT.trec ..."""
+    arguments = _parse(words)
+    from ..formats.passages import read_texts
+    from ..formats.relevance import check_documents, check_judged, read_qrels, read_run
+
+    rankings = read_run(arguments.runfile)
+    queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
+    check_documents(rankings, passages, arguments.runfile)
+    qrels = read_qrels(arguments.tune) if arguments.tune else {}
+    if qrels and (note := check_judged(qrels, rankings, passages, arguments.tune)):
+        log(f"note: {note}")
+    if unknown := sorted(rankings.keys() - queries.keys()):
+        raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
+    new = _rescored(_load_ranker(arguments), rankings, queries, passages, arguments.k)
+    if qrels:
+        _report_fusion(qrels, rankings, dict(new), arguments.model)
+        return
+    found = ((query, _reordered(rankings[query], scores, arguments.k, arguments.fuse)) for query, scores in new)
+    write_rankings(found, len(rankings), arguments.output, "rerank")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("rerank", rerank, "")
     parser.add_argument("model", type=Path, metavar="RUN", help="run of text_ranking")
     parser.add_argument("runfile", type=Path, metavar="RUNFILE", help="ranking of megabert search, in TREC's format")
@@ -37,9 +59,6 @@ def rerank(words: Sequence[str]) -> None:
     parser.add_argument("--tune", type=Path, metavar="QRELS", help=tune)
     add_device_options(parser)
     arguments = parser.parse_args(list(words))
-    from ..formats.passages import read_texts
-    from ..formats.relevance import check_documents, check_judged, read_qrels, read_run
-
     if arguments.k < 1:
         raise ConfigError(f"-k {arguments.k}: give 1 or more.")
     if arguments.tune and (arguments.output or arguments.fuse is not None):
@@ -47,31 +66,33 @@ def rerank(words: Sequence[str]) -> None:
     if not 0 <= (arguments.fuse or 0) <= 1:
         raise ConfigError(f"--fuse {arguments.fuse}: give a number from 0 to 1.")
     require_not_input(arguments.output, [arguments.runfile, arguments.queries, arguments.collection])
-    rankings = read_run(arguments.runfile)
-    queries, passages = read_texts(arguments.queries), read_texts(arguments.collection)
-    check_documents(rankings, passages, arguments.runfile)
-    qrels = read_qrels(arguments.tune) if arguments.tune else {}
-    if qrels and (note := check_judged(qrels, rankings, passages, arguments.tune)):
-        log(f"note: {note}")
-    if unknown := sorted(rankings.keys() - queries.keys()):
-        raise InputError(f"{arguments.runfile}: the query {unknown[0]!r} is not in {arguments.queries}.")
+    return arguments
+
+
+def _load_ranker(arguments: argparse.Namespace) -> "Predictor":
+    """Load the cross-encoder. Raises ConfigError for a run of another task."""
     predictor = load_run(arguments.model, arguments)
     if predictor.task.name() != "text_ranking":
         raise ConfigError(
             f"{arguments.model} is a run of {predictor.task.name()}; rerank needs one of text_ranking. A cross-encoder "
             'of one label from elsewhere is marked by "sentence_transformers": {} in its config.json.'
         )
-    new = _rescored(predictor, rankings, queries, passages, arguments.k)
-    if qrels:
-        from ..retrieval.fusion import choose_fusion
+    return predictor
 
-        chosen = choose_fusion(qrels, rankings, dict(new))
-        show(to_json(chosen))
-        best = f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}."
-        log(best if chosen["weight"] else f"{arguments.model} improves nothing here: keep the ranking as it is.")
-        return
-    found = ((query, _reordered(rankings[query], scores, arguments.k, arguments.fuse)) for query, scores in new)
-    write_rankings(found, len(rankings), arguments.output, "rerank")
+
+def _report_fusion(
+    qrels: Mapping[str, Mapping[str, int]],
+    rankings: Mapping[str, Mapping[str, float]],
+    new: Mapping[str, Mapping[str, float]],
+    model: Path,
+) -> None:
+    """Print the depth and weight that are best on judged queries."""
+    from ..retrieval.fusion import choose_fusion
+
+    chosen = choose_fusion(qrels, rankings, new)
+    show(to_json(chosen))
+    best = f"Rank other queries with -k {chosen['k']} --fuse {chosen['weight']}."
+    log(best if chosen["weight"] else f"{model} improves nothing here: keep the ranking as it is.")
 
 
 def _rescored(
