@@ -134,7 +134,7 @@ class MemoryPeak(threading.Thread):
 def read(task_name: str, path: Path, encoder: str) -> None:
     """Read a file as a training does, pack steps, and print the peaks."""
     from megabert.config.parser import compose
-    from megabert.data.packing import fingerprint
+    from megabert.data.fingerprint import fingerprint
     from megabert.data.sampler import BatchSampler
     from megabert.tasks import registry
     from megabert.tasks.task_data import load_training_data

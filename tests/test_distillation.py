@@ -14,7 +14,8 @@ from megabert.checkpoints.native.fewer_layers import kept_layers
 from megabert.checkpoints.native.run_checkpoints import find_last, read
 from megabert.cli import main
 from megabert.config.parser import compose
-from megabert.data.packing import STATE_WEIGHT, STATES, TEACHER, Features, fingerprint, pack
+from megabert.data.fingerprint import fingerprint
+from megabert.data.packing import STATE_WEIGHT, STATES, TEACHER, Features, pack
 from megabert.distillation import DistillationLoss
 from megabert.errors import ConfigError, InputError
 from megabert.model.distillation_loss import binary_divergences, divergences, similarity_divergences, squared_errors

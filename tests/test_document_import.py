@@ -20,7 +20,10 @@ def corpus(tmp_path):
 def test_a_wrong_offset_stops_with_exit_code_65_and_writes_nothing(corpus, tmp_path, capsys):
     corpus.write_text(CORPUS.replace("\t9\t12\tIt ", "\t8\t12\tIt "), encoding="utf-8")
     assert main(["import", "documents", str(corpus), "-o", str(tmp_path / "out.bioc.xml")]) == 65
-    assert "a.pubtator:4: document 7, X T4: 'It ' is expected at 8 to 12" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a.pubtator:4: document 7, X T4: 'It ' is expected at 8 to 12" in error
+    # Trainings read the same files and have no such option.
+    assert "--on-error skip of `megabert import documents`" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pubtator"]
 
 
@@ -35,6 +38,20 @@ def test_skipped_annotations_are_reported_and_counted(corpus, tmp_path, capsys):
     with gzip.open(tmp_path / "out.jsonl.gz", "rt", encoding="utf-8") as file:
         first = json.loads(file.readline())
     assert [entity["text"] for entity in first["entities"]] == ["Aspirin"]
+
+
+def test_entity_types_are_renamed_and_others_left_out(tmp_path, capsys):
+    file = tmp_path / "a.pubtator"
+    relation = "7\tCID\tC1\tD1\n"
+    file.write_text(CORPUS.replace("\n\n8", f"\n{relation}\n8"), encoding="utf-8")
+    out = tmp_path / "out.pubtator"
+    assert main(["import", "documents", str(file), "-o", str(out), "--entity-types", "*:Drug"]) == 0
+    assert "\tAspirin\tDrug\tC1\n7\t9\t12\tIt \tDrug\tD1\n7\tCID\tC1\tD1" in out.read_text(encoding="utf-8")
+    assert main(["import", "documents", str(file), "-o", str(out), "--entity-types", "Chemical:Drug,Y:Z"]) == 0
+    assert "1 entities of other types left out." in capsys.readouterr().err
+    assert "\tX\t" not in out.read_text(encoding="utf-8")
+    assert main(["import", "documents", str(file), "-o", str(out), "--entity-types", "Drug"]) == 64
+    assert "'Drug' is not of the form OLD:NEW" in capsys.readouterr().err
 
 
 def test_losses_and_repeated_identifiers_are_reported_once(corpus, tmp_path, capsys):

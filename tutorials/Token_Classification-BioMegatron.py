@@ -133,8 +133,8 @@ rows = [(kind, *(scores[f"{kind}/{name}"] for name in ("precision", "recall", "f
 table(("type", "precision", "recall", "F1"), [*rows, ("all", scores["precision"], scores["recall"], scores["f1"])])
 
 # %% [markdown]
-# Did the model learn what a disease looks like, or which names there are? Recall of the names that it has seen,
-# beside that of new ones, tells. This is the first thing to look at with a corpus of your own.
+# Did the model learn what a disease looks like, or which names there are? Compare its recall of names that it has seen
+# with that of new ones. This is the first thing to look at with a corpus of your own.
 
 # %%
 tagger = megabert.load("run", accelerator="cpu")

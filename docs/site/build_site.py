@@ -36,16 +36,17 @@ CONTENTS = {
         "docs/from_bern2_and_pubtator.md",
     ],
     "How-to guides": [
-        "docs/settings.md", "docs/training.md", "docs/pretraining.md", "docs/parallel.md", "docs/how-to/*.md",
+        "docs/how-to/install.md", "docs/how-to/annotate.md", "docs/how-to/link.md", "docs/how-to/*.md",
+        "docs/export.md", "docs/pretraining.md", "docs/parallel.md", "docs/custom_task.md",
     ],
     "Tasks": ["docs/tasks/*"],
     "Reference": [
-        "reference/settings.md", "reference/commands.md", "reference/index.md", "docs/checkpoints.md",
-        "docs/glossary.md",
+        "reference/settings.md", "docs/settings.md", "reference/commands.md", "reference/index.md", "docs/formats.md",
+        "docs/documents.md", "docs/checkpoints.md", "docs/glossary.md",
     ],
     "Explanation": [
-        "docs/architecture.md", "docs/decisions.md", "docs/results.md", "docs/performance.md", "docs/scaling.md",
-        "docs/serving.md", "CONTRIBUTING.md",
+        "docs/results.md", "docs/performance.md", "docs/training.md", "docs/question_answering.md", "docs/scaling.md",
+        "docs/serving.md", "docs/reliability.md", "docs/architecture.md", "docs/decisions.md", "CONTRIBUTING.md",
     ],
 }  # fmt: skip
 TITLES = {"README": "Install and first commands", "CONTRIBUTING": "How we write the code"}
@@ -76,7 +77,7 @@ def prepare(folder: Path) -> None:
 def contents(folder: Path) -> str:
     """Write the table of contents; pages of docs/ that it does not name are how-to guides."""
     listed = {
-        name: [page for pattern in patterns for page in sorted(folder.glob(pattern))]
+        name: list(dict.fromkeys(page for pattern in patterns for page in sorted(folder.glob(pattern))))
         for name, patterns in CONTENTS.items()
     }
     named = {page for pages in listed.values() for page in pages}

@@ -34,7 +34,7 @@ class Annotator(Protocol):
     """One run's part of the annotation."""
 
     def __call__(self, items: Sequence[Annotated]) -> list[Annotated]:
-        """Annotate documents together: what they consist of shares batches."""
+        """Annotate documents together, so that their passages and pairs share batches."""
 
 
 @dataclass

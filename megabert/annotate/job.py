@@ -28,11 +28,9 @@ from .shards import Ledger, ShardRecord, ShardWriter, add_name
 
 CHUNK_DOCUMENTS = 64
 """Documents that are annotated together: about two batches of 32 x 512 tokens."""
-
-
-_type = attrgetter("type")
 CHUNKS_WRITTEN = 8
 """Chunks that wait to be written, at most."""
+_type = attrgetter("type")
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class AnnotateChunks:
         except MegabertError:
             if not self.skip_faults:
                 raise
-            # One of them fails: each alone shows which, and the others are annotated.
+            # Annotated one by one, the document that fails is found, and the others are annotated.
             done = (self._record_or_failure(annotators, document, losses) for document in documents)
         records = [ShardRecord({"fault": item}) if isinstance(item, str) else next(done) for item in chunk.items]
         return records, losses
@@ -200,7 +198,7 @@ def run_job(
         return done[1]
 
     done = _until_error(process(read) if process else process_chunks(read, work, sessions, workers))
-    # In a thread of its own, since it waits for the disk
+    # In a thread of its own, since writing waits for the disk.
     with closing(prefetch(write, done, depth=CHUNKS_WRITTEN)) as written:
         for lost in written:
             losses += lost

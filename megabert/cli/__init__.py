@@ -46,39 +46,50 @@ def completion(words: Sequence[str]) -> None:
     print_script(words, completion, COMMANDS)
 
 
-COMMANDS: Mapping[str, Command] = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "score": score,
-    "generate": generate,
-    "annotate": annotate,
-    "select": select,
-    "review": review,
-    "suspects": suspects,
-    "runs": runs,
-    "errors": errors,
-    "embed": embed,
-    "index": index,
-    "search": search,
-    "rerank": rerank,
-    "export": export,
-    "serve": serve,
-    "config": config,
-    "import": import_data,
-    "dictionary": dictionary,
-    "link": link,
-    "corpus": corpus,
-    "vocabulary": vocabulary,
-    "models": models,
-    "fetch": fetch,
-    "inspect": inspect,
-    "convert": convert,
-    "merge": merge,
-    "plan": plan,
-    "doctor": doctor,
-    "completion": completion,
+COMMAND_GROUPS: Mapping[str, Mapping[str, Command]] = {
+    "Train, evaluate, predict": {
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "score": score,
+        "generate": generate,
+        "serve": serve,
+        "runs": runs,
+        "errors": errors,
+        "config": config,
+        "plan": plan,
+    },
+    "Documents and identifiers": {
+        "annotate": annotate,
+        "dictionary": dictionary,
+        "link": link,
+        "select": select,
+        "review": review,
+        "suspects": suspects,
+    },
+    "Embeddings and search": {
+        "embed": embed,
+        "index": index,
+        "search": search,
+        "rerank": rerank,
+    },
+    "Data and checkpoints": {
+        "import": import_data,
+        "corpus": corpus,
+        "vocabulary": vocabulary,
+        "models": models,
+        "fetch": fetch,
+        "inspect": inspect,
+        "convert": convert,
+        "merge": merge,
+        "export": export,
+    },
+    "Installation": {
+        "doctor": doctor,
+        "completion": completion,
+    },
 }
+COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}
 EXIT_CODES = {
     0: "success",
     64: "a setting or an argument is invalid",
@@ -161,8 +172,10 @@ def _show_warning(show_line: Callable[..., None], message: Warning | str, catego
 
 
 def _overview() -> str:
-    lines = [f"megabert {__version__}: train, evaluate, convert and run models of Megatron-LM's BERT family.", ""]
-    lines += [f"  megabert {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"megabert {__version__}: train, evaluate, convert and run models of Megatron-LM's BERT family."]
+    for title, group in COMMAND_GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  megabert {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in group.items()]
     lines += ["", "`megabert COMMAND --help` describes the options of a command.", "", "exit codes:"]
     lines += [f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES.items()]
     return "\n".join(lines)

@@ -260,7 +260,7 @@ def _part(word: str) -> tuple[int, int]:
 
 
 def load_annotating_run(path: Path, arguments: argparse.Namespace) -> "Predictor":
-    """Load a run, or an exported one, with windows as long as its network takes; as an inference object."""
+    """Load a run, or an exported one, for inference only; windows are as long as its network and the options allow."""
     from dataclasses import replace
 
     from ..load_predictor import load_predictor

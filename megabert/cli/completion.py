@@ -32,9 +32,14 @@ def print_script(words: Sequence[str], command: Command, commands: Mapping[str, 
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("shell", choices=sorted(SCRIPTS))
     shell = parser.parse_args(list(words)).shell
-    template = Path(__file__).with_name("completion_scripts").joinpath(SCRIPTS[shell]).read_text(encoding="utf-8")
     table = _fish_table if shell == "fish" else _shell_table
-    show(template.replace("VERSION", __version__).replace("    TABLE\n", table(contexts(commands))), end="")
+    # bash and zsh share the functions that look words up; fish has another syntax.
+    script = _template(SCRIPTS[shell]).replace("LOOKUP\n", _template("lookup.sh"))
+    show(script.replace("VERSION", __version__).replace("    TABLE\n", table(contexts(commands))), end="")
+
+
+def _template(name: str) -> str:
+    return Path(__file__).with_name("completion_scripts").joinpath(name).read_text(encoding="utf-8")
 
 
 SCRIPTS: Mapping[str, str] = {"bash": "megabert.bash", "zsh": "megabert.zsh", "fish": "megabert.fish"}

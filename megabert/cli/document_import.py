@@ -1,6 +1,8 @@
 """The command `import documents`: convert documents between PubTator, BioC, brat, PubMed XML and other formats."""
 
 import argparse
+import dataclasses
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,22 @@ def add_document_import(formats: Any) -> None:
         "--on-error", choices=("stop", "skip"), default="stop", help="skip: leave out what is wrong, and report it"
     )
     parser.add_argument("--report", type=Path, help="file for all lines of what was skipped")
+    parser.add_argument(
+        "--entity-types",
+        type=_entity_types,
+        default={},
+        metavar="OLD:NEW,...",
+        help="types of entities to keep, and their new names; * is any other: SpecificDisease:Disease,*:Other",
+    )
     add_reading_options(parser)
+
+
+def _entity_types(text: str) -> dict[str, str]:
+    """Read OLD:NEW,...; raises ArgumentTypeError."""
+    pairs = [pair.partition(":") for pair in text.split(",")]
+    if not all(old and new for old, _, new in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form OLD:NEW,OLD:NEW")
+    return {old: new for old, _, new in pairs}
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +65,14 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 def _import_documents(arguments: argparse.Namespace) -> None:
     from ..formats.documents.convert_documents import read_documents, write_documents
     from ..formats.documents.losses import Losses
+    from ..formats.documents.offsets import complete_relations
     from ..formats.documents.sources import Faults, ReadOptions
+    from ..formats.documents.training_examples import TypeRule
 
     name = arguments.format or format_of(arguments.output)
     for output in (arguments.output, arguments.report):
         require_not_input(output, arguments.inputs)
-    losses, seen, repeated = Losses(), set[int](), set[str]()
+    losses, seen, repeated, left_out = Losses(), set[int](), set[str](), Counter[str]()
     with ExitStack() as stack:
         faults = Faults(_reporter(arguments.report, stack) if arguments.on_error == "skip" else None)
         options = ReadOptions(faults, arguments.id_column, arguments.text_column, arguments.lines)
@@ -63,6 +82,10 @@ def _import_documents(arguments: argparse.Namespace) -> None:
 
         def counted() -> Any:
             for document in documents:
+                if arguments.entity_types:
+                    document = TypeRule(arguments.entity_types).chosen(document, left_out)
+                    relations = complete_relations(document, document.entities, lambda _: None)
+                    document = dataclasses.replace(document, relations=relations)
                 key = hash(document.id)
                 if key in seen:
                     repeated.add(document.id)
@@ -73,6 +96,9 @@ def _import_documents(arguments: argparse.Namespace) -> None:
         count = write_documents(counted(), arguments.output, name, losses)
     for line in losses.lines(name):
         log(line)
+    for what, number in left_out.items():
+        if number:
+            log(f"{number:,} {what}.")
     if repeated:
         log(f"{len(repeated):,} identifiers name several documents, such as {min(repeated)}.")
     if faults.count:

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import Features, ResampledFeatures, fingerprint
+from .fingerprint import fingerprint
+from .packing import Features, ResampledFeatures
 from .sampler import sequence_lengths
 
 # Separates the draws from other random streams of the same seed.

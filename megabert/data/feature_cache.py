@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, CheckpointWarning
 from ..json_documents import parse_sealed, sealed
 from ..storage import TEMPORARY, GrowingArray, atomic_folder, file_sha256, remove_leftovers
-from .packing import Features, LazyFeatures, hashed_bytes
+from .fingerprint import hashed_bytes
+from .packing import Features, LazyFeatures
 
 # The least recently used entries beyond these are deleted.
 MAX_ENTRIES = 20

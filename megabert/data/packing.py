@@ -6,9 +6,8 @@ Shape legend: T tokens of a batch, N sequences, L tokens of one sequence.
 
 from __future__ import annotations  # the types of torch are named without importing it
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -67,10 +66,10 @@ class Features:
 
 
 class LazyFeatures(Sequence[Features], ABC):
-    """Sequences that are read or computed on access, of known lengths."""
+    """Sequences that are read or computed on access; their lengths are known without it."""
 
     kept_fingerprint = ""
-    """Their `fingerprint` where it is kept with them, so that they need not be read."""
+    """Their `fingerprint` where it is stored beside them, so that it needs no pass over them; "": it is not."""
 
     @abstractmethod
     def sequence(self, index: int) -> Features:
@@ -113,7 +112,7 @@ class PlainSequences(LazyFeatures):
     def between(
         cls, edges: tuple[list[int], list[int]], ids: Integers, starts: Integers, lengths: Integers, **columns: Integers
     ) -> PlainSequences:
-        """Make a sequence of each slice of the tokens: those of `edges` are added before and behind."""
+        """Make a sequence of each slice of `ids`, with the tokens of `edges` before and behind it ([CLS], [SEP])."""
         first, last = (np.array(edge, dtype=np.int64) for edge in edges)
         sizes = lengths + len(first) + len(last)
         ends = np.cumsum(sizes)
@@ -145,7 +144,7 @@ class PlainSequences(LazyFeatures):
 
 
 def _places(starts: Integers, lengths: Integers) -> Integers:
-    """Concatenate the indices of slices."""
+    """Concatenate the indices of slices: starts [0, 7] and lengths [2, 3] give [0, 1, 7, 8, 9]."""
     before = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
 
@@ -160,30 +159,6 @@ class ResampledFeatures(LazyFeatures):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash the data and settings that determine the sequences, to detect a change on resuming."""
-
-
-def fingerprint(features: Sequence[Features], teacher: str = "") -> str:
-    """Hash token ids and targets of the training data, to detect on resuming that they changed.
-
-    Not a teacher's logits, which are other numbers on another device, but its digest.
-    """
-    if isinstance(features, ResampledFeatures):
-        return f"{features.fingerprint()} {teacher}".rstrip()
-    if isinstance(features, LazyFeatures) and features.kept_fingerprint and not teacher:
-        return features.kept_fingerprint
-    digest = hashlib.sha256(teacher.encode())
-    for item in features:
-        for data in hashed_bytes(item):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def hashed_bytes(item: Features) -> Iterator[bytes]:
-    """Return what a sequence adds to the hash of those before it."""
-    yield np.asarray(item.token_ids, dtype=np.int64).tobytes()
-    for targets in (item.targets, item.token_targets):
-        for name in sorted(targets.keys() - TAUGHT):
-            yield np.asarray(targets[name]).tobytes()
 
 
 @dataclass(frozen=True)
@@ -303,13 +278,10 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         raise InputError(
             f"a sequence of {lengths.max()} tokens is longer than {max_seqlen}. Raise model.dataset.max_seq_length."
         )
-    num_tokens = int(lengths.sum())
-    num_sequences = len(lengths)
+    num_tokens, num_sequences = int(lengths.sum()), len(lengths)
     size = size or BatchSize(num_tokens, num_sequences)
     padding = size.num_tokens - num_tokens
-    fillers = np.full(size.num_sequences - num_sequences, max_seqlen)
-    fillers = np.diff(np.minimum(np.cumsum(fillers), padding), prepend=0)
-    assert padding >= 0 and fillers.sum() == padding, "the sequences do not fit the size"
+    fillers = _filler_lengths(padding, size.num_sequences - num_sequences, max_seqlen)
     lengths = np.concatenate([lengths, fillers])
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
 
@@ -336,6 +308,14 @@ def pack(features: Sequence[Features], max_seqlen: int, pad_id: int, size: Batch
         weight=float(len(plain) if plain else sum(item.weight for item in features)),
         parts=parts,
     )
+
+
+def _filler_lengths(padding: int, num_fillers: int, max_seqlen: int) -> Integers:
+    """Divide padding tokens among filler sequences: the first have `max_seqlen`, one the rest, the others none."""
+    ends = np.minimum(np.cumsum(np.full(num_fillers, max_seqlen)), padding)
+    lengths = np.diff(ends, prepend=0)
+    assert padding >= 0 and lengths.sum() == padding, "the sequences do not fit the size"
+    return lengths
 
 
 def no_target(target: Any) -> float:

@@ -224,16 +224,10 @@ class Linker:
         exact = self._exact(distinct)
         # With k = 1 the similarities of others cannot change the result.
         is_searched = np.array([k > 1 or not names for names in exact], bool)
-        found = [self._similar(distinct, np.flatnonzero(is_searched), k), self._spelled(distinct, exact)]
-        owners, names, scores = (np.concatenate(column) for column in zip(*found, strict=True))
-        # A name that is found twice has the higher of its scores.
-        order = np.lexsort((-scores, names, owners))
-        is_new = (np.diff(owners[order], prepend=-1) != 0) | (np.diff(names[order], prepend=-1) != 0)
-        owners, names, scores = (column[order[is_new]] for column in (owners, names, scores))
-        concepts, ends = self.dictionary.concepts_of(names), self.dictionary.arrays["concept_ends"]
-        starts = np.where(concepts > 0, ends[concepts - 1], 0)
-        mentions = -self.dictionary.arrays["name_mentions"][names].astype(np.int64)
-        order = np.lexsort((names, starts - ends[concepts], names != starts, mentions, -scores, owners))
+        searched = self._similar(distinct, np.flatnonzero(is_searched), k)
+        owners, names, scores = _merged(searched, self._spelled(distinct, exact))
+        concepts = self.dictionary.concepts_of(names)
+        order = self._order(owners, names, scores, concepts)
         order = order[np.arange(len(order)) - np.searchsorted(owners, owners) < k]  # owners keep their places
         ranked: list[list[NameCandidate]] = [[] for _ in distinct]
         candidates = self.dictionary.candidates(names[order], concepts[order], np.minimum(scores[order], 1.0))
@@ -241,6 +235,20 @@ class Linker:
             ranked[owner].append(candidate)
         parts = {item: LinkedPart(item[0], tuple(own)) for item, own in zip(distinct, ranked, strict=True)}
         return [parts[item] for item in wanted]
+
+    def _order(
+        self,
+        owners: NDArray[np.int64],
+        names: NDArray[np.int64],
+        scores: NDArray[np.float64],
+        concepts: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Sort names by owner and score; of equals by mentions, by preference, and by the names of their concepts."""
+        ends = self.dictionary.arrays["concept_ends"]
+        starts = np.where(concepts > 0, ends[concepts - 1], 0)
+        mentions = self.dictionary.arrays["name_mentions"][names].astype(np.int64)
+        is_other, num_names = names != starts, ends[concepts] - starts  # a concept's first name is its preferred one
+        return np.lexsort((names, -num_names, is_other, -mentions, -scores, owners))
 
     def _exact(self, wanted: Sequence[SearchedText]) -> list[list[int]]:
         """Look up the names that are each text, blanks aside, else those of its number in a series."""
@@ -280,8 +288,7 @@ class Linker:
             rows.append((names, scores))
         counts = [len(names) for names, _ in rows[1:]]
         names, scores = (np.concatenate(column) for column in zip(*rows, strict=True))
-        own, others = np.repeat(numbers, counts), self.dictionary.arrays["name_numbers"][names]
-        factors = np.where(own == others, 1.0, np.where((own == 0) | (others == 0), NO_NUMBER, OTHER_NUMBER))
+        factors = _number_factors(np.repeat(numbers, counts), self.dictionary.arrays["name_numbers"][names])
         return np.repeat(places, counts), names, np.minimum(scores * factors, 1.0)
 
     def _spelled(self, wanted: Sequence[SearchedText], exact: Sequence[list[int]]) -> ScoredNames:
@@ -306,3 +313,18 @@ class Linker:
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
     return tuple(LinkedPart(part.text, part.candidates[:k], part.scores) for part in parts)
+
+
+def _merged(*found: ScoredNames) -> ScoredNames:
+    """Join the results of several searches; a name that two of them find for a text has the higher score."""
+    owners, names, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((-scores, names, owners))
+    is_new = (np.diff(owners[order], prepend=-1) != 0) | (np.diff(names[order], prepend=-1) != 0)
+    kept = order[is_new]
+    return owners[kept], names[kept], scores[kept]
+
+
+def _number_factors(numbers: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the factors of similarities, from the numbers in a series of texts and of the names; 0: there is none."""
+    has_none = (numbers == 0) | (others == 0)
+    return np.where(numbers == others, 1.0, np.where(has_none, NO_NUMBER, OTHER_NUMBER))

@@ -74,11 +74,8 @@ def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_c
     process passes a different `stream`, not 0, so that equal seeds give its heads different dropout masks.
     """
     if qkv_TH3K.is_cuda and has_kernel(qkv_TH3K.dtype, qkv_TH3K.shape[-1]):
-        # The seed is sampled on the device, so that each replay of a captured CUDA graph has a new one.
-        seed_1 = torch.randint(2**31, (1,), device=qkv_TH3K.device)
-        if stream:
-            seed_1 = (seed_1 + stream * STREAM) % 2**31
         cu_seqlens_N1, max_seqlen = documents
+        seed_1 = _dropout_seed(stream, qkv_TH3K.device) if dropout else cu_seqlens_N1[:1]  # not read without dropout
         is_operator = torch.compiler.is_compiling() or qkv_TH3K.requires_grad
         kernel = varlen_attention if is_operator else varlen_attention_forward
         context_THK, _ = kernel(qkv_TH3K.contiguous(), cu_seqlens_N1, seed_1, max_seqlen, dropout, is_causal)
@@ -89,6 +86,12 @@ def attend(qkv_TH3K: Tensor, documents: PackedSequences, *, dropout: float, is_c
     with torch.random.fork_rng(devices=[qkv_TH3K.device] if qkv_TH3K.is_cuda else []):
         torch.manual_seed(seed)
         return _document_by_document(qkv_TH3K, documents, dropout, is_causal)
+
+
+def _dropout_seed(stream: int, device: torch.device) -> Tensor:
+    """Sample a seed on the device, so that each replay of a captured CUDA graph has a new one."""
+    seed_1 = torch.randint(2**31, (1,), device=device)
+    return (seed_1 + stream * STREAM) % 2**31 if stream else seed_1
 
 
 def has_kernel(dtype: torch.dtype, head_dim: int) -> bool:

@@ -2,12 +2,14 @@
 
 Weights and activations are quantized to e4m3 (3 bits of mantissa), gradients to e5m2 (2 bits, more range); accumulation
 is float32, outputs bfloat16. Scaling is per tensor and current: by the largest magnitude, computed each time, so that
-checkpoints hold no history of scales. Embeddings, norms, attention, residuals and heads stay in bfloat16.
+checkpoints hold no history of scales. Frozen for inference, scales are constants: inputs are outputs of layer norms, or
+bounded by those. Embeddings, norms, attention, residuals and heads stay in bfloat16.
 
 Shape legend: T tokens, K width of inputs, N of outputs, F of the MLP, P T padded to a multiple of 16.
 Source: Micikevicius et al. 2022, FP8 formats for deep learning, arXiv:2209.05433.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .attention import HAS_TRITON
 from .encoder import Encoder
-from .layers import MLP, gelu
+from .layers import MLP, Attention, gelu
 from .lora import merge_lora
 
 if HAS_TRITON:
@@ -48,24 +50,61 @@ def use_fp8(encoder: Encoder) -> None:
             f"{config.hidden_size} and ffn_size {config.ffn_size}. Use bf16."
         )
     layers: Any = encoder.layers
+    before: Any = encoder.embeddings.norm  # of a post-norm layer's input
     for layer in layers:
-        layer.attention.qkv = Fp8Linear(layer.attention.qkv)
-        layer.attention.out = Fp8Linear(layer.attention.out)
-        layer.mlp = Fp8MLP(layer.mlp)
+        norms = (before, layer.attention_norm) if config.is_post_norm else (layer.attention_norm, layer.mlp_norm)
+        inputs, before = [_NormOutput(norm) for norm in norms], layer.mlp_norm
+        layer.attention.qkv = Fp8Linear(layer.attention.qkv, inputs[0])
+        layer.attention.out = Fp8Linear(layer.attention.out, _AttentionOutput(inputs[0], layer.attention))
+        layer.mlp = Fp8MLP(layer.mlp, inputs[1])
+
+
+class _NormOutput(NamedTuple):
+    """Bounds of a layer norm's output, for any input: a standardized row of width K has the 2-norm sqrt(K)."""
+
+    norm: nn.LayerNorm
+
+    def largest(self) -> Tensor:
+        """Bound the magnitude of an element."""
+        return self._largest_scaled() + self.norm.bias.float().abs().amax()
+
+    def largest_row_norm(self) -> Tensor:
+        """Bound the 2-norm of a token's row."""
+        return self._largest_scaled() + self.norm.bias.float().norm()
+
+    def _largest_scaled(self) -> Tensor:
+        return math.sqrt(self.norm.weight.numel()) * self.norm.weight.float().abs().amax()
+
+
+class _AttentionOutput(NamedTuple):
+    """Bounds of attention's output, whose rows are means of values."""
+
+    source: _NormOutput
+    attention: Attention
+
+    def largest(self) -> Tensor:
+        """Bound the magnitude of an element."""
+        qkv = self.attention.qkv
+        value_NK = qkv.weight.unflatten(0, (-1, 3, self.attention.head_dim))[:, 2].flatten(0, 1)
+        return self.source.largest_row_norm() * _max_row_norm(value_NK) + qkv.bias.float().abs().amax()
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer with FP8 matmuls."""
+    """A linear layer with FP8 matmuls. Without the origin of its input, the scale of the input is always computed."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, source: _NormOutput | _AttentionOutput | None = None) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
+        self._source = (source,)  # in a tuple, so that its parameters are not those of this module
         self._frozen: _FrozenWeight | None = None
+        self._input_unit: Tensor | None = None
 
     def freeze(self) -> None:
-        """Quantize the weight once, for inference."""
+        """Quantize the weight and compute the scale of the input once, for inference."""
+        (source,) = self._source
         with torch.no_grad():
             self._frozen = _FrozenWeight.of(self.weight)
+            self._input_unit = _unit(source.largest(), FORWARD) if source else None
 
     def quantized_weight(self) -> "_FrozenWeight":
         """Return the weight in 8 bits."""
@@ -75,11 +114,13 @@ class Fp8Linear(nn.Module):
         """Map [T, K] to [T, N]."""
         if torch.is_grad_enabled():
             return _Fp8LinearFunction.apply(hidden_TK, self.weight, self.bias)
-        return self.infer(hidden_TK, _largest(hidden_TK))
+        return self.infer(
+            hidden_TK, _unit(_largest(hidden_TK), FORWARD) if self._input_unit is None else self._input_unit
+        )
 
-    def infer(self, hidden_TK: Tensor, largest: Tensor, gelu: str = "") -> Tensor:
-        """Map without gradients, after the GELU of a variant if given; `largest` bounds the input's magnitudes."""
-        weight, unit = self.quantized_weight(), _unit(largest, FORWARD)
+    def infer(self, hidden_TK: Tensor, unit: Tensor, gelu: str = "") -> Tensor:
+        """Map without gradients, after the GELU of a variant if given; `unit` is the scale of the input."""
+        weight = self.quantized_weight()
         rows_PK = _quantize_rows(hidden_TK, unit, gelu)
         return _matmul(rows_PK, weight.rows_NK, unit, weight.unit, self.bias)[: len(hidden_TK)]
 
@@ -87,18 +128,30 @@ class Fp8Linear(nn.Module):
 class Fp8MLP(nn.Module):
     """The MLP of a layer with FP8 matmuls; the output of its GELU is written in 8 bits only."""
 
-    def __init__(self, mlp: MLP) -> None:
+    def __init__(self, mlp: MLP, source: _NormOutput | None = None) -> None:
         super().__init__()
         self.gelu = mlp.gelu
-        self.up, self.down = Fp8Linear(mlp.up), Fp8Linear(mlp.down)
+        self.up, self.down = Fp8Linear(mlp.up, source), Fp8Linear(mlp.down)
+        self._source = (source,)
+        self._active_unit: Tensor | None = None
+
+    def freeze(self) -> None:
+        """Compute the scale of the GELU's output once, for inference."""
+        (source,) = self._source
+        if source:
+            with torch.no_grad():
+                bound = _bound(source.largest_row_norm(), _max_row_norm(self.up.weight), self.up.bias)
+                self._active_unit = _unit(bound, FORWARD)
 
     def forward(self, hidden_TK: Tensor) -> Tensor:
         """Map [T, K] to [T, K]."""
         up, down = self.up, self.down
         if torch.is_grad_enabled():
             return _Fp8MLPFunction.apply(hidden_TK, up.weight, up.bias, down.weight, down.bias, self.gelu)
-        inner_TF = up(hidden_TK)
-        return down.infer(inner_TF, _bound(hidden_TK, up.quantized_weight().max_row_norm, up.bias), self.gelu)
+        inner_TF, unit = up(hidden_TK), self._active_unit
+        if unit is None:
+            unit = _unit(_bound(_max_row_norm(hidden_TK), up.quantized_weight().max_row_norm, up.bias), FORWARD)
+        return down.infer(inner_TF, unit, self.gelu)
 
 
 class _FrozenWeight(NamedTuple):
@@ -148,7 +201,7 @@ class _Fp8MLPFunction(torch.autograd.Function):
     ) -> Tensor:
         hidden, up, down = _quantize_forward(hidden_TK), _quantize_forward(up_FK), _quantize_forward(down_KF)
         inner_TF = _matmul(hidden.rows_PK, up.rows_PK, hidden.unit, up.unit, up_bias_F)[: len(hidden_TK)]
-        unit = _unit(_bound(hidden_TK, _max_row_norm(up_FK), up_bias_F), FORWARD)
+        unit = _unit(_bound(_max_row_norm(hidden_TK), _max_row_norm(up_FK), up_bias_F), FORWARD)
         active = _Quantized(*_quantize(inner_TF, unit, gelu), unit)
         ctx.gelu = gelu
         ctx.save_for_backward(*hidden[1:], *up[1:], *down[1:], inner_TF, *active[1:])
@@ -205,19 +258,20 @@ def _largest(tensor_TK: Tensor) -> Tensor:
     return tensor_TK.reshape(-1, width).abs().amax(1).amax()
 
 
-def _bound(hidden_TK: Tensor, max_row_norm: Tensor, bias_N: Tensor) -> Tensor:
-    """Bound the magnitudes of a linear layer's output and of the GELU after it, from the weight's largest row norm.
+def _bound(max_norm: Tensor, max_row_norm: Tensor, bias_N: Tensor) -> Tensor:
+    """Bound the magnitudes of a linear layer's output and of the GELU after it, from the largest row norms.
+
+    `max_norm` is that of the inputs, `max_row_norm` that of the weight.
 
     The maximum would need a pass over the widest tensor. A dot product is at most the product of the norms (Cauchy and
     Schwarz), and 8-bit numbers are as precise some powers of two below the bound as at it: e4m3 spans 18.
     """
-    max_norm = hidden_TK.float().square().sum(1).amax().sqrt()
     # Rounding increases a number by 1 / 16 at most; the minimum of GELU is -0.17.
     return (1.13 * max_norm * max_row_norm + bias_N.abs().amax()).clamp(min=0.17)
 
 
-def _max_row_norm(weight_NK: Tensor) -> Tensor:
-    return weight_NK.float().square().sum(1).amax().sqrt()
+def _max_row_norm(rows_NK: Tensor) -> Tensor:
+    return rows_NK.float().square().sum(1).amax().sqrt()
 
 
 def _quantize_forward(tensor_TK: Tensor) -> _Quantized:

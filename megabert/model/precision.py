@@ -8,7 +8,7 @@ from torch import nn
 from ..errors import ConfigError
 from .attention import has_kernel
 from .config import EncoderConfig
-from .fp8 import Fp8Linear, check_hardware, use_fp8
+from .fp8 import Fp8Linear, Fp8MLP, check_hardware, use_fp8
 
 PRECISIONS = {
     "32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "16", "16-mixed": "16", "fp8": "fp8",
@@ -57,9 +57,9 @@ def cast_model(model: nn.Module, precision: str) -> None:
 
 
 def freeze(model: nn.Module) -> None:
-    """Quantize the weights of fp8 layers once, for inference."""
+    """Quantize the weights of fp8 layers and fix their scales once, for inference."""
     for module in model.modules():
-        if isinstance(module, Fp8Linear):
+        if isinstance(module, Fp8Linear | Fp8MLP):
             module.freeze()
 
 

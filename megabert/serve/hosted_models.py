@@ -243,10 +243,10 @@ def logit(probability: float) -> float:
 
 
 class HostTurns:
-    """Turns of the threads that tokenize and decode: more of them than cores would only disturb the networks.
+    """Semaphore of the threads that tokenize and decode: more of them than cores would only slow the networks down.
 
-    At each call to a socket the thread of the connections gives up the interpreter's lock, and a thread that computes
-    keeps it for a switch interval: 1,000 answers would take a second. `pause` holds these threads back.
+    At each call to a socket the thread of the connections releases the interpreter's lock, and a thread that computes
+    then keeps it for a switch interval: 1,000 answers would take a second. `pause` stops these threads meanwhile.
     """
 
     def __init__(self, count: int) -> None:
@@ -254,16 +254,16 @@ class HostTurns:
         self._may_run.set()
 
     def acquire(self) -> None:
-        """Wait for a turn."""
+        """Wait until fewer threads than the limit compute, and for the end of a pause."""
         self._turns.acquire()
         self._may_run.wait(MAX_PAUSE_SECONDS)
 
     def release(self) -> None:
-        """End a turn."""
+        """Let another thread compute."""
         self._turns.release()
 
     def pause(self, call_soon: Callable[[Callable[[], None]], Any]) -> None:
-        """Give no turns until a loop has handled the events that it has at hand."""
+        """Let no further thread begin until an event loop has handled its ready events."""
         if self._may_run.is_set():
             self._may_run.clear()
             call_soon(self._may_run.set)

@@ -180,17 +180,8 @@ class HttpApplication:
             patience = None
             late = unavailable("the server has stopped. Use another one.")
             reply = Reply(refusal_json(late, scope["path"], request_id), late.headers(), late.status)
-        except Refusal as refusal:
-            content = refusal_json(refusal, scope["path"], request_id)
-            reply = Reply(content, refusal.headers(), refusal.status)
-        except MegabertError as error:
-            reply = Reply(refusal_json(Refusal(422, str(error)), scope["path"], request_id), status=422)
         except Exception as error:
-            # The outermost frame of a request: a bug, or a failure of the network. The server lives.
-            detail = str(error) if isinstance(error, ModelFailure) else traceback.format_exc()
-            self.error_log.write(f"megabert: request {request_id} failed: {detail}")
-            failure = Refusal(500, f"the server failed; its log names the request {request_id}.", kind="Backend")
-            reply = Reply(refusal_json(failure, scope["path"], request_id), status=500)
+            reply = self._reply_to_error(error, scope["path"], request_id)
         finally:
             if (place := state.get("place")) is not None:
                 place.leave()
@@ -200,6 +191,18 @@ class HttpApplication:
         self.admission.metrics.observe("te_request_duration", seconds)
         self.access_log.write_access({**line, "status": reply.status, "seconds": round(seconds, 4)})
         await self._send(reply, request_id, scope, send, patience)
+
+    def _reply_to_error(self, error: Exception, path: str, request_id: str) -> Reply:
+        """Answer a refused, invalid or failed request; a failure (a bug, or an error in the network) is logged."""
+        if isinstance(error, Refusal):
+            return Reply(refusal_json(error, path, request_id), error.headers(), error.status)
+        if isinstance(error, MegabertError):
+            return Reply(refusal_json(Refusal(422, str(error)), path, request_id), status=422)
+        # Each request ends here, so that the server survives.
+        detail = str(error) if isinstance(error, ModelFailure) else "".join(traceback.format_exception(error))
+        self.error_log.write(f"megabert: request {request_id} failed: {detail}")
+        failure = Refusal(500, f"the server failed; its log names the request {request_id}.", kind="Backend")
+        return Reply(refusal_json(failure, path, request_id), status=500)
 
     def refuse_unparsed(self, refusal: Refusal, path: str, request_id: str) -> bytes:
         """Return the refusal of a whole request as bytes, counted and logged. Raises Refusal for no route."""

@@ -25,7 +25,7 @@ from ..inference import Session
 DEFAULT_BATCH_TOKENS, CPU_BATCH_TOKENS = 16_384, 2_048
 """On a CPU the activations of a batch then stay in its caches."""
 MAX_WAITING_TOKENS = 64 * DEFAULT_BATCH_TOKENS
-"""Tokens that may wait; what comes on top waits outside, in its request."""
+"""Tokens that may be queued; requests beyond them wait in `submit`."""
 
 
 class ModelFailure(Exception):  # noqa: N818  (one request's computation failed; the server goes on)
@@ -38,7 +38,7 @@ class WorkCancelled(Exception):  # noqa: N818  (control flow, not an error)
 
 @dataclass
 class Lane:
-    """A network with what its batches need."""
+    """A network that has a queue of its own, the longest of its sequences in tokens, and the id that pads them."""
 
     session: Session
     max_length: int
@@ -80,8 +80,8 @@ class _QueuedJob:
 class ModelQueue:
     """The queue with its threads.
 
-    `mixes` has, by lane, what computes it together with others. `observe(name, value)` takes measurements for metrics.
-    `divide(n)` divides what there is of the processor by n, the number of batches that are being computed.
+    `mixes` maps lanes that can share a batch to what computes them together. `observe(name, value)` takes measurements
+    for metrics. `divide(n)` divides the processor's threads among n, the number of batches that are being computed.
     """
 
     def __init__(
@@ -161,6 +161,7 @@ class ModelQueue:
                     return jobs
 
     def _take(self) -> list[_QueuedJob]:
+        """Take the oldest job, and others of lanes that share batches with its own, up to the token budget."""
         lane = self._oldest(self._waiting)
         mix = self._mixes.get(lane)
         lanes = [lane] if mix is None else [name for name in self._waiting if self._mixes.get(name) is mix]
@@ -231,7 +232,7 @@ class Work:
     """What one request has computed so far; another thread may cancel it."""
 
     host: Any
-    """Turns of those that tokenize and decode."""
+    """The HostTurns of the server, which limits how many threads tokenize and decode."""
     tokens: int = 0
     windows: int = 0
     cut_tokens: int = 0

@@ -11,7 +11,8 @@ from ..adapters import base_placement
 from ..build import model_documents
 from ..checkpoints.native.run_checkpoints import Contents
 from ..config.schema import Settings
-from ..data.packing import Batch, fingerprint
+from ..data.fingerprint import fingerprint
+from ..data.packing import Batch
 from ..data.sampler import BatchSampler, training_sampler
 from ..distillation import open_teacher
 from ..inference import Predictor

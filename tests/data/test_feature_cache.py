@@ -5,7 +5,8 @@ import pytest
 
 from megabert.data import feature_cache
 from megabert.data.feature_cache import feature_blocks
-from megabert.data.packing import Features, fingerprint, pack
+from megabert.data.fingerprint import fingerprint
+from megabert.data.packing import Features, pack
 from megabert.data.sampler import BatchSampler
 from megabert.errors import CheckpointWarning
 

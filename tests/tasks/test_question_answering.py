@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.config.parser import compose
-from megabert.data.packing import BatchSize, fingerprint, pack
+from megabert.data.fingerprint import fingerprint
+from megabert.data.packing import BatchSize, pack
 from megabert.data.sampler import sequence_lengths
 from megabert.data.windows import max_context_masks, window_spans
 from megabert.errors import ConfigError, InputError

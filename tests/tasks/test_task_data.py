@@ -8,7 +8,7 @@ import pytest
 
 from megabert.config.parser import compose
 from megabert.data import feature_cache
-from megabert.data.packing import fingerprint
+from megabert.data.fingerprint import fingerprint
 from megabert.errors import ConfigError, InputWarning
 from megabert.formats import json_reader, parallel_passes, record_streams
 from megabert.tasks import registry, task_data

@@ -8,7 +8,7 @@ import pytest
 from megabert.cli import main
 from megabert.cli.reranking import _reordered
 from megabert.config.parser import compose
-from megabert.data.packing import fingerprint
+from megabert.data.fingerprint import fingerprint
 from megabert.data.sampler import sequence_counts, sequence_lengths
 from megabert.errors import ConfigError, InputError
 from megabert.tasks import registry

@@ -13,6 +13,8 @@ from ...errors import ConfigError, InputError
 from .document import Document, Entity, Passage, Relation, check_structure, is_text_at, text_at
 
 CODE_POINTS = "code-points"
+# Part of messages, since readers are also used by commands that have no such option.
+SKIP = "--on-error skip of `megabert import documents` or `annotate`"
 # What a character counts, given the character and the one before.
 _WIDTHS: dict[str, Callable[[str, str], int]] = {
     "bytes": lambda character, _: len(character.encode("utf-8", "surrogatepass")),
@@ -44,13 +46,13 @@ def check_offsets(document: Document, fault: Callable[[str], None], unit: str = 
         fault(f"{_place(document, entity, text)}{remedy or _nearest(text, entity)}")
     names = {entity.id for entity in wrong}
     entities = tuple(entity for entity in document.entities if entity.id not in names)
-    relations = _complete_relations(document, entities, fault)
+    relations = complete_relations(document, entities, fault)
     if not wrong and len(relations) == len(document.relations):
         return document
     return dataclasses.replace(document, entities=entities, relations=relations)
 
 
-def _complete_relations(
+def complete_relations(
     document: Document, entities: Sequence[Entity], fault: Callable[[str], None]
 ) -> tuple[Relation, ...]:
     """Leave out relations with an argument that is none of the annotations, and those that refer to them."""
@@ -63,7 +65,7 @@ def _complete_relations(
             if missing:
                 fault(
                     f"{_location(document, relation)}: document {document.id}: relation {relation.id} refers to "
-                    f"{missing[0]}, which is no annotation that is read. Correct it, or leave it out: --on-error skip."
+                    f"{missing[0]}, which is no annotation that is read. Correct it, or leave it out: {SKIP}."
                 )
             else:
                 kept.append(relation)
@@ -117,14 +119,14 @@ def _other_text(document: Document) -> str:
 
 def _nearest(text: str, entity: Entity) -> str:
     if not entity.text or len(entity.fragments) > 1:
-        return " Correct the offsets, or leave the annotation out: --on-error skip."
+        return f" Correct the offsets, or leave the annotation out: {SKIP}."
     starts = [match.start() for match in re.finditer(re.escape(entity.text), text)]
     if not starts:
-        return " The text has it nowhere. Correct it, or leave the annotation out: --on-error skip."
+        return f" The text has it nowhere. Correct it, or leave the annotation out: {SKIP}."
     nearest = min(starts, key=lambda start: abs(start - entity.start))
     return (
         f" The nearest one is at {nearest} ({nearest - entity.start:+d}). Correct the offset, or leave the annotation "
-        "out: --on-error skip."
+        f"out: {SKIP}."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import InputError
 from .document import Argument, Document, Entity, Passage, Relation, text_at
+from .offsets import SKIP
 
 _TEXT_KEYS = ("text", "data", "column_data")
 _SPAN_KEYS = ("label", "labels", "column_label", "entities", "spans", "ents", "denotations")
@@ -59,7 +60,7 @@ def document_of(values: Mapping[str, Any], location: str, number: int) -> Docume
     """Make a document of an object that has spans; without an identifier it is named by its place."""
     if values.get("answer") in _REFUSED:
         raise InputError(
-            f"{location}: the answer is {values['answer']}: its spans were not accepted. Leave it out: --on-error skip."
+            f"{location}: the answer is {values['answer']}: its spans were not accepted. Leave it out: {SKIP}."
         )
     try:
         return _bigbio(values, location) if is_bigbio(values) else _document(values, location, number)
