@@ -94,8 +94,8 @@ run(f"""
 # ## Dictionaries
 #
 # A dictionary is built of a file of identifiers and names: OBO, UMLS, MeSH, CTD, or a table of your own as here. The
-# linker compares names by their character n-grams; it needs no training and no GPU. An abbreviation is what the document
-# defines.
+# linker compares names by their character n-grams; it needs no training and no GPU. An abbreviation is what the
+# document defines.
 
 # %%
 for name in ("drugs", "genes"):

@@ -67,6 +67,7 @@ def _score_rankings(gold: Path, predictions: Path, types: Sequence[str], given: 
 def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given: dict[str, str]) -> dict[str, Any]:
     from ..formats.dictionaries.gold_mentions import require_types
     from ..formats.documents.convert_documents import read_documents
+    from ..formats.documents.document_scores import warn_of_other_types
     from ..linking.dictionary import Dictionary
     from ..linking.linked_documents import linked_mentions, named_as
     from ..metrics.linking import linked_scores
@@ -76,6 +77,7 @@ def _score_documents(gold: Path, predictions: Path, types: Sequence[str], given:
     require_types(Counter(entity.type for item in documents for entity in item.entities), types, [gold])
     golds = {item.id: linked_mentions(item, types, prefix) for item in documents}
     found = {item.id: linked_mentions(item, types, prefix) for item in read_documents([predictions])}
+    warn_of_other_types(*({item.type for own in side.values() for item in own} for side in (golds, found)))
     if "dictionary" in given:
         equivalents = Dictionary.open(given["dictionary"]).equivalents()
         found = {name: named_as(golds.get(name, []), mentions, equivalents) for name, mentions in found.items()}

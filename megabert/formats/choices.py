@@ -8,14 +8,15 @@ arXiv:2009.03300 (MMLU).
 import csv
 import re
 import string
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from .data_files import data_suffix
-from .json_lines import json_row, read_json
+from .json_lines import has_objects, is_json_lines, json_row, object_rows, read_json
 from .rows import Row
 from .text_lines import read_lines
 
@@ -25,7 +26,7 @@ MCTEST_COLUMNS = 23
 QUESTION = ("question", "sent1", "ctx")
 PASSAGE = ("passage", "context", "article", "story")
 CHOICES = ("choices", "options", "endings", "answers")
-LABEL = ("label", "answer_idx", "answer", "answerKey", "cop")
+LABEL = ("label", "answer_idx", "answer", "answerKey")
 MEDMCQA_CHOICES = ("opa", "opb", "opc", "opd")
 
 
@@ -90,8 +91,6 @@ def example_of(row: Row, number: int) -> Example:
     if MEDMCQA_CHOICES[0] in values:
         row = Row(values | {"choices": [row.get(name) for name in MEDMCQA_CHOICES]}, row.location)
         values = {name: row.values[name] for name in row.values if name not in MEDMCQA_CHOICES}
-        if "cop" in values:
-            values["label"] = _from_one(values.pop("cop"), row.location)
     row = Row(values, row.location)
     names = {role: _first(values, options) for role, options in
              {"question": QUESTION, "passage": PASSAGE, "choices": CHOICES, "label": LABEL}.items()}  # fmt: skip
@@ -112,10 +111,26 @@ def _first(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in values), None)
 
 
-def _from_one(value: Any, location: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{location}: cop is {value!r:.40}; expected the number of the right option, from 1.")
-    return value - 1
+def _rows_examples(rows: Sequence[Row], path: Path) -> Iterator[Example]:
+    """Make an example of each object; `cop` of MedMCQA, the number of the right option, becomes its label."""
+    numbers = {row.values["cop"] for row in rows if isinstance(row.values.get("cop"), int)}
+    first = 0 if numbers & {0, -1} else 1
+    if numbers and not numbers & {0, -1, len(MEDMCQA_CHOICES)}:
+        text = (
+            f"{path}: cop, the right option, counts from 1, as in MedMCQA's files. The library datasets counts from "
+            "0, which no row has. If it is so here, write the letters as label."
+        )
+        warnings.warn(text, InputWarning, stacklevel=2)
+    for number, row in enumerate(rows, start=1):
+        cop = row.values.get("cop")
+        if cop is None:
+            yield example_of(row, number)
+            continue
+        is_number = isinstance(cop, int) and not isinstance(cop, bool)
+        if not is_number and str(cop).upper() not in LETTERS[: len(MEDMCQA_CHOICES)]:
+            raise InputError(f"{row.location}: cop is {cop!r:.40}; expected the number of the right option, or -1.")
+        label = str(cop).upper() if not is_number else cop if cop < 0 else cop - first
+        yield example_of(Row(row.others("cop") | {"label": label}, row.location), number)
 
 
 def _choices(value: Any, location: str) -> tuple[list[str], tuple[str, ...]]:
@@ -160,24 +175,25 @@ def _label(value: Any, keys: Sequence[str], choices: Sequence[str], location: st
 
 
 def _json_examples(path: Path) -> Iterator[Example]:
-    """Read RACE's object, DREAM's list, a list of objects, or JSON lines."""
+    """Read RACE's object, DREAM's list, a list of objects, JSON lines, or rows of Parquet or Arrow."""
+    if not is_json_lines(path) and has_objects(path):
+        yield from _rows_examples(list(object_rows(path)), path)
+        return
     lines = read_lines(path)
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if filled[0][1].lstrip()[0] == "[" or len(filled) == 1 or not filled[0][1].rstrip().endswith("}"):
         yield from _document_examples(read_json(path), path)
         return
-    for number, (line_number, line) in enumerate(filled, start=1):
-        yield example_of(json_row(line, f"{path}:{line_number}"), number)
+    yield from _rows_examples([json_row(line, f"{path}:{number}") for number, line in filled], path)
 
 
 def _document_examples(content: Any, path: Path) -> Iterator[Example]:
     if isinstance(content, dict) and "article" in content and "questions" in content:
         yield from _race(content, path)
     elif isinstance(content, dict):
-        yield example_of(Row(content, str(path)), 1)
+        yield from _rows_examples([Row(content, str(path))], path)
     elif isinstance(content, list) and all(isinstance(item, dict) for item in content):
-        for number, item in enumerate(content):
-            yield example_of(Row(item, f"{path}: [{number}]"), number + 1)
+        yield from _rows_examples([Row(item, f"{path}: [{number}]") for number, item in enumerate(content)], path)
     elif isinstance(content, list):
         yield from _dream(content, path)
     else:

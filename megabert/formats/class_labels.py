@@ -43,6 +43,42 @@ def marked_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     )
 
 
+def vector_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
+    """Read labels that are a 0 or 1 for each class, [0, 1, 1], as the numbers of the classes that have 1, from 0.
+
+    Two numbers a row are such marks if some row repeats one; else each row is a set of the labels 0 and 1.
+    """
+    size = len(_vector(rows[0]))
+    num_rows, is_repeated = 0, False
+    for num_rows, row in enumerate(rows if size > 1 else (), start=1):  # noqa: B007  (used behind the loop)
+        vector = _vector(row)
+        if len(vector) != size:
+            return rows
+        is_repeated = is_repeated or len(set(vector)) < size
+    if not is_repeated or (size == 2 and num_rows == 1):
+        return rows
+    warnings.warn(
+        f"{path}: each row has 0 or 1 for each of {size} labels ({rows[0].values['label']!s:.60}). Those with 1 are "
+        "its labels, named by their numbers from 0.",
+        InputWarning,
+        stacklevel=2,
+    )
+    return derived(
+        rows,
+        lambda rows: (
+            Row(row.values | {"label": [str(number) for number, mark in enumerate(_vector(row)) if mark]}, row.location)
+            for row in rows
+        ),
+    )
+
+
+def _vector(row: Row) -> list[Any]:
+    """Return a label that is a list of 0 and 1, [] if it is none."""
+    label = row.values.get("label")
+    items = _parse_list(trimmed(label)) if isinstance(label, str) else label
+    return items if isinstance(items, list) and all(item in (0, 1) for item in items) else []
+
+
 def separated_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     """Split labels at the separator that the file has, where it is no comma: Treatment;Mechanism, as in LitCovid."""
     strings = derived(rows, lambda rows: (label for row in rows if (label := _joined_labels(row))))

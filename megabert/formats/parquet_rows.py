@@ -5,6 +5,7 @@ Integers of its class labels become their names, which stand in the schema's met
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it; dates and the like as strings."""
+    """Return a value as JSON has it; dates and the like as strings, bytes in UTF-8 as their text."""
+    if isinstance(value, bytes):  # strings of Spark and Impala have no mark of being text
+        with suppress(UnicodeDecodeError):
+            return value.decode()
     return value if isinstance(value, str | int | float | bool | None | list | dict) else str(value)
 
 

@@ -3,13 +3,17 @@
 JSON lines have `_id` or `id`, `text`, and of passages perhaps `title`, which comes before the text.
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ConfigError, InputError
-from .data_files import open_data
+from ..errors import ConfigError, InputError, InputWarning
 from .json_lines import is_json_lines, json_row
-from .text_lines import read_lines
+from .text_lines import iterate_lines, read_lines
+
+# Usual names of columns, by which a first line is known as a header.
+ID_COLUMNS = frozenset(("id", "_id", "pid", "qid", "docid", "doc_id", "docno", "query_id", "passage_id"))
+TEXT_COLUMNS = frozenset(("text", "title", "passage", "query", "question", "document", "body", "url"))
 
 
 def beir_file(path: Path, kind: str) -> Path:
@@ -25,22 +29,28 @@ def beir_file(path: Path, kind: str) -> Path:
 
 def iterate_texts(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (id, text, location) of each line, one at a time. Raises InputError for a line without an id or a text."""
-    is_json, number, name = is_json_lines(path), 0, ""
-    with open_data(path) as file:
-        for number, data in enumerate(file, 1):
-            place = f"{path}:{number}"
-            try:
-                line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise InputError(f"{place}: not UTF-8 text. Save the file as UTF-8.") from None
-            if not line.strip():
-                continue
-            name, text = _json_text(line, place) if is_json else _table_text(line, place)
-            if not name or any(sign.isspace() for sign in name):
-                raise InputError(f"{place}: the id is {name!r}; expected one without blanks.")
-            yield name, text, place
-    if not name:
+    is_json = is_json_lines(path)
+    num_texts = 0
+    for number, line in enumerate(iterate_lines(path), 1):
+        place = f"{path}:{number}"
+        if not line.strip():
+            continue
+        if number == 1 and not is_json and _is_header(line):
+            text = f"{place}: the line names columns, {line[:60]!r}; it is left out. Lines are `id<TAB>text`."
+            warnings.warn(text, InputWarning, stacklevel=2)
+            continue
+        name, text = _json_text(line, place) if is_json else _table_text(line, place)
+        if not name or any(sign.isspace() for sign in name):
+            raise InputError(f"{place}: the id is {name!r}; expected one without blanks.")
+        num_texts += 1
+        yield name, text, place
+    if not num_texts:
         raise InputError(f"{path} has no text.")
+
+
+def _is_header(line: str) -> bool:
+    names = [name.strip().strip('"').lower() for name in line.split("\t")]
+    return names[0] in ID_COLUMNS and len(names) > 1 and all(name in TEXT_COLUMNS for name in names[1:])
 
 
 def _table_text(line: str, place: str) -> tuple[str, str]:

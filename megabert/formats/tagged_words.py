@@ -3,12 +3,13 @@
 JSON: `tokens` (or `words`) and `tags`. NeMo: a file of sentences and a file of their tags, line by line.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from .record_streams import derived, numbered
 from .rows import Row
 from .text_lines import blank_split, data_lines
@@ -42,6 +43,20 @@ def sentence_of(row: Row, name: str = "", tag_names: Sequence[str] | None = None
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{row.location}: {len(tags)} tags for {len(words)} words. Give each word one.")
     return Sentence(words, tags, row.location, name)
+
+
+def without_empty(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
+    """Leave out rows with lists of no words and no tags, as some sets of the library datasets end; report how many."""
+    num_empty = sum(map(_is_empty, rows))
+    if not num_empty:
+        return rows
+    warnings.warn(f"{path}: {num_empty} rows without words and tags are left out.", InputWarning, stacklevel=2)
+    return derived(rows, lambda rows: (row for row in rows if not _is_empty(row)))
+
+
+def _is_empty(row: Row) -> bool:
+    words, tags = ([row.values[key] for key in keys if key in row.values] for keys in (WORD_KEYS, TAG_KEYS))
+    return words[:1] == tags[:1] == [[]]
 
 
 def _named_tags(row: Row, key: str, names: Sequence[str] | None) -> tuple[str, ...]:

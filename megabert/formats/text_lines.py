@@ -13,13 +13,16 @@ NO_TEXT_ENDINGS = (".tsv", ".csv", ".tab", ".ann", ".a1", ".a2", ".xml", ".nxml"
                    ".yaml")  # fmt: skip
 
 
-def require_raw_text(path: Path) -> None:
-    """Raise InputError if the ending of a file that would be read as lines of text is one of tables or markup."""
+def require_raw_text(path: Path, lines: Sequence[str]) -> None:
+    """Raise InputError if a file that would be read as lines of text has an ending of tables or markup, or JSON."""
     if data_suffix(path) in NO_TEXT_ENDINGS:
         raise InputError(
             f"{path}: {data_suffix(path)} is no ending of raw text, a text a line. Give the texts alone in a "
             '.txt file, or JSON lines with {"text": ...}.'
         )
+    first = next((line for line in lines if line.strip()), "").strip()
+    if first.startswith('{"') and first.endswith("}"):
+        raise InputError(f"{path} has JSON objects, no lines of text. Name it {path.with_suffix('.jsonl').name}.")
 
 
 def read_text(path: Path) -> str:
@@ -39,6 +42,11 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> list[str]:
     """Read a text file's lines without their ends (LF, CRLF, or CR alone)."""
     return list(_lines(path, largest_expansion()))
+
+
+def iterate_lines(path: Path) -> Iterator[str]:
+    """Yield a text file's lines as `read_lines` returns them, one at a time."""
+    return _lines(path, largest_expansion())
 
 
 def data_lines(path: Path) -> Sequence[str]:

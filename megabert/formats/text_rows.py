@@ -50,18 +50,18 @@ def read_text_rows(path: Path, columns: Mapping[str, Any], labels: Collection[st
     if has_objects(path):
         rows = object_rows(path)
         _warn_of_texts(rows[0], columns)
-        return _without_gold(path, _by_role(rows, columns))
+        return _without_gold(path, _by_role(rows, columns), labels)
     lines = data_lines(path)
     if not is_table(path, lines):
-        require_raw_text(path)
+        require_raw_text(path, lines)
         return _rows_of_blanks(path, lines, labels)
     table = name_columns(path, table_records(path, lines, COLUMNS), ("text", "label"), COLUMNS, columns)
     if not table.has_header and not columns and "label" in table.rows[0].values:
         _check_unnamed(table.rows)
+        _check_known(table.rows, labels)
     _warn_of_texts(table.rows[0], columns)
     names = {role: role if isinstance(name, int) else str(name).lower() for role, name in columns.items()}
-    rows = _by_role(table.rows, names)
-    return _without_gold(path, rows) if "text_b" in rows[0].values else rows
+    return _without_gold(path, _by_role(table.rows, names), labels)
 
 
 def _warn_of_texts(row: Row, columns: Mapping[str, Any]) -> None:
@@ -122,13 +122,20 @@ def _renamed(names: Sequence[str], columns: Sequence[tuple[str, Any]]) -> tuple[
     return tuple((others | found).items()), ""
 
 
-def _without_gold(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
-    """Mark pairs on which annotators did not agree, with the label - or -1 as in SNLI; report how many."""
+def _without_gold(path: Path, rows: Sequence[Row], known: Collection[str]) -> Sequence[Row]:
+    """Mark pairs on which annotators did not agree, with the label - or -1 as in SNLI; report how many.
+
+    A file whose labels are all -1, and no `known` one is, has none: the library datasets writes GLUE's test data so.
+    """
+    if "-1" not in known and _label_of(rows[0]) == "-1" and all(_label_of(row) == "-1" for row in rows):
+        return derived(rows, lambda rows: (Row(row.others("label"), row.location) for row in rows))
+    if "text_b" not in rows[0].values:
+        return rows
     labels: Counter[str | None] = Counter()
     for counts in by_parts(rows, lambda rows: Counter(map(_label_of_pair, rows))):
         labels.update(counts)
     others = set(labels) - {"-", "-1", None}
-    missing = ("-", "-1") if others in ({"0", "1", "2"}, set()) else ("-",)
+    missing = ("-", "-1") if others == {"0", "1", "2"} else ("-",)
     num_missing = sum(labels[label] for label in missing)
     if not num_missing:
         return rows
@@ -149,8 +156,12 @@ def _without_gold(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     )
 
 
+def _label_of(row: Row) -> str:
+    return str(row.values.get("label")).removesuffix(".0")
+
+
 def _label_of_pair(row: Row) -> str | None:
-    return str(row.values.get("label")) if "text_b" in row.values else None
+    return _label_of(row) if "text_b" in row.values else None
 
 
 def _check_unnamed(rows: Sequence[Row]) -> None:
@@ -181,6 +192,18 @@ def _check_unnamed(rows: Sequence[Row]) -> None:
             f"{rows[0].location}: the second column, the label, has {len(labels)} different values in {num_rows} "
             f"rows, the first, the text, {num_texts}. If the label stands first: model.dataset.columns.label=1 "
             f"model.dataset.columns.text=2; if not: {BY_NUMBER}."
+        )
+
+
+def _check_known(rows: Sequence[Row], known: Collection[str]) -> None:
+    """Raise InputError where no label is one of the run's: the columns are others, such as id and text."""
+    labels = (row.values["label"] for row in rows)
+    parts = (part for label in labels for part in (label, *re.split("[,;|]", label)))
+    if known and not any(re.sub(r"\.0+$", "", trimmed(part)) in known for part in parts):
+        raise InputError(
+            f"{rows[0].location}: the second column, {rows[0].values['label']!r:.40}, has none of the labels "
+            f"({', '.join(sorted(known)[:5])}). Columns without a header are text and label. Name others by their "
+            f"numbers, model.dataset.columns.text=2, or give a header."
         )
 
 

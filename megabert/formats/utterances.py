@@ -1,8 +1,8 @@
 """Utterances with an intent and a slot tag for each word.
 
 Formats: a folder with the seq.in, seq.out and label of ATIS and SNIPS; NeMo's PREFIX.tsv and PREFIX_slots.tsv with
-the dictionaries of intents and slots beside them; JSON lines, also MASSIVE's; lines of plain text. Recognized by
-`utterance_files`.
+the dictionaries of intents and slots beside them; JSON lines, also MASSIVE's; Snips' and Rasa's own files; lines of
+plain text. Recognized by `utterance_files`.
 """
 
 import re
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from .assistant_utterances import is_assistant, read_assistant, words_and_tags
 from .json_lines import has_objects, object_rows
 from .record_streams import derived, numbered
 from .rows import Row
@@ -58,11 +59,14 @@ def read_utterances(paths: Sequence[Path]) -> Sequence[Utterance]:
 
 
 def _read_file(path: Path) -> Sequence[Utterance]:
+    if is_assistant(path):
+        return [Utterance(*item.words_and_tags(), (item.intent,), item.location) for item in read_assistant(path)]
     if has_objects(path):
         return derived(object_rows(path), lambda rows: map(_from_json, rows))
-    require_raw_text(path)
+    lines = data_lines(path)
+    require_raw_text(path, lines)
     return derived(
-        data_lines(path),
+        lines,
         lambda lines: (Utterance(line, None, None, f"{path}:{n}") for n, line in numbered(lines) if line.strip()),
     )
 
@@ -84,15 +88,11 @@ def _from_json(row: Row) -> Utterance:
 
 def _massive(row: Row, name: str) -> Utterance:
     """Read a line of MASSIVE, whose slots are marked: wake me at [time : five am]."""
-    words: list[str] = []
-    tags: list[str] = []
-    for plain, slot, filler in _SLOT.findall(row.string("annot_utt")):
-        own = blank_split(filler if slot else plain)
-        words += own
-        tags += [f"{'I' if index else 'B'}-{slot}" if slot else "O" for index in range(len(own))]
+    pieces = _SLOT.findall(row.string("annot_utt"))
+    words, tags = words_and_tags((filler if slot else plain, slot) for plain, slot, filler in pieces)
     if "".join(words) != "".join(blank_split(str(row.values.get("utt", " ".join(words))))):
         raise InputError(f"{row.location}: annot_utt without its slots is {' '.join(words)[:80]!r}, which utt is not.")
-    return Utterance(tuple(words), tuple(tags), row.string("intent"), row.location, name)
+    return Utterance(words, tags, row.string("intent"), row.location, name)
 
 
 def _read_folder(paths: Sequence[Path]) -> Sequence[Utterance]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..config.parser import compose
 from ..config.schema import DataSettings, OptimizerSettings, Settings, TrainDataSettings, choice, linear_decay
 from ..errors import ConfigError, InputError
 from ..formats.json_lines import has_objects, object_rows
+from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.tables import split_rows
 from .labels import LabelKind
@@ -35,28 +36,42 @@ class GlueTask:
     """The columns of train.tsv and dev.tsv if these have no header."""
     num_broken_rows: int = 0
     """Number of rows of train.tsv as distributed that lack columns; they are skipped, as is customary."""
+    names: tuple[str, ...] = ()
+    """The labels 0, 1, ... of the task's files in the library datasets."""
+
+    def label_of(self, name: str) -> str:
+        """Return the label that has a name or number in the library datasets; others stay."""
+        index = self.names.index(name) if name in self.names else int(name) if name.isdecimal() else len(self.names)
+        known = (*self.names[index : index + 1], str(index))
+        return next((label for label in known if label in self.labels), name)
 
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
-# Sources: gluebenchmark.com/tasks and /faq; Wang et al. 2019, arXiv:1804.07461; the files' own headers.
+# Sources: gluebenchmark.com/tasks and /faq; Wang et al. 2019, arXiv:1804.07461; the files' own headers; glue.py of the
+# library datasets.
 TASKS: Mapping[str, GlueTask] = {
     "cola": GlueTask(
-        "CoLA", ("sentence",), "label", ("0", "1"), ("matthews",), headless=("source", "label", "star", "sentence")
+        "CoLA", ("sentence",), "label", ("0", "1"), ("matthews",),
+        headless=("source", "label", "star", "sentence"), names=("unacceptable", "acceptable"),
     ),
-    "sst-2": GlueTask("SST-2", ("sentence",), "label", ("0", "1"), ("accuracy",)),
-    "mrpc": GlueTask("MRPC", ("#1 string", "#2 string"), "quality", ("0", "1"), ("f1", "accuracy")),
+    "sst-2": GlueTask("SST-2", ("sentence",), "label", ("0", "1"), ("accuracy",), names=("negative", "positive")),
+    "mrpc": GlueTask(
+        "MRPC", ("#1 string", "#2 string"), "quality", ("0", "1"), ("f1", "accuracy"),
+        names=("not_equivalent", "equivalent"),
+    ),
     "sts-b": GlueTask("STS-B", _PAIR, "score", (), ("pearson", "spearman")),
     "qqp": GlueTask(
-        "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("f1", "accuracy"), num_broken_rows=3
+        "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("f1", "accuracy"), num_broken_rows=3,
+        names=("not_duplicate", "duplicate"),
     ),
     "mnli": GlueTask(
         "MNLI", _PAIR, "gold_label", ("contradiction", "entailment", "neutral"), ("accuracy",),
-        dev_files=("dev_matched.tsv", "dev_mismatched.tsv"),
+        dev_files=("dev_matched.tsv", "dev_mismatched.tsv"), names=("entailment", "neutral", "contradiction"),
     ),
-    "qnli": GlueTask("QNLI", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",)),
-    "rte": GlueTask("RTE", _PAIR, "label", _ENTAILMENT, ("accuracy",)),
-    "wnli": GlueTask("WNLI", _PAIR, "label", ("0", "1"), ("accuracy",)),
+    "qnli": GlueTask("QNLI", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), names=_ENTAILMENT),
+    "rte": GlueTask("RTE", _PAIR, "label", _ENTAILMENT, ("accuracy",), names=_ENTAILMENT),
+    "wnli": GlueTask("WNLI", _PAIR, "label", ("0", "1"), ("accuracy",), names=("not_entailment", "entailment")),
 }  # fmt: skip
 
 
@@ -118,7 +133,7 @@ class Glue(SequenceClassificationTask):
 
     Data: the tab-separated files as GLUE distributes them, in `model.dataset.data_dir`; MNLI is validated on both its
     dev files. A row that lacks columns is an error; three such rows of QQP's train.tsv are known, and skipped as is
-    customary.
+    customary. JSON lines and Parquet of the library datasets have its labels, names or numbers, and its idx.
 
     Predictions: as those of text classification; with `output_dir` also CoLA.tsv and so on, in the format of a
     submission.
@@ -152,7 +167,7 @@ class Glue(SequenceClassificationTask):
     def read(self, path: Path) -> Sequence[Example]:
         """Read a file of GLUE, or JSON lines with text, text_b and label, or with the names of GLUE's columns."""
         if has_objects(path):
-            return super().read(path)
+            return derived(super().read(path), lambda examples: map(self._of_datasets, examples))
         rows = split_rows(path)
         header = [name.strip().lower() for name in rows[0][0]]
         if all(name in header for name in self.row.columns):
@@ -181,8 +196,17 @@ class Glue(SequenceClassificationTask):
         if self.dataset.columns or not set(own) <= names.keys():
             return super().columns_of(path)
         labels = [name for name in (self.row.label_column, "label") if name in names]
-        more = {role: name for role, name in (("label", "".join(labels[:1])), ("id", "id")) if name in names}
+        own_id = "id" if "id" in names else "idx"
+        more = {role: name for role, name in (("label", "".join(labels[:1])), ("id", own_id)) if name in names}
         return dict(zip(("text", "text_b"), own, strict=False)) | more
+
+    def _of_datasets(self, example: Example) -> Example:
+        """Give an example of the library datasets GLUE's label, and the index that a submission needs."""
+        labels = None if example.labels is None else tuple(map(self.row.label_of, example.labels))
+        given = dict(example.given)
+        index = given.pop("idx", None)
+        name = example.id if index is None else str(index)
+        return replace(example, id=name, labels=labels, given=given)
 
     def _glue_example(self, values: Mapping[str, str], location: str, number: int) -> Example:
         texts = [values[name] for name in self.row.columns]

@@ -138,8 +138,9 @@ class IntentSlotClassification(WordLabelingTask[Example, Prediction]):
 
     Data, by `model.data_dir` and a prefix, or by `file`: a folder with seq.in, seq.out and label (the usual format of
     ATIS and SNIPS); NeMo's PREFIX.tsv and PREFIX_slots.tsv with dict.intents.csv and dict.slots.csv; JSON lines with
-    `tokens`, `tags` and `intent` ([data formats](../formats.md#utterances-with-intents-and-slots-intent_slot)). Slots
-    of all tag schemes are converted to IOB2; without one equal neighbours are one slot. With
+    `tokens`, `tags` and `intent`; files of Snips and Rasa
+    ([data formats](../formats.md#utterances-with-intents-and-slots-intent_slot)). Slots of all tag schemes are
+    converted to IOB2; without one equal neighbours are one slot. With
     `model.dataset.multi_label=true` an utterance has any number of intents: a list of `intents`, or a string that # or
     commas join. Unlike in NeMo 1.x nothing is validated on the test set unless the settings name it.
 

@@ -156,8 +156,9 @@ class PunctuationCapitalization(WordLabelingTask[Example, Prediction]):
         if has_objects(path):
             rows = object_rows(path)
             return derived(rows, lambda rows: (self.unlabelled_row(row, n) for n, row in enumerate(rows, start=1)))
-        require_raw_text(path)
-        return self.unlabelled_lines(path, data_lines(path))
+        lines = data_lines(path)
+        require_raw_text(path, lines)
+        return self.unlabelled_lines(path, lines)
 
     def labelled(self, sentences: Sequence[Sentence]) -> Sequence[Example]:
         """Make examples from sentences with labels of two letters for each word."""

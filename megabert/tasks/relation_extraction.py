@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ..config.schema import DataSettings, Settings, choice
 from ..data.packing import Features
 from ..errors import ConfigError, ExamplesWarning, InputError, InputWarning
+from ..formats.entity_pairs import entity_pair
 from ..formats.rows import Row
 from ..metrics import classification
 from ..tokenizers.wordpiece import Tokenizer
@@ -78,11 +79,12 @@ class RelationExtraction(SequenceClassificationTask):
     Data: as those of text classification, with the entities already marked in the text (`id<TAB>sentence<TAB>label`
     with a header, or JSON lines); or JSON lines with the entities' positions: `{"text": "...", "head": {"start": 0,
     "end": 7, "type": "CHEMICAL", "text": "Aspirin"}, "tail": {...}, "label": "CPR:4"}`; the text of an entity is
-    optional, and is checked. Then `model.dataset.entity_marking` is how they are marked: `anonymize` replaces them by
-    `@CHEMICAL$`, `markers` writes `<< head >>` and `[[ tail ]]` around them, `typed_markers` writes `@ * type * head @`
-    and `# ^ type ^ tail #`. Two entities that overlap are anonymized as one, `@CHEMICAL-GENE$`. Annotated
-    documents (PubTator, BioC) give the pairs of entities of their sentences, or with `model.dataset.scope=document` of
-    their identifiers: all pairs whose types some relation of the training data has, or of the file.
+    optional, and is checked; objects of TACRED and OpenNRE are read as such pairs. Then
+    `model.dataset.entity_marking` is how they are marked: `anonymize` replaces them by `@CHEMICAL$`, `markers` writes
+    `<< head >>` and `[[ tail ]]` around them, `typed_markers` writes `@ * type * head @` and `# ^ type ^ tail #`. Two
+    entities that overlap are anonymized as one, `@CHEMICAL-GENE$`. Annotated documents (PubTator, BioC) give the pairs
+    of entities of their sentences, or with `model.dataset.scope=document` of their identifiers: all pairs whose types
+    some relation of the training data has, or of the file.
 
     Metrics: `f1`, `precision` and `recall` over all labels but `model.dataset.negative_label` together (null: over all
     labels), the published measure of ChemProt; also all metrics of text classification: `macro_f1`, `accuracy`, each
@@ -185,6 +187,7 @@ class RelationExtraction(SequenceClassificationTask):
 
     def example_of(self, row: Row, number: int) -> Example:
         """Make an example from a row; entities that are given by position are marked."""
+        row = entity_pair(row)
         if "head" in row.values or "tail" in row.values:
             text = row.string("text")
             marked = self._marked(text, row.get("head"), row.get("tail"), row.location)

@@ -17,7 +17,7 @@ from ..config.schema import DataSettings
 from ..data.packing import NO_TARGET, Batch, Features
 from ..data.windows import pool_windows, sequence_windows
 from ..errors import ConfigError, ExamplesWarning, InputError
-from ..formats.class_labels import marked_labels, parse_label, parse_labels, separated_labels
+from ..formats.class_labels import marked_labels, parse_label, parse_labels, separated_labels, vector_labels
 from ..formats.record_streams import derived
 from ..formats.rows import Row
 from ..formats.text_rows import (
@@ -106,11 +106,16 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
 
     def read(self, path: Path) -> Sequence[Example]:
         """Read a table, JSON lines, or NeMo's lines of words with an integer label at the end."""
-        rows = read_text_rows(path, self.columns_of(path), self.labels)
+        rows = read_text_rows(path, self.columns_of(path), self.known_labels)
         if self.problem == "multi_label":
-            rows = separated_labels(path, marked_labels(path, rows))
+            rows = separated_labels(path, vector_labels(path, marked_labels(path, rows)))
         check_ids(path, rows)
         return derived(rows, lambda rows: map(self.example_of, rows, itertools.count(1)))
+
+    @property
+    def known_labels(self) -> Sequence[str]:
+        """The labels that data may have, none before they are learnt."""
+        return self.labels
 
     def columns_of(self, path: Path) -> Mapping[str, Any]:
         """Return the file's names of text, text_b, label and id, none where they are found by their usual names."""
@@ -305,9 +310,9 @@ class SequenceClassificationTask(LabelledTask[Example, Prediction]):
             return classification.multi_label_scores(
                 [set(labels) for labels in gold], [set(item.labels) for item in predictions]
             )
-        labels = self.labels or sorted({labels[0] for labels in gold})
-        predicted = [item.labels[0] for item in predictions]
-        return classification.classification_scores([item[0] for item in gold], predicted, labels)
+        golds, predicted = [item[0] for item in gold], [item.labels[0] for item in predictions]
+        labels = dict.fromkeys((*self.labels, *sorted({*golds, *predicted})))  # the run's, and of either side alone
+        return classification.classification_scores(golds, predicted, list(labels))
 
     def to_json(self, prediction: Prediction) -> dict[str, Any]:
         """Return the label or labels with all probabilities, or the value."""

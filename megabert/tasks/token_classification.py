@@ -32,8 +32,8 @@ from ..formats.tag_schemes import (
     single_word_tags,
     to_iob2,
 )
-from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, has_words, sentence_of
-from ..formats.text_lines import data_lines, read_lines
+from ..formats.tagged_words import TAG_KEYS, WORD_KEYS, Sentence, has_words, sentence_of, without_empty
+from ..formats.text_lines import data_lines, read_lines, require_raw_text
 from ..metrics import tagging
 from ..model.config import EncoderConfig
 from ..tokenizers.wordpiece import Tokenizer
@@ -175,11 +175,14 @@ class TokenClassification(WordLabelingTask[Example, Prediction]):
             return [Example(item.id, item.text, item.words, item.location, item.tags) for item in sentences]
         kind = self.dataset.format
         if kind == "json" or (kind is None and has_objects(path)):
-            return self._read_rows(object_rows(path))
+            return self._read_rows(without_empty(path, object_rows(path)))
         lines = data_lines(path)
         if kind is None and starts_as_pubtator(lines):
             raise InputError(f"{path} has PubTator's documents. Give it that ending, .pubtator.")
-        if kind == "text" or (kind is None and not are_columns(path, lines, self.dataset.pad_label)):
+        if kind is None and not are_columns(path, lines, self.dataset.pad_label):
+            require_raw_text(path, lines)
+            kind = "text"
+        if kind == "text":
             return self.unlabelled_lines(path, lines)
         layout = ColumnLayout(self.dataset.word_column, self.dataset.tag_column, self.dataset.pad_label)
         columns = find_columns(path, lines, layout)

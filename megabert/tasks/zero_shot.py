@@ -109,6 +109,11 @@ class ZeroShot(SequenceClassificationTask):
         _check_template(template)
         return Query(plain.id, plain.text, None, None, plain.location, candidates, template, given=plain.given)
 
+    @property
+    def known_labels(self) -> Sequence[str]:
+        """The labels to choose from: those of texts are not the ones of the run, which relate pairs."""
+        return self.dataset.candidate_labels
+
     def read(self, path: Path) -> Sequence[Example]:
         """Read pairs of premise and hypothesis, or texts with the labels to choose from."""
         examples = super().read(path)

@@ -93,7 +93,7 @@ def test_passages_with_answers_are_counted(folder, capsys):
         ("x", "", ["search", "nowhere", "q.tsv"], "nowhere is no complete index"),
         ("x", "", ["search", "q.tsv", "q.tsv"], "q.tsv is no complete index"),
         ("x", "", ["embed", "RUN", "none.tsv", "-o", "X"], "none.tsv cannot be read"),
-        ("x", "\n \n", ["embed", "RUN", "x", "-o", "X"], "x has no text"),
+        ("x", "\n \n", ["embed", "RUN", "x", "-o", "X"], "x is empty"),
         ("c.tsv", "p1\ta\np1\tb\n", ["embed", "megabert-mini-uncased", "c.tsv", "-o", "X"], "c.tsv:2: the id"),
         ("qrels.txt", "q1 0 p7 1\n", [*TUNE], "qrels.txt: no judged passage is known, such as 'p7'"),
         ("qrels.txt", "q7 0 p1 1\n", [*TUNE], "qrels.txt: no judged query is known, such as 'q7'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megabert.config.parser import compose
-from megabert.errors import InputError
+from megabert.errors import InputError, InputWarning
 from megabert.tasks import registry
 
 ROW = {"id": "7", "tokens": ["breast", "cancer", "is"], "ner_tags": [1, 2, 0], "label": 1, "text": "x y"}
@@ -55,6 +55,16 @@ def test_tags_that_are_numbers_need_names(tmp_path):
             read("token_classification", tmp_path / "a.jsonl", word)
 
 
+def test_rows_without_words_and_tags_are_left_out_and_counted(tmp_path):
+    rows = [ROW | {"ner_tags": TAGS}, {"id": "8", "tokens": [], "ner_tags": []}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.warns(InputWarning, match=r"a\.jsonl: 1 rows without words and tags are left out"):
+        assert [item.id for item in read("token_classification", tmp_path / "a.jsonl")] == ["7"]
+    (tmp_path / "b.jsonl").write_text('{"tokens": []}', encoding="utf-8")  # a prediction would be missing
+    with pytest.raises(InputError, match=r"b\.jsonl:1: 'tokens' is '\[\]'"):
+        read("token_classification", tmp_path / "b.jsonl")
+
+
 def test_files_of_the_library_datasets_have_the_names_of_their_labels(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import ipc, parquet
@@ -68,6 +78,15 @@ def test_files_of_the_library_datasets_have_the_names_of_their_labels(tmp_path):
     for path in tmp_path.iterdir():
         assert [(item.id, item.tags) for item in read("token_classification", path)] == [("7", TAGS), ("8", TAGS)]
         assert [item.labels for item in read("text_classification", path)] == [("pos",), ("-1",)]
+
+
+def test_strings_that_are_not_marked_as_text_are_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"text": ["zu ä".encode(), b"b"], "label": [0, 1], "image": [b"\xff\xd8", b""]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert [item.text for item in read("text_classification", tmp_path / "a.parquet")] == ["zu ä", "b"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

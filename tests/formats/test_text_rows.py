@@ -189,6 +189,11 @@ def test_other_uses_of_minus_are_labels(tmp_path):
     assert [item.labels for item in read(tmp_path, "x.tsv", "a b\t+\nc d\t-\n")] == [("+",), ("-",)]
     assert {item.labels for item in read(tmp_path, "x.tsv", snli("1", "-1", "0"))} == {("1",), ("-1",), ("0",)}
     assert {item.labels for item in read(tmp_path, "x.tsv", snli("-1", "-1"))} == {None}  # GLUE's test data
+    assert {item.labels for item in read(tmp_path, "x.tsv", "text\tlabel\na\t-1\nb\t-1\n")} == {None}
+    reader = task("text_classification")
+    reader.labels = ["-1", "0", "1"]  # of the run
+    (tmp_path / "x.tsv").write_text(snli("-1", "-1"))
+    assert {item.labels for item in reader.read(tmp_path / "x.tsv")} == {("-1",)}
 
 
 def test_columns_are_named_in_json_lines_too(tmp_path):
@@ -216,6 +221,19 @@ def test_numbers_at_the_ends_of_raw_text_stay(tmp_path):
     assert [item.labels for item in reader.read(tmp_path / "x.txt")] == [("1",), ("0",)]
 
 
+def test_columns_without_a_header_that_have_no_label_of_the_run_are_refused(tmp_path):
+    reader = task("text_classification")
+    reader.labels = ["bad", "good"]
+    (tmp_path / "x.tsv").write_text("7\tit was good\n8\tbad\n")
+    assert len(reader.read(tmp_path / "x.tsv")) == 2
+    (tmp_path / "x.tsv").write_text("7\tit was good\n8\tit was so\n")
+    with pytest.raises(InputError, match=r"x.tsv:1: the second column, 'it was good', has none of the labels \(bad, g"):
+        reader.read(tmp_path / "x.tsv")
+    queries = task("zero_shot")
+    queries.labels = ["entailment", "neutral"]
+    assert [item.labels for item in queries.read(tmp_path / "x.tsv")] == [("it was good",), ("it was so",)]
+
+
 def test_labels_that_mark_each_class_are_those_that_are_present(tmp_path):
     words = "model.dataset.problem=multi_label"
     with pytest.warns(InputWarning, match="each row has a mark for all of 3 labels"):
@@ -223,6 +241,16 @@ def test_labels_that_mark_each_class_are_those_that_are_present(tmp_path):
     assert [row.labels for row in rows] == [("1", "2"), ()]
     rows = read(tmp_path, "x.tsv", "text\tlabels\na\tgrade_0,stage_1\nb\tgrade_1\n", words)
     assert [row.labels for row in rows] == [("grade_0", "stage_1"), ("grade_1",)]
+
+
+@pytest.mark.parametrize("cell", ["[0, 1, 1]", "[0.0, 1.0, 1.0]", "[false, true, true]", '"[0, 1, 1]"'])
+def test_labels_that_are_vectors_are_the_classes_that_have_1(cell, tmp_path):
+    words = "model.dataset.problem=multi_label"
+    content = f'{{"text": "a", "labels": {cell}}}\n{{"text": "b", "labels": [0, 0, 0]}}\n'
+    with pytest.warns(InputWarning, match="each row has 0 or 1 for each of 3 labels"):
+        assert [row.labels for row in read(tmp_path, "x.jsonl", content, words)] == [("1", "2"), ()]
+    sets = '{"text": "a", "labels": [0, 1]}\n{"text": "b", "labels": [1, 0]}\n'
+    assert [row.labels for row in read(tmp_path, "x.jsonl", sets, words)] == [("0", "1"), ("1", "0")]
 
 
 def test_what_a_row_lacks_is_named_with_what_it_has(tmp_path):

@@ -124,8 +124,29 @@ def test_json_lines_may_have_the_names_of_glue_s_columns(name, row, expected, tm
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     (example,) = task(name).read(tmp_path / "a.jsonl")
     assert (example.text, example.pair, example.labels) == expected
-    assert example.id == str(row.get("id", 1))
+    assert example.id == str(row.get("id", row.get("idx", 1)))
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("mnli", {0: "entailment", 1: "neutral", 2: "contradiction", "neutral": "neutral"}),
+        ("rte", {0: "entailment", 1: "not_entailment", "not_entailment": "not_entailment"}),
+        ("wnli", {0: "0", 1: "1", "entailment": "1", "not_entailment": "0"}),
+        ("mrpc", {0: "0", 1: "1", "equivalent": "1"}),
+        ("sst-2", {0: "0", "positive": "1", 2: "2", "other": "other"}),
+        ("sts-b", {3.5: "3.5", 0: "0.0"}),
+    ],
+)
+def test_labels_of_the_library_datasets_are_those_of_glue(name, labels, tmp_path):
+    texts = {"sentence": "a"} if name == "sst-2" else {"sentence1": "a", "sentence2": "b"}
+    rows = [texts | {"label": label, "idx": number} for number, label in enumerate(labels)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [item.labels for item in task(name).read(tmp_path / "a.jsonl")] == [(label,) for label in labels.values()]
+    assert [item.id for item in task(name).read(tmp_path / "a.jsonl")] == [str(row["idx"]) for row in rows]
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row | {"label": -1.0}) for row in rows))
+    assert {item.labels for item in task(name).read(tmp_path / "test.jsonl")} == {None}
 
 
 def test_files_lie_in_the_data_folder(tmp_path):

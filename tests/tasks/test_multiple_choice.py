@@ -191,3 +191,42 @@ def test_no_choice_is_lost_whatever_its_form(options, expected, tmp_path):
     else:
         (example,) = task_of().read(tmp_path / "a.jsonl")
         assert (example.choices, example.label) == (("x", "y"), expected)
+
+
+OPTIONS = {"question": "q", "opa": "w", "opb": "x", "opc": "y", "opd": "z"}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected", "num_warnings"),
+    [
+        ([1, 4, 2], [0, 3, 1], 0),  # as MedMCQA's authors count
+        ([0, 3, -1], [0, 3, None], 0),  # as the library datasets does
+        ([-1, -1], [None, None], 0),  # its test data
+        (["d", "a"], [3, 0], 0),
+        ([1, 2], [0, 1], 1),
+    ],
+)
+def test_options_of_medmcqa_count_from_1_or_as_datasets_from_0(numbers, expected, num_warnings, tmp_path, recwarn):
+    rows = [json.dumps(OPTIONS | {"cop": number}) for number in numbers]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert [item.label for item in task_of().read(tmp_path / "a.jsonl")] == expected
+    (tmp_path / "a.json").write_text(f"[{','.join(rows)}]")
+    assert [item.label for item in task_of().read(tmp_path / "a.json")] == expected
+    assert ["cop, the right option, counts from 1" in str(item.message) for item in recwarn] == [
+        True
+    ] * 2 * num_warnings
+
+
+def test_questions_stand_in_parquet_with_the_names_of_their_labels(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    features = {"cop": {"names": ["a", "b", "c", "d"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    rows = [OPTIONS | {"id": "7", "cop": 1}, OPTIONS | {"id": "8", "cop": -1}]
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    examples = task_of().read(tmp_path / "a.parquet")
+    assert [(item.id, item.choices, item.label) for item in examples] == [
+        ("7", tuple("wxyz"), 1), ("8", tuple("wxyz"), None)
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from megabert.config.parser import compose
 from megabert.errors import InputError
 from megabert.metrics import classification, tagging
+from megabert.tasks import registry, text_classification
 from megabert.tasks.iob_tags import best_valid_tags
 from megabert.tasks.token_classification import TokenClassification, TokenClassificationSettings
 from megabert.tokenizers.wordpiece import Tokenizer
@@ -195,3 +196,15 @@ def test_correlations_equal_scipy_s(pairs):
     assert classification.spearman(gold, predicted) == pytest.approx(
         stats.spearmanr(gold, predicted).statistic, abs=1e-9
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(LABELS)
+def test_scored_files_have_scikit_learn_s_macro_f1_over_classes_of_either_side(pairs):
+    theirs = pytest.importorskip("sklearn.metrics")
+    kind = registry.find("text_classification")
+    scorer = kind(compose(kind.settings_type, [], owner="text_classification")[0])  # without the labels of a run
+    examples = [text_classification.Example("", "", None, (gold,), "") for gold, _ in pairs]
+    predictions = [text_classification.Prediction("", "", (found,), {}) for _, found in pairs]
+    expected = theirs.f1_score(*zip(*pairs, strict=True), average="macro", zero_division=0)
+    assert scorer.score(examples, predictions)["macro_f1"] == pytest.approx(100 * expected)

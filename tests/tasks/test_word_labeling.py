@@ -177,7 +177,7 @@ def test_what_is_no_mark_or_no_case_is_no_label_of_punctuation(labels, tmp_path)
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("x.csv", "intent_slot"), ("x.yml", "intent_slot"), ("x.tsv", "punctuation_capitalization"),
+    [("x.csv", "intent_slot"), ("x.yml", "punctuation_capitalization"), ("x.tsv", "punctuation_capitalization"),
      ("x.html", "punctuation_capitalization"), ("x.xml", "text_classification"), ("x.ann", "text_classification")],
 )  # fmt: skip
 def test_tables_and_markup_are_not_read_as_lines_of_text(name, kind, tmp_path):
@@ -185,6 +185,16 @@ def test_tables_and_markup_are_not_read_as_lines_of_text(name, kind, tmp_path):
     with pytest.raises(InputError, match=r"is no ending of raw text"):
         task = registry.find(kind)
         task(compose(task.settings_type, [], owner=kind)[0]).read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "kind", ["intent_slot", "punctuation_capitalization", "text_classification", "token_classification"]
+)
+def test_json_objects_are_not_read_as_lines_of_text(kind, tmp_path):
+    (tmp_path / "x.txt").write_text('\n{"text": "a b"}\n{"text": "c"}\n')
+    with pytest.raises(InputError, match=r"x.txt has JSON objects, no lines of text. Name it x.jsonl"):
+        task = registry.find(kind)
+        task(compose(task.settings_type, [], owner=kind)[0]).read(tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize(

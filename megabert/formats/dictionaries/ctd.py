@@ -1,8 +1,9 @@
-"""CTD's vocabularies as TSV: comments, among them the names of the columns, then a concept a line.
+"""CTD's vocabularies as TSV or CSV: comments, among them the names of the columns, then a concept a line.
 
 Source: ctdbase.org/downloads, CTD_diseases, CTD_chemicals, CTD_genes, CTD_anatomy.
 """
 
+import csv
 import html
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,10 @@ COLUMNS = {
 def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Concept]:
     """Stream the concepts."""
     header: dict[str, int] = {}
+    is_csv = ".csv" in (suffix.lower() for suffix in path.suffixes)
     for number, line in text_lines(path, file):
-        cells = line.rstrip("\r\n").split("\t")
+        line = line.rstrip("\r\n")
+        cells = next(csv.reader([line]), []) if is_csv else line.split("\t")
         if line.startswith("#"):
             names = [cell.strip() for cell in cells]
             names[0] = names[0].lstrip("# ")

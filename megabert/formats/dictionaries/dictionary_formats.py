@@ -34,7 +34,7 @@ _STARTS = {
     "gene": re.compile(rb"#?tax_id\tGeneID\t"),
     "taxonomy": re.compile(rb"\d+\t\|\t[^\n]*\t\|\r?\n"),
     "rrf": re.compile(rb"C\d{7}\|[A-Z]{3}\|(?:[^|\n]*\|){16}\r?\n"),
-    "ctd": re.compile(rb"(?:#[^\n]*\n)*# ?(?:DiseaseName|ChemicalName|GeneSymbol|AnatomyName)\t"),
+    "ctd": re.compile(rb"(?:#[^\n]*\n)*# ?(?:DiseaseName|ChemicalName|GeneSymbol|AnatomyName)[\t,]"),
     "biosyn": re.compile(rb"[^\n]*?\|\|"),
 }
 # One identifier in two records of these is an error; elsewhere a concept has a line for each name.

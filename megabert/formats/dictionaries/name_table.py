@@ -1,11 +1,13 @@
 """Tables of one's own: TSV or CSV with the columns identifier, name, and maybe further names, split at |.
 
 A first row is a header if a cell is `id` or ends so (`DrugBank ID`), which is then the column of identifiers. One may
-have several rows. A column `species` has NCBI's numbers of taxa; definitions and comments are no names.
+have several rows. A column `species` has NCBI's numbers of taxa. Where headers have words such as name, symbol, synonym
+(HGNC's table), only these columns are names; else all but definitions and comments.
 """
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,7 @@ from .concept import Concept, DictionaryOptions, split_cell
 
 IDENTIFIERS, SPECIES = ("id", "identifier", "curie"), "species"
 NO_NAMES = (SPECIES, "definition", "description", "comment", "comments")
+_NAMES = re.compile(r"(?:^|[\W_])(?:name|symbol|synonym|alias|label|term|title|mention)(?:s|es)?(?:$|[\W_])")
 
 
 def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Concept]:
@@ -37,11 +40,20 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
                 is_id = [cell.replace("_", " ").split(" ")[-1] in IDENTIFIERS for cell in header]
                 if any(is_id) and (is_id[0] or not any(":" in cell for cell in cells)):
                     place = is_id.index(True)
-                    others = {n: cell for n, cell in enumerate(header) if cell in NO_NAMES}
+                    others = _no_names(header, place, options)
                     continue
             yield _concept(cells, place, others, f"{path}:{reader.line_num}", options)
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not CSV: {error}.") from None
+
+
+def _no_names(header: Sequence[str], place: int, options: DictionaryOptions) -> dict[int, str]:
+    """Return the columns besides the identifier's that have no names; those that are not known are reported."""
+    has_names = any(_NAMES.search(cell) for n, cell in enumerate(header) if n != place)
+    others = {n: cell for n, cell in enumerate(header) if cell in NO_NAMES or (has_names and not _NAMES.search(cell))}
+    if unknown := [cell for n, cell in others.items() if n != place and cell not in NO_NAMES]:
+        options.dropped[f"columns that are no names ({', '.join(unknown)[:80]})"] += len(unknown)
+    return others
 
 
 def _concept(
@@ -53,5 +65,6 @@ def _concept(
     if taxon and not taxon.isdecimal():
         raise InputError(f"{location}: species {taxon!r} is no number of NCBI's taxonomy.")
     named = [cell for index, cell in enumerate(cells) if index != place and index not in others]
-    names = tuple(name for cell in named for name in split_cell(cell))
+    # HGNC's lists of names stand in quotes, also in a TSV.
+    names = tuple(name for cell in named for name in split_cell(cell.strip('"') if "|" in cell else cell))
     return Concept(options.curie(cells[place], location), names, (), int(taxon or 0), location)

@@ -7,7 +7,7 @@ bc5cdr_eval.jar 0.0.3.
 
 import warnings
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 from ...errors import InputError, InputWarning
@@ -28,6 +28,7 @@ def document_scores(gold: Iterable[Document], predicted: Iterable[Document], pre
         _items(documents, f"{prefix}:", seen) for documents, seen in zip((gold, predicted), places, strict=True)
     )
     _check_documents(*places)
+    warn_of_other_types(*([name[8:] for name in side if name.startswith("mention/")] for side in (golds, found)))
     scores: dict[str, Any] = {}
     for name in sorted(golds.keys() | found.keys()):
         counts = MatchCounts.of_sets([golds[name]], [found[name]])
@@ -36,6 +37,18 @@ def document_scores(gold: Iterable[Document], predicted: Iterable[Document], pre
         scores[f"{name}_fn"] = counts.num_gold - counts.num_correct
         scores |= counts.scores(f"{name}_")
     return scores
+
+
+def warn_of_other_types(gold: Collection[str], predicted: Collection[str]) -> None:
+    """Warn where gold and predicted mentions have no type in common, so that all scores are 0."""
+    if gold and predicted and not set(gold) & set(predicted):
+        warnings.warn(
+            f"Gold mentions have the types {', '.join(sorted(gold))}, predicted ones {', '.join(sorted(predicted))}: "
+            "none is the same, so nothing is right. Rename types by `megabert import documents FILE -o COPY "
+            "--entity-types OLD:NEW,...`.",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def _check_documents(gold: Mapping[str, str], predicted: Mapping[str, str]) -> None:

@@ -86,6 +86,9 @@ FILES = {  # name -> format, content, concepts as (identifiers, names, species),
                                          (("mesh:C000001",), ("alpha-x", "alpha x"), 0)], 0),
     "CTD_diseases.tsv": ("ctd", CTD, [(("mesh:D001249", "doid:2841", "omim:600807"),
                                        ("Asthma", "Bronchial Asthma", "Asthmas"), 0)], 0),
+    "CTD_diseases.csv": ("ctd", CTD.replace("Asthma\t", '"Asthma, Bronchial"\t').replace("\t", ","),
+                         [(("mesh:D001249", "doid:2841", "omim:600807"),
+                           ("Asthma, Bronchial", "Bronchial Asthma", "Asthmas"), 0)], 0),
     "gene_info": ("gene", GENE, [(("ncbigene:7157",), ("TP53", "tumor protein p53", "P53", "LFS1",
                                                        "cellular tumor antigen p53"), 9606),
                                  (("ncbigene:22059",), ("Trp53", "transformation related protein 53", "p53"), 10090)],
@@ -112,6 +115,16 @@ def test_a_format_is_recognized_and_read(tmp_path, name, is_compressed):
     found = list(read_concepts(file, form, options))
     assert [((item.id, *item.alternatives), item.names, item.species) for item in found] == expected
     assert sum(options.dropped.values()) == num_dropped
+
+
+def test_columns_that_are_no_names_are_left_out_and_named(tmp_path):
+    header = "hgnc_id\tsymbol\tname\tlocus_group\tstatus\talias_symbol\tentrez_id"
+    row = 'HGNC:5\tA1BG\talpha-1-B glycoprotein\tprotein-coding gene\tApproved\t"A1B|ABG"\t1'
+    (tmp_path / "hgnc.tsv").write_text(f"{header}\n{row}\n")
+    options = DictionaryOptions()
+    (found,) = read_concepts(tmp_path / "hgnc.tsv", "table", options)
+    assert (found.id, found.names) == ("hgnc:5", ("A1BG", "alpha-1-B glycoprotein", "A1B", "ABG"))
+    assert options.dropped == {"columns that are no names (locus_group, status, entrez_id)": 3}
 
 
 def test_the_header_of_a_table_says_what_its_columns_are(tmp_path):

@@ -34,6 +34,19 @@ def test_mentions_identifiers_and_relations_are_sets(tmp_path, capsys):
     assert main(["score", "documents", str(gold), str(found), "type=x"]) == 64
 
 
+@pytest.mark.parametrize("kind", ["documents", "linking"])
+def test_types_that_gold_and_predicted_mentions_do_not_share_are_named(kind, tmp_path, capsys):
+    gold, found = tmp_path / "a.pubtator", tmp_path / "b.pubtator"
+    gold.write_text("1|t|A flu\n1\t2\t5\tflu\tSpecificDisease\tD1\n\n", encoding="utf-8")
+    found.write_text(gold.read_text().replace("SpecificDisease", "Disease"), encoding="utf-8")
+    assert main(["score", kind, str(gold), str(found)]) == 0
+    error = capsys.readouterr().err
+    assert "Gold mentions have the types SpecificDisease, predicted ones Disease" in error
+    assert "--entity-types" in error
+    assert main(["score", kind, str(gold), str(gold)]) == 0
+    assert "--entity-types" not in capsys.readouterr().err
+
+
 def test_documents_are_matched_by_their_identifiers(tmp_path):
     def written(name, *ids):
         text = "".join(f"{item}|t|A flu\n{item}\t2\t5\tflu\tDisease\tD1\n\n" for item in ids)
