@@ -280,7 +280,7 @@ class Linker:
             # A name that is less similar by more than the factor of another number cannot come first.
             share = (OTHER_NUMBER if number else NO_NUMBER) - 1e-3 if k == 1 and near is None else 0.0
             names, scores = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
-            excess = np.zeros(len(names))
+            excess: NDArray[Any] = np.zeros(len(names))
             if near is not None:
                 others = near.names if is_allowed is None else near.names[is_allowed[near.names]]
                 others = np.setdiff1d(others, names)
