@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from megabert.cli import main as megabert_main
-from megabert.cli.linking import score_linking
+from megabert.cli.linking_scores import score_linking
 
 KINDS = re.compile(r"\t(SpecificDisease|DiseaseClass|CompositeMention|Modifier)\t")
 FAULT = "\t711\t761\tgeneralized epilepsy"

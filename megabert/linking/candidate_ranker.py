@@ -1,8 +1,8 @@
 """CandidateRanker: a log-linear model that orders a mention's candidates anew, learned from annotated mentions.
 
-Features of a candidate are its similarity, the words that only it or only the mention has, the kind of its identifier,
-and how often its concept and its name were mentioned; a split of a composite mention is one candidate more. All are of
-normalized names. `ranker_fitting` learns the weights.
+Features of a candidate are its similarity, how much more similar its embedding is than its n-grams, the words that
+only it or only the mention has, the kind of its identifier, and how often its concept and its name were mentioned; a
+split of a composite mention is one candidate more. All are of normalized names. `ranker_fitting` learns the weights.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from .name_keys import normalized
 RANKED = 20
 """Candidates that are ordered anew."""
 Features = dict[str, float]
-VALUES = ("similarity", "behind", "name mentioned", "is first", "same last", "same first", "part of mention",
-          "has mention", "exact mentioned", "more words", "fewer words")  # fmt: skip
+VALUES = ("similarity", "embedding", "behind", "name mentioned", "is first", "same last", "same first",
+          "part of mention", "has mention", "exact mentioned", "more words", "fewer words")  # fmt: skip
 """Features that every pair of a mention and a candidate has."""
 
 
@@ -142,6 +142,7 @@ def _pairs(
         more, fewer, is_exact = others - mine, mine - others, joined == own_joined
         values = (
             item.similarity,
+            item.embedding_excess,
             most - item.similarity,
             math.log1p(item.mentions) / 3,
             place == 0,
@@ -165,8 +166,10 @@ def split_features(text: str, parts: Sequence[LinkedPart]) -> Features | None:
     more = frozenset[str]().union(*(item.distinct for item in own)) - mine.distinct
     fewer = mine.distinct.difference(*(item.distinct for item in own))
     is_exact = all(item.words == _words(part.text).words for item, part in zip(own, parts, strict=True))
+    least = min(best, key=lambda item: item.similarity)
     row = {
-        "similarity": min(item.similarity for item in best),
+        "similarity": least.similarity,
+        "embedding": least.embedding_excess,
         "is split": 1.0,
         "exact split": float(is_exact),
         "parts": len(parts) / 3,

@@ -15,6 +15,8 @@ class NameCandidate(NamedTuple):
     is_listed: bool = True
     """Whether the dictionary has it from a file of names, too."""
     concept: int = -1
+    embedding_excess: float = 0.0
+    """The similarity of its embedding minus that of its n-grams; 0 without embeddings, or where spelling decides."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,11 @@ class Dictionary:
         return tuple(self.id_bytes[start : int(ends[concept])].tobytes().decode().split("|"))
 
     def candidates(
-        self, names: NDArray[np.int64], concepts: NDArray[np.int64], similarities: NDArray[np.float64]
+        self,
+        names: NDArray[np.int64],
+        concepts: NDArray[np.int64],
+        similarities: NDArray[np.float64],
+        excess: NDArray[np.float64],
     ) -> list[NameCandidate]:
         """Return names of concepts as candidates."""
         numbers, known = names.tolist(), self._candidates
@@ -119,8 +123,10 @@ class Dictionary:
             ):
                 known[number] = text, tuple(own.split("|")), int(mentions), bool(is_listed)
         return [
-            NameCandidate(*known[number][:2], similarity, *known[number][2:], concept)
-            for number, concept, similarity in zip(numbers, concepts.tolist(), similarities.tolist(), strict=True)
+            NameCandidate(*known[number][:2], similarity, *known[number][2:], *further)
+            for number, similarity, *further in zip(
+                numbers, similarities.tolist(), concepts.tolist(), excess.tolist(), strict=True
+            )
         ]
 
     @cached_property

@@ -28,8 +28,8 @@ from .protocols import DenseResult, DenseSearch, MentionReader
 
 SearchedText = tuple[str, tuple[int, ...]]
 """A text with its abbreviations written out, and the taxa of the concepts that may be meant."""
-ScoredNames = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""Numbers of texts, names that were found for each, and their scores."""
+ScoredNames = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+"""Numbers of texts, names that were found for each, their scores, and the excess of their embeddings' similarity."""
 NIL = "-"
 SEPARATOR = "|"
 NUM_CANDIDATES = 64
@@ -225,12 +225,13 @@ class Linker:
         # With k = 1 the similarities of others cannot change the result.
         is_searched = np.array([k > 1 or not names for names in exact], bool)
         searched = self._similar(distinct, np.flatnonzero(is_searched), k)
-        owners, names, scores = _merged(searched, self._spelled(distinct, exact))
+        owners, names, scores, excess = _merged(searched, self._spelled(distinct, exact))
         concepts = self.dictionary.concepts_of(names)
         order = self._order(owners, names, scores, concepts)
         order = order[np.arange(len(order)) - np.searchsorted(owners, owners) < k]  # owners keep their places
         ranked: list[list[NameCandidate]] = [[] for _ in distinct]
-        candidates = self.dictionary.candidates(names[order], concepts[order], np.minimum(scores[order], 1.0))
+        similarities = np.minimum(scores[order], 1.0)
+        candidates = self.dictionary.candidates(names[order], concepts[order], similarities, excess[order])
         for owner, candidate in zip(owners[order].tolist(), candidates, strict=True):
             ranked[owner].append(candidate)
         parts = {item: LinkedPart(item[0], tuple(own)) for item, own in zip(distinct, ranked, strict=True)}
@@ -273,23 +274,26 @@ class Linker:
         dense: Sequence[DenseResult | None] = [None] * len(texts)
         if self.dense is not None:
             dense = self.dense.search([text for text, _ in texts])
-        rows: list[tuple[NDArray[Any], NDArray[Any]]] = [(np.empty(0, np.int64), np.empty(0))]
+        rows: list[tuple[NDArray[Any], ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0))]
         for (_, species), query, near, number in zip(texts, grams.queries(keys), dense, numbers.tolist(), strict=True):
             is_allowed = self.dictionary.allowed(species)
             # A name that is less similar by more than the factor of another number cannot come first.
             share = (OTHER_NUMBER if number else NO_NUMBER) - 1e-3 if k == 1 and near is None else 0.0
             names, scores = grams.search(query, NUM_CANDIDATES, is_allowed, share=share)
+            excess: NDArray[Any] = np.zeros(len(names))
             if near is not None:
                 others = near.names if is_allowed is None else near.names[is_allowed[near.names]]
                 others = np.setdiff1d(others, names)
                 scores = np.concatenate([scores, grams.scores(query, others)])
                 names, weight = np.concatenate([names, others]), self.calibration.weight
-                scores = (weight * near.similarities(names) + (1 - weight) * scores).round(5)
-            rows.append((names, scores))
-        counts = [len(names) for names, _ in rows[1:]]
-        names, scores = (np.concatenate(column) for column in zip(*rows, strict=True))
+                dense_scores = near.similarities(names)
+                excess = (dense_scores - scores).round(5)
+                scores = (weight * dense_scores + (1 - weight) * scores).round(5)
+            rows.append((names, scores, excess))
+        counts = [len(names) for names, *_ in rows[1:]]
+        names, scores, excess = (np.concatenate(column) for column in zip(*rows, strict=True))
         factors = _number_factors(np.repeat(numbers, counts), self.dictionary.arrays["name_numbers"][names])
-        return np.repeat(places, counts), names, np.minimum(scores * factors, 1.0)
+        return np.repeat(places, counts), names, np.minimum(scores * factors, 1.0), excess * factors
 
     def _spelled(self, wanted: Sequence[SearchedText], exact: Sequence[list[int]]) -> ScoredNames:
         """Return the names that are the texts, of other texts those of these initials, or with a synonym of a word."""
@@ -308,7 +312,8 @@ class Linker:
                 for own, sure in zip(self.dictionary.exact_names(list(keys)), keys.values(), strict=True):
                     rows += [(place, name, SYNONYM * sure) for name in self._allowed(own, species)]
         owners, numbers, scores = zip(*rows, strict=True) if rows else ((), (), ())
-        return np.array(owners, np.int64), np.array(numbers, np.int64), np.array(scores, np.float64)
+        numbered = np.array(owners, np.int64), np.array(numbers, np.int64)
+        return *numbered, np.array(scores, np.float64), np.zeros(len(rows))
 
 
 def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
@@ -317,11 +322,11 @@ def _first(parts: tuple[LinkedPart, ...], k: int) -> tuple[LinkedPart, ...]:
 
 def _merged(*found: ScoredNames) -> ScoredNames:
     """Join the results of several searches; a name that two of them find for a text has the higher score."""
-    owners, names, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+    owners, names, scores, excess = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.lexsort((-scores, names, owners))
     is_new = (np.diff(owners[order], prepend=-1) != 0) | (np.diff(names[order], prepend=-1) != 0)
     kept = order[is_new]
-    return owners[kept], names[kept], scores[kept]
+    return owners[kept], names[kept], scores[kept], excess[kept]
 
 
 def _number_factors(numbers: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Fit a linker on gold mentions: the weight of embeddings, the probability of a link, the threshold of NIL."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +23,8 @@ SMALLEST = 50
 def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, dict[str, Any]]:
     """Fit a calibration; returns it with the scores on the same mentions.
 
-    The weight is the one of the highest accuracy, the threshold that of the highest F1 of links, in which NIL is no
-    link. Raises InputError for few mentions.
+    The weight is that of `chosen_weight`, of a learned order the one that it was learned with; the threshold is that of
+    the highest F1 of links, in which NIL is no link. Raises InputError for few mentions.
     """
     if len(mentions) < SMALLEST:
         raise InputError(f"{len(mentions)} mentions are too few to tune a linker; give {SMALLEST} and more.")
@@ -32,14 +33,13 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
     )
     queries = queries_of(mentions)
     known = [number for number, mention in enumerate(mentions) if mention.identifiers]
-    accuracies = {}
-    if linker.dense is not None:
+    found = {}
+    if linker.dense is not None and linker.ranker is None:
         linker = replace(linker, dense=Remembered(linker.dense))
         for weight in WEIGHTS:
             links = with_weight(linker, weight).link([queries[number] for number in known])
-            accuracies[weight] = sum(map(is_right, links, (mentions[number] for number in known))) / len(known)
-        best = max(accuracies.values())
-        linker = with_weight(linker, min((w for w in WEIGHTS if accuracies[w] == best), key=lambda w: abs(w - 0.5)))
+            found[weight] = np.array(list(map(is_right, links, (mentions[number] for number in known))), float)
+        linker = with_weight(linker, chosen_weight(found))
     links = linker.link(queries)
     right = np.array([is_right(*pair) for pair in zip(links, mentions, strict=True)], float)
     similarities = np.array([min(part.similarity for part in link.parts) for link in links])
@@ -49,9 +49,26 @@ def tune(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[Calibration, 
         "mentions": len(mentions),
         "accuracy": round(100 * float(right[known].mean()), 2) if known else 0.0,
         "nil": num_nil,
-        "accuracy_by_weight": {str(weight): round(100 * value, 2) for weight, value in accuracies.items()},
+        "accuracy_by_weight": {str(weight): round(100 * float(own.mean()), 2) for weight, own in found.items()},
     }
     return calibration, scores
+
+
+def chosen_weight(right: Mapping[float, NDArray[np.float64]]) -> float:
+    """Choose among weights, given which mentions each links right (1, else 0): the one nearest to the default.
+
+    Only those count whose accuracy is within a standard error of the highest, that of the paired differences (the
+    1 SE rule, Breiman et al., Classification and Regression Trees, 1984): what is highest by chance does not decide.
+    """
+    best = max(right.values(), key=lambda own: float(own.mean()))
+
+    def is_near(own: NDArray[np.float64]) -> bool:
+        differences = best - own
+        return float(differences.mean()) <= float(differences.std()) / math.sqrt(len(own))
+
+    return min(
+        (weight for weight in right if is_near(right[weight])), key=lambda weight: abs(weight - Calibration.weight)
+    )
 
 
 def fitted(

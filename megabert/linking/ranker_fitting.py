@@ -18,15 +18,13 @@ from ..formats.documents.abbreviations import written_out
 from .candidate_ranker import RANKED, CandidateRanker, Features, part_features, split_features
 from .candidates import LinkedPart, NameCandidate
 from .linker import Calibration, Linker
-from .linker_tuning import SMALLEST, Remembered, fitted, with_weight
+from .linker_tuning import SMALLEST, fitted, with_weight
 
 PRIOR = 1.0
 LEAST = 5
 """Candidates that a feature must have to get a weight."""
 HELD_OUT = 5
 """The first of so many documents is held out of the learning that the calibration is fitted by."""
-WEIGHTS = (0.3, 0.5, 0.7, 0.9)
-"""Of embeddings, of which one is chosen."""
 ITERATIONS = 100
 Group = tuple[list[Features], list[bool]]
 """The features of candidates, and which are right."""
@@ -45,22 +43,16 @@ class CandidateExample:
 def fit_ranker(linker: Linker, mentions: Sequence[GoldMention]) -> tuple[CandidateRanker, Calibration, dict[str, Any]]:
     """Learn to order the candidates of a linker, and the probability of a link and the threshold of NIL with it.
 
-    These, and the weight of embeddings, are fitted on a fifth of the documents by rankers of the others; the report has
-    the accuracy there. Raises InputError for few mentions, or a dictionary of another type.
+    These are fitted on a fifth of the documents by a ranker of the others; the report has the accuracy there.
+    Candidates are found with the default weight of embeddings: what these are worth is learned as the weight of a
+    feature. Raises InputError for few mentions, or a dictionary of another type.
     """
-    weights: tuple[float, ...] = (linker.calibration.weight,)
-    if linker.dense is not None:
-        weights, linker = WEIGHTS, replace(linker, dense=Remembered(linker.dense))
-    fits = {}
-    for weight in weights:
-        examples = examples_of(with_weight(linker, weight), mentions)
-        fits[weight] = (*_held_out(examples, with_weight(linker, weight).calibration), examples)
-    best = max(fits, key=lambda weight: (fits[weight][0], -abs(weight - 0.5)))
-    _, calibration, num_held, examples = fits[best]
+    linker = with_weight(linker, Calibration.weight)
+    examples = examples_of(linker, mentions)
+    accuracy, calibration, num_held = _held_out(examples, linker.calibration)
     ranker = _learned(examples)
-    accuracies = {str(weight): round(100 * fit[0], 2) for weight, fit in fits.items()}
     sizes = {"mentions": len(examples), "features": len(ranker.weights), "held_out": num_held}
-    return ranker, calibration, {**sizes, "weight": best, "held_out_accuracy_by_weight": accuracies}
+    return ranker, calibration, {**sizes, "held_out_accuracy": round(100 * accuracy, 2)}
 
 
 def _held_out(examples: Sequence[CandidateExample], calibration: Calibration) -> tuple[float, Calibration, int]:

@@ -1,7 +1,9 @@
 """Candidates ordered by what annotated mentions teach: kinds of identifiers, words, composites; a document apart."""
 
 import json
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 import megabert
@@ -10,7 +12,8 @@ from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.linking.candidate_ranker import CandidateRanker, kind_of, part_features
 from megabert.linking.candidates import LinkedPart, NameCandidate
-from megabert.linking.linker import Linker
+from megabert.linking.dictionary import Dictionary
+from megabert.linking.linker import Calibration, Linker
 from megabert.linking.ranker_fitting import _without, fit_ranker
 from tests.linking.conftest import build
 
@@ -39,11 +42,50 @@ def test_of_equal_names_the_kind_of_concept_that_annotators_take_is_meant(pairs)
     learned = Linker(pairs, calibration, ranker=ranker)
     assert learned.link(["marble deficiency"])[0].identifier == "omim:105"
     assert learned.link(["inherited marble deficiency"], k=2)[0].parts[0].candidates[0].identifiers == ("omim:105",)
-    assert (report["mentions"], report["held_out"], report["held_out_accuracy_by_weight"]) == (50, 10, {"0.5": 100})
+    assert (report["mentions"], report["held_out"], report["held_out_accuracy"]) == (50, 10, 100)
     assert learned.digest != linker.digest
     assert fit_ranker(linker, mentions(WORDS[:-1]))[0].digest == ranker.digest
     with pytest.raises(InputError, match="10 mentions with identifiers are too few"):
         fit_ranker(linker, mentions(WORDS[:1]))
+
+
+@dataclass
+class Parity:
+    """Embeddings by which names are similar to texts if both have an even number of letters, or both an odd one."""
+
+    dictionary: Dictionary
+
+    def search(self, texts):
+        lengths = np.array(list(map(len, self.dictionary.names(0, len(self.dictionary)))))
+        return [Nearest(0.5 + 0.2 * (lengths % 2 == len(text) % 2)) for text in texts]
+
+
+@dataclass
+class Nearest:
+    similar: np.ndarray
+
+    names = np.empty(0, np.int64)
+    """None besides those that n-grams find."""
+
+    def similarities(self, names):
+        return self.similar[names]
+
+
+def test_what_embeddings_are_worth_is_learned(tmp_path):
+    rows = (f"MESH:D1{n}||{word} big\nMESH:D2{n}||{word} huge\n" for n, word in enumerate(WORDS))
+    opened = build(tmp_path, "".join(rows))
+    linker = Linker(opened, Calibration(0.9), dense=Parity(opened))
+    texts = [f"{WORDS[n % 6]} {'z' * (2 + n // 6 % 2)}" for n in range(60)]
+    found = []
+    for odd, even in ((1, 2), (2, 1)):  # big and zzz are odd, huge and zz even: embeddings are right, then wrong
+        gold = [
+            GoldMention(f"{n}:T1", text, frozenset({f"mesh:D{odd if n // 6 % 2 else even}{n % 6}"}))
+            for n, text in enumerate(texts)
+        ]
+        ranker, calibration, report = fit_ranker(linker, gold)
+        assert (calibration.weight, report["held_out_accuracy"]) == (0.5, 100)
+        found.append(ranker.weights["embedding"])
+    assert found[0] > found[1] + 1
 
 
 def test_whether_composites_are_split_is_learned(pairs):

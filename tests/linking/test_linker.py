@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import megabert
@@ -12,7 +13,7 @@ from megabert.errors import InputError
 from megabert.formats.dictionaries.gold_mentions import GoldMention
 from megabert.formats.documents.composites import composite_splits
 from megabert.linking.linker import INITIALS, SYNONYM, Calibration, Linker, LinkQuery
-from megabert.linking.linker_tuning import tune
+from megabert.linking.linker_tuning import chosen_weight, tune
 from megabert.linking.open_linker import read_calibration
 from megabert.linking.word_synonyms import word_synonyms
 from tests.linking.conftest import build
@@ -172,6 +173,16 @@ def test_tuning_finds_a_threshold_between_right_and_wrong(diseases):
     assert 0.9 < tuned.link(["asthma"])[0].score < 1
     with pytest.raises(InputError, match="too few"):
         tune(Linker(diseases), right)
+
+
+def test_a_weight_that_is_best_by_chance_is_not_chosen():
+    """Differences in five mentions each way are within a standard error, in one way not."""
+    right = {0.4: np.ones(100), 0.5: np.ones(100), 0.9: np.ones(100)}
+    right[0.4][:12], right[0.5][5:15], right[0.9][:6] = 0, 0, 0
+    assert chosen_weight(right) == 0.9
+    right[0.9][15:18] = 0
+    assert chosen_weight(right) == 0.5
+    assert chosen_weight(dict.fromkeys((0.0, 0.2, 1.0), np.ones(4))) == 0.2
 
 
 def test_a_linker_of_another_calibration_links_anew(diseases):
