@@ -201,9 +201,10 @@ def _check_known(rows: Sequence[Row], known: Collection[str]) -> None:
     parts = (part for label in labels for part in (label, *re.split("[,;|]", label)))
     if known and not any(re.sub(r"\.0+$", "", trimmed(part)) in known for part in parts):
         raise InputError(
-            f"{rows[0].location}: the second column, {rows[0].values['label']!r:.40}, has none of the labels "
-            f"({', '.join(sorted(known)[:5])}). Columns without a header are text and label. Name others by their "
-            f"numbers, model.dataset.columns.text=2, or give a header."
+            f"{rows[0].location}: {rows[0].values['label']!r:.40} is not one of the trained labels "
+            f"({', '.join(sorted(known)[:5])}), nor is any other of the second column. Columns without a header are "
+            "text and label: name others by their numbers, model.dataset.columns.text=2, or give a header. To train a "
+            "new head on other labels, give model.head.reset=true."
         )
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 16
+CHUNK = 32
 # Programs wait for memory most of the time: small ones, many of which run at once, read STAGES - 1 tokens ahead.
 SUMS: dict[str, Any] = {"COLUMNS": 512, "STAGES": 4, "num_warps": 1}
 JOINS: dict[str, Any] = {"COLUMNS": 256, "CHUNKS": 32, "num_warps": 4}

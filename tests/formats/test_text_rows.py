@@ -227,7 +227,7 @@ def test_columns_without_a_header_that_have_no_label_of_the_run_are_refused(tmp_
     (tmp_path / "x.tsv").write_text("7\tit was good\n8\tbad\n")
     assert len(reader.read(tmp_path / "x.tsv")) == 2
     (tmp_path / "x.tsv").write_text("7\tit was good\n8\tit was so\n")
-    with pytest.raises(InputError, match=r"x.tsv:1: the second column, 'it was good', has none of the labels \(bad, g"):
+    with pytest.raises(InputError, match=r"x.tsv:1: 'it was good' is not one of the trained labels \(bad, g"):
         reader.read(tmp_path / "x.tsv")
     queries = task("zero_shot")
     queries.labels = ["entailment", "neutral"]

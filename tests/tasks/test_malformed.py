@@ -417,7 +417,7 @@ PLACED = [
     ("tabs", "a\tO\nb\t\nc\tB-X\n", ":2: a word or a tag is missing"),
     ("tabs", "a\tO\n\tB-X\n", ":2: a word or a tag is missing"),
     ("tags in json", '{"tokens": ["a", "b"], "tags": ["O"]}\n', ":1: 1 tags for 2 words"),
-    ("tags in json", '{"tokens": [], "tags": []}\n', ":1: 'tokens' is '\\[\\]'; expected a list"),
+    ("tags in json", '{"tokens": [], "tags": ["O"]}\n', ":1: 'tokens' is '\\[\\]'; expected a list"),
     ("tags in json", '{"tokens": "a b", "tags": ["O"]}\n', "expected a list of strings"),
     ("tags in json", '{"tokens": [1], "tags": ["O"]}\n', "expected a list of strings"),
     ("tags in json", '{"words": ["a"]}\n{"x": 1}\n', ":2: there is no 'words'"),
