@@ -3,7 +3,7 @@
 Snips: {"INTENT": [{"data": [{"text", "entity"}]}]}, a file an intent (Coucke et al. 2018, arXiv:1805.10190), and Snips
 NLU's {"intents": {"INTENT": {"utterances": [{"data": [{"text", "slot_name"}]}]}}}. Rasa: {"rasa_nlu_data":
 {"common_examples": [{"text", "intent", "entities": [{"start", "end", "entity"}]}]}}, and its YAML and Markdown, lists
-of "- fly to [Paris](city)" by intent (rasa.com/docs/rasa/training-data-format).
+of `- fly to [Paris](city)` by intent (rasa.com/docs/rasa/training-data-format).
 """
 
 import json
