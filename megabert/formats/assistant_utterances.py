@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from .data_files import data_suffix
-from .json_lines import read_json
+from .json_lines import is_list, read_json
 from .rows import Row
 from .text_lines import blank_split, data_lines, read_lines, read_text
 
@@ -56,12 +56,18 @@ def is_assistant(path: Path) -> bool:
         return any(_INTENT.match(line) for line in data_lines(path))
     if suffix != ".json":
         return suffix in (".yml", ".yaml")
-    first = next(line for line in data_lines(path) if line.strip()).strip()
+    if is_list(path):  # perhaps on a single line, which would not fit into memory
+        return False
+    first = next(line for line in data_lines(path) if line.strip())
     try:
         values = json.loads(first)
     except (ValueError, RecursionError):
-        return first.startswith("{")  # an object on several lines
-    return isinstance(values, dict) and values.keys().isdisjoint(("tokens", "words", "text", "annot_utt"))
+        return first.lstrip().startswith("{")  # an object on several lines
+    if not isinstance(values, dict) or not values.keys().isdisjoint(("tokens", "words", "text", "annot_utt")):
+        return False
+    return any(isinstance(values.get(name), dict) for name in ("rasa_nlu_data", "intents")) or all(
+        isinstance(value, list | dict) for value in values.values()
+    )
 
 
 def read_assistant(path: Path) -> list[Pieces]:

@@ -114,7 +114,7 @@ def _first(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
 def _rows_examples(rows: Sequence[Row], path: Path) -> Iterator[Example]:
     """Make an example of each object; `cop` of MedMCQA, the number of the right option, becomes its label."""
     numbers = {row.values["cop"] for row in rows if isinstance(row.values.get("cop"), int)}
-    first = 0 if numbers & {0, -1} else 1
+    first = 0 if 0 in numbers or (-1 in numbers and len(MEDMCQA_CHOICES) not in numbers) else 1
     if numbers and not numbers & {0, -1, len(MEDMCQA_CHOICES)}:
         text = (
             f"{path}: cop, the right option, counts from 1, as in MedMCQA's files. The library datasets counts from "

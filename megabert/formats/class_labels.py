@@ -72,6 +72,21 @@ def vector_labels(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     )
 
 
+def possible_labels(cell: str) -> set[str]:
+    """Return all labels that a cell may stand for, as one, a list, parts at a separator, or marks of each class."""
+    items = _parse_list(trimmed(cell))
+    if items is None:
+        parts = {trimmed(part) for part in (cell, *re.split("[,;|]", cell))}
+    else:
+        parts = {str(item) for item in (*items, *(range(len(items)) if set(map(str, items)) <= {"0", "1"} else ()))}
+    parts |= {match[1] for part in parts if (match := _MARKED.fullmatch(part))}
+    return {_whole(part) for part in parts if part}
+
+
+def _whole(label: str) -> str:
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", label)
+
+
 def _vector(row: Row) -> list[Any]:
     """Return a label that is a list of 0 and 1, [] if it is none."""
     label = row.values.get("label")
@@ -160,7 +175,7 @@ def _parse_label(value: Any, location: str) -> str:
         )
     if label in ("nan", "NaN", "null", "NULL"):
         raise InputError(f"{location}: the label is {label}, a missing value. Leave the row out, or rename the label.")
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", label)
+    return _whole(label)
 
 
 def parse_labels(value: Any, location: str) -> tuple[str, ...]:

@@ -17,11 +17,12 @@ _PARSES = ("stanford_pos", "stanford_ner", "stanford_head", "stanford_deprel")
 
 def entity_pair(row: Row) -> Row:
     """Return a row with `text`, `head`, `tail` and `label` in place of those of TACRED or OpenNRE; others stay."""
-    if "subj_start" in row.values and "obj_start" in row.values:
+    if "token" in row.values and "subj_start" in row.values and "obj_start" in row.values:
         entities = {role: _of_tacred(row, name) for role, name in (("head", "subj"), ("tail", "obj"))}
         names = [f"{name}_{part}" for name in ("subj", "obj") for part in ("start", "end", "type")]
         return _converted(row, entities, *names, *_PARSES)
-    if "h" in row.values and "t" in row.values:
+    # Columns of a table may have these names, too.
+    if "h" in row.values and "t" in row.values and ("token" in row.values or isinstance(row.values["h"], dict)):
         return _converted(
             row, {role: _of_opennre(row, name) for role, name in (("head", "h"), ("tail", "t"))}, "h", "t"
         )

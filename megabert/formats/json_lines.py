@@ -39,7 +39,7 @@ def object_rows(path: Path) -> Sequence[Row]:
     """Read a row from each line, object of a list, or row of Parquet or Arrow; of a large file as a stream."""
     if data_suffix(path) in TABLE_SUFFIXES:
         return parquet_rows(path)
-    if data_suffix(path) == ".json" and _is_list(path):
+    if data_suffix(path) == ".json" and is_list(path):
         expansion = largest_expansion()
         rows: Sequence[Row] = RecordStream(lambda: _items(path, expansion))
         rows = list(rows) if is_held(path) else rows
@@ -49,7 +49,8 @@ def object_rows(path: Path) -> Sequence[Row]:
     return derived(data_lines(path), lambda lines: _rows(path, lines))
 
 
-def _is_list(path: Path) -> bool:
+def is_list(path: Path) -> bool:
+    """Return whether a JSON file is a list, by its first characters."""
     with open_data(path) as file:
         return file.read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 

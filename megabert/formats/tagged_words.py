@@ -46,10 +46,17 @@ def sentence_of(row: Row, name: str = "", tag_names: Sequence[str] | None = None
 
 
 def without_empty(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
-    """Leave out rows with lists of no words and no tags, as some sets of the library datasets end; report how many."""
-    num_empty = sum(map(_is_empty, rows))
+    """Leave out rows with lists of no words and no tags, as some sets of the library datasets end; report how many.
+
+    Raises InputError where no row has words.
+    """
+    num_rows = num_empty = 0
+    for num_rows, row in enumerate(rows, start=1):  # noqa: B007  (used behind the loop)
+        num_empty += _is_empty(row)
     if not num_empty:
         return rows
+    if num_empty == num_rows:
+        raise InputError(f"{path}: none of {num_rows} rows has words. Give `tokens`, and for training `tags`.")
     warnings.warn(f"{path}: {num_empty} rows without words and tags are left out.", InputWarning, stacklevel=2)
     return derived(rows, lambda rows: (row for row in rows if not _is_empty(row)))
 

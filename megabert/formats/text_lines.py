@@ -1,5 +1,6 @@
 """UTF-8 text files as lines, compressed or not; every error names file, line and remedy."""
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,16 @@ def require_raw_text(path: Path, lines: Sequence[str]) -> None:
             f"{path}: {data_suffix(path)} is no ending of raw text, a text a line. Give the texts alone in a "
             '.txt file, or JSON lines with {"text": ...}.'
         )
-    first = next((line for line in lines if line.strip()), "").strip()
-    if first.startswith('{"') and first.endswith("}"):
+    # One line of a text may be an object, too.
+    if all(map(_is_object, islice((line for line in lines if line.strip()), 2))):
         raise InputError(f"{path} has JSON objects, no lines of text. Name it {path.with_suffix('.jsonl').name}.")
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_text(path: Path) -> str:

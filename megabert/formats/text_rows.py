@@ -10,13 +10,14 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, InputWarning
-from .class_labels import trimmed
+from .class_labels import possible_labels, trimmed
 from .json_lines import has_objects, object_rows
 from .parallel_passes import by_parts, find_repeated
 from .pubmedqa import is_pubmedqa, read_pubmedqa
@@ -196,10 +197,9 @@ def _check_unnamed(rows: Sequence[Row]) -> None:
 
 
 def _check_known(rows: Sequence[Row], known: Collection[str]) -> None:
-    """Raise InputError where no label is one of the run's: the columns are others, such as id and text."""
-    labels = (row.values["label"] for row in rows)
-    parts = (part for label in labels for part in (label, *re.split("[,;|]", label)))
-    if known and not any(re.sub(r"\.0+$", "", trimmed(part)) in known for part in parts):
+    """Raise InputError where rows have labels, but none of the run's: the columns are others, such as id and text."""
+    cells = (labels for row in rows if (labels := possible_labels(row.values["label"])))
+    if known and (first := next(cells, None)) and not any(labels & set(known) for labels in chain([first], cells)):
         raise InputError(
             f"{rows[0].location}: {rows[0].values['label']!r:.40} is not one of the trained labels "
             f"({', '.join(sorted(known)[:5])}), nor is any other of the second column. Columns without a header are "

@@ -78,7 +78,7 @@ def test_an_utterance_is_the_same_in_each_form(name, content, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"utterance": "a"}', r"a.json: utterance has no utterances; expected"),
+        ("a.json", '{"utterance": {}}', r"a.json: utterance has no utterances; expected"),
         ("a.json", '{"train": [["a", "b"]]}', r"train\[0\]: expected an object with data"),
         ("a.json", '{"x": [{"data": [{"text": 1}]}]}', r"x\[0\]: a piece is .*expected text"),
         ("a.json", '{"x": []}', r"holds no utterances of an intent"),
@@ -110,3 +110,10 @@ def test_markdown_without_intents_is_text(tmp_path):
     (tmp_path / "a.md").write_text("fly to boston\n")
     (example,) = read(tmp_path / "a.md")
     assert (example.text, example.tags, example.intents) == ("fly to boston", None, None)
+
+
+def test_objects_of_other_names_are_refused_as_json_lines(tmp_path):
+    (tmp_path / "x.json").write_text('{"sentence": "fly", "intent": "x"}\n{"sentence": "go", "intent": "y"}\n')
+    task = registry.find("intent_slot")
+    with pytest.raises(InputError, match=r"x\.json:1: there is no 'text'; found 'sentence', 'intent'"):
+        task(compose(task.settings_type, [], owner="intent_slot")[0]).read(tmp_path / "x.json")

@@ -64,3 +64,9 @@ def test_a_pair_without_a_relation_is_unlabelled(tmp_path):
 def test_entities_that_are_not_there_are_errors(row, message, tmp_path):
     with pytest.raises(InputError, match=message):
         read(tmp_path, row)
+
+
+@pytest.mark.parametrize("columns", [{"h": "A", "t": "B"}, {"subj_start": 0, "obj_start": 9}])
+def test_columns_beside_a_marked_text_are_no_places_of_entities(columns, tmp_path):
+    (example,) = read(tmp_path, {"text": "@A$ hits @B$", "label": "x", **columns})
+    assert (example.text, example.labels, example.given) == ("@A$ hits @B$", ("x",), columns)

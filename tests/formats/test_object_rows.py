@@ -60,6 +60,9 @@ def test_rows_without_words_and_tags_are_left_out_and_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     with pytest.warns(InputWarning, match=r"a\.jsonl: 1 rows without words and tags are left out"):
         assert [item.id for item in read("token_classification", tmp_path / "a.jsonl")] == ["7"]
+    (tmp_path / "b.jsonl").write_text('{"tokens": [], "tags": []}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"b\.jsonl: none of 1 rows has words"):
+        read("token_classification", tmp_path / "b.jsonl")
     (tmp_path / "b.jsonl").write_text('{"tokens": []}', encoding="utf-8")  # a prediction would be missing
     with pytest.raises(InputError, match=r"b\.jsonl:1: 'tokens' is '\[\]'"):
         read("token_classification", tmp_path / "b.jsonl")

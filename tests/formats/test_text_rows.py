@@ -1,6 +1,7 @@
 """Tables, CSV, JSON lines and labels: right values, or an error that names the line and the remedy."""
 
 import json
+import warnings
 
 import pytest
 from hypothesis import given
@@ -232,6 +233,29 @@ def test_columns_without_a_header_that_have_no_label_of_the_run_are_refused(tmp_
     queries = task("zero_shot")
     queries.labels = ["entailment", "neutral"]
     assert [item.labels for item in queries.read(tmp_path / "x.tsv")] == [("it was good",), ("it was so",)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "cells"),
+    [
+        (["good", "short"], ['["good", "short"]', '["good"]']),
+        (["0", "1", "2"], ["0_0,1_1,2_0", "0_0,1_0,2_1"]),
+        (["3"], ["[0, 0, 0, 1]", "[0, 0, 0, 0]"]),
+        (["A", "B"], ["A; B", "B"]),
+        (["A, B"], ['["A, B"]', "[]"]),
+        (["A"], ["[]", "[]"]),
+        (["v1.0", "v2.0"], ["v1.0", "v1.0"]),
+        (["1", "-2"], ["1.0", "-2.0"]),
+    ],
+)
+def test_labels_of_the_run_are_known_as_all_forms_have_them(labels, cells, tmp_path):
+    reader = task("text_classification", "model.dataset.problem=multi_label")
+    reader.labels = labels
+    (tmp_path / "x.tsv").write_text("".join(f"it was {n}\t{cell}\n" for n, cell in enumerate(cells)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)
+        found = {label for item in reader.read(tmp_path / "x.tsv") for label in item.labels}
+    assert found <= set(labels)
 
 
 def test_labels_that_mark_each_class_are_those_that_are_present(tmp_path):

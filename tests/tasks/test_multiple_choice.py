@@ -202,6 +202,7 @@ OPTIONS = {"question": "q", "opa": "w", "opb": "x", "opc": "y", "opd": "z"}
         ([1, 4, 2], [0, 3, 1], 0),  # as MedMCQA's authors count
         ([0, 3, -1], [0, 3, None], 0),  # as the library datasets does
         ([-1, -1], [None, None], 0),  # its test data
+        ([-1, 4, 1], [None, 3, 0], 0),
         (["d", "a"], [3, 0], 0),
         ([1, 2], [0, 1], 1),
     ],

@@ -192,9 +192,13 @@ def test_tables_and_markup_are_not_read_as_lines_of_text(name, kind, tmp_path):
 )
 def test_json_objects_are_not_read_as_lines_of_text(kind, tmp_path):
     (tmp_path / "x.txt").write_text('\n{"text": "a b"}\n{"text": "c"}\n')
+    task = registry.find(kind)
+    reader = task(compose(task.settings_type, [], owner=kind)[0])
     with pytest.raises(InputError, match=r"x.txt has JSON objects, no lines of text. Name it x.jsonl"):
-        task = registry.find(kind)
-        task(compose(task.settings_type, [], owner=kind)[0]).read(tmp_path / "x.txt")
+        reader.read(tmp_path / "x.txt")
+    for first in ('{"text": 1}', '{"braces" are no JSON}'):
+        (tmp_path / "x.txt").write_text(f"{first}\nis an object in a text\n")
+        assert [item.text for item in reader.read(tmp_path / "x.txt")] == [first, "is an object in a text"]
 
 
 @pytest.mark.parametrize(

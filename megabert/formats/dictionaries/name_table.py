@@ -2,7 +2,8 @@
 
 A first row is a header if a cell is `id` or ends so (`DrugBank ID`), which is then the column of identifiers. One may
 have several rows. A column `species` has NCBI's numbers of taxa. Where headers have words such as name, symbol, synonym
-(HGNC's table), only these columns are names; else all but definitions and comments.
+(HGNC's table), only these columns are names, and if all are further names, the first of the others; else all but
+definitions and comments.
 """
 
 import csv
@@ -17,7 +18,11 @@ from .concept import Concept, DictionaryOptions, split_cell
 
 IDENTIFIERS, SPECIES = ("id", "identifier", "curie"), "species"
 NO_NAMES = (SPECIES, "definition", "description", "comment", "comments")
-_NAMES = re.compile(r"(?:^|[\W_])(?:name|symbol|synonym|alias|label|term|title|mention)(?:s|es)?(?:$|[\W_])")
+_WORD = r"(?:^|[\W_])(?:{})(?:s|es)?(?:$|[\W_])"
+_NAMES = re.compile(_WORD.format("name|symbol|label|term|title|mention|heading"))
+_FURTHER_NAMES = re.compile(
+    _WORD.format("synonym|alias|abbreviation|acronym|alternative|alt|variant|entry|other|further")
+)
 
 
 def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Concept]:
@@ -36,8 +41,8 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
                 continue
             if is_first:
                 is_first = False
-                header = [cell.lower().lstrip("\ufeff#") for cell in cells]
-                is_id = [cell.replace("_", " ").split(" ")[-1] in IDENTIFIERS for cell in header]
+                header = [cell.lstrip("\ufeff#") for cell in cells]
+                is_id = [cell.lower().replace("_", " ").split(" ")[-1] in IDENTIFIERS for cell in header]
                 if any(is_id) and (is_id[0] or not any(":" in cell for cell in cells)):
                     place = is_id.index(True)
                     others = _no_names(header, place, options)
@@ -49,11 +54,15 @@ def read(path: Path, file: IO[bytes], options: DictionaryOptions) -> Iterator[Co
 
 def _no_names(header: Sequence[str], place: int, options: DictionaryOptions) -> dict[int, str]:
     """Return the columns besides the identifier's that have no names; those that are not known are reported."""
-    has_names = any(_NAMES.search(cell) for n, cell in enumerate(header) if n != place)
-    others = {n: cell for n, cell in enumerate(header) if cell in NO_NAMES or (has_names and not _NAMES.search(cell))}
-    if unknown := [cell for n, cell in others.items() if n != place and cell not in NO_NAMES]:
-        options.dropped[f"columns that are no names ({', '.join(unknown)[:80]})"] += len(unknown)
-    return others
+    others = {n: cell.lower() for n, cell in enumerate(header) if cell.lower() in NO_NAMES}
+    words = {n: re.sub("(?<=[a-z])(?=[A-Z])", "_", cell).lower() for n, cell in enumerate(header) if n not in others}
+    further = {n for n, cell in words.items() if n != place and _FURTHER_NAMES.search(cell)}
+    unnamed = [n for n in words if n != place and n not in further]
+    names = {n for n in unnamed if _NAMES.search(words[n])} or (set(unnamed[:1]) if further else set(unnamed))
+    unknown = {n: header[n].lower() for n in unnamed if n not in names}
+    if unknown:
+        options.dropped[f"columns that are no names ({', '.join(unknown.values())[:80]})"] += len(unknown)
+    return others | unknown
 
 
 def _concept(
@@ -65,6 +74,11 @@ def _concept(
     if taxon and not taxon.isdecimal():
         raise InputError(f"{location}: species {taxon!r} is no number of NCBI's taxonomy.")
     named = [cell for index, cell in enumerate(cells) if index != place and index not in others]
-    # HGNC's lists of names stand in quotes, also in a TSV.
-    names = tuple(name for cell in named for name in split_cell(cell.strip('"') if "|" in cell else cell))
+    names = tuple(name for cell in named for name in split_cell(_unquoted(cell)))
     return Concept(options.curie(cells[place], location), names, (), int(taxon or 0), location)
+
+
+def _unquoted(cell: str) -> str:
+    """Remove the quotes around a list of names, which stands in them in HGNC's TSV, too."""
+    is_quoted = "|" in cell and cell.count('"') == 2 and cell.startswith('"') and cell.endswith('"')
+    return cell[1:-1] if is_quoted else cell

@@ -71,9 +71,12 @@ def row_document(row: Mapping[str, Any], location: str, options: ReadOptions) ->
 
 def _spans_or_row(row: Mapping[str, Any], location: str, number: int, options: ReadOptions) -> Document:
     """Make a document of a row with its spans, if it has any and no column of texts is named."""
-    if options.text_column is not None:
+    own_id = options.id_column
+    if options.text_column is not None or own_id not in (None, *row):
         return row_document(row, location, options)
     if has_spans(row):
+        if own_id is not None:
+            row = {key: value for key, value in row.items() if key != own_id} | {ID_COLUMN: row[own_id]}
         return document_of(row, location, number)
     require_no_annotations(row, location)
     return row_document(row, location, options)

@@ -202,3 +202,20 @@ def test_the_real_dictionaries_have_their_published_sizes(datasets):
         assert len({item.id for item in concepts}) == num_concepts
         assert num_names in (None, sum(len(item.names) for item in concepts))
         assert options.dropped == dropped
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        ("id\tpreferred\tsynonyms\tsource\nX:1\tcancer\ttumour|tumor\tWHO", ("cancer", "tumour", "tumor")),
+        ("id\tsource\tprefLabel\taltLabel\nX:1\tWHO\tcancer\ttumour", ("cancer", "tumour")),
+        ("id\tterm\tabbreviation\nX:1\tcancer\tCA", ("cancer", "CA")),
+        ("id\tname\tfurther\nX:1\tcancer\ttumour", ("cancer", "tumour")),
+        ("id\tde\tfr\nX:1\tKrebs\tcancer", ("Krebs", "cancer")),
+        ('X:1\t"a"|"b" factor\t"c|d"', ('"a"', '"b" factor', "c", "d")),
+    ],
+)
+def test_columns_of_names_are_kept_whatever_the_first_is_called(tmp_path, table, names):
+    (tmp_path / "x.tsv").write_text(f"{table}\n")
+    (found,) = read_concepts(tmp_path / "x.tsv", "table", DictionaryOptions())
+    assert found.names == names

@@ -7,6 +7,7 @@ import pytest
 from megabert.errors import InputError
 from megabert.formats.documents.convert_documents import read_documents
 from megabert.formats.documents.document import text_at
+from megabert.formats.documents.sources import ReadOptions
 
 TEXT = "breast cancer and BRCA1"
 SPAN, GENE = {"start": 0, "end": 13, "label": "Disease"}, {"start": 18, "end": 23, "label": "Gene"}
@@ -120,6 +121,9 @@ def test_spans_in_a_column_of_a_table_are_entities(tmp_path):
     first, second = read_documents([tmp_path / "studio.csv"])
     assert [(item.text, item.type) for item in first.entities] == MENTIONS
     assert (first.id, second.id, second.entities) == ("7", "8", ())
+    (tmp_path / "pmid.csv").write_text(f"text,pmid,label\n{TEXT},7,{cell}\n{TEXT},8,\n", encoding="utf-8")
+    first, second = read_documents([tmp_path / "pmid.csv"], ReadOptions(id_column="pmid"))
+    assert (first.id, first.infons, len(first.entities), second.id) == ("7", {}, 2, "8")
     (tmp_path / "a.csv").write_text('text,id,label\nx,7,"[1, 2]"\n', encoding="utf-8")
     (document,) = read_documents([tmp_path / "a.csv"])
     assert document.infons == {"label": "[1, 2]"}
