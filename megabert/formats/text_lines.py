@@ -22,7 +22,8 @@ def require_raw_text(path: Path, lines: Sequence[str]) -> None:
             '.txt file, or JSON lines with {"text": ...}.'
         )
     # One line of a text may be an object, too.
-    if all(map(_is_object, islice((line for line in lines if line.strip()), 2))):
+    first = list(islice((line for line in lines if line.strip()), 2))
+    if first and all(map(_is_object, first)):
         raise InputError(f"{path} has JSON objects, no lines of text. Name it {path.with_suffix('.jsonl').name}.")
 
 
